@@ -1,0 +1,197 @@
+"""Everything that can go wrong on the wire, as one tree and one table.
+
+    NearlineError
+    ├── Refused           the server answered with a Problem (it carries one)
+    ├── Unreachable       no answer: network down, DNS, TLS, timeout, 5xx without a Problem
+    ├── UrlRefused        blob store or edge refused a signed URL: sign again and go on
+    ├── CorruptContent    bytes that do not match their hash, again and again
+    └── ProtocolError     an answer that is not of this protocol
+
+Knows: every `Problem`'s HTTP status, errno and retry class (`RULES`). Must not know: who raises,
+who retries, how long anybody waits (`backoff`).
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from dataclasses import dataclass
+
+from msgspec import Struct
+
+
+class Retry(enum.Enum):
+    """What the sender of a refused request should do with it."""
+
+    NEVER = "never"  # a person has to do something first; keep the bytes
+    LATER = "later"  # the same request may succeed after a wait
+    REPAIR = "repair"  # the request must be made anew from fresh state, then sent again
+
+
+class Problem(Struct, frozen=True, tag_field="type", kw_only=True):
+    """A tagged refusal. `message` says what to do, in one line."""
+
+    message: str = ""
+
+
+class BadRequest(Problem, frozen=True, kw_only=True, tag="bad_request"): ...
+
+
+class Unauthorized(Problem, frozen=True, kw_only=True, tag="unauthorized"): ...
+
+
+class Forbidden(Problem, frozen=True, kw_only=True, tag="forbidden"): ...
+
+
+class NotFound(Problem, frozen=True, kw_only=True, tag="not_found"): ...
+
+
+class Exists(Problem, frozen=True, kw_only=True, tag="exists"): ...
+
+
+class NotADirectory(Problem, frozen=True, kw_only=True, tag="not_a_directory"): ...
+
+
+class IsADirectory(Problem, frozen=True, kw_only=True, tag="is_a_directory"): ...
+
+
+class NotEmpty(Problem, frozen=True, kw_only=True, tag="not_empty"): ...
+
+
+class WouldLoop(Problem, frozen=True, kw_only=True, tag="would_loop"): ...
+
+
+class BadName(Problem, frozen=True, kw_only=True, tag="bad_name"): ...
+
+
+class NameTooLong(Problem, frozen=True, kw_only=True, tag="name_too_long"): ...
+
+
+class TooManyLinks(Problem, frozen=True, kw_only=True, tag="too_many_links"): ...
+
+
+class Stale(Problem, frozen=True, kw_only=True, tag="stale"):
+    """A precondition no longer holds: the name now means another file, or the version moved on."""
+
+
+class ChunksMissing(Problem, frozen=True, kw_only=True, tag="chunks_missing"):
+    """The version names chunks that the drive does not have; upload these and apply again."""
+
+    chunks: list[bytes]
+
+
+class UploadUnknown(Problem, frozen=True, kw_only=True, tag="upload_unknown"):
+    """No such upload session (expired, committed or never begun): begin it again."""
+
+
+class BadUpload(Problem, frozen=True, kw_only=True, tag="bad_upload"):
+    """A stored object, descriptor or manifest contradicts itself or its id."""
+
+
+class QuotaExceeded(Problem, frozen=True, kw_only=True, tag="quota_exceeded"): ...
+
+
+class TooLarge(Problem, frozen=True, kw_only=True, tag="too_large"): ...
+
+
+class RateLimited(Problem, frozen=True, kw_only=True, tag="rate_limited"):
+    retry_after_seconds: float = 1.0
+
+
+class Unavailable(Problem, frozen=True, kw_only=True, tag="unavailable"): ...
+
+
+AnyProblem = (
+    BadRequest
+    | Unauthorized
+    | Forbidden
+    | NotFound
+    | Exists
+    | NotADirectory
+    | IsADirectory
+    | NotEmpty
+    | WouldLoop
+    | BadName
+    | NameTooLong
+    | TooManyLinks
+    | Stale
+    | ChunksMissing
+    | UploadUnknown
+    | BadUpload
+    | QuotaExceeded
+    | TooLarge
+    | RateLimited
+    | Unavailable
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    status: int
+    errno: int
+    retry: Retry
+
+
+RULES: dict[type[Problem], Rule] = {
+    BadRequest: Rule(400, errno.EINVAL, Retry.NEVER),
+    Unauthorized: Rule(401, errno.EACCES, Retry.LATER),
+    Forbidden: Rule(403, errno.EACCES, Retry.NEVER),
+    NotFound: Rule(404, errno.ENOENT, Retry.NEVER),
+    Exists: Rule(409, errno.EEXIST, Retry.NEVER),
+    NotADirectory: Rule(409, errno.ENOTDIR, Retry.NEVER),
+    IsADirectory: Rule(409, errno.EISDIR, Retry.NEVER),
+    NotEmpty: Rule(409, errno.ENOTEMPTY, Retry.NEVER),
+    WouldLoop: Rule(409, errno.EINVAL, Retry.NEVER),
+    BadName: Rule(422, errno.EILSEQ, Retry.NEVER),
+    NameTooLong: Rule(422, errno.ENAMETOOLONG, Retry.NEVER),
+    TooManyLinks: Rule(409, errno.EMLINK, Retry.NEVER),
+    Stale: Rule(412, errno.ESTALE, Retry.NEVER),
+    ChunksMissing: Rule(409, errno.EIO, Retry.REPAIR),
+    UploadUnknown: Rule(404, errno.EIO, Retry.REPAIR),
+    BadUpload: Rule(422, errno.EIO, Retry.REPAIR),
+    QuotaExceeded: Rule(507, errno.EDQUOT, Retry.NEVER),
+    TooLarge: Rule(413, errno.EFBIG, Retry.NEVER),
+    RateLimited: Rule(429, errno.EBUSY, Retry.LATER),
+    Unavailable: Rule(503, errno.EAGAIN, Retry.LATER),
+}
+
+
+class NearlineError(Exception):
+    """The root of this tree. `errno` is what a system call answers when this reaches one."""
+
+    errno: int = errno.EIO
+    retry: Retry = Retry.LATER
+
+
+class Refused(NearlineError):
+    """The server understood and said no."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message or type(problem).__name__)
+        self.problem = problem
+        rule = RULES[type(problem)]
+        self.errno, self.retry = rule.errno, rule.retry
+
+
+class Unreachable(NearlineError):
+    """No usable answer came. Whether the request was carried out is unknown."""
+
+    errno = errno.ENETUNREACH
+
+
+class UrlRefused(NearlineError):
+    """A signed URL was refused or has expired. Sign again and continue; never EIO."""
+
+    retry = Retry.REPAIR
+
+
+class CorruptContent(NearlineError):
+    """Bytes did not match their hash after every refetch. The read fails with EIO."""
+
+    retry = Retry.NEVER
+
+
+class ProtocolError(NearlineError):
+    """The answer is not of this protocol: another program answers there, or another version."""
+
+    errno = errno.EPROTO
