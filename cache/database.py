@@ -1,0 +1,225 @@
+"""The state database: SQLite, one file, tree and journal in one transaction.
+
+Knows: the tables and what every column means; opening, schema versions, quarantine, durability.
+Must not know: what the rows are for (tree, journal, merge), the network.
+
+Concurrency contract: one connection, used from the trio thread only, always synchronously; a
+transaction never contains an await. So every transaction is atomic for every task. `sync` alone
+runs in a worker thread, and touches only a file descriptor of the write-ahead log.
+
+Durability: WAL with synchronous=NORMAL. A commit is in the kernel's page cache when it returns, so
+it survives the death of the process. It survives power loss after the next `sync`, which fsyncs
+the log: that is what a FULL commit does, without holding SQLite's write lock meanwhile (log frames
+carry checksums; a torn tail is dropped by recovery).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+import trio
+
+log = structlog.get_logger(__name__)
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,        -- account, drive, root, cursor, seq, device
+    value
+) WITHOUT ROWID;
+
+-- One row per inode number given to the kernel. A file of the drive (`file`) has at most one live
+-- node; a new remote version of a regular file gets a new node, and the old one stays, not live,
+-- while a handle or the kernel refers to it.
+CREATE TABLE node (
+    ino       INTEGER PRIMARY KEY AUTOINCREMENT,  -- st_ino; 1 is the root; never reused
+    file      TEXT    NOT NULL,     -- the file's id on the wire
+    live      INTEGER NOT NULL,     -- 1: this node is what `file` is now; 0: only open handles see it
+    kind      TEXT    NOT NULL,     -- wire.Kind
+    mode      INTEGER NOT NULL,     -- permission bits, 07777
+    uid       INTEGER NOT NULL,
+    gid       INTEGER NOT NULL,
+    rdev      INTEGER NOT NULL,     -- device number of char and block nodes
+    size      INTEGER NOT NULL,     -- bytes, with every local change
+    mtime_ns  INTEGER NOT NULL,
+    ctime_ns  INTEGER NOT NULL,
+    atime_ns  INTEGER NOT NULL,     -- local only, never sent
+    links     INTEGER NOT NULL,     -- names of the file in the whole drive, as far as known
+    target    TEXT,                 -- of a symlink
+    version   TEXT,                 -- regular: the uploaded version under the layers; NULL: none yet
+    base_size INTEGER NOT NULL,     -- regular: size of `version`, 0 without one
+    rev       INTEGER NOT NULL,     -- drive sequence number of the last remote record merged
+    listed    INTEGER               -- directory: sequence number of its complete listing; NULL: not listed
+);
+CREATE UNIQUE INDEX node_file ON node (file) WHERE live;
+CREATE INDEX node_dead ON node (ino) WHERE NOT live;
+
+CREATE TABLE entry (
+    cookie INTEGER PRIMARY KEY AUTOINCREMENT,  -- readdir position: stable, and never reused
+    parent INTEGER NOT NULL REFERENCES node (ino),
+    name   TEXT    NOT NULL,
+    ino    INTEGER NOT NULL REFERENCES node (ino),
+    rev    INTEGER NOT NULL         -- sequence number of the last remote record merged; 0: local
+);
+CREATE UNIQUE INDEX entry_name ON entry (parent, name);
+CREATE INDEX entry_order ON entry (parent, cookie);
+CREATE INDEX entry_ino ON entry (ino);
+
+CREATE TABLE xattr (
+    ino   INTEGER NOT NULL REFERENCES node (ino) ON DELETE CASCADE,
+    name  TEXT    NOT NULL,
+    value BLOB    NOT NULL,
+    PRIMARY KEY (ino, name)
+) WITHOUT ROWID;
+
+-- Dirty bytes: a spool file laid over whatever is below it (an older layer, then `node.version`).
+CREATE TABLE layer (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,  -- the spool file's name
+    ino     INTEGER NOT NULL REFERENCES node (ino),
+    below   INTEGER NOT NULL,       -- bytes of what is below that show through; above: zeros
+    size    INTEGER NOT NULL,       -- the file's size as this layer says; final once frozen
+    mtime_ns INTEGER NOT NULL,      -- the file's mtime when it was frozen; 0 before
+    version TEXT                    -- NULL: open for writing; else frozen as this version's content
+);
+CREATE INDEX layer_ino ON layer (ino);
+
+CREATE TABLE extent (               -- the byte ranges [start, stop) that a layer's spool file holds
+    layer INTEGER NOT NULL REFERENCES layer (id) ON DELETE CASCADE,
+    start INTEGER NOT NULL,
+    stop  INTEGER NOT NULL,
+    PRIMARY KEY (layer, start)
+) WITHOUT ROWID;
+
+CREATE TABLE manifest (             -- manifests of versions that were read or written here
+    version TEXT PRIMARY KEY,
+    data    BLOB NOT NULL           -- MessagePack of content.Manifest
+) WITHOUT ROWID;
+
+-- The journal: what the server does not have yet, in the order it happened.
+CREATE TABLE op (
+    seq     INTEGER PRIMARY KEY AUTOINCREMENT,
+    key     TEXT    NOT NULL,       -- idempotency key
+    kind    TEXT    NOT NULL,       -- tag of wire.Op
+    ino     INTEGER NOT NULL,       -- node the attributes and bytes are taken from when sent
+    file    TEXT    NOT NULL,       -- wire.Op.file
+    body    BLOB    NOT NULL,       -- MessagePack of journal.Body: names, attribute mask
+    version TEXT,                   -- content is frozen under this version id (see layer.version)
+    sent    INTEGER NOT NULL DEFAULT 0,  -- 1: may have reached the server: must not be changed now
+    refused TEXT,                   -- the server's final refusal, "problem: message"; NULL: none
+    made_ns INTEGER NOT NULL        -- when it happened
+);
+CREATE INDEX op_file ON op (file);
+
+-- Remote records that arrived while a local operation on the same thing was not acknowledged yet.
+CREATE TABLE shadow (
+    key    TEXT PRIMARY KEY,        -- journal.file_key or journal.entry_key
+    record BLOB NOT NULL            -- MessagePack of FileRecord or EntryRecord
+) WITHOUT ROWID;
+"""
+
+
+class Database:
+    """The connection. `transaction()` is the only way to write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._db = _open(path)
+        self._depth = 0
+        self._wal = os.open(f"{path}-wal", os.O_RDWR)
+        self._synced = trio.Lock()
+        self._writes = 0
+        self._writes_synced = 0
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. Nested uses join the outermost one. Never await inside."""
+        if self._depth:
+            yield
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        self._depth += 1
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        else:
+            self._db.execute("COMMIT")
+            self._writes += 1
+        finally:
+            self._depth -= 1
+
+    def run(self, sql: str, *values: object) -> sqlite3.Cursor:
+        return self._db.execute(sql, values)
+
+    def one(self, sql: str, *values: object) -> sqlite3.Row | None:
+        row: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
+        return row
+
+    def all(self, sql: str, *values: object) -> list[sqlite3.Row]:
+        return self._db.execute(sql, values).fetchall()
+
+    def meta(self, key: str) -> object | None:
+        row = self.one("SELECT value FROM meta WHERE key = ?", key)
+        return None if row is None else row[0]
+
+    def set_meta(self, key: str, value: object) -> None:
+        self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
+
+    async def sync(self) -> None:
+        """Return when every transaction committed before the call survives power loss. Calls that
+        arrive while one is under way share the next (group commit)."""
+        wanted = self._writes
+        async with self._synced:
+            if self._writes_synced >= wanted:
+                return
+            upto = self._writes
+            await trio.to_thread.run_sync(os.fsync, self._wal)
+            self._writes_synced = upto
+
+    def close(self) -> None:
+        os.close(self._wal)
+        self._db.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open or make the database; one that is damaged or of another schema is put aside, not
+    deleted, and a new one made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as problem:
+        aside = path.with_name(f"{path.name}.quarantine-{time.time_ns()}")
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+        log.error("state database damaged; kept aside", why=str(problem), at=str(aside))
+        return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA foreign_keys = OFF")  # order of writes within a transaction is free
+        db.execute("PRAGMA cache_size = -16384")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"schema {version}, this program knows {SCHEMA_VERSION}")
+        # The log must exist before its descriptor is opened for fsync.
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('opened_ns', ?)", (time.time_ns(),))
+    except BaseException:
+        db.close()
+        raise
+    return db
