@@ -1,0 +1,25 @@
+"""What a command can fail with: one line that says what happened and what to do.
+
+    Failure          exit code 1: it did not work
+    └── UsageFailure exit code 2: it was asked wrongly
+
+Knows: exit codes. Must not know: who prints, which command. Invariant: the message has no newline
+and reads `what happened; what to do`.
+"""
+
+from __future__ import annotations
+
+
+class Failure(Exception):
+    """A command failed for a reason that the person can act on. The message is the whole report."""
+
+    exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class UsageFailure(Failure):
+    """The command was given something it cannot mean."""
+
+    exit_code = 2
