@@ -34,8 +34,8 @@ def delay(
 ) -> float:
     """Seconds to wait after failure number `attempt`, given `random` in [0, 1).
 
-    When the server said `retry_after` seconds, never sooner; the jitter is then added, so that those
-    it told the same do not return together. The sum is not capped: the server knows why.
+    When the server said `retry_after` seconds, never sooner; the jitter is then added, so that
+    those it told the same do not return together. The sum is not capped: the server knows why.
     """
     jittered = random * window(attempt, base=base, cap=cap)
     return jittered if retry_after is None else max(0.0, retry_after) + jittered
