@@ -38,33 +38,11 @@ FUSE_FLAGS = frozenset(
 # The opposites cancel what an earlier option (or mount(8)'s `user`) asked for.
 _OPPOSITES = {"exec": "noexec", "suid": "nosuid", "dev": "nodev"}
 # Said to mount(8), fstab tools or systemd, not to us. Access times are not kept by the drive.
-_IGNORED = frozenset(
-    [
-        "defaults",
-        "async",
-        "auto",
-        "noauto",
-        "nouser",
-        "group",
-        "nofail",
-        "_netdev",
-        "relatime",
-        "norelatime",
-        "atime",
-        "noatime",
-        "strictatime",
-        "nostrictatime",
-        "diratime",
-        "nodiratime",
-        "lazytime",
-        "nolazytime",
-        "nosymfollow",
-        "silent",
-        "loud",
-        "sync",
-        "dirsync",
-    ]
-)
+_IGNORED = {
+    "defaults", "async", "auto", "noauto", "nouser", "group", "nofail", "_netdev", "relatime",
+    "norelatime", "atime", "noatime", "strictatime", "nostrictatime", "diratime", "nodiratime",
+    "lazytime", "nolazytime", "nosymfollow", "silent", "loud", "sync", "dirsync",
+}  # fmt: skip
 _IMPLY_SAFE = frozenset({"user", "users", "owner"})
 
 

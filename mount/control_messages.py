@@ -45,7 +45,7 @@ class StopRequest(Struct, frozen=True, tag="stop"):
 
 
 class PinRequest(Struct, frozen=True, tag="pin"):
-    """Fetch `path` (relative to the mount's root, "" is the root; directories whole) and keep it."""
+    """Fetch `path` (relative to the mount's root, "" is the root) and keep it."""
 
     path: str
 

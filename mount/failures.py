@@ -1,7 +1,8 @@
 """What a command can fail with: one line that says what happened and what to do.
 
     Failure          exit code 1: it did not work
-    └── UsageFailure exit code 2: it was asked wrongly
+    ├── UsageFailure exit code 2: it was asked wrongly
+    └── Unexpected   exit code 1: something nobody foresaw; the log has the details
 
 Knows: exit codes. Must not know: who prints, which command. Invariant: the message has no newline
 and reads `what happened; what to do`.
@@ -23,3 +24,7 @@ class UsageFailure(Failure):
     """The command was given something it cannot mean."""
 
     exit_code = 2
+
+
+class Unexpected(Failure):
+    """Something failed that nobody foresaw. It has been logged with its traceback."""

@@ -1,0 +1,186 @@
+"""Tokens: one per (server URL, account), in the system's keyring or in a private file.
+
+Knows: where a token is kept and who may read it. Must not know: what a token can do, the wire.
+Invariant: a token is never in an argument list, a log line, or a file that others can read.
+
+`NEARLINE_TOKEN` in the environment wins over everything kept. Which accounts are logged in where is
+kept beside the tokens in a plain list (a keyring cannot be listed): it holds no secret.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from getpass import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+from msgspec import DecodeError, Struct, json
+
+from mount.config import short_hash
+from mount.failures import Failure, UsageFailure
+from mount.registry import write_atomically
+
+if TYPE_CHECKING:
+    from keyring.backend import KeyringBackend
+
+ENVIRONMENT = "NEARLINE_TOKEN"
+SERVICE = "nearline"
+
+
+class Login(Struct, frozen=True, order=True):
+    """An account that this user has logged in to."""
+
+    url: str
+    account: str
+
+
+def directory() -> Path:
+    """Where the list of logins and, without a keyring, the tokens are."""
+    return platformdirs.user_config_path("nearline") / "credentials"
+
+
+def save(url: str, account: str, token: str) -> str:
+    """Keep `token`; returns where, in words. Raises `Failure` when it cannot be kept privately."""
+    file = _token_file(url, account)
+    _make_private(file.parent)
+    if _into_keyring(url, account, token):
+        file.unlink(missing_ok=True)
+        where = "the keyring"
+    else:
+        write_atomically(file, token.encode() + b"\n", mode=0o600)
+        where = str(file)
+    _remember(Login(url, account))
+    return where
+
+
+def load(url: str, account: str) -> str:
+    """The token for `account` at `url`. Raises `Failure` that says how to get one."""
+    from_environment = os.environ.get(ENVIRONMENT)
+    if from_environment:
+        return from_environment.strip()
+    token = _from_file(_token_file(url, account)) or _from_keyring(url, account)
+    if token is None:
+        raise Failure(
+            f"no token for {account} at {url}; run `nearline login {url} --account {account}`"
+        )
+    return token
+
+
+def logins() -> list[Login]:
+    """Everything this user has logged in to."""
+    try:
+        return sorted(json.decode(_list_file().read_bytes(), type=list[Login]))
+    except (FileNotFoundError, DecodeError):
+        return []
+
+
+def account_for(url: str, given: str | None) -> str:
+    """`given`, or the one account that is logged in at `url`. Raises `UsageFailure` or `Failure`
+    when there is none or more than one."""
+    if given:
+        return given
+    known = [login.account for login in logins() if login.url == url]
+    if len(known) == 1:
+        return known[0]
+    if known:
+        raise UsageFailure(f"{url} knows you as {', '.join(known)}; say which with --account NAME")
+    raise Failure(f"you are not logged in at {url}; run `nearline login {url} --account NAME`")
+
+
+def read_password(prompt: str, file: str | None) -> str:
+    """A password: the first line of `file` (`-` is standard input), else asked for on the terminal.
+    Raises `UsageFailure` without a terminal, `Failure` when the file cannot be read or is empty."""
+    if file is None:
+        if not sys.stdin.isatty():
+            raise UsageFailure("no terminal to ask for the password on; give --password-file FILE")
+        password = getpass(prompt)
+    elif file == "-":
+        password = sys.stdin.readline().rstrip("\r\n")
+    else:
+        password = _first_line(Path(file))
+    if not password:
+        raise Failure("the password is empty; give one of at least one character")
+    return password
+
+
+def _first_line(file: Path) -> str:
+    try:
+        with file.open() as stream:
+            return stream.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Failure(f"cannot read the password from {file}: {reason}") from error
+
+
+def _entry(url: str, account: str) -> str:
+    return f"{account} at {url}"
+
+
+def _token_file(url: str, account: str) -> Path:
+    return directory() / f"{short_hash(url, account)}.token"
+
+
+def _list_file() -> Path:
+    return directory() / "logins.json"
+
+
+def _remember(login: Login) -> None:
+    known = sorted({*logins(), login})
+    write_atomically(_list_file(), json.format(json.encode(known)), mode=0o600)
+
+
+def _make_private(where: Path) -> None:
+    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if where.stat().st_mode & 0o077:
+        where.chmod(0o700)
+
+
+def _from_file(file: Path) -> str | None:
+    try:
+        with file.open() as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            if stat.S_IMODE(mode) & 0o077:
+                raise Failure(f"others can read {file}; run `chmod 600 {file}` and log in again")
+            return stream.read().strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def _into_keyring(url: str, account: str, token: str) -> bool:
+    """Whether the keyring took it; a locked one, or one that will not, leaves the file."""
+    keyring = _keyring()
+    if keyring is None:
+        return False
+    from keyring.errors import KeyringError
+
+    try:
+        keyring.set_password(SERVICE, _entry(url, account), token)
+    except KeyringError:
+        return False
+    return True
+
+
+def _from_keyring(url: str, account: str) -> str | None:
+    keyring = _keyring()
+    if keyring is None:
+        return None
+    from keyring.errors import KeyringError
+
+    try:
+        return keyring.get_password(SERVICE, _entry(url, account))
+    except KeyringError as error:
+        raise Failure(f"the keyring does not open ({error}); unlock it and try again") from error
+
+
+def _keyring() -> KeyringBackend | None:
+    """The system's keyring if a usable one is there. A priority below 1 is a backend that is not
+    recommended (plain text, null, or `fail`); see keyring.backend.KeyringBackend.priority."""
+    if sys.platform == "linux" and "DBUS_SESSION_BUS_ADDRESS" not in os.environ:
+        return None  # no Secret Service without a session bus: spare the import and its probes
+    import keyring
+
+    backend = keyring.get_keyring()
+    return backend if backend.priority >= 1 else None

@@ -1,0 +1,197 @@
+"""The mount's process from the outside: orders, lock, records, log, and an ending in one line.
+
+Knows: what must be true before and after `daemon.run`. Must not know: what happens inside it.
+
+Order matters: the state is locked before anything is written in it; the registry knows the mount
+before the kernel does, so that a crash at any moment leaves something that `nearline umount` can
+find; the state gets its identity only when a mount with it was usable. A start that fails takes
+back what it made.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import trio
+from msgspec import json
+
+from mount import launch, logs, mountinfo, preflight, process, registry
+from mount.config import MountConfig
+from mount.control_messages import socket_path
+from mount.failures import Failure, Unexpected
+from remote import errors
+
+log = structlog.get_logger(__name__)
+
+STDERR_NAME = "mount.stderr"
+
+
+def main(argv: list[str]) -> int:
+    """`python -m mount.daemon_main FD`: orders come on standard input, the outcome goes to FD."""
+    answer = int(argv[1])
+    os.set_inheritable(answer, False)
+    try:
+        _load()
+        orders = launch.decode_orders(sys.stdin.buffer.read())
+        if orders.parent is not None:
+            process.die_with_parent(orders.parent)
+        run_mount(orders.config, orders.token, ready=lambda: _tell(answer, launch.Outcome()))
+    except Failure as failure:
+        _tell(answer, launch.Outcome(str(failure), failure.exit_code))
+        return failure.exit_code
+    return 0
+
+
+def _load() -> None:
+    """Import what `run` needs while the command that started us is still checking."""
+    try:
+        import remote.client  # noqa: F401
+
+        import mount.daemon  # noqa: F401  # for its effect on sys.modules
+    except ImportError as error:
+        raise Failure(f"the installation is not whole ({error}); run `make setup` again") from error
+
+
+def _tell(answer: int, outcome: launch.Outcome) -> None:
+    """Answer once; nobody listening any more is not our concern."""
+    try:
+        os.write(answer, json.encode(outcome) + b"\n")
+        os.close(answer)
+    except OSError as error:
+        log.debug("nobody waits for the outcome", error=str(error))
+
+
+def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> None:
+    """Mount, call `ready` when it is usable, and return when it has been unmounted.
+
+    Raises `Failure`. Everything else that goes wrong is logged whole and becomes one."""
+    os.umask(0)
+    with preflight.StateLock(config.state_dir) as lock:
+        started = False
+
+        def usable() -> None:
+            nonlocal started
+            started = True
+            preflight.remember_identity(config)
+            ready()
+
+        _redirect_output(config)
+        try:
+            _run_recorded(config, token, usable)
+        except Unexpected:
+            raise  # its log is needed
+        except Failure:
+            if not started:
+                _take_back(config, lock)
+            raise
+
+
+def _redirect_output(config: MountConfig) -> None:
+    """Log lines to the log, and what the interpreter itself says as it dies to a file beside it."""
+    if config.foreground:
+        logs.configure(config.log_level, None)
+        return
+    logs.configure(config.log_level, config.state_dir / logs.LOG_NAME)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    last_words = os.open(config.state_dir / STDERR_NAME, flags, 0o600)
+    os.dup2(last_words, 1)
+    os.dup2(last_words, 2)
+    os.close(last_words)
+    faulthandler.enable()
+
+
+def _take_back(config: MountConfig, lock: preflight.StateLock) -> None:
+    """A first start that failed leaves no state behind, but an older state keeps its log."""
+    if preflight.identity(config.state_dir) is None:
+        for name in (logs.LOG_NAME, STDERR_NAME):
+            (config.state_dir / name).unlink(missing_ok=True)
+    lock.abandon()
+
+
+def _run_recorded(config: MountConfig, token: str, ready: Callable[[], None]) -> None:
+    record = record_of(config)
+    registry.put(record)
+    try:
+        trio.run(_session, config, token, ready)
+    except BaseException as error:
+        raise explain(error, config) from error
+    finally:
+        if mountinfo.mounted_at(config.mountpoint) is None:
+            registry.remove(record)
+
+
+def record_of(config: MountConfig) -> registry.Record:
+    """This process as the registry knows it."""
+    return registry.Record(
+        mountpoint=str(config.mountpoint),
+        state_dir=str(config.state_dir),
+        cache_dir=str(config.cache_dir),
+        url=config.url,
+        account=config.account,
+        pid=os.getpid(),
+        started=registry.started_at(os.getpid()),
+        control=str(socket_path(config.state_dir)),
+    )
+
+
+async def _session(config: MountConfig, token: str, ready: Callable[[], None]) -> None:
+    from mount import daemon
+
+    if preflight.identity(config.state_dir) is None:
+        await check_server(config, token)
+    await daemon.run(config, token, ready=ready)
+
+
+async def check_server(config: MountConfig, token: str) -> None:
+    """Whether the server is there and knows the token: asked at the first mount only, because a
+    later one starts without the network."""
+    from remote.client import ApiClient
+
+    async with ApiClient(config.url, token, insecure=config.insecure) as client:
+        await client.me()
+
+
+def explain(error: BaseException, config: MountConfig) -> BaseException:
+    """The one thing to tell about `error`; an exception that is not an error stays what it is."""
+    first = _first(error)
+    match first:
+        case Failure():
+            return first
+        case errors.Refused(problem=errors.Unauthorized()):
+            login = f"nearline login {config.url} --account {config.account}"
+            return Failure(f"the server does not accept the token; run `{login}`")
+        case errors.Refused():
+            return Failure(f"the server refused: {first}; see `nearline doctor`")
+        case errors.Unreachable():
+            return Failure(f"{first}; check the URL and that the server runs (`nearline doctor`)")
+        case errors.ProtocolError():
+            return Failure(f"{first}; check that {config.url} is a Nearline server")
+        case Exception():
+            log.error("the mount failed", exc_info=error)
+            what = str(first) if isinstance(first, OSError) else f"{type(first).__name__}: {first}"
+            return Unexpected(f"the mount failed: {what}; {_where_to_look(config)}")
+    return first
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error in a group that is not just another task being cancelled."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _where_to_look(config: MountConfig) -> str:
+    return "see the messages above" if config.foreground else f"see {log_path(config)}"
+
+
+def log_path(config: MountConfig) -> Path:
+    return config.state_dir / logs.LOG_NAME
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

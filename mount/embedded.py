@@ -1,0 +1,68 @@
+"""The one door from the command line to the server that may be installed beside it.
+
+`mount` must not depend on `server`: a laptop installs `nearline` without the extra
+`nearline[server]`, and the layers are checked (`lint-imports`). The commands that run a server on
+this machine (`serve`, `account`, `up`) therefore load it by name, when they are asked for, and say
+what to install when it is not there. Nothing else in `mount` may import this module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from mount.failures import Failure
+
+
+def _load(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        raise Failure(
+            f"this command needs the server ({missing.name} is not installed); "
+            "run `pip install 'nearline[server]'`"
+        ) from missing
+
+
+def serve(
+    data_dir: Path,
+    listen: str,
+    public_url: str | None,
+    config: Path | None,
+    ready: Callable[[str], None],
+) -> None:
+    """Run the server in the foreground until SIGTERM or SIGINT; `ready` gets its base URL."""
+    try:
+        _load("server.main").serve(data_dir, listen, public_url, config, ready)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Failure(_line(error)) from error
+
+
+def add_account(data_dir: Path, name: str, password: str) -> None:
+    """Make an account in the server's data. Raises `AccountExists`, `Failure`."""
+    accounts = _load("server.accounts")
+    try:
+        accounts.add_account(data_dir, name, password)
+    except accounts.AccountExists as error:
+        raise AccountExists(f"there is already an account {name!r}; choose another name") from error
+    except accounts.BadAccountName as error:
+        raise Failure(_line(error)) from error
+    except OSError as error:
+        raise Failure(_line(error)) from error
+
+
+def issue_token(data_dir: Path, account: str, device_name: str) -> str:
+    """A new device's token, without a password: for whoever can read the server's data anyway."""
+    token = _load("server.accounts").issue_token(data_dir, account, device_name)
+    assert isinstance(token, str)
+    return token
+
+
+class AccountExists(Failure):
+    """The account is there already."""
+
+
+def _line(error: Exception) -> str:
+    return str(error) or type(error).__name__

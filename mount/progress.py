@@ -1,0 +1,142 @@
+"""Showing how far a flush is: files, bytes, rate and time left.
+
+Knows: how to estimate and how to draw, on a terminal (rich) or as plain lines. Must not know: where
+progress comes from. `Pace` and `describe` are pure: the time is an argument.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from mount.control_messages import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+WINDOW_SECONDS = 10.0
+PLAIN_INTERVAL_SECONDS = 2.0
+
+
+class Pace:
+    """Bytes per second over the last `WINDOW_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def feed(self, now: float, bytes_done: int) -> float | None:
+        """Take in that `bytes_done` bytes are done at `now`; the pace, or None when unknown."""
+        if self._samples and bytes_done < self._samples[-1][1]:
+            self._samples.clear()  # a new count began
+        self._samples.append((now, bytes_done))
+        while len(self._samples) > 2 and self._samples[0][0] < now - WINDOW_SECONDS:
+            self._samples.popleft()
+        (start, before), (end, after) = self._samples[0], self._samples[-1]
+        return (after - before) / (end - start) if end > start else None
+
+
+def seconds_left(progress: Progress, pace: float | None) -> float | None:
+    """How long the rest takes at `pace` bytes per second; None when that cannot be said."""
+    rest = progress.bytes_total - progress.bytes_done
+    return rest / pace if pace and rest > 0 else None
+
+
+def describe(progress: Progress, pace: float | None) -> str:
+    """One line: `uploading: 3/10 files, 12.0 MB of 40.0 MB, 3.2 MB/s, 9 s left`."""
+    parts = [
+        f"{progress.files_done}/{progress.files_total} files",
+        f"{human_bytes(progress.bytes_done)} of {human_bytes(progress.bytes_total)}",
+    ]
+    if pace:
+        parts.append(f"{human_bytes(pace)}/s")
+    left = seconds_left(progress, pace)
+    if left is not None:
+        parts.append(f"{human_seconds(left)} left")
+    reason = f" ({progress.reason})" if progress.reason else ""
+    return f"{progress.state}{reason}: {', '.join(parts)}"
+
+
+def human_bytes(count: float) -> str:
+    """`12.3 MB`, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} PB"
+
+
+def human_seconds(seconds: float) -> str:
+    """`9 s`, `3 min`, `2 h 10 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class View:
+    """A context in which calling it with a `Progress` shows it on `stream`.
+
+    On a terminal one bar that is redrawn; elsewhere a line when something other than the numbers
+    changes, and otherwise at most every `PLAIN_INTERVAL_SECONDS`."""
+
+    def __init__(
+        self, title: str, stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._title, self._stream, self._clock = title, stream, clock
+        self._pace = Pace()
+        self._bars: Bars | None = None
+        self._bar: TaskID | None = None
+        self._shown: tuple[float, str, str | None] | None = None
+
+    def __enter__(self) -> View:
+        return self
+
+    def __call__(self, progress: Progress) -> None:
+        now = self._clock()
+        pace = self._pace.feed(now, progress.bytes_done)
+        if self._stream.isatty():
+            self._draw(progress, describe(progress, pace))
+        else:
+            self._print(now, progress, describe(progress, pace))
+
+    def _print(self, now: float, progress: Progress, line: str) -> None:
+        kind = (progress.state, progress.reason)
+        if self._shown is not None and self._shown[1:] == kind:
+            if now < self._shown[0] + PLAIN_INTERVAL_SECONDS:
+                return
+        self._shown = (now, *kind)
+        print(f"{self._title}: {line}", file=self._stream, flush=True)
+
+    def _draw(self, progress: Progress, line: str) -> None:
+        if self._bars is None:
+            self._bars = _bars(self._stream)
+            self._bar = self._bars.add_task(self._title, line="")
+            self._bars.start()
+        assert self._bar is not None
+        # A bar needs something to be part of; entries without bytes count as one byte each.
+        total = progress.bytes_total + progress.files_total
+        done = progress.bytes_done + progress.files_done
+        self._bars.update(self._bar, total=total or None, completed=done, line=line)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+
+def _bars(stream: TextIO) -> Bars:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"))
+    return RichProgress(*columns, console=Console(file=stream), refresh_per_second=8)
