@@ -1,0 +1,91 @@
+"""How far ahead of one open file to read: nothing for random access, a growing window otherwise.
+
+Knows: the offsets one handle has read. Must not know: blocks, chunks, the network, budgets other
+than the number it is given. Pure: one `ReadAhead` per handle, driven by `on_read`.
+
+The kernel issues its own read-ahead as several parallel requests that reach us slightly out of
+order, so a read is in sequence when it lies near the furthest byte read so far, not only exactly
+there. To start a sequence it must lie very near (`START_SLACK`); once one is running, anything
+within `RUN_SLACK` belongs to it. Any other read is random access and closes the window at once.
+
+Invariants: bytes already asked for are never asked for twice in one sequence; the window never
+passes the limit given with the read; a handle that never reads in sequence prefetches nothing,
+except after a first read at offset 0, which is how most sequential readers begin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INITIAL_WINDOW = 512 * 1024
+MAX_WINDOW = 16 * 1024 * 1024
+START_SLACK = 128 * 1024
+RUN_SLACK = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Window:
+    """Bytes [start, end) of the file worth fetching before they are asked for."""
+
+    start: int
+    end: int
+
+
+class ReadAhead:
+    """The access pattern of one open handle. Not shared: calls come from one trio task at a time
+    and contain no checkpoint."""
+
+    def __init__(self, initial: int = INITIAL_WINDOW, maximum: int = MAX_WINDOW) -> None:
+        self._initial = initial
+        self._maximum = maximum
+        self._size = 0  # bytes to keep ahead; 0: no sequence is running
+        self._furthest: int | None = None  # end of the furthest read of this sequence
+        self._asked = 0  # prefetch was asked for up to here
+        self._grown_at = 0  # `_furthest` when the window last grew
+
+    @property
+    def size(self) -> int:
+        """The window's present size in bytes; 0 means random access."""
+        return self._size
+
+    def on_read(self, offset: int, length: int, limit: int = MAX_WINDOW) -> Window | None:
+        """Learn of a read of [offset, offset+length); the range to prefetch now, if any.
+
+        `limit` caps the window (this handle's share of the memory budget). The answer may reach
+        past the end of the file: the caller clips it.
+        """
+        end = offset + length
+        if not self._in_sequence(offset, end):
+            self._collapse(end)
+            if offset != 0:
+                return None
+        self._furthest = max(end, self._furthest or 0)
+        self._grow(limit)
+        return self._ask(limit)
+
+    def _in_sequence(self, offset: int, end: int) -> bool:
+        if self._furthest is None:
+            return False
+        slack = RUN_SLACK if self._size else START_SLACK
+        return end >= self._furthest - slack and offset <= self._furthest + slack
+
+    def _collapse(self, end: int) -> None:
+        self._size, self._furthest, self._asked, self._grown_at = 0, end, end, end
+
+    def _grow(self, limit: int) -> None:
+        """Double once as much as the window holds was consumed since it last grew."""
+        assert self._furthest is not None
+        if self._size == 0:
+            self._size, self._grown_at = self._initial, self._furthest
+        elif self._furthest - self._grown_at >= self._size:
+            self._size, self._grown_at = self._size * 2, self._furthest
+        self._size = min(self._size, self._maximum, max(limit, self._initial))
+
+    def _ask(self, limit: int) -> Window | None:
+        """Ask only when less than half the window is left ahead, so that fetches stay large."""
+        assert self._furthest is not None
+        start = max(self._asked, self._furthest)
+        if start - self._furthest > self._size // 2:
+            return None
+        self._asked = self._furthest + self._size
+        return Window(start, self._asked) if start < self._asked else None
