@@ -105,10 +105,9 @@ class View:
             self._print(now, progress, describe(progress, pace))
 
     def _print(self, now: float, progress: Progress, line: str) -> None:
-        kind = (progress.state, progress.reason)
-        if self._shown is not None and self._shown[1:] == kind:
-            if now < self._shown[0] + PLAIN_INTERVAL_SECONDS:
-                return
+        kind, last = (progress.state, progress.reason), self._shown
+        if last and last[1:] == kind and now < last[0] + PLAIN_INTERVAL_SECONDS:
+            return
         self._shown = (now, *kind)
         print(f"{self._title}: {line}", file=self._stream, flush=True)
 

@@ -1,0 +1,47 @@
+"""Which commands there are.
+
+Their functions are named, not imported: cyclopts loads one when it is asked for (`App.command` with
+an import path). The first line of each help is here for the same reason.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from cyclopts import App
+
+_COMMANDS = {
+    "up": ("mount.cli.starting:up", "A server, an account and a mount, in one command."),
+    "serve": ("mount.cli.starting:serve", "Run a server in the foreground."),
+    "login": ("mount.cli.starting:login", "Get a token for this device, with your password."),
+    "mount": ("mount.cli.mounting:mount", "Mount your drive; returns when it is usable."),
+    "umount": ("mount.cli.mounting:umount", "Wait for the journal, then unmount."),
+    "flush": ("mount.cli.mounting:flush", "Return when the server has everything."),
+    "status": ("mount.cli.asking:status", "What the mounts are doing."),
+    "doctor": ("mount.cli.asking:doctor", "Check this machine, and say what to do."),
+    "pin": ("mount.cli.asking:pin", "Keep a file or folder on this machine."),
+    "unpin": ("mount.cli.asking:unpin", "Let a pinned file or folder be evicted again."),
+    "warm": ("mount.cli.asking:warm", "Fetch a file or folder into the cache now."),
+}
+
+
+def _make() -> App:
+    app = App(
+        name="nearline",
+        help="Your files on a server you own, shown as an ordinary folder.",
+        version=lambda: version("nearline"),
+        result_action="return_value",
+    )
+    for name, (path, summary) in _COMMANDS.items():
+        app.command(path, name=name, help=summary)
+    account = App(name="account", help="Accounts of a server on this machine.")
+    account.command("mount.cli.starting:account_add", name="add", help="Make an account.")
+    app.command(account)
+    cache = App(name="cache", help="The block cache of a mount.")
+    cache.command("mount.cli.asking:cache_stats", name="stats", help="How full it is.")
+    cache.command("mount.cli.asking:cache_clear", name="clear", help="Drop what is not pinned.")
+    app.command(cache)
+    return app
+
+
+app = _make()

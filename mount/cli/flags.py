@@ -1,0 +1,26 @@
+"""The flags that several commands share, each with its one description."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Account = Annotated[str | None, Parameter(help="The account; needed when you have several.")]
+PasswordFile = Annotated[
+    str | None, Parameter(help="Read the password from this file; - is standard input.")
+]
+Data = Annotated[str, Parameter(help="The server's data directory.")]
+MountOptions = Annotated[
+    list[str] | None,
+    Parameter(
+        name=["-o", "--options"],
+        negative="",
+        help="Options as for mount(8), separated by commas: ro, allow_other, uid=, umask=...",
+    ),
+]
+Insecure = Annotated[
+    bool, Parameter(negative="", help="Allow http to another machine. Others can read along.")
+]
+Timeout = Annotated[float | None, Parameter(help="Give up after this many seconds.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the stable JSON schema.")]

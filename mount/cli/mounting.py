@@ -1,0 +1,152 @@
+"""`mount`, `umount`, `flush`: a mount's life."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from mount import credentials, mountinfo, preflight
+from mount.cli import flags
+from mount.config import (
+    MountConfig,
+    Options,
+    absolute,
+    make_config,
+    merge,
+    normal_url,
+    parse_options,
+    parse_size,
+)
+from mount.failures import Failure, UsageFailure
+
+
+def mount(
+    url: Annotated[str, Parameter(name="URL")],
+    directory: Annotated[str, Parameter(name="DIR")],
+    /,
+    *,
+    options: flags.MountOptions = None,
+    account: flags.Account = None,
+    state: Annotated[str | None, Parameter(help="Where tree, journal and spool live.")] = None,
+    cache: Annotated[str | None, Parameter(help="Where the block cache lives.")] = None,
+    cache_size: Annotated[str | None, Parameter(help="Such as 20GiB, the default.")] = None,
+    sync: Annotated[
+        Literal["local", "remote"] | None,
+        Parameter(help="Whether fsync and close wait for this disk or for the server."),
+    ] = None,
+    on_conflict: Annotated[
+        Literal["history", "copy"] | None,
+        Parameter(help="Whether an overtaken version is also left as a copy."),
+    ] = None,
+    read_only: Annotated[bool, Parameter(negative="", help="Refuse every change.")] = False,
+    foreground: Annotated[bool, Parameter(negative="", help="Stay here, log here.")] = False,
+    insecure: flags.Insecure = False,
+) -> None:
+    """Mount the drive of an account at DIR. Returns when the mount is usable."""
+    said = Options(
+        account=account,
+        state=None if state is None else absolute(state),
+        cache=None if cache is None else absolute(cache),
+        cache_size=None if cache_size is None else parse_size(cache_size),
+        sync=sync,
+        on_conflict=on_conflict,
+        read_only=read_only or None,
+        insecure=insecure or None,
+    )
+    start(url, directory, merge(parse_options(options or []), said), foreground=foreground)
+
+
+def start(url: str, directory: str, options: Options, *, foreground: bool) -> None:
+    """Check, then mount here or in a process of its own."""
+    url = normal_url(url)
+    where = resolve_mountpoint(directory)
+    if foreground:
+        config = _checked(url, where, options, foreground=True)
+        _stay(config, credentials.load(url, config.account))
+    else:
+        _leave(url, where, options)
+
+
+def resolve_mountpoint(directory: str) -> Path:
+    """`directory` without symbolic links above its last part: as the kernel will name the mount.
+    The last part is not looked at when it is a mount already, which may be dead or hang."""
+    path = Path(os.path.abspath(absolute(directory)))
+    parent = path.parent.resolve()
+    here = parent / path.name
+    if mountinfo.mounted_at(here) is not None:
+        return here
+    return here.resolve() if here.is_symlink() else here
+
+
+def _checked(url: str, where: Path, options: Options, *, foreground: bool) -> MountConfig:
+    """The configuration, or the first thing that is wrong with it, before anything is asked."""
+    draft = make_config(url, where, options.account or "", options, foreground=foreground)
+    preflight.check_url(draft)
+    preflight.check_mountpoint(where)
+    preflight.check_fuse()
+    account = credentials.account_for(url, options.account)
+    config = make_config(url, where, account, options, foreground=foreground)
+    preflight.check_local(config)
+    return config
+
+
+def _leave(url: str, where: Path, options: Options) -> None:
+    """Mount in a process of its own, which loads while we check."""
+    from mount import launch, logs
+
+    with launch.launched() as started:
+        config = _checked(url, where, options, foreground=False)
+        token = credentials.load(url, config.account)
+        started.order(launch.Orders(config, token))
+        started.wait(config.state_dir / logs.LOG_NAME)
+
+
+def _stay(config: MountConfig, token: str) -> None:
+    from mount import daemon_main, process
+
+    daemon_main.run_mount(config, token, ready=lambda: process.sd_notify("READY=1"))
+
+
+def umount(
+    directory: Annotated[str, Parameter(name="DIR")],
+    /,
+    *,
+    timeout: flags.Timeout = None,
+    now: Annotated[
+        bool, Parameter(negative="", help="Do not wait: the next mount uploads the rest.")
+    ] = False,
+) -> None:
+    """Wait until the server has everything, then unmount DIR.
+
+    After --timeout seconds it stays mounted, and the exit code is 1."""
+    from mount import unmount
+    from mount.progress import View
+
+    if timeout is not None and now:
+        raise UsageFailure("--now does not wait, so it has no --timeout; give one of the two")
+    with View("umount") as view:
+        note = unmount.unmount(
+            resolve_mountpoint(directory), timeout=timeout, now=now, on_progress=view
+        )
+    if note:
+        print(f"{directory}: {note}")
+
+
+def flush(
+    directory: Annotated[str, Parameter(name="DIR")],
+    /,
+    *,
+    timeout: flags.Timeout = None,
+) -> None:
+    """Return when the server has everything; exit code 1 after --timeout seconds."""
+    from mount import registry, unmount
+    from mount.progress import View
+
+    record, below = registry.live(Path(directory))
+    if below and not Path(directory).exists():
+        raise Failure(f"{directory} does not exist; give the directory of the mount")
+    with View("flush") as view:
+        unmount.flush(record, timeout=timeout, on_progress=view)

@@ -1,0 +1,139 @@
+"""`up`, `serve`, `account add`, `login`: what is needed before there is a mount."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mount import credentials
+from mount.cli import flags
+from mount.config import absolute, needs_insecure, normal_url, parse_options
+from mount.failures import Failure, UsageFailure
+
+READY_FD = "NEARLINE_READY_FD"
+PARENT = "NEARLINE_PARENT"
+
+
+def up(
+    directory: Annotated[str, Parameter(name="DIR")] = "~/Nearline",
+    *,
+    data: Annotated[str | None, Parameter(help="Where the server keeps everything.")] = None,
+    options: flags.MountOptions = None,
+) -> None:
+    """Start a server on this machine, make an account, and mount it at DIR.
+
+    Stays in the foreground. Ctrl-C uploads what is left, unmounts and stops the server; a second
+    Ctrl-C leaves the rest for the next start."""
+    from mount import up as supervisor
+
+    data_dir = supervisor.default_data_dir() if data is None else absolute(data)
+    supervisor.run(absolute(directory), data_dir, parse_options(options or []))
+
+
+def serve(
+    *,
+    data: flags.Data,
+    listen: Annotated[str, Parameter(help="HOST:PORT to listen on.")] = "127.0.0.1:8750",
+    config: Annotated[str | None, Parameter(help="A configuration file.")] = None,
+    public_url: Annotated[
+        str | None, Parameter(help="The URL that clients use, when it is not the one listened on.")
+    ] = None,
+) -> None:
+    """Run a server in the foreground until Ctrl-C or SIGTERM."""
+    from mount import embedded, process
+
+    if PARENT in os.environ:
+        process.die_with_parent(int(os.environ[PARENT]))
+    check_listen(listen)
+    settings = None if config is None else absolute(config)
+    if settings is not None and not settings.is_file():
+        raise UsageFailure(f"there is no configuration file {settings}; give another --config")
+    embedded.serve(absolute(data), listen, public_url, settings, _serving)
+
+
+def check_listen(listen: str) -> None:
+    """Raise `UsageFailure` unless `listen` is HOST:PORT."""
+    host, colon, port = listen.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageFailure(f"--listen {listen} is not HOST:PORT; write it like 127.0.0.1:8750")
+
+
+def _serving(url: str) -> None:
+    """Tell whoever waits: a person, systemd, or the `up` that started this server."""
+    from mount import process
+
+    print(f"Nearline serves at {url}", flush=True)
+    process.sd_notify("READY=1")
+    if READY_FD in os.environ:
+        descriptor = int(os.environ.pop(READY_FD))
+        os.write(descriptor, url.encode() + b"\n")
+        os.close(descriptor)
+
+
+def account_add(
+    name: Annotated[str, Parameter(name="NAME")],
+    /,
+    *,
+    data: flags.Data,
+    password_file: flags.PasswordFile = None,
+) -> None:
+    """Make an account in the server's data, also while the server runs."""
+    from mount import embedded
+
+    password = credentials.read_password(f"Password for the new account {name}: ", password_file)
+    embedded.add_account(absolute(data), name, password)
+    print(f"Account {name} is there. On a device: nearline login URL --account {name}")
+
+
+def login(
+    url: Annotated[str, Parameter(name="URL")],
+    /,
+    *,
+    account: Annotated[str, Parameter(help="The account's name.")],
+    password_file: flags.PasswordFile = None,
+    insecure: flags.Insecure = False,
+) -> None:
+    """Exchange the account's password for a token of this device, and keep the token."""
+    url = normal_url(url)
+    if needs_insecure(url) and not insecure:
+        raise UsageFailure(
+            f"{url} is without TLS, so anybody on the way could read the password; "
+            "use an https URL, or give --insecure if you trust the network"
+        )
+    password = credentials.read_password(f"Password of {account} at {url}: ", password_file)
+    token = _log_in(url, account, password, insecure)
+    where = credentials.save(url, account, token)
+    print(f"Logged in to {url} as {account}; the token is in {where}.")
+
+
+def _log_in(url: str, account: str, password: str, insecure: bool) -> str:
+    import trio
+
+    from remote import errors
+    from remote.client import ApiClient
+    from remote.wire import LoginReply, LoginRequest
+
+    async def ask() -> LoginReply:
+        async with ApiClient(url, None, insecure=insecure) as client:
+            return await client.login(LoginRequest(account, password, device_name()))
+
+    try:
+        return trio.run(ask).token
+    except errors.Refused as refused:
+        if isinstance(refused.problem, errors.Unauthorized):
+            raise Failure(
+                f"{url} does not know the account {account} with this password; try again"
+            ) from refused
+        raise Failure(f"{url} refused: {refused}; try again later") from refused
+    except errors.Unreachable as error:
+        raise Failure(f"{error}; check the URL and that the server runs") from error
+    except errors.ProtocolError as error:
+        raise Failure(f"{error}; check that {url} is a Nearline server") from error
+
+
+def device_name() -> str:
+    """What this device is called in the account's list of devices."""
+    return socket.gethostname() or "device"
