@@ -7,10 +7,10 @@ A located chunk is believed after its descriptor hashed to its id. It is remembe
 alone: a URL authorised through one version serves the same bytes for every version.
 
 Concurrency contract: trio thread only. `_known` is changed without checkpoints. A question in
-flight is in `_asking` under each chunk it asks for, so a chunk is asked for once however many want
-it. The first asker of a version sends the request; it lets every ready task add its chunks first
-(one checkpoint). An asker that is cancelled leaves its question unanswered and set, and whoever
-waited asks anew.
+flight is in `_asking` under each chunk it asks for, so a chunk is asked for once however many
+readers of its version want it. The first asker of a version sends the request; it lets every ready
+task add its chunks first (one checkpoint). An asker that is cancelled leaves its question
+unanswered and set, and whoever waited asks anew.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Locator:
         self._api = api
         self._now_ns = now_ns
         self._known: OrderedDict[bytes, tuple[Located, float]] = OrderedDict()
-        self._asking: dict[bytes, _Question] = {}
+        self._asking: dict[tuple[VersionId, bytes], _Question] = {}
         self._open: dict[tuple[FileId, VersionId], _Question] = {}
 
     async def find(
@@ -68,7 +68,7 @@ class Locator:
             located = self.known(chunk)
             if located is not None:
                 return located
-            question = self._asking.get(chunk) or self._join(file, version, chunk)
+            question = self._asking.get((version, chunk)) or self._join(file, version, chunk)
             if question is None:
                 question = await self._ask(file, version, [chunk, *ahead])
             else:
@@ -109,19 +109,19 @@ class Locator:
         question = self._open.get((file, version))
         if question is None or len(question.chunks) >= MAX_QUESTION:
             return None
-        self._add(question, chunk)
+        self._add(question, version, chunk)
         return question
 
-    def _add(self, question: _Question, chunk: bytes) -> None:
+    def _add(self, question: _Question, version: VersionId, chunk: bytes) -> None:
         question.chunks.append(chunk)
-        self._asking[chunk] = question
+        self._asking[(version, chunk)] = question
 
     async def _ask(self, file: FileId, version: VersionId, chunks: Sequence[bytes]) -> _Question:
         question = self._open[(file, version)] = _Question()
         for chunk in dict.fromkeys(chunks):
-            unknown = chunk not in self._asking and self.known(chunk) is None
+            unknown = (version, chunk) not in self._asking and self.known(chunk) is None
             if unknown and len(question.chunks) < MAX_QUESTION:
-                self._add(question, chunk)
+                self._add(question, version, chunk)
         try:
             try:
                 await trio.lowlevel.checkpoint()
@@ -136,7 +136,7 @@ class Locator:
             question.error = error
         finally:
             for chunk in question.chunks:
-                del self._asking[chunk]
+                del self._asking[(version, chunk)]
             question.done.set()
         return question
 
