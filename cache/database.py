@@ -19,7 +19,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import structlog
@@ -41,7 +41,7 @@ CREATE TABLE meta (
 CREATE TABLE node (
     ino       INTEGER PRIMARY KEY AUTOINCREMENT,  -- st_ino; 1 is the root; never reused
     file      TEXT    NOT NULL,     -- the file's id on the wire
-    live      INTEGER NOT NULL,     -- 1: this node is what `file` is now; 0: only open handles see it
+    live      INTEGER NOT NULL,     -- 1: what `file` is now; 0: only open handles see it
     kind      TEXT    NOT NULL,     -- wire.Kind
     mode      INTEGER NOT NULL,     -- permission bits, 07777
     uid       INTEGER NOT NULL,
@@ -53,10 +53,12 @@ CREATE TABLE node (
     atime_ns  INTEGER NOT NULL,     -- local only, never sent
     links     INTEGER NOT NULL,     -- names of the file in the whole drive, as far as known
     target    TEXT,                 -- of a symlink
-    version   TEXT,                 -- regular: the uploaded version under the layers; NULL: none yet
+    version   TEXT,                 -- regular: the uploaded version under the layers, if any
     base_size INTEGER NOT NULL,     -- regular: size of `version`, 0 without one
+    base_file TEXT,                 -- regular: whose `version` is (`file`, until renamed over another)
+    subdirs   INTEGER NOT NULL DEFAULT 0,  -- directory: entries that are directories
     rev       INTEGER NOT NULL,     -- drive sequence number of the last remote record merged
-    listed    INTEGER               -- directory: sequence number of its complete listing; NULL: not listed
+    listed    INTEGER               -- directory: seq of its complete listing; NULL: not listed
 );
 CREATE UNIQUE INDEX node_file ON node (file) WHERE live;
 CREATE INDEX node_dead ON node (ino) WHERE NOT live;
@@ -85,8 +87,8 @@ CREATE TABLE layer (
     ino     INTEGER NOT NULL REFERENCES node (ino),
     below   INTEGER NOT NULL,       -- bytes of what is below that show through; above: zeros
     size    INTEGER NOT NULL,       -- the file's size as this layer says; final once frozen
-    mtime_ns INTEGER NOT NULL,      -- the file's mtime when it was frozen; 0 before
-    version TEXT                    -- NULL: open for writing; else frozen as this version's content
+    version TEXT,                   -- NULL: open for writing; else frozen as that version
+    average INTEGER                 -- chunk size it is cut with: a resumed upload cuts alike
 );
 CREATE INDEX layer_ino ON layer (ino);
 
@@ -126,12 +128,14 @@ CREATE TABLE shadow (
 
 
 class Database:
-    """The connection. `transaction()` is the only way to write."""
+    """The connection. `transaction()` is the only way to write. Whoever keeps a copy of rows in
+    memory adds a function to `on_rollback` that drops the copy."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db = _open(path)
         self._depth = 0
+        self.on_rollback: list[Callable[[], None]] = []
         self._wal = os.open(f"{path}-wal", os.O_RDWR)
         self._synced = trio.Lock()
         self._writes = 0
@@ -149,6 +153,8 @@ class Database:
             yield
         except BaseException:
             self._db.execute("ROLLBACK")
+            for forget in self.on_rollback:
+                forget()
             raise
         else:
             self._db.execute("COMMIT")

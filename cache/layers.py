@@ -24,8 +24,8 @@ class Layer:
     ino: int
     below: int
     size: int
-    mtime_ns: int = 0
     version: str | None = None
+    average: int | None = None
     extents: IntervalSet = field(default_factory=IntervalSet)
 
     @property

@@ -1,0 +1,69 @@
+"""What becomes of a local operation that the server refused for good. Pure.
+
+The table is the rule book; docs/semantics.md shows it to people. Tenets: bytes are never dropped;
+the operation that cannot lose anything gives way; what nobody can decide is kept and shown.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from remote.errors import (
+    Exists,
+    IsADirectory,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    Problem,
+    Stale,
+)
+
+
+class Verdict(enum.Enum):
+    DROP = "drop"  # the other device's change stands; take over the server's state
+    ASIDE = "aside"  # the name is taken: go on under a conflicted name
+    ADOPT = "adopt"  # both made the same directory: it is one directory
+    RECREATE = "recreate"  # the file is gone: bring it back, because it was changed here
+    KEEP = "keep"  # refused for good: kept, shown in status, never retried by itself
+
+
+_RULES: dict[tuple[str, type[Problem]], Verdict] = {
+    ("create", Exists): Verdict.ASIDE,
+    ("link", Exists): Verdict.ASIDE,
+    ("rename", Exists): Verdict.ASIDE,
+    ("write", NotFound): Verdict.RECREATE,
+    ("replace", NotFound): Verdict.DROP,
+    ("replace", Stale): Verdict.DROP,
+    ("link", NotFound): Verdict.DROP,
+    ("rename", NotFound): Verdict.DROP,
+    ("rename", Stale): Verdict.DROP,
+    ("rename", NotEmpty): Verdict.DROP,
+    ("exchange", NotFound): Verdict.DROP,
+    ("exchange", Stale): Verdict.DROP,
+    ("unlink", NotFound): Verdict.DROP,
+    ("unlink", Stale): Verdict.DROP,
+    ("unlink", NotEmpty): Verdict.DROP,
+    ("unlink", IsADirectory): Verdict.DROP,
+    ("unlink", NotADirectory): Verdict.DROP,
+    ("setattr", NotFound): Verdict.DROP,
+    ("setxattr", NotFound): Verdict.DROP,
+}
+
+
+def verdict(kind: str, problem: Problem, *, directory: bool) -> Verdict:
+    """What to do with a refused operation of this kind."""
+    if kind == "create" and directory and isinstance(problem, Exists):
+        return Verdict.ADOPT
+    return _RULES.get((kind, type(problem)), Verdict.KEEP)
+
+
+def conflicted_name(name: str, device: str, day: str, number: int) -> str:
+    """The name a conflict loser gets beside the winner; at most 255 bytes of UTF-8."""
+    again = f" {number}" if number > 1 else ""
+    mark = f" (conflicted copy, {device} {day}{again})"
+    stem, dot, suffix = name.rpartition(".")
+    if not stem or len(suffix) > 16:
+        stem, dot, suffix = name, "", ""
+    room = 255 - len((mark + dot + suffix).encode())
+    stem = stem.encode()[: max(1, room)].decode(errors="ignore")
+    return f"{stem}{mark}{dot}{suffix}"

@@ -1,0 +1,322 @@
+"""The bytes of regular files: an uploaded version with dirty layers over it.
+
+Knows: which layers a node has, how reads and writes go through them, how a snapshot is frozen for
+upload and becomes the version underneath. Must not know: FUSE, names, how uploads travel.
+
+Concurrency contract: `_stacks` mirrors the `layer` and `extent` tables for the nodes in use and is
+dropped on rollback. Everything is synchronous on the trio thread except the awaits named here:
+`write` awaits the spool (the layer's `writing` count is raised meanwhile, and `freeze` refuses a
+layer that is being written), `read` awaits the network only after it has copied the dirty parts.
+
+Invariants: at most one frozen layer per node, below the open one. Dirty bytes are removed only by
+`commit` (the server has them) and `discard` (no name and no handle is left).
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from typing import Protocol
+
+import trio
+
+from cache.database import Database
+from cache.edits import Edits, fail
+from cache.intervals import IntervalSet
+from cache.layers import BASE, ZERO, Layer, Segment, plan_read
+from cache.spool import Spool, pread_all
+from cache.tree import Node, Tree
+from remote.content import MAX_FILE_SIZE
+from remote.ids import FileId, VersionId
+
+
+class VersionReader(Protocol):
+    """What reads uploaded versions: `cache.reader.Reader`."""
+
+    async def read(
+        self,
+        file: FileId,
+        version: VersionId,
+        size: int,
+        offset: int,
+        length: int,
+        window: object | None,
+    ) -> bytes | memoryview: ...
+
+
+Stack = list[Layer]  # from top to bottom
+
+
+class Contents:
+    def __init__(self, db: Database, tree: Tree, spool: Spool, reader: VersionReader) -> None:
+        self._db, self._tree, self._spool, self._reader = db, tree, spool, reader
+        self._stacks: dict[int, Stack] = {}
+        self._writing: Counter[int] = Counter()
+        self._idle = trio.Event()  # set, and replaced, when a layer stops being written
+        self._doomed: list[int] = []  # layers whose spool files go after the transaction
+        self._buffer = bytearray(1 << 20)
+        self.edits: Edits  # set once by the owner of both; content changes are journaled there
+        self.dirty_bytes = self._count_dirty()
+        db.on_rollback.append(self._forget_all)
+        spool.sweep({row[0] for row in db.all("SELECT id FROM layer")})
+
+    # The stack.
+
+    def stack(self, ino: int) -> Stack:
+        """The node's layers, top first."""
+        stack = self._stacks.get(ino)
+        if stack is None:
+            stack = self._stacks[ino] = self._load(ino)
+        return stack
+
+    def _load(self, ino: int) -> Stack:
+        rows = self._db.all(
+            "SELECT id, ino, below, size, version, average FROM layer WHERE ino = ?"
+            " ORDER BY id DESC",
+            ino,
+        )
+        return [self._load_extents(Layer(*row)) for row in rows]
+
+    def _load_extents(self, layer: Layer) -> Layer:
+        rows = self._db.all("SELECT start, stop FROM extent WHERE layer = ?", layer.id)
+        layer.extents = IntervalSet((row[0], row[1]) for row in rows)
+        return layer
+
+    def release(self, ino: int) -> None:
+        """The kernel forgot the inode: keep nothing of it in memory."""
+        self._stacks.pop(ino, None)
+
+    def _forget_all(self) -> None:
+        self._stacks.clear()
+        self._doomed.clear()
+        self.dirty_bytes = self._count_dirty()
+
+    def _count_dirty(self) -> int:
+        row = self._db.one("SELECT COALESCE(SUM(stop - start), 0) FROM extent")
+        assert row is not None
+        return int(row[0])
+
+    # Reading.
+
+    async def read(
+        self, ino: int, offset: int, length: int, window: object | None
+    ) -> bytes | memoryview:
+        """Up to `length` bytes at `offset`, fewer only at the end of the file. What is returned is
+        valid until the caller next awaits: it may be a buffer that is used again.
+
+        Raises NearlineError when uploaded bytes are needed and cannot be had."""
+        node = self._tree.node(ino)
+        length = min(length, node.size - offset)
+        if length <= 0:
+            return b""
+        stack = self.stack(ino)
+        if not stack and offset + length <= node.base_size:
+            return await self._read_base(node, offset, length, window)
+        plan = plan_read(stack, node.base_size, offset, length)
+        if all(segment.source != BASE for segment in plan):
+            return self._assemble_local(plan, offset, length)
+        return await self._assemble(node, plan, offset, length, window)
+
+    async def _read_base(
+        self, node: Node, offset: int, length: int, window: object | None
+    ) -> bytes | memoryview:
+        assert node.version is not None
+        assert node.base_file is not None
+        return await self._reader.read(
+            node.base_file, node.version, node.base_size, offset, length, window
+        )
+
+    def _assemble_local(self, plan: list[Segment], start: int, length: int) -> memoryview:
+        """All from layers and zeros: no await, so one buffer serves every reader in turn."""
+        if len(self._buffer) < length:
+            self._buffer = bytearray(length)
+        into = memoryview(self._buffer)[:length]
+        self._fill(plan, start, into)
+        return into
+
+    def _fill(self, plan: list[Segment], start: int, into: memoryview) -> None:
+        for source, offset, length in plan:
+            part = into[offset - start : offset - start + length]
+            if source == ZERO:
+                part[:] = bytes(length)
+            elif source != BASE:
+                self._spool.read_into(source, offset, part)
+
+    async def _assemble(
+        self, node: Node, plan: list[Segment], start: int, length: int, window: object | None
+    ) -> memoryview:
+        """The dirty parts are copied first: the layers may be gone after an await."""
+        into = memoryview(bytearray(length))
+        self._fill(plan, start, into)
+        for source, offset, size in plan:
+            if source == BASE:
+                data = await self._read_base(node, offset, size, window)
+                into[offset - start : offset - start + size] = data
+        return into
+
+    # Writing.
+
+    async def write(self, ino: int, offset: int, data: bytes | memoryview) -> int:
+        """Write all of `data`; the journal knows of it when this returns. Raises OSError."""
+        if offset + len(data) > MAX_FILE_SIZE:
+            raise fail(errno.EFBIG)
+        layer = self._open_layer(ino)
+        self._writing[layer.id] += 1
+        try:
+            await self._spool.write(layer.id, offset, data)
+            self._record_write(ino, layer, offset, offset + len(data))
+        finally:
+            self._writing[layer.id] -= 1
+            if not self._writing[layer.id]:
+                del self._writing[layer.id]
+                self._idle.set()
+                self._idle = trio.Event()
+        return len(data)
+
+    def _open_layer(self, ino: int) -> Layer:
+        """The node's open layer; a new one over what is there if it has none."""
+        stack = self.stack(ino)
+        if stack and not stack[0].frozen:
+            return stack[0]
+        with self._db.transaction():
+            size = self._tree.node(ino).size
+            cursor = self._db.run(
+                "INSERT INTO layer (ino, below, size) VALUES (?, ?, ?)", ino, size, size
+            )
+            assert cursor.lastrowid is not None
+            layer = Layer(id=cursor.lastrowid, ino=ino, below=size, size=size)
+            stack.insert(0, layer)
+            return layer
+
+    def _record_write(self, ino: int, layer: Layer, start: int, stop: int) -> None:
+        with self._db.transaction():
+            gone, added = layer.extents.add(start, stop)
+            if added is not None:
+                if gone[1:] or (gone and gone[0][0] != added[0]):
+                    self._db.run(
+                        "DELETE FROM extent WHERE layer = ? AND start BETWEEN ? AND ?",
+                        layer.id,
+                        gone[0][0],
+                        gone[-1][0],
+                    )
+                self._db.run("INSERT OR REPLACE INTO extent VALUES (?, ?, ?)", layer.id, *added)
+                self.dirty_bytes += (added[1] - added[0]) - sum(b - a for a, b in gone)
+            node = self._tree.node(ino)
+            size = max(node.size, stop)
+            if size != layer.size:
+                layer.size = size
+                self._db.run("UPDATE layer SET size = ? WHERE id = ?", size, layer.id)
+            now = time.time_ns()
+            self._tree.update(ino, size=size, mtime_ns=now, ctime_ns=now)
+            self.edits.content_changed(node)
+
+    def truncate(self, ino: int, size: int) -> None:
+        """Cut off or extend with zeros; costs nothing whatever the size. Raises EFBIG."""
+        if size > MAX_FILE_SIZE:
+            raise fail(errno.EFBIG)
+        if size == self._tree.node(ino).size:
+            return
+        layer = self._open_layer(ino)
+        with self._db.transaction():
+            before = layer.extents.total
+            if layer.extents.cut(size):
+                self._spool.truncate(layer.id, size)
+                self._rewrite_extents(layer)
+            self.dirty_bytes -= before - layer.extents.total
+            layer.below, layer.size = min(layer.below, size), size
+            self._db.run(
+                "UPDATE layer SET below = ?, size = ? WHERE id = ?", layer.below, size, layer.id
+            )
+            now = time.time_ns()
+            self._tree.update(ino, size=size, mtime_ns=now, ctime_ns=now)
+            self.edits.content_changed(self._tree.node(ino))
+
+    def _rewrite_extents(self, layer: Layer) -> None:
+        self._db.run("DELETE FROM extent WHERE layer = ?", layer.id)
+        for start, stop in layer.extents:
+            self._db.run("INSERT INTO extent VALUES (?, ?, ?)", layer.id, start, stop)
+
+    async def sync(self, ino: int) -> None:
+        """Return when the bytes written so far, and the journal that refers to them, survive power
+        loss: bytes first, so that no extent ever promises bytes that are not there."""
+        for layer in list(self.stack(ino)):
+            await self._spool.sync(layer.id)
+        await self._db.sync()
+
+    # Snapshots.
+
+    def freeze(self, ino: int, version: VersionId) -> Layer | None:
+        """Make the open layer the snapshot `version`; writes from now on go to a fresh layer.
+        Returns None, and does nothing, while a write into it is under way."""
+        stack = self.stack(ino)
+        if not stack or stack[0].frozen:
+            raise ValueError(f"inode {ino} has no open layer to freeze")
+        if self._writing[stack[0].id]:
+            return None
+        with self._db.transaction():
+            stack[0].version = version
+            self._db.run("UPDATE layer SET version = ? WHERE id = ?", version, stack[0].id)
+        return stack[0]
+
+    def frozen(self, ino: int) -> Layer | None:
+        """The snapshot being uploaded."""
+        stack = self.stack(ino)
+        return stack[-1] if stack and stack[-1].frozen else None
+
+    async def read_snapshot(self, ino: int, layer: Layer, offset: int, into: memoryview) -> None:
+        """Fill `into` from the frozen layer and the version below, whatever was written since."""
+        node = self._tree.node(ino)
+        plan = plan_read([layer], node.base_size, offset, len(into))
+        if all(segment.source != BASE for segment in plan):
+            with self._spool.lease(layer.id) as fd:
+                await trio.to_thread.run_sync(_fill_from, fd, plan, offset, into)
+        else:
+            into[:] = await self._assemble(node, plan, offset, len(into), None)
+
+    def average(self, layer: Layer, choice: int) -> int:
+        """The chunk size the layer is cut with: `choice`, unless one was chosen before."""
+        if layer.average is None:
+            with self._db.transaction():
+                layer.average = choice
+                self._db.run("UPDATE layer SET average = ? WHERE id = ?", choice, layer.id)
+        return layer.average
+
+    async def wait_idle(self) -> None:
+        """Return when some layer stopped being written."""
+        await self._idle.wait()
+
+    def commit(self, ino: int, file: FileId, version: VersionId, size: int) -> None:
+        """The server has `version`: it takes the place of the frozen layer. In a transaction."""
+        layer = self.frozen(ino)
+        if layer is not None and layer.version == version:
+            self._drop_layer(self.stack(ino).pop())
+        self._tree.update(ino, version=version, base_file=file, base_size=size)
+
+    def discard(self, ino: int) -> None:
+        """Drop the node's layers: nobody can read them any more. In a transaction."""
+        for layer in self.stack(ino):
+            self._drop_layer(layer)
+        self._stacks.pop(ino, None)
+
+    def _drop_layer(self, layer: Layer) -> None:
+        self._db.run("DELETE FROM extent WHERE layer = ?", layer.id)
+        self._db.run("DELETE FROM layer WHERE id = ?", layer.id)
+        self.dirty_bytes -= layer.extents.total
+        self._doomed.append(layer.id)
+
+    def sweep(self) -> None:
+        """Delete the spool files of dropped layers. After their transaction has committed."""
+        doomed, self._doomed = self._doomed, []
+        for layer in doomed:
+            self._spool.remove(layer)
+
+
+def _fill_from(fd: int, plan: list[Segment], start: int, into: memoryview) -> None:
+    """`Contents._fill` for one layer, by descriptor: for worker threads."""
+    for source, offset, length in plan:
+        part = into[offset - start : offset - start + length]
+        if source == ZERO:
+            part[:] = bytes(length)
+        else:
+            pread_all(fd, offset, part)

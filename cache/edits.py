@@ -1,0 +1,358 @@
+"""What local system calls do to the tree and the journal, each in one transaction.
+
+Knows: the rules of POSIX directories, and which journal operation an edit becomes, or how it folds
+into one that the server has not seen. Must not know: the kernel, bytes beyond "content changed"
+(`contents`), the network.
+
+Folding keeps what need not be sent from being sent: a file that is created, written, renamed over
+another and deleted before its turn leaves nothing behind. Only operations with `sent` unset are
+touched. Every refusal is an OSError with the errno that the system call returns.
+
+Concurrency contract: synchronous, on the trio thread. The directories named must be listed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+
+from cache.database import Database
+from cache.journal import Body, Journal, Op, new_id
+from cache.tree import ROOT, Node, Tree
+from remote.wire import Kind
+
+RESERVED_AT_ROOT = "Shared"
+MAX_LINKS = 65000  # ext4's limit
+ATTRIBUTES = frozenset({"mode", "uid", "gid", "mtime_ns", "atime_ns"})
+CONTENT_AND_ATTRIBUTES = frozenset({"write", "setattr", "setxattr"})
+
+
+def fail(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+class Edits:
+    """`dropped` is called, inside the transaction, with a node that no name means any more."""
+
+    def __init__(
+        self, db: Database, tree: Tree, journal: Journal, dropped: Callable[[Node], None]
+    ) -> None:
+        self._db, self._tree, self._journal = db, tree, journal
+        self._dropped = dropped
+
+    # Names.
+
+    def create(
+        self,
+        parent: int,
+        name: str,
+        kind: Kind,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        rdev: int = 0,
+        target: str | None = None,
+    ) -> Node:
+        """A new file of any kind. Raises EEXIST, ENOENT (the directory is gone), EPERM."""
+        with self._db.transaction():
+            directory = self._directory(parent)
+            self._check_free(parent, name)
+            if directory.mode & stat.S_ISGID:
+                gid = directory.gid
+                mode |= stat.S_ISGID if kind == "directory" else 0
+            node = self._new_node(kind, mode, uid, gid, rdev, target)
+            self._tree.add_entry(parent, name, node)
+            self._tree.touch(parent, node.mtime_ns)
+            body = Body(
+                parent=directory.file,
+                name=name,
+                directory=node.is_directory,
+                regular=node.is_regular,
+            )
+            self._journal.add("create", node.ino, node.file, body)
+            return node
+
+    def _new_node(
+        self, kind: Kind, mode: int, uid: int, gid: int, rdev: int, target: str | None
+    ) -> Node:
+        now = time.time_ns()
+        return self._tree.insert(
+            Node(
+                ino=0,
+                file=new_id(),
+                live=True,
+                kind=kind,
+                mode=mode & 0o7777,
+                uid=uid,
+                gid=gid,
+                rdev=rdev,
+                size=0,
+                mtime_ns=now,
+                ctime_ns=now,
+                atime_ns=now,
+                links=1,
+                target=target,
+                version=None,
+                base_size=0,
+                base_file=None,
+                subdirs=0,
+                rev=0,
+                listed=0 if kind == "directory" else None,
+            )
+        )
+
+    def link(self, ino: int, parent: int, name: str) -> Node:
+        """Another name for a file. Raises EEXIST, ENOENT, EPERM (directory), EMLINK."""
+        with self._db.transaction():
+            node, directory = self._tree.node(ino), self._directory(parent)
+            if node.is_directory:
+                raise fail(errno.EPERM)
+            if not node.live or node.links == 0:
+                raise fail(errno.ENOENT)
+            if node.links >= MAX_LINKS:
+                raise fail(errno.EMLINK)
+            self._check_free(parent, name)
+            now = time.time_ns()
+            self._tree.add_entry(parent, name, node)
+            self._tree.update(ino, links=node.links + 1, ctime_ns=now)
+            self._tree.touch(parent, now)
+            self._journal.add("link", ino, node.file, Body(parent=directory.file, name=name))
+            return self._tree.node(ino)
+
+    def unlink(self, parent: int, name: str, *, directory: bool) -> Node:
+        """Remove a name: of an empty directory if `directory`, else of anything else."""
+        with self._db.transaction():
+            holder, node = self._directory(parent), self._child(parent, name)
+            if directory and not node.is_directory:
+                raise fail(errno.ENOTDIR)
+            if node.is_directory and not directory:
+                raise fail(errno.EISDIR)
+            if node.is_directory and not self._tree.is_empty(node.ino):
+                raise fail(errno.ENOTEMPTY)
+            self._tree.touch(parent, time.time_ns())
+            self._remove_name(parent, name, node)
+            self._journal_removal(holder, name, node)
+            return node
+
+    def _journal_removal(self, holder: Node, name: str, node: Node) -> None:
+        unsent = self._journal.unsent_create(node.file)
+        if unsent is not None and node.links == 1:
+            self._journal.remove(unsent)
+            return
+        if node.links == 1:
+            self._drop_unsent(node, CONTENT_AND_ATTRIBUTES)
+        body = Body(parent=holder.file, name=name, directory=node.is_directory)
+        self._journal.add("unlink", node.ino, node.file, body)
+
+    def _remove_name(self, parent: int, name: str, node: Node) -> None:
+        """Take the name away; the node stops being live with its last one."""
+        now = time.time_ns()
+        links = node.links - 1
+        self._tree.drop_entry(parent, name, node)
+        self._tree.update(node.ino, links=links, ctime_ns=now, live=links > 0)
+        if links == 0:
+            self._dropped(node)
+
+    def _drop_unsent(self, node: Node, kinds: frozenset[str]) -> None:
+        for op in self._journal.of_file(node.file):
+            if op.kind in kinds and not op.sent:
+                self._journal.remove(op)
+
+    def rename(
+        self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool = True
+    ) -> None:
+        """Move a name, over what the new name meant unless `replace` is false."""
+        with self._db.transaction():
+            source, target = self._directory(parent), self._directory(new_parent)
+            node, over = self._child(parent, name), self._tree.child(new_parent, new_name)
+            self._check_not_reserved(new_parent, new_name)
+            if over is not None and not replace:
+                raise fail(errno.EEXIST)
+            if over is not None and over.file == node.file:
+                return  # two names of one file: rename(2) says do nothing
+            if node.is_directory and self._tree.is_under(new_parent, node.ino):
+                raise fail(errno.EINVAL)
+            if over is not None:
+                self._check_replaceable(node, over)
+            self._move(node, parent, name, new_parent, new_name, over)
+            body = Body(
+                parent=source.file,
+                name=name,
+                new_parent=target.file,
+                new_name=new_name,
+                directory=node.is_directory,
+            )
+            self._journal_move(node, over, body)
+
+    def _check_replaceable(self, node: Node, over: Node) -> None:
+        if over.is_directory and not node.is_directory:
+            raise fail(errno.EISDIR)
+        if node.is_directory and not over.is_directory:
+            raise fail(errno.ENOTDIR)
+        if over.is_directory and not self._tree.is_empty(over.ino):
+            raise fail(errno.ENOTEMPTY)
+
+    def _move(
+        self, node: Node, parent: int, name: str, new_parent: int, new_name: str, over: Node | None
+    ) -> None:
+        now = time.time_ns()
+        if over is not None:
+            self._remove_name(new_parent, new_name, over)
+        self._tree.drop_entry(parent, name, node)
+        self._tree.add_entry(new_parent, new_name, node)
+        self._tree.update(node.ino, ctime_ns=now)
+        self._tree.touch(parent, now)
+        self._tree.touch(new_parent, now)
+
+    def _journal_move(self, node: Node, over: Node | None, body: Body) -> None:
+        """Which operation a rename is: see docs/semantics.md, "rename over"."""
+        if over is not None:
+            unsent_over = self._journal.unsent_create(over.file)
+            if unsent_over is not None and over.links == 1:
+                self._journal.remove(unsent_over)
+                over = None
+        unsent = self._journal.unsent_create(node.file)
+        keeps_identity = (
+            over is not None
+            and node.is_regular
+            and over.is_regular
+            and node.links == 1
+            and over.links == 1
+        )
+        if over is not None and over.links == 1:
+            self._drop_unsent(over, CONTENT_AND_ATTRIBUTES)
+        if unsent is not None and over is None:
+            body = Body(
+                parent=body.new_parent,
+                name=body.new_name,
+                directory=node.is_directory,
+                regular=node.is_regular,
+            )
+            self._journal.rewrite(unsent, body=body)
+            self._journal.move_to_end(unsent)
+        elif over is not None and keeps_identity:
+            self._take_identity(node, over, unsent, body)
+        else:
+            body.other = over.file if over is not None else ""
+            self._journal.add("rename", node.ino, node.file, body)
+
+    def _take_identity(self, node: Node, over: Node, unsent: Op | None, body: Body) -> None:
+        """The bytes of `node` become the next version of the file that `over` was."""
+        self._tree.update(node.ino, file=over.file, rev=over.rev)
+        if unsent is None:
+            body.other = over.file
+            self._journal.add("replace", node.ino, node.file, body)
+            return
+        version = unsent.version
+        self._journal.remove(unsent)
+        write = self._journal.add("write", node.ino, over.file, Body(base=over.version or ""))
+        if version is not None:  # its upload is under way: it goes on for the new operation
+            self._journal.rewrite(write, version=version)
+        attrs = [
+            name for name in ("mode", "uid", "gid") if getattr(node, name) != getattr(over, name)
+        ]
+        if attrs:
+            self._journal.add("setattr", node.ino, over.file, Body(attrs=attrs))
+        mine, theirs = self._tree.xattrs(node.ino), self._tree.xattrs(over.ino)
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                self._journal.add("setxattr", node.ino, over.file, Body(xattr=name))
+
+    def exchange(self, parent: int, name: str, new_parent: int, new_name: str) -> None:
+        """RENAME_EXCHANGE: swap what two names mean."""
+        with self._db.transaction():
+            source, target = self._directory(parent), self._directory(new_parent)
+            one, other = self._child(parent, name), self._child(new_parent, new_name)
+            for node, place in ((one, new_parent), (other, parent)):
+                if node.is_directory and self._tree.is_under(place, node.ino):
+                    raise fail(errno.EINVAL)
+            now = time.time_ns()
+            self._tree.drop_entry(parent, name, one)
+            self._tree.drop_entry(new_parent, new_name, other)
+            self._tree.add_entry(parent, name, other)
+            self._tree.add_entry(new_parent, new_name, one)
+            for ino in (parent, new_parent):
+                self._tree.touch(ino, now)
+            body = Body(
+                parent=source.file,
+                name=name,
+                new_parent=target.file,
+                new_name=new_name,
+                other=other.file,
+                directory=one.is_directory or other.is_directory,
+            )
+            self._journal.add("exchange", one.ino, one.file, body)
+
+    # Attributes and content.
+
+    def set_attributes(self, ino: int, changes: dict[str, int]) -> Node:
+        """Change some of ATTRIBUTES; atime stays on this device."""
+        with self._db.transaction():
+            node = self._tree.node(ino)
+            self._tree.update(ino, ctime_ns=time.time_ns(), **changes)
+            sent = sorted(name for name in changes if name != "atime_ns")
+            if sent and node.live and not self._carried(node, sent):
+                self._add_attributes(node, sent)
+            return self._tree.node(ino)
+
+    def _carried(self, node: Node, names: list[str]) -> bool:
+        """Will an unsent operation take these attributes along anyway?"""
+        if self._journal.unsent_create(node.file) is not None:
+            return True
+        content = [op for op in self._journal.of_file(node.file) if op.has_content and not op.sent]
+        return bool(content) and names == ["mtime_ns"]
+
+    def _add_attributes(self, node: Node, names: list[str]) -> None:
+        for op in self._journal.of_file(node.file):
+            if op.kind == "setattr" and not op.sent:
+                body = Body(attrs=sorted({*op.body.attrs, *names}))
+                self._journal.rewrite(op, body=body)
+                return
+        self._journal.add("setattr", node.ino, node.file, Body(attrs=names))
+
+    def set_xattr(self, ino: int, name: str, value: bytes | None) -> None:
+        with self._db.transaction():
+            node = self._tree.node(ino)
+            self._tree.set_xattr(ino, name, value)
+            self._tree.update(ino, ctime_ns=time.time_ns())
+            if not node.live or self._journal.unsent_create(node.file) is not None:
+                return
+            ops = self._journal.of_file(node.file)
+            if not any(
+                op.kind == "setxattr" and op.body.xattr == name and not op.sent for op in ops
+            ):
+                self._journal.add("setxattr", ino, node.file, Body(xattr=name))
+
+    def content_changed(self, node: Node) -> None:
+        """Bytes or size of a regular file changed: an operation will carry them."""
+        if node.live and self._journal.open_content(node.file) is None:
+            self._journal.add("write", node.ino, node.file, Body())
+
+    # Helpers.
+
+    def _directory(self, ino: int) -> Node:
+        node = self._tree.node(ino)
+        if not node.is_directory:
+            raise fail(errno.ENOTDIR)
+        if not node.live:
+            raise fail(errno.ENOENT)
+        return node
+
+    def _child(self, parent: int, name: str) -> Node:
+        node = self._tree.child(parent, name)
+        if node is None:
+            raise fail(errno.ENOENT)
+        return node
+
+    def _check_free(self, parent: int, name: str) -> None:
+        self._check_not_reserved(parent, name)
+        if self._tree.child(parent, name) is not None:
+            raise fail(errno.EEXIST)
+
+    def _check_not_reserved(self, parent: int, name: str) -> None:
+        if parent == ROOT and name == RESERVED_AT_ROOT:
+            raise fail(errno.EPERM)

@@ -1,0 +1,287 @@
+"""The journal: local operations that the server does not have yet, in the order they happened.
+
+Knows: the operations' rows, which records each one touches, which may be sent now. Must not know:
+the tree's rules (`tree`), bytes (`contents`), the network (`replayer`).
+
+An operation stores names and ids; attributes are taken from the node when it is sent, so ten chmods
+in a row are one operation. Once `sent` is set (in a transaction before the request leaves) the row
+is not changed any more, because the server may have it: its key then always gets that answer.
+
+Order: operations are sent in order, except that one which waits for its bytes, or was refused,
+holds back only those that depend on it (touch the same file, name or directory). A small save does
+not wait behind a large upload. docs/decisions/0003-journal-order.md has the argument.
+
+Concurrency contract: memory mirrors the `op` table; both change together, inside a transaction and
+without an await between; a rollback reloads. `changed` is set after every change; waiters re-check.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from cache.database import Database
+from remote.ids import FileId, VersionId, uuid7
+
+CONTENT_KINDS = frozenset({"create", "write"})
+DIRECTORY_MOVES = "D"  # renames of directories keep their order: the server checks for cycles
+
+
+def new_id() -> str:
+    return uuid7(time.time_ns(), os.urandom(10))
+
+
+class Body(Struct, omit_defaults=True):
+    """What an operation says beyond its file; which fields are set depends on its kind."""
+
+    parent: FileId = ""
+    name: str = ""
+    new_parent: FileId = ""
+    new_name: str = ""
+    other: FileId = ""  # rename: replaces; replace: target; exchange: other
+    attrs: list[str] = []  # setattr: which of mode, uid, gid, mtime_ns
+    xattr: str = ""
+    directory: bool = False  # the file is a directory
+    regular: bool = False  # the file is a regular one: the operation comes with content
+    base: VersionId = ""  # write: the version overwritten, when it is not the node's own
+
+
+class Op(Struct):
+    """A row of the journal."""
+
+    seq: int
+    key: str
+    kind: str
+    ino: int
+    file: FileId
+    body: Body
+    version: VersionId | None = None
+    sent: bool = False
+    refused: str | None = None
+    made_ns: int = 0
+
+    @property
+    def has_content(self) -> bool:
+        return self.kind == "write" or (self.kind == "create" and self.body.regular)
+
+
+def file_key(file: FileId) -> str:
+    return f"F{file}"
+
+
+def entry_key(parent: FileId, name: str) -> str:
+    return f"E{parent}/{name}"
+
+
+def writes(op: Op) -> set[str]:
+    """The records that `op` changes."""
+    body, keys = op.body, {file_key(op.file)}
+    if body.name:
+        keys.add(entry_key(body.parent, body.name))
+    if body.new_name:
+        keys.add(entry_key(body.new_parent, body.new_name))
+        if body.directory:
+            keys.add(DIRECTORY_MOVES)
+    if body.other:
+        keys.add(file_key(body.other))
+    return keys
+
+
+def reads(op: Op) -> set[str]:
+    """The records that must be there before `op`: the directories it names."""
+    return {file_key(one) for one in (op.body.parent, op.body.new_parent) if one}
+
+
+def select(ops: Iterable[Op], ready: Callable[[Op], bool], limit: int) -> tuple[list[Op], list[Op]]:
+    """Which operations may be sent now, in order, at most `limit`; and which wait for their bytes
+    with no earlier content of the same file before them. Pure."""
+    batch: list[Op] = []
+    waiting: list[Op] = []
+    held_writes: set[str] = set()
+    held_reads: set[str] = set()
+    waiting_files: set[FileId] = set()
+    for op in ops:
+        if len(batch) >= limit or window <= 0:
+            break
+        window -= 0 if op.refused else 1
+        wrote, read = writes(op), reads(op)
+        is_ready = ready(op)
+        if op.has_content and not is_ready and not op.refused and op.file not in waiting_files:
+            waiting.append(op)
+        if op.has_content:
+            waiting_files.add(op.file)
+        blocked = wrote & held_writes or read & held_writes or wrote & held_reads
+        if blocked or not is_ready or op.refused:
+            held_writes |= wrote
+            held_reads |= read
+        else:
+            batch.append(op)
+    return batch, waiting
+
+
+class Journal:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._ops: dict[int, Op] = {}
+        self._by_file: dict[FileId, dict[int, Op]] = {}
+        self._by_key: dict[str, Op] = {}
+        self._pending: Counter[str] = Counter()
+        self._needed: Counter[str] = Counter()
+        self.changed = trio.Event()
+        db.on_rollback.append(self._load)
+        self._load()
+
+    def _load(self) -> None:
+        self._ops, self._by_file, self._by_key = {}, {}, {}
+        self._pending, self._needed = Counter(), Counter()
+        decode = msgspec.msgpack.Decoder(Body).decode
+        for row in self._db.all("SELECT * FROM op ORDER BY seq"):
+            self._remember(
+                Op(
+                    seq=row["seq"],
+                    key=row["key"],
+                    kind=row["kind"],
+                    ino=row["ino"],
+                    file=row["file"],
+                    body=decode(row["body"]),
+                    version=row["version"],
+                    sent=bool(row["sent"]),
+                    refused=row["refused"],
+                    made_ns=row["made_ns"],
+                )
+            )
+
+    def __len__(self) -> int:
+        return len(self._ops)
+
+    def __iter__(self) -> Iterator[Op]:
+        """In order: rows are only ever added at the end, or changed in place."""
+        return iter(self._ops.values())
+
+    def newest_first(self) -> Iterator[Op]:
+        return reversed(self._ops.values())
+
+    def get(self, key: str) -> Op | None:
+        return self._by_key.get(key)
+
+    def of_file(self, file: FileId) -> list[Op]:
+        """Operations whose own file is `file`, in order."""
+        return list(self._by_file.get(file, {}).values())
+
+    def is_pending(self, key: str) -> bool:
+        """Is there an unacknowledged local change of this record?"""
+        return key in self._pending
+
+    def unsent_create(self, file: FileId) -> Op | None:
+        """The file's creation, if the server cannot know of it and nothing else refers to it."""
+        ops, key = self.of_file(file), file_key(file)
+        alone = len(ops) == 1 and self._pending[key] == 1 and key not in self._needed
+        return ops[0] if alone and ops[0].kind == "create" and not ops[0].sent else None
+
+    def open_content(self, file: FileId) -> Op | None:
+        """The operation that will carry bytes written now: not frozen, not sent."""
+        for op in reversed(self.of_file(file)):
+            if op.has_content:
+                return op if op.version is None and not op.sent else None
+        return None
+
+    # Changes: inside a transaction of the caller's.
+
+    def add(self, kind: str, ino: int, file: FileId, body: Body) -> Op:
+        op = Op(seq=0, key=new_id(), kind=kind, ino=ino, file=file, body=body)
+        op.made_ns = time.time_ns()
+        self._insert(op)
+        return op
+
+    def move_to_end(self, op: Op) -> None:
+        """After everything it may now depend on."""
+        self.remove(op)
+        self._insert(op)
+
+    def remove(self, op: Op) -> None:
+        self._db.run("DELETE FROM op WHERE seq = ?", op.seq)
+        self._forget(op)
+        self._wake()
+
+    def rewrite(self, op: Op, **fields: object) -> None:
+        """Change a row in place: `version`, `sent`, `refused`, `key`; or `body`, `ino`."""
+        self._uncount(op)
+        for name, value in fields.items():
+            setattr(op, name, value)
+        self._count(op)
+        self._db.run(
+            "UPDATE op SET key=?, ino=?, body=?, version=?, sent=?, refused=? WHERE seq=?",
+            op.key,
+            op.ino,
+            msgspec.msgpack.encode(op.body),
+            op.version,
+            op.sent,
+            op.refused,
+            op.seq,
+        )
+        self._wake()
+
+    def rename_file(self, old: FileId, new: FileId) -> None:
+        """Operations that name directory `old` as their place name `new` instead."""
+        for op in list(self):
+            changes = {
+                field: new for field in ("parent", "new_parent") if getattr(op.body, field) == old
+            }
+            if changes:
+                self.rewrite(op, body=msgspec.structs.replace(op.body, **changes), key=new_id())
+
+    def _insert(self, op: Op) -> None:
+        values = (op.key, op.kind, op.ino, op.file, msgspec.msgpack.encode(op.body))
+        cursor = self._db.run(
+            "INSERT INTO op (key, kind, ino, file, body, version, sent, refused, made_ns)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *values,
+            op.version,
+            op.sent,
+            op.refused,
+            op.made_ns,
+        )
+        assert cursor.lastrowid is not None
+        op.seq = cursor.lastrowid
+        self._remember(op)
+        self._wake()
+
+    def _remember(self, op: Op) -> None:
+        self._ops[op.seq] = op
+        self._by_file.setdefault(op.file, {})[op.seq] = op
+        self._count(op)
+
+    def _forget(self, op: Op) -> None:
+        del self._ops[op.seq]
+        del self._by_file[op.file][op.seq]
+        if not self._by_file[op.file]:
+            del self._by_file[op.file]
+        self._uncount(op)
+
+    def _count(self, op: Op) -> None:
+        self._by_key[op.key] = op
+        self._pending.update(writes(op))
+        self._needed.update(reads(op))
+
+    def _uncount(self, op: Op) -> None:
+        del self._by_key[op.key]
+        _subtract(self._pending, writes(op))
+        _subtract(self._needed, reads(op))
+
+    def _wake(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+def _subtract(counter: Counter[str], keys: set[str]) -> None:
+    for key in keys:
+        if counter[key] > 1:
+            counter[key] -= 1
+        else:
+            del counter[key]

@@ -1,0 +1,315 @@
+"""Remote changes merged into the local tree.
+
+Knows: how a record that tells a file's or name's state after a change becomes rows, what a local
+operation in the journal holds back, and what the kernel must forget. Must not know: how changes
+arrive (`remote.subscriber`), what is sent (`replayer`), FUSE.
+
+The rule: a record that no unacknowledged local operation writes is applied; one that is held is
+kept as a shadow, and applied when the last such operation is acknowledged or refused. Records tell
+whole states and carry the drive sequence number that made them, so an older one never undoes a
+newer one, and applying one twice does nothing.
+
+A new version of a regular file, or a new mtime, looks like an atomic replace: the file gets a new
+inode, and open handles keep the old one and its bytes (DESIGN section 6 says why the kernel needs
+this).
+
+Concurrency contract: synchronous, on the trio thread, one transaction per page of changes or
+acknowledgement; the kernel is told after the commit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from cache.database import Database
+from cache.journal import Journal, Op, entry_key, file_key, writes
+from cache.tree import ROOT, Node, Tree, node_from
+from remote.ids import FileId
+from remote.wire import Change, Child, EntryRecord, FileRecord, Me
+
+log = structlog.get_logger(__name__)
+
+
+class Invalidator(Protocol):
+    """Makes the kernel forget. Implemented by `mount`; calls return at once."""
+
+    def forget_entry(self, parent: int, name: str) -> None:
+        """The name means something else now, or nothing."""
+
+    def forget_attributes(self, ino: int) -> None:
+        """The inode's attributes changed (never a regular file's size or mtime)."""
+
+
+class Merge:
+    """`dropped` is called, inside the transaction, with a node that no name means any more."""
+
+    def __init__(
+        self,
+        db: Database,
+        tree: Tree,
+        journal: Journal,
+        invalidator: Invalidator,
+        dropped: Callable[[Node], None],
+    ) -> None:
+        self._db, self._tree, self._journal = db, tree, journal
+        self._invalidator, self._dropped = invalidator, dropped
+        self._tell: list[Callable[[], None]] = []
+        db.on_rollback.append(self._tell.clear)
+
+    # The first contact.
+
+    def adopt(self, me: Me) -> None:
+        """Remember whose drive this is; make the root at first contact. Raises ValueError when
+        the state belongs to another drive."""
+        known = self._db.meta("drive")
+        if known is not None and known != me.drive:
+            raise ValueError(
+                f"this state directory belongs to another drive ({known}); use another --state"
+            )
+        with self._db.transaction():
+            for key in ("drive", "root", "account"):
+                self._db.set_meta(key, getattr(me, key))
+            self._db.set_meta("device", me.device_id)
+            if self._tree.find(ROOT) is None:
+                self._db.set_meta("cursor", me.cursor)
+                self._db.set_meta("seq", me.seq)
+                now = time.time_ns()
+                record = FileRecord(
+                    id=me.root, kind="directory", mode=0o755, mtime_ns=now, ctime_ns=now, rev=0
+                )
+                root = node_from(record)
+                root.ino = ROOT
+                self._tree.insert(root)
+
+    # The feed (remote.subscriber.FeedSink).
+
+    def cursor(self) -> str | None:
+        value = self._db.meta("cursor")
+        return None if value is None else str(value)
+
+    @property
+    def seq(self) -> int:
+        """The sequence number up to which the feed has been applied."""
+        value = self._db.meta("seq")
+        return value if isinstance(value, int) else 0
+
+    def apply(self, changes: list[Change], cursor: str, seq: int) -> None:
+        with self._db.transaction():
+            for change in changes:
+                self._merge(change)
+            self._db.set_meta("cursor", cursor)
+            self._db.set_meta("seq", seq)
+        self._tell_kernel()
+
+    def reset(self, cursor: str, seq: int) -> None:
+        """The feed cannot tell what happened: believe no listing, and let every record in."""
+        with self._db.transaction():
+            self._db.run("UPDATE node SET rev = 0, listed = NULL WHERE rev > 0 OR listed > 0")
+            self._db.run("UPDATE node SET listed = NULL WHERE ino = ?", ROOT)
+            self._db.run("UPDATE entry SET rev = 0")
+            self._db.set_meta("cursor", cursor)
+            self._db.set_meta("seq", seq)
+            for row in self._db.all("SELECT parent, name FROM entry"):
+                self._forget_entry(row["parent"], row["name"])
+        self._tell_kernel()
+
+    # Listings.
+
+    def list_directory(
+        self, ino: int, directory: FileRecord, children: Iterable[Child], as_of: int
+    ) -> None:
+        """The complete listing of a directory as it was at `as_of`."""
+        with self._db.transaction():
+            self._merge_file(directory)
+            listed: set[str] = set()
+            for child in children:
+                listed.add(child.entry.name)
+                self._merge_file(child.file)
+                self._merge_entry(child.entry, {child.file.id: child.file}, listing=True)
+            parent = self._tree.node(ino)
+            rows = self._db.all("SELECT name FROM entry WHERE parent = ?", ino)
+            for name in [row["name"] for row in rows if row["name"] not in listed]:
+                gone = EntryRecord(parent=parent.file, name=name, file=None, rev=as_of)
+                self._merge_entry(gone, {}, listing=True)
+            self._tree.update(ino, listed=as_of)
+        self._tell_kernel()
+
+    # Acknowledgements.
+
+    def acknowledge(self, op: Op, change: Change) -> None:
+        """The server applied `op`; `change` is the state it left. In a transaction."""
+        self._journal.remove(op)
+        own = {op.file, op.body.other}
+        for record in change.files:
+            if record.kind == "directory" and record.id not in own:
+                self._note_directory(record)  # our own edit set its times here already
+        files = [one for one in change.files if one.kind != "directory" or one.id in own]
+        self._merge(msgspec.structs.replace(change, files=files))
+        self.settle(op)
+
+    def settle(self, op: Op) -> None:
+        """`op` left the journal: what it alone held back is applied. In a transaction."""
+        for key in writes(op):
+            if self._journal.is_pending(key):
+                continue
+            row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
+            if row is None:
+                continue
+            self._db.run("DELETE FROM shadow WHERE key = ?", key)
+            if key.startswith("F"):
+                self._merge_file(msgspec.msgpack.decode(row["record"], type=FileRecord))
+            else:
+                self._merge_entry(msgspec.msgpack.decode(row["record"], type=EntryRecord), {})
+
+    def _note_directory(self, record: FileRecord) -> None:
+        node = self._tree.live(record.id)
+        if node is not None and record.rev > node.rev:
+            self._tree.update(node.ino, rev=record.rev)
+
+    # Records.
+
+    def _merge(self, change: Change) -> None:
+        files = {record.id: record for record in change.files}
+        for record in change.files:
+            self._merge_file(record)
+        # New names before lost ones, so that a rename never leaves its file without a name.
+        for entry in sorted(change.entries, key=lambda one: one.file is None):
+            self._merge_entry(entry, files)
+
+    def _held(self, key: str, record: FileRecord | EntryRecord) -> bool:
+        if not self._journal.is_pending(key):
+            return False
+        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
+        if row is None or msgspec.msgpack.decode(row["record"], type=type(record)).rev < record.rev:
+            packed = msgspec.msgpack.encode(record)
+            self._db.run("INSERT OR REPLACE INTO shadow VALUES (?, ?)", key, packed)
+        return True
+
+    def _merge_file(self, record: FileRecord) -> None:
+        if self._held(file_key(record.id), record):
+            return
+        node = self._tree.live(record.id)
+        if node is None or record.rev <= node.rev:
+            return
+        content = record.kind == "file" and (
+            (record.version, record.mtime_ns) != (node.version, node.mtime_ns)
+        )
+        if content:
+            self._replace_node(node, record)
+        else:
+            self._update_node(node, record)
+
+    def _replace_node(self, old: Node, record: FileRecord) -> None:
+        fresh = node_from(record)
+        self._tree.update(old.ino, live=False)
+        self._tree.insert(fresh)
+        self._tree.replace_xattrs(fresh.ino, record.xattrs)
+        for parent, name in self._tree.names(old.ino):
+            self._forget_entry(parent, name)
+        self._tree.repoint(old.ino, fresh.ino)
+        self._dropped(old)
+
+    def _update_node(self, node: Node, record: FileRecord) -> None:
+        self._tree.update(
+            node.ino,
+            mode=record.mode,
+            uid=record.uid,
+            gid=record.gid,
+            mtime_ns=record.mtime_ns,
+            ctime_ns=record.ctime_ns,
+            links=record.links,
+            target=record.target,
+            rev=record.rev,
+        )
+        self._tree.replace_xattrs(node.ino, record.xattrs)
+        if record.links == 0 and not self._tree.names(node.ino):
+            node.links = 0
+            self._unnamed(node)
+        ino = node.ino
+        self._tell.append(lambda: self._invalidator.forget_attributes(ino))
+
+    def _merge_entry(
+        self, entry: EntryRecord, files: dict[FileId, FileRecord], *, listing: bool = False
+    ) -> None:
+        if self._held(entry_key(entry.parent, entry.name), entry):
+            return
+        parent = self._tree.live(entry.parent)
+        if parent is None or (parent.listed is None and not listing):
+            return
+        newest = max(
+            self._tree.entry_rev(parent.ino, entry.name), 0 if listing else parent.listed or 0
+        )
+        if entry.rev < newest or (entry.rev == newest and not listing):
+            return
+        old = self._tree.child(parent.ino, entry.name)
+        new = None if entry.file is None else self._node_for(entry, parent, files)
+        if old is not None and new is not None and old.ino == new.ino:
+            self._tree.set_entry_rev(parent.ino, entry.name, entry.rev)
+            return
+        if old is not None:
+            self._tree.drop_entry(parent.ino, entry.name, old)
+        if new is not None:
+            self._tree.add_entry(parent.ino, entry.name, new, entry.rev)
+        if old is not None and not self._tree.names(old.ino):
+            self._unnamed(old)
+        self._forget_entry(parent.ino, entry.name)
+
+    def _node_for(
+        self, entry: EntryRecord, parent: Node, files: dict[FileId, FileRecord]
+    ) -> Node | None:
+        """The node a name must mean now; made from its record when this device did not know it."""
+        assert entry.file is not None
+        node = self._tree.live(entry.file)
+        if node is not None:
+            if node.is_directory:
+                self._leave_old_place(node, parent, entry.name)
+            return node
+        record = files.get(entry.file)
+        if record is None:  # nothing told us what it is: ask the server when somebody looks
+            self._tree.update(parent.ino, listed=None)
+            return None
+        node = self._tree.insert(node_from(record))
+        self._tree.replace_xattrs(node.ino, record.xattrs)
+        return node
+
+    def _leave_old_place(self, node: Node, parent: Node, name: str) -> None:
+        """A directory has one name: the new one wins at once, so that the tree stays a tree."""
+        for old_parent, old_name in self._tree.names(node.ino):
+            if (old_parent, old_name) != (parent.ino, name):
+                self._tree.drop_entry(old_parent, old_name, node)
+                self._forget_entry(old_parent, old_name)
+
+    def _unnamed(self, node: Node) -> None:
+        """No name here means the node. It may live on in a directory that is not listed, or be
+        about to get its new name from the same change; it is gone when the server says so."""
+        record_gone = node.links == 0 or not node.is_directory
+        if record_gone and not self._journal.is_pending(file_key(node.file)):
+            self._tree.update(node.ino, live=False)
+            self._dropped(node)
+
+    def _forget_entry(self, parent: int, name: str) -> None:
+        self._tell.append(lambda: self._invalidator.forget_entry(parent, name))
+
+    def _tell_kernel(self) -> None:
+        tell, self._tell[:] = list(self._tell), []
+        for one in tell:
+            one()
+
+    def forget_name(self, parent: int, name: str) -> None:
+        """The kernel must look the name up again. After the transaction."""
+        self._invalidator.forget_entry(parent, name)
+
+    def shadow_of_entry(self, parent: FileId, name: str) -> FileId | None:
+        """What the server says a name means that a local operation holds back here."""
+        key = entry_key(parent, name)
+        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
+        return None if row is None else msgspec.msgpack.decode(row["record"], type=EntryRecord).file
+
+    def after_commit(self) -> None:
+        """Tell the kernel what `acknowledge` and `settle` changed, once their transaction is in."""
+        self._tell_kernel()

@@ -1,0 +1,517 @@
+"""Sends the journal to the server, in order, batched, for ever.
+
+Knows: when an operation is due, what message it becomes, what each answer means for the journal.
+Must not know: which order is right (`journal.select`), how bytes travel (`uploader`), what
+conflicts mean (`conflicts`), the kernel.
+
+Concurrency contract: one `run` task. At most one batch is under way, so the server sees operations
+in the order they were chosen; uploads run beside it, one task each, at most `UPLOADS`. Every
+acknowledgement is one transaction: journal, tree and layers change together.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+import trio
+from msgspec import UNSET
+
+from cache.conflicts import Verdict, conflicted_name, verdict
+from cache.contents import Contents
+from cache.database import Database
+from cache.journal import Body, Journal, Op, new_id, reads, select, writes
+from cache.merge import Merge
+from cache.tree import ROOT, Node, Tree
+from cache.uploader import Uploader
+from remote import wire
+from remote.backoff import delay
+from remote.content import EMPTY
+from remote.errors import RULES, NearlineError, Problem, RateLimited, Refused, Retry, Unreachable
+from remote.ids import FileId, VersionId
+
+log = structlog.get_logger(__name__)
+
+BATCH = 200
+UPLOADS = 64
+LINGER_NS = 30_000_000  # an operation this young may still be folded away
+SNAPSHOT_EVERY_NS = 30_000_000_000  # a file that is never closed is uploaded this often
+
+
+class ApplyPort(Protocol):
+    """The part of `client.ApiClient` that the replayer needs."""
+
+    async def apply(self, request: wire.ApplyRequest) -> wire.ApplyReply: ...
+
+    async def file(
+        self, file: FileId, version: VersionId | None = None, *, manifest: bool = False
+    ) -> wire.FileReply: ...
+
+
+class Replayer:
+    """`refresh(ino)` lists a directory anew; `collect` drops nodes nobody needs any more; with
+    `keep_copies` a version that ours overtook also gets a name beside it."""
+
+    def __init__(
+        self,
+        db: Database,
+        tree: Tree,
+        journal: Journal,
+        contents: Contents,
+        merge: Merge,
+        uploader: Uploader,
+        port: ApplyPort,
+        refresh: Callable[[int], Awaitable[None]],
+        *,
+        device: str,
+        keep_copies: bool = False,
+    ) -> None:
+        self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
+        self._merge, self._uploader, self._port = merge, uploader, port
+        self._refresh, self._device, self._keep_copies = refresh, device, keep_copies
+        self.writers: Counter[int] = Counter()  # inodes open for writing, how often
+        self.waiting_because: str | None = None
+        self._hurry = 0  # flushes under way: nothing lingers, open files are snapshotted
+        self._uploading: set[str] = set()
+        self._early: set[str] = set()
+        self._wake = trio.Event()
+        self._attempt = 0
+        self._retry = trio.Event()
+
+    # Outside.
+
+    def wake(self) -> None:
+        """Something changed that may make an operation due."""
+        self._wake.set()
+
+    def retry_now(self) -> None:
+        """The network is back: do not wait out the backoff."""
+        self._attempt = 0
+        self._retry.set()
+        self.wake()
+
+    async def flush(self) -> None:
+        """Return when every operation that is in the journal now has been acknowledged, or refused
+        for good."""
+        keys = {op.key for op in self._journal}
+        self._hurry += 1
+        self.retry_now()
+        try:
+            while any((op := self._journal.get(key)) and not op.refused for key in keys):
+                await self._journal.changed.wait()
+        finally:
+            self._hurry -= 1
+
+    # The loop.
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._wake = trio.Event()
+                changed = self._journal.changed
+                batch, waiting = select(self._journal, self._is_ready, BATCH)
+                self._start_uploads(nursery, waiting)
+                if batch:
+                    await self._send(batch)
+                else:
+                    await self._wait(changed)
+
+    async def _wait(self, changed: trio.Event) -> None:
+        """Until the journal changes, something wakes us, or time alone makes an operation due."""
+        due = self._next_due_ns()
+        left = float("inf") if due is None else max(0.001, (due - time.time_ns()) / 1e9)
+        with trio.move_on_after(left):
+            async with trio.open_nursery() as nursery:
+                for event in (changed, self._wake):
+                    nursery.start_soon(_wait_then_cancel, event, nursery.cancel_scope)
+
+    def _next_due_ns(self) -> int | None:
+        now, due = time.time_ns(), []
+        for op in self._journal.newest_first():
+            if op.made_ns + LINGER_NS <= now:
+                break
+            due.append(op.made_ns + LINGER_NS)
+        if self.writers:
+            due += [op.made_ns + SNAPSHOT_EVERY_NS for op in self._journal if self._is_open(op)]
+        return min((one for one in due if one > now), default=None)
+
+    def _is_open(self, op: Op) -> bool:
+        return op.has_content and op.version is None and self.writers[op.ino] > 0
+
+    def _is_ready(self, op: Op) -> bool:
+        if op.sent:
+            return not op.has_content or op.key in self._uploader.ready
+        if not self._hurry and time.time_ns() < op.made_ns + LINGER_NS:
+            return False
+        return not op.has_content or op.key in self._uploader.ready
+
+    def _is_due(self, op: Op) -> bool:
+        """May a snapshot of the file be taken now?"""
+        if op.version is not None or self._hurry:
+            return True
+        now = time.time_ns()
+        if self.writers[op.ino]:
+            return now > op.made_ns + SNAPSHOT_EVERY_NS
+        return now >= op.made_ns + LINGER_NS
+
+    def _start_uploads(self, nursery: trio.Nursery, waiting: list[Op]) -> None:
+        for op in waiting:
+            if len(self._uploading) >= UPLOADS:
+                return
+            if op.key in self._uploading or op.key in self._early:
+                continue
+            frozen = self._contents.frozen(op.ino)
+            if frozen is not None and frozen.version != op.version:
+                continue  # an earlier snapshot of the same inode goes first
+            if self._is_due(op):
+                self._uploading.add(op.key)
+                nursery.start_soon(self._upload, op)
+            elif op.kind == "create" and self._uploader.wants_early(op.ino):
+                self._early.add(op.key)
+                nursery.start_soon(self._upload_early, op)
+
+    async def _upload(self, op: Op) -> None:
+        attempt = 0
+        try:
+            while self._journal.get(op.key) is op and op.key not in self._uploader.ready:
+                try:
+                    await _unwrapped(self._uploader.prepare, op)
+                except NearlineError as problem:
+                    if self._give_up(op, problem):
+                        return
+                    await self._back_off(problem, attempt, op)
+                    attempt += 1
+        finally:
+            if self._journal.get(op.key) is not op:
+                self._uploader.forget(op)
+            self._uploading.discard(op.key)
+            self.wake()
+
+    async def _upload_early(self, op: Op) -> None:
+        """Best effort: what fails here is sent with the snapshot."""
+        try:
+            await _unwrapped(self._uploader.send_early, op)
+        except NearlineError as problem:
+            log.info("early upload stopped", path=self._tree.path(op.ino), why=str(problem))
+        finally:
+            self._early.discard(op.key)
+            self.wake()
+
+    def _give_up(self, op: Op, problem: NearlineError) -> bool:
+        """Mark an upload that the server refused for good; True if it was."""
+        if problem.retry is not Retry.NEVER or self._journal.get(op.key) is not op:
+            return False
+        self._refuse(op, problem.problem if isinstance(problem, Refused) else None, str(problem))
+        return True
+
+    async def _back_off(self, problem: NearlineError, attempt: int, op: Op | None = None) -> None:
+        wait = delay(attempt, random.random())
+        if isinstance(problem, Refused) and isinstance(problem.problem, RateLimited):
+            wait = max(wait, problem.problem.retry_after_seconds)
+        self.waiting_because = str(problem)
+        if op is not None and op.key in self._uploader.progress:
+            self._uploader.progress[op.key].error = str(problem)
+        self._retry = trio.Event() if self._retry.is_set() else self._retry
+        with trio.move_on_after(wait):
+            await self._retry.wait()
+
+    # Batches.
+
+    async def _send(self, batch: list[Op]) -> None:
+        with self._db.transaction():
+            for op in batch:
+                if not op.sent:
+                    self._journal.rewrite(op, sent=True)
+        keyed = [wire.Keyed(key=op.key, op=self._message(op)) for op in batch]
+        try:
+            reply = await self._port.apply(wire.ApplyRequest(ops=keyed))
+        except NearlineError as problem:
+            await self._back_off(problem, self._attempt)
+            self._attempt += 1
+            return
+        self._attempt, self.waiting_because = 0, None
+        await self._take_answers(batch, reply)
+
+    async def _take_answers(self, batch: list[Op], reply: wire.ApplyReply) -> None:
+        tainted: set[str] = set()
+        later: Problem | None = None
+        for op, answer in zip(batch, reply.results, strict=True):
+            if isinstance(answer, wire.Applied):
+                await self._applied(op, answer)
+                continue
+            retry = RULES[type(answer)].retry
+            if retry is Retry.NEVER and not tainted & (reads(op) | writes(op)):
+                await self._resolve(op, answer)
+            else:
+                self._again(op)
+                later = answer if retry is Retry.LATER else later
+            tainted |= writes(op)
+        if later is not None:
+            await self._back_off(Refused(later), self._attempt)
+            self._attempt += 1
+
+    def _again(self, op: Op) -> None:
+        """Not applied, and it may be changed again: make it anew and send it later."""
+        self._uploader.ready.pop(op.key, None)
+        with self._db.transaction():
+            self._journal.rewrite(op, sent=False)
+
+    async def _applied(self, op: Op, answer: wire.Applied) -> None:
+        content = self._uploader.ready.get(op.key)
+        with self._db.transaction():
+            if content is not None:
+                size = content.manifest.size
+                self._contents.commit(op.ino, op.file, content.version, size)
+            elif op.kind == "replace":
+                self._follow_replace(op, answer.change)
+            self._merge.acknowledge(op, answer.change)
+        self._merge.after_commit()
+        self._contents.sweep()
+        self._uploader.forget(op)
+        if answer.overtaken is not None and self._keep_copies:
+            await self._copy_aside(op, answer.overtaken)
+
+    def _follow_replace(self, op: Op, change: wire.Change) -> None:
+        """The replaced file's new version is our node's bytes under a new version id."""
+        for record in change.files:
+            node = self._tree.find(op.ino)
+            if record.id == op.body.other and record.version and node is not None:
+                self._tree.update(op.ino, version=record.version, base_file=record.id)
+                self._db.run(
+                    "INSERT OR IGNORE INTO manifest SELECT ?, data FROM manifest WHERE version = ?",
+                    record.version,
+                    node.version,
+                )
+
+    # Messages.
+
+    def _message(self, op: Op) -> wire.Op:
+        """The wire form, with the node's attributes of this moment."""
+        node, body = self._tree.node(op.ino), op.body
+        match op.kind:
+            case "create":
+                return self._create_message(op, node)
+            case "write":
+                content = self._uploader.ready[op.key]
+                return wire.Write(file=op.file, content=content, mtime_ns=node.mtime_ns)
+            case "link":
+                return wire.Link(file=op.file, parent=body.parent, name=body.name)
+            case "unlink":
+                return wire.Unlink(file=op.file, parent=body.parent, name=body.name)
+            case "setattr":
+                values = {name: getattr(node, name) for name in body.attrs}
+                return wire.SetAttr(file=op.file, **{**_NO_ATTRIBUTES, **values})
+            case "setxattr":
+                value = self._tree.xattr(op.ino, body.xattr)
+                return wire.SetXattr(file=op.file, name=body.xattr, value=value)
+            case _:
+                return self._move_message(op)
+
+    def _create_message(self, op: Op, node: Node) -> wire.Create:
+        content = self._uploader.ready[op.key] if op.has_content else None
+        return wire.Create(
+            file=op.file,
+            parent=op.body.parent,
+            name=op.body.name,
+            kind=node.kind,
+            mode=node.mode,
+            uid=node.uid,
+            gid=node.gid,
+            mtime_ns=node.mtime_ns,
+            rdev=node.rdev,
+            target=node.target,
+            xattrs=self._tree.xattrs(op.ino),
+            content=content,
+        )
+
+    def _move_message(self, op: Op) -> wire.Op:
+        body = op.body
+        if op.kind == "rename":
+            return wire.Rename(
+                file=op.file,
+                parent=body.parent,
+                name=body.name,
+                new_parent=body.new_parent,
+                new_name=body.new_name,
+                replaces=body.other or None,
+            )
+        if op.kind == "replace":
+            return wire.Replace(
+                file=op.file,
+                parent=body.parent,
+                name=body.name,
+                new_parent=body.new_parent,
+                new_name=body.new_name,
+                target=body.other,
+            )
+        return wire.Exchange(
+            file=op.file,
+            parent=body.parent,
+            name=body.name,
+            other=body.other,
+            other_parent=body.new_parent,
+            other_name=body.new_name,
+        )
+
+    # Refusals.
+
+    def _refuse(self, op: Op, problem: Problem | None, message: str) -> None:
+        kind = type(problem).__struct_config__.tag if problem is not None else "error"
+        log.warning("refused", path=self._tree.path(op.ino), operation=op.kind, why=message)
+        with self._db.transaction():
+            self._journal.rewrite(op, refused=f"{kind}: {message}", sent=False)
+
+    async def _resolve(self, op: Op, problem: Problem) -> None:
+        decided = verdict(op.kind, problem, directory=op.body.directory)
+        log.info("conflict", operation=op.kind, problem=str(problem), verdict=decided.value)
+        try:
+            if decided is Verdict.DROP:
+                await self._drop(op)
+            elif decided is Verdict.ASIDE:
+                self._aside(op)
+            elif decided is Verdict.ADOPT:
+                await self._adopt(op)
+            elif decided is Verdict.RECREATE:
+                self._recreate(op)
+            else:
+                self._refuse(op, problem, problem.message)
+        except NearlineError as trouble:  # could not ask the server: the answer will be the same
+            self._again(op)
+            await self._back_off(trouble, self._attempt)
+            self._attempt += 1
+
+    async def _drop(self, op: Op) -> None:
+        """The server's state stands: forget the operation, believe the server again."""
+        stale = [self._tree.live(file) for file in (op.body.parent, op.body.new_parent) if file]
+        with self._db.transaction():
+            self._journal.remove(op)
+            self._merge.settle(op)
+            node = self._tree.live(op.file)
+            if node is not None:
+                self._tree.update(node.ino, rev=0)
+            for directory in stale:
+                if directory is not None:
+                    self._tree.update(directory.ino, listed=None)
+        self._merge.after_commit()
+        self._uploader.forget(op)
+        for directory in stale:
+            if directory is not None:
+                await self._refresh(directory.ino)
+
+    def _aside(self, op: Op) -> None:
+        """Our file goes on under a conflicted name beside the one that took its name."""
+        body = op.body
+        parent_file = body.new_parent or body.parent
+        name = body.new_name or body.name
+        parent = self._tree.live(parent_file)
+        if parent is None:
+            self._refuse(op, None, "the directory is gone")
+            return
+        fresh = self._free_name(parent.ino, name)
+        with self._db.transaction():
+            node = self._tree.child(parent.ino, name)
+            if node is not None and node.ino == op.ino:
+                self._tree.drop_entry(parent.ino, name, node)
+                self._tree.add_entry(parent.ino, fresh, node)
+            changed = {"new_name": fresh} if body.new_name else {"name": fresh}
+            self._journal.remove(op)
+            self._merge.settle(op)
+            self._journal.add(op.kind, op.ino, op.file, msgspec.structs.replace(body, **changed))
+        self._uploader.forget(op)
+        self._merge.forget_name(parent.ino, name)
+
+    def _free_name(self, parent: int, name: str) -> str:
+        day = time.strftime("%Y-%m-%d")
+        for number in range(1, 10_000):
+            fresh = conflicted_name(name, self._device, day, number)
+            if self._tree.child(parent, fresh) is None:
+                return fresh
+        raise Unreachable(f"no free name beside {name}")
+
+    async def _adopt(self, op: Op) -> None:
+        """Another device made the same directory: ours becomes it, children and all."""
+        parent = self._tree.live(op.body.parent)
+        assert parent is not None
+        await self._refresh(parent.ino)
+        theirs = self._merge.shadow_of_entry(op.body.parent, op.body.name)
+        record = None if theirs is None else (await self._port.file(theirs)).file
+        if record is None or record.kind != "directory":
+            self._aside(op)
+            return
+        with self._db.transaction():
+            other = self._tree.live(record.id)
+            if other is not None:
+                self._tree.update(other.ino, live=False)
+            self._tree.update(op.ino, file=record.id, rev=0, listed=None)
+            self._journal.remove(op)
+            self._journal.rename_file(op.file, record.id)
+            self._merge.settle(op)
+        self._merge.after_commit()
+
+    def _recreate(self, op: Op) -> None:
+        """The file was deleted elsewhere while it was changed here: it comes back as a new file,
+        in the same place, or at the top when the place is gone too."""
+        with self._db.transaction():
+            node = self._tree.node(op.ino)
+            names = self._tree.names(op.ino)
+            parent, name = names[0] if names else (ROOT, self._free_name(ROOT, "recovered file"))
+            fresh = new_id()
+            self._journal.remove(op)
+            self._tree.update(op.ino, file=fresh, live=True, links=1, rev=0)
+            if not names:
+                self._tree.add_entry(parent, name, node)
+            body = Body(parent=self._tree.node(parent).file, name=name, regular=True)
+            create = self._journal.add("create", op.ino, fresh, body)
+            if op.version is not None:
+                self._journal.rewrite(create, version=op.version)
+            self._merge.settle(op)
+        self._merge.after_commit()
+        self._uploader.forget(op)
+
+    async def _copy_aside(self, op: Op, overtaken: VersionId) -> None:
+        """`--on-conflict=copy`: the version ours won against also gets a name beside it."""
+        names = self._tree.names(op.ino)
+        if not names:
+            return
+        parent, name = names[0]
+        reply = await self._port.file(op.file, overtaken, manifest=True)
+        node, version = self._tree.node(op.ino), new_id()
+        create = wire.Create(
+            file=new_id(),
+            parent=self._tree.node(parent).file,
+            name=self._free_name(parent, name),
+            kind="file",
+            mode=node.mode,
+            uid=node.uid,
+            gid=node.gid,
+            mtime_ns=reply.file.mtime_ns,
+            content=wire.Content(version=version, manifest=reply.manifest or EMPTY),
+        )
+        await self._port.apply(wire.ApplyRequest(ops=[wire.Keyed(key=new_id(), op=create)]))
+
+
+_NO_ATTRIBUTES = dict.fromkeys(("mode", "uid", "gid", "mtime_ns"), UNSET)
+
+
+async def _unwrapped(work: Callable[[Op], Awaitable[None]], op: Op) -> None:
+    """Run it; if its nursery failed with NearlineErrors only, raise one of them."""
+    try:
+        await work(op)
+    except BaseExceptionGroup as group:
+        ours, rest = group.split(NearlineError)
+        if rest is not None or ours is None:
+            raise
+        found: BaseException = ours
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        raise found from group
+
+
+async def _wait_then_cancel(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

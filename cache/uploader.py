@@ -1,0 +1,283 @@
+"""From a snapshot to a manifest: freeze, cut, encode, send what the drive lacks.
+
+Knows: how a file's bytes become chunks that the server has, resuming where it stopped. Must not
+know: when an upload is due and what order operations take (`replayer`), HTTP (`remote.upload`).
+
+A file that is being written from the start is cut while it grows: chunks whose boundaries are
+certain are sent before the file is closed ("early" pieces). At the snapshot they count as an old
+version whose later overwrites are dirty, so one algorithm, `chunking.Cutter`, does both.
+
+Concurrency contract: one task per operation; `ready`, `progress` and `_early` are changed on the
+trio thread without an await between reading and writing an entry. Encoding runs in worker threads
+on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_flight` bounds those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from cache.contents import Contents
+from cache.database import Database
+from cache.intervals import IntervalSet
+from cache.journal import Journal, Op, new_id
+from cache.layers import Layer, changed_ranges, hole_ranges
+from cache.tree import ROOT, Node, Tree
+from remote.chunking import Cutter, Fresh, Hole, Keep, NeedData, average_for, cut
+from remote.codec import Encoded, encode_chunk
+from remote.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
+from remote.ids import FileId, VersionId
+from remote.upload import Sender, Upload
+from remote.wire import Content
+
+EARLY_STEP = 16 << 20  # how much a growing file must have gained before more of it is sent
+CHUNKS_IN_FLIGHT = 8
+
+ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
+KeepBlocks = Callable[[bytes, memoryview], Awaitable[None]]
+
+
+@dataclass
+class Progress:
+    """One upload, for `status`: bytes of the file dealt with, of how many; why it waits."""
+
+    path: str
+    bytes_done: int
+    bytes_total: int
+    error: str | None = None
+
+
+@dataclass
+class Early:
+    """The part [0, upto) of a growing file that was cut and sent already; `dirty` are the ranges
+    written again since."""
+
+    upload: Upload
+    average: int
+    upto: int = 0
+    pieces: list[Piece] = field(default_factory=list)
+    dirty: IntervalSet = field(default_factory=IntervalSet)
+    running: bool = False
+
+
+class Uploader:
+    """`manifest_of` gives a version's manifest; `keep_blocks(chunk id, plain)` puts bytes that were
+    just sent into the block cache."""
+
+    def __init__(
+        self,
+        db: Database,
+        tree: Tree,
+        journal: Journal,
+        contents: Contents,
+        sender: Sender,
+        manifest_of: ManifestOf,
+        keep_blocks: KeepBlocks,
+    ) -> None:
+        self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
+        self._sender, self._manifest_of, self._keep_blocks = sender, manifest_of, keep_blocks
+        self._in_flight = trio.CapacityLimiter(CHUNKS_IN_FLIGHT)
+        self._early: dict[int, Early] = {}
+        self.ready: dict[str, Content] = {}  # by operation key
+        self.progress: dict[str, Progress] = {}
+        self.sent_bytes = 0
+
+    # Snapshots.
+
+    async def prepare(self, op: Op) -> None:
+        """Bring the operation's bytes to the server; afterwards `ready` has its content. Raises
+        NearlineError; calling again goes on where it stopped."""
+        node = self._tree.node(op.ino)
+        await self._freeze(op, node)
+        assert op.version is not None
+        layer = self._contents.frozen(op.ino)
+        if layer is None or layer.version != op.version:
+            manifest = (
+                EMPTY
+                if node.version is None
+                else await self._manifest_of(node.base_file or node.file, node.version)
+            )
+        else:
+            manifest = await self._send(op, node, layer)
+        if self._journal.get(op.key) is op:
+            base = op.body.base or node.version
+            self.ready[op.key] = Content(version=op.version, base=base, manifest=manifest)
+        self.progress.pop(op.key, None)
+
+    async def _freeze(self, op: Op, node: Node) -> None:
+        while op.version is None:
+            early = self._early.get(op.ino)
+            goes_on = early is not None and early.upload.file == op.file
+            version = early.upload.version if early and goes_on else new_id()
+            with self._db.transaction():
+                stack = self._contents.stack(op.ino)
+                if not stack or self._contents.freeze(op.ino, version) is not None:
+                    self._journal.rewrite(op, version=version)
+                    return
+            await self._contents.wait_idle()
+
+    async def _send(self, op: Op, node: Node, layer: Layer) -> Manifest:
+        """Cut the snapshot, sending each chunk that is new; the manifest of all of it."""
+        early = self._early.get(op.ino)
+        if node.version is not None:
+            base = await self._manifest_of(node.base_file or node.file, node.version)
+            average, old, dirty = base.average, base.pieces, changed_ranges(layer)
+        elif early is not None:
+            average, old = early.average, early.pieces
+            dirty = [*early.dirty, (early.upto, layer.size)]
+        else:
+            average = self._contents.average(layer, average_for(layer.size, None))
+            old, dirty = [], [(0, layer.size)]
+        assert op.version is not None
+        upload = Upload(
+            op.version, op.file, self._known_parent(op.ino), op.body.base or node.version
+        )
+        self.progress[op.key] = Progress(self._tree.path(op.ino), 0, layer.size)
+        cutter = Cutter(average, layer.size, old, dirty, hole_ranges(layer))
+        pieces = await _Run(self, op, upload, layer).drive(cutter)
+        return Manifest(size=layer.size, average=average, pieces=pieces)
+
+    def _known_parent(self, ino: int) -> FileId:
+        """The nearest directory above that the server knows: it authorises the upload of a file
+        whose own creation is still in the journal."""
+        names = self._tree.names(ino)
+        parent = names[0][0] if names else ROOT
+        while parent != ROOT:
+            directory = self._tree.node(parent)
+            if not any(op.kind == "create" for op in self._journal.of_file(directory.file)):
+                break
+            parent = self._tree.parent(parent)
+        return self._tree.node(parent).file
+
+    async def store(self, upload: Upload, plain: memoryview) -> Encoded:
+        """Encode and send one chunk; what was sent is kept in the block cache."""
+        encoded = await trio.to_thread.run_sync(encode_chunk, plain)
+        self.sent_bytes += await self._sender.store(upload, encoded)
+        await self._keep_blocks(encoded.descriptor.id, plain)
+        return encoded
+
+    # Growing files.
+
+    def note_write(self, ino: int, start: int, stop: int) -> None:
+        """Bytes [start, stop) of the inode were overwritten or cut off."""
+        early = self._early.get(ino)
+        if early is not None and start < early.upto:
+            early.dirty.add(start, min(stop, MAX_FILE_SIZE))
+
+    def wants_early(self, ino: int) -> bool:
+        """Is there enough of a growing file that nobody has sent?"""
+        early = self._early.get(ino)
+        if early is not None and early.running:
+            return False
+        stack = self._contents.stack(ino)
+        if len(stack) != 1 or stack[0].frozen or stack[0].below:
+            return False
+        upto = early.upto if early else 0
+        return stack[0].extents.covers(upto, upto + EARLY_STEP)
+
+    async def send_early(self, op: Op) -> None:
+        """Cut and send what has become certain of a file that is still being written."""
+        early = self._early.get(op.ino)
+        if early is None:
+            upload = Upload(new_id(), op.file, self._known_parent(op.ino), None)
+            layer = self._contents.stack(op.ino)[0]
+            average = self._contents.average(layer, average_for(EARLY_STEP, None))
+            early = self._early[op.ino] = Early(upload, average)
+        early.running = True
+        try:
+            while self._still_growing(op, early):
+                await self._early_step(op, early)
+        finally:
+            early.running = False
+            if self._journal.get(op.key) is not op:
+                self._early.pop(op.ino, None)
+
+    def _still_growing(self, op: Op, early: Early) -> bool:
+        stack = self._contents.stack(op.ino)
+        return (
+            self._journal.get(op.key) is op
+            and op.version is None
+            and self._early.get(op.ino) is early
+            and len(stack) == 1
+            and stack[0].extents.covers(early.upto, early.upto + EARLY_STEP)
+        )
+
+    async def _early_step(self, op: Op, early: Early) -> None:
+        start, buffer = early.upto, memoryview(bytearray(EARLY_STEP))
+        layer = self._contents.stack(op.ino)[0]
+        early.upto = start + EARLY_STEP  # writes from here on into this range are noticed
+        done = start
+        try:
+            await self._contents.read_snapshot(op.ino, layer, start, buffer)
+            pieces = await self._send_pieces(early, buffer)
+            done += sum(piece.length for piece in pieces)
+            early.pieces += pieces
+        finally:
+            early.upto = done
+
+    async def _send_pieces(self, early: Early, buffer: memoryview) -> list[Piece]:
+        lengths = await trio.to_thread.run_sync(lambda: cut(buffer, early.average, final=False))
+        pieces: list[Piece] = [Piece(HOLE, length) for length in lengths]
+
+        async def send(index: int, view: memoryview) -> None:
+            async with self._in_flight:
+                encoded = await self.store(early.upload, view)
+            pieces[index] = Piece(encoded.descriptor.id, len(view))
+
+        async with trio.open_nursery() as nursery:
+            at = 0
+            for index, length in enumerate(lengths):
+                nursery.start_soon(send, index, buffer[at : at + length])
+                at += length
+        return pieces
+
+    def forget(self, op: Op) -> None:
+        """The operation is done or gone."""
+        if op.has_content:
+            self._early.pop(op.ino, None)
+        self.ready.pop(op.key, None)
+        self.progress.pop(op.key, None)
+
+
+class _Run:
+    """One pass of a cutter over a snapshot."""
+
+    def __init__(self, uploader: Uploader, op: Op, upload: Upload, layer: Layer) -> None:
+        self._uploader, self._op, self._upload, self._layer = uploader, op, upload, layer
+        self._pieces: list[Piece] = []
+
+    async def drive(self, cutter: Cutter) -> list[Piece]:
+        async with trio.open_nursery() as nursery:
+            for step in cutter:
+                match step:
+                    case NeedData(offset, length):
+                        buffer = memoryview(bytearray(length))
+                        contents = self._uploader._contents
+                        await contents.read_snapshot(self._op.ino, self._layer, offset, buffer)
+                        cutter.feed(buffer)
+                    case Keep(piece, _):
+                        self._add(piece, piece.length)
+                    case Hole(_, length):
+                        self._add(Piece(HOLE, length), length)
+                    case Fresh(_, length, data):
+                        limiter = self._uploader._in_flight
+                        turn = object()
+                        await limiter.acquire_on_behalf_of(turn)
+                        self._pieces.append(Piece(HOLE, length))
+                        nursery.start_soon(self._store, len(self._pieces) - 1, data, turn)
+        return self._pieces
+
+    def _add(self, piece: Piece, done: int) -> None:
+        self._pieces.append(piece)
+        self._uploader.progress[self._op.key].bytes_done += done
+
+    async def _store(self, index: int, data: memoryview, turn: object) -> None:
+        try:
+            encoded = await self._uploader.store(self._upload, data)
+        finally:
+            self._uploader._in_flight.release_on_behalf_of(turn)
+        self._pieces[index] = Piece(encoded.descriptor.id, len(data))
+        if self._op.key in self._uploader.progress:
+            self._uploader.progress[self._op.key].bytes_done += len(data)
