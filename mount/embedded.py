@@ -3,17 +3,23 @@
 `mount` must not depend on `server`: a laptop installs `nearline` without the extra
 `nearline[server]`, and the layers are checked (`lint-imports`). The commands that run a server on
 this machine (`serve`, `account`, `up`) therefore load it by name, when they are asked for, and say
-what to install when it is not there. Nothing else in `mount` may import this module.
+what to install when it is not there.
 """
 
 from __future__ import annotations
 
 import importlib
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 from mount.failures import Failure
+
+# How `nearline up` tells the server that it starts: where to say that it serves (a file descriptor)
+# and whose child it is (a process id).
+READY_FD = "NEARLINE_READY_FD"
+PARENT = "NEARLINE_PARENT"
 
 
 def _load(module: str) -> ModuleType:
@@ -58,6 +64,11 @@ def issue_token(data_dir: Path, account: str, device_name: str) -> str:
     token = _load("server.accounts").issue_token(data_dir, account, device_name)
     assert isinstance(token, str)
     return token
+
+
+def device_name() -> str:
+    """What this device is called in the account's list of devices."""
+    return socket.gethostname() or "device"
 
 
 class AccountExists(Failure):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -12,9 +11,6 @@ from mount import credentials
 from mount.cli import flags
 from mount.config import absolute, needs_insecure, normal_url, parse_options
 from mount.failures import Failure, UsageFailure
-
-READY_FD = "NEARLINE_READY_FD"
-PARENT = "NEARLINE_PARENT"
 
 
 def up(
@@ -45,8 +41,8 @@ def serve(
     """Run a server in the foreground until Ctrl-C or SIGTERM."""
     from mount import embedded, process
 
-    if PARENT in os.environ:
-        process.die_with_parent(int(os.environ[PARENT]))
+    if embedded.PARENT in os.environ:
+        process.die_with_parent(int(os.environ[embedded.PARENT]))
     check_listen(listen)
     settings = None if config is None else absolute(config)
     if settings is not None and not settings.is_file():
@@ -63,12 +59,12 @@ def check_listen(listen: str) -> None:
 
 def _serving(url: str) -> None:
     """Tell whoever waits: a person, systemd, or the `up` that started this server."""
-    from mount import process
+    from mount import embedded, process
 
     print(f"Nearline serves at {url}", flush=True)
     process.sd_notify("READY=1")
-    if READY_FD in os.environ:
-        descriptor = int(os.environ.pop(READY_FD))
+    if embedded.READY_FD in os.environ:
+        descriptor = int(os.environ.pop(embedded.READY_FD))
         os.write(descriptor, url.encode() + b"\n")
         os.close(descriptor)
 
@@ -112,13 +108,14 @@ def login(
 def _log_in(url: str, account: str, password: str, insecure: bool) -> str:
     import trio
 
+    from mount import embedded
     from remote import errors
     from remote.client import ApiClient
     from remote.wire import LoginReply, LoginRequest
 
     async def ask() -> LoginReply:
         async with ApiClient(url, None, insecure=insecure) as client:
-            return await client.login(LoginRequest(account, password, device_name()))
+            return await client.login(LoginRequest(account, password, embedded.device_name()))
 
     try:
         return trio.run(ask).token
@@ -132,8 +129,3 @@ def _log_in(url: str, account: str, password: str, insecure: bool) -> str:
         raise Failure(f"{error}; check the URL and that the server runs") from error
     except errors.ProtocolError as error:
         raise Failure(f"{error}; check that {url} is a Nearline server") from error
-
-
-def device_name() -> str:
-    """What this device is called in the account's list of devices."""
-    return socket.gethostname() or "device"

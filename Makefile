@@ -1,0 +1,51 @@
+# Nearline: `make up` to use it, `make setup` to work on it. Each target installs what it needs.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Where `make up` mounts, and options for pytest or the benchmark: make test ARGS="-k config"
+DIR ?=
+ARGS ?=
+
+.PHONY: help setup up test check bench install-helper install-units
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make up [DIR=~/Nearline]   server, account and mount, until Ctrl-C"
+	@echo "make setup                 everything needed to work on Nearline"
+	@echo "make test [ARGS=...]       the tests; those of real mounts need /dev/fuse"
+	@echo "make check                 lint, format, types, layers, the wheel"
+	@echo "make bench [ARGS=...]      the benchmark, with peers beside us"
+	@echo "make install-helper        mount -t nearline (as root)"
+	@echo "make install-units         systemd units for this user"
+
+# A working copy that was set up for development stays so; `make up` alone needs less.
+$(VENV)/.dev: pyproject.toml scripts/setup
+	@scripts/setup dev
+
+$(VENV)/.server: pyproject.toml scripts/setup
+	@scripts/setup $(if $(wildcard $(VENV)/.dev),dev,server)
+
+setup: $(VENV)/.dev
+
+up: $(VENV)/.server
+	@$(BIN)/nearline up $(DIR)
+
+test: $(VENV)/.dev
+	@$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/pytest tests/mount/test_wheel.py
+
+bench: $(VENV)/.dev
+	@$(BIN)/pip install --quiet --disable-pip-version-check --retries 10 -e '.[bench]'
+	@$(BIN)/python -m bench $(ARGS)
+
+install-helper: $(VENV)/.server
+	@scripts/install-helper
+
+install-units: $(VENV)/.server
+	@scripts/install-units

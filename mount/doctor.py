@@ -1,0 +1,180 @@
+"""What is wrong with this machine for Nearline, and what to do about it.
+
+Knows: each thing that a mount needs from its surroundings. Must not know: how a mount uses it.
+Each check answers `Finding`s and never raises for what it looks for; the network is asked once per
+login. `judge_clock` and `judge_space` are pure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from mount import credentials, mountinfo, preflight, registry
+from mount.config import is_loopback, needs_insecure
+from mount.credentials import Login
+from mount.failures import Failure
+from mount.progress import human_bytes, human_seconds
+
+Level = Literal["ok", "warn", "fail"]
+
+# Signed URLs live for minutes (wire.SIGNED_URL_SECONDS); half of one is where it begins to hurt.
+SKEW_WARN_SECONDS, SKEW_FAIL_SECONDS = 30.0, 150.0
+# Below this a journal cannot take in even one ordinary folder; below the second nothing works.
+SPACE_WARN_BYTES, SPACE_FAIL_BYTES = 2 << 30, 100 << 20
+ASK_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `advice` is what to do, for anything but `ok`."""
+
+    level: Level
+    what: str
+    advice: str = ""
+
+    def line(self) -> str:
+        return f"{self.level:<4}  {self.what}" + (f"; {self.advice}" if self.advice else "")
+
+
+def examine() -> Iterator[Finding]:
+    """Every check, in the order in which a mount needs them."""
+    yield from check_fuse()
+    yield check_allow_other()
+    yield from check_disks()
+    yield from check_servers(credentials.logins())
+    yield from check_mounts()
+
+
+def check_fuse() -> Iterator[Finding]:
+    """/dev/fuse and fusermount3."""
+    if sys.platform != "linux":
+        yield Finding("fail", "this system has no FUSE that Nearline can use", "mount on Linux")
+        return
+    try:
+        os.close(os.open(preflight.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        yield Finding("ok", f"{preflight.FUSE_DEVICE} opens")
+    except OSError as error:
+        what = f"{preflight.FUSE_DEVICE} does not open ({error.strerror})"
+        yield Finding("fail", what, "run `modprobe fuse` as root, or give the container the device")
+    program = shutil.which("fusermount3")
+    if program:
+        yield Finding("ok", f"fusermount3 is {program}")
+    else:
+        level: Level = "warn" if os.getuid() == 0 else "fail"
+        yield Finding(level, "fusermount3 is missing", "run `apt install fuse3` as root")
+
+
+def check_allow_other() -> Finding:
+    """Whether people who are not root may share their mounts with others (`-o allow_other`)."""
+    if preflight.user_allow_other():
+        return Finding("ok", f"{preflight.FUSE_CONF} has user_allow_other")
+    if os.getuid() == 0:
+        return Finding("ok", "root may use allow_other")
+    return Finding(
+        "warn",
+        "-o allow_other is not for you",
+        f"if others shall see your mount, add the line user_allow_other to {preflight.FUSE_CONF}",
+    )
+
+
+def check_disks() -> Iterator[Finding]:
+    """Room for state and cache, wherever this user's mounts have them."""
+    places = {"state": {platformdirs.user_state_path("nearline")}}
+    places["cache"] = {platformdirs.user_cache_path("nearline")}
+    for record in registry.all_records():
+        places["state"].add(Path(record.state_dir))
+        places["cache"].add(Path(record.cache_dir))
+    for kind, paths in places.items():
+        for path in sorted(paths):
+            yield judge_space(kind, path, shutil.disk_usage(_existing(path)).free)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest directory above (or at) `path` that is there: where it would be made."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def judge_space(kind: str, path: Path, free: int) -> Finding:
+    what = f"{human_bytes(free)} free for {kind} in {path}"
+    if free < SPACE_FAIL_BYTES:
+        return Finding("fail", what, f"make room, or give another --{kind} directory")
+    if free < SPACE_WARN_BYTES:
+        return Finding("warn", what, "make room before you copy much into the mount")
+    return Finding("ok", what)
+
+
+def check_servers(logins: list[Login]) -> Iterator[Finding]:
+    """Each server that this user is logged in to: there, same time, token valid."""
+    if not logins:
+        yield Finding("warn", "you are not logged in anywhere", "run `nearline login` or `up`")
+    for login in logins:
+        try:
+            token = credentials.load(login.url, login.account)
+        except Failure as failure:
+            yield Finding("fail", str(failure))
+            continue
+        yield from check_server(login, token)
+
+
+def check_server(login: Login, token: str) -> Iterator[Finding]:
+    """Ask the server who we are, and compare its clock with ours in the middle of the exchange."""
+    import trio
+
+    from remote import errors
+    from remote.client import ApiClient
+    from remote.wire import Me
+
+    async def ask() -> tuple[Me, float]:
+        async with ApiClient(login.url, token, insecure=True) as client:
+            with trio.fail_after(ASK_SECONDS):
+                before = time.time()
+                me = await client.me()
+                return me, (before + time.time()) / 2
+
+    try:
+        me, here = trio.run(ask)
+    except errors.Refused as refused:
+        again = f"run `nearline login {login.url} --account {login.account}`"
+        yield Finding("fail", f"{login.url} refuses the token of {login.account}: {refused}", again)
+    except (errors.NearlineError, trio.TooSlowError) as error:
+        reason = str(error) or f"no answer in {ASK_SECONDS:.0f} s"
+        what = f"{login.url} is not reachable: {reason}"
+        yield Finding("fail", what, "check the network and that the server runs")
+    else:
+        yield Finding("ok", f"{login.url} answers and knows {me.account}")
+        yield judge_clock(login.url, me.now_ns / 1e9 - here)
+    if needs_insecure(login.url):
+        yield Finding("warn", f"{login.url} is without TLS", "use an https URL")
+    elif is_loopback(login.url):
+        yield Finding("ok", f"{login.url} is on this machine")
+
+
+def judge_clock(url: str, ahead: float) -> Finding:
+    """Whether a server's clock that is `ahead` seconds of ours (or behind, negative) hurts."""
+    skew = abs(ahead)
+    if skew < SKEW_WARN_SECONDS:
+        return Finding("ok", f"the clock agrees with {url}")
+    what = f"the clock is {human_seconds(skew)} {'behind' if ahead > 0 else 'ahead of'} {url}"
+    level: Level = "fail" if skew >= SKEW_FAIL_SECONDS else "warn"
+    return Finding(level, what, "set both clocks, for example with `timedatectl set-ntp true`")
+
+
+def check_mounts() -> Iterator[Finding]:
+    """Mounts whose process is gone."""
+    for record in registry.all_records():
+        if record.alive:
+            yield Finding("ok", f"{record.mountpoint} is mounted (process {record.pid})")
+        elif mountinfo.mounted_at(Path(record.mountpoint)) is not None:
+            what = f"the process of the mount at {record.mountpoint} is gone"
+            yield Finding("fail", what, f"run `nearline umount {record.mountpoint}`")
