@@ -162,6 +162,10 @@ class BlockMap:
         chosen = eviction.choose(self._residents(), needed, self.pinned)
         for start in range(0, len(chosen), EVICT_BATCH):
             self._delete(chosen[start : start + EVICT_BATCH])
+        if chosen:
+            # LMDB reuses the pages a transaction freed only in the second one after it.
+            with self._env.begin(write=True) as txn:
+                self._record(txn, self.usage)
         return len(chosen)
 
     def _residents(self) -> Iterator[Resident]:

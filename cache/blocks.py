@@ -118,6 +118,7 @@ class BlockCache:
         self._queue: list[_Request] = []
         self._touched: dict[bytes, None] = {}
         self._hits = self._misses = self._dropped = self._evicted = 0
+        self._is_failing = False  # touched under `_writing` only, like `_dropped`
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path)
         try:
@@ -281,27 +282,30 @@ class BlockCache:
     def _store(self, blocks: Sequence[Block]) -> None:
         try:
             self._map.store(blocks)
+            self._is_failing = False
         except lmdb.MapFullError:
             self._evict(self._limit - int(self._limit * eviction.LOW_WATER), ())
             if not self._guarded(self._map.store, blocks):
                 self._dropped += len(blocks)
         except lmdb.Error as error:
             self._dropped += len(blocks)
-            _warn_not_written(error)
+            self._warn(error)
 
     def _guarded(self, job: Callable[..., object], *args: object) -> bool:
         """Whether `job` committed. A cache that cannot be written still reads."""
         try:
             job(*args)
         except lmdb.Error as error:
-            _warn_not_written(error)
+            self._warn(error)
             return False
         return True
 
-
-def _warn_not_written(error: lmdb.Error) -> None:
-    cause = "the disk is full" if is_disk_full(error) else str(error)
-    log.warning("blocks not cached", cause=cause)
+    def _warn(self, error: lmdb.Error) -> None:
+        """Say it once until a batch is stored again: a full disk stays full for a while."""
+        if not self._is_failing:
+            cause = "the disk is full" if is_disk_full(error) else str(error)
+            log.warning("blocks not cached", cause=cause, path=str(self._path))
+        self._is_failing = True
 
 
 # --- trust: what is on disk beside the map --------------------------------------------------------
