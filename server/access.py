@@ -1,0 +1,72 @@
+"""Who may do what: the one place that decides.
+
+Knows: owners and grants, and how grants reach down the tree. Must not know: endpoints, operations.
+
+A role on a file is: owner of its drive; else the strongest grant on the file or on any directory
+above it, over every link of a file that has several. What has no role is answered `not_found`, so
+that nobody learns that it exists; a role that is too weak is answered `forbidden`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, bindparam, select
+
+from remote.errors import Forbidden, NotFound, Refused
+from remote.wire import Role
+from server.accounts import Caller
+from server.schema import drives, entries, files, grants
+
+_RANK: Final[dict[Role, int]] = {"viewer": 1, "editor": 2, "owner": 3}
+
+_FILE = (
+    select(files, drives.c.owner, drives.c.root)
+    .join(drives, files.c.drive == drives.c.id)
+    .where(files.c.id == bindparam("id"))
+)
+
+_above = select(bindparam("id", type_=files.c.id.type).label("id")).cte("above", recursive=True)
+_above = _above.union(select(entries.c.parent).where(entries.c.file == _above.c.id))
+_ANCESTORS = select(_above.c.id)
+_GRANTED = select(grants.c.role).where(
+    grants.c.account == bindparam("account"), grants.c.file.in_(_ANCESTORS)
+)
+
+
+def find(conn: Connection, file: str) -> Row[Any] | None:
+    """The row of `file` with its drive's `owner` and `root`; no access is checked."""
+    return conn.execute(_FILE, {"id": file}).first()
+
+
+def ancestors(conn: Connection, file: str) -> set[str]:
+    """`file` and every directory above it, over all links."""
+    return set(conn.execute(_ANCESTORS, {"id": file}).scalars())
+
+
+def role_of(conn: Connection, account: str, file: Row[Any] | str) -> Role | None:
+    """The role of `account` on `file` (an id, or a row from `find`); None: none."""
+    row = find(conn, file) if isinstance(file, str) else file
+    if row is None:
+        return None
+    if row.owner == account:
+        return "owner"
+    granted = conn.execute(_GRANTED, {"id": row.id, "account": account}).scalars()
+    return max(granted, key=_RANK.__getitem__, default=None)
+
+
+def require(conn: Connection, caller: Caller, file: str, need: Role) -> Row[Any]:
+    """The row of `file` if `caller` has at least role `need` on it.
+
+    Raises `Refused` with NotFound (no role, or no such file) or Forbidden (a weaker role, or a
+    token that may only read).
+    """
+    row = find(conn, file)
+    role = None if row is None else role_of(conn, caller.account, row)
+    if row is None or role is None:
+        raise Refused(NotFound(message=f"there is no file {file}"))
+    if _RANK[role] < _RANK[need]:
+        raise Refused(Forbidden(message=f"a {role} may not change this; ask its owner"))
+    if need != "viewer" and caller.scope != "full":
+        raise Refused(Forbidden(message="this token may only read"))
+    return row

@@ -1,0 +1,57 @@
+"""Mutations, and the change feed by pull and long poll."""
+
+from __future__ import annotations
+
+import asyncio
+
+from litestar import get, post
+from sqlalchemy import Connection
+
+from remote.wire import ApplyReply, ApplyRequest, ChangesPage
+from server import feed
+from server.accounts import Caller
+from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.service import Service
+
+
+@post("/v1/changes/apply")
+async def apply(request: AnyRequest) -> Reply:
+    wanted = await body(request, ApplyRequest)
+    results = await service_of(request).apply(token_in(request), wanted.ops)
+    return reply(request, ApplyReply(results))
+
+
+@get("/v1/changes")
+async def changes(request: AnyRequest, cursor: str | None = None) -> Reply:
+    page, _ = await _pull(service_of(request), token_in(request), cursor)
+    return reply(request, page)
+
+
+@get("/v1/changes/wait")
+async def wait(request: AnyRequest, cursor: str | None = None, timeout: float = 30.0) -> Reply:
+    """Like `changes`, but an empty page is only sent after `timeout` seconds without news.
+
+    It listens before it reads, so nothing can be committed unseen in between.
+    """
+    service, token = service_of(request), token_in(request)
+    page, drive = await _pull(service, token, cursor)
+    seconds = max(0.0, min(timeout, service.settings.tunables.wait_seconds))
+    if page.changes or page.reset or not seconds:
+        return reply(request, page)
+    with service.fanout.subscribe(feed.drive_topic(drive)) as news:
+        page, _ = await _pull(service, token, cursor)
+        if not page.changes and not page.reset:
+            try:
+                async with asyncio.timeout(seconds):
+                    await news.next()
+            except (TimeoutError, feed.Closed):
+                return reply(request, page)
+            page, _ = await _pull(service, token, cursor)
+    return reply(request, page)
+
+
+async def _pull(service: Service, token: str | None, cursor: str | None) -> tuple[ChangesPage, str]:
+    def work(conn: Connection, caller: Caller) -> tuple[ChangesPage, str]:
+        return feed.pull(conn, service.cursors, caller.drive, cursor), caller.drive
+
+    return await service.read(token, work)

@@ -1,0 +1,147 @@
+"""One request and its answer: bodies in and out, errors as Problems, in JSON or MessagePack.
+
+Knows: content types, statuses of refusals. Must not know: what any endpoint does.
+
+The answer comes in what `Accept` prefers of the two, else in the request's own content type, else
+in JSON. Every refusal is a `Problem` with the status of `errors.RULES`; what is not foreseen is
+logged with its traceback and answered 500 with a Problem that tells nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+from sqlalchemy.exc import OperationalError
+
+from remote.errors import (
+    RULES,
+    BadRequest,
+    NotFound,
+    Problem,
+    Refused,
+    TooLarge,
+    Unavailable,
+)
+from server.service import Service, check_present, token_of
+
+log = structlog.get_logger("nearline.api")
+
+MSGPACK = "application/msgpack"
+JSON = "application/json"
+_MSGPACK_NAMES = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")
+_INLINE_BYTES = 64 * 1024
+
+T = TypeVar("T")
+AnyRequest = Request[Any, Any, Any]
+Reply = Response[bytes]
+
+_to_json = msgspec.json.Encoder().encode
+_to_msgpack = msgspec.msgpack.Encoder().encode
+
+
+def service_of(request: Any) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def token_in(request: Any) -> str | None:
+    """The bearer token of the Authorization header, the only place it may be in."""
+    return token_of(request.headers.get("authorization"))
+
+
+async def body(request: AnyRequest, kind: type[T], *, public: bool = False) -> T:
+    """The request's body as a `kind`. Raises `Refused(BadRequest)`, or Unauthorized without a
+    token (before the body is read) unless the endpoint is `public`."""
+    if not public:
+        check_present(token_in(request))
+    raw = await request.body()
+    if len(raw) <= _INLINE_BYTES:
+        return cast("T", _decode(raw, _content_type(request), kind))
+    loop = asyncio.get_running_loop()
+    pool = service_of(request).reads
+    message = await loop.run_in_executor(pool, _decode, raw, _content_type(request), kind)
+    return cast("T", message)
+
+
+def reply(request: Any, message: object, status: int = 200) -> Reply:
+    if _wants_msgpack(request):
+        return Response(_to_msgpack(message), media_type=MSGPACK, status_code=status)
+    return Response(_to_json(message), media_type=JSON, status_code=status)
+
+
+def _decode(raw: bytes, content_type: str, kind: Any) -> Any:
+    if content_type not in (JSON, *_MSGPACK_NAMES):
+        raise Refused(BadRequest(message=f"send {JSON} or {MSGPACK}, not {content_type!r}"))
+    try:
+        return _decoder(kind, content_type != JSON).decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(BadRequest(message=str(error) or type(error).__name__)) from error
+
+
+@lru_cache(maxsize=64)
+def _decoder(kind: Any, msgpack: bool) -> Any:
+    return msgspec.msgpack.Decoder(kind) if msgpack else msgspec.json.Decoder(kind)
+
+
+def _content_type(request: Any) -> str:
+    value: str = request.headers.get("content-type", "")
+    return value.partition(";")[0].strip().lower()
+
+
+def _wants_msgpack(request: Any) -> bool:
+    accept: str = request.headers.get("accept", "").lower()
+    if any(name in accept for name in _MSGPACK_NAMES):
+        return True
+    return JSON not in accept and _content_type(request) in _MSGPACK_NAMES
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def on_refused(request: AnyRequest, error: Exception) -> Reply:
+    assert isinstance(error, Refused)
+    return reply(request, error.problem, RULES[type(error.problem)].status)
+
+
+def on_http(request: AnyRequest, error: Exception) -> Reply:
+    """What the framework refuses: no such route, wrong method, body too large."""
+    assert isinstance(error, HTTPException)
+    return reply(request, _problem_for(error.status_code, error.detail), error.status_code)
+
+
+def on_busy(request: AnyRequest, error: Exception) -> Reply:
+    """The database could not be had (locked by a backup, disk full): the request may be sent
+    again."""
+    log.error("database_unavailable", error=str(getattr(error, "orig", error)))
+    return reply(request, Unavailable(message="the server's database is busy; try later"), 503)
+
+
+def on_unforeseen(request: AnyRequest, error: Exception) -> Reply:
+    log.error("request_failed", path=request.scope["path"], exc_info=error)
+    problem = Unavailable(message="the server failed; its log says why")
+    return reply(request, problem, 500)
+
+
+def _problem_for(status: int, detail: str) -> Problem:
+    if status == 404:
+        return NotFound(message="there is no such endpoint")
+    if status == 413:
+        return TooLarge(message="the request's body is too large")
+    if status >= 500:
+        return Unavailable(message="the server failed; its log says why")
+    return BadRequest(message=detail)
+
+
+HANDLERS: dict[int | type[Exception], Any] = {
+    Refused: on_refused,
+    HTTPException: on_http,
+    OperationalError: on_busy,
+    Exception: on_unforeseen,
+}

@@ -1,0 +1,120 @@
+"""Reading the tree and finding content."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from litestar import get, post
+from sqlalchemy import Connection
+
+from remote.errors import NotFound, Refused
+from remote.wire import Located, LocateReply, LocateRequest
+from server import access, feed, listing, versions
+from server.accounts import Caller
+from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.blobs import BlobKey
+from server.service import Service
+
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def check_id(id: str) -> str:
+    """An id in a path that cannot exist is answered as one that does not."""
+    if not _ID.fullmatch(id):
+        raise Refused(NotFound(message=f"{id[:64]!r} is no id: 32 hex digits"))
+    return id
+
+
+@get("/v1/files/{file_id:str}")
+async def file(
+    request: AnyRequest, file_id: str, version: str | None = None, manifest: bool = False
+) -> Reply:
+    check_id(file_id)
+
+    def work(conn: Connection, caller: Caller) -> object:
+        return listing.file(conn, caller, file_id, version, manifest)
+
+    return reply(request, await service_of(request).read(token_in(request), work))
+
+
+@get("/v1/files/{file_id:str}/children")
+async def children(
+    request: AnyRequest,
+    file_id: str,
+    cursor: str | None = None,
+    limit: int = listing.MAX_CHILDREN,
+) -> Reply:
+    check_id(file_id)
+
+    def work(conn: Connection, caller: Caller) -> object:
+        return listing.children(conn, caller, file_id, cursor, limit)
+
+    return reply(request, await service_of(request).read(token_in(request), work))
+
+
+@get("/v1/files/{file_id:str}/versions")
+async def file_versions(
+    request: AnyRequest,
+    file_id: str,
+    cursor: str | None = None,
+    limit: int = listing.MAX_VERSIONS,
+) -> Reply:
+    check_id(file_id)
+
+    def work(conn: Connection, caller: Caller) -> object:
+        return listing.history(conn, caller, file_id, cursor, limit)
+
+    return reply(request, await service_of(request).read(token_in(request), work))
+
+
+@get("/v1/files/{file_id:str}/changes")
+async def file_changes(request: AnyRequest, file_id: str, cursor: str | None = None) -> Reply:
+    check_id(file_id)
+    service = service_of(request)
+
+    def work(conn: Connection, caller: Caller) -> object:
+        row = access.require(conn, caller, file_id, "viewer")
+        return feed.history(conn, service.cursors, row.drive, file_id, cursor)
+
+    return reply(request, await service.read(token_in(request), work))
+
+
+@get("/v1/files/by-fingerprint/{fingerprint:str}")
+async def by_fingerprint(request: AnyRequest, fingerprint: str) -> Reply:
+    def work(conn: Connection, caller: Caller) -> object:
+        return listing.by_fingerprint(conn, caller, fingerprint)
+
+    return reply(request, await service_of(request).read(token_in(request), work))
+
+
+@post("/v1/chunks/locate")
+async def locate(request: AnyRequest) -> Reply:
+    service = service_of(request)
+    wanted = await body(request, LocateRequest)
+
+    def work(conn: Connection, caller: Caller) -> LocateReply:
+        return _locate(service, conn, caller, wanted)
+
+    return reply(request, await service.read(token_in(request), work))
+
+
+def _locate(
+    service: Service, conn: Connection, caller: Caller, wanted: LocateRequest
+) -> LocateReply:
+    """Authorised by the role on the file and by the version that refers to the chunk; knowing a
+    chunk's id is worth nothing."""
+    row = access.require(conn, caller, wanted.file, "viewer")
+    version = versions.read(conn, wanted.file, wanted.version)
+    manifest = None
+    if wanted.manifest or wanted.span is not None:
+        manifest = versions.manifest_of(version)
+    ids = dict.fromkeys(wanted.chunks)
+    if manifest is not None and wanted.span is not None:
+        ids |= dict.fromkeys(versions.under(manifest, wanted.span)[: listing.MAX_CHILDREN])
+    now_ns = time.time_ns()
+    found = []
+    for descriptor in versions.descriptors(conn, wanted.version, list(ids)):
+        url, expires_ns = service.signer.get(BlobKey(row.drive, descriptor.id), now_ns)
+        found.append(Located(descriptor=descriptor, url=url, expires_ns=expires_ns))
+    return LocateReply(chunks=found, manifest=manifest if wanted.manifest else None)

@@ -1,0 +1,127 @@
+"""The OpenAPI document, made from the wire's own types.
+
+Knows: which message goes in and out of each endpoint (`ENDPOINTS`; a test compares it with the
+routes that exist). Must not know: what the endpoints do.
+
+msgspec describes the types, so the document and the decoder cannot disagree. Bytes are base64 in
+JSON, as `contentEncoding` says.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import msgspec
+
+from remote import wire
+from remote.errors import AnyProblem
+
+_REF = "#/components/schemas/{name}"
+
+
+class Endpoint(NamedTuple):
+    method: str
+    path: str
+    summary: str
+    request: Any = None
+    reply: Any = None
+    query: Mapping[str, Any] = MappingProxyType({})
+    public: bool = False
+
+
+_PAGE = {"cursor": {"type": "string"}, "limit": {"type": "integer", "minimum": 1}}
+_CURSOR = {"cursor": {"type": "string"}}
+_WAIT = _CURSOR | {"timeout": {"type": "number", "minimum": 0, "maximum": 60}}
+_VERSION = {"version": {"type": "string"}, "manifest": {"type": "boolean"}}
+
+ENDPOINTS = (
+    Endpoint("post", "/v1/login", "Log in", wire.LoginRequest, wire.LoginReply, public=True),
+    Endpoint("get", "/v1/me", "Who the token is", None, wire.Me),
+    Endpoint("post", "/v1/files", "Start uploads", wire.StartUploads, wire.StartUploadsReply),
+    Endpoint("get", "/v1/files/{file_id}", "A file", None, wire.FileReply, _VERSION),
+    Endpoint("get", "/v1/files/{file_id}/children", "A directory", None, wire.ChildrenPage, _PAGE),
+    Endpoint("get", "/v1/files/{file_id}/versions", "History", None, wire.VersionsPage, _PAGE),
+    Endpoint("get", "/v1/files/{file_id}/changes", "Its changes", None, wire.ChangesPage, _CURSOR),
+    Endpoint(
+        "get",
+        "/v1/files/by-fingerprint/{fingerprint}",
+        "A file of this content in one's own drive",
+        None,
+        wire.FingerprintReply,
+    ),
+    Endpoint("get", "/v1/uploads/{version}", "What is there", None, wire.UploadState),
+    Endpoint(
+        "post", "/v1/uploads/{version}/urls", "Presigned PUTs", wire.UrlsRequest, wire.UploadState
+    ),
+    Endpoint(
+        "post",
+        "/v1/uploads/{version}/complete",
+        "Commit an upload",
+        wire.CompleteUpload,
+        wire.Applied,
+    ),
+    Endpoint("delete", "/v1/uploads/{version}", "Abandon an upload"),
+    Endpoint("post", "/v1/chunks/locate", "Signed GETs", wire.LocateRequest, wire.LocateReply),
+    Endpoint("post", "/v1/changes/apply", "Apply changes", wire.ApplyRequest, wire.ApplyReply),
+    Endpoint("get", "/v1/changes", "Pull changes", None, wire.ChangesPage, _CURSOR),
+    Endpoint("get", "/v1/changes/wait", "Wait for changes", None, wire.ChangesPage, _WAIT),
+)
+
+
+@functools.cache
+def document() -> bytes:
+    """The document as JSON."""
+    used = [kind for each in ENDPOINTS for kind in (each.request, each.reply) if kind is not None]
+    schemas, components = msgspec.json.schema_components(
+        [AnyProblem, wire.Hint, *used], ref_template=_REF
+    )
+    problem, by_type = schemas[0], dict(zip(used, schemas[2:], strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for each in ENDPOINTS:
+        paths.setdefault(each.path, {})[each.method] = _operation(each, by_type, problem)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Nearline", "version": "1"},
+            "paths": paths,
+            "components": {
+                "schemas": components,
+                "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            },
+        }
+    )
+
+
+def _operation(each: Endpoint, by_type: dict[Any, Any], problem: Any) -> dict[str, Any]:
+    done: dict[str, Any] = {"204": {"description": "Done"}}
+    if each.reply is not None:
+        done = {"200": {"description": "Done", "content": _content(by_type[each.reply])}}
+    operation: dict[str, Any] = {
+        "operationId": f"{each.method}{re.sub('[^a-z]+', '_', each.path)}",
+        "summary": each.summary,
+        "parameters": [*_path_parameters(each.path), *_query_parameters(each.query)],
+        "responses": done | {"default": {"description": "Refused", "content": _content(problem)}},
+        "security": [] if each.public else [{"token": []}],
+    }
+    if each.request is not None:
+        operation["requestBody"] = {"required": True, "content": _content(by_type[each.request])}
+    return operation
+
+
+def _content(schema: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}, "application/msgpack": {"schema": schema}}
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+
+
+def _query_parameters(query: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]

@@ -1,0 +1,79 @@
+"""Logging in, and who one is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from litestar import get, post
+from sqlalchemy import Connection, select
+
+from remote.errors import RateLimited, Refused, Unauthorized
+from remote.wire import LoginReply, LoginRequest, Me
+from server import accounts, feed
+from server.accounts import Caller
+from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.schema import accounts as accounts_table
+from server.schema import drives
+from server.service import Service
+
+
+@post("/v1/login")
+async def login(request: AnyRequest) -> Reply:
+    service = service_of(request)
+    wanted = await body(request, LoginRequest, public=True)
+    address = request.client.host if request.client is not None else ""
+    bucket = (address, wanted.account.casefold())
+    wait = service.login_tries.take(bucket, time.monotonic())
+    if wait:
+        message = f"too many logins; try again in {wait:.0f} s"
+        raise Refused(RateLimited(message=message, retry_after_seconds=round(wait, 3)))
+    answer = await _log_in(service, wanted)
+    service.login_tries.give_back(bucket, time.monotonic())
+    return reply(request, answer)
+
+
+async def _log_in(service: Service, wanted: LoginRequest) -> LoginReply:
+    loop = asyncio.get_running_loop()
+
+    def find() -> tuple[str, str, str] | None:
+        with service.db.read() as conn:
+            return accounts.find_account(conn, wanted.account)
+
+    def add(account: str) -> tuple[str, str]:
+        with service.db.write() as conn:
+            return accounts.new_device(conn, account, wanted.device, time.time_ns())
+
+    found = await loop.run_in_executor(service.reads, find)
+    hashed = found[2] if found is not None else None
+    check = accounts.password_matches
+    right = await loop.run_in_executor(service.passwords, check, hashed, wanted.password)
+    if found is None or not right:
+        raise Refused(Unauthorized(message="wrong account name or password"))
+    token, device = await loop.run_in_executor(service.writes, add, found[0])
+    return LoginReply(token=token, account=found[1], device_id=device)
+
+
+@get("/v1/me")
+async def me(request: AnyRequest) -> Reply:
+    service = service_of(request)
+
+    def work(conn: Connection, caller: Caller) -> Me:
+        head = feed.head(conn, caller.drive)
+        quota = select(accounts_table.c.quota_bytes).where(accounts_table.c.id == caller.account)
+        row = conn.execute(
+            select(drives.c.root, drives.c.used_bytes).where(drives.c.id == caller.drive)
+        ).one()
+        return Me(
+            account=caller.account_name,
+            device_id=caller.device,
+            drive=caller.drive,
+            root=row.root,
+            cursor=service.cursors.write(head),
+            seq=head.seq,
+            used_bytes=row.used_bytes,
+            quota_bytes=conn.execute(quota).scalar(),
+            now_ns=time.time_ns(),
+        )
+
+    return reply(request, await service.read(token_in(request), work))

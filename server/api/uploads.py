@@ -1,0 +1,97 @@
+"""Upload sessions over HTTP."""
+
+from __future__ import annotations
+
+import time
+
+from litestar import delete, get, post
+from sqlalchemy import Connection
+
+from remote.errors import BadRequest, Refused
+from remote.wire import (
+    Applied,
+    CompleteUpload,
+    Keyed,
+    StartUpload,
+    StartUploads,
+    StartUploadsReply,
+    UploadState,
+    UrlsRequest,
+)
+from server import uploads
+from server.accounts import Caller
+from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.api.files import check_id
+from server.service import Service
+
+
+@post("/v1/files")
+async def start(request: AnyRequest) -> Reply:
+    service = service_of(request)
+    wanted = await body(request, StartUploads)
+
+    def work(conn: Connection, caller: Caller) -> StartUploadsReply:
+        return StartUploadsReply([_start(service, conn, caller, each) for each in wanted.uploads])
+
+    return reply(request, await service.write(token_in(request), work))
+
+
+def _start(service: Service, conn: Connection, caller: Caller, wanted: StartUpload) -> UploadState:
+    """One of a batch; a refusal undoes only what this one did."""
+    conn.exec_driver_sql("SAVEPOINT upload")
+    try:
+        now_ns = time.time_ns()
+        begun = uploads.start(conn, caller, wanted, service.upload_ns, now_ns, service.put_url)
+    except Refused as refused:
+        conn.exec_driver_sql("ROLLBACK TO SAVEPOINT upload")
+        conn.exec_driver_sql("RELEASE SAVEPOINT upload")
+        return refused.problem  # type: ignore[return-value]  # the reply's union, see StartUploadsReply
+    conn.exec_driver_sql("RELEASE SAVEPOINT upload")
+    return begun
+
+
+@get("/v1/uploads/{version:str}")
+async def state(request: AnyRequest, version: str) -> Reply:
+    check_id(version)
+
+    def work(conn: Connection, caller: Caller) -> UploadState:
+        return uploads.state(conn, caller, version, time.time_ns())
+
+    return reply(request, await service_of(request).read(token_in(request), work))
+
+
+@post("/v1/uploads/{version:str}/urls")
+async def urls(request: AnyRequest, version: str) -> Reply:
+    check_id(version)
+    service = service_of(request)
+    wanted = (await body(request, UrlsRequest)).descriptors
+
+    def work(conn: Connection, caller: Caller) -> UploadState:
+        lease_ns, now_ns, sign = service.upload_ns, time.time_ns(), service.put_url
+        return uploads.extend(conn, caller, version, wanted, lease_ns, now_ns, sign)
+
+    return reply(request, await service.write(token_in(request), work))
+
+
+@post("/v1/uploads/{version:str}/complete")
+async def complete(request: AnyRequest, version: str) -> Reply:
+    check_id(version)
+    wanted = await body(request, CompleteUpload)
+    content = wanted.op.content
+    if content is None or content.version != version:
+        raise Refused(BadRequest(message="the operation must carry the version of the upload"))
+    keyed = Keyed(key=wanted.key, op=wanted.op)
+    result = (await service_of(request).apply(token_in(request), [keyed]))[0]
+    if not isinstance(result, Applied):
+        raise Refused(result)
+    return reply(request, result)
+
+
+@delete("/v1/uploads/{version:str}")
+async def abandon(request: AnyRequest, version: str) -> None:
+    check_id(version)
+
+    def work(conn: Connection, caller: Caller) -> None:
+        uploads.abandon(conn, caller, version, time.time_ns())
+
+    await service_of(request).write(token_in(request), work)

@@ -1,0 +1,178 @@
+"""Where stored objects live.
+
+Knows: putting, reading and deleting whole objects by (drive, chunk). Must not know: what is in
+them, who may have them, the database.
+
+Contract of `BlobStore` (tests/contract runs one suite over every implementation):
+- An object appears whole or not at all, and is never changed once it is there; of two writers of
+  one object the first to commit wins and the other is told.
+- Once `commit` has returned, the object survives power loss.
+- Objects of different drives never meet, even with equal content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+_DRIVE = re.compile(r"[0-9a-f]{32}")
+_CHUNK = re.compile(r"[0-9a-f]{64}")
+
+
+class BlobKey(NamedTuple):
+    """The stored object of chunk `chunk` (32 bytes) in drive `drive`."""
+
+    drive: str
+    chunk: bytes
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a store knows about an object: its length and the SHA-256 of its bytes."""
+
+    length: int
+    sha256: bytes
+
+
+class BlobMissing(LookupError):
+    """There is no such object."""
+
+
+class BlobWriter(Protocol):
+    """An object on its way in. Leaving its context without `commit` leaves nothing behind."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    def commit(self) -> bool:
+        """Make the object appear, durably. False: somebody else's was there first."""
+
+    def __enter__(self) -> BlobWriter: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class BlobStore(Protocol):
+    """Blocking; call it off the event loop. Safe to use from several threads."""
+
+    def create(self, key: BlobKey) -> BlobWriter: ...
+
+    def has(self, key: BlobKey) -> bool: ...
+
+    def head(self, key: BlobKey) -> Head | None:
+        """May be as expensive as reading the object."""
+
+    def read(self, key: BlobKey, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`, fewer at the end. Raises `BlobMissing`."""
+
+    def delete(self, key: BlobKey) -> bool:
+        """Whether there was one."""
+
+    def keys(self) -> Iterator[BlobKey]: ...
+
+
+class LocalBlobStore:
+    """Objects as files: ROOT/DRIVE/AA/CHUNK, AA being the chunk's first two hex digits.
+
+    Objects in the making are in ROOT/incoming and get their name by link(2), which refuses to
+    replace; what a crash leaves there is removed by `sweep` at the next start.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._incoming = root / "incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def create(self, key: BlobKey) -> BlobWriter:
+        return _LocalWriter(self._incoming / secrets.token_hex(16), self.path(key), self._root)
+
+    def has(self, key: BlobKey) -> bool:
+        return self.path(key).exists()
+
+    def head(self, key: BlobKey) -> Head | None:
+        try:
+            with self.path(key).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+                return Head(file.tell(), digest)
+        except FileNotFoundError:
+            return None
+
+    def read(self, key: BlobKey, offset: int, length: int) -> bytes:
+        try:
+            with self.path(key).open("rb", buffering=0) as file:
+                return os.pread(file.fileno(), length, offset)
+        except FileNotFoundError:
+            raise BlobMissing(key.chunk.hex()) from None
+
+    def delete(self, key: BlobKey) -> bool:
+        try:
+            self.path(key).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def keys(self) -> Iterator[BlobKey]:
+        for path in self._root.glob("*/??/*"):
+            drive = path.parent.parent.name
+            if _DRIVE.fullmatch(drive) and _CHUNK.fullmatch(path.name):
+                yield BlobKey(drive, bytes.fromhex(path.name))
+
+    def path(self, key: BlobKey) -> Path:
+        """The file of an object, for the embedded edge."""
+        name = key.chunk.hex()
+        return self._root / key.drive / name[:2] / name
+
+    def sweep(self) -> None:
+        """Remove what never became an object. Only while nobody writes: at start."""
+        for path in self._incoming.iterdir():
+            path.unlink()
+
+
+class _LocalWriter:
+    def __init__(self, temporary: Path, final: Path, root: Path) -> None:
+        self._temporary, self._final, self._root = temporary, final, root
+        self._file = temporary.open("xb", buffering=0)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def commit(self) -> bool:
+        os.fsync(self._file.fileno())
+        self._make_directory()
+        try:
+            os.link(self._temporary, self._final)
+        except FileExistsError:
+            return False
+        _sync_directory(self._final.parent)
+        return True
+
+    def _make_directory(self) -> None:
+        if self._final.parent.is_dir():
+            return
+        self._final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _sync_directory(self._final.parent.parent)
+        _sync_directory(self._root)
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._temporary.unlink()
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,180 @@
+"""A batch of mutations as one transaction.
+
+Knows: idempotency, savepoints, sequence numbers, which topics learn of a change. Must not know:
+what an operation does (`tree`), how news travel (`feed`).
+
+The order inside the transaction: look the key up; check access and apply, in a savepoint; give the
+change the drive's next sequence number; at the end write the change rows and the answers, and bump
+the drive's head row last. On a database with concurrent writers the head row is locked when a batch
+first needs it, so sequence order is the order in which commits become visible.
+
+A refusal rolls its savepoint back. It is stored as the answer to its key only if it will not change
+(retry class NEVER): after `chunks_missing` the same key is sent again once the chunks are there.
+Until then, later operations of the batch on the files of such a refusal are put off too
+(`unavailable`, not stored): on a file that is yet to come they would be refused for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from sqlalchemy import Connection, insert, select, update
+
+from remote.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, Unavailable
+from remote.wire import Applied, Change, Keyed, Op
+from server import access, tree
+from server.accounts import Caller
+from server.feed import News, drive_topic, grant_topic
+from server.mutation import Mutation
+from server.records import pages
+from server.schema import changes, drives, files, grants, idempotency
+
+Result = Applied | AnyProblem
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_result = msgspec.msgpack.Decoder(Result).decode
+
+
+def apply(
+    conn: Connection, caller: Caller, ops: Sequence[Keyed], now_ns: int
+) -> tuple[list[Result], list[News]]:
+    """Apply `ops` in order, each on its own; `conn` is in a write transaction.
+
+    Returns the answers in order, and the news to publish once the transaction is committed.
+    """
+    batch = _Batch(conn, caller, now_ns)
+    batch.recall([keyed.key for keyed in ops])
+    results = [batch.answer(keyed) for keyed in ops]
+    return results, batch.finish()
+
+
+@dataclass
+class _Head:
+    """A drive's head row while a batch is applied."""
+
+    epoch: str
+    before: int
+    seq: int
+    shared: bool
+
+
+@dataclass
+class _Batch:
+    conn: Connection
+    caller: Caller
+    now_ns: int
+    known: dict[str, Result] = field(default_factory=dict)
+    heads: dict[str, _Head] = field(default_factory=dict)
+    answers: list[dict[str, object]] = field(default_factory=list)
+    rows: list[dict[str, object]] = field(default_factory=list)
+    topics: dict[str, list[Change]] = field(default_factory=dict)
+    put_off: set[str] = field(default_factory=set)
+
+    def recall(self, keys: Sequence[str]) -> None:
+        """Load the answers that were given before."""
+        query = select(idempotency.c.key, idempotency.c.result)
+        for page in pages(keys):
+            mine = (idempotency.c.device == self.caller.device) & idempotency.c.key.in_(page)
+            for row in self.conn.execute(query.where(mine)):
+                self.known[row.key] = _decode_result(row.result)
+
+    def answer(self, keyed: Keyed) -> Result:
+        if keyed.key in self.known:
+            return self.known[keyed.key]
+        result = self._attempt(keyed.op)
+        if isinstance(result, Applied) or RULES[type(result)].retry is Retry.NEVER:
+            self.known[keyed.key] = result
+            row = {"device": self.caller.device, "key": keyed.key, "at_ns": self.now_ns}
+            self.answers.append(row | {"result": _encode(result)})
+        else:
+            self.put_off.add(keyed.op.file)
+        return result
+
+    def _attempt(self, op: Op) -> Result:
+        if not self.put_off.isdisjoint(tree.named(op)):
+            return Unavailable(message="an earlier operation on this file must be repeated first")
+        self.conn.exec_driver_sql("SAVEPOINT operation")
+        try:
+            applied = self._perform(op)
+        except Refused as refused:
+            self.conn.exec_driver_sql("ROLLBACK TO SAVEPOINT operation")
+            self.conn.exec_driver_sql("RELEASE SAVEPOINT operation")
+            return _problem(refused.problem)
+        self.conn.exec_driver_sql("RELEASE SAVEPOINT operation")
+        return applied
+
+    def _perform(self, op: Op) -> Applied:
+        drive = self._drive_of(op)
+        head = self._head(drive)
+        tx = Mutation(self.conn, self.caller, self.now_ns, drive, head.seq + 1)
+        tree.perform(tx, op)
+        change = tx.change()
+        self._record(head, change)
+        return Applied(change=change, overtaken=tx.overtaken)
+
+    def _drive_of(self, op: Op) -> str:
+        row = access.find(self.conn, tree.anchor(op))
+        if row is None:
+            raise Refused(NotFound(message=f"there is no file {tree.anchor(op)}"))
+        return str(row.drive)
+
+    def _head(self, drive: str) -> _Head:
+        if drive not in self.heads:
+            query = select(drives.c.head_seq, drives.c.epoch).where(drives.c.id == drive)
+            row = self.conn.execute(query.with_for_update()).one()
+            shared = select(grants.c.file).join(files).where(files.c.drive == drive).limit(1)
+            is_shared = self.conn.execute(shared).first() is not None
+            self.heads[drive] = _Head(row.epoch, row.head_seq, row.head_seq, is_shared)
+        return self.heads[drive]
+
+    def _record(self, head: _Head, change: Change) -> None:
+        head.seq = change.seq
+        payload = _encode(change)
+        for topic in [drive_topic(change.drive), *self._grant_topics(head, change)]:
+            self.topics.setdefault(topic, []).append(change)
+            self.rows.append(
+                {
+                    "topic": topic,
+                    "seq": change.seq,
+                    "drive": change.drive,
+                    "at_ns": self.now_ns,
+                    "device": self.caller.device,
+                    "payload": payload,
+                }
+            )
+
+    def _grant_topics(self, head: _Head, change: Change) -> list[str]:
+        """Topics of the grant roots at or above anything the change touched. A file that moved out
+        is found through the directory it left."""
+        if not head.shared:
+            return []
+        touched = {record.id for record in change.files} | {e.parent for e in change.entries}
+        above = set[str]().union(*(access.ancestors(self.conn, file) for file in touched))
+        found: set[str] = set()
+        for page in pages(above):
+            query = select(grants.c.file).where(grants.c.file.in_(page)).distinct()
+            found.update(self.conn.execute(query).scalars())
+        return [grant_topic(file) for file in sorted(found)]
+
+    def finish(self) -> list[News]:
+        """Write what the batch collected; the head rows last."""
+        if self.rows:
+            self.conn.execute(insert(changes), self.rows)
+        if self.answers:
+            self.conn.execute(insert(idempotency), self.answers)
+        for drive, head in self.heads.items():
+            if head.seq > head.before:
+                moved = update(drives).where(drives.c.id == drive)
+                self.conn.execute(moved.values(head_seq=head.seq))
+        return [self._news(topic, made) for topic, made in self.topics.items()]
+
+    def _news(self, topic: str, made: list[Change]) -> News:
+        head = self.heads[made[0].drive]
+        return News(topic, head.epoch, made[0].drive, made[0].seq - 1, made[-1].seq, tuple(made))
+
+
+def _problem(problem: Problem) -> AnyProblem:
+    assert isinstance(problem, AnyProblem)
+    return problem

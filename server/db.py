@@ -1,0 +1,127 @@
+"""The database: one engine, two kinds of transaction, and bringing the schema up to date.
+
+Knows: how SQLite must be opened to be durable and consistent. Must not know: any table's meaning.
+Everything that only SQLite understands is in this module.
+
+Concurrency: `read` gives a consistent snapshot and may be used from any number of threads. `write`
+takes the process-wide lock, then the database's own write lock (BEGIN IMMEDIATE), so at most one
+write transaction runs at a time, and none fails half-way because somebody else wrote. Commands
+beside the running server (account add) are held off by the database's lock, for up to
+`BUSY_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+
+from server.schema import metadata
+
+HEAD = "0001"
+"""The newest migration. A test compares it with the migrations directory."""
+
+BUSY_SECONDS = 15
+
+
+class DataTooNew(RuntimeError):
+    """The data was written by a newer Nearline than this one."""
+
+
+class Database:
+    """Transactions on the metadata of one data directory."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._engine = _sqlite_engine(path)
+        self._writer = self._engine.execution_options(nearline_write=True)
+        self._write_lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one moment and changes nothing."""
+        with self._engine.connect() as conn:
+            yield conn
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that commits when the block ends and rolls back when it raises."""
+        with self._write_lock, self._writer.begin() as conn:
+            yield conn
+
+    def migrate(self) -> None:
+        """Bring the schema to `HEAD`. Raises `DataTooNew`.
+
+        Costs one query when there is nothing to do; alembic is only imported when there is.
+        """
+        revision = self._revision()
+        if revision == HEAD:
+            return
+        with self.write() as conn:
+            if revision is None and not inspect(conn).get_table_names():
+                _create(conn)
+            else:
+                _upgrade(conn)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _revision(self) -> str | None:
+        with self.read() as conn:
+            if not inspect(conn).has_table("alembic_version"):
+                return None
+            found = conn.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        if found is not None and found > HEAD:
+            raise DataTooNew(
+                f"the data is of schema {found}, this Nearline knows {HEAD}; update it"
+            )
+        return found
+
+
+def _create(conn: Connection) -> None:
+    """Make a new database at once; the migrations lead to the same tables (a test compares)."""
+    metadata.create_all(conn)
+    conn.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+    conn.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
+
+
+def _upgrade(conn: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = conn
+    command.upgrade(config, "head")
+
+
+def _sqlite_engine(path: Path) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}", pool_size=16, connect_args={"timeout": BUSY_SECONDS}
+    )
+    event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _configure(connection: Any, _record: Any) -> None:
+    """Transactions are begun by `_begin` alone: the driver's implicit BEGIN is deferred even for
+    writes, and then two writers can fail on each other (SQLITE_BUSY_SNAPSHOT)."""
+    connection.isolation_level = None
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "cache_size=-32768",
+        "temp_store=MEMORY",
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(conn: Connection) -> None:
+    write = conn.get_execution_options().get("nearline_write", False)
+    conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -1,0 +1,232 @@
+"""The embedded blob endpoint and edge: bytes of stored objects, past the API.
+
+    PUT /blobs/DRIVE/CHUNK?...    a presigned upload
+    GET /chunks/DRIVE/CHUNK?...   a signed download, whole or one Range
+
+Knows: signed URLs, HTTP's rules for ranges and conditions, streaming. Must not know: accounts,
+files, the database: a good signature is the whole authorisation, exactly as at a CDN.
+
+A plain ASGI application, written for throughput: no framework is on the way of bytes. The path and
+the signature are checked on the raw request target, before any decoding.
+
+Bodies move in pieces of `PIECE` bytes. Reading a piece that the page cache has costs less than the
+hop to a thread (measured: 0.2 ms), so GETs read inline, but never more than `PIECE` before the loop
+runs again. PUTs hash and write in a thread, as do fsync and link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from remote.signing import BadSignature
+from server.blobs import BlobKey, BlobWriter, Head, LocalBlobStore
+from server.metrics import Metrics
+from server.signer import UrlSigner
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+PIECE = 1024 * 1024
+_RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
+
+
+class _Answer(Exception):
+    """Ends a request with a status and a line of text."""
+
+    def __init__(self, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(text)
+        self.status, self.text, self.headers = status, text, headers
+
+
+class Arrived(Protocol):
+    def __call__(self, key: BlobKey, head: Head) -> None:
+        """Told once per object, when it is durable. Must not block."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """`threads` does what blocks."""
+
+    blobs: LocalBlobStore
+    signer: UrlSigner
+    arrived: Arrived
+    metrics: Metrics
+    threads: Executor
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        try:
+            if scope["method"] == "PUT" and scope["path"].startswith("/blobs/"):
+                await self._put(scope, receive, send)
+            elif scope["method"] in ("GET", "HEAD") and scope["path"].startswith("/chunks/"):
+                await self._get(scope, send)
+            else:
+                raise _Answer(405, "PUT to /blobs/, GET from /chunks/")
+        except BadSignature as error:
+            await _answer(send, _Answer(403, str(error)))
+        except _Answer as answer:
+            await _answer(send, answer)
+
+    # --- GET ---
+
+    async def _get(self, scope: MutableMapping[str, Any], send: Send) -> None:
+        key = self.signer.check_get(_target(scope), time.time_ns())
+        try:
+            fd = os.open(self.blobs.path(key), os.O_RDONLY)
+        except FileNotFoundError:
+            raise _Answer(404, "there is no such object") from None
+        try:
+            await self._send_file(scope, send, key, fd)
+        finally:
+            os.close(fd)
+
+    async def _send_file(
+        self, scope: MutableMapping[str, Any], send: Send, key: BlobKey, fd: int
+    ) -> None:
+        size = os.fstat(fd).st_size
+        asked = parse_range(_header(scope, b"range"), size)
+        start, end = asked or (0, size)
+        headers = [
+            (b"content-type", b"application/octet-stream"),
+            (b"content-length", str(end - start).encode()),
+            (b"accept-ranges", b"bytes"),
+            (b"etag", b'"%s"' % key.chunk.hex().encode()),
+            (b"cache-control", b"private, max-age=31536000, immutable"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        if asked is not None:
+            headers.append((b"content-range", b"bytes %d-%d/%d" % (start, end - 1, size)))
+        status = 206 if asked is not None else 200
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        while True:
+            body = os.pread(fd, min(PIECE, end - start), start)
+            start += len(body)
+            more = start < end and bool(body)
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+            self.metrics.served_bytes.inc(len(body))
+            if not more:
+                return
+
+    # --- PUT ---
+
+    async def _put(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        length, sha256 = _promised(scope)
+        key = self.signer.check_put(_target(scope), length, sha256, time.time_ns())
+        if _header(scope, b"if-none-match") != b"*":
+            raise _Answer(400, "If-None-Match: * is required")
+        loop = asyncio.get_running_loop()
+        if await loop.run_in_executor(self.threads, self.blobs.has, key):
+            raise _Answer(412, "the object is there already")
+        head = Head(length, sha256)
+        with await loop.run_in_executor(self.threads, self.blobs.create, key) as writer:
+            await self._take_in(receive, writer, head)
+            made = await loop.run_in_executor(self.threads, writer.commit)
+        if not made:
+            raise _Answer(412, "the object is there already")
+        self.metrics.stored_bytes.inc(length)
+        self.arrived(key, head)
+        await _answer(send, _Answer(200, "", (b"etag", b'"%s"' % key.chunk.hex().encode())))
+
+    async def _take_in(self, receive: Receive, writer: BlobWriter, head: Head) -> None:
+        """Stream the body into `writer`, and refuse it unless it is as `head` says."""
+        hasher = hashlib.sha256()
+        loop = asyncio.get_running_loop()
+        left, more = head.length, True
+        while more:
+            pieces: list[bytes] = []
+            gathered = 0
+            while more and gathered < PIECE:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise _Answer(400, "the body ended early")
+                pieces.append(message.get("body", b""))
+                gathered += len(pieces[-1])
+                more = message.get("more_body", False)
+            left -= gathered
+            if left < 0:
+                raise _Answer(400, "the body is longer than its Content-Length")
+            await loop.run_in_executor(self.threads, _absorb, pieces, hasher, writer)
+        if left:
+            raise _Answer(400, "the body is shorter than its Content-Length")
+        if hasher.digest() != head.sha256:
+            raise _Answer(400, "the body does not have the SHA-256 that was signed")
+
+
+def _absorb(pieces: list[bytes], hasher: Any, writer: BlobWriter) -> None:
+    body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    hasher.update(body)
+    writer.write(body)
+
+
+def parse_range(value: bytes | None, size: int) -> tuple[int, int] | None:
+    """The [start, end) that a Range header asks of an object of `size` bytes; None: all of it.
+
+    RFC 9110 section 14.2: a header that is not understood, or asks for several ranges, is ignored.
+    One that cannot be satisfied is answered 416.
+    """
+    match = _RANGE.fullmatch(value) if value is not None else None
+    if match is None:
+        return None
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        start, end = max(0, size - int(suffix)), size
+    else:
+        start, end = int(first), min(size, int(last) + 1) if last else size
+        if last and int(last) < start:
+            return None
+    if start >= end:
+        raise _Answer(416, "no such bytes", (b"content-range", b"bytes */%d" % size))
+    return start, end
+
+
+def _promised(scope: MutableMapping[str, Any]) -> tuple[int, bytes]:
+    """Length and SHA-256 that the request's headers announce."""
+    length, checksum = _header(scope, b"content-length"), _header(scope, b"x-amz-checksum-sha256")
+    if length is None or not length.isdigit() or len(length) > 18:
+        raise _Answer(411, "an exact Content-Length is required")
+    try:
+        sha256 = base64.b64decode(checksum or b"", validate=True)
+    except binascii.Error:
+        sha256 = b""
+    if len(sha256) != 32:
+        raise _Answer(400, "x-amz-checksum-sha256 must be the base64 of 32 bytes")
+    return int(length), sha256
+
+
+def _target(scope: MutableMapping[str, Any]) -> str:
+    """The request target as it was sent, without decoding."""
+    raw: bytes = scope["raw_path"]
+    query: bytes = scope["query_string"]
+    return (raw + b"?" + query).decode("latin-1")
+
+
+def _header(scope: MutableMapping[str, Any], name: bytes) -> bytes | None:
+    """The value of a header that must not be repeated."""
+    found: list[bytes] = [value for key, value in scope["headers"] if key == name]
+    if len(found) > 1:
+        raise _Answer(400, f"header {name.decode()} is repeated")
+    return found[0] if found else None
+
+
+async def _answer(send: Send, answer: _Answer) -> None:
+    body = answer.text.encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        *answer.headers,
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

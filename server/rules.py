@@ -1,0 +1,80 @@
+"""What may stand in a file's name and numbers: the checks that need no database.
+
+Knows: the limits of names, modes, ids, times, targets and attributes. Must not know: the tree.
+Every function raises `errors.Refused` and returns nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from remote.errors import BadName, BadRequest, NameTooLong, Refused, TooLarge
+from remote.wire import MAX_NAME_BYTES, MAX_XATTR_BYTES, Create
+
+RESERVED_AT_ROOT = "Shared"
+MAX_TARGET_BYTES = 4095
+MAX_XATTRS_TOTAL = 1024 * 1024
+MAX_LINKS = 65_000
+_INT64 = 1 << 63
+_DEVICE_KINDS = ("char", "block")
+
+
+def check_name(name: str, *, at_root: bool) -> None:
+    """1 to 255 bytes of UTF-8 without `/` and NUL, not `.` or `..`, not a reserved name."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise Refused(BadName(message=f"{name!r} cannot be a file's name"))
+    if _utf8_length(name) > MAX_NAME_BYTES:
+        raise Refused(NameTooLong(message=f"a name has at most {MAX_NAME_BYTES} bytes of UTF-8"))
+    if at_root and name == RESERVED_AT_ROOT:
+        raise Refused(BadName(message=f"{name!r} at the root is where shared files appear"))
+
+
+def check_numbers(
+    *, mode: int = 0, uid: int = 0, gid: int = 0, mtime_ns: int = 0, rdev: int = 0
+) -> None:
+    if not 0 <= mode <= 0o7777:
+        raise Refused(BadRequest(message="mode is permission bits only (07777)"))
+    if not (0 <= uid < 1 << 32 and 0 <= gid < 1 << 32):
+        raise Refused(BadRequest(message="uid and gid have 32 bits"))
+    if not (-_INT64 <= mtime_ns < _INT64 and 0 <= rdev < _INT64):
+        raise Refused(BadRequest(message="mtime_ns and rdev have 64 bits"))
+
+
+def check_create(op: Create) -> None:
+    """The fields of a create fit its kind."""
+    check_numbers(mode=op.mode, uid=op.uid, gid=op.gid, mtime_ns=op.mtime_ns, rdev=op.rdev)
+    if (op.kind == "file") != (op.content is not None):
+        raise Refused(BadRequest(message="a regular file, and nothing else, comes with content"))
+    if (op.kind == "symlink") != (op.target is not None):
+        raise Refused(BadRequest(message="a symlink, and nothing else, has a target"))
+    if op.target is not None:
+        check_target(op.target)
+    if op.rdev and op.kind not in _DEVICE_KINDS:
+        raise Refused(BadRequest(message="only device nodes have rdev"))
+    check_xattrs(op.xattrs)
+
+
+def check_target(target: str) -> None:
+    if not target or "\0" in target or _utf8_length(target) > MAX_TARGET_BYTES:
+        raise Refused(BadRequest(message=f"a target has 1 to {MAX_TARGET_BYTES} bytes, no NUL"))
+
+
+def check_xattrs(xattrs: Mapping[str, bytes]) -> None:
+    total = 0
+    for name, value in xattrs.items():
+        if not name or "\0" in name:
+            raise Refused(BadName(message=f"{name!r} cannot be an attribute's name"))
+        if _utf8_length(name) > MAX_NAME_BYTES:
+            raise Refused(NameTooLong(message="an attribute's name has at most 255 bytes"))
+        if len(value) > MAX_XATTR_BYTES:
+            raise Refused(TooLarge(message=f"an attribute has at most {MAX_XATTR_BYTES} bytes"))
+        total += len(value)
+    if total > MAX_XATTRS_TOTAL:
+        raise Refused(TooLarge(message=f"attributes of a file add up to {MAX_XATTRS_TOTAL} bytes"))
+
+
+def _utf8_length(text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise Refused(BadName(message="a name must be valid UTF-8")) from None

@@ -1,0 +1,275 @@
+"""The tables, with the meaning of every column.
+
+Knows: names, types, keys and indexes. Must not know: who reads or writes them, SQLite or
+PostgreSQL. The migrations must produce exactly this (a test compares them).
+
+Conventions: ids of accounts, devices, drives, files and versions are 32 hex digits; chunk ids and
+hashes are raw bytes; `*_ns` are nanoseconds since 1970 UTC; text compares by code point, as SQLite
+does by itself and PostgreSQL does with collation "C".
+
+Invariants:
+- A drive's rows in `changes` have consecutive `seq`, and `drives.head_seq` is the last of them.
+- `files.links` is the number of `entries` rows naming the file (1 for a drive's root, which has
+  none); 0 exactly when `trashed_ns` is set.
+- A `versions` row with status `uploaded` has all its chunks in `version_chunks`, and each of those
+  in `chunks` with state `uploaded`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+Id = String(32)
+Name = Text().with_variant(Text(collation="C"), "postgresql")
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Id, primary_key=True),
+    # As the person writes it, and how it appears under Shared/.
+    Column("name", Name, nullable=False),
+    # The name case-folded: two accounts never differ by case only.
+    Column("name_key", Name, nullable=False, unique=True),
+    # Argon2id in PHC string format.
+    Column("password", Text, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    # Upper limit of drives.used_bytes; null: none.
+    Column("quota_bytes", BigInteger),
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("account", Id, ForeignKey("accounts.id"), nullable=False, index=True),
+    # What the person called it at login; shown in histories.
+    Column("name", Text, nullable=False),
+    # SHA-256 of the 256-bit random token: a copy of the database logs nobody in.
+    Column("token_sha256", LargeBinary(32), nullable=False, unique=True),
+    # "full" or "read".
+    Column("scope", String(16), nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    # From then on the token is refused; null: never.
+    Column("expires_ns", BigInteger),
+    # When it was revoked; null: it was not.
+    Column("revoked_ns", BigInteger),
+)
+
+drives = Table(
+    "drives",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("owner", Id, ForeignKey("accounts.id"), nullable=False, unique=True),
+    # files.id of the directory everything hangs from. No foreign key: each row needs the other.
+    Column("root", Id, nullable=False),
+    # Sequence number of the drive's last change. Its row lock orders the drive's commits.
+    Column("head_seq", BigInteger, nullable=False),
+    # Random; made anew when the database is restored from a backup, so that old cursors are
+    # recognised.
+    Column("epoch", String(16), nullable=False),
+    # Sum of chunks.stored_length over the drive's chunks that are not pending.
+    Column("used_bytes", BigInteger, nullable=False),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("drive", Id, ForeignKey("drives.id"), nullable=False, index=True),
+    # wire.Kind.
+    Column("kind", String(16), nullable=False),
+    # Permission bits (07777) only.
+    Column("mode", Integer, nullable=False),
+    Column("uid", BigInteger, nullable=False),
+    Column("gid", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    # Server clock at the last change of anything about the file.
+    Column("ctime_ns", BigInteger, nullable=False),
+    # Bytes of the current version, or of the symlink's target.
+    Column("size", BigInteger, nullable=False),
+    Column("links", Integer, nullable=False),
+    # Current version of a regular file.
+    Column("version", Id),
+    # What a symlink points to.
+    Column("target", Text),
+    Column("rdev", BigInteger, nullable=False),
+    # drives.head_seq of the last change to this row.
+    Column("rev", BigInteger, nullable=False),
+    # When the last entry went; null while the file is in the tree.
+    Column("trashed_ns", BigInteger),
+    # Where that last entry was, for putting it back.
+    Column("trashed_parent", Id),
+    Column("trashed_name", Name),
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("parent", Id, ForeignKey("files.id"), nullable=False),
+    Column("name", Name, nullable=False),
+    Column("file", Id, ForeignKey("files.id"), nullable=False, index=True),
+    # drives.head_seq of the change that gave the name this meaning.
+    Column("rev", BigInteger, nullable=False),
+    PrimaryKeyConstraint("parent", "name"),
+    sqlite_with_rowid=False,
+)
+
+xattrs = Table(
+    "xattrs",
+    metadata,
+    Column("file", Id, ForeignKey("files.id"), nullable=False),
+    Column("name", Name, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("file", "name"),
+    sqlite_with_rowid=False,
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    # No foreign key: a file may be born by the commit of its first version. A version is in the
+    # history of more than one file after a Replace.
+    Column("file", Id, nullable=False),
+    # Chosen by the client.
+    Column("id", Id, nullable=False, index=True),
+    Column("drive", Id, ForeignKey("drives.id"), nullable=False),
+    # "uploading" or "uploaded".
+    Column("status", String(16), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    # MessagePack of content.Manifest; null while uploading.
+    Column("manifest", LargeBinary),
+    # content.fingerprint of the manifest; null while uploading.
+    Column("fingerprint", LargeBinary(32)),
+    Column("mtime_ns", BigInteger, nullable=False),
+    # Server clock at begin of the upload, then at commit.
+    Column("created_ns", BigInteger, nullable=False),
+    Column("device", Id, ForeignKey("devices.id"), nullable=False),
+    # The version the writer started from; null: none.
+    Column("base", Id),
+    PrimaryKeyConstraint("file", "id"),
+    Index("ix_versions_fingerprint", "drive", "fingerprint"),
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("drive", Id, ForeignKey("drives.id"), nullable=False),
+    Column("id", LargeBinary(32), nullable=False),
+    # "pending": somebody may be uploading it. "uploaded": the object is in the blob store.
+    # "doomed": garbage collection found no reference and will delete it unless revived.
+    Column("state", String(16), nullable=False),
+    # Plain bytes.
+    Column("length", BigInteger, nullable=False),
+    # Bytes and SHA-256 of the stored object, as `descriptor` says.
+    Column("stored_length", BigInteger, nullable=False),
+    Column("sha256", LargeBinary(32), nullable=False),
+    # MessagePack of content.Descriptor: of the stored object once uploaded, of the first promise
+    # before that.
+    Column("descriptor", LargeBinary, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("uploaded_ns", BigInteger),
+    Column("doomed_ns", BigInteger),
+    PrimaryKeyConstraint("drive", "id"),
+    sqlite_with_rowid=False,
+)
+
+version_chunks = Table(
+    "version_chunks",
+    metadata,
+    # versions.id; what locate authorises by and garbage collection counts by.
+    Column("version", Id, nullable=False),
+    Column("drive", Id, nullable=False),
+    Column("chunk", LargeBinary(32), nullable=False),
+    PrimaryKeyConstraint("version", "chunk"),
+    ForeignKeyConstraint(["drive", "chunk"], ["chunks.drive", "chunks.id"]),
+    Index("ix_version_chunks_chunk", "drive", "chunk"),
+    sqlite_with_rowid=False,
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("version", Id, primary_key=True),
+    Column("file", Id, nullable=False),
+    Column("drive", Id, ForeignKey("drives.id"), nullable=False),
+    Column("device", Id, ForeignKey("devices.id"), nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    # From then on the session is unknown and its leases protect nothing. Moved on by every use.
+    Column("expires_ns", BigInteger, nullable=False, index=True),
+)
+
+upload_chunks = Table(
+    "upload_chunks",
+    metadata,
+    # A row is a lease: the chunk must not be collected while the session lives.
+    Column("version", Id, ForeignKey("uploads.version", ondelete="CASCADE"), nullable=False),
+    Column("drive", Id, nullable=False),
+    Column("chunk", LargeBinary(32), nullable=False),
+    # MessagePack of this uploader's content.Descriptor where it stores the chunk otherwise than
+    # chunks.descriptor says (another compressor); null: the same.
+    Column("descriptor", LargeBinary),
+    PrimaryKeyConstraint("version", "chunk"),
+    ForeignKeyConstraint(["drive", "chunk"], ["chunks.drive", "chunks.id"]),
+    Index("ix_upload_chunks_chunk", "drive", "chunk"),
+    sqlite_with_rowid=False,
+)
+
+changes = Table(
+    "changes",
+    metadata,
+    # "drive/ID" for its owner's devices, "grant/FILE" for the grantees of a grant root.
+    Column("topic", String(40), nullable=False),
+    # drives.head_seq of the drive the change is of: consecutive in a drive topic, with gaps in a
+    # grant topic.
+    Column("seq", BigInteger, nullable=False),
+    Column("drive", Id, ForeignKey("drives.id"), nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    # devices.id of who made it.
+    Column("device", Id, nullable=False),
+    # MessagePack of wire.Change.
+    Column("payload", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("topic", "seq"),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("device", Id, ForeignKey("devices.id"), nullable=False),
+    # Chosen by the client for one operation.
+    Column("key", Id, nullable=False),
+    Column("at_ns", BigInteger, nullable=False, index=True),
+    # MessagePack of the answer: wire.Applied or a Problem that will not change.
+    Column("result", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("device", "key"),
+    sqlite_with_rowid=False,
+)
+
+grants = Table(
+    "grants",
+    metadata,
+    Column("file", Id, ForeignKey("files.id"), nullable=False),
+    Column("account", Id, ForeignKey("accounts.id"), nullable=False),
+    # "editor" or "viewer".
+    Column("role", String(16), nullable=False),
+    # accounts.id of who gave it.
+    Column("granted_by", Id, ForeignKey("accounts.id"), nullable=False),
+    Column("at_ns", BigInteger, nullable=False),
+    PrimaryKeyConstraint("file", "account"),
+    Index("ix_grants_account", "account", "file"),
+    sqlite_with_rowid=False,
+)

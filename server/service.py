@@ -1,0 +1,179 @@
+"""Everything one server process holds, and which thread does what.
+
+Knows: the parts and how they are put together. Must not know: HTTP messages.
+
+Threads: the event loop never touches SQLite or a disk's queue. `reads` answers questions from
+snapshots; `writes` is a single thread, so write transactions wait in its queue and not for a lock;
+`passwords` bounds the memory that Argon2 takes; `files` moves stored objects.
+
+Arrivals: a stored object is announced to `arrived`, which queues it and makes sure that one flush
+is on its way through `writes`. All that gather while earlier transactions run share one commit. A
+batch that needs the chunk and was sent after its PUT was answered is behind that flush in the same
+queue; what a crash forgot in between, `apply` asks the blob store for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import structlog
+from sqlalchemy import Connection
+
+from remote.content import Descriptor
+from remote.errors import AnyProblem, Refused, Unauthorized
+from remote.wire import Applied, Keyed, PresignedPut
+from server import accounts, commits, uploads
+from server.accounts import Caller
+from server.blobs import BlobKey, Head, LocalBlobStore
+from server.db import Database
+from server.feed import Cursors, LocalFanout
+from server.keys import load_keys
+from server.limits import TokenBuckets
+from server.metrics import Metrics
+from server.settings import Settings
+from server.signer import UrlSigner
+from server.uploads import Arrival
+
+log = structlog.get_logger("nearline.server")
+
+T = TypeVar("T")
+
+
+class Service:
+    """The parts of a running server. Make it once, `start` it on the loop, `close` it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.db = Database(settings.database)
+        self.db.migrate()
+        keys = load_keys(settings.keys)
+        self.blobs = LocalBlobStore(settings.blobs)
+        self.blobs.sweep()
+        self.signer = UrlSigner(keys, settings)
+        self.cursors = Cursors(keys.cursor)
+        self.fanout = LocalFanout()
+        self.metrics = Metrics()
+        tunables = settings.tunables
+        self.login_tries = TokenBuckets(tunables.login_burst, tunables.login_seconds_per_try)
+        self.upload_ns = tunables.upload_days * 86_400 * 10**9
+        self.reads = ThreadPoolExecutor(4, "read")
+        self.writes = ThreadPoolExecutor(1, "write")
+        self.passwords = ThreadPoolExecutor(2, "password")
+        self.files = ThreadPoolExecutor(8, "file")
+        self._arrivals: list[Arrival] = []
+        self._flush_queued = False
+        self._arrivals_lock = threading.Lock()  # guards the two above
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.fanout.attach(loop)
+
+    def stop_waiting(self) -> None:
+        """Let long polls and sockets end, so that the process can."""
+        self.fanout.close()
+
+    def close(self) -> None:
+        """Wait for what was begun, then let go of everything."""
+        self.fanout.close()
+        for pool in (self.files, self.reads, self.writes, self.passwords):
+            pool.shutdown(wait=True, cancel_futures=pool is not self.writes)
+        self.db.close()
+
+    # --- transactions on behalf of a caller ---
+
+    async def read(self, token: str | None, work: Callable[[Connection, Caller], T]) -> T:
+        """Authenticate and run `work` in one snapshot, off the loop."""
+
+        def job() -> T:
+            with self.db.read() as conn:
+                return work(conn, accounts.authenticate(conn, token, time.time_ns()))
+
+        return await asyncio.get_running_loop().run_in_executor(self.reads, job)
+
+    async def write(self, token: str | None, work: Callable[[Connection, Caller], T]) -> T:
+        """Authenticate and run `work` in one write transaction, off the loop."""
+
+        def job() -> T:
+            with self.db.write() as conn:
+                return work(conn, accounts.authenticate(conn, token, time.time_ns()))
+
+        return await asyncio.get_running_loop().run_in_executor(self.writes, job)
+
+    async def apply(self, token: str | None, ops: Sequence[Keyed]) -> list[Applied | AnyProblem]:
+        """Commit a batch and publish its news. Raises `Refused(Unauthorized)`."""
+
+        def job() -> list[Applied | AnyProblem]:
+            self._flush()
+            self._settle(token, ops)
+            now_ns = time.time_ns()
+            with self.db.write() as conn:
+                caller = accounts.authenticate(conn, token, now_ns)
+                results, news = commits.apply(conn, caller, ops, now_ns)
+            for each in news:
+                self.fanout.publish(each)
+            return results
+
+        results = await asyncio.get_running_loop().run_in_executor(self.writes, job)
+        for keyed, result in zip(ops, results, strict=True):
+            answer = "applied" if isinstance(result, Applied) else type(result).__name__
+            self.metrics.operations.labels(type(keyed.op).__name__, answer).inc()
+        return results
+
+    def put_url(self, drive: str, descriptor: Descriptor) -> PresignedPut:
+        return self.signer.put(drive, descriptor, time.time_ns())
+
+    # --- chunks arriving ---
+
+    def arrived(self, key: BlobKey, head: Head) -> None:
+        """A stored object is durable. From any thread; returns at once."""
+        with self._arrivals_lock:
+            self._arrivals.append(Arrival(key, head))
+            if self._flush_queued:
+                return
+            self._flush_queued = True
+        self.writes.submit(self._flush).add_done_callback(_report)
+
+    def _settle(self, token: str | None, ops: Sequence[Keyed]) -> None:
+        """Mark the chunks that `ops` need and that are stored, although no event said so."""
+        if all(getattr(keyed.op, "content", None) is None for keyed in ops):
+            return
+        with self.db.read() as conn:
+            accounts.authenticate(conn, token, time.time_ns())
+            keys = uploads.unsettled(conn, ops)
+        for key in keys:
+            head = self.blobs.head(key)
+            if head is not None:
+                log.info("chunk_found_without_event", chunk=key.chunk.hex())
+                self.arrived(key, head)
+        if keys:
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._arrivals_lock:
+            waiting, self._arrivals = self._arrivals, []
+            self._flush_queued = False
+        if waiting:
+            with self.db.write() as conn:
+                uploads.arrived(conn, waiting, time.time_ns())
+
+
+def token_of(authorization: str | None) -> str | None:
+    """The bearer token of an Authorization header's value."""
+    scheme, _, token = (authorization or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def check_present(token: str | None) -> None:
+    """Cheap refusal before a body is read. Raises `Refused(Unauthorized)`."""
+    if not token:
+        raise Refused(Unauthorized(message="send an Authorization: Bearer header; log in first"))
+
+
+def _report(done: Future[None]) -> None:
+    error = done.exception() if not done.cancelled() else None
+    if error is not None:
+        log.error("arrivals_not_recorded", error=repr(error), exc_info=error)

@@ -1,0 +1,86 @@
+"""What an operator can choose, and where things are under the data directory.
+
+Knows: names, defaults and limits of settings. Must not know: what is done with them.
+
+The configuration file is TOML with the field names of `Tunables` as keys; unknown keys are refused
+so that a typo is not a silently ignored limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+
+from remote.wire import SIGNED_URL_SECONDS
+
+
+class BadSettings(ValueError):
+    """The configuration cannot be used; the message says which part and what to write instead."""
+
+
+class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings that may stand in the configuration file.
+
+    Seconds, bytes and counts. `get_url_seconds` is how long a signed GET lives,
+    `put_url_seconds` how long a presigned PUT may be begun, `upload_days` how long an upload
+    session and its leases live after they were last used.
+    """
+
+    public_url: str | None = None
+    get_url_seconds: Annotated[int, msgspec.Meta(ge=30, le=3600)] = SIGNED_URL_SECONDS
+    put_url_seconds: Annotated[int, msgspec.Meta(ge=30, le=3600)] = 900
+    upload_days: Annotated[int, msgspec.Meta(ge=1, le=90)] = 7
+    body_limit: Annotated[int, msgspec.Meta(ge=65536)] = 16 * 1024 * 1024
+    login_burst: Annotated[int, msgspec.Meta(ge=1)] = 10
+    login_seconds_per_try: Annotated[float, msgspec.Meta(gt=0)] = 6.0
+    wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=300)] = 60.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`data_dir` holds everything that must survive; `public_url` is the origin clients use,
+    without a trailing slash: signed URLs are made for it, never for a request's Host header."""
+
+    data_dir: Path
+    public_url: str
+    tunables: Tunables = field(default_factory=Tunables)
+
+    def __post_init__(self) -> None:
+        check_origin(self.public_url)
+
+    @property
+    def database(self) -> Path:
+        return self.data_dir / "nearline.sqlite"
+
+    @property
+    def blobs(self) -> Path:
+        return self.data_dir / "blobs"
+
+    @property
+    def keys(self) -> Path:
+        return self.data_dir / "keys"
+
+
+def check_origin(url: str) -> None:
+    """Raise `BadSettings` unless `url` is `http(s)://host[:port]` and nothing more."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise BadSettings(f"public URL {url!r}: write http://host:port or https://host")
+    if parts.path or parts.query or parts.fragment or parts.username:
+        raise BadSettings(f"public URL {url!r}: only scheme, host and port, no path or user")
+
+
+def read_config(path: Path | None) -> Tunables:
+    """The tunables of the TOML file `path`, or the defaults. Raises `BadSettings`."""
+    if path is None:
+        return Tunables()
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Tunables)
+    except OSError as error:
+        raise BadSettings(f"cannot read {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, ValueError) as error:
+        raise BadSettings(f"{path}: {error}") from error
