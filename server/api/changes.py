@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from litestar import get, post
+from litestar.params import FromQuery
 from sqlalchemy import Connection
 
 from remote.wire import ApplyReply, ApplyRequest, ChangesPage
@@ -22,13 +23,13 @@ async def apply(request: AnyRequest) -> Reply:
 
 
 @get("/v1/changes")
-async def changes(request: AnyRequest, cursor: str | None = None) -> Reply:
+async def changes(request: AnyRequest, cursor: FromQuery[str | None] = None) -> Reply:
     page, _ = await _pull(service_of(request), token_in(request), cursor)
     return reply(request, page)
 
 
 @get("/v1/changes/wait")
-async def wait(request: AnyRequest, cursor: str | None = None, timeout: float = 30.0) -> Reply:
+async def wait(request: AnyRequest, cursor: FromQuery[str | None] = None, timeout: FromQuery[float] = 30.0) -> Reply:
     """Like `changes`, but an empty page is only sent after `timeout` seconds without news.
 
     It listens before it reads, so nothing can be committed unseen in between.

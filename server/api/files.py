@@ -6,6 +6,7 @@ import re
 import time
 
 from litestar import get, post
+from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection
 
 from remote.errors import NotFound, Refused
@@ -28,7 +29,7 @@ def check_id(id: str) -> str:
 
 @get("/v1/files/{file_id:str}")
 async def file(
-    request: AnyRequest, file_id: str, version: str | None = None, manifest: bool = False
+    request: AnyRequest, file_id: FromPath[str], version: FromQuery[str | None] = None, manifest: FromQuery[bool] = False
 ) -> Reply:
     check_id(file_id)
 
@@ -41,9 +42,9 @@ async def file(
 @get("/v1/files/{file_id:str}/children")
 async def children(
     request: AnyRequest,
-    file_id: str,
-    cursor: str | None = None,
-    limit: int = listing.MAX_CHILDREN,
+    file_id: FromPath[str],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = listing.MAX_CHILDREN,
 ) -> Reply:
     check_id(file_id)
 
@@ -56,9 +57,9 @@ async def children(
 @get("/v1/files/{file_id:str}/versions")
 async def file_versions(
     request: AnyRequest,
-    file_id: str,
-    cursor: str | None = None,
-    limit: int = listing.MAX_VERSIONS,
+    file_id: FromPath[str],
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = listing.MAX_VERSIONS,
 ) -> Reply:
     check_id(file_id)
 
@@ -69,7 +70,7 @@ async def file_versions(
 
 
 @get("/v1/files/{file_id:str}/changes")
-async def file_changes(request: AnyRequest, file_id: str, cursor: str | None = None) -> Reply:
+async def file_changes(request: AnyRequest, file_id: FromPath[str], cursor: FromQuery[str | None] = None) -> Reply:
     check_id(file_id)
     service = service_of(request)
 
@@ -81,7 +82,7 @@ async def file_changes(request: AnyRequest, file_id: str, cursor: str | None = N
 
 
 @get("/v1/files/by-fingerprint/{fingerprint:str}")
-async def by_fingerprint(request: AnyRequest, fingerprint: str) -> Reply:
+async def by_fingerprint(request: AnyRequest, fingerprint: FromPath[str]) -> Reply:
     def work(conn: Connection, caller: Caller) -> object:
         return listing.by_fingerprint(conn, caller, fingerprint)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from litestar import delete, get, post
+from litestar.params import FromPath
 from sqlalchemy import Connection
 
 from remote.errors import BadRequest, Refused
@@ -51,7 +52,7 @@ def _start(service: Service, conn: Connection, caller: Caller, wanted: StartUplo
 
 
 @get("/v1/uploads/{version:str}")
-async def state(request: AnyRequest, version: str) -> Reply:
+async def state(request: AnyRequest, version: FromPath[str]) -> Reply:
     check_id(version)
 
     def work(conn: Connection, caller: Caller) -> UploadState:
@@ -61,7 +62,7 @@ async def state(request: AnyRequest, version: str) -> Reply:
 
 
 @post("/v1/uploads/{version:str}/urls")
-async def urls(request: AnyRequest, version: str) -> Reply:
+async def urls(request: AnyRequest, version: FromPath[str]) -> Reply:
     check_id(version)
     service = service_of(request)
     wanted = (await body(request, UrlsRequest)).descriptors
@@ -74,7 +75,7 @@ async def urls(request: AnyRequest, version: str) -> Reply:
 
 
 @post("/v1/uploads/{version:str}/complete")
-async def complete(request: AnyRequest, version: str) -> Reply:
+async def complete(request: AnyRequest, version: FromPath[str]) -> Reply:
     check_id(version)
     wanted = await body(request, CompleteUpload)
     content = wanted.op.content
@@ -88,7 +89,7 @@ async def complete(request: AnyRequest, version: str) -> Reply:
 
 
 @delete("/v1/uploads/{version:str}")
-async def abandon(request: AnyRequest, version: str) -> None:
+async def abandon(request: AnyRequest, version: FromPath[str]) -> None:
     check_id(version)
 
     def work(conn: Connection, caller: Caller) -> None:

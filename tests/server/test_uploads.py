@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.server.conftest import Client, make_chunk, manifest_of, new_id, noise
+from tests.server.harness import Client, make_chunk, manifest_of, new_id, noise
 
 from remote import wire
 

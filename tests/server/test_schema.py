@@ -1,0 +1,81 @@
+"""The migrations lead to the schema that the code speaks of, and a server finds its way there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, text
+
+import server.db
+from server.db import HEAD, Database, DataTooNew
+from server.schema import metadata
+
+
+def migrated(path: Path) -> Database:
+    """A database made step by step instead of at once."""
+    db = Database(path)
+    with db.write() as conn:
+        conn.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+    db.migrate()
+    return db
+
+
+def test_migrations_lead_to_the_schema(tmp_path: Path) -> None:
+    db = migrated(tmp_path / "a.sqlite")
+    with db.read() as conn:
+        assert compare_metadata(MigrationContext.configure(conn), metadata) == []
+        assert conn.execute(text("SELECT version_num FROM alembic_version")).scalar() == HEAD
+    db.close()
+
+
+def test_a_new_database_is_as_if_migrated(tmp_path: Path) -> None:
+    stepwise, at_once = migrated(tmp_path / "a.sqlite"), Database(tmp_path / "b.sqlite")
+    at_once.migrate()
+    with stepwise.read() as one, at_once.read() as other:
+        assert _shape(one) == _shape(other)
+    stepwise.close()
+    at_once.close()
+
+
+def _shape(conn: Connection) -> dict[str, object]:
+    found = inspect(conn)
+    return {
+        name: (
+            [(c["name"], str(c["type"]), c["nullable"]) for c in found.get_columns(name)],
+            found.get_pk_constraint(name)["constrained_columns"],
+            sorted(str(index["column_names"]) for index in found.get_indexes(name)),
+            sorted(str(key["constrained_columns"]) for key in found.get_foreign_keys(name)),
+        )
+        for name in metadata.tables
+    }
+
+
+def test_head_is_the_newest_migration() -> None:
+    config = Config()
+    folder = Path(server.db.__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder))
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+
+
+def test_data_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    db = Database(tmp_path / "a.sqlite")
+    db.migrate()
+    with db.write() as conn:
+        conn.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(DataTooNew, match="9999"):
+        db.migrate()
+    db.close()
+
+
+def test_commits_survive_power_loss_by_configuration(tmp_path: Path) -> None:
+    db = Database(tmp_path / "a.sqlite")
+    with db.read() as conn:
+        assert conn.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert conn.execute(text("PRAGMA synchronous")).scalar() == 2
+        assert conn.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    db.close()
