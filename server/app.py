@@ -30,7 +30,8 @@ from server.settings import Settings
 log = structlog.get_logger("nearline.http")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_QUIET = ("/healthz", "/readyz", "/metrics")
+_QUIET = ("/healthz", "/readyz", "/metrics", "/blobs", "/chunks")
+"""Routes whose good answers are counted but not logged."""
 
 ROUTES = (
     session.login,
@@ -136,7 +137,7 @@ class _Observed:
         metrics = self._app.service.metrics
         metrics.requests.labels(method, route, str(self._status)).inc()
         metrics.seconds.labels(route).observe(seconds)
-        if route in _QUIET:
+        if route in _QUIET and 200 <= self._status < 400:
             return
         log.info(
             "request",

@@ -127,48 +127,68 @@ class Edge:
         key = self.signer.check_put(_target(scope), length, sha256, time.time_ns())
         if _header(scope, b"if-none-match") != b"*":
             raise _Answer(400, "If-None-Match: * is required")
-        loop = asyncio.get_running_loop()
-        if await loop.run_in_executor(self.threads, self.blobs.has, key):
-            raise _Answer(412, "the object is there already")
-        head = Head(length, sha256)
-        with await loop.run_in_executor(self.threads, self.blobs.create, key) as writer:
-            await self._take_in(receive, writer, head)
-            made = await loop.run_in_executor(self.threads, writer.commit)
+        made = await self._store(receive, key, Head(length, sha256))
         if not made:
             raise _Answer(412, "the object is there already")
         self.metrics.stored_bytes.inc(length)
-        self.arrived(key, head)
+        self.arrived(key, Head(length, sha256))
         await _answer(send, _Answer(200, "", (b"etag", b'"%s"' % key.chunk.hex().encode())))
 
-    async def _take_in(self, receive: Receive, writer: BlobWriter, head: Head) -> None:
-        """Stream the body into `writer`, and refuse it unless it is as `head` says."""
-        hasher = hashlib.sha256()
+    async def _store(self, receive: Receive, key: BlobKey, head: Head) -> bool:
+        """Stream the body into the store; False if the object was there already.
+
+        A body of one piece, the usual small file, costs one hop to a thread.
+        """
         loop = asyncio.get_running_loop()
-        left, more = head.length, True
-        while more:
-            pieces: list[bytes] = []
-            gathered = 0
-            while more and gathered < PIECE:
-                message = await receive()
-                if message["type"] != "http.request":
-                    raise _Answer(400, "the body ended early")
-                pieces.append(message.get("body", b""))
-                gathered += len(pieces[-1])
-                more = message.get("more_body", False)
-            left -= gathered
-            if left < 0:
-                raise _Answer(400, "the body is longer than its Content-Length")
-            await loop.run_in_executor(self.threads, _absorb, pieces, hasher, writer)
-        if left:
-            raise _Answer(400, "the body is shorter than its Content-Length")
-        if hasher.digest() != head.sha256:
-            raise _Answer(400, "the body does not have the SHA-256 that was signed")
+        body, more = await _gather(receive)
+        if not more:
+            return await loop.run_in_executor(self.threads, self._store_whole, key, head, body)
+        if await loop.run_in_executor(self.threads, self.blobs.has, key):
+            return False
+        hasher, length = hashlib.sha256(), 0
+        with await loop.run_in_executor(self.threads, self.blobs.create, key) as writer:
+            while body:
+                length += len(body)
+                if length > head.length:
+                    raise _Answer(400, "the body is longer than its Content-Length")
+                await loop.run_in_executor(self.threads, _absorb, body, hasher, writer)
+                body, more = await _gather(receive) if more else (b"", False)
+            _check(Head(length, hasher.digest()), head)
+            return await loop.run_in_executor(self.threads, writer.commit)
+
+    def _store_whole(self, key: BlobKey, head: Head, body: bytes) -> bool:
+        if self.blobs.has(key):
+            return False
+        _check(Head(len(body), hashlib.sha256(body).digest()), head)
+        with self.blobs.create(key) as writer:
+            writer.write(body)
+            return writer.commit()
 
 
-def _absorb(pieces: list[bytes], hasher: Any, writer: BlobWriter) -> None:
-    body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+async def _gather(receive: Receive) -> tuple[bytes, bool]:
+    """The next bytes of the body, about `PIECE` unless it ends, and whether more follow."""
+    pieces: list[bytes] = []
+    gathered, more = 0, True
+    while more and gathered < PIECE:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _Answer(400, "the body ended early")
+        pieces.append(message.get("body", b""))
+        gathered += len(pieces[-1])
+        more = message.get("more_body", False)
+    return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), more
+
+
+def _absorb(body: bytes, hasher: Any, writer: BlobWriter) -> None:
     hasher.update(body)
     writer.write(body)
+
+
+def _check(got: Head, promised: Head) -> None:
+    if got.length != promised.length:
+        raise _Answer(400, f"the body has {got.length} bytes, not {promised.length}")
+    if got.sha256 != promised.sha256:
+        raise _Answer(400, "the body does not have the SHA-256 that was signed")
 
 
 def parse_range(value: bytes | None, size: int) -> tuple[int, int] | None:
