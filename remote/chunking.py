@@ -26,8 +26,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from pyfastcdc import FastCDC
 
@@ -118,21 +119,24 @@ def _cuts(chunker: FastCDC, view: memoryview, final: bool) -> Iterator[int]:
 # --- the machine --------------------------------------------------------------------------------
 
 
-class Keep(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Keep:
     """The old chunk `piece` is still at `offset`: nothing to read, nothing to upload."""
 
     piece: Piece
     offset: int
 
 
-class Hole(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Hole:
     """Zeros that nobody stores."""
 
     offset: int
     length: int
 
 
-class Fresh(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Fresh:
     """A chunk to encode. `data` is a view of its bytes in the buffer that was fed."""
 
     offset: int
@@ -140,7 +144,8 @@ class Fresh(NamedTuple):
     data: memoryview
 
 
-class NeedData(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NeedData:
     """Feed the bytes from `offset` on: `length` of them, or more if they are at hand."""
 
     offset: int
