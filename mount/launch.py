@@ -27,6 +27,9 @@ from mount import credentials
 from mount.config import MountConfig
 from mount.failures import Failure, UsageFailure
 
+# -P: what lies in the directory that the command is run in must not be taken for our modules.
+COMMAND = [sys.executable, "-P", "-m", "mount.daemon_main"]
+
 
 class Orders(Struct, frozen=True):
     """What the mount's process is to do. With `parent`, it ends when that process ends."""
@@ -94,7 +97,7 @@ def launched() -> Iterator[Launch]:
     read_end, write_end = os.pipe()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "mount.daemon_main", str(write_end)],
+            [*COMMAND, str(write_end)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ the kernel lets go of it however that process ends.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -198,7 +199,8 @@ class StateLock:
         """Remove the directories that `__enter__` made, as far as they are empty."""
         if not self._made:
             return
-        self._file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was never made, or the disk is gone
+            self._file.unlink()
         for path in self._made:
             if not _remove_empty(path):
                 return

@@ -1,0 +1,170 @@
+"""mount/preflight.py: each thing that can be wrong is one line that says what to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mount import mountinfo, preflight, registry
+from mount.config import MountConfig, Options, make_config, parse_options
+from mount.failures import Failure, UsageFailure
+from mount.mountinfo import Mounted
+from mount.preflight import StateLock
+
+
+@pytest.fixture
+def config(home: Path, tmp_path: Path) -> MountConfig:
+    mountpoint = tmp_path / "mountpoint"
+    mountpoint.mkdir()
+    return make_config("http://localhost:1", mountpoint, "ann", Options())
+
+
+def test_an_empty_directory_is_fine_and_nothing_is_made(
+    config: MountConfig, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "FUSE_DEVICE", tmp_path)
+    preflight.check_local(config)
+    assert not list(home.iterdir())
+
+
+def test_a_missing_mountpoint(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="mkdir -p"):
+        preflight.check_mountpoint(tmp_path / "none")
+
+
+def test_a_file_as_mountpoint(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Failure, match="not a directory"):
+        preflight.check_mountpoint(tmp_path / "file")
+
+
+def test_a_mountpoint_with_something_in_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Failure, match="not empty"):
+        preflight.check_mountpoint(tmp_path)
+
+
+def _mounted(monkeypatch: pytest.MonkeyPatch, at: Path, fstype: str) -> None:
+    monkeypatch.setattr(mountinfo, "mounts", lambda: [Mounted(7, at, fstype, "x")])
+
+
+def test_already_mounted(config: MountConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    _mounted(monkeypatch, config.mountpoint, mountinfo.FSTYPE)
+    registry.put(
+        registry.Record(
+            mountpoint=str(config.mountpoint),
+            state_dir="",
+            cache_dir="",
+            url="",
+            account="",
+            pid=os.getpid(),
+            started=registry.started_at(os.getpid()),
+            control="",
+        )
+    )
+    with pytest.raises(Failure, match=f"already mounted; run `nearline umount {config.mountpoint}"):
+        preflight.check_mountpoint(config.mountpoint)
+
+
+def test_a_mount_whose_process_is_gone(
+    config: MountConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _mounted(monkeypatch, config.mountpoint, mountinfo.FSTYPE)
+    with pytest.raises(Failure, match="process is gone; run `nearline umount"):
+        preflight.check_mountpoint(config.mountpoint)
+
+
+def test_somebody_elses_mount(config: MountConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    _mounted(monkeypatch, config.mountpoint, "tmpfs")
+    with pytest.raises(Failure, match="tmpfs is already mounted"):
+        preflight.check_mountpoint(config.mountpoint)
+
+
+def test_no_fuse_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "FUSE_DEVICE", tmp_path / "none")
+    with pytest.raises(Failure, match="modprobe fuse"):
+        preflight.check_fuse()
+
+
+def test_no_fusermount_matters_only_to_people_not_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "FUSE_DEVICE", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    preflight.check_fuse()
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    with pytest.raises(Failure, match="apt install fuse3"):
+        preflight.check_fuse()
+
+
+@pytest.mark.parametrize(
+    ("line", "allowed"), [("user_allow_other", True), ("#user_allow_other", False)]
+)
+def test_allow_other_needs_the_administrators_word(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, allowed: bool
+) -> None:
+    (tmp_path / "fuse.conf").write_text(f"# comment\n{line}\n")
+    monkeypatch.setattr(preflight, "FUSE_CONF", tmp_path / "fuse.conf")
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    shared = make_config("http://localhost:1", tmp_path, "ann", parse_options(["allow_other"]))
+    assert preflight.user_allow_other() is allowed
+    if allowed:
+        preflight.check_allow_other(shared)
+    else:
+        with pytest.raises(Failure, match="user_allow_other"):
+            preflight.check_allow_other(shared)
+
+
+def test_plain_http_to_another_machine_needs_insecure(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageFailure, match="--insecure"):
+        preflight.check_url(make_config("http://example.org", tmp_path, "ann", Options()))
+    preflight.check_url(make_config("http://example.org", tmp_path, "ann", Options(insecure=True)))
+    preflight.check_url(make_config("https://example.org", tmp_path, "ann", Options()))
+
+
+def test_a_state_directory_belongs_to_one_account(config: MountConfig, tmp_path: Path) -> None:
+    with StateLock(config.state_dir):
+        assert preflight.identity(config.state_dir) is None
+        preflight.remember_identity(config)
+    preflight.check_identity(config)
+    other = make_config(config.url, config.mountpoint, "bob", Options(state=config.state_dir))
+    with pytest.raises(Failure, match="belongs to ann"):
+        preflight.check_identity(other)
+
+
+def test_two_mounts_cannot_share_a_state_directory(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with (
+        StateLock(state),
+        pytest.raises(Failure, match="another mount is using"),
+        StateLock(state),
+    ):
+        pass
+    with StateLock(state):
+        assert state.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_start_that_failed_takes_back_only_what_it_made(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    with StateLock(tmp_path / "kept" / "a" / "b") as lock:
+        lock.abandon()
+    assert os.listdir(tmp_path / "kept") == []
+    with StateLock(tmp_path / "kept") as lock:
+        lock.abandon()
+    assert os.listdir(tmp_path / "kept") == ["lock"]
+
+
+def test_a_start_that_failed_keeps_what_is_not_its_own(tmp_path: Path) -> None:
+    with StateLock(tmp_path / "a" / "b") as lock:
+        (tmp_path / "a" / "b" / "journal").touch()
+        lock.abandon()
+    assert os.listdir(tmp_path / "a" / "b") == ["journal"]
+
+
+def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Failure, match="--state"), StateLock(tmp_path / "file" / "state"):
+        pass
