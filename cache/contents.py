@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -25,6 +26,7 @@ from cache.database import Database
 from cache.edits import Edits, fail
 from cache.intervals import IntervalSet
 from cache.layers import BASE, ZERO, Layer, Segment, plan_read
+from cache.reader import Prefetch
 from cache.spool import Spool, pread_all
 from cache.tree import Node, Tree
 from remote.content import MAX_FILE_SIZE
@@ -34,6 +36,10 @@ from remote.ids import FileId, VersionId
 class VersionReader(Protocol):
     """What reads uploaded versions: `cache.reader.Reader`."""
 
+    def try_read(
+        self, file: FileId, version: VersionId, offset: int, length: int, window: Prefetch | None
+    ) -> memoryview | None: ...
+
     async def read(
         self,
         file: FileId,
@@ -41,8 +47,8 @@ class VersionReader(Protocol):
         size: int,
         offset: int,
         length: int,
-        window: object | None,
-    ) -> bytes | memoryview: ...
+        window: Prefetch | None,
+    ) -> memoryview: ...
 
 
 Stack = list[Layer]  # from top to bottom
@@ -57,6 +63,7 @@ class Contents:
         self._doomed: list[int] = []  # layers whose spool files go after the transaction
         self._buffer = bytearray(1 << 20)
         self.edits: Edits  # set once by the owner of both; content changes are journaled there
+        self.on_change: Callable[[int, int, int], None] = lambda ino, start, stop: None
         self.dirty_bytes = self._count_dirty()
         db.on_rollback.append(self._forget_all)
         spool.sweep({row[0] for row in db.all("SELECT id FROM layer")})
@@ -100,7 +107,7 @@ class Contents:
     # Reading.
 
     async def read(
-        self, ino: int, offset: int, length: int, window: object | None
+        self, ino: int, offset: int, length: int, window: Prefetch | None
     ) -> bytes | memoryview:
         """Up to `length` bytes at `offset`, fewer only at the end of the file. What is returned is
         valid until the caller next awaits: it may be a buffer that is used again.
@@ -119,13 +126,15 @@ class Contents:
         return await self._assemble(node, plan, offset, length, window)
 
     async def _read_base(
-        self, node: Node, offset: int, length: int, window: object | None
+        self, node: Node, offset: int, length: int, window: Prefetch | None
     ) -> bytes | memoryview:
         assert node.version is not None
         assert node.base_file is not None
-        return await self._reader.read(
-            node.base_file, node.version, node.base_size, offset, length, window
-        )
+        file, version = node.base_file, node.version
+        here = self._reader.try_read(file, version, offset, length, window)
+        if here is not None:
+            return here
+        return await self._reader.read(file, version, node.base_size, offset, length, window)
 
     def _assemble_local(self, plan: list[Segment], start: int, length: int) -> memoryview:
         """All from layers and zeros: no await, so one buffer serves every reader in turn."""
@@ -144,7 +153,7 @@ class Contents:
                 self._spool.read_into(source, offset, part)
 
     async def _assemble(
-        self, node: Node, plan: list[Segment], start: int, length: int, window: object | None
+        self, node: Node, plan: list[Segment], start: int, length: int, window: Prefetch | None
     ) -> memoryview:
         """The dirty parts are copied first: the layers may be gone after an await."""
         into = memoryview(bytearray(length))
@@ -210,6 +219,7 @@ class Contents:
             now = time.time_ns()
             self._tree.update(ino, size=size, mtime_ns=now, ctime_ns=now)
             self.edits.content_changed(node)
+        self.on_change(ino, start, stop)
 
     def truncate(self, ino: int, size: int) -> None:
         """Cut off or extend with zeros; costs nothing whatever the size. Raises EFBIG."""
@@ -231,6 +241,7 @@ class Contents:
             now = time.time_ns()
             self._tree.update(ino, size=size, mtime_ns=now, ctime_ns=now)
             self.edits.content_changed(self._tree.node(ino))
+        self.on_change(ino, size, MAX_FILE_SIZE)
 
     def _rewrite_extents(self, layer: Layer) -> None:
         self._db.run("DELETE FROM extent WHERE layer = ?", layer.id)

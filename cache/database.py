@@ -55,7 +55,7 @@ CREATE TABLE node (
     target    TEXT,                 -- of a symlink
     version   TEXT,                 -- regular: the uploaded version under the layers, if any
     base_size INTEGER NOT NULL,     -- regular: size of `version`, 0 without one
-    base_file TEXT,                 -- regular: whose `version` is (`file`, until renamed over another)
+    base_file TEXT,                 -- regular: the file that `version` is of
     subdirs   INTEGER NOT NULL DEFAULT 0,  -- directory: entries that are directories
     rev       INTEGER NOT NULL,     -- drive sequence number of the last remote record merged
     listed    INTEGER               -- directory: seq of its complete listing; NULL: not listed
@@ -118,6 +118,10 @@ CREATE TABLE op (
     made_ns INTEGER NOT NULL        -- when it happened
 );
 CREATE INDEX op_file ON op (file);
+
+CREATE TABLE pin (                  -- files and directories to keep on this machine
+    file TEXT PRIMARY KEY
+) WITHOUT ROWID;
 
 -- Remote records that arrived while a local operation on the same thing was not acknowledged yet.
 CREATE TABLE shadow (

@@ -98,9 +98,12 @@ def reads(op: Op) -> set[str]:
     return {file_key(one) for one in (op.body.parent, op.body.new_parent) if one}
 
 
-def select(ops: Iterable[Op], ready: Callable[[Op], bool], limit: int) -> tuple[list[Op], list[Op]]:
+def select(
+    ops: Iterable[Op], ready: Callable[[Op], bool], limit: int, window: int = 4096
+) -> tuple[list[Op], list[Op]]:
     """Which operations may be sent now, in order, at most `limit`; and which wait for their bytes
-    with no earlier content of the same file before them. Pure."""
+    with no earlier content of the same file before them. Pure. Looks at no more than `window`
+    operations that are not refused, so that a long journal costs no more than a short one."""
     batch: list[Op] = []
     waiting: list[Op] = []
     held_writes: set[str] = set()
@@ -133,13 +136,14 @@ class Journal:
         self._by_key: dict[str, Op] = {}
         self._pending: Counter[str] = Counter()
         self._needed: Counter[str] = Counter()
+        self._inodes: Counter[str] = Counter()
         self.changed = trio.Event()
         db.on_rollback.append(self._load)
         self._load()
 
     def _load(self) -> None:
         self._ops, self._by_file, self._by_key = {}, {}, {}
-        self._pending, self._needed = Counter(), Counter()
+        self._pending, self._needed, self._inodes = Counter(), Counter(), Counter()
         decode = msgspec.msgpack.Decoder(Body).decode
         for row in self._db.all("SELECT * FROM op ORDER BY seq"):
             self._remember(
@@ -177,6 +181,10 @@ class Journal:
     def is_pending(self, key: str) -> bool:
         """Is there an unacknowledged local change of this record?"""
         return key in self._pending
+
+    def refers_to(self, ino: int) -> bool:
+        """Does an operation take attributes or bytes from this inode?"""
+        return str(ino) in self._inodes
 
     def unsent_create(self, file: FileId) -> Op | None:
         """The file's creation, if the server cannot know of it and nothing else refers to it."""
@@ -273,6 +281,7 @@ class Journal:
         del self._by_key[op.key]
         _subtract(self._pending, writes(op))
         _subtract(self._needed, reads(op))
+        _subtract(self._inodes, {str(op.ino)})
 
     def _wake(self) -> None:
         self.changed.set()

@@ -25,6 +25,7 @@ from typing import Protocol
 
 import msgspec
 import structlog
+import trio
 
 from cache.database import Database
 from cache.journal import Journal, Op, entry_key, file_key, writes
@@ -59,6 +60,7 @@ class Merge:
         self._db, self._tree, self._journal = db, tree, journal
         self._invalidator, self._dropped = invalidator, dropped
         self._tell: list[Callable[[], None]] = []
+        self.changed = trio.Event()  # set, and replaced, after remote changes were applied
         db.on_rollback.append(self._tell.clear)
 
     # The first contact.
@@ -105,6 +107,9 @@ class Merge:
             self._db.set_meta("cursor", cursor)
             self._db.set_meta("seq", seq)
         self._tell_kernel()
+        if changes:
+            self.changed.set()
+            self.changed = trio.Event()
 
     def reset(self, cursor: str, seq: int) -> None:
         """The feed cannot tell what happened: believe no listing, and let every record in."""

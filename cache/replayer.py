@@ -67,13 +67,15 @@ class Replayer:
         uploader: Uploader,
         port: ApplyPort,
         refresh: Callable[[int], Awaitable[None]],
+        collect: Callable[[], None],
         *,
         device: str,
         keep_copies: bool = False,
     ) -> None:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._merge, self._uploader, self._port = merge, uploader, port
-        self._refresh, self._device, self._keep_copies = refresh, device, keep_copies
+        self._refresh, self._collect = refresh, collect
+        self._device, self._keep_copies = device, keep_copies
         self.writers: Counter[int] = Counter()  # inodes open for writing, how often
         self.waiting_because: str | None = None
         self._hurry = 0  # flushes under way: nothing lingers, open files are snapshotted
@@ -95,10 +97,10 @@ class Replayer:
         self._retry.set()
         self.wake()
 
-    async def flush(self) -> None:
-        """Return when every operation that is in the journal now has been acknowledged, or refused
-        for good."""
-        keys = {op.key for op in self._journal}
+    async def flush(self, which: Callable[[Op], bool] = lambda op: True) -> None:
+        """Return when every operation that is in the journal now (of those that `which` picks) has
+        been acknowledged, or refused for good."""
+        keys = {op.key for op in self._journal if which(op)}
         self._hurry += 1
         self.retry_now()
         try:
@@ -271,8 +273,8 @@ class Replayer:
                 self._follow_replace(op, answer.change)
             self._merge.acknowledge(op, answer.change)
         self._merge.after_commit()
-        self._contents.sweep()
         self._uploader.forget(op)
+        self._collect()
         if answer.overtaken is not None and self._keep_copies:
             await self._copy_aside(op, answer.overtaken)
 
@@ -292,18 +294,20 @@ class Replayer:
 
     def _message(self, op: Op) -> wire.Op:
         """The wire form, with the node's attributes of this moment."""
-        node, body = self._tree.node(op.ino), op.body
+        body = op.body
         match op.kind:
             case "create":
-                return self._create_message(op, node)
+                return self._create_message(op, self._tree.node(op.ino))
             case "write":
+                mtime_ns = self._tree.node(op.ino).mtime_ns
                 content = self._uploader.ready[op.key]
-                return wire.Write(file=op.file, content=content, mtime_ns=node.mtime_ns)
+                return wire.Write(file=op.file, content=content, mtime_ns=mtime_ns)
             case "link":
                 return wire.Link(file=op.file, parent=body.parent, name=body.name)
             case "unlink":
                 return wire.Unlink(file=op.file, parent=body.parent, name=body.name)
             case "setattr":
+                node = self._tree.node(op.ino)
                 values = {name: getattr(node, name) for name in body.attrs}
                 return wire.SetAttr(file=op.file, **{**_NO_ATTRIBUTES, **values})
             case "setxattr":

@@ -15,6 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 
 from msgspec import Struct
@@ -86,10 +87,10 @@ class Tree:
         return None if row is None else _node(row)
 
     def node(self, ino: int) -> Node:
-        """Raises KeyError when there is no such inode."""
+        """Raises OSError (ESTALE) when there is no such inode."""
         node = self.find(ino)
         if node is None:
-            raise KeyError(ino)
+            raise OSError(errno.ESTALE, f"no inode {ino}")
         return node
 
     def live(self, file: FileId) -> Node | None:

@@ -36,6 +36,7 @@ EARLY_STEP = 16 << 20  # how much a growing file must have gained before more of
 CHUNKS_IN_FLIGHT = 8
 
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
+KeepManifest = Callable[[VersionId, Manifest], None]
 KeepBlocks = Callable[[bytes, memoryview], Awaitable[None]]
 
 
@@ -63,8 +64,8 @@ class Early:
 
 
 class Uploader:
-    """`manifest_of` gives a version's manifest; `keep_blocks(chunk id, plain)` puts bytes that were
-    just sent into the block cache."""
+    """`manifest_of` gives a version's manifest, `keep_manifest` remembers one that was made here;
+    `keep_blocks(chunk id, plain)` puts bytes that were just sent into the block cache."""
 
     def __init__(
         self,
@@ -74,10 +75,12 @@ class Uploader:
         contents: Contents,
         sender: Sender,
         manifest_of: ManifestOf,
+        keep_manifest: KeepManifest,
         keep_blocks: KeepBlocks,
     ) -> None:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
-        self._sender, self._manifest_of, self._keep_blocks = sender, manifest_of, keep_blocks
+        self._sender, self._manifest_of = sender, manifest_of
+        self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
         self._in_flight = trio.CapacityLimiter(CHUNKS_IN_FLIGHT)
         self._early: dict[int, Early] = {}
         self.ready: dict[str, Content] = {}  # by operation key
@@ -103,6 +106,7 @@ class Uploader:
             manifest = await self._send(op, node, layer)
         if self._journal.get(op.key) is op:
             base = op.body.base or node.version
+            self._keep_manifest(op.version, manifest)
             self.ready[op.key] = Content(version=op.version, base=base, manifest=manifest)
         self.progress.pop(op.key, None)
 

@@ -179,16 +179,16 @@ class Status(Struct, frozen=True, kw_only=True, tag="status"):
 
 
 class CacheStats(Struct, frozen=True, kw_only=True, tag="cache_stats"):
-    """The block cache: `bytes` of `limit` used by `blocks`, `pinned_bytes` of them never evicted;
-    `hits` and `misses` since the mount started."""
+    """The block cache: `bytes` of `limit` used by `blocks`, `pinned_chunks` are never evicted;
+    `hits`, `misses` and `evicted` count blocks since the mount started."""
 
     bytes: int = 0
     limit: int = 0
     blocks: int = 0
-    pinned_bytes: int = 0
+    pinned_chunks: int = 0
     hits: int = 0
     misses: int = 0
-    evicted_bytes: int = 0
+    evicted: int = 0
 
 
 Answer = Progress | Done | Failed | Status | CacheStats

@@ -21,12 +21,14 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mounted:
-    """One line of mountinfo; `id` is the kernel's number for the mount."""
+    """One line of mountinfo; `id` is the kernel's number for the mount, `device` the MAJOR:MINOR
+    that names its backing device in /sys/class/bdi."""
 
     id: int
     mountpoint: Path
     fstype: str
     source: str
+    device: str = ""
 
     @property
     def is_nearline(self) -> bool:
@@ -50,7 +52,8 @@ def parse(text: str) -> list[Mounted]:
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
         fields, (fstype, source, *_) = left.split(" "), right.split(" ")
-        found.append(Mounted(int(fields[0]), Path(_unescape(fields[4])), fstype, _unescape(source)))
+        mounted = Path(_unescape(fields[4]))
+        found.append(Mounted(int(fields[0]), mounted, fstype, _unescape(source), fields[2]))
     return found
 
 

@@ -119,7 +119,7 @@ def cache_stats(directory: Directory, /, *, json: flags.Json = False) -> None:
     reads = stats.hits + stats.misses
     print(f"used     {human_bytes(stats.bytes)} of {human_bytes(stats.limit)}")
     print(f"blocks   {stats.blocks}")
-    print(f"pinned   {human_bytes(stats.pinned_bytes)}")
+    print(f"pinned   {stats.pinned_chunks} chunks")
     print(f"hits     {stats.hits} of {reads}{f' ({stats.hits / reads:.0%})' if reads else ''}")
 
 

@@ -1,0 +1,444 @@
+"""The FUSE adapter: pyfuse3's requests become calls of `Session`'s parts, and back.
+
+Knows: what each request means, names as bytes, handles, lookup counts. Must not know: how anything
+is stored, sent or merged. There is no policy here.
+
+Every handler goes through `request`, the one place where exceptions become errnos: pyfuse3 ends
+the whole mount on any other. An answer that is a view (`read`) is copied out by pyfuse3 before the
+next task runs, so it may lie in a buffer that is used again.
+
+Concurrency contract: `_handles` is changed on the trio thread only. Handlers run interleaved at
+every await; edits of the tree themselves contain none.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+import structlog
+
+from cache.reader import Prefetch
+from cache.tree import ROOT, Node
+from mount.attributes import KINDS, TIMEOUT_SECONDS, Ownership, attributes, missing
+from mount.kernel import Lookups
+from mount.session import Session
+from remote.errors import NearlineError
+
+log = structlog.get_logger(__name__)
+
+STATUS_XATTR = "user.nearline.status"
+READDIR_PAGE = 256
+DOT, DOTDOT, FIRST = 1, 2, 2  # readdir positions: an entry's is its cookie + FIRST
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def request(
+    handler: Callable[Concatenate[FileSystem, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[FileSystem, P], Coroutine[Any, Any, T]]:
+    """Map every exception of a handler to the errno its system call returns; log the unexpected."""
+
+    @functools.wraps(handler)
+    async def wrapped(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except (OSError, NearlineError) as problem:
+            raise pyfuse3.FUSEError(problem.errno or errno.EIO) from problem
+        except Exception as bug:
+            # The one place that must catch everything: an exception that left here would unmount.
+            log.exception("request failed", request=handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from bug
+
+    return wrapped  # type: ignore[return-value]  # mypy sees a _Wrapped object, not a method
+
+
+@dataclass
+class Handle:
+    ino: int
+    writable: bool = False
+    prefetch: Prefetch | None = None
+
+
+def decode(name: bytes) -> str:
+    """A name as text. Raises EILSEQ for what is not UTF-8, ENAMETOOLONG over 255 bytes."""
+    if len(name) > 255:
+        raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise pyfuse3.FUSEError(errno.EILSEQ) from None
+
+
+class FileSystem(pyfuse3.Operations):
+    supports_dot_lookup = True
+    enable_writeback_cache = True
+    enable_acl = False
+
+    def __init__(self, session: Session, lookups: Lookups, owner: Ownership) -> None:
+        super().__init__()
+        self._session, self._lookups, self._owner = session, lookups, owner
+        self._handles: dict[int, Handle] = {}
+        self._next_handle = 1
+
+    # Names.
+
+    @request
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        self._session.subscriber.active()
+        text = decode(name)
+        node = await self._find(parent_inode, text)
+        if node is None:
+            return missing(TIMEOUT_SECONDS)
+        return self._answer(node)
+
+    async def _find(self, parent: int, name: str) -> Node | None:
+        tree = self._session.tree
+        if name == ".":
+            return tree.node(parent)
+        if name == "..":
+            return tree.node(tree.parent(parent))
+        node = tree.child(parent, name)
+        if node is None:
+            directory = tree.node(parent)
+            if directory.listed is None and directory.live:
+                await self._session.ensure_listed(parent)
+                node = tree.child(parent, name)
+        return node
+
+    def _answer(self, node: Node) -> pyfuse3.EntryAttributes:
+        """Attributes for a reply that raises the kernel's lookup count."""
+        self._lookups.looked_up(node.ino)
+        return attributes(node, self._owner)
+
+    @request
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, times in inode_list:
+            if self._lookups.forgotten(ino, times):
+                self._session.contents.release(ino)
+                self._session.collector.unused(ino)
+
+    @request
+    async def mknod(
+        self,
+        parent_inode: int,
+        name: bytes,
+        mode: int,
+        rdev: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        return self._answer(await self._create(parent_inode, name, mode, ctx, rdev=rdev))
+
+    @request
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        bits = stat.S_IFDIR | stat.S_IMODE(mode)
+        return self._answer(await self._create(parent_inode, name, bits, ctx))
+
+    @request
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        try:
+            text = target.decode()
+        except UnicodeDecodeError:
+            raise pyfuse3.FUSEError(errno.EILSEQ) from None
+        mode = stat.S_IFLNK | 0o777
+        return self._answer(await self._create(parent_inode, name, mode, ctx, target=text))
+
+    @request
+    async def create(
+        self,
+        parent_inode: int,
+        name: bytes,
+        mode: int,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        node = await self._create(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
+        return self._open(node, flags), self._answer(node)
+
+    async def _create(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        ctx: pyfuse3.RequestContext,
+        *,
+        rdev: int = 0,
+        target: str | None = None,
+    ) -> Node:
+        text = decode(name)
+        await self._session.ensure_listed(parent)
+        return self._session.edits.create(
+            parent,
+            text,
+            KINDS[stat.S_IFMT(mode) or stat.S_IFREG],  # type: ignore[arg-type]  # keys of Kind
+            stat.S_IMODE(mode),
+            ctx.uid,
+            ctx.gid,
+            rdev=rdev,
+            target=target,
+        )
+
+    @request
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        text = decode(new_name)
+        await self._session.ensure_listed(new_parent_inode)
+        return self._answer(self._session.edits.link(inode, new_parent_inode, text))
+
+    @request
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._remove(parent_inode, name, directory=False)
+
+    @request
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._remove(parent_inode, name, directory=True)
+
+    async def _remove(self, parent: int, name: bytes, *, directory: bool) -> None:
+        text = decode(name)
+        await self._session.ensure_listed(parent)
+        if directory and (node := self._session.tree.child(parent, text)) is not None:
+            await self._session.ensure_listed(node.ino)
+        self._session.edits.unlink(parent, text, directory=directory)
+        self._session.collector.collect()
+
+    @request
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        old, new = decode(name_old), decode(name_new)
+        if flags & ~(pyfuse3.RENAME_EXCHANGE | pyfuse3.RENAME_NOREPLACE):
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        session = self._session
+        for parent in (parent_inode_old, parent_inode_new):
+            await session.ensure_listed(parent)
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            session.edits.exchange(parent_inode_old, old, parent_inode_new, new)
+            return
+        over = session.tree.child(parent_inode_new, new)
+        if over is not None:
+            await session.ensure_listed(over.ino)
+        replace = not flags & pyfuse3.RENAME_NOREPLACE
+        session.edits.rename(parent_inode_old, old, parent_inode_new, new, replace=replace)
+        session.collector.collect()
+
+    @request
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return (self._session.tree.node(inode).target or "").encode()
+
+    # Attributes.
+
+    @request
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return attributes(self._session.tree.node(inode), self._owner)
+
+    @request
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        changes: dict[str, int] = {}
+        if fields.update_size:
+            self._session.contents.truncate(inode, attr.st_size)
+        if fields.update_mode:
+            changes["mode"] = stat.S_IMODE(attr.st_mode)
+        if fields.update_uid and self._owner.uid is None:
+            changes["uid"] = attr.st_uid
+        if fields.update_gid and self._owner.gid is None:
+            changes["gid"] = attr.st_gid
+        if fields.update_atime:
+            changes["atime_ns"] = attr.st_atime_ns
+        if fields.update_mtime:
+            changes["mtime_ns"] = attr.st_mtime_ns
+        if changes:
+            self._session.edits.set_attributes(inode, changes)
+        return attributes(self._session.tree.node(inode), self._owner)
+
+    @request
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """The account's quota and use; never waits for the network."""
+        used, quota = self._session.usage()
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = 4096
+        answer.f_blocks = quota // 4096
+        answer.f_bfree = answer.f_bavail = max(0, quota - used) // 4096
+        answer.f_files = answer.f_ffree = answer.f_favail = 1 << 32
+        answer.f_namemax = 255
+        return answer
+
+    @request
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return True  # default_permissions: the kernel has checked
+
+    # Extended attributes: the user namespace. (security.capability is asked for at every write.)
+
+    @request
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if not name.startswith(b"user."):
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        text = decode(name)
+        if text == STATUS_XATTR:
+            return self._session.status_of(inode).encode()
+        value = self._session.tree.xattr(inode, text)
+        if value is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return value
+
+    @request
+    async def setxattr(
+        self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
+    ) -> None:
+        self._session.edits.set_xattr(inode, self._own_xattr(name), value)
+
+    @request
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        text = self._own_xattr(name)
+        if self._session.tree.xattr(inode, text) is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        self._session.edits.set_xattr(inode, text, None)
+
+    def _own_xattr(self, name: bytes) -> str:
+        if not name.startswith(b"user."):
+            raise pyfuse3.FUSEError(errno.ENOTSUP)
+        text = decode(name)
+        if text == STATUS_XATTR:
+            raise pyfuse3.FUSEError(errno.EPERM)
+        return text
+
+    @request
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        return [name.encode() for name in self._session.tree.xattrs(inode)]
+
+    # Directories.
+
+    @request
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        self._session.subscriber.active()
+        await self._session.ensure_listed(inode)
+        return self._handle(Handle(inode))
+
+    @request
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """Positions are entry cookies: they never change and are never reused, so whatever stays
+        in the directory is returned exactly once however it changes meanwhile."""
+        ino, tree = self._handles[fh].ino, self._session.tree
+        dots = ((DOT, b".", ino), (DOTDOT, b"..", tree.parent(ino)))
+        for position, name, dot in dots:
+            if start_id < position:
+                entry = attributes(tree.node(dot), self._owner)
+                if not pyfuse3.readdir_reply(token, name, entry, position):
+                    return
+        after = max(0, start_id - FIRST)
+        while entries := tree.entries(ino, after, READDIR_PAGE):
+            for one in entries:
+                entry = attributes(one.node, self._owner)
+                name, position = one.name.encode(), one.cookie + FIRST
+                if not pyfuse3.readdir_reply(token, name, entry, position):
+                    return
+                self._lookups.looked_up(one.node.ino)
+                after = one.cookie
+
+    @request
+    async def releasedir(self, fh: int) -> None:
+        self._close(fh)
+
+    @request
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._session.db.sync()
+        if self._session.config.sync == "remote":
+            await self._session.sync_remote(self._handles[fh].ino)
+
+    # Files.
+
+    @request
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        self._session.subscriber.active()
+        node = self._session.tree.node(inode)
+        if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
+            self._session.contents.truncate(inode, 0)
+        return self._open(node, flags)
+
+    def _open(self, node: Node, flags: int) -> pyfuse3.FileInfo:
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        prefetch = self._session.reader.prefetch()
+        if writable:
+            self._session.replayer.writers[node.ino] += 1
+        # An inode's bytes change only through this mount (a remote version gets a new inode), so
+        # what the kernel has cached stays right.
+        return pyfuse3.FileInfo(
+            fh=pyfuse3.FileHandleT(self._handle(Handle(node.ino, writable, prefetch))),
+            keep_cache=True,
+        )
+
+    def _handle(self, handle: Handle) -> int:
+        number = self._next_handle
+        self._next_handle += 1
+        self._handles[number] = handle
+        self._lookups.opened(handle.ino)
+        return number
+
+    @request
+    async def read(  # type: ignore[override]  # any buffer will do: pyfuse3 asks for no more
+        self, fh: int, off: int, size: int
+    ) -> bytes | memoryview:
+        handle = self._handles[fh]
+        return await self._session.contents.read(handle.ino, off, size, handle.prefetch)
+
+    @request
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        session = self._session
+        if session.contents.dirty_bytes >= session.config.dirty_limit:
+            await session.wait_for_room()
+        return await session.contents.write(self._handles[fh].ino, off, buf)
+
+    @request
+    async def flush(self, fh: int) -> None:
+        handle = self._handles[fh]
+        if handle.writable and self._session.config.sync == "remote":
+            await self._session.sync_file(handle.ino)
+
+    @request
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._session.sync_file(self._handles[fh].ino)
+
+    @request
+    async def release(self, fh: int) -> None:
+        self._close(fh)
+
+    def _close(self, fh: int) -> None:
+        handle = self._handles.pop(fh)
+        if handle.prefetch is not None:
+            handle.prefetch.close()
+        if handle.writable:
+            writers = self._session.replayer.writers
+            writers[handle.ino] -= 1
+            if not writers[handle.ino]:
+                del writers[handle.ino]
+                self._session.replayer.wake()
+        if self._lookups.closed(handle.ino) and handle.ino != ROOT:
+            self._session.collector.unused(handle.ino)

@@ -1,0 +1,89 @@
+"""What the kernel knows of our inodes, and making it forget.
+
+Knows: pyfuse3's invalidation calls and how they can block. Must not know: why something changed.
+
+Concurrency contract: `forget_*` only queue, from the trio thread. One task hands the queue to one
+worker thread at a time: the kernel may block an invalidation until a request on the same directory
+has been answered, so it must never run on the thread that answers. No lock is held meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable
+
+import pyfuse3
+import structlog
+import trio
+
+log = structlog.get_logger(__name__)
+
+
+class Lookups:
+    """How often the kernel holds each inode (lookup count) and how many handles are open on it."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._handles: Counter[int] = Counter()
+
+    def looked_up(self, ino: int) -> None:
+        self._counts[ino] += 1
+
+    def forgotten(self, ino: int, times: int) -> bool:
+        """True when nothing refers to the inode any more."""
+        self._counts[ino] -= times
+        if self._counts[ino] <= 0:
+            del self._counts[ino]
+        return not self.in_use(ino)
+
+    def opened(self, ino: int) -> None:
+        self._handles[ino] += 1
+
+    def closed(self, ino: int) -> bool:
+        """True when nothing refers to the inode any more."""
+        self._handles[ino] -= 1
+        if self._handles[ino] <= 0:
+            del self._handles[ino]
+        return not self.in_use(ino)
+
+    def in_use(self, ino: int) -> bool:
+        return ino in self._counts or ino in self._handles
+
+
+class KernelInvalidator:
+    """Implements `cache.merge.Invalidator`."""
+
+    def __init__(self) -> None:
+        self._queue: list[Callable[[], None]] = []
+        self._wake = trio.Event()
+
+    def forget_entry(self, parent: int, name: str) -> None:
+        raw = name.encode()
+        self._put(lambda: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(raw)))
+
+    def forget_attributes(self, ino: int) -> None:
+        self._put(lambda: pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True))
+
+    def _put(self, job: Callable[[], None]) -> None:
+        self._queue.append(job)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled. A thread that the kernel still blocks is left to end by itself: the
+        unmount that follows releases it."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            jobs, self._queue = self._queue, []
+            await trio.to_thread.run_sync(_run_all, jobs, abandon_on_cancel=True)
+
+
+def _run_all(jobs: list[Callable[[], None]]) -> None:
+    for job in jobs:
+        try:
+            job()
+        except OSError as problem:
+            # ENOENT: the kernel never knew it, or has forgotten it already.
+            if problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
+                log.warning("the kernel would not forget", why=str(problem))

@@ -1,0 +1,258 @@
+"""One device's connection to its drive: every part of `cache` and `remote`, put together.
+
+Knows: who needs whom, in which order things start and end, directory listings on demand. Must not
+know: FUSE requests (`filesystem`), the control socket and signals (`daemon`).
+
+Concurrency contract: everything on the trio thread. `_listings` holds one event per directory being
+listed; who finds one waits for it instead of asking.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import trio
+
+from cache.blocks import BlockCache
+from cache.collector import Collector
+from cache.contents import Contents
+from cache.database import Database
+from cache.edits import Edits
+from cache.journal import Journal
+from cache.manifests import Manifests
+from cache.merge import Invalidator, Merge
+from cache.reader import Reader
+from cache.replayer import Replayer
+from cache.spool import Spool
+from cache.tree import ROOT, Tree
+from cache.uploader import Uploader
+from mount.config import MountConfig
+from remote.client import ApiClient
+from remote.content import Manifest
+from remote.download import Downloader
+from remote.errors import NearlineError, Unreachable
+from remote.ids import FileId, VersionId
+from remote.subscriber import Subscriber
+from remote.upload import Sender
+from remote.wire import Child, Me
+
+log = structlog.get_logger(__name__)
+
+MIN_FREE_BYTES = 1 << 30  # the block cache leaves at least this much of the disk to others
+
+
+def boot_id() -> str:
+    """Names the running kernel's boot, so that a cache written without sync is not trusted after
+    another one. Where there is no such file every start counts as a new boot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        return f"start-{time.time_ns()}"
+
+
+class Session:
+    """Open with `Session(config, token, ...)`, run with `run`, end with `close`."""
+
+    def __init__(
+        self,
+        config: MountConfig,
+        token: str,
+        invalidator: Invalidator,
+        in_use: Callable[[int], bool],
+    ) -> None:
+        self.config = config
+        self.client = ApiClient(config.url, token, insecure=config.insecure)
+        self.db = Database(config.state_dir / "tree.sqlite")
+        self.tree = Tree(self.db)
+        self.journal = Journal(self.db)
+        self.manifests = Manifests(self.db)
+        self.blocks = BlockCache.open(
+            config.cache_dir / "blocks",
+            config.cache_size,
+            boot_id=boot_id(),
+            min_free_bytes=MIN_FREE_BYTES,
+        )
+        self.reader = Reader(self.blocks, Downloader(self.client), self.manifests)
+        self.spool = Spool(config.state_dir / "spool")
+        self.contents = Contents(self.db, self.tree, self.spool, self.reader)
+        self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)
+        dropped = self.collector.dropped
+        self.edits = self.contents.edits = Edits(self.db, self.tree, self.journal, dropped)
+        self.merge = Merge(self.db, self.tree, self.journal, invalidator, dropped)
+        self.uploader = Uploader(
+            self.db,
+            self.tree,
+            self.journal,
+            self.contents,
+            Sender(self.client),
+            self.manifest_of,
+            self.reader.keep_manifest,
+            self.reader.put_plain,
+        )
+        self.replayer = Replayer(
+            self.db,
+            self.tree,
+            self.journal,
+            self.contents,
+            self.merge,
+            self.uploader,
+            self.client,
+            self.list_directory,
+            self.collector.collect,
+            device=platform.node() or "another device",
+            keep_copies=config.on_conflict == "copy",
+        )
+        self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
+        self.contents.on_change = self._content_changed
+        self.me: Me | None = None
+        self._listings: dict[int, trio.Event] = {}
+
+    # Life.
+
+    async def start(self) -> None:
+        """Make the state usable. Without the network that works if there was a mount before;
+        raises NearlineError (the first contact failed) or ValueError (another drive's state)."""
+        if self.tree.find(ROOT) is None:
+            self._adopt(await self.client.me())
+        self.manifests.prune()
+        self.collector.sweep()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Talk to the server until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.reader.run)
+            nursery.start_soon(self.subscriber.run)
+            nursery.start_soon(self.replayer.run)
+            task_status.started()
+
+    def close(self) -> None:
+        self.blocks.close()
+        self.spool.close()
+        self.db.close()
+
+    def _adopt(self, me: Me) -> None:
+        self.merge.adopt(me)
+        self.me = me
+
+    def _online_changed(self) -> None:
+        log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
+        if self.subscriber.online:
+            self.replayer.retry_now()
+
+    def _content_changed(self, ino: int, start: int, stop: int) -> None:
+        self.uploader.note_write(ino, start, stop)
+        if self.uploader.wants_early(ino):
+            self.replayer.wake()
+
+    async def refresh_account(self) -> None:
+        """Quota and use, for statfs; keeps what was known when the server cannot be reached."""
+        try:
+            self._adopt(await self.client.me())
+        except NearlineError as problem:
+            log.info("account not refreshed", why=str(problem))
+
+    # Directories and versions on demand.
+
+    async def ensure_listed(self, ino: int) -> None:
+        """Return when every entry of the directory is in the tree. Raises NearlineError."""
+        node = self.tree.node(ino)
+        if node.is_directory and node.listed is None and node.live:
+            await self.list_directory(ino)
+
+    async def list_directory(self, ino: int) -> None:
+        """Ask the server for the directory, once however many callers wait."""
+        while (underway := self._listings.get(ino)) is not None:
+            await underway.wait()
+            node = self.tree.find(ino)
+            if node is None or node.listed is not None:
+                return
+        self._listings[ino] = done = trio.Event()
+        try:
+            await self._list(ino)
+        finally:
+            del self._listings[ino]
+            done.set()
+
+    async def _list(self, ino: int) -> None:
+        self.require_online()
+        while True:
+            file = self.tree.node(ino).file
+            page = await self.client.children(file)
+            directory, as_of = page.directory, page.as_of
+            children: list[Child] = list(page.children)
+            while page.next is not None:
+                page = await self.client.children(file, page.next)
+                children += page.children
+            # The feed may have run ahead of this answer, and what it said of a directory that was
+            # not listed was dropped: then the answer is too old, and a newer one is there.
+            if as_of >= self.merge.seq:
+                self.merge.list_directory(ino, directory, children, as_of)
+                self.collector.collect()
+                return
+
+    async def manifest_of(self, file: FileId, version: VersionId) -> Manifest:
+        """The manifest, from here or from the server."""
+        known = self.manifests.manifest(version)
+        if known is not None:
+            return known
+        reply = await self.client.file(file, version, manifest=True)
+        if reply.manifest is None:
+            raise Unreachable(f"the server has no manifest of version {version}")
+        self.reader.keep_manifest(version, reply.manifest)
+        return reply.manifest
+
+    def require_online(self) -> None:
+        """Fail at once while it is known that the server cannot be reached."""
+        if self.subscriber.known_offline:
+            raise Unreachable(f"offline: {self.subscriber.reason or 'no answer from the server'}")
+
+    # Durability.
+
+    async def sync_file(self, ino: int) -> None:
+        """What fsync promises: on this machine's disk; with --sync=remote, on the server."""
+        await self.contents.sync(ino)
+        if self.config.sync == "remote":
+            await self.sync_remote(ino)
+
+    async def sync_remote(self, ino: int) -> None:
+        """Return when the server has every change of the inode; raise if it refuses one."""
+        await self.replayer.flush(lambda op: op.ino == ino)
+        refused = [op for op in self.journal if op.ino == ino and op.refused]
+        if refused:
+            raise OSError(errno.EIO, f"the server refused: {refused[0].refused}")
+
+    def usage(self) -> tuple[int, int]:
+        """Bytes used and quota of the account as far as known, what waits here included; without
+        a quota the drive seems as large as 64 TiB."""
+        used = (self.me.used_bytes if self.me else 0) + self.contents.dirty_bytes
+        quota = self.me.quota_bytes if self.me and self.me.quota_bytes is not None else 1 << 46
+        return used, quota
+
+    async def wait_for_room(self) -> None:
+        """Dirty bytes are at their limit: wait while they are being sent. Raises ENOSPC when
+        nothing can be sent."""
+        limit = self.config.dirty_limit
+        while self.contents.dirty_bytes >= limit:
+            if self.subscriber.known_offline or all(op.refused for op in self.journal):
+                raise OSError(errno.ENOSPC, f"{limit} bytes wait for the server already")
+            await self.journal.changed.wait()
+
+    def status_of(self, ino: int) -> str:
+        """`user.nearline.status` of one inode."""
+        node = self.tree.node(ino)
+        ops = [op for op in self.journal.of_file(node.file) if op.ino == ino]
+        if any(op.refused for op in ops):
+            return "error"
+        if any(op.key in self.uploader.progress for op in ops):
+            return "uploading"
+        if ops or self.contents.stack(ino):
+            return "pending"
+        if node.is_regular and node.version is not None:
+            here = self.reader.cached_bytes(node.version)
+            return "synced" if here == node.base_size or node.base_size == 0 else "online-only"
+        return "synced"
