@@ -1,0 +1,256 @@
+"""mount/cli: words in, exit code and one line out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec import json
+
+from mount import credentials, preflight, registry, unmount
+from mount.cli import main, mounting, starting, tables
+from mount.control_messages import Status, UploadStatus
+from mount.failures import Failure
+from remote import client, errors, wire
+
+URL = "http://localhost:1"
+DEAD = registry.Record(
+    mountpoint="/m",
+    state_dir="/state",
+    cache_dir="/cache",
+    url=URL,
+    account="ann",
+    pid=2**22 + 1,  # more than the kernel ever gives (proc(5), pid_max)
+    started=5,
+    control="/nowhere/control.sock",
+)
+HEAVY = {"httpx", "trio", "pyfuse3", "litestar", "uvicorn", "sqlalchemy", "lmdb", "keyring"}
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The error, which is exactly one line that says what to do after a semicolon."""
+    error = capsys.readouterr().err
+    assert error.startswith("nearline: ")
+    assert error.count("\n") == 1
+    assert ";" in error
+    return error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bogus"],
+        ["mount"],
+        ["mount", URL],
+        ["mount", URL, "/mnt", "extra"],
+        ["mount", URL, "/mnt", "--bogus"],
+        ["mount", URL, "/mnt", "--sync", "perhaps"],
+        ["mount", URL, "/mnt", "-o", "bogus"],
+        ["mount", URL, "/mnt", "--cache-size", "huge"],
+        ["mount", "nowhere", "/mnt"],
+        ["umount", "/mnt", "--timeout", "soon"],
+        ["umount", "/mnt", "--timeout", "5", "--now"],
+        ["serve"],
+        ["serve", "--data", "/d", "--listen", "8750"],
+        ["login", URL],
+        ["login", "http://example.org", "--account", "ann", "--password-file", "/dev/null"],
+        ["account", "add", "ann"],
+        ["cache", "stats"],
+    ],
+)
+def test_wrong_usage_is_2(words: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    one_line(capsys)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["mount", "--help"], ["account", "--help"]])
+def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert "Usage: nearline" in capsys.readouterr().out
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = ["up", "serve", "login", "mount", "umount", "flush", "status", "doctor"]
+    alone += ["pin", "unpin", "warm"]
+    for words in [[name] for name in alone] + [["cache", "stats"], ["account", "add"]]:
+        assert main([*words, "--help"]) == 0
+        assert f"Usage: nearline {' '.join(words)}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["status"], ["status", "--json"], ["mount", "-h"]])
+def test_asking_is_light(words: list[str], home: Path) -> None:
+    """What a shell prompt or a script calls often must not load the HTTP client or FUSE."""
+    code = (
+        "import sys; from mount.cli import main\n"
+        f"assert main({words!r}) == 0\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory, on a machine that has FUSE."""
+    monkeypatch.setattr(preflight, "FUSE_DEVICE", tmp_path)
+    (tmp_path / "mnt").mkdir()
+    return tmp_path / "mnt"
+
+
+def test_mount_without_login(
+    home: Path, mountpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mount", URL, str(mountpoint)]) == 1
+    assert f"run `nearline login {URL}" in one_line(capsys)
+    assert main(["mount", URL, str(mountpoint), "--account", "ann"]) == 1
+    assert f"run `nearline login {URL} --account ann`" in one_line(capsys)
+    assert list(home.iterdir()) == []
+
+
+def test_mount_on_something(
+    home: Path, mountpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mountpoint / "file").touch()
+    assert main(["mount", URL, str(mountpoint), "--account", "ann"]) == 1
+    assert "not empty" in one_line(capsys)
+
+
+def test_mount_without_tls(
+    home: Path, mountpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mount", "http://example.org", str(mountpoint)]) == 2
+    assert "--insecure" in one_line(capsys)
+
+
+def test_debug_shows_the_traceback(home: Path) -> None:
+    with pytest.raises(Failure, match="not mounted"):
+        main(["--debug", "umount", "/nowhere"])
+
+
+def test_asking_about_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["umount"], ["flush"], ["status"], ["pin"], ["cache", "stats"]):
+        assert main([*words, str(home)]) == 1
+        one_line(capsys)
+    assert main(["status"]) == 0
+    assert "nearline up" in capsys.readouterr().out
+
+
+def test_the_status_of_a_dead_mount(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry.put(DEAD)
+    assert main(["status", "/m", "--json"]) == 0
+    status = json.decode(capsys.readouterr().out)
+    assert (status["state"], status["mountpoint"], status["account"]) == ("dead", "/m", "ann")
+    assert "type" not in status
+    assert main(["status", "/m"]) == 0
+    assert "nearline umount /m" in capsys.readouterr().out
+
+
+def test_the_status_of_a_living_mount_for_people() -> None:
+    status = Status(
+        state="offline",
+        reason="connection refused",
+        mountpoint="/m",
+        url=URL,
+        account="ann",
+        pid=7,
+        uploads=[UploadStatus("a/b", 1_000_000, 2_000_000, "timed out")],
+    )
+    rows = dict(tables.rows(status))
+    assert rows["state"] == "offline: connection refused"
+    assert rows["uploading"] == "a/b (1.0 MB of 2.0 MB, waiting: timed out)"
+    assert rows["to send"] == "nothing"
+
+
+class FakeClient:
+    """Stands where `ApiClient` does."""
+
+    answer: wire.LoginReply | errors.NearlineError
+    asked: wire.LoginRequest
+
+    def __init__(self, url: str, token: str | None, *, insecure: bool = False) -> None:
+        assert token is None
+
+    async def __aenter__(self) -> FakeClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def login(self, request: wire.LoginRequest) -> wire.LoginReply:
+        FakeClient.asked = request
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def password(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(client, "ApiClient", FakeClient)
+    (tmp_path / "password").write_text("correct horse\n")
+    return str(tmp_path / "password")
+
+
+def test_login_keeps_the_token(password: str, capsys: pytest.CaptureFixture[str]) -> None:
+    FakeClient.answer = wire.LoginReply("the-token", "ann", "0" * 32)
+    assert main(["login", URL + "/", "--account", "ann", "--password-file", password]) == 0
+    assert credentials.load(URL, "ann") == "the-token"
+    assert FakeClient.asked.password == "correct horse"
+    assert "the-token" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (errors.Refused(errors.Unauthorized()), "with this password"),
+        (errors.Refused(errors.RateLimited(message="too often")), "too often"),
+        (errors.Unreachable("cannot connect"), "check the URL"),
+        (errors.ProtocolError("hello"), "is a Nearline server"),
+    ],
+)
+def test_login_that_fails(
+    password: str,
+    answer: errors.NearlineError,
+    words: str,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    FakeClient.answer = answer
+    assert main(["login", URL, "--account", "ann", "--password-file", password]) == 1
+    assert words in one_line(capsys)
+    assert list(home.iterdir()) == []
+
+
+def test_a_mountpoint_is_named_as_the_kernel_names_it(tmp_path: Path) -> None:
+    (tmp_path / "real" / "mnt").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "direct").symlink_to("real/mnt")
+    real = tmp_path / "real" / "mnt"
+    for name in ("real/mnt/", "link/mnt", "direct", "real/../link/./mnt"):
+        assert mounting.resolve_mountpoint(str(tmp_path / name)) == real
+
+
+def test_listen_addresses() -> None:
+    for good in ("127.0.0.1:8750", "[::1]:0", "0.0.0.0:65535"):
+        starting.check_listen(good)
+    for bad in ("8750", ":1", "h:", "h:x", "h:65536"):
+        with pytest.raises(Failure):
+            starting.check_listen(bad)
+
+
+def test_unmounting_what_is_no_mount_of_ours(home: Path) -> None:
+    with pytest.raises(Failure, match="not a Nearline mount"):
+        unmount.unmount(Path("/proc"))
+    with pytest.raises(Failure, match="not mounted"):
+        unmount.unmount(home)
+
+
+def test_the_server_is_an_extra(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "server.main", None)
+    assert main(["serve", "--data", str(home / "data")]) == 1
+    assert "nearline[server]" in one_line(capsys)
