@@ -89,7 +89,7 @@ async def _serve(
 
 def _fuse_options(config: MountConfig) -> set[str]:
     options = set(config.fuse_options) | {"default_permissions", "fsname=nearline"}
-    options |= {"subtype=nearline", "max_read=1048576"}
+    options.add("subtype=nearline")
     return options
 
 
