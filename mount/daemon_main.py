@@ -50,9 +50,8 @@ def main(argv: list[str]) -> int:
 def _load() -> None:
     """Import what `run` needs while the command that started us is still checking."""
     try:
-        import remote.client  # noqa: F401
-
         import mount.daemon  # noqa: F401  # for its effect on sys.modules
+        import remote.client  # noqa: F401
     except ImportError as error:
         raise Failure(f"the installation is not whole ({error}); run `make setup` again") from error
 
@@ -70,7 +69,7 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
     """Mount, call `ready` when it is usable, and return when it has been unmounted.
 
     Raises `Failure`. Everything else that goes wrong is logged whole and becomes one."""
-    os.umask(0)
+    os.umask(0o077)  # what is made around the mount is nobody else's business
     with preflight.StateLock(config.state_dir) as lock:
         started = False
 
@@ -144,6 +143,8 @@ async def _session(config: MountConfig, token: str, ready: Callable[[], None]) -
 
     if preflight.identity(config.state_dir) is None:
         await check_server(config, token)
+    config.cache_dir.mkdir(parents=True, exist_ok=True)
+    os.umask(0)  # from here on the modes of files are those that callers of the mount ask for
     await daemon.run(config, token, ready=ready)
 
 

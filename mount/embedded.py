@@ -54,9 +54,11 @@ def add_account(data_dir: Path, name: str, password: str) -> None:
     except accounts.AccountExists as error:
         raise AccountExists(f"there is already an account {name!r}; choose another name") from error
     except accounts.BadAccountName as error:
-        raise Failure(_line(error)) from error
-    except OSError as error:
-        raise Failure(_line(error)) from error
+        raise Failure(
+            f"{name!r} cannot be an account; {accounts.BadAccountName.__doc__}"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Failure(f"cannot make the account: {error}; check --data {data_dir}") from error
 
 
 def issue_token(data_dir: Path, account: str, device_name: str) -> str:

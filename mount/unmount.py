@@ -11,17 +11,19 @@ A dead mount is detached lazily, because nothing can be flushed through it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from mount import control_client, mountinfo, process, registry
-from mount.control_messages import FlushRequest, Progress, StopRequest
+from mount.control_messages import FlushRequest, Progress
 from mount.failures import Failure
 
 ENDING_SECONDS = 30.0
@@ -149,12 +151,11 @@ def _await_end(record: registry.Record) -> None:
     )
 
 
-def stop(record: registry.Record, *, flush: bool) -> None:
-    """Ask the process to unmount and end, even while something is open in the mount."""
-    try:
-        control_client.ask(Path(record.control), StopRequest(flush), patience=None)
-    except control_client.NotAnswering:
-        pass  # it may end before it has answered; whether it has is seen from the process
+def terminate(record: registry.Record) -> None:
+    """End the mount even while something is open in it: SIGTERM detaches it lazily. What was not
+    sent stays in the journal."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(record.pid, signal.SIGTERM)
     _await_end(record)
 
 

@@ -156,7 +156,7 @@ class Watch:
             record = registry.get(here)
             if record is not None:
                 unmount.flush(record, timeout=None, on_progress=view)
-                unmount.stop(record, flush=False)
+                unmount.terminate(record)
             return
         say(note or f"Everything is sent, and {here} is unmounted.")
 
@@ -164,7 +164,7 @@ class Watch:
         record = registry.get(self._config.mountpoint)
         if record is not None and record.alive:
             with _signals(lambda: None):
-                unmount.stop(record, flush=False)
+                unmount.terminate(record)
 
 
 def _raise_leave() -> None:

@@ -8,7 +8,10 @@ from cyclopts import Parameter
 
 Account = Annotated[str | None, Parameter(help="The account; needed when you have several.")]
 PasswordFile = Annotated[
-    str | None, Parameter(help="Read the password from this file; - is standard input.")
+    str | None,
+    Parameter(
+        help="Read the password from this file; - is standard input.", allow_leading_hyphen=True
+    ),
 ]
 Data = Annotated[str, Parameter(help="The server's data directory.")]
 MountOptions = Annotated[
