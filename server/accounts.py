@@ -73,7 +73,7 @@ def add_account(data_dir: Path, name: str, password: str) -> None:
         taken = select(accounts.c.id).where(accounts.c.name_key == name.casefold())
         if conn.execute(taken).first() is not None:
             raise AccountExists(f"there is an account {name!r} already")
-        _insert_account(conn, name, hashed, time.time_ns())
+        insert_account(conn, name, hashed, time.time_ns())
 
 
 def issue_token(data_dir: Path, account: str, device_name: str) -> str:
@@ -177,7 +177,8 @@ def _opened(data_dir: Path) -> Iterator[Database]:
         db.close()
 
 
-def _insert_account(conn: Connection, name: str, hashed: str, now_ns: int) -> None:
+def insert_account(conn: Connection, name: str, hashed: str, now_ns: int) -> None:
+    """Make an account with an empty drive; `hashed` is its password in PHC string format."""
     account, drive, root = new_id(now_ns), new_id(now_ns), new_id(now_ns)
     owner = {"id": account, "name": name, "name_key": name.casefold(), "password": hashed}
     conn.execute(insert(accounts), owner | {"created_ns": now_ns})

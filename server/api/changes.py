@@ -29,7 +29,9 @@ async def changes(request: AnyRequest, cursor: FromQuery[str | None] = None) -> 
 
 
 @get("/v1/changes/wait")
-async def wait(request: AnyRequest, cursor: FromQuery[str | None] = None, timeout: FromQuery[float] = 30.0) -> Reply:
+async def wait(
+    request: AnyRequest, cursor: FromQuery[str | None] = None, timeout: FromQuery[float] = 30.0
+) -> Reply:
     """Like `changes`, but an empty page is only sent after `timeout` seconds without news.
 
     It listens before it reads, so nothing can be committed unseen in between.

@@ -29,7 +29,10 @@ def check_id(id: str) -> str:
 
 @get("/v1/files/{file_id:str}")
 async def file(
-    request: AnyRequest, file_id: FromPath[str], version: FromQuery[str | None] = None, manifest: FromQuery[bool] = False
+    request: AnyRequest,
+    file_id: FromPath[str],
+    version: FromQuery[str | None] = None,
+    manifest: FromQuery[bool] = False,
 ) -> Reply:
     check_id(file_id)
 
@@ -70,7 +73,9 @@ async def file_versions(
 
 
 @get("/v1/files/{file_id:str}/changes")
-async def file_changes(request: AnyRequest, file_id: FromPath[str], cursor: FromQuery[str | None] = None) -> Reply:
+async def file_changes(
+    request: AnyRequest, file_id: FromPath[str], cursor: FromQuery[str | None] = None
+) -> Reply:
     check_id(file_id)
     service = service_of(request)
 

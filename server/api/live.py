@@ -1,9 +1,9 @@
 """The change feed pushed over a WebSocket.
 
 The first message is a hint with the drive's head; then one follows per commit (several commits may
-share one). A hint's `since` is the `cursor` of the one before, and the changes are inside while they
-are small; otherwise `since` is the hint's own `cursor`, where nobody is yet, so the receiver pulls.
-Frames are binary MessagePack; the client sends nothing.
+share one). A hint's `since` is the `cursor` of the one before, and the changes are inside while
+they are small; otherwise `since` is the hint's own `cursor`, where nobody is yet, so the receiver
+pulls. Frames are binary MessagePack; the client sends nothing.
 
 A refused handshake is answered over HTTP with the Problem and its status.
 """

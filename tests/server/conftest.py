@@ -1,37 +1,32 @@
-"""Servers with the accounts anna and ben, and clients logged in to them."""
+"""Servers, and clients of the accounts anna and ben."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.accounts import add_account
 from tests.server.harness import Client, Running, run
 
 Start = Callable[..., Running]
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with accounts anna and ben, made once: Argon2 is slow on purpose."""
-    data = tmp_path_factory.mktemp("template")
-    add_account(data, "anna", "secret")
-    add_account(data, "ben", "secret")
-    return data
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One server for every test that brings its own accounts and leaves the server as it is."""
+    running = run(tmp_path_factory.mktemp("server"))
+    yield running
+    running.stop()
 
 
 @pytest.fixture
-def start(template: Path, tmp_path: Path) -> Iterator[Start]:
-    """Starts servers on a copy of the template (or on what an earlier one left)."""
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers of a test's own, on `tmp_path/data` unless it says otherwise."""
     running: list[Running] = []
 
     def begin(data: Path = tmp_path / "data", **tunables: Any) -> Running:
-        if not data.exists():
-            shutil.copytree(template, data)
         running.append(run(data, **tunables))
         return running[-1]
 
@@ -42,15 +37,14 @@ def start(template: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def server(start: Start) -> Running:
-    return start()
+def anna(server: Running) -> Iterator[Client]:
+    client = server.account("anna")
+    yield client
+    client.http.close()
 
 
 @pytest.fixture
-def anna(server: Running) -> Client:
-    return server.client("anna")
-
-
-@pytest.fixture
-def ben(server: Running) -> Client:
-    return server.client("ben")
+def ben(server: Running) -> Iterator[Client]:
+    client = server.account("ben")
+    yield client
+    client.http.close()

@@ -18,9 +18,17 @@ import uvicorn
 from blake3 import blake3
 
 from remote import wire
-from remote.content import BLOCK_SIZE, Descriptor, Manifest, Piece, block_count, block_hash, chunk_id
+from remote.content import (
+    BLOCK_SIZE,
+    Descriptor,
+    Manifest,
+    Piece,
+    block_count,
+    block_hash,
+    chunk_id,
+)
 from remote.errors import AnyProblem
-from server import main
+from server import accounts, main
 from server.app import Application, create_app
 from server.settings import Settings, Tunables
 
@@ -228,6 +236,20 @@ class Running:
         self.clients.append(http)
         client = Client(http)
         return client.log_in(account, **login) if account else client
+
+    def account(self, name: str) -> Client:
+        """A client of a new account, its name made unique. Without Argon2, which is slow."""
+        with self.app.service.db.write() as conn:
+            unique = f"{name}-{next(_numbers)}"
+            accounts.insert_account(conn, unique, "no password", time.time_ns())
+        return self.device(unique)
+
+    def device(self, account: str, name: str = "laptop") -> Client:
+        """One more device of an account."""
+        client = self.client()
+        client.token = accounts.issue_token(self.data, account, name)
+        client.refresh()
+        return client
 
     def stop(self) -> None:
         for client in self.clients:
