@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import trio
 
-MIN_BUFFER = 256 * 1024
+GRAIN = 256 * 1024
 
 
 class Claim:
@@ -69,7 +69,7 @@ class Quota:
 
 
 class BufferPool:
-    """Bytearrays of powers of two, kept for reuse up to `keep` bytes in all."""
+    """Bytearrays of multiples of `GRAIN`, kept for reuse up to `keep` bytes in all."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
@@ -78,7 +78,7 @@ class BufferPool:
 
     def take(self, size: int) -> bytearray:
         """A buffer of at least `size` bytes, with arbitrary content."""
-        capacity = max(MIN_BUFFER, 1 << (size - 1).bit_length())
+        capacity = max(1, -(-size // GRAIN)) * GRAIN
         idle = self._idle.get(capacity)
         if not idle:
             return bytearray(capacity)

@@ -120,6 +120,15 @@ async def test_the_limit_holds_however_much_is_put(cache: BlockCache) -> None:
     assert (cache._path / "map" / "data.mdb").stat().st_size < LIMIT * 1.5
 
 
+async def test_a_view_left_open_keeps_no_pages_from_being_reused(cache: BlockCache) -> None:
+    await fill(cache, range(1), BLOCK)
+    assert cache.get(chunk(0), 0) is not None
+    for start in range(1, 800, 8):
+        await cache.put_many([(chunk(n), 0, noise(BLOCK)) for n in range(start, start + 8)])
+    assert cache.stats().dropped == 0
+    assert (cache._path / "map" / "data.mdb").stat().st_size < LIMIT * 1.5
+
+
 async def test_pinned_chunks_stay_until_their_last_owner_lets_go(cache: BlockCache) -> None:
     await fill(cache, range(3))
     await cache.pin("one", [chunk(0), chunk(1)])

@@ -229,6 +229,25 @@ async def test_many_wide_readers_share_a_budget_smaller_than_any_of_them() -> No
         assert setup.downloader.memory.peak <= 2 * BLOCK_SIZE
 
 
+async def test_blocks_that_arrived_are_read_while_they_are_being_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_store = trio.Event()
+
+    async def slow(items: object) -> bool:
+        await may_store.wait()
+        return True
+
+    async with reading(noise(MIB), [MIB]) as setup:
+        monkeypatch.setattr(setup.blocks, "put_many", slow)
+        assert await setup.read(0, 1000) == setup.expect(0, 1000)
+        view = setup.reader.try_read(FILE, VERSION, 2000, 5000)
+        assert view == setup.expect(2000, 5000)
+        assert await setup.read(9000, 5000) == setup.expect(9000, 5000)
+        assert len(setup.edge.gets) == 1
+        may_store.set()
+
+
 # --- read-ahead -----------------------------------------------------------------------------------
 
 
@@ -283,6 +302,21 @@ async def test_closing_a_handle_spares_what_somebody_waits_for() -> None:
             window.close()
             setup.edge.hold.set()
         assert got == [setup.expect(BLOCK_SIZE, 1000)]
+
+
+async def test_a_reader_that_catches_up_makes_read_ahead_urgent() -> None:
+    async with reading(noise(4 * MIB), [BLOCK_SIZE]) as setup:
+        await setup.read(0, 1)
+        await idle(setup)
+        setup.edge.hold = trio.Event()
+        window = setup.reader.prefetch()
+        setup.reader.try_read(FILE, VERSION, 0, 4096, window)
+        assert [run.claim.urgent for run in window.runs] == [False, False]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(setup.read, BLOCK_SIZE, 1000)
+            await trio.testing.wait_all_tasks_blocked()
+            assert sorted(run.claim.urgent for run in window.runs) == [False, True]
+            setup.edge.hold.set()
 
 
 # --- whole versions -------------------------------------------------------------------------------

@@ -231,11 +231,11 @@ async def test_a_quota_is_fair_and_urgent_claims_go_first() -> None:
         assert order == []
         quota.release(8)
         await trio.testing.wait_all_tasks_blocked()
-        assert order == ["big", "small"]
+        assert sorted(order) == ["big", "small"]  # granted together: they wake in any order
         late.urgent = True
         quota.release(4)
         await trio.testing.wait_all_tasks_blocked()
-        assert order == ["big", "small", "late"]
+        assert order[2:] == ["late"]
         quota.release(4)
     assert order[-1] == "ahead"
 
