@@ -21,6 +21,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -29,7 +30,7 @@ from msgspec import Struct
 from cache.database import Database
 from remote.ids import FileId, VersionId, uuid7
 
-CONTENT_KINDS = frozenset({"create", "write"})
+K = TypeVar("K")
 DIRECTORY_MOVES = "D"  # renames of directories keep their order: the server checks for cycles
 
 
@@ -136,7 +137,7 @@ class Journal:
         self._by_key: dict[str, Op] = {}
         self._pending: Counter[str] = Counter()
         self._needed: Counter[str] = Counter()
-        self._inodes: Counter[str] = Counter()
+        self._inodes: Counter[int] = Counter()
         self.changed = trio.Event()
         db.on_rollback.append(self._load)
         self._load()
@@ -184,7 +185,7 @@ class Journal:
 
     def refers_to(self, ino: int) -> bool:
         """Does an operation take attributes or bytes from this inode?"""
-        return str(ino) in self._inodes
+        return ino in self._inodes
 
     def unsent_create(self, file: FileId) -> Op | None:
         """The file's creation, if the server cannot know of it and nothing else refers to it."""
@@ -276,19 +277,20 @@ class Journal:
         self._by_key[op.key] = op
         self._pending.update(writes(op))
         self._needed.update(reads(op))
+        self._inodes.update((op.ino,))
 
     def _uncount(self, op: Op) -> None:
         del self._by_key[op.key]
         _subtract(self._pending, writes(op))
         _subtract(self._needed, reads(op))
-        _subtract(self._inodes, {str(op.ino)})
+        _subtract(self._inodes, {op.ino})
 
     def _wake(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
 
 
-def _subtract(counter: Counter[str], keys: set[str]) -> None:
+def _subtract(counter: Counter[K], keys: set[K]) -> None:
     for key in keys:
         if counter[key] > 1:
             counter[key] -= 1
