@@ -79,7 +79,7 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
             preflight.remember_identity(config)
             ready()
 
-        _redirect_output(config)
+        _redirect(config)
         try:
             _run_recorded(config, token, usable)
         except Unexpected:
@@ -90,7 +90,7 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
             raise
 
 
-def _redirect_output(config: MountConfig) -> None:
+def _redirect(config: MountConfig) -> None:
     """Log lines to the log, and what the interpreter itself says as it dies to a file beside it."""
     if config.foreground:
         logs.configure(config.log_level, None)
@@ -98,8 +98,10 @@ def _redirect_output(config: MountConfig) -> None:
     logs.configure(config.log_level, config.state_dir / logs.LOG_NAME)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     last_words = os.open(config.state_dir / STDERR_NAME, flags, 0o600)
-    os.dup2(last_words, 1)
-    os.dup2(last_words, 2)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, nothing), (1, last_words), (2, last_words)):
+        os.dup2(source, target)
+    os.close(nothing)
     os.close(last_words)
     faulthandler.enable()
 

@@ -87,14 +87,13 @@ def check_allow_other() -> Finding:
 
 
 def check_disks() -> Iterator[Finding]:
-    """Room for state and cache, wherever this user's mounts have them."""
-    places = {"state": {platformdirs.user_state_path("nearline")}}
-    places["cache"] = {platformdirs.user_cache_path("nearline")}
-    for record in registry.all_records():
-        places["state"].add(Path(record.state_dir))
-        places["cache"].add(Path(record.cache_dir))
-    for kind, paths in places.items():
-        for path in sorted(paths):
+    """Room for state and cache, wherever this user's mounts have them: one line per file system."""
+    records = registry.all_records()
+    states = [platformdirs.user_state_path("nearline"), *(Path(r.state_dir) for r in records)]
+    caches = [platformdirs.user_cache_path("nearline"), *(Path(r.cache_dir) for r in records)]
+    for kind, paths in (("state", states), ("cache", caches)):
+        by_device = {_existing(path).stat().st_dev: path for path in reversed(paths)}
+        for path in reversed(by_device.values()):
             yield judge_space(kind, path, shutil.disk_usage(_existing(path)).free)
 
 
