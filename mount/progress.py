@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from msgspec.structs import replace
+
 from mount.control_messages import Progress
 
 if TYPE_CHECKING:
@@ -61,6 +63,17 @@ def describe(progress: Progress, pace: float | None) -> str:
     return f"{progress.state}{reason}: {', '.join(parts)}"
 
 
+def finished(progress: Progress) -> Progress:
+    """`progress` with everything done."""
+    return replace(
+        progress,
+        files_done=progress.files_total,
+        bytes_done=progress.bytes_total,
+        state="done",
+        reason=None,
+    )
+
+
 def human_bytes(count: float) -> str:
     """`12.3 MB`, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -91,13 +104,14 @@ class View:
         self._pace = Pace()
         self._bars: Bars | None = None
         self._bar: TaskID | None = None
+        self._last: Progress | None = None
         self._shown: tuple[float, str, str | None] | None = None
 
     def __enter__(self) -> View:
         return self
 
     def __call__(self, progress: Progress) -> None:
-        now = self._clock()
+        now, self._last = self._clock(), progress
         pace = self._pace.feed(now, progress.bytes_done)
         if self._stream.isatty():
             self._draw(progress, describe(progress, pace))
@@ -128,8 +142,11 @@ class View:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        if self._bars is None or self._bar is None:
+            return
+        if error is None and self._last is not None:
+            self._draw(finished(self._last), describe(finished(self._last), None))
+        self._bars.stop()
 
 
 def _bars(stream: TextIO) -> Bars:

@@ -32,7 +32,12 @@ _UMOUNT_NOFOLLOW = 8
 
 
 class Busy(Failure):
-    """Something is open in the mount."""
+    """Something is open in the mount, by the processes that `by` names ("" when we cannot see)."""
+
+    def __init__(self, mountpoint: Path, by: str = "") -> None:
+        whose = f" by {by}" if by else ""
+        super().__init__(f"{mountpoint} is in use{whose}; close what is open there and try again")
+        self.by = by
 
 
 class NotFlushed(Failure):
@@ -116,10 +121,8 @@ def _refuse_busy(record: registry.Record) -> None:
     mountpoint = Path(record.mountpoint)
     holders = mountinfo.holders(mountpoint, besides=frozenset({record.pid}))
     if holders:
-        raise Busy(
-            f"{mountpoint} is in use by {', '.join(map(str, holders[:5]))}"
-            f"{' and others' if len(holders) > 5 else ''}; close it there and try again"
-        )
+        more = " and others" if len(holders) > 5 else ""
+        raise Busy(mountpoint, ", ".join(map(str, holders[:5])) + more)
 
 
 def flush(
@@ -174,7 +177,7 @@ def _umount2(mountpoint: Path, lazy: bool) -> None:
         return
     code = ctypes.get_errno()
     if code == errno.EBUSY:
-        raise Busy(f"{mountpoint} is in use; close what is open in it and try again")
+        raise Busy(mountpoint)
     raise Failure(f"cannot unmount {mountpoint}: {os.strerror(code)}; try `umount {mountpoint}`")
 
 
@@ -189,5 +192,5 @@ def _fusermount(mountpoint: Path, lazy: bool) -> None:
     if done.returncode == 0:
         return
     if "busy" in done.stderr:
-        raise Busy(f"{mountpoint} is in use; close what is open in it and try again")
+        raise Busy(mountpoint)
     raise Failure(f"cannot unmount {mountpoint}: {done.stderr}; try `sudo umount {mountpoint}`")

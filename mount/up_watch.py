@@ -142,23 +142,24 @@ class Watch:
         with _signals(_raise_leave):
             try:
                 with View("flush") as view:
-                    self._unmount(view)
+                    ending = self._unmount(view)
             except _LeaveJournal:
-                say("Left for the next start.")
+                ending = "Left for the next start."
                 self._leave()
+        say(ending)
 
-    def _unmount(self, view: View) -> None:
+    def _unmount(self, view: View) -> str:
         here = self._config.mountpoint
         try:
             note = unmount.unmount(here, on_progress=view)
         except unmount.Busy as busy:
-            say(f"Note: {busy}.")
             record = registry.get(here)
             if record is not None:
                 unmount.flush(record, timeout=None, on_progress=view)
                 unmount.terminate(record)
-            return
-        say(note or f"Everything is sent, and {here} is unmounted.")
+            by = busy.by or "somebody"
+            return f"Everything is sent, and {here} is unmounted, though {by} had it open."
+        return note or f"Everything is sent, and {here} is unmounted."
 
     def _leave(self) -> None:
         record = registry.get(self._config.mountpoint)
