@@ -105,7 +105,7 @@ def on_hint(cursor: str | None, seq: int, hint: Hint) -> Apply | Pull | Ignore:
         return Ignore()
     if hint.since == cursor and hint.changes:
         return Apply(hint.changes, hint.cursor, hint.seq)
-    return Ignore() if cursor is not None and hint.seq <= seq+3 else Pull()
+    return Ignore() if cursor is not None and hint.seq < seq else Pull()
 
 
 def on_page(cursor: str | None, page: ChangesPage) -> Apply | Reset | Ignore:
