@@ -174,6 +174,12 @@ async def test_neighbouring_missing_blocks_are_one_request() -> None:
         assert [(start, end) for _, start, end in setup.edge.gets] == [(0, 2 * MIB)]
 
 
+async def test_a_chunk_that_a_file_repeats_is_fetched_once() -> None:
+    async with reading(noise(BLOCK_SIZE) * 4, [BLOCK_SIZE]) as setup:
+        assert await setup.read(0, MIB) == setup.content
+        assert len(setup.edge.gets) == 1
+
+
 async def test_a_cancelled_reader_leaves_the_fetch_to_the_others() -> None:
     async with reading(noise(MIB), [MIB]) as setup:
         await setup.read(MIB - 10, 10)
@@ -282,6 +288,35 @@ async def test_closing_a_handle_cancels_what_was_read_ahead_for_it() -> None:
         assert setup.downloader.memory.used == 0
         setup.edge.hold.set()
         assert await setup.read(BLOCK_SIZE, 1000) == setup.expect(BLOCK_SIZE, 1000)
+
+
+async def test_a_block_given_up_is_fetched_anew_and_once() -> None:
+    async with reading(noise(8 * MIB), [MIB]) as setup:
+        await setup.read(0, 1)
+        await idle(setup)
+        setup.edge.hold = trio.Event()
+        window = setup.reader.prefetch()
+        setup.reader.try_read(FILE, VERSION, 0, 4096, window)
+        await trio.testing.wait_all_tasks_blocked()
+        setup.edge.gets.clear()
+        late: list[bytes] = []
+
+        async def join_late() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(release)
+            late.append(await setup.read(BLOCK_SIZE, 1000))
+
+        async def release() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            assert setup.edge.hold is not None
+            setup.edge.hold.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(join_late)
+            window.close()
+            now = await setup.read(BLOCK_SIZE, 1000)  # before the cancelled fetch notices
+        assert [now, *late] == [setup.expect(BLOCK_SIZE, 1000)] * 2
+        assert len(setup.edge.gets) == 1
 
 
 async def test_closing_a_handle_spares_what_somebody_waits_for() -> None:
@@ -417,6 +452,7 @@ async def test_reading_goes_on_when_the_cache_takes_nothing(
         for offset in range(0, len(content), 256 * KIB):
             got = await setup.read(offset, 256 * KIB, window=window)
             assert got == setup.expect(offset, 256 * KIB)
+        assert setup.edge.served <= len(content) + MIB  # nothing is read ahead to be dropped
         with pytest.raises(OSError, match="no room"):
             await setup.reader.warm(FILE, VERSION)
 

@@ -75,6 +75,13 @@ async def test_an_edge_that_refuses_every_fresh_url_is_unreachable() -> None:
     assert len(edge.gets) == 4
 
 
+async def test_refusals_count_only_in_a_row() -> None:
+    content = noise(CHUNK)
+    edge, [chunk] = edge_with(content)
+    edge.faults = ["refuse"] * 3 + ["corrupt"] + ["refuse"] * 3
+    assert await fetched(Downloader(edge), chunk, 0, 4) == content
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 async def test_a_corrupt_block_is_fetched_again_and_only_it(times: int) -> None:
     content = noise(CHUNK)
