@@ -57,17 +57,35 @@ def token_in(request: Any) -> str | None:
 
 
 async def body(request: AnyRequest, kind: type[T], *, public: bool = False) -> T:
-    """The request's body as a `kind`. Raises `Refused(BadRequest)`, or Unauthorized without a
-    token (before the body is read) unless the endpoint is `public`."""
+    """The request's body as a `kind`. Raises `Refused(BadRequest)`.
+
+    Unless the endpoint is `public`, who has no good token can neither make the server take in a
+    large body nor learn what is wrong with one: that is answered `Unauthorized`.
+    """
     if not public:
         check_present(token_in(request))
+        if not _is_small(request):
+            await _authenticate(request)
     raw = await request.body()
-    if len(raw) <= _INLINE_BYTES:
-        return cast("T", _decode(raw, _content_type(request), kind))
-    loop = asyncio.get_running_loop()
-    pool = service_of(request).reads
-    message = await loop.run_in_executor(pool, _decode, raw, _content_type(request), kind)
-    return cast("T", message)
+    try:
+        if len(raw) <= _INLINE_BYTES:
+            return cast("T", _decode(raw, _content_type(request), kind))
+        loop, pool = asyncio.get_running_loop(), service_of(request).reads
+        message = await loop.run_in_executor(pool, _decode, raw, _content_type(request), kind)
+        return cast("T", message)
+    except Refused:
+        if not public:
+            await _authenticate(request)
+        raise
+
+
+async def _authenticate(request: AnyRequest) -> None:
+    await service_of(request).read(token_in(request), lambda _conn, _caller: None)
+
+
+def _is_small(request: AnyRequest) -> bool:
+    announced: str = request.headers.get("content-length", "")
+    return announced.isdigit() and len(announced) < 10 and int(announced) <= _INLINE_BYTES
 
 
 def reply(request: Any, message: object, status: int = 200) -> Reply:

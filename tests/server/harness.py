@@ -247,7 +247,10 @@ class Running:
     def device(self, account: str, name: str = "laptop") -> Client:
         """One more device of an account."""
         client = self.client()
-        client.token = accounts.issue_token(self.data, account, name)
+        with self.app.service.db.write() as conn:
+            found = accounts.find_account(conn, account)
+            assert found is not None
+            client.token, _ = accounts.new_device(conn, found[0], name, time.time_ns())
         client.refresh()
         return client
 
@@ -261,7 +264,7 @@ class Running:
 
 def run(data: Path, **tunables: Any) -> Running:
     sock = socket.create_server(("127.0.0.1", 0))
-    url = "http://127.0.0.1:{}".format(sock.getsockname()[1])
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     app = create_app(Settings(data, url, Tunables(**tunables)))
     up = threading.Event()
     options = uvicorn.Config(

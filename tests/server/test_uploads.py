@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from tests.server.harness import Client, make_chunk, manifest_of, new_id, noise
+import hashlib
+import socket
+import time
+from pathlib import Path
 
-from remote import wire
+import msgspec
+import pytest
+from sqlalchemy import update
+
+from remote import errors, wire
+from remote.content import Descriptor, Manifest, Piece
+from server import schema
+from server.blobs import BlobKey
+from tests.server.conftest import Start
+from tests.server.harness import (
+    Chunk,
+    Client,
+    Failed,
+    Running,
+    make_chunk,
+    manifest_of,
+    new_id,
+    noise,
+    until,
+)
+
+
+def content(version: str, *chunks: Chunk) -> wire.Content:
+    return wire.Content(version=version, manifest=manifest_of(*chunks))
 
 
 def test_a_file_goes_up_and_comes_back(anna: Client) -> None:
@@ -16,3 +42,306 @@ def test_a_file_goes_up_and_comes_back(anna: Client) -> None:
     for located, chunk in zip(reply.chunks, chunks, strict=True):
         assert located.descriptor == chunk.descriptor
         assert anna.http.get(located.url).content == chunk.data
+
+
+def test_complete_commits_an_upload(anna: Client) -> None:
+    chunk, file, version = make_chunk(b"abc"), new_id(), new_id()
+    anna.upload(version, file, chunk)
+    op = anna.create("a", file=file, content=content(version, chunk))
+    wanted = wire.CompleteUpload(key=new_id(), op=op)
+    path = f"/v1/uploads/{version}/complete"
+    applied = anna.request("POST", path, wire.Applied, wanted)
+    assert anna.request("POST", path, wire.Applied, wanted) == applied
+    assert anna.children()["a"].version == version
+    with pytest.raises(Failed) as failed:
+        anna.request("POST", f"/v1/uploads/{new_id()}/complete", wire.Applied, wanted)
+    assert failed.value.status == 400
+    taken = wire.CompleteUpload(key=new_id(), op=msgspec.structs.replace(op, file=new_id()))
+    with pytest.raises(Failed) as failed:
+        anna.request("POST", path, wire.Applied, taken)
+    assert (failed.value.status, type(failed.value.problem)) == (409, errors.Exists)
+
+
+def test_a_version_is_invisible_until_it_is_committed(anna: Client) -> None:
+    file, first = anna.store("a", make_chunk(b"one"))
+    version, chunk = new_id(), make_chunk(b"two")
+    anna.upload(version, file, chunk)
+    assert anna.file(file).file.version == first
+    page = anna.request("GET", f"/v1/files/{file}/versions", wire.VersionsPage)
+    assert [v.id for v in page.versions] == [first]
+    for kind in ("span", "chunks"):
+        wanted = {"span": wire.Span(0, 1)} if kind == "span" else {"chunks": [chunk.id]}
+        with pytest.raises(Failed) as failed:
+            anna.locate(file=file, version=version, **wanted)
+        assert failed.value.status == 404
+
+
+def test_an_upload_is_resumed(anna: Client) -> None:
+    chunks = [make_chunk(noise(50, f"resume {n}")) for n in range(3)]
+    file, version = new_id(), new_id()
+    begun = anna.start(version, file, *chunks[:2])
+    assert [t.state for t in begun.chunks] == ["needed", "needed"]
+    anna.put(begun.chunks[0], chunks[0])
+    path = f"/v1/uploads/{version}"
+    until(
+        lambda: (
+            {t.id: t.state for t in anna.request("GET", path, wire.UploadState).chunks}
+            == {chunks[0].id: "uploaded", chunks[1].id: "needed"}
+        )
+    )
+    again = anna.start(version, file, *chunks[:2])
+    assert [t.state for t in again.chunks] == ["uploaded", "needed"]
+    more = wire.UrlsRequest([c.descriptor for c in chunks[1:]])
+    tickets = anna.request("POST", f"{path}/urls", wire.UploadState, more).chunks
+    assert [t.state for t in tickets] == ["needed", "needed"]
+    for ticket, chunk in zip(tickets, chunks[1:], strict=True):
+        assert anna.put(ticket, chunk).status_code == 200
+    anna.make("a", file=file, content=content(version, *chunks))
+    done = anna.start(version, file, *chunks)
+    assert (done.status, done.chunks) == ("uploaded", [])
+    with pytest.raises(Failed) as failed:
+        anna.request("GET", path, wire.UploadState)
+    assert isinstance(failed.value.problem, errors.UploadUnknown)
+
+
+def test_a_chunk_the_drive_has_is_not_needed(anna: Client, ben: Client) -> None:
+    shared, own = make_chunk(noise(9, "dedup")), make_chunk(noise(9, "own"))
+    anna.store("a", shared)
+    file, version = new_id(), new_id()
+    assert anna.upload(version, file, shared, own) == 1
+    anna.make("b", file=file, content=content(version, own, shared, own))
+    assert anna.children()["b"].size == 27
+    assert anna.refresh().used_bytes == 18
+    begun = ben.start(new_id(), new_id(), shared)
+    assert begun.chunks[0].state == "needed"
+
+
+def test_a_put_that_is_not_as_signed_leaves_nothing(server: Running, anna: Client) -> None:
+    chunk = make_chunk(noise(1000, "signed"))
+    ticket = anna.start(new_id(), new_id(), chunk).chunks[0]
+    assert ticket.put is not None
+    other = noise(1000, "other")
+    checksum = msgspec.json.encode(hashlib.sha256(other).digest()).decode().strip('"')
+    url = ticket.put.url
+    assert anna.put(ticket, chunk, content=other).status_code == 400
+    wrong = {"x-amz-checksum-sha256": checksum}
+    assert anna.put(ticket, chunk, content=other, **wrong).status_code == 403
+    for body in (chunk.data[:-1], chunk.data + b"x"):
+        sent = {"Content-Length": str(len(body))}
+        assert anna.put(ticket, chunk, content=body, **sent).status_code == 403
+    assert anna.put(ticket, chunk, url=url.replace("expires=", "expires=9")).status_code == 403
+    assert anna.put(ticket, chunk, url=url[:-1] + "x").status_code == 403
+    assert anna.put(ticket, chunk, url=url + "&x=1").status_code == 403
+    assert anna.put(ticket, chunk, url=url.replace("/blobs/", "/blobs//")).status_code == 403
+    assert anna.put(ticket, chunk, **{"If-None-Match": "x"}).status_code == 400
+    assert anna.put(ticket, chunk, **{"x-amz-checksum-sha256": "?"}).status_code == 400
+    assert not server.app.service.blobs.has(BlobKey(anna.me.drive, chunk.id))
+    assert list((server.data / "blobs" / "incoming").iterdir()) == []
+    assert anna.put(ticket, chunk).status_code == 200
+    assert anna.put(ticket, chunk).status_code == 412
+
+
+def test_a_long_put_streams_and_a_wrong_one_leaves_nothing(server: Running, anna: Client) -> None:
+    data = noise(5_000_000, "long")
+    chunk = make_chunk(data)
+    ticket = anna.start(new_id(), new_id(), chunk).chunks[0]
+    key = BlobKey(anna.me.drive, chunk.id)
+    damaged = data[:-1] + bytes([data[-1] ^ 1])
+    assert anna.put(ticket, chunk, content=damaged).status_code == 400
+    assert not server.app.service.blobs.has(key)
+    assert list((server.data / "blobs" / "incoming").iterdir()) == []
+    assert anna.put(ticket, chunk).status_code == 200
+    assert anna.put(ticket, chunk).status_code == 412
+    assert server.app.service.blobs.read(key, 4_999_990, 100) == data[-10:]
+
+
+def test_a_put_that_breaks_off_leaves_nothing(server: Running, anna: Client) -> None:
+    chunk = make_chunk(noise(3_000_000, "broken"))
+    ticket = anna.start(new_id(), new_id(), chunk).chunks[0]
+    assert ticket.put is not None
+    incoming = server.data / "blobs" / "incoming"
+    host, port = server.url.removeprefix("http://").split(":")
+    headers = "".join(f"{name}: {value}\r\n" for name, value in ticket.put.headers.items())
+    target = ticket.put.url.removeprefix(server.url)
+    with socket.create_connection((host, int(port))) as raw:
+        raw.sendall(f"PUT {target} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode())
+        raw.sendall(chunk.data[:2_000_000])
+        until(lambda: any(path.stat().st_size for path in incoming.iterdir()))
+    until(lambda: list(incoming.iterdir()) == [])
+    assert anna.put(ticket, chunk).status_code == 200
+
+
+def test_an_expired_put_url_is_refused(start: Start) -> None:
+    server = start(put_url_seconds=30)
+    anna = server.account("anna")
+    chunk = make_chunk(b"late")
+    past = time.time_ns() - 31 * 10**9
+    put = server.app.service.signer.put(anna.me.drive, chunk.descriptor, past)
+    ticket = wire.ChunkTicket(id=chunk.id, state="needed", put=put)
+    assert anna.put(ticket, chunk).status_code == 403
+
+
+def test_an_object_whose_event_was_lost_is_found_at_commit(server: Running, anna: Client) -> None:
+    chunk, file, version = make_chunk(noise(77, "lost")), new_id(), new_id()
+    anna.start(version, file, chunk)
+    with server.app.service.blobs.create(BlobKey(anna.me.drive, chunk.id)) as writer:
+        writer.write(chunk.data)
+        writer.commit()
+    anna.make("a", file=file, content=content(version, chunk))
+    assert anna.refresh().used_bytes == 77
+
+
+def test_an_object_that_is_not_what_was_promised_is_not_believed(
+    server: Running, anna: Client
+) -> None:
+    chunk, file, version = make_chunk(noise(77, "promise")), new_id(), new_id()
+    anna.start(version, file, chunk)
+    with server.app.service.blobs.create(BlobKey(anna.me.drive, chunk.id)) as writer:
+        writer.write(noise(77, "another"))
+        writer.commit()
+    op = anna.create("a", file=file, content=content(version, chunk))
+    assert isinstance(anna.refused(op), errors.ChunksMissing)
+
+
+def test_two_devices_may_store_a_chunk_differently(server: Running, anna: Client) -> None:
+    """The descriptor of what arrives becomes the chunk's, whoever promised first."""
+    chunk = make_chunk(noise(300_000, "codec"))
+    packed = noise(1234, "as if compressed") + noise(56, "more")
+    other = Descriptor(
+        id=chunk.id,
+        length=300_000,
+        codec="zstd",
+        block_hashes=chunk.descriptor.block_hashes,
+        stored_lengths=[1234, 56],
+        sha256=hashlib.sha256(packed).digest(),
+    )
+    anna.start(new_id(), new_id(), chunk)
+    phone = server.device(anna.me.account, "phone")
+    file, version = new_id(), new_id()
+    phone.upload(version, file, Chunk(packed, other))
+    phone.make("a", file=file, content=content(version, chunk))
+    located = phone.locate(file=file, version=version, chunks=[chunk.id]).chunks[0]
+    assert located.descriptor == other
+    assert phone.http.get(located.url).content == packed
+    assert anna.refresh().used_bytes == 1290
+
+
+def test_descriptors_must_hash_to_their_id(anna: Client) -> None:
+    good = make_chunk(noise(10)).descriptor
+    lies = [
+        msgspec.structs.replace(good, id=bytes(32)),
+        msgspec.structs.replace(good, length=11, stored_lengths=[11]),
+        msgspec.structs.replace(good, stored_lengths=[10, 1]),
+        msgspec.structs.replace(good, codec="zstd", stored_lengths=[11]),
+    ]
+    for lie in lies:
+        answer = anna.start(new_id(), new_id(), Chunk(b"", lie))
+        assert isinstance(answer, errors.BadUpload)
+
+
+def test_manifests_must_add_up(anna: Client) -> None:
+    chunk, file, version = make_chunk(noise(10, "sum")), new_id(), new_id()
+    anna.upload(version, file, chunk)
+    wrong = [
+        Manifest(size=11, average=1 << 20, pieces=[Piece(chunk.id, 10)]),
+        Manifest(size=11, average=1 << 20, pieces=[Piece(chunk.id, 11)]),
+        Manifest(size=5, average=1 << 20, pieces=[Piece(chunk.id[:5], 5)]),
+        Manifest(size=2, average=1 << 20, pieces=[Piece(b"", 1), Piece(b"", 1)]),
+        Manifest(size=15, average=1 << 20, pieces=[Piece(chunk.id, 10), Piece(chunk.id, 5)]),
+    ]
+    for manifest in wrong:
+        op = anna.create("a", file=file, content=wire.Content(version=version, manifest=manifest))
+        assert isinstance(anna.refused(op), errors.BadUpload), manifest
+    sparse = Manifest(size=1 << 50, average=1 << 20, pieces=[Piece(b"", 1 << 50)])
+    anna.make("hole", content=wire.Content(version=new_id(), manifest=sparse))
+    assert anna.children()["hole"].size == 1 << 50
+
+
+def test_sessions_belong_to_their_account(anna: Client, ben: Client) -> None:
+    chunk, file, version = make_chunk(noise(10, "mine")), new_id(), new_id()
+    anna.start(version, file, chunk)
+    for method, path, message in (
+        ("GET", f"/v1/uploads/{version}", None),
+        ("POST", f"/v1/uploads/{version}/urls", wire.UrlsRequest([chunk.descriptor])),
+        ("DELETE", f"/v1/uploads/{version}", None),
+    ):
+        with pytest.raises(Failed) as failed:
+            ben.request(method, path, wire.UploadState, message)
+        assert isinstance(failed.value.problem, errors.UploadUnknown)
+    assert isinstance(ben.start(version, file, chunk), errors.Exists)
+    assert isinstance(ben.start(version, new_id(), chunk), errors.Exists)
+
+
+def test_an_upload_into_anothers_file_or_directory_is_refused(anna: Client, ben: Client) -> None:
+    file = anna.make("a")
+    assert isinstance(ben.start(new_id(), file), errors.NotFound)
+    assert isinstance(ben.start(new_id(), new_id(), parent=anna.me.root), errors.NotFound)
+
+
+def test_an_abandoned_session_is_gone(anna: Client) -> None:
+    chunk, file, version = make_chunk(noise(10, "gone")), new_id(), new_id()
+    anna.start(version, file, chunk)
+    path = f"/v1/uploads/{version}"
+    anna.request("DELETE", path, object)
+    with pytest.raises(Failed) as failed:
+        anna.request("DELETE", path, object)
+    assert (failed.value.status, type(failed.value.problem)) == (404, errors.UploadUnknown)
+    assert anna.start(version, file, chunk).chunks[0].state == "needed"
+
+
+def test_an_expired_session_is_unknown_and_can_be_begun_again(
+    server: Running, anna: Client
+) -> None:
+    chunk, file, version = make_chunk(noise(10, "old")), new_id(), new_id()
+    anna.start(version, file, chunk)
+    with server.app.service.db.write() as conn:
+        mine = schema.uploads.c.version == version
+        conn.execute(update(schema.uploads).where(mine).values(expires_ns=1))
+    with pytest.raises(Failed) as failed:
+        anna.request("GET", f"/v1/uploads/{version}", wire.UploadState)
+    assert isinstance(failed.value.problem, errors.UploadUnknown)
+    assert anna.start(version, file, chunk).status == "uploading"
+    anna.request("GET", f"/v1/uploads/{version}", wire.UploadState)
+
+
+def test_a_doomed_chunk_is_revived(server: Running, anna: Client) -> None:
+    chunk = make_chunk(noise(10, "doomed"))
+    anna.store("a", chunk)
+
+    def doom() -> None:
+        with server.app.service.db.write() as conn:
+            here = (schema.chunks.c.drive == anna.me.drive) & (schema.chunks.c.id == chunk.id)
+            conn.execute(update(schema.chunks).where(here).values(state="doomed", doomed_ns=1))
+
+    doom()
+    assert anna.start(new_id(), new_id(), chunk).chunks[0].state == "uploaded"
+    doom()
+    anna.make("b", content=content(new_id(), chunk))
+    with server.app.service.db.read() as conn:
+        here = (schema.chunks.c.drive == anna.me.drive) & (schema.chunks.c.id == chunk.id)
+        row = conn.execute(schema.chunks.select().where(here)).one()
+    assert (row.state, row.doomed_ns) == ("uploaded", None)
+
+
+def test_one_bad_upload_of_a_batch_does_not_spoil_the_rest(anna: Client) -> None:
+    good, bad = make_chunk(noise(10, "good")), make_chunk(noise(10, "bad")).descriptor
+    bad = msgspec.structs.replace(bad, id=bytes(32))
+    wanted = wire.StartUploads(
+        uploads=[
+            wire.StartUpload(version=new_id(), file=new_id(), descriptors=[bad]),
+            wire.StartUpload(version=new_id(), file=new_id(), descriptors=[good.descriptor]),
+        ]
+    )
+    reply = anna.request("POST", "/v1/files", wire.StartUploadsReply, wanted)
+    assert [type(each) for each in reply.uploads] == [errors.BadUpload, wire.UploadState]
+    path = f"/v1/uploads/{wanted.uploads[0].version}"
+    with pytest.raises(Failed):
+        anna.request("GET", path, wire.UploadState)
+
+
+def test_what_a_crash_left_half_made_is_swept_at_start(start: Start, tmp_path: Path) -> None:
+    start().stop()
+    left = tmp_path / "data" / "blobs" / "incoming" / "half"
+    left.write_bytes(b"half")
+    start()
+    assert not left.exists()

@@ -1,0 +1,148 @@
+"""Batches and idempotency: each operation happens once, whatever happens to its answer."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import pytest
+from sqlalchemy import func, select
+
+from remote import errors, wire
+from server import accounts, commits
+from server.schema import changes, idempotency
+from tests.server.harness import (
+    Client,
+    Failed,
+    Running,
+    make_chunk,
+    manifest_of,
+    new_id,
+    noise,
+)
+
+
+def test_a_batch_is_answered_in_order_and_goes_on_after_a_refusal(anna: Client) -> None:
+    inside = new_id()
+    results = anna.batch(
+        anna.create("d", kind="directory", file=inside),
+        anna.create("d"),
+        anna.create("x", parent=inside),
+    )
+    assert [type(r) for r in results] == [wire.Applied, errors.Exists, wire.Applied]
+    assert [r.change.seq for r in results if isinstance(r, wire.Applied)] == [1, 2]
+    assert anna.refresh().seq == 2
+
+
+def test_the_same_key_always_gets_the_same_answer(anna: Client) -> None:
+    key, op = new_id(), anna.create("a")
+    first = anna.batch(op, keys=[key])
+    assert anna.batch(op, keys=[key]) == first
+    assert anna.refresh().seq == 1
+    refused = new_id()
+    taken = anna.create("a")
+    assert isinstance(anna.batch(taken, keys=[refused])[0], errors.Exists)
+    anna.do(wire.Unlink(file=op.file, parent=anna.me.root, name="a"))
+    assert isinstance(anna.batch(taken, keys=[refused])[0], errors.Exists)
+    assert anna.children() == {}
+
+
+def test_a_key_twice_in_one_batch_is_done_once(anna: Client) -> None:
+    key, op = new_id(), anna.create("a")
+    one, other = anna.batch(op, op, keys=[key, key])
+    assert one == other
+    assert isinstance(one, wire.Applied)
+
+
+def test_keys_are_the_devices_own(server: Running, anna: Client) -> None:
+    phone = server.device(anna.me.account, "phone")
+    key = new_id()
+    anna.batch(anna.create("a"), keys=[key])
+    assert isinstance(phone.batch(phone.create("b"), keys=[key])[0], wire.Applied)
+    assert set(anna.children()) == {"a", "b"}
+
+
+def test_a_crash_before_the_commit_leaves_nothing(
+    server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, op = new_id(), anna.create("a")
+
+    def crash(_batch: object) -> list[object]:
+        raise RuntimeError("power loss")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(commits._Batch, "finish", crash)
+        with pytest.raises(Failed) as failed:
+            anna.batch(op, keys=[key])
+    assert failed.value.status == 500
+    assert "power loss" not in failed.value.problem.message
+    assert anna.children() == {}
+    assert isinstance(anna.batch(op, keys=[key])[0], wire.Applied)
+    assert anna.refresh().seq == 1
+
+
+def test_an_answer_that_was_lost_is_given_again_after_a_restart(server: Running) -> None:
+    anna = server.account("anna")
+    key, op = new_id(), anna.create("a")
+    keyed = wire.ApplyRequest(ops=[wire.Keyed(key=key, op=op)])
+    with server.app.service.db.write() as conn:
+        caller = accounts.authenticate(conn, anna.token, 0)
+        lost, _ = commits.apply(conn, caller, keyed.ops, 12345)
+    assert anna.batch(op, keys=[key]) == lost
+
+
+def test_missing_chunks_are_not_a_final_answer(anna: Client) -> None:
+    chunk, key, file, version = make_chunk(noise(100, "late")), new_id(), new_id(), new_id()
+    content = wire.Content(version=version, manifest=manifest_of(chunk))
+    create = anna.create("a", file=file, content=content)
+    mode = wire.SetAttr(file=file, mode=0o600)
+    keys = [key, new_id(), new_id()]
+    ops = (create, mode, anna.create("other"))
+    first = anna.batch(*ops, keys=keys)
+    assert isinstance(first[0], errors.ChunksMissing)
+    assert first[0].chunks == [chunk.id]
+    assert isinstance(first[1], errors.Unavailable)  # it will be possible once the file is there
+    assert isinstance(first[2], wire.Applied)
+    anna.upload(version, file, chunk)
+    again = anna.batch(*ops, keys=keys)
+    assert [type(r) for r in again] == [wire.Applied] * 3
+    assert again[2] == first[2]
+    assert anna.children()["a"].mode == 0o600
+
+
+def test_sequence_numbers_have_no_gaps_under_concurrency(server: Running, anna: Client) -> None:
+    devices = [server.device(anna.me.account, f"d{n}") for n in range(4)]
+
+    def work(device: Client) -> list[int]:
+        done = []
+        for number in range(6):
+            applied = device.do(device.create(f"{device.me.device_id}-{number}"))
+            done.append(applied.change.seq)
+        return done
+
+    with ThreadPoolExecutor(4) as pool:
+        seen = [seq for part in pool.map(work, devices) for seq in part]
+    assert sorted(seen) == list(range(1, 25))
+    page = anna.changes(anna.me.cursor)
+    assert [change.seq for change in page.changes] == list(range(1, 25))
+
+
+def test_a_refusal_rolls_back_all_it_did(anna: Client, server: Running) -> None:
+    _, version = anna.store("a", make_chunk(b"x"))
+    again = anna.create("b", content=wire.Content(version=version, manifest=manifest_of()))
+    assert isinstance(anna.refused(again), errors.Exists)
+    with server.app.service.db.read() as conn:
+        drive = changes.c.drive == anna.me.drive
+        assert conn.execute(select(func.count()).select_from(changes).where(drive)).scalar() == 1
+        mine = idempotency.c.device == anna.me.device_id
+        stored = conn.execute(select(idempotency.c.result).where(mine)).scalars().all()
+    kinds = {type(msgspec.msgpack.decode(r, type=commits.Result)) for r in stored}
+    assert kinds == {wire.Applied, errors.Exists}
+
+
+def test_batches_are_limited(anna: Client) -> None:
+    with pytest.raises(Failed) as failed:
+        anna.batch(*[anna.create(str(n), kind="fifo") for n in range(1001)])
+    assert failed.value.status == 400
+    with pytest.raises(Failed):
+        anna.batch()

@@ -1,0 +1,228 @@
+"""Accounts, logging in, tokens: who gets in and who does not."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import select, update
+
+from remote import errors
+from server import schema
+from server.accounts import (
+    AccountExists,
+    AccountUnknown,
+    BadAccountName,
+    add_account,
+    issue_token,
+    password_matches,
+)
+from server.limits import TokenBuckets
+from tests.server.conftest import Start
+from tests.server.harness import Client, Failed, Running
+
+ENDPOINTS = [
+    ("GET", "/v1/me"),
+    ("POST", "/v1/files"),
+    ("GET", f"/v1/files/{'0' * 32}"),
+    ("GET", f"/v1/files/{'0' * 32}/children"),
+    ("GET", f"/v1/files/{'0' * 32}/versions"),
+    ("GET", f"/v1/files/{'0' * 32}/changes"),
+    ("GET", f"/v1/files/by-fingerprint/{'0' * 64}"),
+    ("GET", f"/v1/uploads/{'0' * 32}"),
+    ("POST", f"/v1/uploads/{'0' * 32}/urls"),
+    ("POST", f"/v1/uploads/{'0' * 32}/complete"),
+    ("DELETE", f"/v1/uploads/{'0' * 32}"),
+    ("POST", "/v1/chunks/locate"),
+    ("POST", "/v1/changes/apply"),
+    ("GET", "/v1/changes"),
+    ("GET", "/v1/changes/wait"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ENDPOINTS)
+@pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", "Basic YTpi", "wrong"])
+def test_nothing_without_a_good_token(
+    server: Running, anna: Client, method: str, path: str, header: str | None
+) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    got = anna.http.request(method, path, headers=headers)
+    assert (got.status_code, got.json()["type"]) == (401, "unauthorized")
+
+
+def test_a_token_in_the_url_is_none(anna: Client) -> None:
+    assert anna.http.get("/v1/me", params={"token": anna.token}).status_code == 401
+    assert anna.http.get("/v1/me", params={"access_token": anna.token}).status_code == 401
+
+
+def test_an_account_logs_in(start: Start, tmp_path: Path) -> None:
+    add_account(tmp_path / "data", "Anna", "pass word")
+    server = start()
+    client = server.client("anna", password="pass word", device="phone")
+    assert client.me.account == "Anna"
+    assert client.me.seq == 0
+    assert client.me.quota_bytes is None
+    assert client.file(client.me.root).role == "owner"
+    other = server.client("Anna", password="pass word")
+    assert other.token != client.token
+    assert other.me.device_id != client.me.device_id
+    assert other.me.drive == client.me.drive
+
+
+@pytest.mark.parametrize(("name", "password"), [("anna", "wrong"), ("nobody", "secret")])
+def test_wrong_logins_look_alike(start: Start, tmp_path: Path, name: str, password: str) -> None:
+    add_account(tmp_path / "data", "anna", "secret")
+    server = start()
+    with pytest.raises(Failed) as failed:
+        server.client().log_in(name, password)
+    assert failed.value.status == 401
+    assert failed.value.problem == errors.Unauthorized(message="wrong account name or password")
+
+
+def test_guessing_is_slowed_down(start: Start, tmp_path: Path) -> None:
+    add_account(tmp_path / "data", "anna", "secret")
+    server = start(login_burst=2, login_seconds_per_try=3600)
+    for _ in range(3):
+        server.client("anna", password="secret")  # good logins do not count
+    for status in (401, 401, 429, 429):
+        with pytest.raises(Failed) as failed:
+            server.client().log_in("anna", "wrong")
+        assert failed.value.status == status
+    assert isinstance(failed.value.problem, errors.RateLimited)
+    assert failed.value.problem.retry_after_seconds > 60
+    with pytest.raises(Failed) as failed:
+        server.client().log_in("ANNA", "secret")
+    assert failed.value.status == 429
+
+
+def test_a_revoked_or_expired_token_is_refused_at_the_next_request(
+    server: Running, anna: Client
+) -> None:
+    mine = schema.devices.c.id == anna.me.device_id
+    for column in ("expires_ns", "revoked_ns"):
+        with server.app.service.db.write() as conn:
+            conn.execute(update(schema.devices).where(mine).values({column: time.time_ns()}))
+        with pytest.raises(Failed) as failed:
+            anna.refresh()
+        assert failed.value.status == 401
+        with server.app.service.db.write() as conn:
+            conn.execute(update(schema.devices).where(mine).values({column: None}))
+        anna.refresh()
+
+
+def test_a_read_token_reads_and_changes_nothing(server: Running, anna: Client) -> None:
+    file = anna.make("a")
+    with server.app.service.db.write() as conn:
+        mine = schema.devices.c.id == anna.me.device_id
+        conn.execute(update(schema.devices).where(mine).values(scope="read"))
+    assert anna.file(file).file.id == file
+    assert isinstance(anna.refused(anna.create("b")), errors.Forbidden)
+    assert isinstance(anna.start("0" * 32, "1" * 32), errors.Forbidden)
+
+
+def test_tokens_and_passwords_are_not_in_the_database(start: Start, tmp_path: Path) -> None:
+    add_account(tmp_path / "data", "anna", "correct horse")
+    server = start()
+    client = server.client("anna", password="correct horse")
+    server.stop()
+    stored = (tmp_path / "data" / "nearline.sqlite").read_bytes()
+    assert client.token.encode() not in stored
+    assert b"correct horse" not in stored
+
+
+# --- the administrator's functions --------------------------------------------------------------
+
+
+def test_adding_accounts_beside_a_running_server(start: Start, tmp_path: Path) -> None:
+    server = start()
+    add_account(server.data, "ben", "secret")
+    assert server.client("ben").me.account == "ben"
+    with pytest.raises(AccountExists):
+        add_account(server.data, "BEN", "secret")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "@x", "a b", "é", "x" * 65, "a\n"])
+def test_account_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadAccountName):
+        add_account(tmp_path / "data", name, "secret")
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_empty_password_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="password"):
+        add_account(tmp_path / "data", "anna", "")
+
+
+def test_a_token_is_issued_without_a_password(server: Running, anna: Client) -> None:
+    token = issue_token(server.data, anna.me.account, "here")
+    me = Client(anna.http, token).refresh()
+    assert me.account == anna.me.account
+    with server.app.service.db.read() as conn:
+        query = select(schema.devices.c.name).where(schema.devices.c.id == me.device_id)
+        assert conn.execute(query).scalar() == "here"
+    with pytest.raises(AccountUnknown):
+        issue_token(server.data, "nobody", "here")
+
+
+def test_without_an_account_no_password_is_right() -> None:
+    assert not password_matches(None, "anything")
+    assert not password_matches("not a hash", "anything")
+
+
+# --- the limiter --------------------------------------------------------------------------------
+
+
+def test_a_bucket_empties_and_refills() -> None:
+    buckets = TokenBuckets(burst=2, seconds=10)
+    assert [buckets.take("a", 0) for _ in range(3)] == [0, 0, 10]
+    assert buckets.take("b", 0) == 0
+    assert buckets.take("a", 4) == 6
+    assert buckets.take("a", 10) == 0
+    buckets.give_back("a", 10)
+    assert buckets.take("a", 10) == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 100)), max_size=40))
+def test_no_more_than_the_burst_and_the_rate(tries: list[tuple[str, float]]) -> None:
+    buckets, now = TokenBuckets(burst=3, seconds=5), 0.0
+    taken: dict[str, int] = {}
+    for key, wait in tries:
+        now += wait
+        if buckets.take(key, now) == 0:
+            taken[key] = taken.get(key, 0) + 1
+        assert taken.get(key, 0) <= 3 + now / 5 + 1e-6
+
+
+def test_the_limiter_remembers_only_so_many() -> None:
+    buckets = TokenBuckets(burst=1, seconds=10, max_keys=2)
+    for key in "abc":
+        buckets.take(key, 0)
+    assert buckets.take("c", 0) > 0
+    assert buckets.take("a", 0) == 0
+
+
+def test_health_needs_no_token(server: Running) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/schema"):
+        assert httpx.get(server.url + path).status_code == 200
+
+
+def test_wire_types_are_strict(anna: Client) -> None:
+    wrong = [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"account": "a", "password": "b", "device": "c", "extra": 1}',
+        b'{"account": 1, "password": "b", "device": "c"}',
+        b'{"account": "\xff", "password": "b", "device": "c"}',
+        b"[" * 100_000,
+    ]
+    for body in wrong:
+        headers = {"Content-Type": "application/json"}
+        got = anna.http.post("/v1/login", content=body, headers=headers)
+        assert (got.status_code, got.json()["type"]) == (400, "bad_request"), body[:50]
+    got = anna.http.post("/v1/login", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert got.status_code == 400
