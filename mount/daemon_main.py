@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from remote import errors
 log = structlog.get_logger(__name__)
 
 STDERR_NAME = "mount.stderr"
+MAX_OPEN_FILES = 65536
 
 
 def main(argv: list[str]) -> int:
@@ -70,6 +72,7 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
 
     Raises `Failure`. Everything else that goes wrong is logged whole and becomes one."""
     os.umask(0o077)  # what is made around the mount is nobody else's business
+    _allow_many_files()
     with preflight.StateLock(config.state_dir) as lock:
         started = False
 
@@ -88,6 +91,16 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
             if not started:
                 _take_back(config, lock)
             raise
+
+
+def _allow_many_files() -> None:
+    """A shell's limit of 1,024 descriptors is for programs that might use select(2). Each file that
+    is open in the mount or waits to be sent takes one here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = hard == resource.RLIM_INFINITY
+    wanted = MAX_OPEN_FILES if unlimited else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _redirect(config: MountConfig) -> None:

@@ -59,18 +59,25 @@ def check_fuse() -> Iterator[Finding]:
     if sys.platform != "linux":
         yield Finding("fail", "this system has no FUSE that Nearline can use", "mount on Linux")
         return
-    try:
-        os.close(os.open(preflight.FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
-        yield Finding("ok", f"{preflight.FUSE_DEVICE} opens")
-    except OSError as error:
-        what = f"{preflight.FUSE_DEVICE} does not open ({error.strerror})"
-        yield Finding("fail", what, "run `modprobe fuse` as root, or give the container the device")
+    yield _fuse_device()
     program = shutil.which("fusermount3")
     if program:
         yield Finding("ok", f"fusermount3 is {program}")
     else:
         level: Level = "warn" if os.getuid() == 0 else "fail"
         yield Finding(level, "fusermount3 is missing", "run `apt install fuse3` as root")
+
+
+def _fuse_device() -> Finding:
+    device = preflight.FUSE_DEVICE
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError:
+        return Finding("fail", f"you may not open {device}", f"run `chmod 666 {device}` as root")
+    except OSError as error:
+        advice = "run `modprobe fuse` as root, or give the container the device"
+        return Finding("fail", f"{device} does not open ({error.strerror})", advice)
+    return Finding("ok", f"{device} opens")
 
 
 def check_allow_other() -> Finding:

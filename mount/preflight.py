@@ -103,6 +103,8 @@ def check_fuse() -> None:
             "there is no /dev/fuse; run `modprobe fuse` as root, "
             "or in a container start it with `--device /dev/fuse --cap-add SYS_ADMIN`"
         )
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise Failure(f"you may not open {FUSE_DEVICE}; run `chmod 666 {FUSE_DEVICE}` as root")
     if os.getuid() != 0 and shutil.which("fusermount3") is None:
         raise Failure("fusermount3 is missing; run `sudo apt install fuse3`")
 

@@ -88,6 +88,13 @@ def test_no_fuse_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         preflight.check_fuse()
 
 
+def test_a_fuse_device_for_root_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "FUSE_DEVICE", tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(Failure, match="chmod 666"):
+        preflight.check_fuse()
+
+
 def test_no_fusermount_matters_only_to_people_not_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
