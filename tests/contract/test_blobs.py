@@ -1,0 +1,165 @@
+"""The contract of a blob store, for every implementation."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from server.blobs import BlobKey, BlobMissing, BlobStore, BlobWriter, Head, LocalBlobStore
+
+DRIVE, OTHER = "0" * 32, "1" * 32
+
+
+class MemoryBlobStore:
+    """A second implementation, so that the contract is not one implementation's habits."""
+
+    def __init__(self) -> None:
+        self._objects: dict[BlobKey, bytes] = {}
+        self._lock = threading.Lock()  # guards `_objects`
+
+    def create(self, key: BlobKey) -> BlobWriter:
+        return _MemoryWriter(self, key)
+
+    def add(self, key: BlobKey, data: bytes) -> bool:
+        with self._lock:
+            return self._objects.setdefault(key, data) is data
+
+    def has(self, key: BlobKey) -> bool:
+        return key in self._objects
+
+    def head(self, key: BlobKey) -> Head | None:
+        data = self._objects.get(key)
+        return None if data is None else Head(len(data), hashlib.sha256(data).digest())
+
+    def read(self, key: BlobKey, offset: int, length: int) -> bytes:
+        if key not in self._objects:
+            raise BlobMissing(key.chunk.hex())
+        return self._objects[key][offset : offset + length]
+
+    def delete(self, key: BlobKey) -> bool:
+        return self._objects.pop(key, None) is not None
+
+    def keys(self) -> Iterator[BlobKey]:
+        return iter(list(self._objects))
+
+
+class _MemoryWriter:
+    def __init__(self, store: MemoryBlobStore, key: BlobKey) -> None:
+        self._store, self._key, self._data = store, key, bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._data += data
+
+    def commit(self) -> bool:
+        return self._store.add(self._key, bytes(self._data))
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    return LocalBlobStore(tmp_path) if request.param == "local" else MemoryBlobStore()
+
+
+def key(number: int = 0, drive: str = DRIVE) -> BlobKey:
+    return BlobKey(drive, number.to_bytes(32, "big"))
+
+
+def put(store: BlobStore, where: BlobKey, *parts: bytes) -> bool:
+    with store.create(where) as writer:
+        for part in parts:
+            writer.write(part)
+        return writer.commit()
+
+
+def test_what_was_put_is_there(store: BlobStore) -> None:
+    assert put(store, key(), b"abc", bytearray(b"def"), memoryview(b"g"))
+    assert store.has(key())
+    assert store.head(key()) == Head(7, hashlib.sha256(b"abcdefg").digest())
+    assert store.read(key(), 0, 7) == b"abcdefg"
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "expected"), [(2, 3, b"cde"), (5, 100, b"fg"), (7, 1, b""), (99, 1, b"")]
+)
+def test_reads_are_of_ranges(store: BlobStore, offset: int, length: int, expected: bytes) -> None:
+    put(store, key(), b"abcdefg")
+    assert store.read(key(), offset, length) == expected
+
+
+def test_what_was_not_put_is_not_there(store: BlobStore) -> None:
+    assert not store.has(key())
+    assert store.head(key()) is None
+    assert not store.delete(key())
+    with pytest.raises(BlobMissing):
+        store.read(key(), 0, 1)
+
+
+def test_nothing_appears_before_the_commit(store: BlobStore) -> None:
+    with store.create(key()) as writer:
+        writer.write(b"half")
+        assert not store.has(key())
+    assert not store.has(key())
+    assert list(store.keys()) == []
+
+
+def test_a_failure_while_writing_leaves_nothing(store: BlobStore) -> None:
+    def fail() -> None:
+        with store.create(key()) as writer:
+            writer.write(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk"):
+        fail()
+    assert list(store.keys()) == []
+
+
+def test_the_first_writer_wins(store: BlobStore) -> None:
+    with store.create(key()) as one, store.create(key()) as other:
+        one.write(b"one")
+        other.write(b"other")
+        assert other.commit()
+        assert not one.commit()
+    assert store.read(key(), 0, 9) == b"other"
+    assert not put(store, key(), b"third")
+    assert store.read(key(), 0, 9) == b"other"
+
+
+def test_many_writers_of_one_object_make_one(store: BlobStore) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda n: put(store, key(), bytes([n]) * 1000), range(16)))
+    assert made.count(True) == 1
+    winner = store.read(key(), 0, 2000)
+    assert winner == bytes([made.index(True)]) * 1000
+
+
+def test_drives_never_meet(store: BlobStore) -> None:
+    put(store, key(), b"mine")
+    assert not store.has(key(drive=OTHER))
+    assert put(store, key(drive=OTHER), b"theirs")
+    assert store.delete(key())
+    assert store.read(key(drive=OTHER), 0, 9) == b"theirs"
+
+
+def test_keys_names_everything_and_deleted_is_gone(store: BlobStore) -> None:
+    wanted = {key(1), key(1 << 255), key(1, OTHER)}
+    for each in wanted:
+        put(store, each, b"x")
+    assert set(store.keys()) == wanted
+    assert store.delete(key(1))
+    assert set(store.keys()) == wanted - {key(1)}
+    assert put(store, key(1), b"y")
+
+
+def test_an_empty_object_is_an_object(store: BlobStore) -> None:
+    assert put(store, key())
+    assert store.head(key()) == Head(0, hashlib.sha256(b"").digest())
+    assert store.read(key(), 0, 10) == b""
