@@ -425,7 +425,10 @@ class Replayer:
             changed = {"new_name": fresh} if body.new_name else {"name": fresh}
             self._journal.remove(op)
             self._merge.settle(op)
-            self._journal.add(op.kind, op.ino, op.file, msgspec.structs.replace(body, **changed))
+            moved = msgspec.structs.replace(body, **changed)
+            again = self._journal.add(op.kind, op.ino, op.file, moved)
+            if op.version is not None:  # its snapshot is frozen already, and waits for this one
+                self._journal.rewrite(again, version=op.version)
         self._uploader.forget(op)
         self._merge.forget_name(parent.ino, name)
 
