@@ -133,20 +133,18 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """uvicorn's raises the signal again at the end, which would kill the process before it has
-        tidied up."""
+        tidied up; and a handler set with `signal` alone does not wake the loop."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        signals = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, self._on_signal) for number in signals}
+        loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self.stop)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, _number: int, _frame: object) -> None:
-        self.stop()
+            for number in signals:
+                loop.remove_signal_handler(number)
 
 
 @contextlib.contextmanager
