@@ -10,9 +10,11 @@ back what it made.
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import resource
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from msgspec import json
 from mount import launch, logs, mountinfo, preflight, process, registry
 from mount.config import MountConfig
 from mount.control_messages import socket_path
+from mount.directories import Directories
 from mount.failures import Failure, Unexpected
 from remote import errors
 
@@ -73,7 +76,7 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
     Raises `Failure`. Everything else that goes wrong is logged whole and becomes one."""
     os.umask(0o077)  # what is made around the mount is nobody else's business
     _allow_many_files()
-    with preflight.StateLock(config.state_dir) as lock:
+    with Directories(config) as directories:
         started = False
 
         def usable() -> None:
@@ -88,8 +91,8 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
         except Unexpected:
             raise  # its log is needed
         except Failure:
-            if not started:
-                _take_back(config, lock)
+            if not started and preflight.identity(config.state_dir) is None:
+                directories.take_back()
             raise
 
 
@@ -119,18 +122,10 @@ def _redirect(config: MountConfig) -> None:
     faulthandler.enable()
 
 
-def _take_back(config: MountConfig, lock: preflight.StateLock) -> None:
-    """A first start that failed leaves no state behind, but an older state keeps its log."""
-    if preflight.identity(config.state_dir) is None:
-        for name in (logs.LOG_NAME, STDERR_NAME):
-            (config.state_dir / name).unlink(missing_ok=True)
-    lock.abandon()
-
-
 def _run_recorded(config: MountConfig, token: str, ready: Callable[[], None]) -> None:
     record = record_of(config)
-    registry.put(record)
     try:
+        registry.put(record)
         trio.run(_session, config, token, ready)
     except BaseException as error:
         raise explain(error, config) from error
@@ -158,7 +153,6 @@ async def _session(config: MountConfig, token: str, ready: Callable[[], None]) -
 
     if preflight.identity(config.state_dir) is None:
         await check_server(config, token)
-    config.cache_dir.mkdir(parents=True, exist_ok=True)
     os.umask(0)  # from here on the modes of files are those that callers of the mount ask for
     await daemon.run(config, token, ready=ready)
 
@@ -187,11 +181,22 @@ def explain(error: BaseException, config: MountConfig) -> BaseException:
             return Failure(f"{first}; check the URL and that the server runs (`nearline doctor`)")
         case errors.ProtocolError():
             return Failure(f"{first}; check that {config.url} is a Nearline server")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return _no_room(config)
+        case sqlite3.OperationalError(sqlite_errorcode=sqlite3.SQLITE_FULL):
+            return _no_room(config)
         case Exception():
             log.error("the mount failed", exc_info=error)
             what = str(first) if isinstance(first, OSError) else f"{type(first).__name__}: {first}"
             return Unexpected(f"the mount failed: {what}; {_where_to_look(config)}")
     return first
+
+
+def _no_room(config: MountConfig) -> Failure:
+    return Failure(
+        f"no room left on the disk; make room for {config.state_dir} and {config.cache_dir}, "
+        "or give other --state and --cache directories"
+    )
 
 
 def _first(error: BaseException) -> BaseException:

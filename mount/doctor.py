@@ -21,6 +21,7 @@ import platformdirs
 from mount import credentials, mountinfo, preflight, registry
 from mount.config import is_loopback, needs_insecure
 from mount.credentials import Login
+from mount.directories import existing
 from mount.failures import Failure
 from mount.progress import human_bytes, human_seconds
 
@@ -99,16 +100,9 @@ def check_disks() -> Iterator[Finding]:
     states = [platformdirs.user_state_path("nearline"), *(Path(r.state_dir) for r in records)]
     caches = [platformdirs.user_cache_path("nearline"), *(Path(r.cache_dir) for r in records)]
     for kind, paths in (("state", states), ("cache", caches)):
-        by_device = {_existing(path).stat().st_dev: path for path in reversed(paths)}
+        by_device = {existing(path).stat().st_dev: path for path in reversed(paths)}
         for path in reversed(by_device.values()):
-            yield judge_space(kind, path, shutil.disk_usage(_existing(path)).free)
-
-
-def _existing(path: Path) -> Path:
-    """The nearest directory above (or at) `path` that is there: where it would be made."""
-    while not path.exists():
-        path = path.parent
-    return path
+            yield judge_space(kind, path, shutil.disk_usage(existing(path)).free)
 
 
 def judge_space(kind: str, path: Path, free: int) -> Finding:

@@ -3,31 +3,28 @@
 Knows: what FUSE, the mountpoint, the URL and the state directory must be like, and what to tell a
 person who finds them otherwise. Must not know: the daemon, the journal, what is inside the state.
 
-`check_local` makes nothing and changes nothing. `StateLock` makes the state directory and is what
-keeps two mounts from sharing one; it is held by the mount's process for as long as it lives, and
-the kernel lets go of it however that process ends.
+Nothing here makes or changes anything, except `remember_identity`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import sys
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 from msgspec import Struct
 
 from mount import mountinfo, registry
 from mount.config import MountConfig, needs_insecure
+from mount.directories import existing
 from mount.failures import Failure, UsageFailure
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
+MIN_FREE_BYTES = 16 << 20
 
 
 class Identity(Struct, frozen=True):
@@ -44,6 +41,7 @@ def check_local(config: MountConfig) -> None:
     check_fuse()
     check_allow_other(config)
     check_identity(config)
+    check_space(config)
 
 
 def check_url(config: MountConfig) -> None:
@@ -154,71 +152,22 @@ def check_identity(config: MountConfig) -> None:
         )
 
 
+def check_space(config: MountConfig) -> None:
+    """Room to begin with. Only before the first mount: a later one may be what frees the disk, by
+    sending what waits in its journal."""
+    if identity(config.state_dir) is not None:
+        return
+    for flag, directory in (("--state", config.state_dir), ("--cache", config.cache_dir)):
+        free = shutil.disk_usage(existing(directory)).free
+        if free < MIN_FREE_BYTES:
+            raise Failure(
+                f"only {free // 1000} kB are free for {directory}; make room (at least "
+                f"{MIN_FREE_BYTES >> 20} MiB), or give another {flag}"
+            )
+
+
 def remember_identity(config: MountConfig) -> None:
     """From now on this state may start without the server."""
     data = msgspec.json.encode(Identity(config.url, config.account))
     if identity(config.state_dir) is None:
         registry.write_atomically(_identity_file(config.state_dir), data, mode=0o600)
-
-
-class StateLock:
-    """The right to use a state directory, taken with flock(2) on its file `lock`.
-
-    Makes the directory (0700). `abandon` takes back what entering made, for a mount that did not
-    come to be: nothing is left behind that was not there before, unless something was put in it."""
-
-    def __init__(self, state_dir: Path) -> None:
-        self._dir = state_dir
-        self._file = state_dir / "lock"
-        self._descriptor = -1
-        self._made: list[Path] = []
-
-    def __enter__(self) -> StateLock:
-        missing = [self._dir, *self._dir.parents]
-        self._made = [path for path in missing if not path.exists()]
-        try:
-            self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            self.abandon()
-            raise Failure(
-                f"cannot use the state directory {self._dir}: {error.strerror}; "
-                "give another one with --state, or make room"
-            ) from error
-        self._lock()
-        return self
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._descriptor)
-            raise Failure(
-                f"another mount is using {self._dir}; unmount it, or give another --state directory"
-            ) from error
-
-    def abandon(self) -> None:
-        """Remove the directories that `__enter__` made, as far as they are empty."""
-        if not self._made:
-            return
-        with contextlib.suppress(OSError):  # it was never made, or the disk is gone
-            self._file.unlink()
-        for path in self._made:
-            if not _remove_empty(path):
-                return
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self._descriptor)
-
-
-def _remove_empty(path: Path) -> bool:
-    try:
-        path.rmdir()
-    except OSError:
-        return False
-    return True

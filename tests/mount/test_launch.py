@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from mount import launch, logs, preflight, process, registry
 from mount.config import MountConfig, Options, make_config
 from mount.daemon_main import explain
+from mount.directories import Directories
 from mount.failures import Failure, UsageFailure
 from remote import errors
 
@@ -123,7 +126,7 @@ def test_a_first_start_that_fails_leaves_nothing(
 
 def test_later_starts_do_not_ask_the_server(config: MountConfig) -> None:
     named = make_config(config.url, config.mountpoint, "offline", Options(state=config.state_dir))
-    with preflight.StateLock(config.state_dir):
+    with Directories(config):
         preflight.remember_identity(named)
     end(start(config, "offline"))
 
@@ -171,6 +174,13 @@ signal.pause()
     between.kill()
     between.communicate()
     assert process.wait_gone(pid, 10)
+
+
+def test_a_full_disk_is_explained(config: MountConfig) -> None:
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    for error in (OSError(errno.ENOSPC, "No space left on device"), full):
+        assert "make room" in str(explain(error, config))
 
 
 def test_errors_are_explained_in_one_line(config: MountConfig) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mount import mountinfo, preflight, registry
 from mount.config import MountConfig, Options, make_config, parse_options
+from mount.directories import Directories
 from mount.failures import Failure, UsageFailure
 from mount.mountinfo import Mounted
-from mount.preflight import StateLock
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_plain_http_to_another_machine_needs_insecure(home: Path, tmp_path: Path
 
 
 def test_a_state_directory_belongs_to_one_account(config: MountConfig, tmp_path: Path) -> None:
-    with StateLock(config.state_dir):
+    with Directories(config):
         assert preflight.identity(config.state_dir) is None
         preflight.remember_identity(config)
     preflight.check_identity(config)
@@ -142,36 +143,60 @@ def test_a_state_directory_belongs_to_one_account(config: MountConfig, tmp_path:
         preflight.check_identity(other)
 
 
-def test_two_mounts_cannot_share_a_state_directory(tmp_path: Path) -> None:
-    state = tmp_path / "state"
+def test_two_mounts_cannot_share_a_state_directory(config: MountConfig) -> None:
     with (
-        StateLock(state),
+        Directories(config),
         pytest.raises(Failure, match="another mount is using"),
-        StateLock(state),
+        Directories(config),
     ):
         pass
-    with StateLock(state):
-        assert state.stat().st_mode & 0o777 == 0o700
+    with Directories(config):
+        assert config.state_dir.stat().st_mode & 0o777 == 0o700
+        assert config.cache_dir.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_start_that_failed_takes_back_only_what_it_made(tmp_path: Path) -> None:
-    (tmp_path / "kept").mkdir()
-    with StateLock(tmp_path / "kept" / "a" / "b") as lock:
-        lock.abandon()
-    assert os.listdir(tmp_path / "kept") == []
-    with StateLock(tmp_path / "kept") as lock:
-        lock.abandon()
-    assert os.listdir(tmp_path / "kept") == ["lock"]
+def placed(config: MountConfig, state: Path, cache: Path) -> MountConfig:
+    return replace(config, state_dir=state, cache_dir=cache)
 
 
-def test_a_start_that_failed_keeps_what_is_not_its_own(tmp_path: Path) -> None:
-    with StateLock(tmp_path / "a" / "b") as lock:
-        (tmp_path / "a" / "b" / "journal").touch()
-        lock.abandon()
-    assert os.listdir(tmp_path / "a" / "b") == ["journal"]
+def test_a_start_that_failed_takes_back_only_what_it_made(
+    config: MountConfig, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    with Directories(placed(config, kept / "a" / "state", kept / "a" / "cache")) as directories:
+        (kept / "a" / "state" / "tree").touch()
+        directories.take_back()
+    assert os.listdir(kept) == []
+    with Directories(placed(config, kept, kept / "cache")) as directories:
+        (kept / "journal").touch()
+        directories.take_back()
+    assert sorted(os.listdir(kept)) == ["journal", "lock"]
 
 
-def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
+def test_what_was_put_beside_stays(config: MountConfig, tmp_path: Path) -> None:
+    with Directories(placed(config, tmp_path / "a" / "s", tmp_path / "c")) as directories:
+        (tmp_path / "a" / "other").touch()
+        directories.take_back()
+    assert os.listdir(tmp_path / "a") == ["other"]
+
+
+@pytest.mark.parametrize("flag", ["--state", "--cache"])
+def test_a_directory_that_cannot_be_made(config: MountConfig, tmp_path: Path, flag: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(Failure, match="--state"), StateLock(tmp_path / "file" / "state"):
+    bad, good = tmp_path / "file" / "x", tmp_path / "good"
+    wrong = placed(config, bad, good) if flag == "--state" else placed(config, good, bad)
+    with pytest.raises(Failure, match=flag), Directories(wrong):
         pass
+    assert sorted(os.listdir(tmp_path)) == ["file", "home", "mountpoint"]
+
+
+def test_a_first_mount_needs_room_but_a_later_one_may_free_it(
+    config: MountConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "MIN_FREE_BYTES", 1 << 62)
+    with pytest.raises(Failure, match="make room"):
+        preflight.check_space(config)
+    with Directories(config):
+        preflight.remember_identity(config)
+    preflight.check_space(config)

@@ -1,0 +1,96 @@
+"""The two directories of a mount: making them privately, holding them, taking them back.
+
+Knows: who may use a state directory (flock(2) on its file `lock`, which the kernel lets go of
+however the process ends) and which directories a start has made. Must not know: what is in them.
+
+Invariant: a directory that was there before is never removed, nor one whose mount was ever usable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from mount.config import MountConfig
+from mount.failures import Failure
+
+
+class Directories:
+    """Makes the state and cache directories (0700) and holds the lock of the former while inside.
+
+    Raises `Failure` on entering when another mount has the lock or a directory cannot be made; then
+    nothing is left of what entering made."""
+
+    def __init__(self, config: MountConfig) -> None:
+        self._state, self._cache = config.state_dir, config.cache_dir
+        self._descriptor = -1
+        self._made: list[Path] = []
+
+    def __enter__(self) -> Directories:
+        try:
+            self._make(self._state, "--state")
+            self._lock()
+            self._make(self._cache, "--cache")
+        except BaseException:
+            self.take_back()
+            self._unlock()
+            raise
+        return self
+
+    def _make(self, directory: Path, flag: str) -> None:
+        # Innermost first: the order in which they can be removed again.
+        self._made[:0] = [path for path in (directory, *directory.parents) if not path.exists()]
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Failure(
+                f"cannot make {directory}: {error.strerror}; make room, or give another {flag}"
+            ) from error
+
+    def _lock(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(self._state / "lock", flags, 0o600)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Failure(
+                f"another mount is using {self._state}; unmount it, or give another --state"
+            ) from error
+        except OSError as error:
+            raise Failure(
+                f"cannot write in {self._state}: {error.strerror}; give another --state"
+            ) from error
+
+    def take_back(self) -> None:
+        """Remove the directories that entering made, with what a start that was never usable put
+        there. A directory that something else was put beside stays."""
+        for path in self._made:
+            if path in (self._state, self._cache):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):  # not empty, or never made
+                    path.rmdir()
+
+    def _unlock(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._unlock()
+
+
+def existing(path: Path) -> Path:
+    """The nearest directory above (or at) `path` that is there: where it would be made."""
+    while not path.exists():
+        path = path.parent
+    return path
