@@ -29,9 +29,16 @@ class Collector:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._in_use = in_use
         self._candidates: set[int] = set()
+        self._waiting: set[int] = set()  # nobody uses them, but an operation refers to them
+        journal.on_unreferenced = self._unreferenced
 
     def dropped(self, node: Node) -> None:
         self._candidates.add(node.ino)
+
+    def _unreferenced(self, ino: int) -> None:
+        if ino in self._waiting:
+            self._waiting.discard(ino)
+            self._candidates.add(ino)
 
     def unused(self, ino: int) -> None:
         """The kernel and every handle have let go of the inode."""
@@ -42,11 +49,14 @@ class Collector:
         """Delete what can be deleted, and the spool files of every layer dropped so far."""
         if self._candidates:
             with self._db.transaction():
-                self._candidates = {ino for ino in self._candidates if not self._decide(ino)}
+                self._waiting |= {ino for ino in self._candidates if not self._decide(ino)}
+                self._candidates.clear()
         self._contents.sweep()
 
     def _decide(self, ino: int) -> bool:
-        """True when the node needs no more watching: gone, or alive, or its user will tell."""
+        """True when the node needs no more watching: gone, or alive, or its user will tell. Looked
+        at once: the journal tells when its last operation on the inode is gone, because deleting
+        many files must not ask about all of them at each."""
         node = self._tree.find(ino)
         if node is None or node.live or self._in_use(ino):
             return True

@@ -139,6 +139,7 @@ class Journal:
         self._needed: Counter[str] = Counter()
         self._inodes: Counter[int] = Counter()
         self.changed = trio.Event()
+        self.on_unreferenced: Callable[[int], None] = lambda ino: None  # no operation has it now
         db.on_rollback.append(self._load)
         self._load()
 
@@ -284,6 +285,8 @@ class Journal:
         _subtract(self._pending, writes(op))
         _subtract(self._needed, reads(op))
         _subtract(self._inodes, {op.ino})
+        if op.ino not in self._inodes:
+            self.on_unreferenced(op.ino)
 
     def _wake(self) -> None:
         self.changed.set()
