@@ -1,0 +1,95 @@
+"""Sites for the tests of real mounts; logs of failed tests; the watchdog."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.system import harness
+from tests.system.faultproxy import FaultProxy
+from tests.system.harness import Device, Site
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.system)
+            if not Path("/dev/fuse").exists():
+                item.add_marker(pytest.mark.skip(reason="there is no /dev/fuse"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]  # pytest's own types of this wrapper are not public
+    report = yield
+    if report.failed:
+        for site in harness.RUNNING:
+            report.sections += list(site.logs())
+    return report
+
+
+@pytest.fixture(autouse=True)
+def watchdog() -> Iterator[None]:
+    """A test stuck in a mount fails instead of standing still."""
+
+    def bark() -> None:
+        for site in list(harness.RUNNING):
+            site.kill_daemons()
+
+    timer = threading.Timer(harness.TEST_SECONDS, bark)
+    timer.start()
+    yield
+    timer.cancel()
+
+
+@dataclass
+class Pair:
+    """Two devices of one account, and the site they are on."""
+
+    site: Site
+    a: Device
+    b: Device
+
+    def settle(self) -> None:
+        """What either wrote is on the server."""
+        self.a.flush()
+        self.b.flush()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    """Two mounts for the whole module: its tests use names of their own, and break nothing."""
+    with harness.running() as site:
+        pair = Pair(site, site.device("a"), site.device("b"))
+        pair.a.mount()
+        pair.b.mount()
+        yield pair
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A server of the test's own, and nothing mounted."""
+    with harness.running() as site:
+        yield site
+
+
+@dataclass
+class Proxied:
+    """A site that is reached through a proxy which can be told to misbehave."""
+
+    site: Site
+    proxy: FaultProxy
+
+
+@pytest.fixture
+def proxied() -> Iterator[Proxied]:
+    port = harness.free_port()
+    with (
+        FaultProxy("127.0.0.1", port) as proxy,
+        harness.running(public_url=proxy.url, port=port) as site,
+    ):
+        yield Proxied(site, proxy)

@@ -1,0 +1,427 @@
+"""A real server process, real mounts, and the certainty that nothing of them is left behind.
+
+Knows: the command line (DESIGN.md section 7), and how to end whatever it started. Must not know:
+what any test proves, anything inside the processes.
+
+A `Site` is one server with its data, one person's home, and that person's devices: mounts of one
+account with state and cache of their own. Everything lies under one temporary directory, and every
+process started for it carries that home in its environment, which is how the site finds what is
+left of them, also of a daemon whose record was lost.
+
+No call can hang: commands have timeouts, and a test that takes longer than `TEST_SECONDS` has its
+daemons killed (`Site.kill_daemons`), so that system calls stuck in a mount come back as errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from mount import mountinfo
+from remote.client import ApiClient
+from remote.wire import LoginRequest
+
+COMMAND_SECONDS = 60.0
+TEST_SECONDS = 120.0
+ACCOUNT, PASSWORD = "anna", "correct horse"
+LOG_TAIL_BYTES = 6000
+
+T = TypeVar("T")
+
+
+class Trouble(AssertionError):
+    """A command or a wait that did not end as it had to."""
+
+
+def wait_until(condition: Callable[[], T], what: str, seconds: float = 20.0) -> T:
+    """The first true value of `condition`; `Trouble` when there is none within `seconds`.
+
+    For what another process does and tells nobody, such as a change arriving in a mount: there is
+    no event to wait for from outside, so this asks again and again. It is the only sleep here."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise Trouble(f"still not so after {seconds:g} s: {what}")
+        time.sleep(0.02)
+    return value
+
+
+def run(
+    *command: str | Path,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    seconds: float = COMMAND_SECONDS,
+    check: bool = True,
+    input: str | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; `Trouble` with all it said if it fails (`check`) or takes long."""
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(
+            words,
+            env=env,
+            cwd=cwd,
+            input=input,
+            stdin=subprocess.DEVNULL if input is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise Trouble(f"{words} took over {seconds:g} s: {late.stdout!r} {late.stderr!r}") from late
+    if check and done.returncode:
+        raise Trouble(f"{words} gave {done.returncode}: {done.stdout} {done.stderr}")
+    return done
+
+
+def free_port() -> int:
+    """A port that is free now, for a server that must come back at the same address."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    """`size` pseudo-random bytes, always the same for the same `seed`."""
+    return hashlib.shake_128(seed.to_bytes(8, "big")).digest(size)
+
+
+class Server:
+    """`nearline serve` on `data`, at the same port through every restart."""
+
+    def __init__(self, site: Site, public_url: str | None, port: int) -> None:
+        self._site = site
+        self.data = site.base / "data"
+        self.log = site.base / "server.log"
+        self.address = f"127.0.0.1:{port}"
+        self.url = public_url or f"http://{self.address}"
+        self._public_url = public_url
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start, and return when it says that it serves."""
+        public = [] if self._public_url is None else ["--public-url", self._public_url]
+        with self.log.open("a") as log:
+            self._process = subprocess.Popen(
+                [nearline(), "serve", "--data", self.data, "--listen", self.address, *public],
+                env=self._site.env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.startswith("Nearline serves at"):
+            raise Trouble(f"the server did not start: {line!r} {tail(self.log)}")
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End it with the signal `how`; the exit code."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.send_signal(how)
+        try:
+            code = process.wait(20)
+        except subprocess.TimeoutExpired as late:
+            process.kill()
+            process.wait()
+            raise Trouble(f"the server did not end at {how.name}: {tail(self.log)}") from late
+        finally:
+            assert process.stdout is not None
+            process.stdout.close()
+        return code
+
+    def kill(self) -> None:
+        self.stop(signal.SIGKILL)
+
+
+def nearline() -> str:
+    """The command, as it is installed beside the Python that runs the tests."""
+    return str(Path(sys.executable).with_name("nearline"))
+
+
+@dataclass
+class Device:
+    """One mount: `at` is its folder. `options` are given to every `mount`."""
+
+    site: Site
+    name: str
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def at(self) -> Path:
+        return self.site.base / self.name
+
+    @property
+    def state(self) -> Path:
+        return self.site.base / f"state-{self.name}"
+
+    @property
+    def cache(self) -> Path:
+        return self.site.base / f"cache-{self.name}"
+
+    @property
+    def log(self) -> str:
+        """What the daemon has logged so far."""
+        file = self.state / "mount.log"
+        return file.read_text() if file.exists() else ""
+
+    def mount(self, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Returns when the mount is usable."""
+        self.at.mkdir(exist_ok=True)
+        where = ["--state", str(self.state), "--cache", str(self.cache)]
+        words = ["mount", self.site.server.url, str(self.at), *where, *self.options, *more]
+        return self.site.cli(*words, check=check)
+
+    def umount(self, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.site.cli("umount", str(self.at), *more, check=check)
+
+    def flush(self, seconds: float = COMMAND_SECONDS) -> None:
+        """Returns when the server has everything that was written here."""
+        self.site.cli("flush", str(self.at), seconds=seconds)
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
+            self.site.cli("status", str(self.at), "--json").stdout,
+        )
+        return found
+
+    @property
+    def downloaded(self) -> int:
+        return int(self.status()["transferred"]["downloaded_bytes"])
+
+    @property
+    def uploaded(self) -> int:
+        return int(self.status()["transferred"]["uploaded_bytes"])
+
+    def clear_cache(self) -> None:
+        """Forget every block, here and in the kernel: the next read is a cold one."""
+        self.site.cli("cache", "clear", str(self.at))
+        drop_page_cache(self.at)
+
+    def sees(self, name: str, content: bytes | None = None) -> Path:
+        """Wait until `name` is here (with `content`); its path."""
+        path = self.at / name
+
+        def there() -> bool:
+            try:
+                return path.lstat() is not None and (
+                    content is None or path.read_bytes() == content
+                )
+            except FileNotFoundError:
+                return False
+
+        wait_until(there, f"{name} on {self.name}")
+        return path
+
+    def misses(self, name: str) -> None:
+        """Wait until `name` is not here."""
+        wait_until(lambda: not os.path.lexists(self.at / name), f"no {name} on {self.name}")
+
+    @property
+    def mounted(self) -> bool:
+        return mountinfo.mounted_at(self.at) is not None
+
+    @property
+    def pid(self) -> int:
+        return int(self.status()["pid"])
+
+    def kill(self) -> None:
+        """The daemon, without a word; the mount stays, and is dead."""
+        pid = self.pid
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{pid}/cwd").exists(), "the daemon is gone")
+
+
+def drop_page_cache(below: Path) -> None:
+    """Forget the kernel's copies of the regular files in the directory `below`."""
+    for path in below.iterdir():
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
+class Site:
+    """Server, home and devices under `base`. `public_url` is where clients find the server when it
+    is not where it listens (`port`)."""
+
+    def __init__(self, base: Path, *, public_url: str | None = None, port: int | None = None) -> None:
+        self.base = base
+        self.home = base / "home"
+        runtime = base / "run"
+        for directory in (self.home, runtime):
+            directory.mkdir(mode=0o700)
+        self.env = environment(self.home, runtime)
+        self.password_file = base / "password"
+        self.password_file.write_text(PASSWORD + "\n")
+        self.server = Server(self, public_url, port or free_port())
+        self.devices: list[Device] = []
+
+    def start(self) -> None:
+        """Serve, with an account that this home is logged in to."""
+        self.server.start()
+        self.cli("account", "add", ACCOUNT, "--data", self.server.data, *self._password)
+        self.login()
+
+    def login(self) -> None:
+        self.cli("login", self.server.url, "--account", ACCOUNT, *self._password)
+
+    @property
+    def _password(self) -> list[str]:
+        return ["--password-file", str(self.password_file)]
+
+    def device(self, name: str, *options: str) -> Device:
+        """A device that has not mounted yet."""
+        device = Device(self, name, list(options))
+        self.devices.append(device)
+        return device
+
+    def cli(
+        self, *words: str | Path, check: bool = True, seconds: float = COMMAND_SECONDS
+    ) -> subprocess.CompletedProcess[str]:
+        """`nearline WORDS` as the person of this site."""
+        return run(nearline(), *words, env=self.env, check=check, seconds=seconds)
+
+    def ask(self, question: Callable[[ApiClient], Awaitable[T]]) -> T:
+        """Ask the server as one more device of the account, past every mount."""
+
+        async def asked() -> T:
+            async with ApiClient(self.server.url, None) as nobody:
+                login = await nobody.login(LoginRequest(ACCOUNT, PASSWORD, "the tests"))
+                return await question(nobody.with_token(login.token))
+
+        return trio.run(asked)
+
+    # The end.
+
+    def processes(self) -> list[int]:
+        """Every process that was started with this site's home, zombies excepted."""
+        mark = b"\0HOME=" + os.fsencode(self.home) + b"\0"
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and int(entry) != os.getpid():
+                with contextlib.suppress(OSError):  # gone meanwhile, or not ours to read
+                    if mark in b"\0" + Path("/proc", entry, "environ").read_bytes():
+                        found.append(int(entry))
+        return found
+
+    def mounts(self) -> list[Path]:
+        under = (mount.mountpoint for mount in mountinfo.mounts())
+        return [path for path in under if path.is_relative_to(self.base)]
+
+    def kill_daemons(self) -> None:
+        """Whatever waits in a mount of this site gets an error, at once."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def end(self) -> list[str]:
+        """Unmount and stop everything, whatever state it is in; what had to be forced."""
+        complaints = []
+        for device in self.devices:
+            if device.mounted:
+                try:
+                    device.umount("--now")
+                except Trouble as trouble:
+                    complaints.append(str(trouble))
+        for path in self.mounts():
+            complaints.append(f"{path} was left mounted")
+            subprocess.run(["umount", "-l", path], check=False, timeout=COMMAND_SECONDS)
+        try:
+            self.server.stop()
+        except Trouble as trouble:
+            complaints.append(str(trouble))
+        for pid in self.processes():
+            complaints.append(f"process {pid} was left: {_command_line(pid)}")
+        self.kill_daemons()
+        return complaints
+
+    def logs(self) -> Iterator[tuple[str, str]]:
+        """(title, last lines) of every log, for the report of a test that failed."""
+        files = [
+            self.server.log,
+            *self.base.glob("state-*/mount.log"),
+            *self.base.glob("state-*/mount.stderr"),
+        ]
+        for file in files:
+            if file.exists() and (text := tail(file)):
+                yield f"{file.parent.name}/{file.name}", text
+
+
+def environment(home: Path, runtime: Path) -> dict[str, str]:
+    """Ours, without anything of the person who runs the tests."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("XDG_", "NEARLINE_", "GIT_")) and name != "DBUS_SESSION_BUS_ADDRESS"
+    }
+    author = {
+        f"GIT_{who}_{what}": value
+        for who in ("AUTHOR", "COMMITTER")
+        for what, value in (("NAME", "Anna"), ("EMAIL", "anna@example.org"))
+    }
+    return kept | author | {
+        "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(runtime),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "LC_ALL": "C.UTF-8",
+    }  # fmt: skip
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return "gone meanwhile"
+
+
+def tail(file: Path) -> str:
+    """The last lines of a log."""
+    return file.read_text(errors="replace")[-LOG_TAIL_BYTES:] if file.exists() else ""
+
+
+RUNNING: list[Site] = []  # for the watchdog and for reports of failures; one test at a time
+
+
+@contextlib.contextmanager
+def running(*, public_url: str | None = None, port: int | None = None) -> Iterator[Site]:
+    """A started site without devices. Ends everything; fails when something had to be forced."""
+    base = Path(tempfile.mkdtemp(prefix="nearline-"))
+    site = Site(base, public_url=public_url, port=port)
+    RUNNING.append(site)
+    try:
+        site.start()
+        yield site
+    finally:
+        complaints = site.end()
+        RUNNING.remove(site)
+        if not site.mounts():
+            shutil.rmtree(base, ignore_errors=True)
+    if complaints:
+        raise Trouble("; ".join(complaints))
