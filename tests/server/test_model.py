@@ -1,0 +1,270 @@
+"""The tree's operations against a model made of dictionaries.
+
+Hypothesis makes up sequences of operations on few names and files, right and wrong ones; the model
+says what each must answer and what the tree is afterwards. The server side is the real commit path
+on a real database, without HTTP.
+
+Invariants checked after every step: the tree is the model's; links count entries; what is out of
+the tree is in the trash; the feed replayed from nothing gives the same tree.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import select
+
+from remote import errors, wire
+from remote.content import EMPTY
+from server import accounts, commits, feed, schema
+from server.accounts import Caller
+from server.db import Database
+from server.records import file_records
+
+NAMES = st.sampled_from(["a", "b", "c"])
+INDEX = st.integers(0, 30)
+
+
+@dataclass
+class Model:
+    """What the tree should be: `entries` (directory, name) -> file; kinds of every file ever."""
+
+    root: str
+    kinds: dict[str, str] = field(default_factory=dict)
+    entries: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def children(self, directory: str) -> list[str]:
+        return [name for parent, name in self.entries if parent == directory]
+
+    def links(self, file: str) -> int:
+        return list(self.entries.values()).count(file) + (file == self.root)
+
+    def above(self, file: str) -> set[str]:
+        """`file` and all directories over it."""
+        found, todo = set[str](), [file]
+        while todo:
+            each = todo.pop()
+            found.add(each)
+            todo += [parent for (parent, _), f in self.entries.items() if f == each]
+        return found
+
+    def bad_directory(self, file: str) -> type[errors.Problem] | None:
+        if self.kinds[file] != "directory":
+            return errors.NotADirectory
+        return errors.NotFound if self.links(file) == 0 else None
+
+    def rename(
+        self, file: str, old: tuple[str, str], new: tuple[str, str], seen: str | None
+    ) -> type[errors.Problem] | None:
+        """POSIX rename with the wire's preconditions; None: done."""
+        for parent, _ in (old, new):
+            if problem := self.bad_directory(parent):
+                return problem
+        if self.entries.get(old) != file:
+            return errors.Stale
+        there = self.entries.get(new)
+        if there == file:
+            return None
+        directory = self.kinds[file] == "directory"
+        if directory and file in self.above(new[0]):
+            return errors.WouldLoop
+        if there is not None:
+            if there != seen:
+                return errors.Exists
+            if directory and self.kinds[there] != "directory":
+                return errors.NotADirectory
+            if not directory and self.kinds[there] == "directory":
+                return errors.IsADirectory
+            if self.children(there):
+                return errors.NotEmpty
+        del self.entries[old]
+        self.entries[new] = file
+        return None
+
+
+class TreeMachine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.db = Database(Path(self.folder.name) / "db.sqlite")
+        self.db.migrate()
+        self.numbers = itertools.count(1)
+        with self.db.write() as conn:
+            accounts.insert_account(conn, "anna", "none", 1)
+            row = conn.execute(select(schema.drives)).one()
+            _, device = accounts.new_device(conn, row.owner, "d", 1)
+        self.caller = Caller(row.owner, "anna", device, "full", row.id)
+        self.model = Model(row.root, {row.root: "directory"})
+        self.replayed: dict[tuple[str, str], str] = {}
+        self.replayed_to = 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "db"):
+            self.db.close()
+            self.folder.cleanup()
+
+    def fresh(self) -> str:
+        return f"{next(self.numbers):032x}"
+
+    def pick(self, index: int) -> str:
+        files = list(self.model.kinds)
+        return files[index % len(files)]
+
+    def pick_entry(self, index: int) -> tuple[tuple[str, str], str]:
+        entries = list(self.model.entries.items())
+        return entries[index % len(entries)]
+
+    def apply(self, op: wire.Op, expected: type[errors.Problem] | None) -> None:
+        keyed = wire.Keyed(key=self.fresh(), op=op)
+        with self.db.write() as conn:
+            results, _ = commits.apply(conn, self.caller, [keyed], 1000)
+        wanted = wire.Applied if expected is None else expected
+        assert type(results[0]) is wanted, (op, results[0], wanted)
+
+    # --- operations ---
+
+    @rule(parent=INDEX, name=NAMES, kind=st.sampled_from(["file", "directory"]))
+    def create(self, parent: int, name: str, kind: str) -> None:
+        directory, file = self.pick(parent), self.fresh()
+        expected = self.model.bad_directory(directory)
+        if expected is None and (directory, name) in self.model.entries:
+            expected = errors.Exists
+        content = wire.Content(version=self.fresh(), manifest=EMPTY) if kind == "file" else None
+        op = wire.Create(
+            file=file,
+            parent=directory,
+            name=name,
+            kind="file" if kind == "file" else "directory",
+            mode=0,
+            mtime_ns=0,
+            content=content,
+        )
+        self.apply(op, expected)
+        if expected is None:
+            self.model.kinds[file] = kind
+            self.model.entries[directory, name] = file
+
+    @rule(file=INDEX, parent=INDEX, name=NAMES)
+    def link(self, file: int, parent: int, name: str) -> None:
+        target, directory = self.pick(file), self.pick(parent)
+        expected = self.model.bad_directory(directory)
+        if expected is None and self.model.kinds[target] == "directory":
+            expected = errors.IsADirectory
+        if expected is None and (directory, name) in self.model.entries:
+            expected = errors.Exists
+        self.apply(wire.Link(file=target, parent=directory, name=name), expected)
+        if expected is None:
+            self.model.entries[directory, name] = target
+
+    @precondition(lambda self: self.model.entries)
+    @rule(entry=INDEX, wrong=st.none() | INDEX)
+    def unlink(self, entry: int, wrong: int | None) -> None:
+        (parent, name), file = self.pick_entry(entry)
+        named = file if wrong is None else self.pick(wrong)
+        expected: type[errors.Problem] | None = None
+        if named != file:
+            expected = errors.Stale
+        elif self.model.children(file):
+            expected = errors.NotEmpty
+        self.apply(wire.Unlink(file=named, parent=parent, name=name), expected)
+        if expected is None:
+            del self.model.entries[parent, name]
+
+    @precondition(lambda self: self.model.entries)
+    @rule(entry=INDEX, parent=INDEX, name=NAMES, seen=st.booleans())
+    def rename(self, entry: int, parent: int, name: str, seen: bool) -> None:
+        old, file = self.pick_entry(entry)
+        new = (self.pick(parent), name)
+        replaces = self.model.entries.get(new) if seen else None
+        expected = self.model.rename(file, old, new, replaces)
+        op = wire.Rename(
+            file=file,
+            parent=old[0],
+            name=old[1],
+            new_parent=new[0],
+            new_name=new[1],
+            replaces=replaces,
+        )
+        self.apply(op, expected)
+
+    @precondition(lambda self: self.model.entries)
+    @rule(one=INDEX, other=INDEX)
+    def exchange(self, one: int, other: int) -> None:
+        (old, file), (new, second) = self.pick_entry(one), self.pick_entry(other)
+        expected: type[errors.Problem] | None = None
+        if file != second:
+            loops = self.model.kinds[file] == "directory" and file in self.model.above(new[0])
+            back = self.model.kinds[second] == "directory" and second in self.model.above(old[0])
+            expected = errors.WouldLoop if loops or back else None
+        op = wire.Exchange(
+            file=file,
+            parent=old[0],
+            name=old[1],
+            other=second,
+            other_parent=new[0],
+            other_name=new[1],
+        )
+        self.apply(op, expected)
+        if expected is None:
+            self.model.entries[old], self.model.entries[new] = second, file
+
+    @precondition(lambda self: self.model.entries)
+    @rule(one=INDEX, other=INDEX)
+    def replace(self, one: int, other: int) -> None:
+        (old, file), (new, target) = self.pick_entry(one), self.pick_entry(other)
+        expected: type[errors.Problem] | None = None
+        if file != target and "directory" in (self.model.kinds[file], self.model.kinds[target]):
+            expected = errors.IsADirectory
+        op = wire.Replace(
+            file=file,
+            parent=old[0],
+            name=old[1],
+            new_parent=new[0],
+            new_name=new[1],
+            target=target,
+        )
+        self.apply(op, expected)
+        if expected is None and file != target:
+            del self.model.entries[old]
+
+    # --- what must always hold ---
+
+    @invariant()
+    def the_tree_is_the_models(self) -> None:
+        with self.db.read() as conn:
+            rows = conn.execute(select(schema.entries)).all()
+            assert {(row.parent, row.name): row.file for row in rows} == self.model.entries
+            for row in conn.execute(select(schema.files)):
+                assert row.links == self.model.links(row.id)
+                assert (row.trashed_ns is not None) == (row.links == 0)
+
+    @invariant()
+    def the_feed_tells_the_same_tree(self) -> None:
+        with self.db.read() as conn:
+            found = feed.read_changes(conn, self.caller.drive, self.replayed_to)
+            head = feed.head(conn, self.caller.drive)
+            for change in found:
+                for entry in change.entries:
+                    self.replayed.pop((entry.parent, entry.name), None)
+                    if entry.file is not None:
+                        self.replayed[entry.parent, entry.name] = entry.file
+                self.replayed_to = change.seq
+            assert self.replayed_to == head.seq
+            assert self.replayed == self.model.entries
+            last = {record.id: record for change in found for record in change.files}
+            assert file_records(conn, list(last)) == list(last.values())
+
+
+TestTree = TreeMachine.TestCase
+TestTree.settings = settings(
+    max_examples=15,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
