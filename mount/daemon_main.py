@@ -185,11 +185,26 @@ def explain(error: BaseException, config: MountConfig) -> BaseException:
             return _no_room(config)
         case sqlite3.OperationalError(sqlite_errorcode=sqlite3.SQLITE_FULL):
             return _no_room(config)
+        case RuntimeError() if "fuse_session" in str(first):
+            return _no_fuse(config)
         case Exception():
             log.error("the mount failed", exc_info=error)
             what = str(first) if isinstance(first, OSError) else f"{type(first).__name__}: {first}"
             return Unexpected(f"the mount failed: {what}; {_where_to_look(config)}")
     return first
+
+
+def _no_fuse(config: MountConfig) -> Failure:
+    """libfuse says on standard error why it, or fusermount3, could not mount."""
+    try:
+        lines = (config.state_dir / STDERR_NAME).read_text().splitlines()
+    except OSError:
+        lines = []
+    why = f" ({lines[-1]})" if lines else ""
+    return Failure(
+        f"the system refused the mount{why}; see `nearline doctor`, and in a container add "
+        "`--device /dev/fuse --cap-add SYS_ADMIN`"
+    )
 
 
 def _no_room(config: MountConfig) -> Failure:
