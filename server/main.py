@@ -202,3 +202,10 @@ def _log_to_stderr() -> None:
         level=logging.WARNING,
         format='{"logger":"%(name)s","event":"%(message)s"}',
     )
+    logging.getLogger("uvicorn.error").addFilter(_not_about_handshakes)
+
+
+def _not_about_handshakes(record: logging.LogRecord) -> bool:
+    """uvicorn 0.54 calls it an error when a WebSocket handshake is refused over HTTP, as `api.live`
+    does for everybody without a good token; the access log has that already."""
+    return "without completing handshake" not in record.getMessage()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from litestar import WebSocket, websocket
 from sqlalchemy import Connection
 
 from remote.errors import RULES, Refused
-from remote.wire import Hint
+from remote.wire import Change, Hint
 from server import feed
 from server.accounts import Caller
 from server.api.exchange import MSGPACK, service_of, token_in
@@ -28,6 +29,7 @@ from server.service import Service
 
 INLINE_BYTES = 64 * 1024
 GOING_AWAY = 1001
+TOKEN_REFUSED = 4401
 
 Socket = WebSocket[Any, Any, Any]
 
@@ -52,57 +54,71 @@ async def live(socket: Socket) -> None:
             return feed.head(conn, caller.drive)
 
         position = await service.read(token, head)
-        await _serve(socket, service, news, position)
+        await _Pusher(socket, service, token, news, position).serve()
 
 
 def _subscribed(service: Service, drive: str) -> contextlib.AbstractContextManager[Subscription]:
     return service.fanout.subscribe(feed.drive_topic(drive))
 
 
-async def _serve(socket: Socket, service: Service, news: Subscription, position: Position) -> None:
-    """Push until either side leaves."""
-    pushing = asyncio.create_task(_push(socket, service, news, position))
-    leaving = asyncio.create_task(_until_closed(socket))
-    try:
-        await asyncio.wait((pushing, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if pushing.done() and not leaving.done():
-            pushing.result()
-            await socket.send({"type": "websocket.close", "code": GOING_AWAY, "reason": ""})
-    finally:
-        for task in (pushing, leaving):
-            task.cancel()
-        await asyncio.gather(pushing, leaving, return_exceptions=True)
+@dataclass
+class _Pusher:
+    """Tells one socket what `news` brings. `position` is where the receiver has been told of."""
 
+    socket: Socket
+    service: Service
+    token: str | None
+    news: Subscription
+    position: Position
 
-async def _push(socket: Socket, service: Service, news: Subscription, position: Position) -> None:
-    cursor = service.cursors.write(position)
-    await _send(socket, Hint(since=cursor, cursor=cursor, seq=position.seq))
-    while True:
+    async def serve(self) -> None:
+        """Push until either side leaves."""
+        pushing = asyncio.create_task(self._push())
+        leaving = asyncio.create_task(_until_closed(self.socket))
         try:
-            latest = await news.next()
-        except feed.Closed:
-            return
-        if latest.epoch == position.epoch and latest.seq <= position.seq:
-            continue
-        cursor, position = await _hint(socket, service, cursor, position, latest)
+            await asyncio.wait((pushing, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if pushing.done() and not leaving.done():
+                code = pushing.result()
+                await self.socket.send({"type": "websocket.close", "code": code, "reason": ""})
+        finally:
+            for task in (pushing, leaving):
+                task.cancel()
+            await asyncio.gather(pushing, leaving, return_exceptions=True)
 
+    async def _push(self) -> int:
+        """Send hints; returns the code to close with. The token is checked before each hint, so a
+        revoked device learns nothing more."""
+        cursor = self.service.cursors.write(self.position)
+        await self._send(Hint(since=cursor, cursor=cursor, seq=self.position.seq))
+        while True:
+            try:
+                latest = await self.news.next()
+                await self.service.read(self.token, lambda _conn, _caller: None)
+            except feed.Closed:
+                return GOING_AWAY
+            except Refused:
+                return TOKEN_REFUSED
+            if latest.epoch != self.position.epoch or latest.seq > self.position.seq:
+                await self._tell(latest)
 
-async def _hint(
-    socket: Socket, service: Service, cursor: str, position: Position, latest: News
-) -> tuple[str, Position]:
-    """Tell of `latest`; returns where the receiver is then."""
-    reached = Position(latest.epoch, latest.drive, latest.seq)
-    after = service.cursors.write(reached)
-    fresh = [change for change in latest.changes if change.seq > position.seq]
-    gapless = latest.since <= position.seq and latest.epoch == position.epoch
-    changes = fresh if gapless and len(_encode(fresh)) <= INLINE_BYTES else []
-    since = cursor if changes else after
-    await _send(socket, Hint(since=since, cursor=after, seq=latest.seq, changes=changes))
-    return after, reached
+    async def _tell(self, latest: News) -> None:
+        reached = Position(latest.epoch, latest.drive, latest.seq)
+        before, after = (self.service.cursors.write(each) for each in (self.position, reached))
+        changes = self._changes(latest)
+        since = before if changes else after
+        await self._send(Hint(since=since, cursor=after, seq=latest.seq, changes=changes))
+        self.position = reached
 
+    def _changes(self, latest: News) -> list[Change]:
+        """What is new to the receiver, if that is known without a gap and small."""
+        if latest.since > self.position.seq or latest.epoch != self.position.epoch:
+            return []
+        fresh = [change for change in latest.changes if change.seq > self.position.seq]
+        return fresh if len(_encode(fresh)) <= INLINE_BYTES else []
 
-async def _send(socket: Socket, hint: Hint) -> None:
-    await socket.send({"type": "websocket.send", "bytes": _encode(hint), "text": None})
+    async def _send(self, hint: Hint) -> None:
+        frame = _encode(hint)
+        await self.socket.send({"type": "websocket.send", "bytes": frame, "text": None})
 
 
 async def _until_closed(socket: Socket) -> None:

@@ -240,6 +240,20 @@ def test_a_server_that_stops_closes_its_sockets(start: Start) -> None:
     assert not server.thread.is_alive()
 
 
+def test_a_revoked_device_hears_nothing_more(server: Running, anna: Client) -> None:
+    phone = server.device(anna.me.account, "phone")
+    with live(server, phone.token) as socket:
+        hint(socket)
+        with server.app.service.db.write() as conn:
+            mine = schema.devices.c.id == phone.me.device_id
+            conn.execute(update(schema.devices).where(mine).values(revoked_ns=1))
+        anna.make("secret")
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(timeout=20)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4401
+
+
 def test_a_closed_socket_is_forgotten(server: Running, anna: Client) -> None:
     fanout = server.app.service.fanout
     before = fanout.listeners()
