@@ -129,6 +129,22 @@ def select(
     return batch, waiting
 
 
+def stuck(ops: Iterable[Op]) -> set[str]:
+    """Keys of the operations that cannot be sent until a person does something: refused for good,
+    or behind one that is. Pure."""
+    keys: set[str] = set()
+    held_writes: set[str] = set()
+    held_reads: set[str] = set()
+    for op in ops:
+        wrote, read = writes(op), reads(op)
+        behind = wrote & held_writes or read & held_writes or wrote & held_reads
+        if op.refused or behind:
+            keys.add(op.key)
+            held_writes |= wrote
+            held_reads |= read
+    return keys
+
+
 class Journal:
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -169,6 +185,10 @@ class Journal:
     def __iter__(self) -> Iterator[Op]:
         """In order: rows are only ever added at the end, or changed in place."""
         return iter(self._ops.values())
+
+    @property
+    def has_refused(self) -> bool:
+        return any(op.refused for op in self._ops.values())
 
     def newest_first(self) -> Iterator[Op]:
         return reversed(self._ops.values())

@@ -25,7 +25,7 @@ from msgspec import UNSET
 from cache.conflicts import Verdict, conflicted_name, verdict
 from cache.contents import Contents
 from cache.database import Database
-from cache.journal import Body, Journal, Op, new_id, reads, select, writes
+from cache.journal import Body, Journal, Op, new_id, reads, select, stuck, writes
 from cache.merge import Merge
 from cache.tree import ROOT, Node, Tree
 from cache.uploader import Uploader
@@ -39,6 +39,8 @@ log = structlog.get_logger(__name__)
 
 BATCH = 200
 UPLOADS = 64
+UPLOADS_WHEN_BUSY = 2  # while applications use the mount they come first
+BUSY_SECONDS = 0.05
 LINGER_NS = 30_000_000  # an operation this young may still be folded away
 SNAPSHOT_EVERY_NS = 30_000_000_000  # a file that is never closed is uploaded this often
 
@@ -78,6 +80,7 @@ class Replayer:
         self._device, self._keep_copies = device, keep_copies
         self.writers: Counter[int] = Counter()  # inodes open for writing, how often
         self.waiting_because: str | None = None
+        self.last_request = float("-inf")  # trio time at which an application last asked something
         self._hurry = 0  # flushes under way: nothing lingers, open files are snapshotted
         self._uploading: set[str] = set()
         self._early: set[str] = set()
@@ -99,12 +102,14 @@ class Replayer:
 
     async def flush(self, which: Callable[[Op], bool] = lambda op: True) -> None:
         """Return when every operation that is in the journal now (of those that `which` picks) has
-        been acknowledged, or refused for good."""
+        been acknowledged, or is stuck for good (refused, or behind one that is)."""
         keys = {op.key for op in self._journal if which(op)}
         self._hurry += 1
         self.retry_now()
         try:
-            while any((op := self._journal.get(key)) and not op.refused for key in keys):
+            while keys := {key for key in keys if self._journal.get(key)}:
+                if self._journal.has_refused and keys <= stuck(self._journal):
+                    return
                 await self._journal.changed.wait()
         finally:
             self._hurry -= 1
@@ -127,10 +132,16 @@ class Replayer:
         """Until the journal changes, something wakes us, or time alone makes an operation due."""
         due = self._next_due_ns()
         left = float("inf") if due is None else max(0.001, (due - time.time_ns()) / 1e9)
+        if self._is_busy() and len(self._journal):
+            left = min(left, BUSY_SECONDS)
         with trio.move_on_after(left):
             async with trio.open_nursery() as nursery:
                 for event in (changed, self._wake):
                     nursery.start_soon(_wait_then_cancel, event, nursery.cancel_scope)
+
+    def _is_busy(self) -> bool:
+        idle = trio.current_time() - self.last_request
+        return not self._hurry and idle < BUSY_SECONDS
 
     def _next_due_ns(self) -> int | None:
         now, due = time.time_ns(), []
@@ -162,8 +173,9 @@ class Replayer:
         return now >= op.made_ns + LINGER_NS
 
     def _start_uploads(self, nursery: trio.Nursery, waiting: list[Op]) -> None:
+        most = UPLOADS_WHEN_BUSY if self._is_busy() else UPLOADS
         for op in waiting:
-            if len(self._uploading) >= UPLOADS:
+            if len(self._uploading) >= most:
                 return
             if op.key in self._uploading or op.key in self._early:
                 continue
@@ -183,7 +195,7 @@ class Replayer:
             while self._journal.get(op.key) is op and op.key not in self._uploader.ready:
                 try:
                     await _unwrapped(self._uploader.prepare, op)
-                except NearlineError as problem:
+                except (NearlineError, OSError) as problem:  # OSError: reading our own disk
                     if self._give_up(op, problem):
                         return
                     await self._back_off(problem, attempt, op)
@@ -198,20 +210,21 @@ class Replayer:
         """Best effort: what fails here is sent with the snapshot."""
         try:
             await _unwrapped(self._uploader.send_early, op)
-        except NearlineError as problem:
+        except (NearlineError, OSError) as problem:
             log.info("early upload stopped", path=self._tree.path(op.ino), why=str(problem))
         finally:
             self._early.discard(op.key)
             self.wake()
 
-    def _give_up(self, op: Op, problem: NearlineError) -> bool:
+    def _give_up(self, op: Op, problem: Exception) -> bool:
         """Mark an upload that the server refused for good; True if it was."""
-        if problem.retry is not Retry.NEVER or self._journal.get(op.key) is not op:
+        retry = problem.retry if isinstance(problem, NearlineError) else Retry.LATER
+        if retry is not Retry.NEVER or self._journal.get(op.key) is not op:
             return False
         self._refuse(op, problem.problem if isinstance(problem, Refused) else None, str(problem))
         return True
 
-    async def _back_off(self, problem: NearlineError, attempt: int, op: Op | None = None) -> None:
+    async def _back_off(self, problem: Exception, attempt: int, op: Op | None = None) -> None:
         wait = delay(attempt, random.random())
         if isinstance(problem, Refused) and isinstance(problem.problem, RateLimited):
             wait = max(wait, problem.problem.retry_after_seconds)
@@ -229,7 +242,9 @@ class Replayer:
             for op in batch:
                 if not op.sent:
                     self._journal.rewrite(op, sent=True)
-        keyed = [wire.Keyed(key=op.key, op=self._message(op)) for op in batch]
+        batch, keyed = self._messages(batch)
+        if not batch:
+            return
         try:
             reply = await self._port.apply(wire.ApplyRequest(ops=keyed))
         except NearlineError as problem:
@@ -291,6 +306,18 @@ class Replayer:
                 )
 
     # Messages.
+
+    def _messages(self, batch: list[Op]) -> tuple[list[Op], list[wire.Keyed]]:
+        """The operations that can be sent, as they are sent. One whose inode is gone (a damaged
+        state database) is put aside, so that it holds up nothing but what depends on it."""
+        sendable, keyed = [], []
+        for op in batch:
+            try:
+                keyed.append(wire.Keyed(key=op.key, op=self._message(op)))
+                sendable.append(op)
+            except OSError as damage:
+                self._refuse(op, None, f"damaged state: {damage}")
+        return sendable, keyed
 
     def _message(self, op: Op) -> wire.Op:
         """The wire form, with the node's attributes of this moment."""
@@ -506,11 +533,11 @@ _NO_ATTRIBUTES = dict.fromkeys(("mode", "uid", "gid", "mtime_ns"), UNSET)
 
 
 async def _unwrapped(work: Callable[[Op], Awaitable[None]], op: Op) -> None:
-    """Run it; if its nursery failed with NearlineErrors only, raise one of them."""
+    """Run it; if its nursery failed with expected errors only, raise one of them."""
     try:
         await work(op)
     except BaseExceptionGroup as group:
-        ours, rest = group.split(NearlineError)
+        ours, rest = group.split((NearlineError, OSError))
         if rest is not None or ours is None:
             raise
         found: BaseException = ours

@@ -51,11 +51,15 @@ async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
             await session.start()
             owner = Ownership.of(config.uid, config.gid, config.umask, os.getuid(), os.getgid())
             filesystem = FileSystem(session, lookups, owner)
-            pyfuse3.init(filesystem, str(config.mountpoint), _fuse_options(config))
+            at = config.mountpoint
+            pyfuse3.init(filesystem, str(at), _fuse_options(config))
+            ended_well = False
             try:
                 await _serve(config, session, invalidator, ready)
+                ended_well = True
             finally:
-                _close_fuse(config)
+                # After a failure the mountpoint stays, answering ENOTCONN: see the header.
+                pyfuse3.close(unmount=ended_well and mountinfo.mounted_at(at) is not None)
     finally:
         session.close()
 
@@ -91,11 +95,6 @@ def _fuse_options(config: MountConfig) -> set[str]:
     options = set(config.fuse_options) | {"default_permissions", "fsname=nearline"}
     options.add("subtype=nearline")
     return options
-
-
-def _close_fuse(config: MountConfig) -> None:
-    """Free the session. Unmount only what is already gone or was asked to go."""
-    pyfuse3.close(unmount=mountinfo.mounted_at(config.mountpoint) is not None)
 
 
 async def _raise_read_ahead(mountpoint: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 import structlog
+import trio
 
 from cache.reader import Prefetch
 from cache.tree import ROOT, Node
@@ -48,6 +49,7 @@ def request(
 
     @functools.wraps(handler)
     async def wrapped(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._session.replayer.last_request = trio.current_time()
         try:
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
