@@ -270,6 +270,14 @@ class Contents:
             self._db.run("UPDATE layer SET version = ? WHERE id = ?", version, stack[0].id)
         return stack[0]
 
+    def renew(self, ino: int, old: VersionId, version: VersionId) -> None:
+        """The snapshot that was to be `old` becomes `version`: the server binds a version to the
+        file it was begun for, and the bytes are another file's now. In a transaction."""
+        layer = self.frozen(ino)
+        if layer is not None and layer.version == old:
+            layer.version = version
+            self._db.run("UPDATE layer SET version = ? WHERE id = ?", version, layer.id)
+
     def frozen(self, ino: int) -> Layer | None:
         """The snapshot being uploaded."""
         stack = self.stack(ino)

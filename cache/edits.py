@@ -249,7 +249,8 @@ class Edits:
             return
         version = unsent.version
         self._journal.remove(unsent)
-        write = self._journal.add("write", node.ino, over.file, Body(base=over.version or ""))
+        body = Body(base=over.version or "", renew=version is not None)
+        write = self._journal.add("write", node.ino, over.file, body)
         if version is not None:  # its upload is under way: it goes on for the new operation
             self._journal.rewrite(write, version=version)
         attrs = [

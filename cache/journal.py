@@ -51,6 +51,7 @@ class Body(Struct, omit_defaults=True):
     directory: bool = False  # the file is a directory
     regular: bool = False  # the file is a regular one: the operation comes with content
     base: VersionId = ""  # write: the version overwritten, when it is not the node's own
+    renew: bool = False  # `version` was begun for another file: the snapshot needs a new one
 
 
 class Op(Struct):

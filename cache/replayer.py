@@ -499,7 +499,12 @@ class Replayer:
             self._tree.update(op.ino, file=fresh, live=True, links=1, rev=0)
             if not names:
                 self._tree.add_entry(parent, name, node)
-            body = Body(parent=self._tree.node(parent).file, name=name, regular=True)
+            body = Body(
+                parent=self._tree.node(parent).file,
+                name=name,
+                regular=True,
+                renew=op.version is not None,
+            )
             create = self._journal.add("create", op.ino, fresh, body)
             if op.version is not None:
                 self._journal.rewrite(create, version=op.version)

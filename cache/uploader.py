@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 from cache.contents import Contents
@@ -95,6 +96,8 @@ class Uploader:
         node = self._tree.node(op.ino)
         await self._freeze(op, node)
         assert op.version is not None
+        if op.body.renew:
+            self._renew(op, op.version)
         layer = self._contents.frozen(op.ino)
         if layer is None or layer.version != op.version:
             manifest = (
@@ -121,6 +124,13 @@ class Uploader:
                     self._journal.rewrite(op, version=version)
                     return
             await self._contents.wait_idle()
+
+    def _renew(self, op: Op, old: VersionId) -> None:
+        fresh = new_id()
+        with self._db.transaction():
+            self._contents.renew(op.ino, old, fresh)
+            body = msgspec.structs.replace(op.body, renew=False)
+            self._journal.rewrite(op, version=fresh, body=body)
 
     async def _send(self, op: Op, node: Node, layer: Layer) -> Manifest:
         """Cut the snapshot, sending each chunk that is new; the manifest of all of it."""
