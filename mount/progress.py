@@ -92,15 +92,19 @@ def human_seconds(seconds: float) -> str:
 
 
 class View:
-    """A context in which calling it with a `Progress` shows it on `stream`.
+    """A context in which calling it with a `Progress` shows it on `stream` (standard error).
 
     On a terminal one bar that is redrawn; elsewhere a line when something other than the numbers
     changes, and otherwise at most every `PLAIN_INTERVAL_SECONDS`."""
 
     def __init__(
-        self, title: str, stream: TextIO = sys.stderr, clock: Callable[[], float] = time.monotonic
+        self,
+        title: str,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._title, self._stream, self._clock = title, stream, clock
+        self._title, self._clock = title, clock
+        self._stream = sys.stderr if stream is None else stream
         self._pace = Pace()
         self._bars: Bars | None = None
         self._bar: TaskID | None = None
