@@ -56,7 +56,7 @@ def _load() -> None:
     """Import what `run` needs while the command that started us is still checking."""
     try:
         import mount.daemon  # noqa: F401  # for its effect on sys.modules
-        import remote.client  # noqa: F401
+        import remote.client  # noqa: F401  # likewise
     except ImportError as error:
         raise Failure(f"the installation is not whole ({error}); run `make setup` again") from error
 
