@@ -26,6 +26,7 @@ from typing import Protocol
 import msgspec
 import structlog
 import trio
+from msgspec import structs
 
 from cache.database import Database
 from cache.journal import Journal, Op, entry_key, file_key, writes
@@ -153,8 +154,12 @@ class Merge:
         for record in change.files:
             if record.kind == "directory" and record.id not in own:
                 self._note_directory(record)  # our own edit set its times here already
-        files = [one for one in change.files if one.kind != "directory" or one.id in own]
-        self._merge(msgspec.structs.replace(change, files=files))
+        files = [
+            self._with_our_ctime(one)
+            for one in change.files
+            if one.kind != "directory" or one.id in own
+        ]
+        self._merge(structs.replace(change, files=files))
         self.settle(op)
 
     def settle(self, op: Op) -> None:
@@ -170,6 +175,12 @@ class Merge:
                 self._merge_file(msgspec.msgpack.decode(row["record"], type=FileRecord))
             else:
                 self._merge_entry(msgspec.msgpack.decode(row["record"], type=EntryRecord), {})
+
+    def _with_our_ctime(self, record: FileRecord) -> FileRecord:
+        """The edit set ctime here when it happened; git and backup programs would read the file
+        again if it moved when the server heard of it."""
+        node = self._tree.live(record.id)
+        return record if node is None else structs.replace(record, ctime_ns=node.ctime_ns)
 
     def _note_directory(self, record: FileRecord) -> None:
         node = self._tree.live(record.id)
@@ -232,11 +243,14 @@ class Merge:
             rev=record.rev,
         )
         self._tree.replace_xattrs(node.ino, record.xattrs)
+        seen = ("mode", "uid", "gid", "mtime_ns", "ctime_ns", "links", "target")
+        changed = any(getattr(node, name) != getattr(record, name) for name in seen)
         if record.links == 0 and not self._tree.names(node.ino):
             node.links = 0
             self._unnamed(node)
-        ino = node.ino
-        self._tell.append(lambda: self._invalidator.forget_attributes(ino))
+        if changed:
+            ino = node.ino
+            self._tell.append(lambda: self._invalidator.forget_attributes(ino))
 
     def _merge_entry(
         self, entry: EntryRecord, files: dict[FileId, FileRecord], *, listing: bool = False
