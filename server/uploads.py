@@ -90,6 +90,8 @@ def start(
         _begin(conn, caller, wanted, drive, now_ns)
     elif row.account != caller.account or row.drive != drive:
         raise Refused(Exists(message=f"version {wanted.version} is being uploaded by another"))
+    elif row.file != wanted.file:
+        _move(conn, wanted.version, wanted.file)
     return _lease(conn, wanted.version, drive, wanted.descriptors, now_ns, lease_ns, sign)
 
 
@@ -157,11 +159,18 @@ def _drive_for(conn: Connection, caller: Caller, wanted: StartUpload) -> str:
 
 
 def _is_committed(conn: Connection, wanted: StartUpload) -> bool:
-    query = select(versions.c.file, versions.c.status).where(versions.c.id == wanted.version)
-    rows = conn.execute(query).all()
-    if rows and all(row.file != wanted.file for row in rows):
+    query = select(versions.c.file).where(versions.c.id == wanted.version)
+    of = conn.execute(query.where(versions.c.status == "uploaded")).scalars().all()
+    if of and wanted.file not in of:
         raise Refused(Exists(message=f"version {wanted.version} is of another file"))
-    return any(row.status == "uploaded" for row in rows)
+    return bool(of)
+
+
+def _move(conn: Connection, version: str, file: str) -> None:
+    """The session goes on for another file: that which it was begun for was renamed over it."""
+    uploading = (versions.c.id == version) & (versions.c.status == "uploading")
+    conn.execute(update(versions).where(uploading).values(file=file))
+    conn.execute(update(uploads).where(uploads.c.version == version).values(file=file))
 
 
 def _begin(conn: Connection, caller: Caller, wanted: StartUpload, drive: str, now_ns: int) -> None:

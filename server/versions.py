@@ -20,7 +20,7 @@ from remote.errors import BadUpload, ChunksMissing, Exists, NotFound, Refused
 from remote.wire import MAX_BATCH, Content, Span
 from server.mutation import Mutation
 from server.records import pages
-from server.schema import chunks, uploads, version_chunks, versions
+from server.schema import chunks, devices, uploads, version_chunks, versions
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_manifest = msgspec.msgpack.Decoder(Manifest).decode
@@ -65,7 +65,7 @@ def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
     """
     wanted = _checked_pieces(content.manifest)
     _check_chunks(tx, wanted)
-    _check_version_free(tx.conn, file, content.version)
+    _check_version_free(tx, content.version)
     row = {
         "file": file,
         "id": content.version,
@@ -169,11 +169,14 @@ def _states(conn: Connection, drive: str, ids: Iterable[bytes]) -> dict[bytes, t
     return found
 
 
-def _check_version_free(conn: Connection, file: str, version: str) -> None:
-    """The id is unused, or that of this file's own upload, which ends here."""
-    query = select(versions.c.file, versions.c.status).where(versions.c.id == version)
-    for row in conn.execute(query).all():
-        if row.status == "uploaded" or row.file != file:
+def _check_version_free(tx: Mutation, version: str) -> None:
+    """The id is unused, or that of an upload of the caller's, which ends here. Which file that
+    upload was begun for does not matter: a temporary file may have been renamed since."""
+    query = select(versions.c.status, devices.c.account).join(
+        devices, versions.c.device == devices.c.id
+    )
+    for row in tx.conn.execute(query.where(versions.c.id == version)).all():
+        if row.status == "uploaded" or row.account != tx.caller.account:
             raise Refused(Exists(message=f"there is a version {version} already"))
-        conn.execute(delete(versions).where(versions.c.id == version))
-        conn.execute(delete(uploads).where(uploads.c.version == version))
+        tx.conn.execute(delete(versions).where(versions.c.id == version))
+        tx.conn.execute(delete(uploads).where(uploads.c.version == version))
