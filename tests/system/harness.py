@@ -271,7 +271,9 @@ class Site:
     """Server, home and devices under `base`. `public_url` is where clients find the server when it
     is not where it listens (`port`)."""
 
-    def __init__(self, base: Path, *, public_url: str | None = None, port: int | None = None) -> None:
+    def __init__(
+        self, base: Path, *, public_url: str | None = None, port: int | None = None
+    ) -> None:
         self.base = base
         self.home = base / "home"
         runtime = base / "run"

@@ -322,9 +322,7 @@ def test_two_devices_write_the_same_file_and_the_last_one_stands(pair: Pair) -> 
     (a / "file").write_text("from a")
     (b / "file").write_text("from b!")
     pair.settle()
-    wait_until(
-        lambda: (a / "file").read_bytes() == (b / "file").read_bytes(), "both devices agree"
-    )
+    wait_until(lambda: (a / "file").read_bytes() == (b / "file").read_bytes(), "both devices agree")
     _, found = versions(pair, a, "file")
     assert {info.size for info in found} >= {5, 6, 7}
 
