@@ -131,6 +131,15 @@ CREATE TABLE shadow (
 """
 
 
+class _UnknownSchema(sqlite3.DatabaseError):
+    """A database of another program version: kept aside like a damaged one."""
+
+    sqlite_errorcode = sqlite3.SQLITE_NOTADB
+
+
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
 class Database:
     """The connection. `transaction()` is the only way to write. Whoever keeps a copy of rows in
     memory adds a function to `on_rollback` that drops the copy."""
@@ -206,6 +215,8 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         return _connect(path)
     except sqlite3.DatabaseError as problem:
+        if getattr(problem, "sqlite_errorcode", None) not in _DAMAGE:
+            raise  # a full disk or a lock: nothing is wrong with the file
         aside = path.with_name(f"{path.name}.quarantine-{time.time_ns()}")
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
@@ -226,7 +237,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         if version == 0:
             db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(f"schema {version}, this program knows {SCHEMA_VERSION}")
+            raise _UnknownSchema(f"schema {version}, this program knows {SCHEMA_VERSION}")
         # The log must exist before its descriptor is opened for fsync.
         db.execute("INSERT OR REPLACE INTO meta VALUES ('opened_ns', ?)", (time.time_ns(),))
     except BaseException:

@@ -128,7 +128,15 @@ class Session:
             await nursery.start(self.reader.run)
             nursery.start_soon(self.subscriber.run)
             nursery.start_soon(self.replayer.run)
+            nursery.start_soon(self._list_root)
             task_status.started()
+
+    async def _list_root(self) -> None:
+        """The top of the drive is there offline even if nobody has looked at it."""
+        try:
+            await self.ensure_listed(ROOT)
+        except NearlineError as problem:
+            log.info("root not listed yet", why=str(problem))
 
     def close(self) -> None:
         self.blocks.close()
