@@ -30,6 +30,10 @@ from server.keys import write_private
 from server.settings import BadSettings, Settings, read_config
 
 GRACE_SECONDS = 5
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+"""Addresses that mean all, and the one a client on this machine can use instead."""
+
+log = structlog.get_logger("nearline.server")
 
 
 class AlreadyServed(RuntimeError):
@@ -58,9 +62,12 @@ def serve(
     tunables = read_config(config)
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(data_dir), _listening(listen) as sock:
-        url = (public_url or tunables.public_url or _url_of(sock)).rstrip("/")
+        chosen = public_url or tunables.public_url
+        url = (chosen or _url_of(sock)).rstrip("/")
         settings = Settings(data_dir, url, tunables)
         _log_to_stderr()
+        if chosen is None and sock.getsockname()[0] in _ANY:
+            log.warning("no_public_url", url=url, hint="other machines need --public-url")
         from server.app import create_app
 
         app = create_app(settings)
@@ -151,16 +158,20 @@ class Server(uvicorn.Server):
 def _locked(data_dir: Path) -> Iterator[None]:
     fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.write(fd, b"%d\n" % os.getpid())
+        _lock(fd, data_dir)
         yield
-    except BlockingIOError:
-        raise AlreadyServed(
-            f"another server is running on {data_dir}; stop it, or use other data"
-        ) from None
     finally:
         os.close(fd)
+
+
+def _lock(fd: int, data_dir: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        message = f"another server is running on {data_dir}; stop it, or use other data"
+        raise AlreadyServed(message) from None
+    os.ftruncate(fd, 0)
+    os.write(fd, b"%d\n" % os.getpid())
 
 
 @contextlib.contextmanager
@@ -180,7 +191,7 @@ def _listening(listen: str) -> Iterator[socket.socket]:
 
 def _url_of(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    host = _ANY.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{host}:{port}"
 
 

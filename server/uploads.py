@@ -106,7 +106,7 @@ def extend(
 ) -> UploadState:
     """Lease more chunks, or the same again: a ticket for each, with a fresh URL where needed."""
     row = session(conn, caller, version, now_ns)
-    access_needed(conn, caller, row)
+    check_access(conn, caller, row)
     return _lease(conn, version, row.drive, descriptors, now_ns, lease_ns, sign)
 
 
@@ -138,7 +138,7 @@ def session(conn: Connection, caller: Caller, version: str, now_ns: int) -> Row[
     return row
 
 
-def access_needed(conn: Connection, caller: Caller, row: Row[Any]) -> None:
+def check_access(conn: Connection, caller: Caller, row: Row[Any]) -> None:
     """A grant may have been revoked since the session began."""
     if row.drive != caller.drive:
         access.require(conn, caller, row.file, "editor")

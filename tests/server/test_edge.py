@@ -8,6 +8,7 @@ import time
 import pytest
 
 from remote import wire
+from server import edge
 from server.blobs import BlobKey
 from server.edge import parse_range
 from tests.server.harness import Client, Failed, Running, make_chunk, new_id, noise
@@ -30,6 +31,13 @@ def test_a_whole_object(anna: Client, url: str) -> None:
     assert got.headers["etag"].strip('"') in url
     head = anna.http.head(url)
     assert (head.status_code, head.headers["content-length"]) == (200, str(len(DATA)))
+
+
+def test_what_is_not_in_the_page_cache_is_served_too(
+    anna: Client, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "_is_cached", lambda *_: False)
+    assert anna.http.get(url).content == DATA
 
 
 @pytest.mark.parametrize(

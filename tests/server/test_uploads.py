@@ -155,6 +155,17 @@ def test_a_long_put_streams_and_a_wrong_one_leaves_nothing(server: Running, anna
     assert server.app.service.blobs.read(key, 8_999_990, 100) == data[-10:]
 
 
+def test_a_refused_put_does_not_spoil_the_connection(anna: Client) -> None:
+    chunk = make_chunk(noise(6_000_000, "refused"))
+    ticket = anna.start(new_id(), new_id(), chunk).chunks[0]
+    assert ticket.put is not None
+    for _ in range(3):
+        assert anna.put(ticket, chunk, url=ticket.put.url[:-1] + "x").status_code == 403
+    assert anna.put(ticket, chunk).status_code == 200
+    for _ in range(3):
+        assert anna.put(ticket, chunk).status_code == 412
+
+
 def test_a_put_that_breaks_off_leaves_nothing(server: Running, anna: Client) -> None:
     chunk = make_chunk(noise(9_000_000, "broken"))
     ticket = anna.start(new_id(), new_id(), chunk).chunks[0]
