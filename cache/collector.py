@@ -60,7 +60,7 @@ class Collector:
         node = self._tree.find(ino)
         if node is None or node.live or self._in_use(ino):
             return True
-        if self._journal.refers_to(ino):
+        if self._journal.refers_to(ino) or not self._tree.is_empty(ino):
             return False
         self._contents.discard(ino)
         self._tree.delete(ino)

@@ -23,12 +23,14 @@ class Verdict(enum.Enum):
     DROP = "drop"  # the other device's change stands; take over the server's state
     ASIDE = "aside"  # the name is taken: go on under a conflicted name
     ADOPT = "adopt"  # both made the same directory: it is one directory
+    RESCUE = "rescue"  # its directory is gone: go on at the top, under a conflicted name
     RECREATE = "recreate"  # the file is gone: bring it back, because it was changed here
     KEEP = "keep"  # refused for good: kept, shown in status, never retried by itself
 
 
 _RULES: dict[tuple[str, type[Problem]], Verdict] = {
     ("create", Exists): Verdict.ASIDE,
+    ("create", NotFound): Verdict.RESCUE,
     ("link", Exists): Verdict.ASIDE,
     ("rename", Exists): Verdict.ASIDE,
     ("write", NotFound): Verdict.RECREATE,
@@ -60,6 +62,7 @@ def verdict(kind: str, problem: Problem, *, directory: bool) -> Verdict:
 def conflicted_name(name: str, device: str, day: str, number: int) -> str:
     """The name a conflict loser gets beside the winner; at most 255 bytes of UTF-8."""
     again = f" {number}" if number > 1 else ""
+    device = device.replace("/", "-").replace("\0", "-").encode()[:64].decode(errors="ignore")
     mark = f" (conflicted copy, {device} {day}{again})"
     stem, dot, suffix = name.rpartition(".")
     if not stem or len(suffix) > 16:

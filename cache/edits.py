@@ -330,7 +330,10 @@ class Edits:
 
     def content_changed(self, node: Node) -> None:
         """Bytes or size of a regular file changed: an operation will carry them."""
-        if node.live and self._journal.open_content(node.file) is None:
+        # A node that is not live, but has links, was replaced by a remote version under an open
+        # handle. What is written there is a version too: the last writer wins.
+        reachable = node.live or node.links > 0
+        if reachable and self._journal.open_content(node.file, node.ino) is None:
             self._journal.add("write", node.ino, node.file, Body())
 
     # Helpers.

@@ -67,6 +67,7 @@ class Op(Struct):
     sent: bool = False
     refused: str | None = None
     made_ns: int = 0
+    origin: str = ""  # in memory: the key it had first, for who waits for it
 
     @property
     def has_content(self) -> bool:
@@ -157,6 +158,7 @@ class Journal:
         self._inodes: Counter[int] = Counter()
         self.changed = trio.Event()
         self.on_unreferenced: Callable[[int], None] = lambda ino: None  # no operation has it now
+        self.on_rekey: Callable[[str, str], None] = lambda old, new: None
         db.on_rollback.append(self._load)
         self._load()
 
@@ -215,11 +217,11 @@ class Journal:
         alone = len(ops) == 1 and self._pending[key] == 1 and key not in self._needed
         return ops[0] if alone and ops[0].kind == "create" and not ops[0].sent else None
 
-    def open_content(self, file: FileId) -> Op | None:
-        """The operation that will carry bytes written now: not frozen, not sent."""
+    def open_content(self, file: FileId, ino: int) -> Op | None:
+        """The operation that will carry bytes written into `ino` now: not frozen, not sent."""
         for op in reversed(self.of_file(file)):
             if op.has_content:
-                return op if op.version is None and not op.sent else None
+                return op if op.ino == ino and op.version is None and not op.sent else None
         return None
 
     # Changes: inside a transaction of the caller's.
@@ -233,6 +235,7 @@ class Journal:
     def move_to_end(self, op: Op) -> None:
         """After everything it may now depend on."""
         self.remove(op)
+        op.made_ns = time.time_ns()  # so that the order is that of `made_ns` too
         self._insert(op)
 
     def remove(self, op: Op) -> None:
@@ -243,9 +246,12 @@ class Journal:
     def rewrite(self, op: Op, **fields: object) -> None:
         """Change a row in place: `version`, `sent`, `refused`, `key`; or `body`, `ino`."""
         self._uncount(op)
+        old_key = op.key
         for name, value in fields.items():
             setattr(op, name, value)
         self._count(op)
+        if op.key != old_key:
+            self.on_rekey(old_key, op.key)
         self._db.run(
             "UPDATE op SET key=?, ino=?, body=?, version=?, sent=?, refused=? WHERE seq=?",
             op.key,
@@ -284,6 +290,7 @@ class Journal:
         self._wake()
 
     def _remember(self, op: Op) -> None:
+        op.origin = op.origin or op.key
         self._ops[op.seq] = op
         self._by_file.setdefault(op.file, {})[op.seq] = op
         self._count(op)

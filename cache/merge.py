@@ -145,6 +145,14 @@ class Merge:
             self._tree.update(ino, listed=as_of)
         self._tell_kernel()
 
+    def learn(self, record: FileRecord) -> None:
+        """What the server answered about one file. In a transaction."""
+        self._merge_file(record)
+
+    def note_name(self, parent: int, name: str) -> None:
+        """The kernel must look the name up again, once `after_commit` is called."""
+        self._forget_entry(parent, name)
+
     # Acknowledgements.
 
     def acknowledge(self, op: Op, change: Change) -> None:
@@ -228,6 +236,9 @@ class Merge:
         for parent, name in self._tree.names(old.ino):
             self._forget_entry(parent, name)
         self._tree.repoint(old.ino, fresh.ino)
+        if record.links == 0 and not self._tree.names(fresh.ino):
+            self._tree.update(fresh.ino, live=False)  # deleted elsewhere, and written here before
+            self._dropped(fresh)
         self._dropped(old)
 
     def _update_node(self, node: Node, record: FileRecord) -> None:

@@ -82,8 +82,8 @@ class Replayer:
         self.waiting_because: str | None = None
         self.last_request = float("-inf")  # trio time at which an application last asked something
         self._hurry = 0  # flushes under way: nothing lingers, open files are snapshotted
-        self._uploading: set[str] = set()
-        self._early: set[str] = set()
+        self._uploading: dict[str, int] = {}  # operation key: its inode
+        self._early: dict[str, int] = {}
         self._wake = trio.Event()
         self._attempt = 0
         self._retry = trio.Event()
@@ -103,11 +103,11 @@ class Replayer:
     async def flush(self, which: Callable[[Op], bool] = lambda op: True) -> None:
         """Return when every operation that is in the journal now (of those that `which` picks) has
         been acknowledged, or is stuck for good (refused, or behind one that is)."""
-        keys = {op.key for op in self._journal if which(op)}
+        origins = {op.origin for op in self._journal if which(op)}
         self._hurry += 1
         self.retry_now()
         try:
-            while keys := {key for key in keys if self._journal.get(key)}:
+            while keys := {op.key for op in self._journal if op.origin in origins}:
                 if self._journal.has_refused and keys <= stuck(self._journal):
                     return
                 await self._journal.changed.wait()
@@ -177,19 +177,19 @@ class Replayer:
         for op in waiting:
             if len(self._uploading) >= most:
                 return
-            if op.key in self._uploading or op.key in self._early:
-                continue
+            if op.ino in self._uploading.values() or op.ino in self._early.values():
+                continue  # one snapshot of an inode at a time, whichever operation it is for
             frozen = self._contents.frozen(op.ino)
             if frozen is not None and frozen.version != op.version:
                 continue  # an earlier snapshot of the same inode goes first
             if self._is_due(op):
-                self._uploading.add(op.key)
-                nursery.start_soon(self._upload, op)
+                self._uploading[op.key] = op.ino
+                nursery.start_soon(self._upload, op, op.key)
             elif op.kind == "create" and self._uploader.wants_early(op.ino):
-                self._early.add(op.key)
-                nursery.start_soon(self._upload_early, op)
+                self._early[op.key] = op.ino
+                nursery.start_soon(self._upload_early, op, op.key)
 
-    async def _upload(self, op: Op) -> None:
+    async def _upload(self, op: Op, key: str) -> None:
         attempt = 0
         try:
             while self._journal.get(op.key) is op and op.key not in self._uploader.ready:
@@ -203,17 +203,17 @@ class Replayer:
         finally:
             if self._journal.get(op.key) is not op:
                 self._uploader.forget(op)
-            self._uploading.discard(op.key)
+            del self._uploading[key]
             self.wake()
 
-    async def _upload_early(self, op: Op) -> None:
+    async def _upload_early(self, op: Op, key: str) -> None:
         """Best effort: what fails here is sent with the snapshot."""
         try:
             await _unwrapped(self._uploader.send_early, op)
         except (NearlineError, OSError) as problem:
             log.info("early upload stopped", path=self._tree.path(op.ino), why=str(problem))
         finally:
-            self._early.discard(op.key)
+            del self._early[key]
             self.wake()
 
     def _give_up(self, op: Op, problem: Exception) -> bool:
@@ -251,32 +251,39 @@ class Replayer:
             await self._back_off(problem, self._attempt)
             self._attempt += 1
             return
-        self._attempt, self.waiting_because = 0, None
+        self.waiting_because = None
         await self._take_answers(batch, reply)
 
     async def _take_answers(self, batch: list[Op], reply: wire.ApplyReply) -> None:
         tainted: set[str] = set()
         later: Problem | None = None
-        for op, answer in zip(batch, reply.results, strict=True):
+        # As they were sent: resolving one may rewrite those behind it.
+        touched = [(writes(op), reads(op) | writes(op)) for op in batch]
+        for op, answer, (wrote, used) in zip(batch, reply.results, touched, strict=True):
             if isinstance(answer, wire.Applied):
                 await self._applied(op, answer)
                 continue
             retry = RULES[type(answer)].retry
-            if retry is Retry.NEVER and not tainted & (reads(op) | writes(op)):
+            if retry is Retry.NEVER and not tainted & used:
                 await self._resolve(op, answer)
             else:
-                self._again(op)
-                later = answer if retry is Retry.LATER else later
-            tainted |= writes(op)
-        if later is not None:
-            await self._back_off(Refused(later), self._attempt)
-            self._attempt += 1
+                self._again(op, retry)
+                later = later if retry is Retry.NEVER else answer
+            tainted |= wrote
+        if later is None:
+            self._attempt = 0
+            return
+        await self._back_off(Refused(later), self._attempt)
+        self._attempt += 1
 
-    def _again(self, op: Op) -> None:
-        """Not applied, and it may be changed again: make it anew and send it later."""
-        self._uploader.ready.pop(op.key, None)
+    def _again(self, op: Op, retry: Retry = Retry.LATER) -> None:
+        """Not applied, and it may be changed again: make it anew and send it later. A refusal that
+        was only due to an earlier one is the answer to its key for ever: that needs a new key."""
+        if retry is Retry.REPAIR:
+            self._uploader.ready.pop(op.key, None)
         with self._db.transaction():
-            self._journal.rewrite(op, sent=False)
+            key = new_id() if retry is Retry.NEVER else op.key
+            self._journal.rewrite(op, sent=False, key=key)
 
     async def _applied(self, op: Op, answer: wire.Applied) -> None:
         content = self._uploader.ready.get(op.key)
@@ -407,6 +414,8 @@ class Replayer:
                 self._aside(op)
             elif decided is Verdict.ADOPT:
                 await self._adopt(op)
+            elif decided is Verdict.RESCUE:
+                self._relocate(op, ROOT)
             elif decided is Verdict.RECREATE:
                 self._recreate(op)
             else:
@@ -422,9 +431,10 @@ class Replayer:
         with self._db.transaction():
             self._journal.remove(op)
             self._merge.settle(op)
-            node = self._tree.live(op.file)
-            if node is not None:
-                self._tree.update(node.ino, rev=0)
+            for file in (op.file, op.body.other):
+                node = self._tree.live(file)
+                if node is not None:
+                    self._tree.update(node.ino, rev=0)
             for directory in stale:
                 if directory is not None:
                     self._tree.update(directory.ino, listed=None)
@@ -432,32 +442,54 @@ class Replayer:
         self._uploader.forget(op)
         for directory in stale:
             if directory is not None:
-                await self._refresh(directory.ino)
+                await self._try_refresh(directory.ino)
+
+    async def _try_refresh(self, ino: int) -> None:
+        """List a directory that is marked as not listed; what fails here is done when somebody
+        looks into it."""
+        try:
+            if self._tree.find(ino) is not None:
+                await self._refresh(ino)
+        except NearlineError as problem:
+            log.info("directory not listed again yet", path=self._tree.path(ino), why=str(problem))
 
     def _aside(self, op: Op) -> None:
         """Our file goes on under a conflicted name beside the one that took its name."""
-        body = op.body
-        parent_file = body.new_parent or body.parent
-        name = body.new_name or body.name
-        parent = self._tree.live(parent_file)
+        parent = self._tree.live(op.body.new_parent or op.body.parent)
         if parent is None:
-            self._refuse(op, None, "the directory is gone")
-            return
-        fresh = self._free_name(parent.ino, name)
+            self._again(op, Retry.NEVER)  # the directory is gone too: the next answer says so
+        else:
+            self._relocate(op, parent.ino)
+
+    def _relocate(self, op: Op, place: int) -> None:
+        """The entry that the operation makes goes on under a conflicted name in directory `place`;
+        so do the later operations that name it."""
+        was = msgspec.structs.replace(op)
+        body, directory = op.body, self._tree.node(place)
+        parent, name = (body.new_parent or body.parent), (body.new_name or body.name)
+        fresh = self._free_name(place, name)
         with self._db.transaction():
-            node = self._tree.child(parent.ino, name)
-            if node is not None and node.ino == op.ino:
-                self._tree.drop_entry(parent.ino, name, node)
-                self._tree.add_entry(parent.ino, fresh, node)
-            changed = {"new_name": fresh} if body.new_name else {"name": fresh}
-            self._journal.remove(op)
-            self._merge.settle(op)
-            moved = msgspec.structs.replace(body, **changed)
-            again = self._journal.add(op.kind, op.ino, op.file, moved)
-            if op.version is not None:  # its snapshot is frozen already, and waits for this one
-                self._journal.rewrite(again, version=op.version)
-        self._uploader.forget(op)
-        self._merge.forget_name(parent.ino, name)
+            for holder, known in self._tree.names(op.ino):
+                if known == name and self._tree.node(holder).file == parent:
+                    self._tree.drop_entry(holder, name, self._tree.node(op.ino))
+                    self._tree.add_entry(place, fresh, self._tree.node(op.ino))
+                    self._merge.note_name(holder, name)
+                    self._merge.note_name(place, fresh)
+            self._redirect(op, directory.file, fresh, source=False)
+            for later in self._journal.of_file(op.file):
+                if later.seq > op.seq and (later.body.parent, later.body.name) == (parent, name):
+                    self._redirect(later, directory.file, fresh, source=True)
+            self._merge.settle(was)
+        self._merge.after_commit()
+
+    def _redirect(self, op: Op, parent: FileId, name: str, *, source: bool) -> None:
+        """Make the operation anew with another place: the one it names first (`source`), or the one
+        where it makes an entry."""
+        if source or not op.body.new_name:
+            body = msgspec.structs.replace(op.body, parent=parent, name=name)
+        else:
+            body = msgspec.structs.replace(op.body, new_parent=parent, new_name=name)
+        self._journal.rewrite(op, body=body, key=new_id(), sent=False)
 
     def _free_name(self, parent: int, name: str) -> str:
         day = time.strftime("%Y-%m-%d")
@@ -470,20 +502,20 @@ class Replayer:
     async def _adopt(self, op: Op) -> None:
         """Another device made the same directory: ours becomes it, children and all."""
         parent = self._tree.live(op.body.parent)
-        assert parent is not None
+        if parent is None:
+            self._again(op, Retry.NEVER)  # the directory is gone too: the next answer says so
+            return
         await self._refresh(parent.ino)
         theirs = self._merge.shadow_of_entry(op.body.parent, op.body.name)
         record = None if theirs is None else (await self._port.file(theirs)).file
-        if record is None or record.kind != "directory":
+        if record is None or record.kind != "directory" or self._tree.live(record.id) is not None:
             self._aside(op)
             return
         with self._db.transaction():
-            other = self._tree.live(record.id)
-            if other is not None:
-                self._tree.update(other.ino, live=False)
             self._tree.update(op.ino, file=record.id, rev=0, listed=None)
             self._journal.remove(op)
             self._journal.rename_file(op.file, record.id)
+            self._merge.learn(record)
             self._merge.settle(op)
         self._merge.after_commit()
 
@@ -518,7 +550,11 @@ class Replayer:
         if not names:
             return
         parent, name = names[0]
-        reply = await self._port.file(op.file, overtaken, manifest=True)
+        try:
+            reply = await self._port.file(op.file, overtaken, manifest=True)
+        except NearlineError as problem:
+            log.warning("no copy of an overtaken version", path=name, why=str(problem))
+            return
         node, version = self._tree.node(op.ino), new_id()
         create = wire.Create(
             file=new_id(),

@@ -87,6 +87,7 @@ class Uploader:
         self.ready: dict[str, Content] = {}  # by operation key
         self.progress: dict[str, Progress] = {}
         self.sent_bytes = 0
+        journal.on_rekey = self._rekeyed
 
     # Snapshots.
 
@@ -139,8 +140,9 @@ class Uploader:
             base = await self._manifest_of(node.base_file or node.file, node.version)
             average, old, dirty = base.average, base.pieces, changed_ranges(layer)
         elif early is not None:
-            average, old = early.average, early.pieces
-            dirty = [*early.dirty, (early.upto, layer.size)]
+            average, old = early.average, list(early.pieces)
+            sent = sum(piece.length for piece in old)  # a step under way has no pieces yet
+            dirty = [*early.dirty, (sent, layer.size)]
         else:
             average = self._contents.average(layer, average_for(layer.size, None))
             old, dirty = [], [(0, layer.size)]
@@ -171,6 +173,13 @@ class Uploader:
         self.sent_bytes += await self._sender.store(upload, encoded)
         await self._keep_blocks(encoded.descriptor.id, plain)
         return encoded
+
+    def _rekeyed(self, old: str, new: str) -> None:
+        """An operation goes on under another key."""
+        if old in self.ready:
+            self.ready[new] = self.ready.pop(old)
+        if old in self.progress:
+            self.progress[new] = self.progress.pop(old)
 
     # Growing files.
 

@@ -129,6 +129,11 @@ def _hand_out(group: list[_Waiting], state: UploadState | Problem) -> None:
         for waiting in group:
             waiting.answer = outcome.Error(Refused(state))
         return
+    if state.status == "uploaded":  # committed, but its answer was lost: everything is there
+        for waiting in group:
+            there = ChunkTicket(id=waiting.descriptor.id, state="uploaded")
+            waiting.answer = outcome.Value(there)
+        return
     tickets = {ticket.id: ticket for ticket in state.chunks}
     for waiting in group:
         ticket = tickets.get(waiting.descriptor.id)
