@@ -182,13 +182,20 @@ class Merge:
             if key.startswith("F"):
                 self._merge_file(msgspec.msgpack.decode(row["record"], type=FileRecord))
             else:
-                self._merge_entry(msgspec.msgpack.decode(row["record"], type=EntryRecord), {})
+                self._settle_entry(msgspec.msgpack.decode(row["record"], type=EntryRecord))
 
     def _with_our_ctime(self, record: FileRecord) -> FileRecord:
         """The edit set ctime here when it happened; git and backup programs would read the file
         again if it moved when the server heard of it."""
         node = self._tree.live(record.id)
         return record if node is None else structs.replace(record, ctime_ns=node.ctime_ns)
+
+    def _settle_entry(self, entry: EntryRecord) -> None:
+        """A name that was held back. It may be older than the directory's listing, which was held
+        back here too, so the listing says nothing against it."""
+        parent = self._tree.live(entry.parent)
+        if parent is not None and parent.listed is not None:
+            self._merge_entry(entry, {}, listing=True)
 
     def _note_directory(self, record: FileRecord) -> None:
         node = self._tree.live(record.id)
