@@ -1,0 +1,233 @@
+"""One device: every part of `cache` that keeps local changes, wired as `mount.session` does it, on a
+directory and a `Port`; without FUSE, block cache and sockets.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from cache.collector import Collector
+from cache.contents import Contents
+from cache.database import Database
+from cache.edits import Edits
+from cache.journal import Journal
+from cache.manifests import Manifests
+from cache.merge import Merge
+from cache.reader import Prefetch
+from cache.replayer import Replayer
+from cache.spool import Spool
+from cache.tree import ROOT, Node, Tree
+from cache.uploader import Uploader
+from remote.content import Manifest
+from remote.errors import Unreachable
+from remote.upload import Sender
+from remote.wire import Child
+from tests.model.server import Network, Port, Server
+
+
+@dataclass
+class Kernel:
+    """An `Invalidator` that remembers what it was told."""
+
+    entries: list[tuple[int, str]] = field(default_factory=list)
+    attributes: list[int] = field(default_factory=list)
+
+    def forget_entry(self, parent: int, name: str) -> None:
+        self.entries.append((parent, name))
+
+    def forget_attributes(self, ino: int) -> None:
+        self.attributes.append(ino)
+
+
+class ServerReader:
+    """`contents.VersionReader` straight from the server's chunks."""
+
+    def __init__(self, server: Server, network: Network, device: Device) -> None:
+        self._server, self._network, self._device = server, network, device
+
+    def try_read(
+        self, file: str, version: str, offset: int, length: int, window: Prefetch | None
+    ) -> memoryview | None:
+        return None
+
+    async def read(
+        self, file: str, version: str, size: int, offset: int, length: int, window: Prefetch | None
+    ) -> memoryview:
+        manifest = await self._device.manifest_of(file, version)
+        await self._network.cross()
+        drive = self._device.db.meta("drive")
+        assert manifest.size == size
+        whole = self._server.content(manifest, str(drive))
+        return memoryview(whole)[offset : offset + length]
+
+
+class Device:
+    """Open it with `Device(...)`, then `await start()`. `crash` is the death of the process."""
+
+    def __init__(self, server: Server, directory: Path, name: str, token: str) -> None:
+        self.name, self.network = name, Network()
+        self._server, self._directory, self._token = server, directory, token
+        self.open()
+
+    def open(self) -> None:
+        self.port = Port(self._server, self._token, self.network)
+        self.kernel, self.handles = Kernel(), set[int]()
+        self.db = Database(self._directory / "tree.sqlite")
+        self.tree, self.journal = Tree(self.db), Journal(self.db)
+        self.manifests = Manifests(self.db)
+        self.spool = Spool(self._directory / "spool")
+        reader = ServerReader(self._server, self.network, self)
+        self.contents = Contents(self.db, self.tree, self.spool, reader)
+        self.collector = Collector(
+            self.db, self.tree, self.journal, self.contents, self.handles.__contains__
+        )
+        dropped = self.collector.dropped
+        self.edits = self.contents.edits = Edits(self.db, self.tree, self.journal, dropped)
+        self.merge = Merge(self.db, self.tree, self.journal, self.kernel, dropped)
+        self.uploader = Uploader(
+            self.db,
+            self.tree,
+            self.journal,
+            self.contents,
+            Sender(self.port),
+            self.manifest_of,
+            self.manifests.keep_manifest,
+            _keep_nothing,
+        )
+        self.replayer = Replayer(
+            self.db,
+            self.tree,
+            self.journal,
+            self.contents,
+            self.merge,
+            self.uploader,
+            self.port,
+            self.list_directory,
+            self.collector.collect,
+            device=self.name,
+        )
+        self.contents.on_change = lambda ino, a, b: self.uploader.note_write(ino, a, b)
+
+    async def start(self) -> None:
+        if self.tree.find(ROOT) is None:
+            self.merge.adopt(await self.port.me())
+        self.manifests.prune()
+        self.collector.sweep()
+
+    def crash(self) -> None:
+        """The process dies: what was in memory is gone. (SQLite and the spool are as the kernel
+        has them; closing the descriptors adds nothing.)"""
+        self.spool.close()
+        self.db.close()
+        self.open()
+
+    def close(self) -> None:
+        self.spool.close()
+        self.db.close()
+
+    # As in `mount.session`.
+
+    async def list_directory(self, ino: int) -> None:
+        while True:
+            file = self.tree.node(ino).file
+            page = await self.port.children(file)
+            directory, as_of = page.directory, page.as_of
+            children: list[Child] = list(page.children)
+            while page.next is not None:
+                page = await self.port.children(file, page.next)
+                children += page.children
+            if as_of >= self.merge.seq:
+                self.merge.list_directory(ino, directory, children, as_of)
+                self.collector.collect()
+                return
+
+    async def ensure_listed(self, ino: int) -> None:
+        node = self.tree.node(ino)
+        if node.is_directory and node.listed is None and node.live:
+            await self.list_directory(ino)
+
+    async def manifest_of(self, file: str, version: str) -> Manifest:
+        known = self.manifests.manifest(version)
+        if known is not None:
+            return known
+        reply = await self.port.file(file, version, manifest=True)
+        assert reply.manifest is not None
+        self.manifests.keep_manifest(version, reply.manifest)
+        return reply.manifest
+
+    # What a person does.
+
+    async def resolve(self, path: str) -> Node:
+        """Raises OSError (ENOENT), NearlineError."""
+        node = self.tree.node(ROOT)
+        for name in [part for part in path.split("/") if part]:
+            await self.ensure_listed(node.ino)
+            found = self.tree.child(node.ino, name)
+            if found is None:
+                raise OSError(errno.ENOENT, path)
+            node = found
+        return node
+
+    async def place(self, path: str) -> tuple[int, str]:
+        """The listed directory that holds, or may hold, `path`, and the last name."""
+        above, _, name = path.rpartition("/")
+        directory = await self.resolve(above)
+        await self.ensure_listed(directory.ino)
+        return directory.ino, name
+
+    async def read_all(self, ino: int) -> bytes:
+        return bytes(await self.contents.read(ino, 0, self.tree.node(ino).size, None))
+
+    # The network.
+
+    async def pull(self) -> None:
+        """Take every change there is, in the server's pages."""
+        more = True
+        while more:
+            cursor = self.merge.cursor()
+            page = await self.port.changes(cursor)
+            if page.reset:
+                self.merge.reset(page.cursor, page.seq)
+            elif page.cursor != cursor:
+                self.merge.apply(page.changes, page.cursor, page.seq)
+            self.collector.collect()
+            more = page.more
+
+    async def flush(self) -> None:
+        """Return when the server has everything this device wants it to have."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.replayer.run)
+            await self.replayer.flush()
+            nursery.cancel_scope.cancel()
+
+    async def sync(self) -> None:
+        if not self.network.up:
+            raise Unreachable("partitioned")
+        await self.pull()
+        await self.flush()
+        await self.pull()
+
+    async def everything(self) -> dict[str, tuple[object, ...]]:
+        """Every path with what can be seen of it."""
+        found: dict[str, tuple[object, ...]] = {}
+        await self._walk(ROOT, "", found)
+        return found
+
+    async def _walk(self, ino: int, path: str, found: dict[str, tuple[object, ...]]) -> None:
+        await self.ensure_listed(ino)
+        for entry in self.tree.entries(ino, 0, 1 << 30):
+            node, below = entry.node, f"{path}/{entry.name}"
+            body = await self.read_all(node.ino) if node.is_regular else None
+            mtime = node.mtime_ns if node.is_regular else None
+            attributes = self.tree.xattrs(node.ino)
+            found[below] = (node.kind, node.mode, node.file, mtime, body, node.links, attributes)
+            if node.is_directory:
+                await self._walk(node.ino, below, found)
+
+
+async def _keep_nothing(chunk: bytes, plain: memoryview) -> None:
+    return None

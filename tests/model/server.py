@@ -1,0 +1,205 @@
+"""The real server's transactions, called in process: every port of a device, without HTTP.
+
+What is simulated is the network (`Network`) and the blob store (a dict); the metadata rules, upload
+sessions and change feed are the server's own code, and every message passes through its MessagePack
+form, so a message that the wire would refuse is refused here.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+from sqlalchemy import Connection, select
+
+from remote import wire
+from remote.codec import decode_block
+from remote.content import HOLE, Descriptor, Manifest, block_count
+from remote.errors import Problem, Refused, Unreachable
+from server import accounts, commits, feed, listing, uploads
+from server.blobs import BlobKey, Head
+from server.db import Database
+from server.schema import chunks, versions
+
+T = TypeVar("T")
+LEASE_NS = 10**9 * 3600
+
+
+def through_wire(message: object, kind: type[T] | Any) -> T:
+    found: T = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=kind)
+    return found
+
+
+class Server:
+    """One account's drive, and what devices may ask of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.db = Database(directory / "server.sqlite")
+        self.db.migrate()
+        self.cursors = feed.Cursors(b"s" * 32)
+        self.blobs: dict[tuple[str, bytes], bytes] = {}
+        with self.db.write() as conn:
+            accounts.insert_account(conn, "anna", "no password", time.time_ns())
+
+    def token(self, device: str) -> str:
+        with self.db.write() as conn:
+            found = accounts.find_account(conn, "anna")
+            assert found is not None
+            return accounts.new_device(conn, found[0], device, time.time_ns())[0]
+
+    def caller(self, conn: Connection, token: str) -> accounts.Caller:
+        return accounts.authenticate(conn, token, time.time_ns())
+
+    def close(self) -> None:
+        self.db.close()
+
+    # What a test asks behind every device's back.
+
+    def content(self, manifest: Manifest, drive: str) -> bytes:
+        with self.db.read() as conn:
+            return b"".join(
+                bytes(piece.length)
+                if piece.id == HOLE
+                else self._plain(conn, drive, piece.id)
+                for piece in manifest.pieces
+            )
+
+    def _plain(self, conn: Connection, drive: str, chunk: bytes) -> bytes:
+        query = select(chunks.c.descriptor).where(chunks.c.drive == drive, chunks.c.id == chunk)
+        descriptor = msgspec.msgpack.decode(conn.execute(query).scalar_one(), type=Descriptor)
+        stored = memoryview(self.blobs[drive, chunk])
+        blocks = []
+        for block in range(block_count(descriptor.length)):
+            offset = descriptor.stored_offset(block)
+            part = stored[offset : offset + descriptor.stored_lengths[block]]
+            blocks.append(bytes(decode_block(descriptor, block, part)))
+        return b"".join(blocks)
+
+    def history(self) -> set[bytes]:
+        """The content of every uploaded version of every file, in the tree or in the trash."""
+        with self.db.read() as conn:
+            rows = conn.execute(select(versions).where(versions.c.status == "uploaded")).all()
+        return {
+            self.content(msgspec.msgpack.decode(row.manifest, type=Manifest), row.drive)
+            for row in rows
+        }
+
+
+@dataclass
+class Network:
+    """How one device reaches the server. `lose_replies`: the request is carried out, the answer
+    does not arrive, so many times."""
+
+    up: bool = True
+    lose_replies: int = 0
+    requests: int = field(default=0)
+
+    async def cross(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.requests += 1
+        assert self.requests < 5000, "this never ends"
+        if not self.up:
+            raise Unreachable("partitioned")
+
+    def answer(self) -> None:
+        if self.lose_replies:
+            self.lose_replies -= 1
+            raise Unreachable("the answer was lost")
+
+
+class Port:
+    """`ApplyPort` and `UploadPort`, the feed and the listings, of one device."""
+
+    def __init__(self, server: Server, token: str, network: Network) -> None:
+        self._server, self._token, self._network = server, token, network
+
+    async def me(self) -> wire.Me:
+        await self._network.cross()
+        with self._server.db.read() as conn:
+            caller = self._server.caller(conn, self._token)
+            head = feed.head(conn, caller.drive)
+            root = conn.exec_driver_sql(
+                "SELECT root FROM drives WHERE id = ?", (caller.drive,)
+            ).scalar_one()
+        return wire.Me(
+            account=caller.account_name,
+            device_id=caller.device,
+            drive=caller.drive,
+            root=root,
+            cursor=self._server.cursors.write(head),
+            seq=head.seq,
+            used_bytes=0,
+            quota_bytes=None,
+            now_ns=time.time_ns(),
+        )
+
+    async def apply(self, request: wire.ApplyRequest) -> wire.ApplyReply:
+        await self._network.cross()
+        request = through_wire(request, wire.ApplyRequest)
+        with self._server.db.write() as conn:
+            caller = self._server.caller(conn, self._token)
+            results, _ = commits.apply(conn, caller, request.ops, time.time_ns())
+        self._network.answer()
+        return through_wire(wire.ApplyReply(results=results), wire.ApplyReply)
+
+    async def file(
+        self, file: str, version: str | None = None, *, manifest: bool = False
+    ) -> wire.FileReply:
+        await self._network.cross()
+        with self._server.db.read() as conn:
+            caller = self._server.caller(conn, self._token)
+            return listing.file(conn, caller, file, version, manifest)
+
+    async def children(self, file: str, cursor: str | None = None) -> wire.ChildrenPage:
+        await self._network.cross()
+        with self._server.db.read() as conn:
+            caller = self._server.caller(conn, self._token)
+            return listing.children(conn, caller, file, cursor, 3)  # small: pages are crossed
+
+    async def changes(self, cursor: str | None) -> wire.ChangesPage:
+        await self._network.cross()
+        with self._server.db.read() as conn:
+            caller = self._server.caller(conn, self._token)
+            return feed.pull(conn, self._server.cursors, caller.drive, cursor)
+
+    async def start_uploads(self, request: wire.StartUploads) -> wire.StartUploadsReply:
+        await self._network.cross()
+        request = through_wire(request, wire.StartUploads)
+        with self._server.db.write() as conn:
+            caller = self._server.caller(conn, self._token)
+            states = [self._start(conn, caller, one) for one in request.uploads]
+        self._network.answer()
+        return wire.StartUploadsReply(uploads=states)  # type: ignore[arg-type]  # every Problem
+
+    def _start(
+        self, conn: Connection, caller: accounts.Caller, wanted: wire.StartUpload
+    ) -> wire.UploadState | Problem:
+        conn.exec_driver_sql("SAVEPOINT upload")
+        try:
+            return uploads.start(conn, caller, wanted, LEASE_NS, time.time_ns(), _sign)
+        except Refused as refused:
+            conn.exec_driver_sql("ROLLBACK TO SAVEPOINT upload")
+            return refused.problem
+        finally:
+            conn.exec_driver_sql("RELEASE SAVEPOINT upload")
+
+    async def put_chunk(self, put: wire.PresignedPut, body: bytes | memoryview) -> None:
+        await self._network.cross()
+        drive, chunk = put.url.split("/")
+        key = BlobKey(drive, bytes.fromhex(chunk))
+        self._server.blobs.setdefault((drive, key.chunk), bytes(body))
+        head = Head(len(body), bytes.fromhex(put.headers["sha256"]))
+        with self._server.db.write() as conn:
+            uploads.arrived(conn, [uploads.Arrival(key, head)], time.time_ns())
+
+
+def _sign(drive: str, descriptor: Descriptor) -> wire.PresignedPut:
+    return wire.PresignedPut(
+        url=f"{drive}/{descriptor.id.hex()}",
+        headers={"sha256": descriptor.sha256.hex()},
+        expires_ns=time.time_ns() + LEASE_NS,
+    )
