@@ -10,7 +10,9 @@ runs in a worker thread, and touches only a file descriptor of the write-ahead l
 Durability: WAL with synchronous=NORMAL. A commit is in the kernel's page cache when it returns, so
 it survives the death of the process. It survives power loss after the next `sync`, which fsyncs
 the log: that is what a FULL commit does, without holding SQLite's write lock meanwhile (log frames
-carry checksums; a torn tail is dropped by recovery).
+carry checksums; a torn tail is dropped by recovery). Moving the log into the database fsyncs both,
+so a commit never does that by itself (it would stop every request meanwhile): `tend` does it from a
+worker thread with a connection of its own, which SQLite lets run beside a writer.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ import trio
 log = structlog.get_logger(__name__)
 
 SCHEMA_VERSION = 1
+CHECKPOINT_EVERY = 2000  # transactions between two moves of the log into the database
+LONG_LOG = 32 << 20  # bytes
 
 SCHEMA = """
 CREATE TABLE meta (
@@ -153,6 +157,8 @@ class Database:
         self._synced = trio.Lock()
         self._writes = 0
         self._writes_synced = 0
+        self._checkpointed = 0
+        self._log_is_long = trio.Event()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -172,6 +178,8 @@ class Database:
         else:
             self._db.execute("COMMIT")
             self._writes += 1
+            if self._writes - self._checkpointed >= CHECKPOINT_EVERY:
+                self._log_is_long.set()
         finally:
             self._depth -= 1
 
@@ -203,6 +211,18 @@ class Database:
             await trio.to_thread.run_sync(os.fsync, self._wal)
             self._writes_synced = upto
 
+    async def tend(self) -> None:
+        """Keep the write-ahead log short, until cancelled."""
+        while True:
+            await self._log_is_long.wait()
+            self._log_is_long = trio.Event()
+            self._checkpointed = self._writes
+            await trio.to_thread.run_sync(_checkpoint, self.path)
+            if os.fstat(self._wal).st_size > LONG_LOG:
+                # The log starts over only when all of it has been moved, and under a steady stream
+                # of writes the thread never gets there: move the few frames that came meanwhile.
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         os.close(self._wal)
         self._db.close()
@@ -233,6 +253,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA foreign_keys = OFF")  # order of writes within a transaction is free
         db.execute("PRAGMA cache_size = -16384")
+        db.execute("PRAGMA wal_autocheckpoint = 0")  # see `Database.tend`
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
@@ -244,3 +265,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _checkpoint(path: Path) -> None:
+    """Move what is in the log into the database, as far as that is possible without waiting."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")

@@ -126,6 +126,7 @@ class Session:
         """Talk to the server until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.reader.run)
+            nursery.start_soon(self.db.tend)
             nursery.start_soon(self.subscriber.run)
             nursery.start_soon(self.replayer.run)
             nursery.start_soon(self._list_root)
