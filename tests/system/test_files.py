@@ -238,7 +238,7 @@ def test_exclusive_creation_append_and_errors(pair: Pair) -> None:
     with pytest.raises(OSError, match="not empty"):
         (a / "dir").rmdir()
     for name, code in ((b"\xff", errno.EILSEQ), (b"n" * 256, errno.ENAMETOOLONG)):
-        with pytest.raises(OSError, match="name|character") as refused:
+        with pytest.raises(OSError, match=r"name|character") as refused:
             os.mkdir(os.fsencode(a) + b"/" + name)
         assert refused.value.errno == code
     (a / ("ö" * 127)).write_text("a long name")
