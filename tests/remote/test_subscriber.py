@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from remote.client import ApiClient, NoWebSocket
 from remote.errors import (
@@ -225,13 +226,10 @@ class World:
             nursery.cancel_scope.cancel()
 
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
-
-
 # --- push ---------------------------------------------------------------------------------------
 
 
-async def test_it_pulls_first_and_is_then_pushed_to() -> None:
+async def test_it_pulls_first_and_is_then_pushed_to(autojump_clock: MockClock) -> None:
     world = World()
     world.server.commit(25)
     async with world.running():
@@ -247,7 +245,7 @@ async def test_it_pulls_first_and_is_then_pushed_to() -> None:
         assert world.modes == ["poll", "push"]
 
 
-async def test_a_hint_without_changes_is_pulled() -> None:
+async def test_a_hint_without_changes_is_pulled(autojump_clock: MockClock) -> None:
     world = World()
     world.server.hints_carry_changes = False
     async with world.running():
@@ -257,7 +255,7 @@ async def test_a_hint_without_changes_is_pulled() -> None:
         assert world.tree.applied == list(range(1, 31))
 
 
-async def test_a_lost_hint_is_made_good_by_the_next() -> None:
+async def test_a_lost_hint_is_made_good_by_the_next(autojump_clock: MockClock) -> None:
     world = World()
     async with world.running():
         await world.becomes("push")
@@ -269,7 +267,7 @@ async def test_a_lost_hint_is_made_good_by_the_next() -> None:
         assert world.tree.applied == list(range(1, 7))
 
 
-async def test_a_change_between_pull_and_socket_is_not_lost() -> None:
+async def test_a_change_between_pull_and_socket_is_not_lost(autojump_clock: MockClock) -> None:
     world = World()
     async with world.running():
         world.server.slow_pull = trio.Event()
@@ -280,7 +278,7 @@ async def test_a_change_between_pull_and_socket_is_not_lost() -> None:
         assert world.tree.applied == [1]
 
 
-async def test_hints_that_a_pull_overtook_change_nothing() -> None:
+async def test_hints_that_a_pull_overtook_change_nothing(autojump_clock: MockClock) -> None:
     world = World()
     async with world.running():
         await world.becomes("push")
@@ -295,7 +293,7 @@ async def test_hints_that_a_pull_overtook_change_nothing() -> None:
         assert world.tree.applied == list(range(1, 7))
 
 
-async def test_more_hints_than_can_wait_become_one_pull() -> None:
+async def test_more_hints_than_can_wait_become_one_pull(autojump_clock: MockClock) -> None:
     world = World()
     async with world.running():
         await world.becomes("push")
@@ -309,7 +307,9 @@ async def test_more_hints_than_can_wait_become_one_pull() -> None:
         assert world.tree.applied == list(range(1, 501))
 
 
-async def test_a_steady_socket_that_breaks_is_replaced_without_going_offline() -> None:
+async def test_a_steady_socket_that_breaks_is_replaced_without_going_offline(
+    autojump_clock: MockClock,
+) -> None:
     world = World()
     async with world.running():
         await world.becomes("push")
@@ -323,7 +323,7 @@ async def test_a_steady_socket_that_breaks_is_replaced_without_going_offline() -
         assert "down" not in world.modes
 
 
-async def test_sockets_that_break_at_once_are_backed_off_from() -> None:
+async def test_sockets_that_break_at_once_are_backed_off_from(autojump_clock: MockClock) -> None:
     world = World()
     async with world.running():
         for _ in range(20):
@@ -340,7 +340,9 @@ async def test_sockets_that_break_at_once_are_backed_off_from() -> None:
 # --- quiet --------------------------------------------------------------------------------------
 
 
-async def test_a_quiet_mount_polls_at_a_growing_interval_and_wakes_on_use() -> None:
+async def test_a_quiet_mount_polls_at_a_growing_interval_and_wakes_on_use(
+    autojump_clock: MockClock,
+) -> None:
     world = World()
     async with world.running():
         await world.becomes("push")
@@ -358,7 +360,7 @@ async def test_a_quiet_mount_polls_at_a_growing_interval_and_wakes_on_use() -> N
         assert trio.current_time() == used_at
 
 
-async def test_use_keeps_the_socket() -> None:
+async def test_use_keeps_the_socket(autojump_clock: MockClock) -> None:
     world = World()
     async with world.running():
         await world.becomes("push")
@@ -369,7 +371,9 @@ async def test_use_keeps_the_socket() -> None:
         assert len(world.server.called("live")) == 1
 
 
-async def test_a_poll_that_finds_something_makes_the_interval_short_again() -> None:
+async def test_a_poll_that_finds_something_makes_the_interval_short_again(
+    autojump_clock: MockClock,
+) -> None:
     world = World(quiet_after=0.0)
     async with world.running():
         await trio.sleep(300)
@@ -385,7 +389,9 @@ async def test_a_poll_that_finds_something_makes_the_interval_short_again() -> N
 # --- no WebSocket -------------------------------------------------------------------------------
 
 
-async def test_without_websockets_it_polls_long_and_asks_again_later() -> None:
+async def test_without_websockets_it_polls_long_and_asks_again_later(
+    autojump_clock: MockClock,
+) -> None:
     world = World()
     world.server.has_websocket = False
     async with world.running():
@@ -401,7 +407,7 @@ async def test_without_websockets_it_polls_long_and_asks_again_later() -> None:
         assert trio.current_time() < 400
 
 
-async def test_a_poke_interrupts_a_long_poll() -> None:
+async def test_a_poke_interrupts_a_long_poll(autojump_clock: MockClock) -> None:
     world = World()
     world.server.has_websocket = False
     async with world.running():
@@ -414,7 +420,9 @@ async def test_a_poke_interrupts_a_long_poll() -> None:
 
 
 @pytest.mark.parametrize("quiet_after", [0.0, 600.0])
-async def test_sync_returns_after_a_pull_that_began_later(quiet_after: float) -> None:
+async def test_sync_returns_after_a_pull_that_began_later(
+    autojump_clock: MockClock, quiet_after: float
+) -> None:
     world = World(quiet_after=quiet_after)
     world.server.hints_are_sent = False
     async with world.running():
@@ -425,7 +433,7 @@ async def test_sync_returns_after_a_pull_that_began_later(quiet_after: float) ->
         assert trio.current_time() == 2
 
 
-async def test_sync_does_not_count_a_pull_that_was_under_way() -> None:
+async def test_sync_does_not_count_a_pull_that_was_under_way(autojump_clock: MockClock) -> None:
     world = World()
     world.server.hints_are_sent = False
     async with world.running():
@@ -441,7 +449,7 @@ async def test_sync_does_not_count_a_pull_that_was_under_way() -> None:
         assert world.tree.applied == [1]
 
 
-async def test_sync_fails_fast_when_the_server_is_away() -> None:
+async def test_sync_fails_fast_when_the_server_is_away(autojump_clock: MockClock) -> None:
     world = World()
     world.server.failure = Unreachable("no route")
     async with world.running():
@@ -450,7 +458,7 @@ async def test_sync_fails_fast_when_the_server_is_away() -> None:
             await world.subscriber.sync()
 
 
-async def test_sync_fails_when_the_subscriber_stops() -> None:
+async def test_sync_fails_when_the_subscriber_stops(autojump_clock: MockClock) -> None:
     world = World()
     world.server.slow_pull = trio.Event()
     caught: list[str] = []
@@ -472,7 +480,7 @@ async def test_sync_fails_when_the_subscriber_stops() -> None:
 # --- failures -----------------------------------------------------------------------------------
 
 
-async def test_it_goes_down_and_comes_back() -> None:
+async def test_it_goes_down_and_comes_back(autojump_clock: MockClock) -> None:
     world = World()
     async with world.running():
         await world.becomes("push")
@@ -487,13 +495,14 @@ async def test_it_goes_down_and_comes_back() -> None:
         tries = world.server.called("changes")
         assert max(b - a for a, b in zip(tries[-5:], tries[-4:], strict=False)) == 30.0
         world.server.failure = None
+        world.subscriber.active()
         world.server.commit()
         await world.tree.reaches("1:1")
         await world.becomes("push")
         assert world.subscriber.reason is None
 
 
-async def test_a_poke_tries_again_at_once() -> None:
+async def test_a_poke_tries_again_at_once(autojump_clock: MockClock) -> None:
     world = World()
     world.server.failure = Unreachable("no route")
     async with world.running():
@@ -504,7 +513,9 @@ async def test_a_poke_tries_again_at_once() -> None:
         assert world.subscriber.online
 
 
-async def test_a_refused_token_is_down_with_a_reason_and_asked_seldom() -> None:
+async def test_a_refused_token_is_down_with_a_reason_and_asked_seldom(
+    autojump_clock: MockClock,
+) -> None:
     world = World()
     world.server.failure = Refused(Unauthorized(message="log in again"))
     async with world.running():
@@ -513,13 +524,14 @@ async def test_a_refused_token_is_down_with_a_reason_and_asked_seldom() -> None:
         assert world.subscriber.reason == "log in again"
         assert 10 <= len(world.server.called("changes")) <= 15
         world.server.failure = None
+        world.subscriber.active()
         await world.becomes("push")
 
 
 # --- where to begin -----------------------------------------------------------------------------
 
 
-async def test_without_a_cursor_it_begins_at_this_moment() -> None:
+async def test_without_a_cursor_it_begins_at_this_moment(autojump_clock: MockClock) -> None:
     world = World(cursor=None)
     world.server.commit(5)
     async with world.running():
@@ -528,7 +540,7 @@ async def test_without_a_cursor_it_begins_at_this_moment() -> None:
         assert world.tree.applied == []
 
 
-async def test_another_epoch_resets() -> None:
+async def test_another_epoch_resets(autojump_clock: MockClock) -> None:
     world = World()
     async with world.running():
         await world.becomes("push")
@@ -544,7 +556,7 @@ async def test_another_epoch_resets() -> None:
         assert world.tree.applied == [1, 2, 3, 2]
 
 
-async def test_a_cursor_the_server_does_not_know_resets() -> None:
+async def test_a_cursor_the_server_does_not_know_resets(autojump_clock: MockClock) -> None:
     world = World(cursor="garbage")
     world.server.commit(3)
     async with world.running():
