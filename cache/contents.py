@@ -230,8 +230,9 @@ class Contents:
         layer = self._open_layer(ino)
         with self._db.transaction():
             before = layer.extents.total
+            # The spool file keeps its length: power loss may undo the truncation, which is not
+            # synced, and then its bytes must be there.
             if layer.extents.cut(size):
-                self._spool.truncate(layer.id, size)
                 self._rewrite_extents(layer)
             self.dirty_bytes -= before - layer.extents.total
             layer.below, layer.size = min(layer.below, size), size

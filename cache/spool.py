@@ -34,7 +34,8 @@ class Spool:
         self._directory = directory
         self._open: OrderedDict[int, int] = OrderedDict()
         self._leases: Counter[int] = Counter()
-        self._unsynced_names: set[int] = set()
+        self._written: Counter[int] = Counter()  # by layer: writes done, and how many of them
+        self._synced: Counter[int] = Counter()  # survive power loss
 
     def _path(self, layer: int) -> Path:
         return self._directory / f"{layer}.layer"
@@ -70,44 +71,38 @@ class Spool:
 
     async def write(self, layer: int, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data`. Raises OSError (ENOSPC, EDQUOT) with nothing believed written."""
-        self._unsynced_names.add(layer)
         if len(data) < THREADED_WRITE:
             _pwrite_all(self._fd(layer), data, offset)
-            return
-        with self.lease(layer) as fd:
-            await trio.to_thread.run_sync(_pwrite_all, fd, data, offset)
+        else:
+            with self.lease(layer) as fd:
+                await trio.to_thread.run_sync(_pwrite_all, fd, data, offset)
+        self._written[layer] += 1  # only now: a sync that began before it may have missed it
 
     def read_into(self, layer: int, offset: int, into: memoryview) -> None:
         """Fill `into`; bytes beyond the end of the spool file are zeros."""
         pread_all(self._fd(layer), offset, into)
 
-    def truncate(self, layer: int, size: int) -> None:
-        """Give back the space above `size`, so that what was cut off is gone for good."""
-        fd = self._fd(layer)
-        if os.fstat(fd).st_size > size:
-            os.ftruncate(fd, size)
-
     async def sync(self, layer: int) -> None:
         """Return when the layer's bytes survive power loss."""
-        if layer not in self._unsynced_names:
+        upto = self._written[layer]
+        if self._synced[layer] >= upto:
             return
         with self.lease(layer) as fd:
-            self._unsynced_names.discard(layer)
-            try:
-                await trio.to_thread.run_sync(_sync_file, fd, self._directory)
-            except BaseException:
-                self._unsynced_names.add(layer)
-                raise
+            await trio.to_thread.run_sync(_sync_file, fd, self._directory)
+        if layer in self._written:
+            self._synced[layer] = max(self._synced[layer], upto)
 
     def remove(self, layer: int) -> None:
         fd = self._open.pop(layer, None)
         if fd is not None and not self._leases[layer]:
             os.close(fd)
-        self._unsynced_names.discard(layer)
+        del self._written[layer], self._synced[layer]
         with contextlib.suppress(FileNotFoundError):  # a layer that was never written has none
             os.unlink(self._path(layer))
 
     def sweep(self, known: Set[int]) -> None:
+        """At start: delete files that no layer names, and take nothing of the others for synced."""
+        self._written.update(known)
         for path in self._directory.glob("*.layer"):
             if path.stem.isdigit() and int(path.stem) not in known:
                 path.unlink()
