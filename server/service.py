@@ -27,8 +27,9 @@ from sqlalchemy import Connection
 from remote.content import Descriptor
 from remote.errors import AnyProblem, Refused, Unauthorized
 from remote.wire import Applied, Keyed, PresignedPut
-from server import accounts, commits, uploads
+from server import accounts, arrivals, commits
 from server.accounts import Caller
+from server.arrivals import Arrival
 from server.blobs import BlobKey, Head, LocalBlobStore
 from server.db import Database
 from server.feed import Cursors, LocalFanout
@@ -37,7 +38,6 @@ from server.limits import TokenBuckets
 from server.metrics import Metrics
 from server.settings import Settings
 from server.signer import UrlSigner
-from server.uploads import Arrival
 
 log = structlog.get_logger("nearline.server")
 
@@ -143,7 +143,7 @@ class Service:
             return
         with self.db.read() as conn:
             accounts.authenticate(conn, token, time.time_ns())
-            keys = uploads.unsettled(conn, ops)
+            keys = arrivals.unsettled(conn, ops)
         for key in keys:
             head = self.blobs.head(key)
             if head is not None:
@@ -158,7 +158,7 @@ class Service:
             self._flush_queued = False
         if waiting:
             with self.db.write() as conn:
-                uploads.arrived(conn, waiting, time.time_ns())
+                arrivals.arrived(conn, waiting, time.time_ns())
 
 
 def token_of(authorization: str | None) -> str | None:

@@ -7,26 +7,24 @@ A session belongs to the account that began it and dies `upload_days` after its 
 in `upload_chunks` are leases: what they name is not collected.
 
 Two devices may store one chunk differently (compressors differ). The first promise is in `chunks`;
-a lease that differs carries its own descriptor. What arrives decides: the descriptor whose SHA-256
-the stored object has becomes the chunk's.
+a lease that differs carries its own descriptor; `arrivals` decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from remote.content import BadContent, Descriptor, check_descriptor
 from remote.errors import BadUpload, Exists, Forbidden, Refused, UploadUnknown
-from remote.wire import ChunkTicket, Create, Keyed, PresignedPut, StartUpload, UploadState, Write
-from server import access, tree
+from remote.wire import ChunkTicket, PresignedPut, StartUpload, UploadState
+from server import access
 from server.accounts import Caller
-from server.blobs import BlobKey, Head
 from server.records import pages
-from server.schema import chunks, devices, drives, files, upload_chunks, uploads, versions
+from server.schema import chunks, devices, upload_chunks, uploads, versions
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Descriptor).decode
@@ -55,25 +53,6 @@ _LEASED = (
 _KNOWN = select(chunks.c.id, chunks.c.state, chunks.c.length, chunks.c.sha256).where(
     chunks.c.drive == bindparam("drive"), chunks.c.id.in_(bindparam("ids", expanding=True))
 )
-_ARRIVED = (
-    update(chunks)
-    .where(
-        chunks.c.drive == bindparam("d"),
-        chunks.c.id == bindparam("i"),
-        chunks.c.sha256 == bindparam("s"),
-        chunks.c.stored_length == bindparam("l"),
-        chunks.c.state == "pending",
-    )
-    .values(state="uploaded", uploaded_ns=bindparam("now"))
-)
-
-
-class Arrival(NamedTuple):
-    """A stored object is in the blob store, durably."""
-
-    key: BlobKey
-    head: Head
-
 
 # --- sessions -----------------------------------------------------------------------------------
 
@@ -196,7 +175,7 @@ def _lease(
     moved = update(uploads).where(uploads.c.version == version)
     conn.execute(moved.values(expires_ns=expires_ns))
     wanted = _checked(descriptors)
-    known = _known(conn, drive, wanted)
+    known = known_chunks(conn, drive, wanted)
     _promise(conn, drive, [d for id, d in wanted.items() if id not in known], now_ns)
     _keep(conn, drive, [id for id, row in known.items() if row.state == "doomed"])
     _record(conn, version, drive, wanted, known)
@@ -225,7 +204,8 @@ def _checked(descriptors: Iterable[Descriptor]) -> dict[bytes, Descriptor]:
     return wanted
 
 
-def _known(conn: Connection, drive: str, wanted: Iterable[bytes]) -> dict[bytes, Row[Any]]:
+def known_chunks(conn: Connection, drive: str, wanted: Iterable[bytes]) -> dict[bytes, Row[Any]]:
+    """State, length and SHA-256 of those of `wanted` that the drive knows of."""
     found: dict[bytes, Row[Any]] = {}
     for page in pages(wanted):
         found |= {row.id: row for row in conn.execute(_KNOWN, {"drive": drive, "ids": page})}
@@ -276,59 +256,3 @@ def _record(
         rows.append({"version": version, "drive": drive, "chunk": id, "descriptor": own})
     if rows:
         conn.execute(insert(upload_chunks), rows)
-
-
-# --- arrivals -----------------------------------------------------------------------------------
-
-
-def arrived(conn: Connection, arrivals: Sequence[Arrival], now_ns: int) -> None:
-    """Mark chunks uploaded whose objects are stored. Idempotent; unknown objects are ignored."""
-    gained: dict[str, int] = {}
-    for key, head in arrivals:
-        if _mark(conn, key, head, now_ns) or _mark_other(conn, key, head, now_ns):
-            gained[key.drive] = gained.get(key.drive, 0) + head.length
-    for drive, stored in gained.items():
-        used = update(drives).where(drives.c.id == drive)
-        conn.execute(used.values(used_bytes=drives.c.used_bytes + stored))
-
-
-def _mark(conn: Connection, key: BlobKey, head: Head, now_ns: int) -> bool:
-    where = {"d": key.drive, "i": key.chunk, "s": head.sha256, "l": head.length}
-    return conn.execute(_ARRIVED, where | {"now": now_ns}).rowcount == 1
-
-
-def _mark_other(conn: Connection, key: BlobKey, head: Head, now_ns: int) -> bool:
-    """The object is not as the first promise said: adopt the lease that it fulfils."""
-    here = (upload_chunks.c.drive == key.drive) & (upload_chunks.c.chunk == key.chunk)
-    leases = select(upload_chunks.c.descriptor).where(here)
-    for encoded in conn.execute(leases).scalars().all():
-        descriptor = None if encoded is None else _decode(encoded)
-        if descriptor is None or descriptor.sha256 != head.sha256:
-            continue
-        pending = (chunks.c.drive == key.drive) & (chunks.c.id == key.chunk)
-        pending &= chunks.c.state == "pending"
-        stored = {"sha256": head.sha256, "stored_length": head.length, "descriptor": encoded}
-        done = {"state": "uploaded", "uploaded_ns": now_ns}
-        return conn.execute(update(chunks).where(pending).values(**stored, **done)).rowcount == 1
-    return False
-
-
-def unsettled(conn: Connection, ops: Iterable[Keyed]) -> list[BlobKey]:
-    """Chunks that `ops` need and that no event has reported: ask the blob store for these."""
-    anchors: set[str] = set()
-    wanted: set[bytes] = set()
-    for keyed in ops:
-        content = keyed.op.content if isinstance(keyed.op, Create | Write) else None
-        if content is not None and content.manifest.pieces:
-            anchors.add(tree.anchor(keyed.op))
-            wanted.update(piece.id for piece in content.manifest.pieces if piece.id)
-    found: set[str] = set()
-    for page in pages(anchors):
-        of = select(files.c.drive).where(files.c.id.in_(page)).distinct()
-        found.update(conn.execute(of).scalars())
-    return [
-        BlobKey(drive, row.id)
-        for drive in sorted(found)
-        for row in _known(conn, drive, wanted).values()
-        if row.state == "pending"
-    ]
