@@ -168,7 +168,7 @@ class Edits:
         """Move a name, over what the new name meant unless `replace` is false."""
         with self._db.transaction():
             source, target = self._directory(parent), self._directory(new_parent)
-            node, over = self._child(parent, name), self._tree.child(new_parent, new_name)
+            node, over = self._child(parent, name), self._find(new_parent, new_name)
             self._check_not_reserved(new_parent, new_name)
             if over is not None and not replace:
                 raise fail(errno.EEXIST)
@@ -347,9 +347,17 @@ class Edits:
         return node
 
     def _child(self, parent: int, name: str) -> Node:
-        node = self._tree.child(parent, name)
+        node = self._find(parent, name)
         if node is None:
             raise fail(errno.ENOENT)
+        return node
+
+    def _find(self, parent: int, name: str) -> Node | None:
+        """What a name means. It has at least as many links as names here: while a local and a
+        remote rename of it are not settled there is a name more than the server knows."""
+        node = self._tree.child(parent, name)
+        if node is not None and not node.is_directory:
+            node.links = max(node.links, len(self._tree.names(node.ino)))
         return node
 
     def _check_free(self, parent: int, name: str) -> None:
