@@ -79,17 +79,30 @@ def site() -> Iterator[Site]:
 
 @dataclass
 class Proxied:
-    """A site that is reached through a proxy which can be told to misbehave."""
+    """Two devices whose every byte goes through a proxy that can be told to misbehave."""
 
     site: Site
     proxy: FaultProxy
+    a: Device
+    b: Device
 
 
-@pytest.fixture
-def proxied() -> Iterator[Proxied]:
+@pytest.fixture(scope="module")
+def through_proxy() -> Iterator[Proxied]:
     port = harness.free_port()
     with (
         FaultProxy("127.0.0.1", port) as proxy,
         harness.running(public_url=proxy.url, port=port) as site,
     ):
-        yield Proxied(site, proxy)
+        proxied = Proxied(site, proxy, site.device("a"), site.device("b"))
+        proxied.a.mount()
+        proxied.b.mount()
+        yield proxied
+
+
+@pytest.fixture
+def proxied(through_proxy: Proxied) -> Iterator[Proxied]:
+    """The network is sound when a test begins, and again when it has ended."""
+    through_proxy.proxy.forget()
+    yield through_proxy
+    through_proxy.proxy.forget()

@@ -105,14 +105,21 @@ class FaultProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for fault in self.faults:
-            fault.lift()
+        self.forget()
         self._token.run_sync_soon(self._stop.cancel)
         self._thread.join(10)
 
     def add(self, fault: Fault) -> Fault:
         self.faults.append(fault)
         return fault
+
+    def forget(self) -> None:
+        """No faults from now on, and nothing was seen yet."""
+        for fault in self.faults:
+            fault.lift()
+        self.faults.clear()
+        self.seen.clear()
+        self._cut = False
 
     def cut(self) -> None:
         """The network is gone: open connections are reset, new ones too."""
