@@ -253,6 +253,7 @@ async def test_a_hint_without_changes_is_pulled(autojump_clock: MockClock) -> No
         world.server.commit(30)
         await world.tree.reaches("1:30")
         assert world.tree.applied == list(range(1, 31))
+        assert trio.current_time() == 0  # not by a poll, minutes later
 
 
 async def test_a_lost_hint_is_made_good_by_the_next(autojump_clock: MockClock) -> None:
@@ -265,6 +266,7 @@ async def test_a_lost_hint_is_made_good_by_the_next(autojump_clock: MockClock) -
         world.server.commit()
         await world.tree.reaches("1:6")
         assert world.tree.applied == list(range(1, 7))
+        assert trio.current_time() == 0  # not by a poll, minutes later
 
 
 async def test_a_change_between_pull_and_socket_is_not_lost(autojump_clock: MockClock) -> None:
@@ -291,6 +293,7 @@ async def test_hints_that_a_pull_overtook_change_nothing(autojump_clock: MockClo
         world.server.commit()
         await world.tree.reaches("1:6")
         assert world.tree.applied == list(range(1, 7))
+        assert trio.current_time() == 0  # not by a poll, minutes later
 
 
 async def test_more_hints_than_can_wait_become_one_pull(autojump_clock: MockClock) -> None:
@@ -305,6 +308,7 @@ async def test_more_hints_than_can_wait_become_one_pull(autojump_clock: MockCloc
         world.server.slow_pull.set()
         await world.tree.reaches("1:500")
         assert world.tree.applied == list(range(1, 501))
+        assert trio.current_time() == 0  # not by a poll, minutes later
 
 
 async def test_a_steady_socket_that_breaks_is_replaced_without_going_offline(
