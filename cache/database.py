@@ -18,6 +18,7 @@ worker thread with a connection of its own, which SQLite lets run beside a write
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import time
@@ -155,33 +156,44 @@ class Database:
         self.on_rollback: list[Callable[[], None]] = []
         self._wal = os.open(f"{path}-wal", os.O_RDWR)
         self._synced = trio.Lock()
-        self._writes = 0
+        self._writes = 1  # what an earlier process committed may not be synced either
         self._writes_synced = 0
         self._checkpointed = 0
         self._log_is_long = trio.Event()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing. Nested uses join the outermost one. Never await inside."""
+        """All or nothing. Nested uses join the outermost one. Never await inside. A disk that is
+        full raises OSError (ENOSPC)."""
         if self._depth:
             yield
             return
         self._db.execute("BEGIN IMMEDIATE")
         self._depth += 1
+        before = self._db.total_changes
         try:
             yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            for forget in self.on_rollback:
-                forget()
-            raise
-        else:
             self._db.execute("COMMIT")
-            self._writes += 1
-            if self._writes - self._checkpointed >= CHECKPOINT_EVERY:
-                self._log_is_long.set()
+        except BaseException as problem:
+            self._roll_back(before, problem)
+            if isinstance(problem, sqlite3.Error) and _is_full(problem):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from problem
+            raise
         finally:
             self._depth -= 1
+        self._writes += 1
+        if self._writes - self._checkpointed >= CHECKPOINT_EVERY:
+            self._log_is_long.set()
+
+    def _roll_back(self, before: int, problem: BaseException) -> None:
+        """A system call that was refused (OSError) before anything was written leaves every copy in
+        memory right: objects of the journal must not change identity for each EEXIST."""
+        refused = isinstance(problem, OSError) and self._db.total_changes == before
+        if self._db.in_transaction:  # on some errors SQLite has rolled back by itself
+            self._db.execute("ROLLBACK")
+        if not refused:
+            for forget in self.on_rollback:
+                forget()
 
     def run(self, sql: str, *values: object) -> sqlite3.Cursor:
         return self._db.execute(sql, values)
@@ -243,6 +255,10 @@ def _open(path: Path) -> sqlite3.Connection:
                 os.rename(f"{path}{suffix}", f"{aside}{suffix}")
         log.error("state database damaged; kept aside", why=str(problem), at=str(aside))
         return _connect(path)
+
+
+def _is_full(problem: sqlite3.Error) -> bool:
+    return getattr(problem, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _connect(path: Path) -> sqlite3.Connection:

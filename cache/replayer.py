@@ -124,7 +124,7 @@ class Replayer:
                 batch, waiting = select(self._journal, self._is_ready, BATCH)
                 self._start_uploads(nursery, waiting)
                 if batch:
-                    await self._send(batch)
+                    await self._send_or_wait(batch)
                 else:
                     await self._wait(changed)
 
@@ -236,6 +236,16 @@ class Replayer:
             await self._retry.wait()
 
     # Batches.
+
+    async def _send_or_wait(self, batch: list[Op]) -> None:
+        """Send it; when our own disk fails (full: nothing can be noted), wait. Whatever the server
+        took then keeps its key, and is answered the same when it is sent again."""
+        try:
+            await self._send(batch)
+        except OSError as problem:
+            log.error("cannot note what the server answered", why=str(problem))
+            await self._back_off(problem, self._attempt)
+            self._attempt += 1
 
     async def _send(self, batch: list[Op]) -> None:
         with self._db.transaction():
