@@ -276,7 +276,11 @@ class Merge:
         if self._held(entry_key(entry.parent, entry.name), entry):
             return
         parent = self._tree.live(entry.parent)
-        if parent is None or (parent.listed is None and not listing):
+        if parent is None:
+            return
+        if parent.listed is None and not listing:
+            # It is asked for when somebody looks; the kernel must not remember from before.
+            self._forget_entry(parent.ino, entry.name)
             return
         newest = max(
             self._tree.entry_rev(parent.ino, entry.name), 0 if listing else parent.listed or 0
