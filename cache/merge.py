@@ -61,6 +61,10 @@ class Merge:
         self._db, self._tree, self._journal = db, tree, journal
         self._invalidator, self._dropped = invalidator, dropped
         self._tell: list[Callable[[], None]] = []
+        # Names whose newest record came as an acknowledgement, ahead of the feed: what the feed (or
+        # a listing under way) still says of them from before is old, also when the name is gone and
+        # no row could tell.
+        self._ahead: dict[str, int] = {}
         self.changed = trio.Event()  # set, and replaced, after remote changes were applied
         db.on_rollback.append(self._tell.clear)
 
@@ -107,6 +111,7 @@ class Merge:
                 self._merge(change)
             self._db.set_meta("cursor", cursor)
             self._db.set_meta("seq", seq)
+        self._ahead = {key: rev for key, rev in self._ahead.items() if rev > seq}
         self._tell_kernel()
         if changes:
             self.changed.set()
@@ -122,6 +127,7 @@ class Merge:
             self._db.set_meta("seq", seq)
             for row in self._db.all("SELECT parent, name FROM entry"):
                 self._forget_entry(row["parent"], row["name"])
+        self._ahead.clear()
         self._tell_kernel()
 
     # Listings.
@@ -158,6 +164,9 @@ class Merge:
     def acknowledge(self, op: Op, change: Change) -> None:
         """The server applied `op`; `change` is the state it left. In a transaction."""
         self._journal.remove(op)
+        if change.seq > self.seq:
+            keys = [entry_key(entry.parent, entry.name) for entry in change.entries]
+            self._ahead |= dict.fromkeys(keys, change.seq)
         own = {op.file, op.body.other}
         for record in change.files:
             if record.kind == "directory" and record.id not in own:
@@ -273,7 +282,8 @@ class Merge:
     def _merge_entry(
         self, entry: EntryRecord, files: dict[FileId, FileRecord], *, listing: bool = False
     ) -> None:
-        if self._held(entry_key(entry.parent, entry.name), entry):
+        key = entry_key(entry.parent, entry.name)
+        if entry.rev < self._ahead.get(key, 0) or self._held(key, entry):
             return
         parent = self._tree.live(entry.parent)
         if parent is None:

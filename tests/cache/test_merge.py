@@ -1,0 +1,273 @@
+"""Remote changes over a tree that has local ones: what is applied, what is held back, what the
+kernel is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cache.tree import ROOT
+from remote.wire import Me
+from tests.cache.state import ROOT_FILE, State
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    found = State(tmp_path)
+    yield found
+    found.close()
+
+
+def later(record: object, **fields: object) -> object:
+    return msgspec.structs.replace(record, **fields)  # type: ignore[type-var]  # a FileRecord
+
+
+# --- first contact --------------------------------------------------------------------------------
+
+
+def test_the_state_of_another_drive_is_refused(state: State) -> None:
+    other = Me(
+        account="ben",
+        device_id="d" * 32,
+        drive="f" * 32,
+        root=ROOT_FILE,
+        cursor="0",
+        seq=0,
+        used_bytes=0,
+        quota_bytes=None,
+        now_ns=0,
+    )
+    with pytest.raises(ValueError, match="another drive"):
+        state.merge.adopt(other)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_a_new_name_appears_and_the_kernel_forgets_its_absence(state: State) -> None:
+    record = state.born("a", 1, xattrs={"user.x": b"1"})
+    node = state.tree.child(ROOT, "a")
+    assert node is not None
+    assert (node.file, node.rev, state.tree.xattrs(node.ino)) == (record.id, 1, {"user.x": b"1"})
+    assert (ROOT, "a") in state.kernel.entries
+    assert (state.merge.seq, state.merge.cursor()) == (1, "1")
+
+
+def test_a_new_version_is_a_new_inode(state: State) -> None:
+    record = state.born("a", 1, size=5)
+    old = state.listing()["a"]
+    state.in_use.add(old)
+    fresh = later(record, version="9" * 32, size=7, rev=2)
+    state.remote(2, [fresh], [])
+    state.collector.collect()
+    new = state.listing()["a"]
+    assert new != old
+    assert state.tree.node(new).size == 7
+    assert (state.tree.node(old).live, state.tree.node(old).size) == (False, 5)
+    assert (ROOT, "a") in state.kernel.entries
+    state.in_use.clear()
+    state.collector.unused(old)
+    assert state.tree.find(old) is None
+
+
+def test_attributes_alone_change_in_place(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.remote(2, [later(record, mode=0o600, uid=5, xattrs={"user.y": b"2"}, rev=2)], [])
+    assert state.listing()["a"] == ino
+    node = state.tree.node(ino)
+    assert (node.mode, node.uid, node.rev) == (0o600, 5, 2)
+    assert state.tree.xattrs(ino) == {"user.y": b"2"}
+    assert state.kernel.attributes == [ino]
+
+
+def test_a_new_mtime_of_a_regular_file_is_a_new_inode(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.remote(2, [later(record, mtime_ns=99, rev=2)], [])
+    assert state.listing()["a"] != ino
+
+
+def test_an_older_record_never_undoes_a_newer_one(state: State) -> None:
+    record = state.born("a", 5)
+    state.remote(6, [later(record, mode=0o600, rev=6)], [])
+    state.remote(7, [record], [state.entry("a", None, 4)])
+    node = state.tree.node(state.listing()["a"])
+    assert (node.mode, node.rev) == (0o600, 6)
+
+
+def test_a_change_that_comes_twice_changes_nothing(state: State) -> None:
+    record = state.born("a", 1)
+    entries = [state.entry("b", record.id, 2), state.entry("a", None, 2)]
+    state.remote(2, [later(record, rev=2)], entries)
+    before = state.listing()
+    state.remote(2, [later(record, rev=2)], entries)
+    assert state.listing() == before == {"b": before["b"]}
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_rename_keeps_the_inode(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    entries = [state.entry("a", None, 2), state.entry("b", record.id, 2)]  # the loss comes first
+    state.remote(2, [later(record, rev=2)], entries)
+    assert state.listing() == {"b": ino}
+
+
+def test_a_directory_moves_with_what_is_in_it(state: State) -> None:
+    top = state.born("d", 1, kind="directory")
+    state.born("e", 2, kind="directory")
+    directory = state.listing()["d"]
+    state.list_directory(directory, [], 2)
+    inner = state.born("x", 3, parent=top.id)
+    target = state.tree.node(state.listing()["e"])
+    state.list_directory(target.ino, [], 3)
+    entries = [state.entry("d", None, 4), state.entry("d2", top.id, 4, target.file)]
+    state.remote(4, [later(top, rev=4)], entries)
+    assert state.listing(target.ino) == {"d2": directory}
+    assert state.listing() == {"e": target.ino}
+    assert state.tree.node(state.listing(directory)["x"]).file == inner.id
+    assert [state.tree.node(ino).subdirs for ino in (ROOT, target.ino)] == [1, 1]
+
+
+def test_a_deleted_file_stays_for_its_open_handle(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.in_use.add(ino)
+    state.remote(2, [later(record, links=0, rev=2)], [state.entry("a", None, 2)])
+    state.collector.collect()
+    assert state.listing() == {}
+    assert (state.tree.node(ino).live, state.tree.node(ino).links) == (False, 0)
+
+
+def test_a_name_in_a_directory_that_is_not_listed_is_left_to_its_listing(state: State) -> None:
+    top = state.born("d", 1, kind="directory")
+    state.born("x", 2, parent=top.id)
+    directory = state.listing()["d"]
+    assert state.listing(directory) == {}
+    assert state.tree.node(directory).listed is None
+
+
+# --- held back ------------------------------------------------------------------------------------
+
+
+def test_a_record_waits_for_the_local_change_of_the_same_file(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.edits.set_attributes(ino, {"mode": 0o700})
+    (op,) = state.journal
+    state.remote(2, [later(record, mode=0o600, uid=5, rev=2)], [])
+    assert state.tree.node(ino).mode == 0o700
+    state.acknowledge(op, 3, [later(record, mode=0o700, uid=5, rev=3)], [])
+    node = state.tree.node(ino)
+    assert (node.mode, node.uid, node.rev) == (0o700, 5, 3)
+    assert state.db.all("SELECT * FROM shadow") == []
+
+
+def test_what_was_held_back_comes_when_the_operation_is_given_up(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.edits.set_attributes(ino, {"mode": 0o700})
+    (op,) = state.journal
+    state.remote(2, [later(record, mode=0o640, rev=2)], [])
+    state.remote(3, [later(record, mode=0o600, rev=3)], [])
+    with state.db.transaction():
+        state.journal.remove(op)
+        state.merge.settle(op)
+    assert state.tree.node(ino).mode == 0o600
+
+
+def test_a_held_back_name_may_be_older_than_the_listing_that_held_it(state: State) -> None:
+    ours = state.make("a", "directory")
+    (op,) = state.journal
+    theirs = state.record(rev=3)
+    state.list_directory(ROOT, [("a", theirs)], 9)
+    assert state.listing() == {"a": ours.ino}
+    with state.db.transaction():
+        state.tree.drop_entry(ROOT, "a", ours)
+        state.journal.remove(op)
+        state.merge.settle(op)
+    assert state.tree.node(ROOT).listed is None  # nothing told what it is: the listing will
+    state.list_directory(ROOT, [("a", theirs)], 9)
+    assert state.tree.node(state.listing()["a"]).file == theirs.id
+
+
+def test_a_listing_leaves_local_names_and_removals_alone(state: State) -> None:
+    record = state.born("mine to delete", 1)
+    state.unlink("mine to delete")
+    state.make("new here")
+    stale = state.born("gone there", 2)
+    other = state.record(rev=3)
+    state.list_directory(ROOT, [("mine to delete", record), ("other", other)], 4)
+    assert set(state.listing()) == {"new here", "other"}
+    assert state.tree.live(stale.id) is None
+
+
+# --- acknowledgements -----------------------------------------------------------------------------
+
+
+def test_an_acknowledged_removal_is_not_undone_by_an_older_change(state: State) -> None:
+    """Acknowledgements overtake the feed: create is 1, unlink is 2, then the feed says 1."""
+    node = state.make("a")
+    (create,) = state.journal
+    state.send(create)
+    state.unlink("a")
+    record = state.record(id=node.file, rev=1)
+    state.acknowledge(create, 1, [record], [state.entry("a", node.file, 1)])
+    (unlink,) = state.journal
+    state.acknowledge(unlink, 2, [later(record, links=0, rev=2)], [state.entry("a", None, 2)])
+    assert state.listing() == {}
+    state.remote(1, [record], [state.entry("a", node.file, 1)])
+    assert state.listing() == {}
+    state.list_directory(ROOT, [("a", record)], 1)
+    assert state.listing() == {}
+    state.remote(2, [later(record, links=0, rev=2)], [state.entry("a", None, 2)])
+    again = state.born("a", 3)
+    assert state.tree.node(state.listing()["a"]).file == again.id
+
+
+def test_our_own_change_of_a_directory_leaves_its_local_times(state: State) -> None:
+    node = state.make("a")
+    before = state.tree.node(ROOT).mtime_ns
+    (op,) = state.journal
+    root = state.record(id=ROOT_FILE, kind="directory", mtime_ns=12345, rev=1)
+    record = state.record(id=node.file, mtime_ns=node.mtime_ns, version=None, rev=1)
+    state.acknowledge(op, 1, [record, root], [state.entry("a", node.file, 1)])
+    assert state.tree.node(ROOT).mtime_ns == before
+    assert state.tree.node(ROOT).rev == 1
+
+
+def test_an_edit_acknowledged_after_the_file_was_deleted_leaves_nothing(state: State) -> None:
+    """The server takes the bytes into the trash file's history; no nameless node stays alive."""
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.contents.truncate(ino, 3)
+    (op,) = state.journal
+    state.remote(2, [later(record, links=0, rev=2)], [state.entry("a", None, 2)])
+    assert state.listing() == {}
+    gone = later(record, links=0, version="9" * 32, size=3, mtime_ns=77, rev=3)
+    state.acknowledge(op, 3, [gone], [])
+    state.collector.collect()
+    assert state.db.all("SELECT ino FROM node WHERE ino != ?", ROOT) == []
+    assert state.contents.dirty_bytes == 0
+
+
+# --- reset ----------------------------------------------------------------------------------------
+
+
+def test_after_a_reset_listings_are_believed_again_whatever_their_number(state: State) -> None:
+    record = state.born("a", 50)
+    state.born("gone", 51)
+    local = state.make("local")
+    state.merge.reset("r", 7)
+    assert state.tree.node(ROOT).listed is None
+    assert (state.merge.seq, state.merge.cursor()) == (7, "r")
+    state.list_directory(ROOT, [("a", later(record, mode=0o600, rev=3))], 7)
+    assert set(state.listing()) == {"a", "local"}
+    assert state.listing()["local"] == local.ino
+    assert state.tree.node(state.listing()["a"]).mode == 0o600
