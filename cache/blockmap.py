@@ -131,6 +131,15 @@ class BlockMap:
             for key in cursor.iternext(values=False):
                 yield key[:-33].decode(), key[-32:]
 
+    def pinned_blocks(self) -> Iterator[Block]:
+        """Every block of a pinned chunk, with bytes of its own."""
+        with self._env.begin(db=self._blocks) as txn, txn.cursor() as cursor:
+            for chunk in sorted(self.pinned):
+                found = cursor.set_range(chunk)
+                while found and cursor.key().startswith(chunk):
+                    yield chunk, _KEY.unpack(cursor.key())[1], cursor.value()
+                    found = cursor.next()
+
     # --- writing, one call at a time, on any thread ----------------------------------------------
 
     def store(self, blocks: Iterable[Block]) -> None:

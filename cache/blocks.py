@@ -240,7 +240,7 @@ class BlockCache:
         await self.pin(owner, ())
 
     async def clear(self) -> None:
-        """Forget every block and give the disk space back. Pins stay."""
+        """Forget every block that is not pinned, and give the disk space back."""
         async with self._writing:
             with trio.CancelScope(shield=True):
                 pins: dict[str, list[bytes]] = {}
@@ -251,7 +251,19 @@ class BlockCache:
                 self._map, self._touched = self._new_map(), {}
                 for owner, chunks in pins.items():
                     await self._in_thread(self._map.set_pins, owner, chunks)
+                await self._in_thread(self._guarded, self._carry_over, aside)
                 await trio.to_thread.run_sync(shutil.rmtree, aside)
+
+    def _carry_over(self, aside: Path) -> None:
+        """Copy what is pinned out of the map that was set aside: it must be here offline too."""
+        if not self._map.pinned:
+            return
+        old = BlockMap(aside, map_size(self._limit))
+        try:
+            for block in old.pinned_blocks():
+                self._map.store([block])
+        finally:
+            old.close(sync=False)
 
     async def _in_thread(self, job: Callable[..., object], *args: object) -> None:
         """Run one write in a worker thread, with no snapshot held open. Caller has `_writing`."""
