@@ -182,16 +182,28 @@ class Merge:
     def settle(self, op: Op) -> None:
         """`op` left the journal: what it alone held back is applied. In a transaction."""
         for key in writes(op):
-            if self._journal.is_pending(key):
-                continue
-            row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
-            if row is None:
-                continue
-            self._db.run("DELETE FROM shadow WHERE key = ?", key)
-            if key.startswith("F"):
-                self._merge_file(msgspec.msgpack.decode(row["record"], type=FileRecord))
-            else:
-                self._settle_entry(msgspec.msgpack.decode(row["record"], type=EntryRecord))
+            if not self._journal.is_pending(key):
+                self._settle_key(key)
+
+    def settle_free(self) -> None:
+        """Apply what nothing holds back any more: local edits fold operations away, too."""
+        held = self._db.all("SELECT key FROM shadow")
+        free = [row["key"] for row in held if not self._journal.is_pending(row["key"])]
+        if free:
+            with self._db.transaction():
+                for key in free:
+                    self._settle_key(key)
+            self._tell_kernel()
+
+    def _settle_key(self, key: str) -> None:
+        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
+        if row is None:
+            return
+        self._db.run("DELETE FROM shadow WHERE key = ?", key)
+        if key.startswith("F"):
+            self._merge_file(msgspec.msgpack.decode(row["record"], type=FileRecord))
+        else:
+            self._settle_entry(msgspec.msgpack.decode(row["record"], type=EntryRecord))
 
     def _with_our_ctime(self, record: FileRecord) -> FileRecord:
         """The edit set ctime here when it happened; git and backup programs would read the file

@@ -121,6 +121,7 @@ class Replayer:
             while True:
                 self._wake = trio.Event()
                 changed = self._journal.changed
+                self._merge.settle_free()
                 batch, waiting = select(self._journal, self._is_ready, BATCH)
                 self._start_uploads(nursery, waiting)
                 if batch:

@@ -271,3 +271,15 @@ def test_after_a_reset_listings_are_believed_again_whatever_their_number(state: 
     assert set(state.listing()) == {"a", "local"}
     assert state.listing()["local"] == local.ino
     assert state.tree.node(state.listing()["a"]).mode == 0o600
+
+
+def test_what_was_held_back_comes_when_the_operation_is_folded_away(state: State) -> None:
+    """Created here and there; deleted here before it was sent: theirs appears."""
+    state.make("a")
+    theirs = state.born("a", 1)
+    state.unlink("a")
+    assert state.listing() == {}
+    state.merge.settle_free()
+    state.list_directory(ROOT, [("a", theirs)], 1)
+    assert state.tree.node(state.listing()["a"]).file == theirs.id
+    assert state.db.all("SELECT * FROM shadow") == []
