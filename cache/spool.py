@@ -15,6 +15,7 @@ the two); foreign files are left alone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Set
@@ -26,6 +27,9 @@ OPEN_FILES = 128
 # A pwrite this large is done in a worker thread: the hop costs about 60 µs, and a write that the
 # kernel throttles must not hold up every other request.
 THREADED_WRITE = 256 * 1024
+# Left to the state database beside the spool: were the disk filled to the last byte with content,
+# nothing could be deleted any more, because a deletion is written to the journal first.
+RESERVE_BYTES = 8 << 20
 
 
 class Spool:
@@ -71,6 +75,7 @@ class Spool:
 
     async def write(self, layer: int, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data`. Raises OSError (ENOSPC, EDQUOT) with nothing believed written."""
+        _check_room(self._fd(layer), len(data))
         if len(data) < THREADED_WRITE:
             _pwrite_all(self._fd(layer), data, offset)
         else:
@@ -121,6 +126,12 @@ def pread_all(fd: int, offset: int, into: memoryview) -> None:
             into[done:] = bytes(len(into) - done)
             return
         done += got
+
+
+def _check_room(fd: int, length: int) -> None:
+    disk = os.fstatvfs(fd)  # about 1 µs
+    if disk.f_bavail * disk.f_frsize < length + RESERVE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
