@@ -236,3 +236,42 @@ def test_a_busy_mount_is_not_unmounted_and_the_holder_is_named(site: Site, devic
     device.umount()
     assert not device.mounted
     assert site.cli("status").stdout.startswith("Nothing is mounted")
+
+
+def write_and_sync(descriptor: int, mebibytes: int) -> None:
+    """The kernel writes back later, so a full disk may be told at fsync only."""
+    for number in range(mebibytes):
+        os.write(descriptor, noise(1 << 20, number))
+    os.fsync(descriptor)
+
+
+def test_a_full_disk_is_an_error_of_the_write_and_of_nothing_else(site: Site) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root may mount a small file system")
+    device = site.device("a")
+    device.state.mkdir(mode=0o700)
+    run("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", device.state)
+    try:
+        device.mount()
+        (device.at / "kept").write_text("kept")
+        device.flush()
+        site.server.stop()
+        descriptor = os.open(device.at / "large", os.O_WRONLY | os.O_CREAT)
+        with pytest.raises(OSError, match=r"No space left"):
+            write_and_sync(descriptor, 40)
+        with contextlib.suppress(OSError):  # it may be told once more
+            os.close(descriptor)
+        assert (device.at / "kept").read_text() == "kept"
+        (device.at / "large").unlink()
+        site.server.start()
+        (device.at / "after").write_text("there is room again")
+        device.flush()
+        device.umount()
+        device.mount()
+        assert sorted(os.listdir(device.at)) == ["after", "kept"]
+        assert (device.at / "after").read_text() == "there is room again"
+        device.umount("--now")
+    finally:
+        if device.mounted:
+            device.umount("--now", check=False)
+        run("umount", device.state)
