@@ -1,0 +1,257 @@
+"""The pages for people say what is so: what they name exists, their tables are the program's."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, get_args, get_origin, get_type_hints
+
+import pytest
+from cyclopts import CycloptsError, MissingArgumentError
+from msgspec import Struct
+
+from cache import conflicts, database
+from mount import control_messages
+from mount.cli import _take_debug
+from mount.cli.app import app
+from mount.config import parse_options
+from remote.errors import RULES
+from remote.wire import Op
+from server.schema import metadata
+from server.settings import Tunables
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OURS = ("mount", "cache", "remote", "server", "bench", "tests", "docs", "scripts")
+
+# Files that a mount or a server makes; they look like names of Python.
+MADE = frozenset({"mount.log", "mount.log.1", "mount.stderr", "server.log", "server.url"})
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"`([^`]+)`")
+_LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+
+
+class Shown(NamedTuple):
+    """A command line on a page. A whole one stands in a block; in running text arguments may be
+    left out."""
+
+    page: str
+    line: str
+    whole: bool
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def spans(page: Path) -> list[str]:
+    """What is in backticks in running text, on one line each."""
+    prose = _FENCE.sub("", page.read_text())
+    return [" ".join(found.split()) for found in _SPAN.findall(prose)]
+
+
+def commands() -> Iterator[Shown]:
+    for page in PAGES:
+        for _, block in _FENCE.findall(page.read_text()):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith(("nearline ", "sudo nearline ")):
+                    yield Shown(name_of(page), line.removeprefix("sudo "), whole=True)
+        for span in spans(page):
+            if span.startswith("nearline ") and "@" not in span:
+                yield Shown(name_of(page), span, whole=False)
+
+
+SHOWN = sorted(set(commands()))
+
+
+@pytest.mark.parametrize("shown", SHOWN, ids=lambda shown: f"{shown.page}: {shown.line}")
+def test_every_command_line_is_one(shown: Shown) -> None:
+    words, _ = _take_debug(shlex.split(shown.line, comments=True)[1:])
+    try:
+        _, bound, _ = app.parse_args(
+            [word for word in words if word != "&"], exit_on_error=False, print_error=False
+        )
+    except MissingArgumentError:
+        assert not shown.whole
+        return
+    except CycloptsError as error:
+        pytest.fail(str(error))
+    parse_options(bound.arguments.get("options") or [])
+
+
+def test_every_command_is_on_a_page() -> None:
+    """And the other way round: the user guide, the administrator's or the README shows each."""
+    told = " ".join(shown.line for shown in SHOWN)
+    names = ["account add", "cache stats", "cache clear"]
+    names += [name for name in app if not name.startswith("-") and name not in ("account", "cache")]
+    assert [name for name in names if f"nearline {name}" not in told] == []
+
+
+def test_every_mount_option_is_described() -> None:
+    guide = (ROOT / "docs/user-guide.md").read_text()
+    options = re.findall(r"`([a-z-]+=)`", guide)
+    values = {"uid": "1", "gid": "1", "umask": "022", "sync": "local", "on-conflict": "copy"}
+    values |= {"cache-size": "1G", "dirty-limit": "1G", "metrics-port": "1", "log-level": "info"}
+    for option in options:
+        parse_options([option + values.get(option[:-1], "x")])
+    assert {option[:-1] for option in options} >= {*values, "state", "cache", "account"}
+
+
+# --- what pages point at ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in _LINK.findall(_FENCE.sub("", page.read_text())):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = page if not path else page.parent / path
+        assert there.exists(), f"{name_of(page)} links to {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{name_of(page)} links to {target}"
+
+
+@functools.cache
+def anchors(page: Path) -> frozenset[str]:
+    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", page.read_text()), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return frozenset(text.strip().replace(" ", "-") for text in plain)
+
+
+def test_the_index_lists_every_page() -> None:
+    index = ROOT / "docs/README.md"
+    listed = {(index.parent / target).resolve() for target in _LINK.findall(index.read_text())}
+    assert {page for page in PAGES if page.is_relative_to(ROOT / "docs")} <= listed | {index}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_path_exists(page: Path) -> None:
+    paths = [span for span in spans(page) if span.startswith(tuple(f"{top}/" for top in OURS))]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_dotted_name_exists(page: Path) -> None:
+    dotted = re.compile(rf"(?:{'|'.join(OURS)})(?:\.[A-Za-z_]\w*)+")
+    names = {span for span in spans(page) if dotted.fullmatch(span)} - status_fields() - MADE
+    assert sorted(name for name in names if not is_defined(name)) == []
+
+
+def is_defined(dotted: str) -> bool:
+    """Whether a dotted name is a module, or something that one defines, to any depth."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        base = ROOT.joinpath(*parts[:count])
+        if count == len(parts) and base.is_dir():
+            return True
+        if base.with_suffix(".py").is_file():
+            return is_in(ast.parse(base.with_suffix(".py").read_text()).body, parts[count:])
+    return False
+
+
+def is_in(body: list[ast.stmt], names: list[str]) -> bool:
+    if not names:
+        return True
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if node.name == names[0]:
+                return is_in(node.body, names[1:])
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(one, ast.Name) and one.id == names[0] for one in targets):
+                return len(names) == 1
+    return False
+
+
+@functools.cache
+def all_tests() -> frozenset[str]:
+    found: set[str] = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        found.update(re.findall(r"^ *(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE))
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_test_exists(page: Path) -> None:
+    named = {span for span in spans(page) if re.fullmatch(r"test_\w+", span)} - {"test_"}
+    assert sorted(named - all_tests()) == []
+
+
+# --- tables that are the program's --------------------------------------------------------------
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the tables under a heading of a page."""
+    text = (ROOT / page).read_text()
+    part = re.split(r"^#+ ", text.partition(f"# {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    lines = [line.strip("| \n") for line in part.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split(" | ")] for line in lines]
+
+
+def test_the_conflict_table() -> None:
+    said = {(row[0], row[1]): row[2] for row in rows("docs/semantics.md", "Conflicts")[2:]}
+    rules = {}
+    for kind in (op.__struct_config__.tag for op in get_args(Op)):
+        for problem in RULES:
+            tag = f"`{problem.__struct_config__.tag}`"
+            plain = conflicts.verdict(str(kind), problem(**blank(problem)), directory=False)
+            rules[f"`{kind}`", tag] = plain.value
+            special = conflicts.verdict(str(kind), problem(**blank(problem)), directory=True)
+            if special is not plain:
+                rules[f"`{kind}` of a directory", tag] = special.value
+    assert said == {case: what for case, what in rules.items() if what != "keep"}
+
+
+def blank(problem: type[Struct]) -> dict[str, object]:
+    return {"chunks": []} if "chunks" in problem.__struct_fields__ else {}
+
+
+@functools.cache
+def status_fields() -> frozenset[str]:
+    return frozenset(fields_of(control_messages.Status))
+
+
+def fields_of(struct: type[Struct], above: str = "") -> Iterator[str]:
+    for name, kind in get_type_hints(struct).items():
+        if name not in struct.__struct_fields__:
+            continue
+        yield above + name
+        inner = next(iter(get_args(kind)), None) if get_origin(kind) is list else kind
+        if isinstance(inner, type) and issubclass(inner, Struct):
+            yield from fields_of(inner, f"{above}{name}{'[]' if inner is not kind else ''}.")
+
+
+def test_the_status_page_has_every_field_and_no_other() -> None:
+    page = (ROOT / "docs/status-schema.md").read_text()
+    said = re.findall(r"^\| `([a-z_.\[\]]+)` \|", page, re.MULTILINE)
+    assert sorted(said) == sorted(status_fields())
+
+
+def test_the_cache_statistics_are_all_named() -> None:
+    page = spans(ROOT / "docs/status-schema.md")
+    assert set(control_messages.CacheStats.__struct_fields__) <= set(page)
+
+
+def test_every_table_is_described() -> None:
+    page = (ROOT / "docs/on-disk-formats.md").read_text()
+    said = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    here = set(re.findall(r"^CREATE TABLE (\w+)", database.SCHEMA, re.MULTILINE))
+    lmdb = {"blocks", "index", "pins", "meta"}
+    assert said - {"lock"} == here | set(metadata.tables) | lmdb
+    assert f"`user_version` {database.SCHEMA_VERSION}." in page
+
+
+def test_every_setting_is_described() -> None:
+    table = [row for row in rows("docs/admin-guide.md", "Running a server") if len(row) > 1]
+    said = {row[0].strip("`"): row[1] for row in table}
+    defaults = Tunables()
+    for name in Tunables.__struct_fields__:
+        default = getattr(defaults, name)
+        assert name in said
+        assert default is None or said[name] == str(default)
