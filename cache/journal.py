@@ -105,23 +105,27 @@ def select(
     ops: Iterable[Op], ready: Callable[[Op], bool], limit: int, window: int = 4096
 ) -> tuple[list[Op], list[Op]]:
     """Which operations may be sent now, in order, at most `limit`; and which wait for their bytes
-    with no earlier content of the same file before them. Pure. Looks at no more than `window`
-    operations that are not refused, so that a long journal costs no more than a short one."""
+    with no earlier content of the same file, or from the same inode, before them. Pure. Looks at no
+    more than `window` operations that are not refused, so that a long journal costs no more than a
+    short one."""
     batch: list[Op] = []
     waiting: list[Op] = []
     held_writes: set[str] = set()
     held_reads: set[str] = set()
     waiting_files: set[FileId] = set()
+    waiting_inodes: set[int] = set()  # their snapshots must be taken in order
     for op in ops:
         if len(batch) >= limit or window <= 0:
             break
         window -= 0 if op.refused else 1
         wrote, read = writes(op), reads(op)
         is_ready = ready(op)
-        if op.has_content and not is_ready and not op.refused and op.file not in waiting_files:
-            waiting.append(op)
         if op.has_content:
+            behind = op.file in waiting_files or op.ino in waiting_inodes
+            if not (is_ready or op.refused or behind):
+                waiting.append(op)
             waiting_files.add(op.file)
+            waiting_inodes.add(op.ino)
         blocked = wrote & held_writes or read & held_writes or wrote & held_reads
         if blocked or not is_ready or op.refused:
             held_writes |= wrote
