@@ -19,7 +19,7 @@ from mount import control_messages
 from mount.cli import _take_debug
 from mount.cli.app import app
 from mount.config import parse_options
-from remote.errors import RULES
+from remote.errors import RULES, ChunksMissing
 from remote.wire import Op
 from server.schema import metadata
 from server.settings import Tunables
@@ -126,7 +126,8 @@ def anchors(page: Path) -> frozenset[str]:
 
 def test_the_index_lists_every_page() -> None:
     index = ROOT / "docs/README.md"
-    listed = {(index.parent / target).resolve() for target in _LINK.findall(index.read_text())}
+    names = _LINK.findall(index.read_text()) + spans(index)
+    listed = {(index.parent / target).resolve() for target in names}
     assert {page for page in PAGES if page.is_relative_to(ROOT / "docs")} <= listed | {index}
 
 
@@ -200,16 +201,13 @@ def test_the_conflict_table() -> None:
     for kind in (op.__struct_config__.tag for op in get_args(Op)):
         for problem in RULES:
             tag = f"`{problem.__struct_config__.tag}`"
-            plain = conflicts.verdict(str(kind), problem(**blank(problem)), directory=False)
+            given = ChunksMissing(chunks=[]) if problem is ChunksMissing else problem()
+            plain = conflicts.verdict(str(kind), given, directory=False)
             rules[f"`{kind}`", tag] = plain.value
-            special = conflicts.verdict(str(kind), problem(**blank(problem)), directory=True)
+            special = conflicts.verdict(str(kind), given, directory=True)
             if special is not plain:
                 rules[f"`{kind}` of a directory", tag] = special.value
     assert said == {case: what for case, what in rules.items() if what != "keep"}
-
-
-def blank(problem: type[Struct]) -> dict[str, object]:
-    return {"chunks": []} if "chunks" in problem.__struct_fields__ else {}
 
 
 @functools.cache
