@@ -119,7 +119,8 @@ class BlockCache:
         self._touched: dict[bytes, None] = {}
         self._hits = self._misses = self._dropped = self._evicted = 0
         self._is_failing = False  # touched under `_writing` only, like `_dropped`
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)  # blocks are not hashed again when read: nobody else may write them
         self._lock = _lock(path)
         try:
             self._map = self._open_map()

@@ -22,7 +22,7 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import structlog
@@ -149,9 +149,10 @@ class Database:
     """The connection. `transaction()` is the only way to write. Whoever keeps a copy of rows in
     memory adds a function to `on_rollback` that drops the copy."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, companions: Sequence[Path] = ()) -> None:
+        """`companions` are directories that only this database explains: put aside with it."""
         self.path = path
-        self._db = _open(path)
+        self._db = _open(path, companions)
         self._depth = 0
         self.on_rollback: list[Callable[[], None]] = []
         self._wal = os.open(f"{path}-wal", os.O_RDWR)
@@ -240,7 +241,7 @@ class Database:
         self._db.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, companions: Sequence[Path]) -> sqlite3.Connection:
     """Open or make the database; one that is damaged or of another schema is put aside, not
     deleted, and a new one made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,11 +250,12 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as problem:
         if getattr(problem, "sqlite_errorcode", None) not in _DAMAGE:
             raise  # a full disk or a lock: nothing is wrong with the file
-        aside = path.with_name(f"{path.name}.quarantine-{time.time_ns()}")
-        for suffix in ("", "-wal", "-shm"):
+        mark = f".quarantine-{time.time_ns()}"
+        log_files = [Path(f"{path}{suffix}") for suffix in ("-wal", "-shm")]
+        for one in (path, *log_files, *companions):
             with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-        log.error("state database damaged; kept aside", why=str(problem), at=str(aside))
+                os.rename(one, f"{one}{mark}")
+        log.error("state damaged; kept aside", why=str(problem), at=f"{path}{mark}")
         return _connect(path)
 
 

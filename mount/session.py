@@ -67,7 +67,8 @@ class Session:
     ) -> None:
         self.config = config
         self.client = ApiClient(config.url, token, insecure=config.insecure)
-        self.db = Database(config.state_dir / "tree.sqlite")
+        spool = config.state_dir / "spool"
+        self.db = Database(config.state_dir / "tree.sqlite", companions=[spool])
         self.tree = Tree(self.db)
         self.journal = Journal(self.db)
         self.manifests = Manifests(self.db)
@@ -78,7 +79,7 @@ class Session:
             min_free_bytes=MIN_FREE_BYTES,
         )
         self.reader = Reader(self.blocks, Downloader(self.client), self.manifests)
-        self.spool = Spool(config.state_dir / "spool")
+        self.spool = Spool(spool)
         self.contents = Contents(self.db, self.tree, self.spool, self.reader)
         self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)
         dropped = self.collector.dropped
