@@ -27,7 +27,7 @@ from cache.contents import Contents
 from cache.database import Database
 from cache.journal import Body, Journal, Op, new_id, reads, select, stuck, writes
 from cache.merge import Merge
-from cache.tree import ROOT, Node, Tree
+from cache.tree import ROOT, Node, Tree, node_from
 from cache.uploader import Uploader
 from remote import wire
 from remote.backoff import delay
@@ -258,12 +258,11 @@ class Replayer:
             return
         try:
             reply = await self._port.apply(wire.ApplyRequest(ops=keyed))
-        except NearlineError as problem:
+            self.waiting_because = None
+            await self._take_answers(batch, reply)
+        except NearlineError as problem:  # what has no answer yet is sent again, as it was
             await self._back_off(problem, self._attempt)
             self._attempt += 1
-            return
-        self.waiting_because = None
-        await self._take_answers(batch, reply)
 
     async def _take_answers(self, batch: list[Op], reply: wire.ApplyReply) -> None:
         tainted: set[str] = set()
@@ -298,7 +297,10 @@ class Replayer:
 
     async def _applied(self, op: Op, answer: wire.Applied) -> None:
         content = self._uploader.ready.get(op.key)
+        copy = await self._overtaken(op, answer)
         with self._db.transaction():
+            if copy is not None and answer.overtaken is not None:
+                self._keep_copy(op, answer.overtaken, copy)
             if content is not None:
                 size = content.manifest.size
                 self._contents.commit(op.ino, op.file, content.version, size)
@@ -308,8 +310,6 @@ class Replayer:
         self._merge.after_commit()
         self._uploader.forget(op)
         self._collect()
-        if answer.overtaken is not None and self._keep_copies:
-            await self._copy_aside(op, answer.overtaken)
 
     def _follow_replace(self, op: Op, change: wire.Change) -> None:
         """The replaced file's new version is our node's bytes under a new version id."""
@@ -549,36 +549,41 @@ class Replayer:
                 renew=op.version is not None,
             )
             create = self._journal.add("create", op.ino, fresh, body)
+            create.origin = op.origin
             if op.version is not None:
                 self._journal.rewrite(create, version=op.version)
             self._merge.settle(op)
         self._merge.after_commit()
         self._uploader.forget(op)
 
-    async def _copy_aside(self, op: Op, overtaken: VersionId) -> None:
-        """`--on-conflict=copy`: the version ours won against also gets a name beside it."""
-        names = self._tree.names(op.ino)
+    async def _overtaken(self, op: Op, answer: wire.Applied) -> wire.FileReply | None:
+        """With `--on-conflict=copy`: the version that ours won against, if it still is to be had.
+        Asked for before the operation is acknowledged, so that nothing can come in between."""
+        if answer.overtaken is None or not self._keep_copies:
+            return None
+        try:
+            return await self._port.file(op.file, answer.overtaken, manifest=True)
+        except Refused as problem:
+            log.warning("no copy of an overtaken version", file=op.file, why=str(problem))
+            return None
+
+    def _keep_copy(self, op: Op, version: VersionId, reply: wire.FileReply) -> None:
+        """Give that version a name beside ours: a new file whose bytes the drive has. In the
+        transaction of the acknowledgement."""
+        names, manifest = self._tree.names(op.ino), reply.manifest or EMPTY
         if not names:
             return
         parent, name = names[0]
-        try:
-            reply = await self._port.file(op.file, overtaken, manifest=True)
-        except NearlineError as problem:
-            log.warning("no copy of an overtaken version", path=name, why=str(problem))
-            return
-        node, version = self._tree.node(op.ino), new_id()
-        create = wire.Create(
-            file=new_id(),
-            parent=self._tree.node(parent).file,
-            name=self._free_name(parent, name),
-            kind="file",
-            mode=node.mode,
-            uid=node.uid,
-            gid=node.gid,
-            mtime_ns=reply.file.mtime_ns,
-            content=wire.Content(version=version, manifest=reply.manifest or EMPTY),
-        )
-        await self._port.apply(wire.ApplyRequest(ops=[wire.Keyed(key=new_id(), op=create)]))
+        fresh, now = self._free_name(parent, name), time.time_ns()
+        copied = {"id": new_id(), "links": 1, "size": manifest.size, "version": version, "rev": 0}
+        record = msgspec.structs.replace(reply.file, ctime_ns=now, **copied)
+        node = self._tree.insert(node_from(record))
+        self._tree.update(node.ino, base_file=op.file)
+        self._tree.replace_xattrs(node.ino, record.xattrs)
+        self._tree.add_entry(parent, fresh, node)
+        body = Body(parent=self._tree.node(parent).file, name=fresh, regular=True)
+        self._journal.add("create", node.ino, node.file, body).origin = op.origin
+        self._merge.note_name(parent, fresh)
 
 
 _NO_ATTRIBUTES = dict.fromkeys(("mode", "uid", "gid", "mtime_ns"), UNSET)

@@ -1,0 +1,350 @@
+"""The journal meets the real server's transactions: lost answers, crashes, and every conflict.
+
+Each test is two devices of one drive (`tests.model`), without HTTP; time is trio's mock clock, so
+no backoff is waited out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from cache.tree import ROOT
+from remote import wire
+from remote.errors import ChunksMissing, QuotaExceeded, Unavailable
+from tests.model.device import Device
+from tests.model.server import Server
+
+COPY = re.compile(r" \(conflicted copy, \w+ [-0-9]+\)")
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    """pytest-trio runs the test under it."""
+    return trio.testing.MockClock(autojump_threshold=0.02)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    found = Server(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+async def one(server: Server, tmp_path: Path, clock: object) -> Any:
+    device = Device(server, tmp_path / "one", "one", server.token("one"))
+    await device.start()
+    await device.ensure_listed(ROOT)
+    yield device
+    device.close()
+
+
+@pytest.fixture
+async def two(server: Server, tmp_path: Path, clock: object) -> Any:
+    device = Device(server, tmp_path / "two", "two", server.token("two"))
+    await device.start()
+    await device.ensure_listed(ROOT)
+    yield device
+    device.close()
+
+
+async def save(device: Device, path: str, data: bytes) -> int:
+    parent, name = await device.place(path)
+    node = device.tree.child(parent, name)
+    node = node or device.edits.create(parent, name, "file", 0o644, 0, 0)
+    device.contents.truncate(node.ino, 0)
+    await device.contents.write(node.ino, 0, data)
+    return node.ino
+
+
+async def mkdir(device: Device, path: str) -> int:
+    parent, name = await device.place(path)
+    return device.edits.create(parent, name, "directory", 0o755, 0, 0).ino
+
+
+async def rename(device: Device, old: str, new: str) -> None:
+    device.edits.rename(*await device.place(old), *await device.place(new))
+
+
+async def remove(device: Device, path: str) -> None:
+    node = await device.resolve(path)
+    await device.ensure_listed(node.ino)
+    device.edits.unlink(*await device.place(path), directory=node.is_directory)
+    device.collector.collect()
+
+
+async def files(device: Device) -> dict[str, bytes | None]:
+    """Paths and bytes; the day and device of a conflicted copy left out."""
+    await device.pull()
+    return {COPY.sub("*", path): seen[4] for path, seen in (await device.everything()).items()}  # type: ignore[misc]  # [4] is bytes or None
+
+
+# --- what must not stop it ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+async def test_lost_answers_are_asked_for_again(one: Device, two: Device, lost: int) -> None:
+    await save(one, "a", b"1")
+    await mkdir(one, "d")
+    one.network.lose_replies = lost
+    await one.flush()
+    assert await files(two) == {"/a": b"1", "/d": None}
+
+
+async def test_a_crash_between_apply_and_its_answer(one: Device, two: Device) -> None:
+    """The upload is committed, and announced again by a process that has forgotten."""
+    await save(one, "a", b"1")
+
+    async def lose(request: wire.ApplyRequest) -> wire.ApplyReply:
+        await plain(request)
+        raise KeyboardInterrupt
+
+    plain, one.port.apply = one.port.apply, lose  # type: ignore[method-assign]
+    with pytest.raises(BaseExceptionGroup):
+        await one.flush()
+    one.crash()
+    assert [op.sent for op in one.journal] == [True]
+    await one.flush()
+    assert list(one.journal) == []
+    assert await files(one) == await files(two) == {"/a": b"1"}
+
+
+async def test_a_missing_chunk_is_sent_again_and_not_in_a_hot_loop(
+    one: Device, two: Device, clock: trio.testing.MockClock
+) -> None:
+    await save(one, "a", b"1")
+    answers = [ChunksMissing(chunks=[]), Unavailable(), ChunksMissing(chunks=[])]
+
+    async def refuse(request: wire.ApplyRequest) -> wire.ApplyReply:
+        if answers:
+            return wire.ApplyReply(results=[answers.pop()])
+        return await plain(request)
+
+    plain, one.port.apply = one.port.apply, refuse  # type: ignore[method-assign]
+    began = clock.current_time()
+    await one.flush()
+    assert clock.current_time() > began
+    assert await files(two) == {"/a": b"1"}
+
+
+async def test_a_refresh_that_fails_does_not_end_it(one: Device, two: Device) -> None:
+    """Both rename one file; the loser lists its directories anew, and cannot."""
+    await save(one, "a", b"1")
+    await one.flush()
+    await files(two)
+    await rename(one, "a", "x")
+    await one.flush()
+    await rename(two, "a", "y")
+    plain = two.port.children
+
+    async def fail(*args: Any) -> wire.ChildrenPage:
+        two.network.up = False
+        return await plain(*args)
+
+    two.port.children = fail  # type: ignore[method-assign]
+    await two.flush()
+    assert list(two.journal) == []
+    two.network.up, two.port.children = True, plain  # type: ignore[method-assign]
+    assert await files(two) == {"/x": b"1"}
+
+
+async def test_two_contents_of_one_inode_are_sent_in_order(one: Device, two: Device) -> None:
+    """Edited, renamed over another, edited again before any of it was sent."""
+    for name in ("a", "b"):
+        await save(one, name, name.encode())
+    await one.flush()
+    await save(one, "a", b"first")
+    await rename(one, "a", "b")
+    await save(one, "b", b"second")
+    await one.flush()
+    assert await files(one) == await files(two) == {"/b": b"second"}
+
+
+async def test_a_snapshot_on_its_way_survives_a_rename_over(one: Device, two: Device) -> None:
+    """Its upload was begun for a new file; now it is a version of the old one."""
+    await save(one, "a", b"old")
+    await one.flush()
+    await save(one, "a.tmp", b"new")
+    (op,) = one.journal
+    await one.uploader.prepare(op)
+    await rename(one, "a.tmp", "a")
+    before = one.tree.node(one.tree.child(ROOT, "a").ino).file  # type: ignore[union-attr]
+    await one.flush()
+    assert await files(two) == {"/a": b"new"}
+    assert (await two.resolve("a")).file == before
+
+
+async def test_flush_ends_when_the_rest_is_refused_for_good(one: Device, two: Device) -> None:
+    await mkdir(one, "d")
+    await save(one, "d/x", b"1")
+    await save(one, "free", b"2")
+    plain = one.port.apply
+
+    async def refuse(request: wire.ApplyRequest) -> wire.ApplyReply:
+        refused = [keyed for keyed in request.ops if getattr(keyed.op, "name", "") == "d"]
+        rest = [keyed for keyed in request.ops if keyed not in refused]
+        done = iter((await plain(wire.ApplyRequest(ops=rest))).results if rest else [])
+        problem = QuotaExceeded(message="full")
+        return wire.ApplyReply(
+            results=[problem if k in refused else next(done) for k in request.ops]
+        )
+
+    one.port.apply = refuse  # type: ignore[method-assign]
+    await one.flush()
+    assert [(op.kind, op.refused) for op in one.journal] == [
+        ("create", "quota_exceeded: full"),
+        ("create", None),
+    ]
+    assert await files(two) == {"/free": b"2"}
+    assert (await files(one))["/d/x"] == b"1"
+
+
+# --- conflicts ------------------------------------------------------------------------------------
+
+
+async def test_one_name_for_two_new_files(one: Device, two: Device) -> None:
+    await save(one, "a.txt", b"1")
+    await save(two, "a.txt", b"2")
+    await one.flush()
+    await two.flush()
+    await two.pull()
+    assert await files(one) == await files(two) == {"/a.txt": b"1", "/a*.txt": b"2"}
+
+
+async def test_what_follows_a_conflicted_creation_follows_its_name(
+    one: Device, two: Device
+) -> None:
+    """Created, linked and renamed offline; the first name is taken by then."""
+    await save(one, "a", b"1")
+    await one.flush()
+    ino = await save(two, "a", b"2")
+    two.edits.link(ino, ROOT, "l")
+    await rename(two, "a", "b")
+    await two.flush()
+    assert list(two.journal) == []
+    assert await files(one) == await files(two) == {"/a": b"1", "/b": b"2", "/l": b"2"}
+
+
+async def test_one_name_for_two_new_directories_is_one_directory(one: Device, two: Device) -> None:
+    """With what is in both, however deep, in the batch that learns of it."""
+    await mkdir(one, "d")
+    await save(one, "d/one", b"1")
+    await mkdir(two, "d")
+    await mkdir(two, "d/e")
+    await save(two, "d/two", b"2")
+    await save(two, "d/e/deep", b"3")
+    two.edits.set_attributes((await two.resolve("d")).ino, {"mode": 0o700})
+    await one.flush()
+    await two.flush()
+    assert [op.refused for op in two.journal] == []
+    expected = {"/d": None, "/d/e": None, "/d/e/deep": b"3", "/d/one": b"1", "/d/two": b"2"}
+    assert await files(one) == await files(two) == expected
+    assert (await one.everything()) == (await two.everything())
+
+
+async def test_saved_into_a_directory_that_was_deleted_elsewhere(one: Device, two: Device) -> None:
+    await mkdir(one, "d")
+    await one.flush()
+    await files(two)
+    await mkdir(two, "d/e")
+    await save(two, "d/e/deep", b"2")
+    await save(two, "d/a", b"1")
+    await remove(one, "d")
+    await one.flush()
+    await two.pull()
+    await two.flush()
+    assert list(two.journal) == []
+    assert await files(one) == await files(two) == {"/a*": b"1", "/e*": None, "/e*/deep": b"2"}
+
+
+async def test_an_edit_of_what_was_deleted_elsewhere_is_in_its_history(
+    one: Device, two: Device, server: Server
+) -> None:
+    await save(one, "a", b"1")
+    await one.flush()
+    await files(two)
+    await save(two, "a", b"precious")
+    await remove(one, "a")
+    await one.flush()
+    await two.pull()
+    await two.flush()
+    assert await files(one) == await files(two) == {}
+    assert b"precious" in server.history()
+    assert two.contents.dirty_bytes == 0
+
+
+async def test_the_last_writer_wins_and_both_are_kept(
+    one: Device, two: Device, server: Server
+) -> None:
+    await save(one, "a", b"0")
+    await one.flush()
+    await files(two)
+    await save(one, "a", b"1")
+    await save(two, "a", b"2")
+    await two.flush()
+    await one.flush()
+    assert await files(one) == await files(two) == {"/a": b"1"}
+    assert {b"0", b"1", b"2"} <= server.history()
+
+
+async def test_the_overtaken_version_gets_a_name_if_asked_to(one: Device, two: Device) -> None:
+    one.replayer._keep_copies = True
+    await save(one, "a.txt", b"0")
+    await one.flush()
+    await files(two)
+    await save(one, "a.txt", b"1")
+    await save(two, "a.txt", b"2")
+    await two.flush()
+    await one.flush()
+    assert await files(one) == await files(two) == {"/a.txt": b"1", "/a*.txt": b"2"}
+
+
+async def test_a_replace_that_lost_believes_the_server_again(one: Device, two: Device) -> None:
+    """The name was given to another file meanwhile: both files' contents stay."""
+    for name in ("a", "b"):
+        await save(one, name, name.encode())
+    await one.flush()
+    await files(two)
+    await rename(two, "b", "a")
+    await remove(one, "a")
+    await save(one, "a", b"other")
+    await one.flush()
+    await two.flush()
+    assert await files(one) == await files(two) == {"/a": b"other", "/b": b"b"}
+
+
+async def test_a_directory_filled_elsewhere_is_not_removed(one: Device, two: Device) -> None:
+    await mkdir(one, "d")
+    await one.flush()
+    await files(two)
+    await save(one, "d/a", b"1")
+    await one.flush()
+    await remove(two, "d")
+    await two.flush()
+    assert await files(two) == {"/d": None, "/d/a": b"1"}
+
+
+async def test_written_through_a_handle_that_a_remote_version_passed_by(
+    one: Device, two: Device, server: Server
+) -> None:
+    await save(one, "a", b"1")
+    await one.flush()
+    await files(two)
+    ino = (await two.resolve("a")).ino
+    two.handles.add(ino)
+    await save(one, "a", b"2")
+    await one.flush()
+    await two.pull()
+    await two.contents.write(ino, 0, b"3")
+    two.handles.clear()
+    two.collector.unused(ino)
+    await two.flush()
+    assert await files(one) == await files(two) == {"/a": b"3"}
+    assert b"2" in server.history()
