@@ -111,8 +111,13 @@ def test_lasting_corruption_is_an_error_that_names_what_is_corrupt(
 def test_uploads_survive_what_the_blob_store_answers(proxied: Proxied) -> None:
     content = noise(12_000_000, 1000)
     faults = [
-        proxied.proxy.add(Fault(STORE, times=1, **fault))
-        for fault in ({"status": 403}, {"status": 500}, {"reset_after": 0}, {"status": 503})
+        proxied.proxy.add(fault)
+        for fault in (
+            Fault(STORE, times=1, status=403),
+            Fault(STORE, times=1, status=500),
+            Fault(STORE, times=1, reset_after=0),
+            Fault(STORE, times=1, status=503),
+        )
     ]
     (proxied.a.at / "upload").write_bytes(content)
     proxied.a.flush()

@@ -61,17 +61,17 @@ def test_an_account_that_is_not_logged_in(place: Site, device: Device) -> None:
 
 
 def test_an_account_that_is_there_already(place: Site) -> None:
-    words = ["--data", place.server.data, "--password-file", place.password_file]
+    words: list[str | Path] = ["--data", place.server.data, "--password-file", place.password_file]
     refused(place.cli("account", "add", "anna", *words, check=False), 1, "anna", "another name")
 
 
 def test_an_unreachable_server(place: Site, device: Device) -> None:
     url = f"http://127.0.0.1:{harness.free_port()}"
-    words = ["--account", "anna", "--password-file", place.password_file]
+    words: list[str | Path] = ["--account", "anna", "--password-file", place.password_file]
     refused(place.cli("login", url, *words, check=False), 1, "check the URL")
     device.at.mkdir()
     env = {**place.env, "NEARLINE_TOKEN": "a token"}
-    where = ["--account", "anna", "--state", device.state, "--cache", device.cache]
+    where = ["--account", "anna", "--state", str(device.state), "--cache", str(device.cache)]
     done = run(harness.nearline(), "mount", url, device.at, *where, env=env, check=False)
     refused(done, 1, "check the URL and that the server runs")
     nothing_made(device)
@@ -80,7 +80,7 @@ def test_an_unreachable_server(place: Site, device: Device) -> None:
 def test_a_token_nobody_issued(place: Site, device: Device) -> None:
     device.at.mkdir()
     env = {**place.env, "NEARLINE_TOKEN": "made up"}
-    where = ["--account", "anna", "--state", device.state, "--cache", device.cache]
+    where = ["--account", "anna", "--state", str(device.state), "--cache", str(device.cache)]
     done = run(
         harness.nearline(), "mount", place.server.url, device.at, *where, env=env, check=False
     )
@@ -90,10 +90,10 @@ def test_a_token_nobody_issued(place: Site, device: Device) -> None:
 
 def test_http_to_another_machine(place: Site, device: Device) -> None:
     url = "http://files.example.org"
-    words = ["--account", "anna", "--password-file", place.password_file]
+    words: list[str | Path] = ["--account", "anna", "--password-file", place.password_file]
     refused(place.cli("login", url, *words, check=False), 2, "TLS", "--insecure")
     device.at.mkdir()
-    where = ["--account", "anna", "--state", device.state, "--cache", device.cache]
+    where = ["--account", "anna", "--state", str(device.state), "--cache", str(device.cache)]
     refused(place.cli("mount", url, device.at, *where, check=False), 2, "TLS", "--insecure")
     nothing_made(device)
 
@@ -127,7 +127,7 @@ def test_the_state_of_another_account(site: Site) -> None:
     device = site.device("a")
     device.mount()
     device.umount()
-    words = ["--password-file", site.password_file]
+    words = ["--password-file", str(site.password_file)]
     site.cli("account", "add", "carl", "--data", site.server.data, *words)
     site.cli("login", site.server.url, "--account", "carl", *words)
     refused(device.mount("--account", "carl", check=False), 1, "belongs to anna", "--state")
