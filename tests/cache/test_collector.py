@@ -1,0 +1,80 @@
+"""Dead nodes stay as long as a handle, the kernel or the journal needs them, and no longer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cache.tree import ROOT
+from tests.cache.state import State
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    found = State(tmp_path)
+    yield found
+    found.close()
+
+
+async def test_an_open_handle_reads_what_was_deleted(state: State) -> None:
+    node = await state.save("a", b"bytes")
+    state.in_use.add(node.ino)
+    state.unlink("a")
+    state.collector.collect()
+    assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"bytes"
+    state.in_use.clear()
+    state.collector.unused(node.ino)
+    assert state.tree.find(node.ino) is None
+    assert state.contents.dirty_bytes == 0
+    assert list((state.directory / "spool").iterdir()) == []
+
+
+async def test_the_journal_keeps_what_it_will_send(state: State) -> None:
+    node = await state.save("a", b"bytes")
+    state.send()
+    state.unlink("a")
+    state.collector.collect()
+    create, unlink = state.journal
+    assert state.tree.find(node.ino) is not None
+    with state.db.transaction():
+        state.journal.remove(create)
+    state.collector.collect()
+    assert state.tree.find(node.ino) is not None
+    with state.db.transaction():
+        state.journal.remove(unlink)
+    state.collector.collect()
+    assert state.tree.find(node.ino) is None
+    assert state.contents.dirty_bytes == 0
+
+
+def test_what_lives_is_not_touched(state: State) -> None:
+    node = state.make("a")
+    state.collector.unused(node.ino)
+    assert state.listing() == {"a": node.ino}
+
+
+def test_a_dead_directory_with_local_names_in_it_stays(state: State) -> None:
+    """Deleted elsewhere while something was made in it here: that is brought to safety first."""
+    record = state.born("d", 1, kind="directory")
+    directory = state.listing()["d"]
+    state.list_directory(directory, [], 1)
+    inner = state.make("x", parent=directory)
+    gone = state.record(id=record.id, kind="directory", links=0, rev=2)
+    state.remote(2, [gone], [state.entry("d", None, 2)])
+    state.collector.collect()
+    assert not state.tree.node(directory).live
+    assert state.listing(directory) == {"x": inner.ino}
+
+
+async def test_at_start_nothing_is_in_use(state: State) -> None:
+    node = await state.save("a", b"bytes")
+    state.in_use.add(node.ino)
+    state.unlink("a")
+    state.collector.collect()
+    state.reopen()
+    assert state.tree.find(node.ino) is not None
+    state.collector.sweep()
+    assert state.tree.find(node.ino) is None
+    assert state.listing(ROOT) == {}
