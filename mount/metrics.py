@@ -5,6 +5,7 @@ Knows: names of metrics. Must not know: where the numbers come from.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -15,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from mount.control_messages import Status
 
 _LIMIT = 8192
+_PATIENCE_SECONDS = 10.0
 
 
 class _FromStatus:
@@ -51,14 +53,20 @@ async def serve_metrics(port: int, status: Callable[[], Status]) -> None:
 
 
 async def _answer(registry: CollectorRegistry, stream: trio.SocketStream) -> None:
-    async with stream:
-        asked = b""
-        while b"\r\n\r\n" not in asked and len(asked) < _LIMIT:
-            more = await stream.receive_some(_LIMIT)
-            if not more:
-                return
-            asked += more
-        body = generate_latest(registry)
-        head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
-        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        await stream.send_all(head.encode() + body)
+    """One request. A client that breaks off or dawdles is dropped: it must not end the mount."""
+    with trio.move_on_after(_PATIENCE_SECONDS), contextlib.suppress(trio.BrokenResourceError):
+        async with stream:
+            await _answer_request(registry, stream)
+
+
+async def _answer_request(registry: CollectorRegistry, stream: trio.SocketStream) -> None:
+    asked = b""
+    while b"\r\n\r\n" not in asked and len(asked) < _LIMIT:
+        more = await stream.receive_some(_LIMIT)
+        if not more:
+            return
+        asked += more
+    body = generate_latest(registry)
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    await stream.send_all(head.encode() + body)

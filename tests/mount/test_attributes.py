@@ -1,0 +1,70 @@
+"""Nodes as the kernel sees them."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from cache.tree import Node
+from mount.attributes import KINDS, TYPE_BITS, Ownership, attributes, missing
+from tests.cache.state import State
+
+ANYBODY = Ownership(None, None, 0)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return State(tmp_path)
+
+
+def test_every_kind_has_its_type_bits(state: State) -> None:
+    for kind in ("file", "directory", "symlink", "fifo", "socket", "char", "block"):
+        node = state.make(kind, kind)  # type: ignore[arg-type]  # each is a Kind
+        entry = attributes(node, ANYBODY)
+        assert KINDS[stat.S_IFMT(entry.st_mode)] == kind
+        assert stat.S_IMODE(entry.st_mode) == 0o644
+    assert len(set(TYPE_BITS.values())) == len(TYPE_BITS) == 7
+
+
+def test_whose_files_they_seem_to_be() -> None:
+    assert Ownership.of(None, None, None, 0, 0) == Ownership(None, None, 0)  # root: the real owners
+    assert Ownership.of(None, None, 0o22, 1000, 100) == Ownership(1000, 100, 0o22)
+    assert Ownership.of(5, None, None, 1000, 100) == Ownership(5, 100, 0)
+    assert Ownership.of(5, 6, None, 0, 0) == Ownership(5, 6, 0)
+
+
+def test_ownership_and_umask_show(state: State) -> None:
+    node = state.make("a")
+    entry = attributes(node, ANYBODY)
+    assert (entry.st_uid, entry.st_gid) == (1000, 1000)
+    entry = attributes(node, Ownership(7, 8, 0o27))
+    assert (entry.st_uid, entry.st_gid, stat.S_IMODE(entry.st_mode)) == (7, 8, 0o640)
+
+
+def test_sizes_links_and_times(state: State) -> None:
+    node = state.make("s", "symlink")
+    node.target = "ä"
+    assert attributes(node, ANYBODY).st_size == 2
+    directory: Node = state.make("d", "directory")
+    state.make("e", "directory", parent=directory.ino)
+    directory = state.tree.node(directory.ino)
+    assert attributes(directory, ANYBODY).st_nlink == 3
+    directory.live = False
+    assert attributes(directory, ANYBODY).st_nlink == 0
+    file = state.make("f")
+    file.size, file.mtime_ns, file.atime_ns, file.ctime_ns = 513, 1, 2, 3
+    entry = attributes(file, ANYBODY)
+    assert (entry.st_blocks, entry.st_mtime_ns, entry.st_atime_ns, entry.st_ctime_ns) == (
+        2,
+        1,
+        2,
+        3,
+    )
+    assert (entry.st_ino, entry.st_nlink, entry.generation) == (file.ino, 1, 0)
+
+
+def test_what_is_not_there_may_be_remembered() -> None:
+    entry = missing(60.0)
+    assert (entry.st_ino, entry.entry_timeout) == (0, 60.0)

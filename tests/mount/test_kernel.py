@@ -1,0 +1,89 @@
+"""Lookup counts, and making the kernel forget without waiting for it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+
+from mount.kernel import KernelInvalidator, Lookups
+
+
+def test_an_inode_is_in_use_until_the_last_reference_is_gone() -> None:
+    lookups = Lookups()
+    lookups.looked_up(7)
+    lookups.looked_up(7)
+    lookups.opened(7)
+    assert not lookups.forgotten(7, 2)
+    assert lookups.in_use(7)
+    assert lookups.closed(7)
+    assert not lookups.in_use(7)
+    lookups.looked_up(7)
+    assert lookups.forgotten(7, 5)  # a kernel that forgets more than it had leaves no debt
+    lookups.looked_up(7)
+    assert lookups.in_use(7)
+
+
+class Kernel:
+    """What pyfuse3's calls would do."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: list[tuple[object, ...]] = []
+        self.fail: list[OSError] = []
+        self.go = threading.Event()
+        self.go.set()
+        monkeypatch.setattr(pyfuse3, "invalidate_entry", self._call)
+        monkeypatch.setattr(pyfuse3, "invalidate_inode", self._call)
+
+        self.token = trio.lowlevel.current_trio_token()
+        self.changed = trio.Event()
+
+    def _call(self, *args: object, **more: object) -> None:
+        self.go.wait(20)
+        self.told.append((*args, *more))
+        trio.from_thread.run_sync(self._note, trio_token=self.token)
+        if self.fail:
+            raise self.fail.pop()
+
+    def _note(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def was_told(self, times: int) -> None:
+        with trio.fail_after(20):
+            while len(self.told) < times:
+                await self.changed.wait()
+
+
+async def test_forgetting_is_queued_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator()
+    kernel.go.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidator.run)
+        invalidator.forget_entry(1, "ä")
+        await trio.testing.wait_all_tasks_blocked()
+        invalidator.forget_attributes(5)  # returns at once, though the kernel blocks the first
+        invalidator.forget_entry(2, "b")
+        assert kernel.told == []
+        kernel.go.set()
+        await kernel.was_told(3)
+        nursery.cancel_scope.cancel()
+    assert kernel.told == [(1, "ä".encode()), (5, "attr_only"), (2, b"b")]
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ENOTEMPTY, errno.EIO])
+async def test_a_kernel_that_will_not_is_no_reason_to_end(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator()
+    kernel.fail = [OSError(code, "no")]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidator.run)
+        invalidator.forget_entry(1, "a")
+        invalidator.forget_entry(1, "b")
+        await kernel.was_told(2)
+        nursery.cancel_scope.cancel()
