@@ -29,6 +29,16 @@ from server.records import file_records
 
 NAMES = st.sampled_from(["a", "b", "c"])
 INDEX = st.integers(0, 30)
+SEED = [
+    (0, "a", "directory"),
+    (0, "b", "directory"),
+    (0, "c", "file"),
+    (1, "a", "directory"),
+    (1, "b", "file"),
+    (2, "a", "directory"),
+    (2, "b", "file"),
+]
+"""What every run begins with, so that there is something to collide with: (index, name, kind)."""
 
 
 @dataclass
@@ -103,6 +113,8 @@ class TreeMachine(RuleBasedStateMachine):
         self.model = Model(row.root, {row.root: "directory"})
         self.replayed: dict[tuple[str, str], str] = {}
         self.replayed_to = 0
+        for parent, name, kind in SEED:
+            self.create(parent, name, kind)
 
     def teardown(self) -> None:
         if hasattr(self, "db"):
@@ -150,9 +162,10 @@ class TreeMachine(RuleBasedStateMachine):
             self.model.kinds[file] = kind
             self.model.entries[directory, name] = file
 
-    @rule(file=INDEX, parent=INDEX, name=NAMES)
-    def link(self, file: int, parent: int, name: str) -> None:
-        target, directory = self.pick(file), self.pick(parent)
+    @precondition(lambda self: self.model.entries)
+    @rule(entry=INDEX, parent=INDEX, name=NAMES)
+    def link(self, entry: int, parent: int, name: str) -> None:
+        target, directory = self.pick_entry(entry)[1], self.pick(parent)
         expected = self.model.bad_directory(directory)
         if expected is None and self.model.kinds[target] == "directory":
             expected = errors.IsADirectory
@@ -177,10 +190,10 @@ class TreeMachine(RuleBasedStateMachine):
             del self.model.entries[parent, name]
 
     @precondition(lambda self: self.model.entries)
-    @rule(entry=INDEX, parent=INDEX, name=NAMES, seen=st.booleans())
-    def rename(self, entry: int, parent: int, name: str, seen: bool) -> None:
+    @rule(entry=INDEX, over=st.booleans(), place=INDEX, name=NAMES, seen=st.booleans())
+    def rename(self, entry: int, over: bool, place: int, name: str, seen: bool) -> None:
         old, file = self.pick_entry(entry)
-        new = (self.pick(parent), name)
+        new = self.pick_entry(place)[0] if over else (self.pick(place), name)
         replaces = self.model.entries.get(new) if seen else None
         expected = self.model.rename(file, old, new, replaces)
         op = wire.Rename(
@@ -263,8 +276,8 @@ class TreeMachine(RuleBasedStateMachine):
 
 TestTree = TreeMachine.TestCase
 TestTree.settings = settings(
-    max_examples=15,
-    stateful_step_count=30,
+    max_examples=30,
+    stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
