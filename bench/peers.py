@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -22,11 +23,12 @@ import httpx
 
 from bench import machine
 from bench.processes import BenchFailure, Network, cpu_seconds, poll, run, stop
-from mount import control_client, unmount
+from mount import control_client, mountinfo, registry, unmount
 from mount.control_messages import FlushRequest, socket_path
 
 START_SECONDS = 60.0
 SETTLE_SECONDS = 900.0
+_ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"]  # also when we are killed
 
 
 class Peer(ABC):
@@ -97,6 +99,11 @@ class Served(Peer):
     @abstractmethod
     def _mount_pid(self) -> int: ...
 
+    @abstractmethod
+    def _kill(self) -> None:
+        """End the mount's process, if it is still there, and take the mount away. Only the end of
+        the process frees whoever waits for an answer of a wedged mount."""
+
     def cold(self) -> None:
         self.settle()
         self._unmount()
@@ -107,8 +114,7 @@ class Served(Peer):
         try:
             self._unmount()
         finally:
-            if self.mountpoint.is_mount():  # it did not go by itself: delete nothing through it
-                unmount.detach(self.mountpoint, lazy=True)
+            self._kill()
             stop(self._server)
             self.network.close()
 
@@ -120,20 +126,38 @@ class Served(Peer):
         return self.network.bytes_moved()
 
     def _spawn(self, command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        with log.open("ab") as stderr:
+        # To a file, not a pipe: a server whose log nobody reads comes to a standstill.
+        with log.open("wb") as output:
             return subprocess.Popen(
-                self.network.inside(command), env=env, stdout=subprocess.PIPE, stderr=stderr
+                self.network.inside([*_ENDS_WITH_US, *command]),
+                env=env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C is for us, who end things in their order
             )
 
 
+def _detach(mountpoint: Path) -> None:
+    """Take away what is left of a mount without asking it anything: umount(8) would."""
+    if mountinfo.mounted_at(mountpoint) is not None:
+        unmount.detach(mountpoint, lazy=True)
+
+
 def _said(process: subprocess.Popen[bytes], marker: str, log: Path) -> str:
-    """The rest of the first line that has `marker` in it, which a server prints when it listens."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        _, found, rest = line.decode(errors="replace").partition(marker)
-        if found:
-            return rest.strip()
-    raise BenchFailure(f"the server ended: {log.read_text(errors='replace')[-500:]}")
+    """The rest of the first line in `log` that has `marker` in it: what a server says once it
+    listens."""
+    said = ""
+
+    def listening() -> bool:
+        nonlocal said
+        text = log.read_text(errors="replace")
+        said, newline, _ = text.partition(marker)[2].partition("\n")
+        if process.poll() is not None:
+            raise BenchFailure(f"the server ended: {text[-500:]}")
+        return bool(newline)
+
+    poll(listening, "the server", timeout=START_SECONDS)
+    return said.strip()
 
 
 class Nearline(Served):
@@ -144,6 +168,7 @@ class Nearline(Served):
     def __init__(self, base: Path) -> None:
         super().__init__(base)
         self._url = ""
+        self._daemon = (0, 0)  # process id and start time, as `registry` knows it
         # A configuration of its own: the benchmark must not see, or leave, anything of the user's.
         self._env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("NEARLINE_")},
@@ -183,17 +208,26 @@ class Nearline(Served):
         run(command, self._env, START_SECONDS)
 
     def _mount(self) -> None:
-        state, cache = str(self.base / "state"), str(self.base / "cache")
-        self._nearline("mount", self._url, str(self.mountpoint), "--state", state, "--cache", cache)
+        state, cache = self.base / "state", self.base / "cache"
+        where = ["--state", str(state), "--cache", str(cache)]
+        self._nearline("mount", self._url, str(self.mountpoint), *where)
+        pid = control_client.status(socket_path(state)).pid
+        self._daemon = (pid, registry.started_at(pid))
 
     def _unmount(self) -> None:
-        if self.mountpoint.is_mount():
+        if mountinfo.mounted_at(self.mountpoint) is not None:
             self._nearline("umount", str(self.mountpoint), "--timeout", "30")
         for name in ("state", "cache"):
             shutil.rmtree(self.base / name, ignore_errors=True)
 
     def _mount_pid(self) -> int:
-        return control_client.status(socket_path(self.base / "state")).pid
+        return self._daemon[0]
+
+    def _kill(self) -> None:
+        pid, started = self._daemon
+        if pid and registry.started_at(pid) == started:
+            os.kill(pid, signal.SIGKILL)
+        _detach(self.mountpoint)
 
 
 def _password(file: Path) -> list[str]:
@@ -205,8 +239,8 @@ class Rclone(Served):
 
     Two settings differ from rclone's defaults, both in its favour: it uploads at once after close
     instead of waiting five seconds, and it knows that the server is rclone (so that modification
-    times are kept). At once is a millisecond: with 0 rclone 1.75.2 uploads within the release of
-    the file and comes to a standstill after some hundred small files."""
+    times are kept). At once is a millisecond: 0 means something else to rclone, uploading within
+    the release of the file."""
 
     name = "rclone"
 
@@ -232,9 +266,8 @@ class Rclone(Served):
     def start(self) -> None:
         served, log = self.base / "served", self.base / "server.log"
         served.mkdir()
-        command = [self._binary, "serve", "webdav", str(served), "--addr", "127.0.0.1:0", "-v"]
-        merged = ["sh", "-c", 'exec "$@" 2>&1', "sh", *command]  # it says so on stderr
-        self._server = self._spawn(merged, self._env, log)
+        command = [self._binary, "serve", "webdav", str(served), "--addr", "127.0.0.1:0"]
+        self._server = self._spawn(command, self._env, log)
         self._url = _said(self._server, "Server started on [", log).partition("]")[0]
         self._mount()
 
@@ -245,7 +278,6 @@ class Rclone(Served):
         try:
             super().stop()
         finally:
-            stop(self._process)
             self._rc.close()
 
     def _settled(self) -> bool:
@@ -277,18 +309,22 @@ class Rclone(Served):
         if self._process.poll() is not None:
             said = (self.base / "mount.log").read_text(errors="replace")
             raise BenchFailure(f"rclone mount ended: {said[-500:]}")
-        return self.mountpoint.is_mount() and (self.base / "rc.sock").exists()
+        return (
+            mountinfo.mounted_at(self.mountpoint) is not None and (self.base / "rc.sock").exists()
+        )
 
     def _unmount(self) -> None:
-        if self.mountpoint.is_mount():
-            run(["umount", str(self.mountpoint)], self._env, START_SECONDS)
-        stop(self._process)
+        self._kill()
         (self.base / "rc.sock").unlink(missing_ok=True)
         shutil.rmtree(self.base / "cache", ignore_errors=True)
 
     def _mount_pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    def _kill(self) -> None:
+        stop(self._process)  # it unmounts by itself when it is told to end
+        _detach(self.mountpoint)
 
 
 def _rclone() -> str:

@@ -36,6 +36,7 @@ class Network:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         assert self._holder.stdout is not None
         self.isolated = self._holder.stdout.readline() == b"up\n"
