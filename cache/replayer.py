@@ -312,16 +312,20 @@ class Replayer:
         self._collect()
 
     def _follow_replace(self, op: Op, change: wire.Change) -> None:
-        """The replaced file's new version is our node's bytes under a new version id."""
-        for record in change.files:
-            node = self._tree.find(op.ino)
-            if record.id == op.body.other and record.version and node is not None:
-                self._tree.update(op.ino, version=record.version, base_file=record.id)
-                self._db.run(
-                    "INSERT OR IGNORE INTO manifest SELECT ?, data FROM manifest WHERE version = ?",
-                    record.version,
-                    node.version,
-                )
+        """The replaced file's new version is our node's bytes under a new version id; unless the
+        replacing file had got another version by then, which only its manifest can tell."""
+        records = {record.id: record for record in change.files}
+        source, target = records.get(op.file), records.get(op.body.other)
+        node = self._tree.find(op.ino)
+        if node is None or source is None or target is None or target.version is None:
+            return
+        if source.version == node.version:
+            self._tree.update(op.ino, version=target.version, base_file=target.id)
+            self._db.run(
+                "INSERT OR IGNORE INTO manifest SELECT ?, data FROM manifest WHERE version = ?",
+                target.version,
+                node.version,
+            )
 
     # Messages.
 

@@ -348,3 +348,19 @@ async def test_written_through_a_handle_that_a_remote_version_passed_by(
     await two.flush()
     assert await files(one) == await files(two) == {"/a": b"3"}
     assert b"2" in server.history()
+
+
+async def test_a_replace_brings_the_version_that_the_file_had_on_the_server(
+    one: Device, two: Device
+) -> None:
+    """Renamed over another here while it was edited elsewhere: the edit wins, here too."""
+    for name in ("a", "b"):
+        await save(one, name, name.encode())
+    await one.flush()
+    await files(two)
+    assert await two.read_all((await two.resolve("a")).ino) == b"a"
+    await rename(two, "a", "b")
+    await save(one, "a", b"edited")
+    await one.flush()
+    await two.flush()
+    assert await files(one) == await files(two) == {"/b": b"edited"}
