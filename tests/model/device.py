@@ -1,5 +1,5 @@
-"""One device: every part of `cache` that keeps local changes, wired as `mount.session` does it, on a
-directory and a `Port`; without FUSE, block cache and sockets.
+"""One device: every part of `cache` that keeps local changes, wired as `mount.session` does it, on
+a directory and a `Port`; without FUSE, block cache and sockets.
 """
 
 from __future__ import annotations
