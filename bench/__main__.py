@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import httpx
 import msgspec
@@ -24,7 +24,7 @@ import msgspec
 from bench import machine, table
 from bench.peers import KINDS, Peer
 from bench.processes import BenchFailure
-from bench.results import Failed, Report, Sample
+from bench.results import Failed, Given, Report, Sample
 from bench.workloads import WORKLOADS, Inputs
 from mount.config import parse_size
 from mount.failures import Failure
@@ -66,19 +66,27 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> Report:
     with contextlib.ExitStack() as stack:
         peers = [_started(name, scratch, stack) for name in arguments.peers]
         inputs = _inputs(arguments, scratch)
-        samples, failed = _run(peers, inputs, arguments.workloads, arguments.runs)
         versions = {peer.name: peer.version for peer in peers if peer.version}
+        samples, failed = _run(peers, inputs, arguments.workloads, arguments.runs)
         isolated = all(peer.isolated for peer in peers)
         described = machine.describe(scratch, versions, load, isolated)
-    return Report(described, _record(inputs, arguments.runs), samples, failed)
+    return Report(described, _given(inputs, arguments.runs), samples, failed)
 
 
 def _started(name: str, scratch: Path, stack: contextlib.ExitStack) -> Peer:
     _say(f"{name}: start")
     peer = KINDS[name](scratch / name)
-    stack.callback(peer.stop)
+    stack.callback(_stopped, peer)
     peer.start()
     return peer
+
+
+def _stopped(peer: Peer) -> None:
+    """End `peer`; one that ends badly does not take the others' figures with it."""
+    try:
+        peer.stop()
+    except PEER_ERRORS as error:
+        _say(f"{peer.name}: did not end well: {error}")
 
 
 def _inputs(arguments: argparse.Namespace, scratch: Path) -> Inputs:
@@ -95,18 +103,16 @@ def _inputs(arguments: argparse.Namespace, scratch: Path) -> Inputs:
     )
 
 
-def _record(inputs: Inputs, runs: int) -> dict[str, Any]:
-    """What was measured with, for the reader."""
-    kind = {"random": "pseudo-random", "half": "half-compressible"}[inputs.kind]
-    return {
-        "data": kind,
-        "seed": inputs.seed,
-        "large file MiB": inputs.size / 2**20,
-        "random reads": inputs.reads,
-        "small files": inputs.files,
-        "small file bytes": inputs.small,
-        "runs": runs,
-    }
+def _given(inputs: Inputs, runs: int) -> Given:
+    return Given(
+        data={"random": "pseudo-random", "half": "half-compressible"}[inputs.kind],
+        seed=inputs.seed,
+        size=inputs.size,
+        reads=inputs.reads,
+        files=inputs.files,
+        small=inputs.small,
+        runs=runs,
+    )
 
 
 def _run(

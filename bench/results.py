@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -38,11 +38,23 @@ class Failed(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Given(msgspec.Struct, frozen=True, kw_only=True):
+    """What the workloads worked on. Sizes in bytes."""
+
+    data: str
+    seed: str
+    size: int
+    reads: int
+    files: int
+    small: int
+    runs: int
+
+
 class Report(msgspec.Struct, frozen=True):
     """Everything `--json` writes."""
 
     machine: Machine
-    inputs: dict[str, Any]
+    given: Given
     samples: list[Sample]
     failed: list[Failed]
 

@@ -11,7 +11,7 @@ OURS, PEER = "nearline", "rclone"
 
 def render(report: Report) -> str:
     """The machine, the inputs, the table, and what failed."""
-    parts = [_machine(report), _inputs(report), _table(report)]
+    parts = [f"{_machine(report)}\n{_given(report)}", _table(report)]
     if report.failed:
         parts.append("\n".join(f"- {f.workload}, {f.peer}: {f.reason}" for f in report.failed))
     return "\n\n".join(parts) + "\n"
@@ -33,8 +33,13 @@ def _machine(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _inputs(report: Report) -> str:
-    return "- " + ", ".join(f"{name} {value}" for name, value in report.inputs.items())
+def _given(report: Report) -> str:
+    given = report.given
+    return (
+        f"- {given.data} data from seed {given.seed!r}: "
+        f"a large file of {given.size / 2**20:g} MiB, {given.reads} random reads, {given.files} small files of {given.small} bytes; "
+        f"medians of {given.runs} runs (lowest-highest)"
+    )
 
 
 def _table(report: Report) -> str:
