@@ -267,7 +267,7 @@ class Create(_Op, frozen=True, kw_only=True, tag="create"):
 
 
 class Write(_Op, frozen=True, kw_only=True, tag="write"):
-    """Make a new version of `file` current."""
+    """Make a new version of `file` current; `not_found` when it is in the trash."""
 
     content: Content
     mtime_ns: Nanoseconds

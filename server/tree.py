@@ -86,10 +86,12 @@ def create(tx: Mutation, op: wire.Create) -> None:
 
 
 def write(tx: Mutation, op: wire.Write) -> None:
-    """Last writer wins. A file in the trash may be written too: the bytes of an edit that crossed
-    a delete are then in its history and can be brought back."""
+    """Last writer wins. A file in the trash is refused: an edit that crossed a delete would land
+    where nobody looks; its sender, who knows the name, brings it back as a new file."""
     check_numbers(mtime_ns=op.mtime_ns)
     row = _regular(tx.file(op.file))
+    if row.links == 0:
+        raise Refused(NotFound(message=f"{op.file} is in the trash"))
     if row.version != op.content.base:
         tx.overtaken = row.version
     versions.commit(tx, op.file, op.content, op.mtime_ns)

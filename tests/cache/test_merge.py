@@ -242,19 +242,35 @@ def test_our_own_change_of_a_directory_leaves_its_local_times(state: State) -> N
     assert state.tree.node(ROOT).rev == 1
 
 
-def test_an_edit_acknowledged_after_the_file_was_deleted_leaves_nothing(state: State) -> None:
-    """The server takes the bytes into the trash file's history; no nameless node stays alive."""
+def test_a_name_goes_only_after_the_bytes_written_under_it_were_taken(state: State) -> None:
+    """The edit reached the server before the delete did: then the delete stands, and no nameless
+    node stays alive."""
     record = state.born("a", 1)
     ino = state.listing()["a"]
     state.contents.truncate(ino, 3)
     (op,) = state.journal
-    state.remote(2, [later(record, links=0, rev=2)], [state.entry("a", None, 2)])
+    gone = later(record, links=0, rev=3)
+    state.remote(3, [gone], [state.entry("a", None, 3)])
+    assert state.listing() == {"a": ino}
+    state.acknowledge(op, 2, [later(record, version="9" * 32, size=3, rev=2)], [])
+    state.merge.settle_free()
     assert state.listing() == {}
-    gone = later(record, links=0, version="9" * 32, size=3, mtime_ns=77, rev=3)
-    state.acknowledge(op, 3, [gone], [])
     state.collector.collect()
     assert state.db.all("SELECT ino FROM node WHERE ino != ?", ROOT) == []
     assert state.contents.dirty_bytes == 0
+
+
+def test_a_file_that_moved_elsewhere_while_it_was_edited_here_ends_under_its_new_name_only(
+    state: State,
+) -> None:
+    record = state.born("a", 1)
+    state.contents.truncate(state.listing()["a"], 3)
+    (op,) = state.journal
+    moved = [state.entry("a", None, 2), state.entry("b", record.id, 2)]
+    state.remote(2, [later(record, rev=2)], moved)
+    state.acknowledge(op, 3, [later(record, version="9" * 32, size=3, rev=3)], [])
+    state.merge.settle_free()
+    assert set(state.listing()) == {"b"}
 
 
 # --- reset ----------------------------------------------------------------------------------------

@@ -176,13 +176,16 @@ def test_write_refusals(anna: Client) -> None:
     assert isinstance(anna.refused(write(file, version)), errors.Exists)
 
 
-def test_a_write_that_crossed_a_delete_keeps_its_bytes(anna: Client) -> None:
+def test_a_write_that_crossed_a_delete_is_refused_and_its_sender_can_bring_the_file_back(
+    anna: Client,
+) -> None:
     file, _ = anna.store("a", make_chunk(b"old"))
     anna.do(wire.Unlink(file=file, parent=anna.me.root, name="a"))
     version = new_id()
-    record = anna.do(wire.Write(file=file, content=content(version), mtime_ns=1)).change.files[0]
-    assert (record.links, record.version) == (0, version)
+    write = wire.Write(file=file, content=content(version), mtime_ns=1)
+    assert isinstance(anna.refused(write), errors.NotFound)
     anna.do(wire.Link(file=file, parent=anna.me.root, name="back"))
+    anna.do(wire.Write(file=file, content=content(version), mtime_ns=1))
     assert anna.children()["back"].version == version
 
 

@@ -156,11 +156,6 @@ def test_a_mount_without_the_server(site: Site, device: Device) -> None:
     writer.sees("cold", cold)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the server takes the write into the trash, where the mount waits for a refusal to"
-    " bring the file back: the edit is kept in the history of a deleted file, and not seen",
-)
 def test_a_file_deleted_elsewhere_while_it_was_changed_here_comes_back(site: Site) -> None:
     a, b = site.device("a"), site.device("b")
     a.mount()
