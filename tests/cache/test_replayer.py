@@ -264,7 +264,7 @@ async def test_saved_into_a_directory_that_was_deleted_elsewhere(one: Device, tw
     assert await files(one) == await files(two) == {"/a*": b"1", "/e*": None, "/e*/deep": b"2"}
 
 
-async def test_an_edit_of_what_was_deleted_elsewhere_is_in_its_history(
+async def test_an_edit_of_what_was_deleted_elsewhere_brings_it_back(
     one: Device, two: Device, server: Server
 ) -> None:
     await save(one, "a", b"1")
@@ -275,7 +275,7 @@ async def test_an_edit_of_what_was_deleted_elsewhere_is_in_its_history(
     await one.flush()
     await two.pull()
     await two.flush()
-    assert await files(one) == await files(two) == {}
+    assert await files(one) == await files(two) == {"/a": b"precious"}
     assert b"precious" in server.history()
     assert two.contents.dirty_bytes == 0
 
@@ -364,3 +364,20 @@ async def test_a_replace_brings_the_version_that_the_file_had_on_the_server(
     await one.flush()
     await two.flush()
     assert await files(one) == await files(two) == {"/b": b"edited"}
+
+
+async def test_a_directorys_attributes_are_not_lost_when_an_answer_overtakes_the_feed(
+    one: Device, two: Device
+) -> None:
+    await mkdir(one, "d")
+    await one.flush()
+    await files(two)
+    directory = (await one.resolve("d")).ino
+    one.edits.set_xattr(directory, "user.x", b"1")
+    one.edits.set_attributes(directory, {"mode": 0o700})
+    await one.flush()
+    await save(two, "d/a", b"1")
+    await two.flush()
+    await two.pull()
+    node = await two.resolve("d")
+    assert (node.mode, two.tree.xattrs(node.ino)) == (0o700, {"user.x": b"1"})
