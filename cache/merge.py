@@ -187,8 +187,8 @@ class Merge:
 
     def settle_free(self) -> None:
         """Apply what nothing holds back any more: local edits fold operations away, too."""
-        held = self._db.all("SELECT key FROM shadow")
-        free = [row["key"] for row in held if not self._journal.is_pending(row["key"])]
+        held = self._db.all("SELECT key, record FROM shadow")
+        free = [key for key, packed in held if not self._holds(key, _unpack(key, packed))]
         if free:
             with self._db.transaction():
                 for key in free:
@@ -200,10 +200,11 @@ class Merge:
         if row is None:
             return
         self._db.run("DELETE FROM shadow WHERE key = ?", key)
-        if key.startswith("F"):
-            self._merge_file(msgspec.msgpack.decode(row["record"], type=FileRecord))
+        record = _unpack(key, row["record"])
+        if isinstance(record, FileRecord):
+            self._merge_file(record)
         else:
-            self._settle_entry(msgspec.msgpack.decode(row["record"], type=EntryRecord))
+            self._settle_entry(record)
 
     def _with_our_ctime(self, record: FileRecord) -> FileRecord:
         """The edit set ctime here when it happened; git and backup programs would read the file
@@ -236,11 +237,26 @@ class Merge:
         for entry in sorted(change.entries, key=lambda one: one.file is None):
             self._merge_entry(entry, files)
 
+    def _holds(self, key: str, record: FileRecord | EntryRecord) -> bool:
+        """Does an unacknowledged local operation hold this record back?"""
+        if self._journal.is_pending(key):
+            return True
+        return isinstance(record, EntryRecord) and record.file is None and self._is_edited(record)
+
+    def _is_edited(self, gone: EntryRecord) -> bool:
+        """A name goes only after the bytes written under it here have reached the server: when the
+        file is deleted there, they bring it back, under that name."""
+        parent = self._tree.live(gone.parent)
+        node = None if parent is None else self._tree.child(parent.ino, gone.name)
+        return node is not None and any(
+            op.kind == "write" for op in self._journal.of_file(node.file)
+        )
+
     def _held(self, key: str, record: FileRecord | EntryRecord) -> bool:
-        if not self._journal.is_pending(key):
+        if not self._holds(key, record):
             return False
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
-        if row is None or msgspec.msgpack.decode(row["record"], type=type(record)).rev < record.rev:
+        if row is None or _unpack(key, row["record"]).rev < record.rev:
             packed = msgspec.msgpack.encode(record)
             self._db.run("INSERT OR REPLACE INTO shadow VALUES (?, ?)", key, packed)
         return True
@@ -379,3 +395,10 @@ class Merge:
     def after_commit(self) -> None:
         """Tell the kernel what `acknowledge` and `settle` changed, once their transaction is in."""
         self._tell_kernel()
+
+
+def _unpack(key: str, packed: bytes) -> FileRecord | EntryRecord:
+    """A row of `shadow`."""
+    if key.startswith("F"):
+        return msgspec.msgpack.decode(packed, type=FileRecord)
+    return msgspec.msgpack.decode(packed, type=EntryRecord)
