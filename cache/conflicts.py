@@ -16,6 +16,7 @@ from remote.errors import (
     NotFound,
     Problem,
     Stale,
+    WouldLoop,
 )
 
 
@@ -40,8 +41,10 @@ _RULES: dict[tuple[str, type[Problem]], Verdict] = {
     ("rename", NotFound): Verdict.DROP,
     ("rename", Stale): Verdict.DROP,
     ("rename", NotEmpty): Verdict.DROP,
+    ("rename", WouldLoop): Verdict.DROP,
     ("exchange", NotFound): Verdict.DROP,
     ("exchange", Stale): Verdict.DROP,
+    ("exchange", WouldLoop): Verdict.DROP,
     ("unlink", NotFound): Verdict.DROP,
     ("unlink", Stale): Verdict.DROP,
     ("unlink", NotEmpty): Verdict.DROP,
