@@ -242,6 +242,14 @@ class Journal:
         op.made_ns = time.time_ns()  # so that the order is that of `made_ns` too
         self._insert(op)
 
+    def refile(self, op: Op, file: FileId) -> None:
+        """Its file goes on as `file`, whose operations so far come before it."""
+        self.remove(op)
+        old_key, op.key, op.file, op.sent = op.key, new_id(), file, False
+        op.made_ns = time.time_ns()
+        self._insert(op)
+        self.on_rekey(old_key, op.key)
+
     def remove(self, op: Op) -> None:
         self._db.run("DELETE FROM op WHERE seq = ?", op.seq)
         self._forget(op)

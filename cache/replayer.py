@@ -430,7 +430,7 @@ class Replayer:
             elif decided is Verdict.ADOPT:
                 await self._adopt(op)
             elif decided is Verdict.RESCUE:
-                self._relocate(op, ROOT)
+                self._relocate(op, self._tree.node(ROOT).file)
             elif decided is Verdict.RECREATE:
                 self._recreate(op)
             else:
@@ -470,32 +470,35 @@ class Replayer:
 
     def _aside(self, op: Op) -> None:
         """Our file goes on under a conflicted name beside the one that took its name."""
-        parent = self._tree.live(op.body.new_parent or op.body.parent)
-        if parent is None:
-            self._again(op, Retry.NEVER)  # the directory is gone too: the next answer says so
-        else:
-            self._relocate(op, parent.ino)
+        self._relocate(op, op.body.new_parent or op.body.parent)
 
-    def _relocate(self, op: Op, place: int) -> None:
+    def _relocate(self, op: Op, place: FileId) -> None:
         """The entry that the operation makes goes on under a conflicted name in directory `place`;
-        so do the later operations that name it."""
-        was = msgspec.structs.replace(op)
-        body, directory = op.body, self._tree.node(place)
+        so do the later operations that name it. When the directory was removed here, by operations
+        that are still to be sent, there is nothing to move in the tree."""
+        was, body, directory = msgspec.structs.replace(op), op.body, self._tree.live(place)
         parent, name = (body.new_parent or body.parent), (body.new_name or body.name)
-        fresh = self._free_name(place, name)
+        number = random.randrange(2, 10_000)
+        fresh = conflicted_name(name, self._device, time.strftime("%Y-%m-%d"), number)
+        if directory is not None:
+            fresh = self._free_name(directory.ino, name)
         with self._db.transaction():
-            for holder, known in self._tree.names(op.ino):
-                if known == name and self._tree.node(holder).file == parent:
-                    self._tree.drop_entry(holder, name, self._tree.node(op.ino))
-                    self._tree.add_entry(place, fresh, self._tree.node(op.ino))
-                    self._merge.note_name(holder, name)
-                    self._merge.note_name(place, fresh)
-            self._redirect(op, directory.file, fresh, source=False)
+            if directory is not None:
+                self._move_entry(op.ino, (parent, name), directory.ino, fresh)
+            self._redirect(op, place, fresh, source=False)
             for later in self._journal.of_file(op.file):
                 if later.seq > op.seq and (later.body.parent, later.body.name) == (parent, name):
-                    self._redirect(later, directory.file, fresh, source=True)
+                    self._redirect(later, place, fresh, source=True)
             self._merge.settle(was)
         self._merge.after_commit()
+
+    def _move_entry(self, ino: int, old: tuple[FileId, str], place: int, name: str) -> None:
+        for holder, known in self._tree.names(ino):
+            if (self._tree.node(holder).file, known) == old:
+                self._tree.drop_entry(holder, known, self._tree.node(ino))
+                self._tree.add_entry(place, name, self._tree.node(ino))
+                self._merge.note_name(holder, known)
+                self._merge.note_name(place, name)
 
     def _redirect(self, op: Op, parent: FileId, name: str, *, source: bool) -> None:
         """Make the operation anew with another place: the one it names first (`source`), or the one
@@ -518,7 +521,7 @@ class Replayer:
         """Another device made the same directory: ours becomes it, children and all."""
         parent = self._tree.live(op.body.parent)
         if parent is None:
-            self._again(op, Retry.NEVER)  # the directory is gone too: the next answer says so
+            self._aside(op)
             return
         await self._refresh(parent.ino)
         theirs = self._merge.shadow_of_entry(op.body.parent, op.body.name)
@@ -554,6 +557,9 @@ class Replayer:
             )
             create = self._journal.add("create", op.ino, fresh, body)
             create.origin = op.origin
+            for later in self._journal.of_file(op.file):
+                if later.ino == op.ino:  # its next versions, attributes and names
+                    self._journal.refile(later, fresh)
             if op.version is not None:
                 self._journal.rewrite(create, version=op.version)
             self._merge.settle(op)

@@ -381,3 +381,34 @@ async def test_a_directorys_attributes_are_not_lost_when_an_answer_overtakes_the
     await two.pull()
     node = await two.resolve("d")
     assert (node.mode, two.tree.xattrs(node.ino)) == (0o700, {"user.x": b"1"})
+
+
+async def test_a_conflict_in_a_directory_that_was_removed_here(one: Device, two: Device) -> None:
+    """Moved in, deleted there, the directory deleted; elsewhere the name was taken meanwhile."""
+    await mkdir(one, "d")
+    await save(one, "b", b"b")
+    await one.flush()
+    await files(two)
+    await rename(two, "b", "d/a")
+    await remove(two, "d/a")
+    await remove(two, "d")
+    await save(one, "d/a", b"1")
+    await one.flush()
+    await two.flush()
+    assert list(two.journal) == []
+    assert await files(one) == await files(two) == {"/d": None, "/d/a": b"1"}
+
+
+async def test_what_comes_back_brings_its_next_version_along(one: Device, two: Device) -> None:
+    await save(one, "a", b"1")
+    await one.flush()
+    await files(two)
+    await remove(one, "a")
+    await one.flush()
+    await save(two, "a", b"first")
+    (op,) = two.journal
+    await two.uploader.prepare(op)
+    await save(two, "a", b"second")
+    await two.flush()
+    assert list(two.journal) == []
+    assert await files(one) == await files(two) == {"/a": b"second"}
