@@ -37,7 +37,8 @@ def _given(report: Report) -> str:
     given = report.given
     return (
         f"- {given.data} data from seed {given.seed!r}: "
-        f"a large file of {given.size / 2**20:g} MiB, {given.reads} random reads, {given.files} small files of {given.small} bytes; "
+        f"a large file of {given.size / 2**20:g} MiB, {given.reads} random reads, "
+        f"{given.files} small files of {given.small} bytes; "
         f"medians of {given.runs} runs (lowest-highest)"
     )
 
