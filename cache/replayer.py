@@ -1,8 +1,8 @@
 """Sends the journal to the server, in order, batched, for ever.
 
-Knows: when an operation is due, what message it becomes, what each answer means for the journal.
-Must not know: which order is right (`journal.select`), how bytes travel (`uploader`), what
-conflicts mean (`conflicts`), the kernel.
+Knows: when an operation is due, and what each answer means for the journal.
+Must not know: which order is right (`journal.select`), what an operation says (`messages`), how
+bytes travel (`uploader`), what conflicts mean (`resolver`), the kernel.
 
 Concurrency contract: one `run` task. At most one batch is under way, so the server sees operations
 in the order they were chosen; uploads run beside it, one task each, at most `UPLOADS`. Every
@@ -17,23 +17,20 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-import msgspec
 import structlog
 import trio
-from msgspec import UNSET
 
-from cache.conflicts import Verdict, conflicted_name, verdict
 from cache.contents import Contents
 from cache.database import Database
-from cache.journal import Body, Journal, Op, new_id, reads, select, stuck, writes
+from cache.journal import Journal, Op, new_id, reads, select, stuck, writes
 from cache.merge import Merge
-from cache.tree import ROOT, Node, Tree, node_from
+from cache.messages import message
+from cache.resolver import Resolver
+from cache.tree import Tree
 from cache.uploader import Uploader
 from remote import wire
 from remote.backoff import delay
-from remote.content import EMPTY
-from remote.errors import RULES, NearlineError, Problem, RateLimited, Refused, Retry, Unreachable
-from remote.ids import FileId, VersionId
+from remote.errors import RULES, NearlineError, Problem, RateLimited, Refused, Retry
 
 log = structlog.get_logger(__name__)
 
@@ -50,14 +47,9 @@ class ApplyPort(Protocol):
 
     async def apply(self, request: wire.ApplyRequest) -> wire.ApplyReply: ...
 
-    async def file(
-        self, file: FileId, version: VersionId | None = None, *, manifest: bool = False
-    ) -> wire.FileReply: ...
-
 
 class Replayer:
-    """`refresh(ino)` lists a directory anew; `collect` drops nodes nobody needs any more; with
-    `keep_copies` a version that ours overtook also gets a name beside it."""
+    """`collect` drops nodes nobody needs any more."""
 
     def __init__(
         self,
@@ -67,17 +59,13 @@ class Replayer:
         contents: Contents,
         merge: Merge,
         uploader: Uploader,
+        resolver: Resolver,
         port: ApplyPort,
-        refresh: Callable[[int], Awaitable[None]],
         collect: Callable[[], None],
-        *,
-        device: str,
-        keep_copies: bool = False,
     ) -> None:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._merge, self._uploader, self._port = merge, uploader, port
-        self._refresh, self._collect = refresh, collect
-        self._device, self._keep_copies = device, keep_copies
+        self._resolver, self._collect = resolver, collect
         self.writers: Counter[int] = Counter()  # inodes open for writing, how often
         self.waiting_because: str | None = None
         self.last_request = float("-inf")  # trio time at which an application last asked something
@@ -222,7 +210,9 @@ class Replayer:
         retry = problem.retry if isinstance(problem, NearlineError) else Retry.LATER
         if retry is not Retry.NEVER or self._journal.get(op.key) is not op:
             return False
-        self._refuse(op, problem.problem if isinstance(problem, Refused) else None, str(problem))
+        self._resolver.refuse(
+            op, problem.problem if isinstance(problem, Refused) else None, str(problem)
+        )
         return True
 
     async def _back_off(self, problem: Exception, attempt: int, op: Op | None = None) -> None:
@@ -239,12 +229,13 @@ class Replayer:
     # Batches.
 
     async def _send_or_wait(self, batch: list[Op]) -> None:
-        """Send it; when our own disk fails (full: nothing can be noted), wait. Whatever the server
-        took then keeps its key, and is answered the same when it is sent again."""
+        """Send it; when our own disk fails (full: nothing can be noted), or the server cannot be
+        asked about a conflict, wait. Whatever the server took keeps its key, and is answered the
+        same when it is sent again."""
         try:
             await self._send(batch)
-        except OSError as problem:
-            log.error("cannot note what the server answered", why=str(problem))
+        except (NearlineError, OSError) as problem:
+            log.error("cannot deal with what the server answered", why=str(problem))
             await self._back_off(problem, self._attempt)
             self._attempt += 1
 
@@ -295,12 +286,20 @@ class Replayer:
             key = new_id() if retry is Retry.NEVER else op.key
             self._journal.rewrite(op, sent=False, key=key)
 
+    async def _resolve(self, op: Op, problem: Problem) -> None:
+        try:
+            await self._resolver.resolve(op, problem)
+        except NearlineError as trouble:  # could not ask the server: the answer will be the same
+            self._again(op)
+            await self._back_off(trouble, self._attempt)
+            self._attempt += 1
+
     async def _applied(self, op: Op, answer: wire.Applied) -> None:
         content = self._uploader.ready.get(op.key)
-        copy = await self._overtaken(op, answer)
+        copy = await self._resolver.overtaken(op, answer)
         with self._db.transaction():
             if copy is not None and answer.overtaken is not None:
-                self._keep_copy(op, answer.overtaken, copy)
+                self._resolver.keep_copy(op, answer.overtaken, copy)
             if content is not None:
                 size = content.manifest.size
                 self._contents.commit(op.ino, op.file, content.version, size)
@@ -335,268 +334,13 @@ class Replayer:
         sendable, keyed = [], []
         for op in batch:
             try:
-                keyed.append(wire.Keyed(key=op.key, op=self._message(op)))
+                content = self._uploader.ready.get(op.key)
+                said = message(op, self._tree, content)
+                keyed.append(wire.Keyed(key=op.key, op=said))
                 sendable.append(op)
             except OSError as damage:
-                self._refuse(op, None, f"damaged state: {damage}")
+                self._resolver.refuse(op, None, f"damaged state: {damage}")
         return sendable, keyed
-
-    def _message(self, op: Op) -> wire.Op:
-        """The wire form, with the node's attributes of this moment."""
-        body = op.body
-        match op.kind:
-            case "create":
-                return self._create_message(op, self._tree.node(op.ino))
-            case "write":
-                mtime_ns = self._tree.node(op.ino).mtime_ns
-                content = self._uploader.ready[op.key]
-                return wire.Write(file=op.file, content=content, mtime_ns=mtime_ns)
-            case "link":
-                return wire.Link(file=op.file, parent=body.parent, name=body.name)
-            case "unlink":
-                return wire.Unlink(file=op.file, parent=body.parent, name=body.name)
-            case "setattr":
-                node = self._tree.node(op.ino)
-                values = {name: getattr(node, name) for name in body.attrs}
-                return wire.SetAttr(file=op.file, **{**_NO_ATTRIBUTES, **values})
-            case "setxattr":
-                value = self._tree.xattr(op.ino, body.xattr)
-                return wire.SetXattr(file=op.file, name=body.xattr, value=value)
-            case _:
-                return self._move_message(op)
-
-    def _create_message(self, op: Op, node: Node) -> wire.Create:
-        content = self._uploader.ready[op.key] if op.has_content else None
-        return wire.Create(
-            file=op.file,
-            parent=op.body.parent,
-            name=op.body.name,
-            kind=node.kind,
-            mode=node.mode,
-            uid=node.uid,
-            gid=node.gid,
-            mtime_ns=node.mtime_ns,
-            rdev=node.rdev,
-            target=node.target,
-            xattrs=self._tree.xattrs(op.ino),
-            content=content,
-        )
-
-    def _move_message(self, op: Op) -> wire.Op:
-        body = op.body
-        if op.kind == "rename":
-            return wire.Rename(
-                file=op.file,
-                parent=body.parent,
-                name=body.name,
-                new_parent=body.new_parent,
-                new_name=body.new_name,
-                replaces=body.other or None,
-            )
-        if op.kind == "replace":
-            return wire.Replace(
-                file=op.file,
-                parent=body.parent,
-                name=body.name,
-                new_parent=body.new_parent,
-                new_name=body.new_name,
-                target=body.other,
-            )
-        return wire.Exchange(
-            file=op.file,
-            parent=body.parent,
-            name=body.name,
-            other=body.other,
-            other_parent=body.new_parent,
-            other_name=body.new_name,
-        )
-
-    # Refusals.
-
-    def _refuse(self, op: Op, problem: Problem | None, message: str) -> None:
-        kind = type(problem).__struct_config__.tag if problem is not None else "error"
-        log.warning("refused", path=self._tree.path(op.ino), operation=op.kind, why=message)
-        with self._db.transaction():
-            self._journal.rewrite(op, refused=f"{kind}: {message}", sent=False)
-
-    async def _resolve(self, op: Op, problem: Problem) -> None:
-        decided = verdict(op.kind, problem, directory=op.body.directory)
-        log.info("conflict", operation=op.kind, problem=str(problem), verdict=decided.value)
-        try:
-            if decided is Verdict.DROP:
-                await self._drop(op)
-            elif decided is Verdict.ASIDE:
-                self._aside(op)
-            elif decided is Verdict.ADOPT:
-                await self._adopt(op)
-            elif decided is Verdict.RESCUE:
-                self._relocate(op, self._tree.node(ROOT).file)
-            elif decided is Verdict.RECREATE:
-                self._recreate(op)
-            else:
-                self._refuse(op, problem, problem.message)
-        except NearlineError as trouble:  # could not ask the server: the answer will be the same
-            self._again(op)
-            await self._back_off(trouble, self._attempt)
-            self._attempt += 1
-
-    async def _drop(self, op: Op) -> None:
-        """The server's state stands: forget the operation, believe the server again."""
-        stale = [self._tree.live(file) for file in (op.body.parent, op.body.new_parent) if file]
-        with self._db.transaction():
-            self._journal.remove(op)
-            self._merge.settle(op)
-            for file in (op.file, op.body.other):
-                node = self._tree.live(file)
-                if node is not None:
-                    self._tree.update(node.ino, rev=0)
-            for directory in stale:
-                if directory is not None:
-                    self._tree.update(directory.ino, listed=None)
-        self._merge.after_commit()
-        self._uploader.forget(op)
-        for directory in stale:
-            if directory is not None:
-                await self._try_refresh(directory.ino)
-
-    async def _try_refresh(self, ino: int) -> None:
-        """List a directory that is marked as not listed; what fails here is done when somebody
-        looks into it."""
-        try:
-            if self._tree.find(ino) is not None:
-                await self._refresh(ino)
-        except NearlineError as problem:
-            log.info("directory not listed again yet", path=self._tree.path(ino), why=str(problem))
-
-    def _aside(self, op: Op) -> None:
-        """Our file goes on under a conflicted name beside the one that took its name."""
-        self._relocate(op, op.body.new_parent or op.body.parent)
-
-    def _relocate(self, op: Op, place: FileId) -> None:
-        """The entry that the operation makes goes on under a conflicted name in directory `place`;
-        so do the later operations that name it. When the directory was removed here, by operations
-        that are still to be sent, there is nothing to move in the tree."""
-        was, body, directory = msgspec.structs.replace(op), op.body, self._tree.live(place)
-        parent, name = (body.new_parent or body.parent), (body.new_name or body.name)
-        number = random.randrange(2, 10_000)
-        fresh = conflicted_name(name, self._device, time.strftime("%Y-%m-%d"), number)
-        if directory is not None:
-            fresh = self._free_name(directory.ino, name)
-        with self._db.transaction():
-            if directory is not None:
-                self._move_entry(op.ino, (parent, name), directory.ino, fresh)
-            self._redirect(op, place, fresh, source=False)
-            for later in self._journal.of_file(op.file):
-                if later.seq > op.seq and (later.body.parent, later.body.name) == (parent, name):
-                    self._redirect(later, place, fresh, source=True)
-            self._merge.settle(was)
-        self._merge.after_commit()
-
-    def _move_entry(self, ino: int, old: tuple[FileId, str], place: int, name: str) -> None:
-        for holder, known in self._tree.names(ino):
-            if (self._tree.node(holder).file, known) == old:
-                self._tree.drop_entry(holder, known, self._tree.node(ino))
-                self._tree.add_entry(place, name, self._tree.node(ino))
-                self._merge.note_name(holder, known)
-                self._merge.note_name(place, name)
-
-    def _redirect(self, op: Op, parent: FileId, name: str, *, source: bool) -> None:
-        """Make the operation anew with another place: the one it names first (`source`), or the one
-        where it makes an entry."""
-        if source or not op.body.new_name:
-            body = msgspec.structs.replace(op.body, parent=parent, name=name)
-        else:
-            body = msgspec.structs.replace(op.body, new_parent=parent, new_name=name)
-        self._journal.rewrite(op, body=body, key=new_id(), sent=False)
-
-    def _free_name(self, parent: int, name: str) -> str:
-        day = time.strftime("%Y-%m-%d")
-        for number in range(1, 10_000):
-            fresh = conflicted_name(name, self._device, day, number)
-            if self._tree.child(parent, fresh) is None:
-                return fresh
-        raise Unreachable(f"no free name beside {name}")
-
-    async def _adopt(self, op: Op) -> None:
-        """Another device made the same directory: ours becomes it, children and all."""
-        parent = self._tree.live(op.body.parent)
-        if parent is None:
-            self._aside(op)
-            return
-        await self._refresh(parent.ino)
-        theirs = self._merge.shadow_of_entry(op.body.parent, op.body.name)
-        record = None if theirs is None else (await self._port.file(theirs)).file
-        if record is None or record.kind != "directory" or self._tree.live(record.id) is not None:
-            self._aside(op)
-            return
-        with self._db.transaction():
-            self._tree.update(op.ino, file=record.id, rev=0, listed=None)
-            self._journal.remove(op)
-            self._journal.rename_file(op.file, record.id)
-            self._merge.learn(record)
-            self._merge.settle(op)
-        self._merge.after_commit()
-
-    def _recreate(self, op: Op) -> None:
-        """The file was deleted elsewhere while it was changed here: it comes back as a new file,
-        in the same place, or at the top when the place is gone too."""
-        with self._db.transaction():
-            node = self._tree.node(op.ino)
-            names = self._tree.names(op.ino)
-            parent, name = names[0] if names else (ROOT, self._free_name(ROOT, "recovered file"))
-            fresh = new_id()
-            self._journal.remove(op)
-            self._tree.update(op.ino, file=fresh, live=True, links=1, rev=0)
-            if not names:
-                self._tree.add_entry(parent, name, node)
-            body = Body(
-                parent=self._tree.node(parent).file,
-                name=name,
-                regular=True,
-                renew=op.version is not None,
-            )
-            create = self._journal.add("create", op.ino, fresh, body)
-            create.origin = op.origin
-            for later in self._journal.of_file(op.file):
-                if later.ino == op.ino:  # its next versions, attributes and names
-                    self._journal.refile(later, fresh)
-            if op.version is not None:
-                self._journal.rewrite(create, version=op.version)
-            self._merge.settle(op)
-        self._merge.after_commit()
-        self._uploader.forget(op)
-
-    async def _overtaken(self, op: Op, answer: wire.Applied) -> wire.FileReply | None:
-        """With `--on-conflict=copy`: the version that ours won against, if it still is to be had.
-        Asked for before the operation is acknowledged, so that nothing can come in between."""
-        if answer.overtaken is None or not self._keep_copies:
-            return None
-        try:
-            return await self._port.file(op.file, answer.overtaken, manifest=True)
-        except Refused as problem:
-            log.warning("no copy of an overtaken version", file=op.file, why=str(problem))
-            return None
-
-    def _keep_copy(self, op: Op, version: VersionId, reply: wire.FileReply) -> None:
-        """Give that version a name beside ours: a new file whose bytes the drive has. In the
-        transaction of the acknowledgement."""
-        names, manifest = self._tree.names(op.ino), reply.manifest or EMPTY
-        if not names:
-            return
-        parent, name = names[0]
-        fresh, now = self._free_name(parent, name), time.time_ns()
-        copied = {"id": new_id(), "links": 1, "size": manifest.size, "version": version, "rev": 0}
-        record = msgspec.structs.replace(reply.file, ctime_ns=now, **copied)
-        node = self._tree.insert(node_from(record))
-        self._tree.update(node.ino, base_file=op.file)
-        self._tree.replace_xattrs(node.ino, record.xattrs)
-        self._tree.add_entry(parent, fresh, node)
-        body = Body(parent=self._tree.node(parent).file, name=fresh, regular=True)
-        self._journal.add("create", node.ino, node.file, body).origin = op.origin
-        self._merge.note_name(parent, fresh)
-
-
-_NO_ATTRIBUTES = dict.fromkeys(("mode", "uid", "gid", "mtime_ns"), UNSET)
 
 
 async def _unwrapped(work: Callable[[Op], Awaitable[None]], op: Op) -> None:

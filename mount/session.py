@@ -28,6 +28,7 @@ from cache.manifests import Manifests
 from cache.merge import Invalidator, Merge
 from cache.reader import Reader
 from cache.replayer import Replayer
+from cache.resolver import Resolver
 from cache.spool import Spool
 from cache.tree import ROOT, Tree
 from cache.uploader import Uploader
@@ -95,6 +96,17 @@ class Session:
             self.reader.keep_manifest,
             self.reader.put_plain,
         )
+        resolver = Resolver(
+            self.db,
+            self.tree,
+            self.journal,
+            self.merge,
+            self.uploader,
+            self.client,
+            self.list_directory,
+            device=platform.node() or "another device",
+            keep_copies=config.on_conflict == "copy",
+        )
         self.replayer = Replayer(
             self.db,
             self.tree,
@@ -102,11 +114,9 @@ class Session:
             self.contents,
             self.merge,
             self.uploader,
+            resolver,
             self.client,
-            self.list_directory,
             self.collector.collect,
-            device=platform.node() or "another device",
-            keep_copies=config.on_conflict == "copy",
         )
         self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
         self.contents.on_change = self._content_changed

@@ -295,7 +295,7 @@ async def test_the_last_writer_wins_and_both_are_kept(
 
 
 async def test_the_overtaken_version_gets_a_name_if_asked_to(one: Device, two: Device) -> None:
-    one.replayer._keep_copies = True
+    one.resolver._keep_copies = True
     await save(one, "a.txt", b"0")
     await one.flush()
     await files(two)

@@ -19,6 +19,7 @@ from cache.manifests import Manifests
 from cache.merge import Merge
 from cache.reader import Prefetch
 from cache.replayer import Replayer
+from cache.resolver import Resolver
 from cache.spool import Spool
 from cache.tree import ROOT, Node, Tree
 from cache.uploader import Uploader
@@ -98,6 +99,16 @@ class Device:
             self.manifests.keep_manifest,
             _keep_nothing,
         )
+        self.resolver = Resolver(
+            self.db,
+            self.tree,
+            self.journal,
+            self.merge,
+            self.uploader,
+            self.port,
+            self.list_directory,
+            device=self.name,
+        )
         self.replayer = Replayer(
             self.db,
             self.tree,
@@ -105,10 +116,9 @@ class Device:
             self.contents,
             self.merge,
             self.uploader,
+            self.resolver,
             self.port,
-            self.list_directory,
             self.collector.collect,
-            device=self.name,
         )
         self.contents.on_change = lambda ino, a, b: self.uploader.note_write(ino, a, b)
 

@@ -1,0 +1,240 @@
+"""What becomes of operations that the server refused for good, and of versions that ours overtook.
+
+Knows: how each verdict of the rule book (`conflicts`) changes tree and journal. Must not know: when
+operations are sent and sent again (`replayer`), the kernel.
+
+Concurrency contract: called by the replayer's one task, between batches. Each change is one
+transaction; an await comes only before it (to ask the server) or after it (to list anew).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from cache.conflicts import Verdict, conflicted_name, verdict
+from cache.database import Database
+from cache.journal import Body, Journal, Op, new_id
+from cache.merge import Merge
+from cache.tree import ROOT, Tree, node_from
+from cache.uploader import Uploader
+from remote import wire
+from remote.content import EMPTY
+from remote.errors import NearlineError, Problem, Refused, Unreachable
+from remote.ids import FileId, VersionId
+
+log = structlog.get_logger(__name__)
+
+
+class FilePort(Protocol):
+    """The part of `client.ApiClient` that resolving needs."""
+
+    async def file(
+        self, file: FileId, version: VersionId | None = None, *, manifest: bool = False
+    ) -> wire.FileReply: ...
+
+
+class Resolver:
+    """`refresh(ino)` lists a directory anew; with `keep_copies` a version that ours overtook also
+    gets a name beside it, marked with `device`."""
+
+    def __init__(
+        self,
+        db: Database,
+        tree: Tree,
+        journal: Journal,
+        merge: Merge,
+        uploader: Uploader,
+        port: FilePort,
+        refresh: Callable[[int], Awaitable[None]],
+        *,
+        device: str,
+        keep_copies: bool = False,
+    ) -> None:
+        self._db, self._tree, self._journal, self._merge = db, tree, journal, merge
+        self._uploader, self._port, self._refresh = uploader, port, refresh
+        self._device, self._keep_copies = device, keep_copies
+
+    def refuse(self, op: Op, problem: Problem | None, message: str) -> None:
+        kind = type(problem).__struct_config__.tag if problem is not None else "error"
+        log.warning("refused", path=self._tree.path(op.ino), operation=op.kind, why=message)
+        with self._db.transaction():
+            self._journal.rewrite(op, refused=f"{kind}: {message}", sent=False)
+
+    async def resolve(self, op: Op, problem: Problem) -> None:
+        """Do what the rule book says about an operation that was refused for good. Raises
+        NearlineError when the server had to be asked and could not be: ask again later."""
+        decided = verdict(op.kind, problem, directory=op.body.directory)
+        log.info("conflict", operation=op.kind, problem=str(problem), verdict=decided.value)
+        if decided is Verdict.DROP:
+            await self._drop(op)
+        elif decided is Verdict.ASIDE:
+            self._aside(op)
+        elif decided is Verdict.ADOPT:
+            await self._adopt(op)
+        elif decided is Verdict.RESCUE:
+            self._relocate(op, self._tree.node(ROOT).file)
+        elif decided is Verdict.RECREATE:
+            self._recreate(op)
+        else:
+            self.refuse(op, problem, problem.message)
+
+    async def _drop(self, op: Op) -> None:
+        """The server's state stands: forget the operation, believe the server again."""
+        stale = [self._tree.live(file) for file in (op.body.parent, op.body.new_parent) if file]
+        with self._db.transaction():
+            self._journal.remove(op)
+            self._merge.settle(op)
+            for file in (op.file, op.body.other):
+                node = self._tree.live(file)
+                if node is not None:
+                    self._tree.update(node.ino, rev=0)
+            for directory in stale:
+                if directory is not None:
+                    self._tree.update(directory.ino, listed=None)
+        self._merge.after_commit()
+        self._uploader.forget(op)
+        for directory in stale:
+            if directory is not None:
+                await self._try_refresh(directory.ino)
+
+    async def _try_refresh(self, ino: int) -> None:
+        """List a directory that is marked as not listed; what fails here is done when somebody
+        looks into it."""
+        try:
+            if self._tree.find(ino) is not None:
+                await self._refresh(ino)
+        except NearlineError as problem:
+            log.info("directory not listed again yet", path=self._tree.path(ino), why=str(problem))
+
+    def _aside(self, op: Op) -> None:
+        """Our file goes on under a conflicted name beside the one that took its name."""
+        self._relocate(op, op.body.new_parent or op.body.parent)
+
+    def _relocate(self, op: Op, place: FileId) -> None:
+        """The entry that the operation makes goes on under a conflicted name in directory `place`;
+        so do the later operations that name it. When the directory was removed here, by operations
+        that are still to be sent, there is nothing to move in the tree."""
+        was, body, directory = msgspec.structs.replace(op), op.body, self._tree.live(place)
+        parent, name = (body.new_parent or body.parent), (body.new_name or body.name)
+        number = random.randrange(2, 10_000)
+        fresh = conflicted_name(name, self._device, time.strftime("%Y-%m-%d"), number)
+        if directory is not None:
+            fresh = self._free_name(directory.ino, name)
+        with self._db.transaction():
+            if directory is not None:
+                self._move_entry(op.ino, (parent, name), directory.ino, fresh)
+            self._redirect(op, place, fresh, source=False)
+            for later in self._journal.of_file(op.file):
+                if later.seq > op.seq and (later.body.parent, later.body.name) == (parent, name):
+                    self._redirect(later, place, fresh, source=True)
+            self._merge.settle(was)
+        self._merge.after_commit()
+
+    def _move_entry(self, ino: int, old: tuple[FileId, str], place: int, name: str) -> None:
+        for holder, known in self._tree.names(ino):
+            if (self._tree.node(holder).file, known) == old:
+                self._tree.drop_entry(holder, known, self._tree.node(ino))
+                self._tree.add_entry(place, name, self._tree.node(ino))
+                self._merge.note_name(holder, known)
+                self._merge.note_name(place, name)
+
+    def _redirect(self, op: Op, parent: FileId, name: str, *, source: bool) -> None:
+        """Make the operation anew with another place: the one it names first (`source`), or the one
+        where it makes an entry."""
+        if source or not op.body.new_name:
+            body = msgspec.structs.replace(op.body, parent=parent, name=name)
+        else:
+            body = msgspec.structs.replace(op.body, new_parent=parent, new_name=name)
+        self._journal.rewrite(op, body=body, key=new_id(), sent=False)
+
+    def _free_name(self, parent: int, name: str) -> str:
+        day = time.strftime("%Y-%m-%d")
+        for number in range(1, 10_000):
+            fresh = conflicted_name(name, self._device, day, number)
+            if self._tree.child(parent, fresh) is None:
+                return fresh
+        raise Unreachable(f"no free name beside {name}")
+
+    async def _adopt(self, op: Op) -> None:
+        """Another device made the same directory: ours becomes it, children and all."""
+        parent = self._tree.live(op.body.parent)
+        if parent is None:
+            self._aside(op)
+            return
+        await self._refresh(parent.ino)
+        theirs = self._merge.shadow_of_entry(op.body.parent, op.body.name)
+        record = None if theirs is None else (await self._port.file(theirs)).file
+        if record is None or record.kind != "directory" or self._tree.live(record.id) is not None:
+            self._aside(op)
+            return
+        with self._db.transaction():
+            self._tree.update(op.ino, file=record.id, rev=0, listed=None)
+            self._journal.remove(op)
+            self._journal.rename_file(op.file, record.id)
+            self._merge.learn(record)
+            self._merge.settle(op)
+        self._merge.after_commit()
+
+    def _recreate(self, op: Op) -> None:
+        """The file was deleted elsewhere while it was changed here: it comes back as a new file,
+        in the same place, or at the top when the place is gone too."""
+        with self._db.transaction():
+            node = self._tree.node(op.ino)
+            names = self._tree.names(op.ino)
+            parent, name = names[0] if names else (ROOT, self._free_name(ROOT, "recovered file"))
+            fresh = new_id()
+            self._journal.remove(op)
+            self._tree.update(op.ino, file=fresh, live=True, links=1, rev=0)
+            if not names:
+                self._tree.add_entry(parent, name, node)
+            body = Body(
+                parent=self._tree.node(parent).file,
+                name=name,
+                regular=True,
+                renew=op.version is not None,
+            )
+            create = self._journal.add("create", op.ino, fresh, body)
+            create.origin = op.origin
+            for later in self._journal.of_file(op.file):
+                if later.ino == op.ino:  # its next versions, attributes and names
+                    self._journal.refile(later, fresh)
+            if op.version is not None:
+                self._journal.rewrite(create, version=op.version)
+            self._merge.settle(op)
+        self._merge.after_commit()
+        self._uploader.forget(op)
+
+    async def overtaken(self, op: Op, answer: wire.Applied) -> wire.FileReply | None:
+        """With `--on-conflict=copy`: the version that ours won against, if it still is to be had.
+        Asked for before the operation is acknowledged, so that nothing can come in between."""
+        if answer.overtaken is None or not self._keep_copies:
+            return None
+        try:
+            return await self._port.file(op.file, answer.overtaken, manifest=True)
+        except Refused as problem:
+            log.warning("no copy of an overtaken version", file=op.file, why=str(problem))
+            return None
+
+    def keep_copy(self, op: Op, version: VersionId, reply: wire.FileReply) -> None:
+        """Give that version a name beside ours: a new file whose bytes the drive has. In the
+        transaction of the acknowledgement."""
+        names, manifest = self._tree.names(op.ino), reply.manifest or EMPTY
+        if not names:
+            return
+        parent, name = names[0]
+        fresh, now = self._free_name(parent, name), time.time_ns()
+        copied = {"id": new_id(), "links": 1, "size": manifest.size, "version": version, "rev": 0}
+        record = msgspec.structs.replace(reply.file, ctime_ns=now, **copied)
+        node = self._tree.insert(node_from(record))
+        self._tree.update(node.ino, base_file=op.file)
+        self._tree.replace_xattrs(node.ino, record.xattrs)
+        self._tree.add_entry(parent, fresh, node)
+        body = Body(parent=self._tree.node(parent).file, name=fresh, regular=True)
+        self._journal.add("create", node.ino, node.file, body).origin = op.origin
+        self._merge.note_name(parent, fresh)
