@@ -19,8 +19,9 @@ acknowledgement; the kernel is told after the commit.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -31,6 +32,7 @@ from msgspec import structs
 from cache.database import Database
 from cache.journal import Journal, Op, entry_key, file_key, writes
 from cache.tree import ROOT, Node, Tree, node_from
+from remote.errors import NotKept
 from remote.ids import FileId
 from remote.wire import Change, Child, EntryRecord, FileRecord, Me
 
@@ -106,7 +108,7 @@ class Merge:
         return value if isinstance(value, int) else 0
 
     def apply(self, changes: list[Change], cursor: str, seq: int) -> None:
-        with self._db.transaction():
+        with _kept(), self._db.transaction():
             for change in changes:
                 self._merge(change)
             self._db.set_meta("cursor", cursor)
@@ -119,7 +121,7 @@ class Merge:
 
     def reset(self, cursor: str, seq: int) -> None:
         """The feed cannot tell what happened: believe no listing, and let every record in."""
-        with self._db.transaction():
+        with _kept(), self._db.transaction():
             self._db.run("UPDATE node SET rev = 0, listed = NULL WHERE rev > 0 OR listed > 0")
             self._db.run("UPDATE node SET listed = NULL WHERE ino = ?", ROOT)
             self._db.run("UPDATE entry SET rev = 0")
@@ -395,6 +397,15 @@ class Merge:
     def after_commit(self) -> None:
         """Tell the kernel what `acknowledge` and `settle` changed, once their transaction is in."""
         self._tell_kernel()
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """What the disk refuses (full) is asked for again later."""
+    try:
+        yield
+    except OSError as problem:
+        raise NotKept(f"cannot store what changed on the server: {problem}") from problem
 
 
 def _unpack(key: str, packed: bytes) -> FileRecord | EntryRecord:

@@ -229,13 +229,12 @@ class Replayer:
     # Batches.
 
     async def _send_or_wait(self, batch: list[Op]) -> None:
-        """Send it; when our own disk fails (full: nothing can be noted), or the server cannot be
-        asked about a conflict, wait. Whatever the server took keeps its key, and is answered the
-        same when it is sent again."""
+        """Send it; when our own disk fails (full: nothing can be noted), wait. Whatever the server
+        took then keeps its key, and is answered the same when it is sent again."""
         try:
             await self._send(batch)
-        except (NearlineError, OSError) as problem:
-            log.error("cannot deal with what the server answered", why=str(problem))
+        except OSError as problem:
+            log.error("cannot note what the server answered", why=str(problem))
             await self._back_off(problem, self._attempt)
             self._attempt += 1
 
@@ -262,7 +261,7 @@ class Replayer:
         touched = [(writes(op), reads(op) | writes(op)) for op in batch]
         for op, answer, (wrote, used) in zip(batch, reply.results, touched, strict=True):
             if isinstance(answer, wire.Applied):
-                await self._applied(op, answer)
+                await self._applied_or_put_aside(op, answer)
                 continue
             retry = RULES[type(answer)].retry
             if retry is Retry.NEVER and not tainted & used:
@@ -293,6 +292,17 @@ class Replayer:
             self._again(op)
             await self._back_off(trouble, self._attempt)
             self._attempt += 1
+
+    async def _applied_or_put_aside(self, op: Op, answer: wire.Applied) -> None:
+        """A fault of ours in one acknowledgement must not end the mount, and with it the access to
+        every other file: nothing of it was stored, its bytes stay, and it is shown."""
+        try:
+            await self._applied(op, answer)
+        except (NearlineError, OSError):
+            raise
+        except Exception:
+            log.exception("acknowledgement failed", operation=op.kind, file=op.file)
+            self._resolver.refuse(op, None, "a fault of this program; the mount's log has it")
 
     async def _applied(self, op: Op, answer: wire.Applied) -> None:
         content = self._uploader.ready.get(op.key)

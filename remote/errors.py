@@ -5,7 +5,8 @@
     ├── Unreachable       no answer: network down, DNS, TLS, timeout, 5xx without a Problem
     ├── UrlRefused        blob store or edge refused a signed URL: sign again and go on
     ├── CorruptContent    bytes that do not match their hash, again and again
-    └── ProtocolError     an answer that is not of this protocol
+    ├── ProtocolError     an answer that is not of this protocol
+    └── NotKept           an answer that came, and could not be stored here (full disk)
 
 Knows: every `Problem`'s HTTP status, errno and retry class (`RULES`). Must not know: who raises,
 who retries, how long anybody waits (`backoff`).
@@ -195,3 +196,9 @@ class ProtocolError(NearlineError):
     """The answer is not of this protocol: another program answers there, or another version."""
 
     errno = errno.EPROTO
+
+
+class NotKept(NearlineError):
+    """The answer came, but this machine could not store it. Asking again later is harmless."""
+
+    errno = errno.ENOSPC

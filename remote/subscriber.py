@@ -142,7 +142,8 @@ def retry_delay(error: NearlineError, failures: int, jitter: float) -> float:
 
 
 class FeedSink(Protocol):
-    """Where changes go. Each method is atomic and returns when its effect is visible."""
+    """Where changes go. Each method is atomic and returns when its effect is visible, or raises
+    NotKept and has no effect."""
 
     def cursor(self) -> str | None:
         """The position of what was applied; None before the first `reset`."""

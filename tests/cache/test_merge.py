@@ -3,6 +3,7 @@ kernel is told."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from cache.tree import ROOT
+from remote.errors import NotKept
 from remote.wire import Me
 from tests.cache.state import ROOT_FILE, State
 
@@ -299,3 +301,20 @@ def test_what_was_held_back_comes_when_the_operation_is_folded_away(state: State
     state.list_directory(ROOT, [("a", theirs)], 1)
     assert state.tree.node(state.listing()["a"]).file == theirs.id
     assert state.db.all("SELECT * FROM shadow") == []
+
+
+def test_a_change_that_cannot_be_stored_is_asked_for_again(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk under the state database is a reason to wait, not the end of the mount."""
+    record = state.born("a", 1)
+
+    def full(key: str, value: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(state.db, "set_meta", full)
+        with pytest.raises(NotKept):
+            state.merge.apply([state.change(2, [later(record, mode=0o600, rev=2)], [])], "c", 2)
+    assert state.tree.node(state.listing()["a"]).mode == record.mode
+    assert state.merge.seq != 2
