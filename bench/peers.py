@@ -237,10 +237,11 @@ def _password(file: Path) -> list[str]:
 class Rclone(Served):
     """rclone mount with its full cache over rclone's own WebDAV server.
 
-    Two settings differ from rclone's defaults, both in its favour: it uploads at once after close
-    instead of waiting five seconds, and it knows that the server is rclone (so that modification
-    times are kept). At once is a millisecond: 0 means something else to rclone, uploading within
-    the release of the file."""
+    Three settings differ from rclone's defaults, all in its favour. It uploads at once after close
+    instead of waiting five seconds (at once is a millisecond: 0 means something else to rclone,
+    uploading within the release of the file). It does not pause for ten milliseconds between two
+    requests, which is meant for other people's servers. And it knows that its server is rclone, so
+    that modification times are kept."""
 
     name = "rclone"
 
@@ -300,6 +301,7 @@ class Rclone(Served):
         command = [self._binary, "mount", f':webdav,vendor=rclone,url="{self._url}":']
         command += [str(self.mountpoint), "--cache-dir", str(self.base / "cache")]
         command += ["--vfs-cache-mode", "full", "--vfs-write-back", "1ms"]
+        command += ["--webdav-pacer-min-sleep", "0s"]
         command += ["--rc", "--rc-no-auth", "--rc-addr", f"unix://{self.base / 'rc.sock'}"]
         self._process = self._spawn(command, self._env, self.base / "mount.log")
         poll(self._mounted, "rclone mount", timeout=START_SECONDS)
