@@ -36,8 +36,13 @@ log = structlog.get_logger(__name__)
 
 BATCH = 200
 UPLOADS = 64
-UPLOADS_WHEN_BUSY = 2  # while applications use the mount they come first
+# While applications use the mount they come first. A burst (unpacking an archive, copying a tree)
+# has it for itself; one that goes on is uploaded beside them; a few files never wait for it.
+UPLOADS_WHEN_BUSY = 8
 BUSY_SECONDS = 0.05
+LONGEST_REST = 0.5
+BURST_NS = 10_000_000_000
+FEW = 16
 LINGER_NS = 30_000_000  # an operation this young may still be folded away
 SNAPSHOT_EVERY_NS = 30_000_000_000  # a file that is never closed is uploaded this often
 
@@ -108,14 +113,22 @@ class Replayer:
         async with trio.open_nursery() as nursery:
             while True:
                 self._wake = trio.Event()
-                changed = self._journal.changed
+                changed, began = self._journal.changed, trio.current_time()
                 self._merge.settle_free()
                 batch, waiting = select(self._journal, self._is_ready, BATCH)
                 self._start_uploads(nursery, waiting)
                 if batch:
                     await self._send_or_wait(batch)
                 else:
+                    looking = trio.current_time() - began
                     await self._wait(changed)
+                    await self._rest(looking)
+
+    async def _rest(self, looking: float) -> None:
+        """Looking through a long journal takes milliseconds, and every edit is a reason to look:
+        look at most a sixth of the time."""
+        if not self._hurry:
+            await trio.sleep(min(5 * looking, LONGEST_REST))
 
     async def _wait(self, changed: trio.Event) -> None:
         """Until the journal changes, something wakes us, or time alone makes an operation due."""
@@ -131,6 +144,20 @@ class Replayer:
     def _is_busy(self) -> bool:
         idle = trio.current_time() - self.last_request
         return not self._hurry and idle < BUSY_SECONDS
+
+    def _most_uploads(self) -> int:
+        """How many may be under way now."""
+        if not self._is_busy():
+            return UPLOADS
+        if len(self._journal) <= FEW:
+            return UPLOADS_WHEN_BUSY
+        oldest = next((op.made_ns for op in self._journal if not op.refused), 0)
+        return 0 if time.time_ns() - oldest < BURST_NS else UPLOADS_WHEN_BUSY
+
+    def _is_early_due(self, op: Op) -> bool:
+        """Should what is certain of a file that is still being written be sent already?"""
+        is_burst = self._is_busy() and time.time_ns() - op.made_ns < BURST_NS
+        return not is_burst and self._uploader.wants_early(op.ino)
 
     def _next_due_ns(self) -> int | None:
         now, due = time.time_ns(), []
@@ -162,7 +189,7 @@ class Replayer:
         return now >= op.made_ns + LINGER_NS
 
     def _start_uploads(self, nursery: trio.Nursery, waiting: list[Op]) -> None:
-        most = UPLOADS_WHEN_BUSY if self._is_busy() else UPLOADS
+        most = self._most_uploads()
         for op in waiting:
             if len(self._uploading) >= most:
                 return
@@ -174,7 +201,7 @@ class Replayer:
             if self._is_due(op):
                 self._uploading[op.key] = op.ino
                 nursery.start_soon(self._upload, op, op.key)
-            elif op.kind == "create" and self._uploader.wants_early(op.ino):
+            elif op.kind == "create" and self._is_early_due(op):
                 self._early[op.key] = op.ino
                 nursery.start_soon(self._upload_early, op, op.key)
 

@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from cache.replayer import BURST_NS, FEW, UPLOADS, UPLOADS_WHEN_BUSY
 from cache.tree import ROOT
 from remote import wire
 from remote.errors import ChunksMissing, QuotaExceeded, Unavailable
@@ -412,3 +413,18 @@ async def test_what_comes_back_brings_its_next_version_along(one: Device, two: D
     await two.flush()
     assert list(two.journal) == []
     assert await files(one) == await files(two) == {"/a": b"second"}
+
+
+async def test_a_burst_has_the_mount_for_itself_and_a_few_files_never_wait(one: Device) -> None:
+    replayer = one.replayer
+    await save(one, "first", b"0")
+    assert replayer._most_uploads() == UPLOADS, "nobody asks anything"
+    replayer.last_request = trio.current_time()
+    assert replayer._most_uploads() == UPLOADS_WHEN_BUSY, "one saved file does not wait"
+    for number in range(FEW):
+        await save(one, f"f{number}", b"0")
+    replayer.last_request = trio.current_time()
+    assert replayer._most_uploads() == 0, "a burst"
+    oldest = next(iter(one.journal))
+    oldest.made_ns -= BURST_NS
+    assert replayer._most_uploads() == UPLOADS_WHEN_BUSY, "it goes on"

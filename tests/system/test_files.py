@@ -284,7 +284,8 @@ def test_status_attribute_tells_where_a_file_is(pair: Pair) -> None:
     wait_until(lambda: (b / "file").stat().st_size == len(content), "the size on b")
     assert state(b / "file") == b"online-only"
     assert (b / "file").read_bytes() == content
-    assert state(b / "file") == b"synced"
+    # What was read is put into the cache behind the reader.
+    wait_until(lambda: state(b / "file") == b"synced", "the file is in b's cache")
     assert "user.nearline.status" not in os.listxattr(a / "file")
     with pytest.raises(PermissionError):
         os.setxattr(a / "file", "user.nearline.status", b"synced")
@@ -297,18 +298,18 @@ def test_statfs_is_of_the_drive(pair: Pair) -> None:
     run("df", pair.a.at, seconds=10)
 
 
-def test_a_directory_of_5000_entries_is_listed_whole(pair: Pair) -> None:
+def test_a_directory_of_2500_entries_is_listed_whole(pair: Pair) -> None:
     a, b = tree_of(pair, "many")
-    names = {f"entry {number:05}" for number in range(5000)}
+    names = {f"entry {number:05}" for number in range(2500)}
     for name in names:
         os.mknod(a / name)
     listed = os.listdir(a)
-    assert len(listed) == 5000
+    assert len(listed) == 2500
     assert set(listed) == names
     pair.a.flush()
-    wait_until(lambda: len(os.listdir(b)) >= 5000, "5,000 on b")
+    wait_until(lambda: len(os.listdir(b)) >= 2500, "2,500 on b")
     listed = os.listdir(b)
-    assert len(listed) == 5000
+    assert len(listed) == 2500
     assert set(listed) == names
 
 
