@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from server.accounts import add_account
 from tests.server.conftest import Start
 
 ROOT = Path(__file__).parents[2]
-needed = [name for name in ("bash", "curl", "jq") if shutil.which(name) is None]
 
 
-@pytest.mark.skipif(bool(needed), reason=f"not installed: {needed}")
 def test_the_curl_session(start: Start, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "protocol.md").read_text()
     found = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
