@@ -384,10 +384,6 @@ class Merge:
         for one in tell:
             one()
 
-    def forget_name(self, parent: int, name: str) -> None:
-        """The kernel must look the name up again. After the transaction."""
-        self._invalidator.forget_entry(parent, name)
-
     def shadow_of_entry(self, parent: FileId, name: str) -> FileId | None:
         """What the server says a name means that a local operation holds back here."""
         key = entry_key(parent, name)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from mount.failures import UsageFailure
@@ -282,11 +282,3 @@ def merge(base: Options, flags: Options) -> Options:
     }
     merged = replace(base, **said)
     return replace(merged, fuse_options=base.fuse_options | flags.fuse_options)
-
-
-def sync_mode(value: str) -> Sync:
-    return cast(Sync, one_of("sync", value, get_args(Sync)))
-
-
-def conflict_mode(value: str) -> OnConflict:
-    return cast(OnConflict, one_of("on-conflict", value, get_args(OnConflict)))
