@@ -1,7 +1,8 @@
 """The v1 messages. The same types are JSON and MessagePack; the server's OpenAPI is made from them.
 
 Knows: the shape of every request, reply and tree operation. Must not know: transport, storage,
-policy. docs/protocol.md says in prose what is only named here.
+policy. docs/protocol.md says in prose what is only named here. Sharing, links, history, trash and
+devices have their messages in `wire_account`.
 
 Conventions: times are integer nanoseconds since 1970 UTC; sizes are bytes; ids of files, versions
 and operations are 32 hex digits; chunk ids and hashes are raw bytes (base64 in JSON). A record
@@ -28,6 +29,7 @@ SIGNED_URL_SECONDS = 300
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 Kind = Literal["file", "directory", "symlink", "fifo", "socket", "char", "block"]
 Role = Literal["owner", "editor", "viewer"]
+Scope = Literal["full", "read"]
 Nanoseconds = int
 
 
@@ -65,7 +67,9 @@ class EntryRecord(Struct, frozen=True, kw_only=True):
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """One mutation of drive `drive`, as the records it left behind; atomic for readers."""
+    """One mutation of drive `drive`, as the records it left behind; atomic for readers. Of another
+    account's drive, a reader gets the records at and below what is shared; what left that appears
+    as deleted (`links` 0)."""
 
     drive: DriveId
     seq: int
@@ -91,7 +95,8 @@ class LoginReply(Struct):
 
 
 class Me(Struct, kw_only=True):
-    """Who the token is, where their drive starts, and the cursor of this moment."""
+    """Who the token is, where their drive starts, and the cursor of this moment. The `root` of a
+    token for a single folder is that folder."""
 
     account: str
     device_id: HexId
@@ -102,6 +107,8 @@ class Me(Struct, kw_only=True):
     used_bytes: int
     quota_bytes: int | None
     now_ns: Nanoseconds
+    scope: Scope = "full"
+    reserved_bytes: int = 0
 
 
 # --- reading the tree ---------------------------------------------------------------------------
@@ -122,6 +129,9 @@ class ChildrenPage(Struct, kw_only=True):
 
 
 class VersionInfo(Struct, kw_only=True):
+    """`device` and `account` are the names of who wrote it. `base` is the version it was made
+    from: where that is not the one before in the list, this one won over that."""
+
     id: VersionId
     file: FileId
     size: int
@@ -129,6 +139,10 @@ class VersionInfo(Struct, kw_only=True):
     created_ns: Nanoseconds
     device: str
     status: Literal["uploading", "uploaded"]
+    account: str = ""
+    base: VersionId | None = None
+    restored_from: VersionId | None = None
+    current: bool = False
 
 
 class VersionsPage(Struct, kw_only=True):
@@ -333,7 +347,36 @@ class SetXattr(_Op, frozen=True, kw_only=True, tag="setxattr"):
     value: Annotated[bytes, Meta(max_length=MAX_XATTR_BYTES)] | None
 
 
-Op = Create | Write | Link | Rename | Replace | Exchange | Unlink | SetAttr | SetXattr
+class Revert(_Op, frozen=True, kw_only=True, tag="revert"):
+    """Make the content of `version`, an older version of `file`, current again, as the new version
+    `as_version`: history is never rewritten."""
+
+    version: VersionId
+    as_version: VersionId
+    mtime_ns: Nanoseconds
+
+
+class Recover(_Op, frozen=True, kw_only=True, tag="recover"):
+    """Put `file` back from the trash: where it was, or at (`parent`, `name`). What a directory
+    held when it was deleted is in the trash as files of their own. Only for the drive's owner."""
+
+    parent: FileId | None = None
+    name: Name | None = None
+
+
+Op = (
+    Create
+    | Write
+    | Link
+    | Rename
+    | Replace
+    | Exchange
+    | Unlink
+    | SetAttr
+    | SetXattr
+    | Revert
+    | Recover
+)
 
 
 class Keyed(Struct, frozen=True, kw_only=True):
@@ -370,20 +413,35 @@ class CompleteUpload(Struct, kw_only=True, forbid_unknown_fields=True):
 # --- the change feed ----------------------------------------------------------------------------
 
 
+class SharedRoot(Struct, frozen=True, kw_only=True):
+    """A file of another account that is shared with the caller. It appears as Shared/`owner`/`name`
+    unless `name` is None: then it is below another one, and only its `role` matters."""
+
+    file: FileRecord
+    drive: DriveId
+    owner: str
+    name: str | None
+    role: Role
+
+
 class ChangesPage(Struct, kw_only=True):
-    """Changes after the cursor asked with, in order, ending at `cursor`. `more`: ask again at once.
-    `reset`: the cursor is of another epoch or too old; forget every listing and go on from here."""
+    """Changes after the cursor asked with, in order within each drive, ending at `cursor`. `more`:
+    ask again at once. `reset`: the cursor is of another epoch or too old; forget every listing and
+    go on from here. `shared`, if it is there, is everything that is shared with the caller from now
+    on: it is sent when the cursor knew otherwise, and is to be applied before `changes`. `seq` is
+    of the caller's own drive."""
 
     cursor: str
     seq: int
     changes: list[Change]
     more: bool = False
     reset: bool = False
+    shared: list[SharedRoot] | None = None
 
 
 class Hint(Struct, kw_only=True, omit_defaults=True):
     """Pushed over the WebSocket. When `since` is the receiver's own cursor it may apply `changes`
-    and move to `cursor`; otherwise it pulls."""
+    and move to `cursor`; otherwise it pulls. `seq` is of the caller's own drive."""
 
     since: str
     cursor: str

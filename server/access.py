@@ -3,8 +3,12 @@
 Knows: owners and grants, and how grants reach down the tree. Must not know: endpoints, operations.
 
 A role on a file is: owner of its drive; else the strongest grant on the file or on any directory
-above it, over every link of a file that has several. What has no role is answered `not_found`, so
-that nobody learns that it exists; a role that is too weak is answered `forbidden`.
+above it, over every link of a file that has several. What is in the trash is its owner's alone. A
+token for a single folder is an editor there, whosever it is, and has no role elsewhere; a token
+that may only read is refused everything that a viewer may not do.
+
+What has no role is answered `not_found`, so that nobody learns that it exists; a role that is too
+weak is answered `forbidden`.
 """
 
 from __future__ import annotations
@@ -44,15 +48,32 @@ def ancestors(conn: Connection, file: str) -> set[str]:
     return set(conn.execute(_ANCESTORS, {"id": file}).scalars())
 
 
-def role_of(conn: Connection, account: str, file: Row[Any] | str) -> Role | None:
-    """The role of `account` on `file` (an id, or a row from `find`); None: none."""
+def role_of(conn: Connection, caller: Caller, file: Row[Any] | str) -> Role | None:
+    """The role of `caller` on `file` (an id, or a row from `find`); None: none."""
     row = find(conn, file) if isinstance(file, str) else file
     if row is None:
         return None
-    if row.owner == account:
+    if caller.folder is not None:
+        reaches = row.owner == caller.account and caller.folder in ancestors(conn, row.id)
+        return "editor" if reaches else None
+    if row.owner == caller.account:
         return "owner"
-    granted = conn.execute(_GRANTED, {"id": row.id, "account": account}).scalars()
+    if row.links == 0:
+        return None
+    granted = conn.execute(_GRANTED, {"id": row.id, "account": caller.account}).scalars()
     return max(granted, key=_RANK.__getitem__, default=None)
+
+
+def owns_drive(caller: Caller, drive: str) -> bool:
+    """Whether everything in `drive` is the caller's to see: what is not may not be told apart from
+    what is not there."""
+    return caller.drive == drive and caller.folder is None
+
+
+def require_whole(caller: Caller) -> None:
+    """Raise `Refused(Forbidden)` unless the token may do everything its account may."""
+    if caller.scope != "full" or caller.folder is not None:
+        raise Refused(Forbidden(message="this token is for less; log in to do that"))
 
 
 def require(conn: Connection, caller: Caller, file: str, need: Role) -> Row[Any]:
@@ -62,7 +83,7 @@ def require(conn: Connection, caller: Caller, file: str, need: Role) -> Row[Any]
     token that may only read).
     """
     row = find(conn, file)
-    role = None if row is None else role_of(conn, caller.account, row)
+    role = None if row is None else role_of(conn, caller, row)
     if row is None or role is None:
         raise Refused(NotFound(message=f"there is no file {file}"))
     if _RANK[role] < _RANK[need]:

@@ -30,6 +30,7 @@ from sqlalchemy import Connection, bindparam, insert, select
 
 from remote.errors import Refused, Unauthorized
 from remote.ids import uuid7
+from remote.wire import Scope
 from server.db import Database
 from server.schema import accounts, devices, drives, files
 
@@ -50,13 +51,15 @@ class AccountUnknown(LookupError):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request: an account through one of its devices, and where its drive is."""
+    """Who sent a request: an account through one of its devices, and where its drive is. The token
+    may only read (`scope` "read"), or reach only `folder` and what is below it."""
 
     account: str
     account_name: str
     device: str
-    scope: str
+    scope: Scope
     drive: str
+    folder: str | None = None
 
 
 def add_account(data_dir: Path, name: str, password: str) -> None:
@@ -116,6 +119,7 @@ _BY_TOKEN = (
         devices.c.id,
         devices.c.account,
         devices.c.scope,
+        devices.c.folder,
         devices.c.expires_ns,
         devices.c.revoked_ns,
         accounts.c.name,
@@ -136,7 +140,7 @@ def authenticate(conn: Connection, token: str | None, now_ns: int) -> Caller:
         raise Refused(Unauthorized(message="the token is missing or not valid: log in"))
     if row.expires_ns is not None and row.expires_ns <= now_ns:
         raise Refused(Unauthorized(message="the token has expired: log in"))
-    return Caller(row.account, row.name, row.id, row.scope, row.drive)
+    return Caller(row.account, row.name, row.id, row.scope, row.drive, row.folder)
 
 
 def find_account(conn: Connection, name: str) -> tuple[str, str, str] | None:

@@ -26,10 +26,11 @@ from remote.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, 
 from remote.wire import Applied, Change, Keyed, Op
 from server import access, tree
 from server.accounts import Caller
-from server.feed import News, drive_topic, grant_topic
+from server.fanout import News, drive_topic, grant_topic
 from server.mutation import Mutation
 from server.records import pages
-from server.schema import changes, drives, files, grants, idempotency
+from server.schema import changes, devices, drives, files, grants, idempotency
+from server.trimming import Touched, trimmed
 
 Result = Applied | AnyProblem
 
@@ -52,12 +53,12 @@ def apply(
 
 @dataclass
 class _Head:
-    """A drive's head row while a batch is applied."""
+    """A drive's head row while a batch is applied. `parted`: somebody sees only a part of it."""
 
     epoch: str
     before: int
     seq: int
-    shared: bool
+    parted: bool
 
 
 @dataclass
@@ -111,7 +112,7 @@ class _Batch:
         tx = Mutation(self.conn, self.caller, self.now_ns, drive, head.seq + 1)
         tree.perform(tx, op)
         change = tx.change()
-        self._record(head, change)
+        self._record(head, change, tx)
         return Applied(change=change, overtaken=tx.overtaken)
 
     def _drive_of(self, op: Op) -> str:
@@ -124,39 +125,37 @@ class _Batch:
         if drive not in self.heads:
             query = select(drives.c.head_seq, drives.c.epoch).where(drives.c.id == drive)
             row = self.conn.execute(query.with_for_update()).one()
-            shared = select(grants.c.file).join(files).where(files.c.drive == drive).limit(1)
-            is_shared = self.conn.execute(shared).first() is not None
-            self.heads[drive] = _Head(row.epoch, row.head_seq, row.head_seq, is_shared)
+            self.heads[drive] = _Head(row.epoch, row.head_seq, row.head_seq, self._parted(drive))
         return self.heads[drive]
 
-    def _record(self, head: _Head, change: Change) -> None:
-        head.seq = change.seq
-        payload = _encode(change)
-        for topic in [drive_topic(change.drive), *self._grant_topics(head, change)]:
-            self.topics.setdefault(topic, []).append(change)
-            self.rows.append(
-                {
-                    "topic": topic,
-                    "seq": change.seq,
-                    "drive": change.drive,
-                    "at_ns": self.now_ns,
-                    "device": self.caller.device,
-                    "payload": payload,
-                }
-            )
+    def _parted(self, drive: str) -> bool:
+        shared = select(grants.c.file).join(files).where(files.c.drive == drive)
+        scoped = select(devices.c.folder).join(files, devices.c.folder == files.c.id)
+        scoped = scoped.where(files.c.drive == drive)
+        return any(self.conn.execute(each.limit(1)).first() for each in (shared, scoped))
 
-    def _grant_topics(self, head: _Head, change: Change) -> list[str]:
-        """Topics of the grant roots at or above anything the change touched. A file that moved out
-        is found through the directory it left."""
-        if not head.shared:
-            return []
-        touched = {record.id for record in change.files} | {e.parent for e in change.entries}
-        above = set[str]().union(*(access.ancestors(self.conn, file) for file in touched))
+    def _record(self, head: _Head, change: Change, tx: Mutation) -> None:
+        head.seq = change.seq
+        self._tell(drive_topic(change.drive), change)
+        if not head.parted:
+            return
+        touched = Touched.by(change, tx.lost, lambda file: access.ancestors(self.conn, file))
+        for root in self._roots(touched.directories):
+            self._tell(grant_topic(root), trimmed(change, touched, root))
+
+    def _tell(self, topic: str, change: Change) -> None:
+        self.topics.setdefault(topic, []).append(change)
+        row = {"topic": topic, "seq": change.seq, "drive": change.drive, "at_ns": self.now_ns}
+        self.rows.append(row | {"device": self.caller.device, "payload": _encode(change)})
+
+    def _roots(self, above: set[str]) -> list[str]:
+        """Which of these files somebody sees without seeing the whole drive."""
         found: set[str] = set()
         for page in pages(above):
-            query = select(grants.c.file).where(grants.c.file.in_(page)).distinct()
-            found.update(self.conn.execute(query).scalars())
-        return [grant_topic(file) for file in sorted(found)]
+            shared = select(grants.c.file).where(grants.c.file.in_(page))
+            scoped = select(devices.c.folder).where(devices.c.folder.in_(page))
+            found.update(self.conn.execute(shared.union(scoped)).scalars())
+        return sorted(found)
 
     def finish(self) -> list[News]:
         """Write what the batch collected; the head rows last."""

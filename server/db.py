@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
 from server.schema import metadata
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration. A test compares it with the migrations directory."""
 
 BUSY_SECONDS = 15

@@ -1,64 +1,62 @@
-"""The change feed: cursors, pages of changes, and telling those who listen.
+"""The change feed: cursors, and pages of changes.
 
-Knows: what a cursor says, how changes are read back, how news travel inside this process. Must not
-know: how changes come about (`commits`), sockets (`api.live`).
+Knows: what a cursor says, how changes are read back. Must not know: how changes come about
+(`commits`), who may see what (`views`), how news travel (`fanout`).
 
-A cursor is (epoch, drive, sequence number) with a MAC: opaque to clients, and made the same way
-every time, so that equal positions are equal strings. A cursor of another epoch, or of a future
-that never happened, is answered with a `reset` page.
+A cursor says how far its owner has come in every drive in their view, and what was shared with them
+then. It carries a MAC: opaque to clients, and made the same way every time, so that equal positions
+are equal strings. A cursor of another epoch, of a future that never happened, or from before what
+has been pruned, is answered with a `reset` page.
 
-News are hints. They are published after the commit and may be merged or lose their changes, but the
-last sequence number of a topic always reaches every subscriber.
+In another account's drive a position is the sequence number of the last change that was in view,
+not the drive's head, so that what goes on elsewhere in that drive does not move the cursor.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from remote.errors import BadRequest, Refused
 from remote.wire import Change, ChangesPage
 from server.schema import changes, drives
+from server.views import View
 
 PAGE_CHANGES = 1000
 PAGE_BYTES = 4 * 1024 * 1024
-INLINE_CHANGES = 64
 _MAC_BYTES = 12
 
 _decode_change = msgspec.msgpack.Decoder(Change).decode
+_of_topics = changes.c.topic.in_(bindparam("topics", expanding=True))
 _AFTER = (
     select(changes.c.seq, changes.c.payload)
-    .where(changes.c.topic == bindparam("topic"), changes.c.seq > bindparam("seq"))
+    .where(_of_topics, changes.c.seq > bindparam("seq"))
     .order_by(changes.c.seq)
     .limit(bindparam("count"))
 )
-
-
-def drive_topic(drive: str) -> str:
-    return f"drive/{drive}"
-
-
-def grant_topic(file: str) -> str:
-    return f"grant/{file}"
+_LAST = select(func.max(changes.c.seq)).where(_of_topics)
 
 
 # --- cursors ------------------------------------------------------------------------------------
 
 
 class Position(NamedTuple):
+    """How far somebody has come: in their own drive, in others' (by drive), and which state of
+    what is shared with them they know."""
+
     epoch: str
     drive: str
     seq: int
+    others: tuple[tuple[str, str, int], ...] = ()
+    shared: bytes = b""
 
 
 class Cursors:
@@ -68,7 +66,7 @@ class Cursors:
         self._secret = secret
 
     def write(self, position: Position) -> str:
-        body = msgspec.msgpack.encode(position)
+        body = msgspec.msgpack.encode(_pack(position))
         return base64.urlsafe_b64encode(self._mac(body) + body).decode().rstrip("=")
 
     def read(self, cursor: str) -> Position:
@@ -80,10 +78,23 @@ class Cursors:
         mac, body = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
         if not hmac.compare_digest(mac, self._mac(body)):
             raise _not_ours()
-        return msgspec.msgpack.decode(body, type=Position)
+        return _unpack(msgspec.msgpack.decode(body, type=_Packed))
 
     def _mac(self, body: bytes) -> bytes:
-        return hmac.new(self._secret, b"cursor v1" + body, hashlib.sha256).digest()[:_MAC_BYTES]
+        return hmac.new(self._secret, b"cursor v2" + body, hashlib.sha256).digest()[:_MAC_BYTES]
+
+
+_Packed = tuple[str, bytes, int, tuple[tuple[bytes, str, int], ...], bytes]
+
+
+def _pack(at: Position) -> _Packed:
+    others = tuple((bytes.fromhex(drive), epoch, seq) for drive, epoch, seq in at.others)
+    return (at.epoch, bytes.fromhex(at.drive), at.seq, others, at.shared)
+
+
+def _unpack(packed: _Packed) -> Position:
+    epoch, drive, seq, others, shared = packed
+    return Position(epoch, drive.hex(), seq, tuple((d.hex(), e, s) for d, e, s in others), shared)
 
 
 def _not_ours() -> Refused:
@@ -93,55 +104,145 @@ def _not_ours() -> Refused:
 # --- pages --------------------------------------------------------------------------------------
 
 
+class Head(NamedTuple):
+    epoch: str
+    seq: int
+    floor: int
+
+
+def heads(conn: Connection, wanted: Sequence[str]) -> dict[str, Head]:
+    """Where each of these drives is now."""
+    query = select(drives.c.id, drives.c.epoch, drives.c.head_seq, drives.c.floor_seq)
+    rows = conn.execute(query.where(drives.c.id.in_(wanted)))
+    return {row.id: Head(row.epoch, row.head_seq, row.floor_seq) for row in rows}
+
+
 def head(conn: Connection, drive: str) -> Position:
-    """The position after the drive's last change."""
-    query = select(drives.c.epoch, drives.c.head_seq).where(drives.c.id == drive)
-    row = conn.execute(query).one()
-    return Position(row.epoch, drive, row.head_seq)
+    """The position after the drive's last change, for somebody who knows nothing of shares."""
+    now = heads(conn, [drive])[drive]
+    return Position(now.epoch, drive, now.seq)
 
 
-def pull(conn: Connection, cursors: Cursors, drive: str, cursor: str | None) -> ChangesPage:
-    """The changes of `drive` after `cursor`, at most `PAGE_CHANGES` or about `PAGE_BYTES`."""
-    now = head(conn, drive)
+def here(conn: Connection, view: View) -> Position:
+    """The position of somebody who has just seen everything in `view`."""
+    now = heads(conn, list(view.topics))
+    reached = {drive: _start(conn, view, drive, now[drive]) for drive in view.topics}
+    return _position(view, now, reached)
+
+
+def _start(conn: Connection, view: View, drive: str, now: Head) -> int:
+    """Where to begin in a drive that nothing is known of yet."""
+    if drive == view.drive:
+        return now.seq
+    last: int | None = conn.execute(_LAST, {"topics": view.topics[drive]}).scalar()
+    return max(last or 0, now.floor)
+
+
+def _position(view: View, now: Mapping[str, Head], reached: Mapping[str, int]) -> Position:
+    foreign = sorted(drive for drive in reached if drive != view.drive)
+    others = tuple((drive, now[drive].epoch, reached[drive]) for drive in foreign)
+    own = now[view.drive]
+    return Position(own.epoch, view.drive, reached[view.drive], others, view.digest)
+
+
+def pull(conn: Connection, cursors: Cursors, view: View, cursor: str | None) -> ChangesPage:
+    """The changes in `view` after `cursor`, at most `PAGE_CHANGES` or about `PAGE_BYTES`."""
     since = cursors.read(cursor) if cursor is not None else None
-    if since is None or since[:2] != now[:2] or since.seq > now.seq:
-        return ChangesPage(cursor=cursors.write(now), seq=now.seq, changes=[], reset=True)
-    found = read_changes(conn, drive, since.seq)
-    last = found[-1].seq if found else since.seq
-    position = cursors.write(Position(now.epoch, drive, last))
-    return ChangesPage(cursor=position, seq=last, changes=found, more=last < now.seq)
+    now = heads(conn, list(view.topics))
+    if since is None or not _is_known(since, view, now):
+        at = here(conn, view)
+        shared = list(view.shared)
+        return ChangesPage(
+            cursor=cursors.write(at), seq=at.seq, changes=[], reset=True, shared=shared
+        )
+    page = _Page()
+    before = {since.drive: since.seq} | {drive: seq for drive, _, seq in since.others}
+    reached = {}
+    for drive in sorted(view.topics, key=lambda each: each != view.drive):
+        seq = before[drive] if drive in before else _start(conn, view, drive, now[drive])
+        reached[drive] = page.read(conn, view.topics[drive], seq)
+    at = _position(view, now, reached)
+    return ChangesPage(
+        cursor=cursors.write(at),
+        seq=at.seq,
+        changes=page.found,
+        more=page.is_full,
+        shared=list(view.shared) if since.shared != view.digest else None,
+    )
 
 
-def read_changes(conn: Connection, drive: str, seq: int, limit: int = PAGE_CHANGES) -> list[Change]:
-    """Changes of `drive` after `seq`, in order: at most `limit`, or about `PAGE_BYTES`."""
-    rows = conn.execute(_AFTER, {"topic": drive_topic(drive), "seq": seq, "count": limit})
-    found: list[Change] = []
-    total = 0
-    for row in rows:
-        total += len(row.payload)
-        if found and total > PAGE_BYTES:
-            break
-        found.append(_decode_change(row.payload))
-    return found
+def _is_known(since: Position, view: View, now: Mapping[str, Head]) -> bool:
+    """Can the feed tell what happened since that position?"""
+    if since.drive != view.drive:
+        return False
+    reached = [(since.drive, since.epoch, since.seq), *since.others]
+    return all(
+        now[drive].epoch == epoch and now[drive].floor <= seq <= now[drive].seq
+        for drive, epoch, seq in reached
+        if drive in now
+    )
+
+
+@dataclass
+class _Page:
+    """Changes of several drives until there are enough."""
+
+    found: list[Change] = field(default_factory=list)
+    size: int = 0
+    is_full: bool = False
+
+    def read(self, conn: Connection, topics: Sequence[str], seq: int) -> int:
+        """Take what follows `seq`; returns the sequence number reached."""
+        left = PAGE_CHANGES - len(self.found)
+        if left <= 0 or self.is_full:
+            self.is_full = True
+            return seq
+        query = {"topics": topics, "seq": seq, "count": (left + 1) * len(topics)}
+        by_seq: dict[int, Change] = {}
+        for row in conn.execute(_AFTER, query):
+            known = by_seq.get(row.seq)
+            if known is None and self.found_enough(len(by_seq), len(row.payload)):
+                self.is_full = True
+                break
+            self.size += len(row.payload)
+            change = _decode_change(row.payload)
+            by_seq[row.seq] = change if known is None else _union(known, change)
+        self.found += by_seq.values()
+        return max(by_seq, default=seq)
+
+    def found_enough(self, taken: int, more_bytes: int) -> bool:
+        count = len(self.found) + taken
+        return count >= PAGE_CHANGES or (count > 0 and self.size + more_bytes > PAGE_BYTES)
+
+
+def _union(one: Change, other: Change) -> Change:
+    """One change as two topics tell it: a file that left the one may have come into the other."""
+    records = {record.id: record for record in one.files}
+    for record in other.files:
+        if record.id not in records or record.links:
+            records[record.id] = record
+    named = {(entry.parent, entry.name): entry for entry in (*one.entries, *other.entries)}
+    return msgspec.structs.replace(one, files=list(records.values()), entries=list(named.values()))
 
 
 def history(
-    conn: Connection, cursors: Cursors, drive: str, file: str, cursor: str | None
+    conn: Connection, cursors: Cursors, topics: Sequence[str], drive: str, file: str, since: Any
 ) -> ChangesPage:
-    """The changes of `drive` that touched `file` or an entry in it, cut down to those records.
+    """The changes under `topics` of `drive` that touched `file` or an entry in it, cut down to
+    those records. `since` is a cursor; None: from the first change that is still known.
 
-    Reads at most one page of the drive's feed, so a page may be empty and still have `more`. Begins
-    with the drive's first change when no cursor is given.
+    Reads at most one page of the feed, so a page may be empty and still have `more`.
     """
-    now = head(conn, drive)
-    since = Position(now.epoch, drive, 0) if cursor is None else cursors.read(cursor)
-    if since[:2] != now[:2] or since.seq > now.seq:
-        return ChangesPage(cursor=cursors.write(now), seq=now.seq, changes=[], reset=True)
-    found = read_changes(conn, drive, since.seq)
-    last = found[-1].seq if found else since.seq
+    now = heads(conn, [drive])[drive]
+    at = Position(now.epoch, drive, now.floor) if since is None else cursors.read(since)
+    if at[:2] != (now.epoch, drive) or not now.floor <= at.seq <= now.seq:
+        start = cursors.write(Position(now.epoch, drive, now.floor))
+        return ChangesPage(cursor=start, seq=now.floor, changes=[], reset=True)
+    page = _Page()
+    last = page.read(conn, topics, at.seq)
+    about = [change for each in page.found if (change := _about(each, file)) is not None]
     position = cursors.write(Position(now.epoch, drive, last))
-    about = [change for each in found if (change := _about(each, file)) is not None]
-    return ChangesPage(cursor=position, seq=last, changes=about, more=last < now.seq)
+    return ChangesPage(cursor=position, seq=last, changes=about, more=page.is_full)
 
 
 def _about(change: Change, file: str) -> Change | None:
@@ -150,116 +251,3 @@ def _about(change: Change, file: str) -> Change | None:
     if not records and not named:
         return None
     return msgspec.structs.replace(change, files=records, entries=named)
-
-
-# --- fan-out ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class News:
-    """Topic `topic` went from `since` to `seq`. `changes` are all between, or empty: pull."""
-
-    topic: str
-    epoch: str
-    drive: str
-    since: int
-    seq: int
-    changes: tuple[Change, ...]
-
-    def then(self, later: News) -> News:
-        """Both in one."""
-        made = self.changes + later.changes
-        whole = self.seq == later.since and self.changes and later.changes
-        kept = made if whole and len(made) <= INLINE_CHANGES else ()
-        return News(self.topic, later.epoch, later.drive, self.since, later.seq, kept)
-
-
-class Closed(Exception):
-    """The fan-out is shutting down."""
-
-
-class Subscription(Protocol):
-    async def next(self) -> News:
-        """Wait for news since the last call; several are merged. Raises `Closed`."""
-
-
-class Fanout(Protocol):
-    """Carries news from whoever commits to whoever listens; several processes will share one."""
-
-    def publish(self, news: News) -> None: ...
-
-    def subscribe(self, topic: str) -> AbstractContextManager[Subscription]: ...
-
-
-class LocalFanout:
-    """The fan-out inside one process.
-
-    Concurrency: `publish` may be called from any thread; everything else, and all state, belongs to
-    the event loop's thread.
-    """
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._topics: dict[str, set[_Mailbox]] = {}
-        self._closed = False
-
-    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Deliver on `loop` from now on."""
-        self._loop = loop
-
-    def publish(self, news: News) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._deliver, news)
-
-    @contextmanager
-    def subscribe(self, topic: str) -> Iterator[_Mailbox]:
-        box = _Mailbox()
-        if self._closed:
-            box.close()
-        self._topics.setdefault(topic, set()).add(box)
-        try:
-            yield box
-        finally:
-            self._topics[topic].discard(box)
-            if not self._topics[topic]:
-                del self._topics[topic]
-
-    def close(self) -> None:
-        """Wake every subscriber with `Closed`."""
-        self._closed = True
-        for boxes in self._topics.values():
-            for box in boxes:
-                box.close()
-
-    def listeners(self) -> int:
-        return sum(len(boxes) for boxes in self._topics.values())
-
-    def _deliver(self, news: News) -> None:
-        for box in self._topics.get(news.topic, ()):
-            box.put(news)
-
-
-class _Mailbox:
-    """At most one merged piece of news is kept, so a slow listener costs nothing."""
-
-    def __init__(self) -> None:
-        self._news: News | None = None
-        self._wake = asyncio.Event()
-        self._closed = False
-
-    def put(self, news: News) -> None:
-        self._news = news if self._news is None else self._news.then(news)
-        self._wake.set()
-
-    def close(self) -> None:
-        self._closed = True
-        self._wake.set()
-
-    async def next(self) -> News:
-        await self._wake.wait()
-        if self._closed:
-            raise Closed
-        self._wake.clear()
-        news, self._news = self._news, None
-        assert news is not None
-        return news

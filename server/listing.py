@@ -48,7 +48,7 @@ def file(
 ) -> FileReply:
     """A file's record and the caller's role; of `version` (else the current) the manifest."""
     row = access.require(conn, caller, id, "viewer")
-    role = access.role_of(conn, caller.account, row)
+    role = access.role_of(conn, caller, row)
     assert role is not None
     manifest = None
     if version is not None or (with_manifest and row.version is not None):
@@ -74,7 +74,7 @@ def children(
     return ChildrenPage(
         directory=_record(conn, row),
         children=[_child(each, attrs.get(each.id, {})) for each in shown],
-        as_of=feed.head(conn, row.drive).seq,
+        as_of=feed.heads(conn, [row.drive])[row.drive].seq,
         next=write_mark(shown[-1].name) if more else None,
     )
 

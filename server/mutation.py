@@ -47,7 +47,9 @@ _DROP_ENTRY = delete(entries).where(
 
 @dataclass
 class Mutation:
-    """`seq` is the sequence number this operation's change will have in drive `drive`."""
+    """`seq` is the sequence number this operation's change will have in drive `drive`. `lost` are
+    the (directory, file) pairs of entries that went: who sees only a part of the drive must be told
+    of a file that left it."""
 
     conn: Connection
     caller: Caller
@@ -57,6 +59,7 @@ class Mutation:
     overtaken: str | None = None
     touched: dict[str, None] = field(default_factory=dict)
     names: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    lost: set[tuple[str, str]] = field(default_factory=set)
 
     # --- reading, with access ---
 
@@ -121,6 +124,8 @@ class Mutation:
         self._entry_changed(parent, name, file)
 
     def drop_entry(self, parent: str, name: str) -> None:
+        if (file := self.meaning(parent, name)) is not None:
+            self.lost.add((parent, file))
         self.conn.execute(_DROP_ENTRY, {"p": parent, "n": name})
         self._entry_changed(parent, name, None)
 

@@ -18,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Column,
     ForeignKey,
@@ -30,6 +31,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    event,
+    text,
 )
 
 metadata = MetaData()
@@ -48,8 +51,12 @@ accounts = Table(
     # Argon2id in PHC string format.
     Column("password", Text, nullable=False),
     Column("created_ns", BigInteger, nullable=False),
-    # Upper limit of drives.used_bytes; null: none.
+    # Upper limit of drives.used_bytes + reserved_bytes; null: none.
     Column("quota_bytes", BigInteger),
+    # How long, and at least how many, overwritten versions of a file are kept, and how long the
+    # trash is; null: as the server's settings say.
+    Column("keep_days", Integer),
+    Column("keep_versions", Integer),
 )
 
 devices = Table(
@@ -68,6 +75,14 @@ devices = Table(
     Column("expires_ns", BigInteger),
     # When it was revoked; null: it was not.
     Column("revoked_ns", BigInteger),
+    # The token reaches this directory and what is below it, and nothing else; null: everything its
+    # account reaches. No foreign key: the directory may be emptied from the trash.
+    Column("folder", Id, index=True),
+    # After a rotation: the token before, which is good until then.
+    Column("old_sha256", LargeBinary(32), unique=True, index=True),
+    Column("old_until_ns", BigInteger),
+    # About when it was last used (to the hour).
+    Column("seen_ns", BigInteger),
 )
 
 drives = Table(
@@ -84,6 +99,10 @@ drives = Table(
     Column("epoch", String(16), nullable=False),
     # Sum of chunks.stored_length over the drive's chunks that are not pending.
     Column("used_bytes", BigInteger, nullable=False),
+    # The same sum over those that are pending: room promised to uploads.
+    Column("reserved_bytes", BigInteger, nullable=False, server_default=text("0")),
+    # Changes up to this sequence number have been pruned: an older cursor is answered `reset`.
+    Column("floor_seq", BigInteger, nullable=False, server_default=text("0")),
 )
 
 files = Table(
@@ -112,8 +131,9 @@ files = Table(
     Column("rev", BigInteger, nullable=False),
     # When the last entry went; null while the file is in the tree.
     Column("trashed_ns", BigInteger),
-    # Where that last entry was, for putting it back.
-    Column("trashed_parent", Id),
+    # Where that last entry was, for putting it back. Null although trashed: there is nothing to
+    # put back, because the content went on as another file's (a Replace).
+    Column("trashed_parent", Id, index=True),
     Column("trashed_name", Name),
 )
 
@@ -161,6 +181,10 @@ versions = Table(
     Column("device", Id, ForeignKey("devices.id"), nullable=False),
     # The version the writer started from; null: none.
     Column("base", Id),
+    # When another version became the file's current one; null: it is the current one.
+    Column("superseded_ns", BigInteger),
+    # The older version of the file that this one brought back; null: it came from a writer.
+    Column("restored_from", Id),
     PrimaryKeyConstraint("file", "id"),
     Index("ix_versions_fingerprint", "drive", "fingerprint"),
 )
@@ -172,6 +196,7 @@ chunks = Table(
     Column("id", LargeBinary(32), nullable=False),
     # "pending": somebody may be uploading it. "uploaded": the object is in the blob store.
     # "doomed": garbage collection found no reference and will delete it unless revived.
+    # "deleting": the object is being deleted: as good as gone, and to be uploaded again.
     Column("state", String(16), nullable=False),
     # Plain bytes.
     Column("length", BigInteger, nullable=False),
@@ -184,6 +209,10 @@ chunks = Table(
     Column("created_ns", BigInteger, nullable=False),
     Column("uploaded_ns", BigInteger),
     Column("doomed_ns", BigInteger),
+    # devices.id of who uploaded it: the only one that is given it before it is verified.
+    Column("device", Id),
+    # When the stored object was read back and found to be what `id` says; null: not yet.
+    Column("verified_ns", BigInteger),
     PrimaryKeyConstraint("drive", "id"),
     sqlite_with_rowid=False,
 )
@@ -223,6 +252,9 @@ upload_chunks = Table(
     # MessagePack of this uploader's content.Descriptor where it stores the chunk otherwise than
     # chunks.descriptor says (another compressor); null: the same.
     Column("descriptor", LargeBinary),
+    # 1: the uploader has shown that it has the bytes, or may know that they are there. Only then
+    # may a version refer to the chunk. Always 1 for the drive's owner.
+    Column("proven", Integer, nullable=False, server_default=text("1")),
     PrimaryKeyConstraint("version", "chunk"),
     ForeignKeyConstraint(["drive", "chunk"], ["chunks.drive", "chunks.id"]),
     Index("ix_upload_chunks_chunk", "drive", "chunk"),
@@ -232,7 +264,8 @@ upload_chunks = Table(
 changes = Table(
     "changes",
     metadata,
-    # "drive/ID" for its owner's devices, "grant/FILE" for the grantees of a grant root.
+    # "drive/ID" for its owner's devices; "grant/FILE" for the grantees of a shared file and for
+    # tokens of a single folder, whose `payload` tells only what is at or below that file.
     Column("topic", String(40), nullable=False),
     # drives.head_seq of the drive the change is of: consecutive in a drive topic, with gaps in a
     # grant topic.
@@ -273,3 +306,51 @@ grants = Table(
     Index("ix_grants_account", "account", "file"),
     sqlite_with_rowid=False,
 )
+
+links = Table(
+    "links",
+    metadata,
+    Column("id", Id, primary_key=True),
+    # SHA-256 of the secret part of the URL, which is shown once.
+    Column("secret_sha256", LargeBinary(32), nullable=False, unique=True),
+    Column("file", Id, ForeignKey("files.id"), nullable=False, index=True),
+    Column("drive", Id, ForeignKey("drives.id"), nullable=False, index=True),
+    # accounts.id of who made it.
+    Column("created_by", Id, ForeignKey("accounts.id"), nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    # From then on the link is unknown; null: never.
+    Column("expires_ns", BigInteger),
+    # Argon2id in PHC string format; null: none is asked for.
+    Column("password", Text),
+    # How many downloads may be begun in all; null: any number.
+    Column("max_downloads", Integer),
+    Column("downloads", Integer, nullable=False),
+    Column("revoked_ns", BigInteger),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    # The order in which things happened. Rows are never changed or deleted (triggers refuse).
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at_ns", BigInteger, nullable=False, index=True),
+    # accounts.id and devices.id of who did it; null: an operator, or the server by itself.
+    Column("account", Id, index=True),
+    Column("device", Id),
+    # What was done: an operation's tag, or one of audit.ACTIONS.
+    Column("action", String(32), nullable=False),
+    # The file, grantee, link, device or account that it was done to.
+    Column("subject", String(64)),
+    # JSON object with the rest, never a secret.
+    Column("detail", Text, nullable=False),
+)
+
+AUDIT_IS_APPEND_ONLY = tuple(
+    f"CREATE TRIGGER audit_no_{what.lower()} BEFORE {what} ON audit"
+    " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
+    for what in ("UPDATE", "DELETE")
+)
+"""For SQLite; elsewhere the server's role is not given these rights (docs/admin-guide.md)."""
+
+for _statement in AUDIT_IS_APPEND_ONLY:
+    event.listen(audit, "after_create", DDL(_statement).execute_if(dialect="sqlite"))  # type: ignore[no-untyped-call]

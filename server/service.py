@@ -32,7 +32,8 @@ from server.accounts import Caller
 from server.arrivals import Arrival
 from server.blobs import BlobKey, Head, LocalBlobStore
 from server.db import Database
-from server.feed import Cursors, LocalFanout
+from server.fanout import LocalFanout
+from server.feed import Cursors
 from server.keys import load_keys
 from server.limits import TokenBuckets
 from server.metrics import Metrics

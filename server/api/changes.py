@@ -12,7 +12,9 @@ from remote.wire import ApplyReply, ApplyRequest, ChangesPage
 from server import feed
 from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.fanout import Closed
 from server.service import Service
+from server.views import View, view_of
 
 
 @post("/v1/changes/apply")
@@ -37,24 +39,31 @@ async def wait(
     It listens before it reads, so nothing can be committed unseen in between.
     """
     service, token = service_of(request), token_in(request)
-    page, drive = await _pull(service, token, cursor)
+    page, view = await _pull(service, token, cursor)
     seconds = max(0.0, min(timeout, service.settings.tunables.wait_seconds))
-    if page.changes or page.reset or not seconds:
+    if _is_news(page) or not seconds:
         return reply(request, page)
-    with service.fanout.subscribe(feed.drive_topic(drive)) as news:
+    with service.fanout.subscribe(view.listens_to) as news:
         page, _ = await _pull(service, token, cursor)
-        if not page.changes and not page.reset:
+        if not _is_news(page):
             try:
                 async with asyncio.timeout(seconds):
                     await news.next()
-            except (TimeoutError, feed.Closed):
+            except (TimeoutError, Closed):
                 return reply(request, page)
             page, _ = await _pull(service, token, cursor)
     return reply(request, page)
 
 
-async def _pull(service: Service, token: str | None, cursor: str | None) -> tuple[ChangesPage, str]:
-    def work(conn: Connection, caller: Caller) -> tuple[ChangesPage, str]:
-        return feed.pull(conn, service.cursors, caller.drive, cursor), caller.drive
+def _is_news(page: ChangesPage) -> bool:
+    return bool(page.changes) or page.reset or page.shared is not None
+
+
+async def _pull(
+    service: Service, token: str | None, cursor: str | None
+) -> tuple[ChangesPage, View]:
+    def work(conn: Connection, caller: Caller) -> tuple[ChangesPage, View]:
+        view = view_of(conn, caller)
+        return feed.pull(conn, service.cursors, view, cursor), view
 
     return await service.read(token, work)

@@ -16,6 +16,7 @@ from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.blobs import BlobKey
 from server.service import Service
+from server.views import view_of
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -81,7 +82,8 @@ async def file_changes(
 
     def work(conn: Connection, caller: Caller) -> object:
         row = access.require(conn, caller, file_id, "viewer")
-        return feed.history(conn, service.cursors, row.drive, file_id, cursor)
+        topics = view_of(conn, caller).topics.get(row.drive, ())
+        return feed.history(conn, service.cursors, topics, row.drive, file_id, cursor)
 
     return reply(request, await service.read(token_in(request), work))
 

@@ -1,9 +1,10 @@
 """The change feed pushed over a WebSocket.
 
-The first message is a hint with the drive's head; then one follows per commit (several commits may
-share one). A hint's `since` is the `cursor` of the one before, and the changes are inside while
-they are small; otherwise `since` is the hint's own `cursor`, where nobody is yet, so the receiver
-pulls. Frames are binary MessagePack; the client sends nothing.
+The first message is a hint with the position of this moment; then one follows per commit in the
+receiver's view (several commits may share one). A hint's `since` is the `cursor` of the one before,
+and the changes are inside while they are small and of the receiver's own drive; otherwise `since`
+is the hint's own `cursor`, where nobody is yet, so the receiver pulls. Frames are binary
+MessagePack; the client sends nothing.
 
 A refused handshake is answered over HTTP with the Problem and its status.
 """
@@ -11,7 +12,6 @@ A refused handshake is answered over HTTP with the Problem and its status.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,10 @@ from remote.wire import Change, Hint
 from server import feed
 from server.accounts import Caller
 from server.api.exchange import MSGPACK, service_of, token_in
-from server.feed import News, Position, Subscription
+from server.fanout import Closed, News, Subscription, drive_topic
+from server.feed import Position
 from server.service import Service
+from server.views import View, view_of
 
 INLINE_BYTES = 64 * 1024
 GOING_AWAY = 1001
@@ -40,7 +42,7 @@ _encode = msgspec.msgpack.Encoder().encode
 async def live(socket: Socket) -> None:
     service, token = service_of(socket), token_in(socket)
     try:
-        drive = await service.read(token, lambda _, caller: caller.drive)
+        view = await service.read(token, view_of)
         cursor = socket.query_params.get("cursor")
         if cursor:
             service.cursors.read(cursor)
@@ -48,28 +50,20 @@ async def live(socket: Socket) -> None:
         await _refuse(socket, refused)
         return
     await socket.accept()
-    with service.metrics.live.track_inprogress(), _subscribed(service, drive) as news:
-
-        def head(conn: Connection, caller: Caller) -> Position:
-            return feed.head(conn, caller.drive)
-
-        position = await service.read(token, head)
-        await _Pusher(socket, service, token, news, position).serve()
-
-
-def _subscribed(service: Service, drive: str) -> contextlib.AbstractContextManager[Subscription]:
-    return service.fanout.subscribe(feed.drive_topic(drive))
+    with service.metrics.live.track_inprogress():
+        await _Pusher(socket, service, token, view).serve()
 
 
 @dataclass
 class _Pusher:
-    """Tells one socket what `news` brings. `position` is where the receiver has been told of."""
+    """Tells one socket what happens in the view of its token. `position` is where the receiver has
+    been told of; of a drive that is not its own it is only told to pull."""
 
     socket: Socket
     service: Service
     token: str | None
-    news: Subscription
-    position: Position
+    view: View
+    position: Position | None = None
 
     async def serve(self) -> None:
         """Push until either side leaves."""
@@ -86,34 +80,60 @@ class _Pusher:
             await asyncio.gather(pushing, leaving, return_exceptions=True)
 
     async def _push(self) -> int:
-        """Send hints; returns the code to close with. The token is checked before each hint, so a
-        revoked device learns nothing more."""
-        cursor = self.service.cursors.write(self.position)
-        await self._send(Hint(since=cursor, cursor=cursor, seq=self.position.seq))
-        while True:
-            try:
-                latest = await self.news.next()
+        """Send hints; returns the code to close with. Listens anew whenever the view changed."""
+        try:
+            while True:
+                with self.service.fanout.subscribe(self.view.listens_to) as news:
+                    await self._follow(news)
+        except Closed:
+            return GOING_AWAY
+        except Refused:
+            return TOKEN_REFUSED
+
+    async def _follow(self, news: Subscription) -> None:
+        """Push until the view is another one. The token is checked before each hint, so a revoked
+        device learns nothing more."""
+        listened = self.view.listens_to
+        await self._look_again()
+        while self.view.listens_to == listened:
+            found = await news.next()
+            if [each.topic for each in found] == [drive_topic(self.view.drive)]:
                 await self.service.read(self.token, lambda _conn, _caller: None)
-            except feed.Closed:
-                return GOING_AWAY
-            except Refused:
-                return TOKEN_REFUSED
-            if latest.epoch != self.position.epoch or latest.seq > self.position.seq:
-                await self._tell(latest)
+                await self._tell(found[0])
+            else:
+                await self._look_again()
+
+    async def _look_again(self) -> None:
+        """Something may have happened anywhere in the view: have it pulled."""
+
+        def work(conn: Connection, caller: Caller) -> tuple[View, Position]:
+            view = view_of(conn, caller)
+            return view, feed.here(conn, view)
+
+        self.view, reached = await self.service.read(self.token, work)
+        if reached != self.position:
+            self.position = reached
+            cursor = self.service.cursors.write(reached)
+            await self._send(Hint(since=cursor, cursor=cursor, seq=reached.seq))
 
     async def _tell(self, latest: News) -> None:
-        reached = Position(latest.epoch, latest.drive, latest.seq)
-        before, after = (self.service.cursors.write(each) for each in (self.position, reached))
-        changes = self._changes(latest)
-        since = before if changes else after
-        await self._send(Hint(since=since, cursor=after, seq=latest.seq, changes=changes))
+        """Changes of the receiver's own drive, inside the hint while they are small."""
+        before = self.position
+        assert before is not None
+        if latest.epoch == before.epoch and latest.seq <= before.seq:
+            return
+        reached = before._replace(epoch=latest.epoch, seq=latest.seq)
+        old, new = (self.service.cursors.write(each) for each in (before, reached))
+        changes = self._changes(before, latest)
+        since = old if changes else new
+        await self._send(Hint(since=since, cursor=new, seq=latest.seq, changes=changes))
         self.position = reached
 
-    def _changes(self, latest: News) -> list[Change]:
+    def _changes(self, before: Position, latest: News) -> list[Change]:
         """What is new to the receiver, if that is known without a gap and small."""
-        if latest.since > self.position.seq or latest.epoch != self.position.epoch:
+        if latest.since > before.seq or latest.epoch != before.epoch:
             return []
-        fresh = [change for change in latest.changes if change.seq > self.position.seq]
+        fresh = [change for change in latest.changes if change.seq > before.seq]
         return fresh if len(_encode(fresh)) <= INLINE_BYTES else []
 
     async def _send(self, hint: Hint) -> None:

@@ -16,6 +16,7 @@ from server.api.exchange import AnyRequest, Reply, body, reply, service_of, toke
 from server.schema import accounts as accounts_table
 from server.schema import drives
 from server.service import Service
+from server.views import view_of
 
 
 @post("/v1/login")
@@ -59,21 +60,26 @@ async def me(request: AnyRequest) -> Reply:
     service = service_of(request)
 
     def work(conn: Connection, caller: Caller) -> Me:
-        head = feed.head(conn, caller.drive)
+        # A cursor that knows of no shares: the first page after it tells them.
+        head = feed.here(conn, view_of(conn, caller))._replace(others=(), shared=b"")
         quota = select(accounts_table.c.quota_bytes).where(accounts_table.c.id == caller.account)
         row = conn.execute(
-            select(drives.c.root, drives.c.used_bytes).where(drives.c.id == caller.drive)
+            select(drives.c.root, drives.c.used_bytes, drives.c.reserved_bytes).where(
+                drives.c.id == caller.drive
+            )
         ).one()
         return Me(
             account=caller.account_name,
             device_id=caller.device,
             drive=caller.drive,
-            root=row.root,
+            root=caller.folder or row.root,
             cursor=service.cursors.write(head),
             seq=head.seq,
             used_bytes=row.used_bytes,
             quota_bytes=conn.execute(quota).scalar(),
             now_ns=time.time_ns(),
+            scope=caller.scope,
+            reserved_bytes=row.reserved_bytes,
         )
 
     return reply(request, await service.read(token_in(request), work))

@@ -24,6 +24,7 @@ from server import accounts, arrivals, commits, feed, listing, uploads
 from server.blobs import BlobKey, Head
 from server.db import Database
 from server.schema import chunks, versions
+from server.views import view_of
 
 T = TypeVar("T")
 LEASE_NS = 10**9 * 3600
@@ -163,7 +164,7 @@ class Port:
         await self._network.cross()
         with self._server.db.read() as conn:
             caller = self._server.caller(conn, self._token)
-            return feed.pull(conn, self._server.cursors, caller.drive, cursor)
+            return feed.pull(conn, self._server.cursors, view_of(conn, caller), cursor)
 
     async def start_uploads(self, request: wire.StartUploads) -> wire.StartUploadsReply:
         await self._network.cross()

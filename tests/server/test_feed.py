@@ -15,8 +15,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from remote import errors, wire
 from remote.errors import Refused
-from server import feed, schema
-from server.feed import Cursors, LocalFanout, News, Position
+from server import fanout, feed, schema
+from server.fanout import LocalFanout, News
+from server.feed import Cursors, Position
 from tests.server.conftest import Start
 from tests.server.harness import Client, Failed, Running, new_id, until
 
@@ -281,8 +282,8 @@ def test_merged_news_keep_all_changes_or_none() -> None:
     gap = news(1).then(news(5))
     assert (gap.since, gap.seq, gap.changes) == (0, 5, ())
     assert gap.then(news(6)).changes == ()
-    many = news(*range(1, feed.INLINE_CHANGES + 1)).then(news(feed.INLINE_CHANGES + 1))
-    assert (many.seq, many.changes) == (feed.INLINE_CHANGES + 1, ())
+    many = news(*range(1, fanout.INLINE_CHANGES + 1)).then(news(fanout.INLINE_CHANGES + 1))
+    assert (many.seq, many.changes) == (fanout.INLINE_CHANGES + 1, ())
 
 
 def test_publishing_without_a_loop_is_no_error() -> None:

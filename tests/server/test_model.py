@@ -26,6 +26,7 @@ from server import accounts, commits, feed, schema
 from server.accounts import Caller
 from server.db import Database
 from server.records import file_records
+from server.views import view_of
 
 NAMES = st.sampled_from(["a", "b", "c"])
 INDEX = st.integers(0, 30)
@@ -260,8 +261,11 @@ class TreeMachine(RuleBasedStateMachine):
     @invariant()
     def the_feed_tells_the_same_tree(self) -> None:
         with self.db.read() as conn:
-            found = feed.read_changes(conn, self.caller.drive, self.replayed_to)
-            head = feed.head(conn, self.caller.drive)
+            cursors, head = feed.Cursors(b"s"), feed.head(conn, self.caller.drive)
+            since = cursors.write(head._replace(seq=self.replayed_to))
+            page = feed.pull(conn, cursors, view_of(conn, self.caller), since)
+            assert not page.more
+            found = page.changes
             for change in found:
                 for entry in change.entries:
                     self.replayed.pop((entry.parent, entry.name), None)

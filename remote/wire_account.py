@@ -1,0 +1,153 @@
+"""The v1 messages about sharing, links, trash, devices and tokens.
+
+Knows: their shape. Must not know: transport, storage, policy. The conventions are those of `wire`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from remote.ids import FileId, HexId
+from remote.wire import MAX_BATCH, FileRecord, Name, Nanoseconds, Role, Scope
+
+AccountName = Annotated[str, Meta(min_length=1, max_length=255)]
+Password = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+# --- sharing ------------------------------------------------------------------------------------
+
+
+class Invite(Struct, frozen=True, forbid_unknown_fields=True):
+    account: AccountName
+    role: Literal["editor", "viewer"]
+
+
+class ShareRequest(Struct, forbid_unknown_fields=True):
+    """Give each account its role on the file and everything below; a role given before changes.
+    All or none."""
+
+    users: Annotated[list[Invite], Meta(min_length=1, max_length=100)]
+
+
+class Grant(Struct, frozen=True, kw_only=True):
+    """`file` is where the grant is: the file asked about, or a directory above it."""
+
+    file: FileId
+    account: str
+    role: Role
+    granted_by: str
+    at_ns: Nanoseconds
+
+
+class SharesReply(Struct):
+    """Who has access. The owner sees every grant at or above the file; others see their own."""
+
+    owner: str
+    grants: list[Grant]
+
+
+# --- links --------------------------------------------------------------------------------------
+
+
+class MakeLink(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A URL that shows the file, or the directory and what is below it, to whoever has it."""
+
+    expires_ns: Nanoseconds | None = None
+    password: Password | None = None
+    max_downloads: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+
+
+class LinkInfo(Struct, kw_only=True):
+    id: HexId
+    file: FileId
+    name: str
+    created_ns: Nanoseconds
+    expires_ns: Nanoseconds | None
+    has_password: bool
+    max_downloads: int | None
+    downloads: int
+
+
+class LinkMade(Struct):
+    """`url` is shown this once: the server keeps only a hash of its secret."""
+
+    link: LinkInfo
+    url: str
+
+
+class LinksReply(Struct):
+    links: list[LinkInfo]
+
+
+# --- trash --------------------------------------------------------------------------------------
+
+
+class TrashItem(Struct, kw_only=True):
+    """A deleted file. `path` is where it was, as far as that is still known; it is kept until
+    `expires_ns`. `inside` counts what was deleted together with a directory."""
+
+    file: FileRecord
+    path: str
+    parent: FileId | None
+    name: str
+    trashed_ns: Nanoseconds
+    expires_ns: Nanoseconds
+    inside: int = 0
+
+
+class TrashPage(Struct, kw_only=True):
+    """Newest first. Without `parent` in the query: what was deleted by itself, and not with its
+    directory; with it: what was deleted with that directory."""
+
+    items: list[TrashItem]
+    next: str | None = None
+
+
+class EmptyTrash(Struct, forbid_unknown_fields=True):
+    """Delete for good: these files with what was deleted with them, or (None) everything."""
+
+    files: Annotated[list[FileId], Meta(min_length=1, max_length=MAX_BATCH)] | None = None
+
+
+class EmptiedReply(Struct):
+    """`more`: there is more than one transaction takes; send the same again."""
+
+    files: int
+    more: bool
+
+
+# --- devices and tokens -------------------------------------------------------------------------
+
+
+class DeviceInfo(Struct, kw_only=True):
+    id: HexId
+    name: str
+    scope: Scope
+    folder: FileId | None
+    created_ns: Nanoseconds
+    expires_ns: Nanoseconds | None
+    seen_ns: Nanoseconds | None
+    current: bool
+
+
+class DevicesReply(Struct):
+    """Every device of the account whose token is still good."""
+
+    devices: list[DeviceInfo]
+
+
+class MakeToken(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A token for a script or a second machine, weaker than one's own at will."""
+
+    name: Name
+    scope: Scope = "full"
+    folder: FileId | None = None
+    expires_ns: Nanoseconds | None = None
+
+
+class TokenReply(Struct):
+    """`token` is shown this once. After a rotation the one before is good for ten more minutes."""
+
+    token: str
+    device_id: HexId
