@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from remote.ids import FileId, HexId
-from remote.wire import MAX_BATCH, FileRecord, Name, Nanoseconds, Role, Scope
+from remote.wire import MAX_BATCH, FileRecord, Name, Nanoseconds, Role, Scope, SharedRoot
 
 AccountName = Annotated[str, Meta(min_length=1, max_length=255)]
 Password = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -45,6 +45,12 @@ class SharesReply(Struct):
 
     owner: str
     grants: list[Grant]
+
+
+class SharedReply(Struct):
+    """What others share with the caller, as in `wire.ChangesPage`."""
+
+    shared: list[SharedRoot]
 
 
 # --- links --------------------------------------------------------------------------------------

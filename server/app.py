@@ -21,7 +21,7 @@ import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 
-from server.api import changes, files, live, session, system, uploads
+from server.api import changes, files, live, session, sharing, system, uploads
 from server.api.exchange import HANDLERS
 from server.edge import Edge, Message, Receive, Send
 from server.service import Service
@@ -42,6 +42,10 @@ ROUTES = (
     files.file_changes,
     files.by_fingerprint,
     files.locate,
+    sharing.share,
+    sharing.shares,
+    sharing.unshare,
+    sharing.shared,
     uploads.start,
     uploads.state,
     uploads.urls,

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from remote import wire
+from remote import wire_account as account
 from remote.errors import AnyProblem
 
 _REF = "#/components/schemas/{name}"
@@ -53,6 +54,12 @@ ENDPOINTS = (
         None,
         wire.FingerprintReply,
     ),
+    Endpoint(
+        "post", "/v1/files/{file_id}/share", "Share", account.ShareRequest, account.SharesReply
+    ),
+    Endpoint("get", "/v1/files/{file_id}/shares", "Who has access", None, account.SharesReply),
+    Endpoint("delete", "/v1/files/{file_id}/share/{account}", "Take a grant back, or leave"),
+    Endpoint("get", "/v1/shared", "What others share", None, account.SharedReply),
     Endpoint("get", "/v1/uploads/{version}", "What is there", None, wire.UploadState),
     Endpoint(
         "post", "/v1/uploads/{version}/urls", "Presigned PUTs", wire.UrlsRequest, wire.UploadState

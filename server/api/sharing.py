@@ -1,0 +1,73 @@
+"""Sharing over HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from litestar import delete, get, post
+from litestar.params import FromPath
+from sqlalchemy import Connection
+
+from remote.wire_account import SharedReply, ShareRequest, SharesReply
+from server import sharing
+from server.accounts import Caller
+from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.api.files import check_id
+from server.fanout import News
+from server.views import shared_with
+
+T = TypeVar("T")
+
+
+@post("/v1/files/{file_id:str}/share")
+async def share(request: AnyRequest, file_id: FromPath[str]) -> Reply:
+    check_id(file_id)
+    wanted = await body(request, ShareRequest)
+
+    def work(conn: Connection, caller: Caller) -> tuple[list[News], SharesReply]:
+        news = sharing.share(conn, caller, file_id, wanted.users, time.time_ns())
+        return news, sharing.list_grants(conn, caller, file_id)
+
+    return reply(request, await _published(request, work))
+
+
+@get("/v1/files/{file_id:str}/shares")
+async def shares(request: AnyRequest, file_id: FromPath[str]) -> Reply:
+    check_id(file_id)
+
+    def work(conn: Connection, caller: Caller) -> SharesReply:
+        return sharing.list_grants(conn, caller, file_id)
+
+    return reply(request, await service_of(request).read(token_in(request), work))
+
+
+@delete("/v1/files/{file_id:str}/share/{account:str}")
+async def unshare(request: AnyRequest, file_id: FromPath[str], account: FromPath[str]) -> None:
+    check_id(file_id)
+
+    def work(conn: Connection, caller: Caller) -> tuple[list[News], None]:
+        return sharing.unshare(conn, caller, file_id, account, time.time_ns()), None
+
+    await _published(request, work)
+
+
+@get("/v1/shared")
+async def shared(request: AnyRequest) -> Reply:
+    def work(conn: Connection, caller: Caller) -> SharedReply:
+        roots = () if caller.folder is not None else shared_with(conn, caller.account)
+        return SharedReply(list(roots))
+
+    return reply(request, await service_of(request).read(token_in(request), work))
+
+
+async def _published(
+    request: AnyRequest, work: Callable[[Connection, Caller], tuple[list[News], T]]
+) -> T:
+    """Commit `work`, then tell those whom it concerns."""
+    service = service_of(request)
+    news, answer = await service.write(token_in(request), work)
+    for each in news:
+        service.fanout.publish(each)
+    return answer
