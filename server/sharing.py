@@ -86,7 +86,7 @@ def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
     found = sorted(conn.execute(query).all(), key=lambda each: each.file != file)
     by = {each.granted_by for each in found} | {row.owner}
     named = select(people.c.id, people.c.name).where(people.c.id.in_(by))
-    names = dict(conn.execute(named).tuples().all())
+    names = {each.id: each.name for each in conn.execute(named)}
     told = [
         Grant(
             file=each.file,

@@ -1,0 +1,373 @@
+"""Sharing: who may share what, what a grantee sees of it, and what they never see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from websockets.sync.client import connect
+
+from remote import errors, wire
+from remote.wire_account import Invite, SharedReply, ShareRequest, SharesReply
+from server import sharing
+from tests.server.harness import Client, Failed, Running, new_id, until
+
+
+@pytest.fixture
+def cleo(server: Running) -> Iterator[Client]:
+    client = server.account("cleo")
+    yield client
+    client.http.close()
+
+
+def share(by: Client, file: str, to: Client, role: Any = "editor") -> SharesReply:
+    wanted = ShareRequest(users=[Invite(to.me.account, role)])
+    return by.request("POST", f"/v1/files/{file}/share", SharesReply, wanted)
+
+
+def unshare(by: Client, file: str, account: str) -> None:
+    by.request("DELETE", f"/v1/files/{file}/share/{account}", type(None))
+
+
+def shared(client: Client) -> dict[str | None, wire.SharedRoot]:
+    reply = client.request("GET", "/v1/shared", SharedReply)
+    return {root.name: root for root in reply.shared}
+
+
+def refusal(work: Callable[..., Any], *args: Any) -> Any:
+    with pytest.raises(Failed) as failed:
+        work(*args)
+    return failed.value.problem
+
+
+class Follower:
+    """What a grantee's device knows from the feed alone."""
+
+    def __init__(self, client: Client) -> None:
+        self.client, self.cursor = client, client.me.cursor
+        self.roots: dict[str | None, wire.SharedRoot] = {}
+        self.files: dict[str, wire.FileRecord] = {}
+        self.names: dict[tuple[str, str], str] = {}
+
+    def pull(self) -> wire.ChangesPage:
+        page = self.client.changes(self.cursor)
+        assert not page.reset
+        self.cursor = page.cursor
+        if page.shared is not None:
+            self.roots = {root.name: root for root in page.shared}
+        for change in page.changes:
+            self.files |= {record.id: record for record in change.files}
+            for entry in change.entries:
+                self.names.pop((entry.parent, entry.name), None)
+                if entry.file is not None:
+                    self.names[entry.parent, entry.name] = entry.file
+        return page
+
+
+# --- giving and taking --------------------------------------------------------------------------
+
+
+def test_a_folder_is_shared_listed_and_taken_back(anna: Client, ben: Client) -> None:
+    folder = anna.mkdir("thesis")
+    inside = anna.make("chapter", folder)
+    reply = share(anna, folder, ben, "viewer")
+    assert reply.owner == anna.me.account
+    assert [(g.account, g.role, g.granted_by) for g in reply.grants] == [
+        (ben.me.account, "viewer", anna.me.account)
+    ]
+    root = shared(ben)["thesis"]
+    assert (root.owner, root.role, root.file.id) == (anna.me.account, "viewer", folder)
+    assert ben.file(inside).role == "viewer"
+    assert ben.children(folder).keys() == {"chapter"}
+    unshare(anna, folder, ben.me.account)
+    assert shared(ben) == {}
+    assert isinstance(refusal(ben.file, inside), errors.NotFound)
+
+
+def test_a_role_given_again_is_changed(anna: Client, ben: Client) -> None:
+    folder = anna.mkdir("folder")
+    share(anna, folder, ben, "viewer")
+    assert isinstance(ben.refused(ben.create("no", folder)), errors.Forbidden)
+    reply = share(anna, folder, ben, "editor")
+    assert [grant.role for grant in reply.grants] == ["editor"]
+    file = ben.make("yes", folder)
+    assert anna.children(folder)["yes"].id == file
+
+
+def test_a_single_file_is_shared(anna: Client, ben: Client) -> None:
+    file, beside = anna.make("one"), anna.make("other")
+    share(anna, file, ben)
+    assert ben.file(file).role == "editor"
+    assert isinstance(refusal(ben.file, beside), errors.NotFound)
+    assert isinstance(refusal(ben.file, anna.me.root), errors.NotFound)
+
+
+def test_only_the_owner_shares(anna: Client, ben: Client, cleo: Client) -> None:
+    folder = anna.mkdir("folder")
+    assert isinstance(refusal(share, ben, folder, cleo), errors.NotFound)
+    share(anna, folder, ben, "editor")
+    assert isinstance(refusal(share, ben, folder, cleo), errors.Forbidden)
+    assert isinstance(refusal(unshare, ben, folder, anna.me.account), errors.Forbidden)
+    assert shared(cleo) == {}
+
+
+def test_all_of_a_list_or_none(anna: Client, ben: Client) -> None:
+    folder = anna.mkdir("folder")
+    both = ShareRequest(users=[Invite(ben.me.account, "viewer"), Invite("nobody", "viewer")])
+    path = f"/v1/files/{folder}/share"
+    assert isinstance(refusal(anna.request, "POST", path, SharesReply, both), errors.NotFound)
+    assert shared(ben) == {}
+
+
+def test_what_cannot_be_shared(anna: Client, ben: Client) -> None:
+    link = anna.make("link", kind="symlink", target="x")
+    gone = anna.make("gone")
+    anna.do(wire.Unlink(file=gone, parent=anna.me.root, name="gone"))
+    for file in (link, anna.me.root):
+        assert isinstance(refusal(share, anna, file, ben), errors.BadRequest)
+    assert isinstance(refusal(share, anna, gone, ben), errors.NotFound)
+    assert isinstance(refusal(share, anna, anna.mkdir("d"), anna), errors.BadRequest)
+
+
+def test_a_grantee_leaves(anna: Client, ben: Client) -> None:
+    folder = anna.mkdir("folder")
+    share(anna, folder, ben, "viewer")
+    unshare(ben, folder, ben.me.account)
+    assert shared(ben) == {}
+    assert isinstance(refusal(unshare, ben, folder, ben.me.account), errors.NotFound)
+
+
+def test_grantees_do_not_see_each_other(anna: Client, ben: Client, cleo: Client) -> None:
+    folder = anna.mkdir("folder")
+    share(anna, folder, ben)
+    share(anna, folder, cleo)
+    seen = ben.request("GET", f"/v1/files/{folder}/shares", SharesReply)
+    assert [grant.account for grant in seen.grants] == [ben.me.account]
+    inside = anna.make("inside", folder)
+    all_of_them = anna.request("GET", f"/v1/files/{inside}/shares", SharesReply)
+    assert {grant.account for grant in all_of_them.grants} == {ben.me.account, cleo.me.account}
+    assert {grant.file for grant in all_of_them.grants} == {folder}
+
+
+def test_sharing_with_one_has_a_limit(
+    anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "MAX_SHARED_WITH_ONE", 1)
+    share(anna, anna.mkdir("a"), ben)
+    assert isinstance(refusal(share, anna, anna.mkdir("b"), ben), errors.TooLarge)
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_names_are_told_apart_and_nested_ones_have_none(anna: Client, ben: Client) -> None:
+    left, right = anna.mkdir("left"), anna.mkdir("right")
+    one, other = anna.make("notes.txt", left), anna.make("notes.txt", right)
+    for file in (one, other):
+        share(anna, file, ben, "viewer")
+    found = shared(ben)
+    assert {name: root.file.id for name, root in found.items()} == {
+        "notes.txt": one,
+        "notes (2).txt": other,
+    }
+    share(anna, right, ben, "viewer")
+    assert shared(ben).keys() == {"notes.txt", "right", None}
+    anna.do(
+        wire.Rename(
+            file=right, parent=anna.me.root, name="right", new_parent=anna.me.root, new_name="new"
+        )
+    )
+    assert shared(ben).keys() == {"notes.txt", "new", None}
+
+
+def test_a_trashed_share_sleeps(anna: Client, ben: Client) -> None:
+    file = anna.make("file")
+    share(anna, file, ben)
+    anna.do(wire.Unlink(file=file, parent=anna.me.root, name="file"))
+    assert shared(ben) == {}
+    assert isinstance(refusal(ben.file, file), errors.NotFound)
+    anna.do(wire.Link(file=file, parent=anna.me.root, name="again"))
+    assert shared(ben).keys() == {"again"}
+
+
+# --- the feed of a grantee ----------------------------------------------------------------------
+
+
+def test_the_feed_tells_of_a_new_share_and_then_of_what_happens_in_it(
+    anna: Client, ben: Client
+) -> None:
+    folder, private = anna.mkdir("folder"), anna.mkdir("private")
+    feed = Follower(ben)
+    assert feed.pull().shared is None
+    share(anna, folder, ben)
+    assert feed.pull().shared is not None
+    assert feed.roots["folder"].file.id == folder
+    assert feed.pull().shared is None
+    anna.make("hidden", private)
+    before = feed.cursor
+    assert feed.pull().changes == []
+    assert feed.cursor == before  # what goes on elsewhere does not move it
+    file = anna.make("told", folder)
+    feed.pull()
+    assert feed.names == {(folder, "told"): file}
+    assert feed.files.keys() == {folder, file}
+    own = ben.make("own")
+    feed.pull()
+    assert feed.names[ben.me.root, "own"] == own
+
+
+def test_what_moves_out_looks_deleted_and_leaks_nothing(anna: Client, ben: Client) -> None:
+    folder, private = anna.mkdir("folder"), anna.mkdir("private")
+    inside = anna.mkdir("inside", folder)
+    file = anna.make("file", inside)
+    share(anna, folder, ben)
+    feed = Follower(ben)
+    feed.pull()
+    move = wire.Rename(
+        file=inside, parent=folder, name="inside", new_parent=private, new_name="secret name"
+    )
+    anna.do(move)
+    page = feed.pull()
+    assert feed.files[inside].links == 0
+    assert private not in feed.files
+    assert b"secret name" not in msgspec.msgpack.encode(page)
+    assert private.encode() not in msgspec.msgpack.encode(page)
+    for hidden in (inside, file):
+        assert isinstance(refusal(ben.file, hidden), errors.NotFound)
+    history = ben.request("GET", f"/v1/files/{folder}/changes", wire.ChangesPage)
+    assert b"secret name" not in msgspec.msgpack.encode(history)
+    anna.do(
+        wire.Rename(
+            file=inside, parent=private, name="secret name", new_parent=folder, new_name="back"
+        )
+    )
+    feed.pull()
+    assert (feed.names[folder, "back"], feed.files[inside].links) == (inside, 1)
+    assert ben.children(inside).keys() == {"file"}
+
+
+def test_a_move_between_two_shares_is_a_move(anna: Client, ben: Client) -> None:
+    one, other = anna.mkdir("one"), anna.mkdir("other")
+    file = anna.make("file", one)
+    share(anna, one, ben)
+    share(anna, other, ben)
+    feed = Follower(ben)
+    feed.pull()
+    anna.do(wire.Rename(file=file, parent=one, name="file", new_parent=other, new_name="file"))
+    page = feed.pull()
+    assert len(page.changes) == 1
+    assert (feed.files[file].links, feed.names) == (1, {(other, "file"): file})
+
+
+def test_a_file_with_a_name_outside_stays_while_it_has_one_inside(
+    anna: Client, ben: Client
+) -> None:
+    folder = anna.mkdir("folder")
+    file = anna.make("file", folder)
+    anna.do(wire.Link(file=file, parent=folder, name="second"))
+    anna.do(wire.Link(file=file, parent=anna.me.root, name="outside"))
+    share(anna, folder, ben)
+    feed = Follower(ben)
+    feed.pull()
+    anna.do(wire.Unlink(file=file, parent=folder, name="second"))
+    feed.pull()
+    assert feed.files[file].links == 2
+    anna.do(wire.Unlink(file=file, parent=folder, name="file"))
+    feed.pull()
+    assert feed.files[file].links == 0
+    assert isinstance(refusal(ben.file, file), errors.NotFound)
+
+
+def test_revocation_is_told_and_ends_everything(anna: Client, ben: Client) -> None:
+    folder = anna.mkdir("folder")
+    file = anna.make("file", folder)
+    share(anna, folder, ben)
+    feed = Follower(ben)
+    feed.pull()
+    unshare(anna, folder, ben.me.account)
+    anna.make("later", folder)
+    page = feed.pull()
+    assert (page.shared, page.changes) == ([], [])
+    for work in (ben.file, ben.children):
+        assert isinstance(refusal(work, folder), errors.NotFound)
+    content = wire.Content(version=new_id(), manifest=wire.Manifest(0, 1 << 20, []))
+    late = wire.Write(file=file, content=content, mtime_ns=1)
+    assert isinstance(ben.refused(late), errors.NotFound)
+
+
+def test_a_socket_hears_of_shares_of_changes_in_them_and_of_their_end(
+    server: Running, anna: Client, ben: Client
+) -> None:
+    folder = anna.mkdir("folder")
+    url = server.url.replace("http", "ws") + "/v1/changes/live"
+    headers = {"Authorization": f"Bearer {ben.token}"}
+    feed = Follower(ben)
+
+    def hinted() -> wire.Hint:
+        return msgspec.msgpack.decode(socket.recv(20), type=wire.Hint)
+
+    with connect(url, additional_headers=headers) as socket:
+        assert hinted().cursor == feed.cursor
+        share(anna, folder, ben)
+        assert hinted().since != feed.cursor  # so it pulls
+        assert feed.pull().shared
+        anna.make("file", folder)
+        told = hinted()
+        feed.pull()
+        assert told.cursor == feed.cursor
+        assert (folder, "file") in feed.names
+        change = ben.do(ben.create("own")).change
+        told = hinted()
+        assert (told.since, told.changes) == (feed.cursor, [change])  # inside the hint
+        feed.pull()
+        unshare(anna, folder, ben.me.account)
+        hinted()
+        assert feed.pull().shared == []
+
+
+def test_a_long_poll_ends_with_a_share(server: Running, anna: Client, ben: Client) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    folder, fanout = anna.mkdir("folder"), server.app.service.fanout
+    before = fanout.listeners()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(
+            ben.request,
+            "GET",
+            "/v1/changes/wait",
+            wire.ChangesPage,
+            cursor=ben.me.cursor,
+            timeout=25,
+        )
+        until(lambda: fanout.listeners() > before)
+        share(anna, folder, ben)
+        assert waiting.result(20).shared
+
+
+def test_pages_of_several_drives_are_complete(
+    anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.feed.PAGE_CHANGES", 3)
+    folder = anna.mkdir("folder")
+    share(anna, folder, ben)
+    feed = Follower(ben)
+    feed.pull()
+    ours = [ben.make(f"own {n}") for n in range(5)]
+    theirs = [anna.make(f"their {n}", folder) for n in range(5)]
+    pages = [feed.pull()]
+    while pages[-1].more:
+        pages.append(feed.pull())
+    assert max(len(page.changes) for page in pages) == 3
+    assert set(feed.names.values()) == {*ours, *theirs}
+
+
+def test_a_socket_of_a_stranger_hears_nothing(server: Running, anna: Client, ben: Client) -> None:
+    url = server.url.replace("http", "ws") + "/v1/changes/live"
+    with connect(url, additional_headers={"Authorization": f"Bearer {ben.token}"}) as socket:
+        socket.recv(20)
+        anna.make("secret")
+        ben.make("own")
+        hint = msgspec.msgpack.decode(socket.recv(20), type=wire.Hint)
+        assert {change.drive for change in hint.changes} == {ben.me.drive}
