@@ -41,6 +41,14 @@ class Head:
     sha256: bytes
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a store tells of an object without reading it: its length, and when it came."""
+
+    length: int
+    at_ns: int
+
+
 class BlobMissing(LookupError):
     """There is no such object."""
 
@@ -68,11 +76,18 @@ class BlobStore(Protocol):
     def head(self, key: BlobKey) -> Head | None:
         """May be as expensive as reading the object."""
 
+    def stat(self, key: BlobKey) -> Stored | None:
+        """Always cheap."""
+
     def read(self, key: BlobKey, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`, fewer at the end. Raises `BlobMissing`."""
 
     def delete(self, key: BlobKey) -> bool:
         """Whether there was one."""
+
+    def set_aside(self, key: BlobKey) -> bool:
+        """Take a damaged object away from its key and keep it for people to look at. Whether there
+        was one."""
 
     def keys(self) -> Iterator[BlobKey]: ...
 
@@ -81,7 +96,8 @@ class LocalBlobStore:
     """Objects as files: ROOT/DRIVE/AA/CHUNK, AA being the chunk's first two hex digits.
 
     Objects in the making are in ROOT/incoming and get their name by link(2), which refuses to
-    replace; what a crash leaves there is removed by `sweep` at the next start.
+    replace; what a crash leaves there is removed by `sweep` at the next start. Damaged ones that
+    were set aside are in ROOT/quarantine, as DRIVE-CHUNK.
     """
 
     def __init__(self, root: Path) -> None:
@@ -103,6 +119,13 @@ class LocalBlobStore:
         except FileNotFoundError:
             return None
 
+    def stat(self, key: BlobKey) -> Stored | None:
+        try:
+            found = os.stat(self.path(key))
+        except FileNotFoundError:
+            return None
+        return Stored(found.st_size, found.st_mtime_ns)
+
     def read(self, key: BlobKey, offset: int, length: int) -> bytes:
         try:
             with self.path(key).open("rb", buffering=0) as file:
@@ -113,6 +136,15 @@ class LocalBlobStore:
     def delete(self, key: BlobKey) -> bool:
         try:
             self.path(key).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def set_aside(self, key: BlobKey) -> bool:
+        kept = self._root / "quarantine"
+        kept.mkdir(exist_ok=True, mode=0o700)
+        try:
+            self.path(key).rename(kept / f"{key.drive}-{key.chunk.hex()}")
         except FileNotFoundError:
             return False
         return True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from server.blobs import BlobKey, BlobMissing, BlobStore, BlobWriter, Head, LocalBlobStore
+from server.blobs import BlobKey, BlobMissing, BlobStore, BlobWriter, Head, LocalBlobStore, Stored
 
 DRIVE, OTHER = "0" * 32, "1" * 32
 
@@ -20,6 +21,8 @@ class MemoryBlobStore:
 
     def __init__(self) -> None:
         self._objects: dict[BlobKey, bytes] = {}
+        self._since: dict[BlobKey, int] = {}
+        self.aside: list[BlobKey] = []
         self._lock = threading.Lock()  # guards `_objects`
 
     def create(self, key: BlobKey) -> BlobWriter:
@@ -27,6 +30,7 @@ class MemoryBlobStore:
 
     def add(self, key: BlobKey, data: bytes) -> bool:
         with self._lock:
+            self._since.setdefault(key, time.time_ns())
             return self._objects.setdefault(key, data) is data
 
     def has(self, key: BlobKey) -> bool:
@@ -36,13 +40,22 @@ class MemoryBlobStore:
         data = self._objects.get(key)
         return None if data is None else Head(len(data), hashlib.sha256(data).digest())
 
+    def stat(self, key: BlobKey) -> Stored | None:
+        data = self._objects.get(key)
+        return None if data is None else Stored(len(data), self._since[key])
+
     def read(self, key: BlobKey, offset: int, length: int) -> bytes:
         if key not in self._objects:
             raise BlobMissing(key.chunk.hex())
         return self._objects[key][offset : offset + length]
 
     def delete(self, key: BlobKey) -> bool:
+        self._since.pop(key, None)
         return self._objects.pop(key, None) is not None
+
+    def set_aside(self, key: BlobKey) -> bool:
+        self.aside.append(key)
+        return self.delete(key)
 
     def keys(self) -> Iterator[BlobKey]:
         return iter(list(self._objects))
@@ -163,3 +176,31 @@ def test_an_empty_object_is_an_object(store: BlobStore) -> None:
     assert put(store, key())
     assert store.head(key()) == Head(0, hashlib.sha256(b"").digest())
     assert store.read(key(), 0, 10) == b""
+
+
+def test_stat_tells_length_and_age_without_reading(store: BlobStore) -> None:
+    assert store.stat(key()) is None
+    earliest = time.time_ns() - 10**9  # a file system's clock may be a little behind
+    put(store, key(), b"abc")
+    found = store.stat(key())
+    assert found is not None
+    assert found.length == 3
+    assert earliest <= found.at_ns <= time.time_ns()
+
+
+def test_what_was_set_aside_is_out_of_the_way(store: BlobStore) -> None:
+    assert not store.set_aside(key())
+    put(store, key(), b"damaged")
+    assert store.set_aside(key())
+    assert store.stat(key()) is None
+    assert list(store.keys()) == []
+    assert put(store, key(), b"whole")
+    assert store.set_aside(key())
+
+
+def test_the_local_store_keeps_what_was_set_aside(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path)
+    put(store, key(), b"damaged")
+    store.set_aside(key())
+    kept = tmp_path / "quarantine" / f"{DRIVE}-{key().chunk.hex()}"
+    assert kept.read_bytes() == b"damaged"
