@@ -42,8 +42,8 @@ WHOLE = 4 * 1024 * 1024
 _RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 
-class _Answer(Exception):
-    """Ends a request with a status and a line of text."""
+class Answer(Exception):
+    """Ends a request with a status and a line of text. For every plain ASGI handler here."""
 
     def __init__(self, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(text)
@@ -72,20 +72,20 @@ class Edge:
             elif scope["method"] in ("GET", "HEAD") and scope["path"].startswith("/chunks/"):
                 await self._get(scope, send)
             else:
-                raise _Answer(405, "PUT to /blobs/, GET from /chunks/")
+                raise Answer(405, "PUT to /blobs/, GET from /chunks/")
         except BadSignature as error:
-            await _answer(send, _Answer(403, str(error)))
-        except _Answer as answer:
-            await _answer(send, answer)
+            await send_answer(send, Answer(403, str(error)))
+        except Answer as answer:
+            await send_answer(send, answer)
 
     # --- GET ---
 
     async def _get(self, scope: MutableMapping[str, Any], send: Send) -> None:
-        key = self.signer.check_get(_target(scope), time.time_ns())
+        key = self.signer.check_get(target_of(scope), time.time_ns())
         try:
             fd = os.open(self.blobs.path(key), os.O_RDONLY)
         except FileNotFoundError:
-            raise _Answer(404, "there is no such object") from None
+            raise Answer(404, "there is no such object") from None
         try:
             await self._send_file(scope, send, key, fd)
         finally:
@@ -95,7 +95,7 @@ class Edge:
         self, scope: MutableMapping[str, Any], send: Send, key: BlobKey, fd: int
     ) -> None:
         size = os.fstat(fd).st_size
-        asked = parse_range(_header(scope, b"range"), size)
+        asked = parse_range(header_of(scope, b"range"), size)
         start, end = asked or (0, size)
         headers = [
             (b"content-type", b"application/octet-stream"),
@@ -131,15 +131,15 @@ class Edge:
 
     async def _put(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         length, sha256 = _promised(scope)
-        key = self.signer.check_put(_target(scope), length, sha256, time.time_ns())
-        if _header(scope, b"if-none-match") != b"*":
-            raise _Answer(400, "If-None-Match: * is required")
+        key = self.signer.check_put(target_of(scope), length, sha256, time.time_ns())
+        if header_of(scope, b"if-none-match") != b"*":
+            raise Answer(400, "If-None-Match: * is required")
         made = await self._store(receive, key, Head(length, sha256))
         if not made:
-            raise _Answer(412, "the object is there already")
+            raise Answer(412, "the object is there already")
         self.metrics.stored_bytes.inc(length)
         self.arrived(key, Head(length, sha256))
-        await _answer(send, _Answer(200, "", (b"etag", b'"%s"' % key.chunk.hex().encode())))
+        await send_answer(send, Answer(200, "", (b"etag", b'"%s"' % key.chunk.hex().encode())))
 
     async def _store(self, receive: Receive, key: BlobKey, head: Head) -> bool:
         """Stream the body into the store; False if the object was there already.
@@ -214,7 +214,7 @@ async def _gather(receive: Receive, limit: int) -> _Body:
     while more and gathered < limit:
         message = await receive()
         if message["type"] != "http.request":
-            raise _Answer(400, "the body ended early")
+            raise Answer(400, "the body ended early")
         pieces.append(message.get("body", b""))
         gathered += len(pieces[-1])
         more = message.get("more_body", False)
@@ -223,9 +223,9 @@ async def _gather(receive: Receive, limit: int) -> _Body:
 
 def _check(got: Head, promised: Head) -> None:
     if got.length != promised.length:
-        raise _Answer(400, f"the body has {got.length} bytes, not {promised.length}")
+        raise Answer(400, f"the body has {got.length} bytes, not {promised.length}")
     if got.sha256 != promised.sha256:
-        raise _Answer(400, "the body does not have the SHA-256 that was signed")
+        raise Answer(400, "the body does not have the SHA-256 that was signed")
 
 
 def parse_range(value: bytes | None, size: int) -> tuple[int, int] | None:
@@ -245,40 +245,41 @@ def parse_range(value: bytes | None, size: int) -> tuple[int, int] | None:
         if last and int(last) < start:
             return None
     if start >= end:
-        raise _Answer(416, "no such bytes", (b"content-range", b"bytes */%d" % size))
+        raise Answer(416, "no such bytes", (b"content-range", b"bytes */%d" % size))
     return start, end
 
 
 def _promised(scope: MutableMapping[str, Any]) -> tuple[int, bytes]:
     """Length and SHA-256 that the request's headers announce."""
-    length, checksum = _header(scope, b"content-length"), _header(scope, b"x-amz-checksum-sha256")
+    length = header_of(scope, b"content-length")
+    checksum = header_of(scope, b"x-amz-checksum-sha256")
     if length is None or not length.isdigit() or len(length) > 18:
-        raise _Answer(411, "an exact Content-Length is required")
+        raise Answer(411, "an exact Content-Length is required")
     try:
         sha256 = base64.b64decode(checksum or b"", validate=True)
     except binascii.Error:
         sha256 = b""
     if len(sha256) != 32:
-        raise _Answer(400, "x-amz-checksum-sha256 must be the base64 of 32 bytes")
+        raise Answer(400, "x-amz-checksum-sha256 must be the base64 of 32 bytes")
     return int(length), sha256
 
 
-def _target(scope: MutableMapping[str, Any]) -> str:
+def target_of(scope: MutableMapping[str, Any]) -> str:
     """The request target as it was sent, without decoding."""
     raw: bytes = scope["raw_path"]
     query: bytes = scope["query_string"]
     return (raw + b"?" + query).decode("latin-1")
 
 
-def _header(scope: MutableMapping[str, Any], name: bytes) -> bytes | None:
+def header_of(scope: MutableMapping[str, Any], name: bytes) -> bytes | None:
     """The value of a header that must not be repeated."""
     found: list[bytes] = [value for key, value in scope["headers"] if key == name]
     if len(found) > 1:
-        raise _Answer(400, f"header {name.decode()} is repeated")
+        raise Answer(400, f"header {name.decode()} is repeated")
     return found[0] if found else None
 
 
-async def _answer(send: Send, answer: _Answer) -> None:
+async def send_answer(send: Send, answer: Answer) -> None:
     body = answer.text.encode()
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
