@@ -63,7 +63,7 @@ def add_account(data_dir: Path, name: str, password: str) -> None:
 
 def issue_token(data_dir: Path, account: str, device_name: str) -> str:
     """A new device's token, without a password: for whoever can read the server's data anyway."""
-    token = _load("server.accounts").issue_token(data_dir, account, device_name)
+    token = _load("server.devices").issue_token(data_dir, account, device_name)
     assert isinstance(token, str)
     return token
 

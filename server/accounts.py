@@ -1,40 +1,44 @@
-"""People, their devices, and the tokens that stand for them.
+"""People: their accounts, passwords and limits.
 
-Knows: password hashing, token making, which token is still good. Must not know: HTTP, files.
+Knows: password hashing, what an account begins with, its quota and retention. Must not know: HTTP,
+files, tokens (`tokens`, `devices`).
 
 Invariants:
-- A token is 256 random bits, shown once; only its SHA-256 is stored. It is looked up by that hash,
-  so no comparison of secrets takes a time that depends on them.
 - An account has exactly one drive, made with it, in one transaction.
 - Whoever asks with an unknown account name waits as long as with a wrong password.
 
-`add_account` and `issue_token` are for the machine's administrator: they open the data directory
-themselves and work beside a running server.
+The functions that take a `data_dir` are for the machine's administrator: they open the data
+directory themselves and work beside a running server. Each change is in the audit log, without an
+account or a device: whoever can write the data needs neither.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from sqlalchemy import Connection, bindparam, insert, select
+from msgspec import UNSET, UnsetType
+from sqlalchemy import Connection, func, insert, select, update
 
-from remote.errors import Refused, Unauthorized
 from remote.ids import uuid7
-from remote.wire import Scope
+from server import audit
+from server.caller import Caller as Caller  # where others look for it
 from server.db import Database
 from server.schema import accounts, devices, drives, files
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}")
+MAX_LIMIT = 1 << 62
+"""Bytes: more than any disk, and a column holds it."""
+MAX_KEPT = 1_000_000
+"""Days and versions."""
 
 
 class AccountExists(ValueError):
@@ -49,17 +53,21 @@ class AccountUnknown(LookupError):
     """There is no account of that name in this data directory."""
 
 
-@dataclass(frozen=True)
-class Caller:
-    """Who sent a request: an account through one of its devices, and where its drive is. The token
-    may only read (`scope` "read"), or reach only `folder` and what is below it."""
+class AccountInfo(NamedTuple):
+    """An account as its administrator sees it. Bytes; `created_ns` in nanoseconds since 1970; None
+    means no quota, or as the server's settings say. `devices` counts tokens that are still good."""
 
-    account: str
-    account_name: str
-    device: str
-    scope: Scope
-    drive: str
-    folder: str | None = None
+    name: str
+    created_ns: int
+    quota_bytes: int | None
+    keep_days: int | None
+    keep_versions: int | None
+    used_bytes: int
+    reserved_bytes: int
+    devices: int
+
+
+# --- for the administrator ----------------------------------------------------------------------
 
 
 def add_account(data_dir: Path, name: str, password: str) -> None:
@@ -72,41 +80,89 @@ def add_account(data_dir: Path, name: str, password: str) -> None:
     if not 1 <= len(password) <= 1024:
         raise ValueError("a password has 1 to 1024 characters")
     hashed = PasswordHasher().hash(password)
-    with _opened(data_dir) as db, db.write() as conn:
-        taken = select(accounts.c.id).where(accounts.c.name_key == name.casefold())
-        if conn.execute(taken).first() is not None:
+    with opened(data_dir) as db, db.write() as conn:
+        if find_account(conn, name) is not None:
             raise AccountExists(f"there is an account {name!r} already")
-        insert_account(conn, name, hashed, time.time_ns())
+        now_ns = time.time_ns()
+        account = insert_account(conn, name, hashed, now_ns)
+        audit.note(conn, None, "account_add", account, now_ns, name=name)
 
 
-def issue_token(data_dir: Path, account: str, device_name: str) -> str:
-    """A new token of `account` for a device called `device_name`, without its password.
+def set_account(
+    data_dir: Path,
+    name: str,
+    *,
+    quota_bytes: int | UnsetType | None = UNSET,
+    keep_days: int | UnsetType | None = UNSET,
+    keep_versions: int | UnsetType | None = UNSET,
+) -> AccountInfo:
+    """Change what is given of account `name`; None: no quota, or as the server's settings say.
 
-    Raises `AccountUnknown`.
+    Returns how the account is then. Raises `AccountUnknown`, or ValueError for a number that
+    cannot be.
     """
-    with _opened(data_dir) as db, db.write() as conn:
-        wanted = select(accounts.c.id).where(accounts.c.name_key == account.casefold())
-        found = conn.execute(wanted).scalar()
-        if found is None:
-            raise AccountUnknown(f"there is no account {account!r}; make it with `account add`")
-        token, _ = new_device(conn, found, device_name, time.time_ns())
-        return token
+    wanted = {"quota_bytes": quota_bytes, "keep_days": keep_days, "keep_versions": keep_versions}
+    values = {column: value for column, value in wanted.items() if value is not UNSET}
+    for column, value in values.items():
+        highest = MAX_LIMIT if column == "quota_bytes" else MAX_KEPT
+        if isinstance(value, int) and not 0 <= value <= highest:
+            raise ValueError(f"{column} is between 0 and {highest}")
+    with opened(data_dir) as db, db.write() as conn:
+        account, now_ns = account_id(conn, name), time.time_ns()
+        if values:
+            conn.execute(update(accounts).where(accounts.c.id == account).values(**values))
+            audit.note(conn, None, "account_set", account, now_ns, **values)
+        return _infos(conn, now_ns, accounts.c.id == account)[0]
 
 
-def new_device(conn: Connection, account: str, name: str, now_ns: int) -> tuple[str, str]:
-    """Make a device of `account`; returns its (token, device id)."""
-    token = secrets.token_urlsafe(32)
-    device = new_id(now_ns)
-    row = {
-        "id": device,
-        "account": account,
-        "name": name,
-        "token_sha256": _token_hash(token),
-        "scope": "full",
-        "created_ns": now_ns,
-    }
-    conn.execute(insert(devices), row)
-    return token, device
+def list_accounts(data_dir: Path) -> list[AccountInfo]:
+    """Every account, by name."""
+    with opened(data_dir) as db, db.read() as conn:
+        return _infos(conn, time.time_ns())
+
+
+def _infos(conn: Connection, now_ns: int, *which: Any) -> list[AccountInfo]:
+    good = (
+        select(func.count())
+        .where(devices.c.account == accounts.c.id, is_good(now_ns))
+        .scalar_subquery()
+    )
+    query = (
+        select(
+            accounts.c.name,
+            accounts.c.created_ns,
+            accounts.c.quota_bytes,
+            accounts.c.keep_days,
+            accounts.c.keep_versions,
+            drives.c.used_bytes,
+            drives.c.reserved_bytes,
+            good,
+        )
+        .join(drives, drives.c.owner == accounts.c.id)
+        .where(*which)
+        .order_by(accounts.c.name_key)
+    )
+    return [AccountInfo(*row) for row in conn.execute(query)]
+
+
+def is_good(now_ns: int) -> Any:
+    """The condition on `devices` that a token is neither revoked nor expired."""
+    unexpired = devices.c.expires_ns.is_(None) | (devices.c.expires_ns > now_ns)
+    return devices.c.revoked_ns.is_(None) & unexpired
+
+
+@contextmanager
+def opened(data_dir: Path) -> Iterator[Database]:
+    """The database of a data directory, brought up to date, for as long as the block runs."""
+    db = Database(data_dir / "nearline.sqlite")
+    try:
+        db.migrate()
+        yield db
+    finally:
+        db.close()
+
+
+# --- in a transaction ---------------------------------------------------------------------------
 
 
 def new_id(now_ns: int) -> str:
@@ -114,40 +170,37 @@ def new_id(now_ns: int) -> str:
     return uuid7(now_ns, secrets.token_bytes(10))
 
 
-_BY_TOKEN = (
-    select(
-        devices.c.id,
-        devices.c.account,
-        devices.c.scope,
-        devices.c.folder,
-        devices.c.expires_ns,
-        devices.c.revoked_ns,
-        accounts.c.name,
-        drives.c.id.label("drive"),
-    )
-    .join_from(devices, accounts, devices.c.account == accounts.c.id)
-    .join(drives, drives.c.owner == accounts.c.id)
-    .where(devices.c.token_sha256 == bindparam("hashed"))
-)
-
-
-def authenticate(conn: Connection, token: str | None, now_ns: int) -> Caller:
-    """Who `token` stands for at this moment. Raises `Refused(Unauthorized)`."""
-    row = None
-    if token:
-        row = conn.execute(_BY_TOKEN, {"hashed": _token_hash(token)}).first()
-    if row is None or row.revoked_ns is not None:
-        raise Refused(Unauthorized(message="the token is missing or not valid: log in"))
-    if row.expires_ns is not None and row.expires_ns <= now_ns:
-        raise Refused(Unauthorized(message="the token has expired: log in"))
-    return Caller(row.account, row.name, row.id, row.scope, row.drive, row.folder)
-
-
 def find_account(conn: Connection, name: str) -> tuple[str, str, str] | None:
     """(id, name, password hash) of the account called `name`."""
     query = select(accounts.c.id, accounts.c.name, accounts.c.password)
     row = conn.execute(query.where(accounts.c.name_key == name.casefold())).first()
     return None if row is None else (row.id, row.name, row.password)
+
+
+def account_id(conn: Connection, name: str) -> str:
+    """The id of the account called `name`. Raises `AccountUnknown`."""
+    found = find_account(conn, name)
+    if found is None:
+        raise AccountUnknown(f"there is no account {name!r}; make it with `account add`")
+    return found[0]
+
+
+def insert_account(conn: Connection, name: str, hashed: str, now_ns: int) -> str:
+    """Make an account with an empty drive; `hashed` is its password in PHC string format. Returns
+    its id."""
+    account, drive, root = new_id(now_ns), new_id(now_ns), new_id(now_ns)
+    owner = {"id": account, "name": name, "name_key": name.casefold(), "password": hashed}
+    conn.execute(insert(accounts), owner | {"created_ns": now_ns})
+    home = {"id": drive, "owner": account, "root": root, "epoch": secrets.token_hex(8)}
+    conn.execute(insert(drives), home | {"head_seq": 0, "used_bytes": 0})
+    top = {"id": root, "drive": drive, "kind": "directory", "mode": 0o755, "uid": 0, "gid": 0}
+    times = {"mtime_ns": now_ns, "ctime_ns": now_ns}
+    rest = {"size": 0, "links": 1, "rdev": 0, "rev": 0}
+    conn.execute(insert(files), top | times | rest)
+    return account
+
+
+# --- passwords ----------------------------------------------------------------------------------
 
 
 def password_matches(hashed: str | None, password: str) -> bool:
@@ -165,30 +218,3 @@ def password_matches(hashed: str | None, password: str) -> bool:
 @functools.cache
 def _decoy() -> str:
     return PasswordHasher().hash(secrets.token_urlsafe(32))
-
-
-def _token_hash(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
-
-
-@contextmanager
-def _opened(data_dir: Path) -> Iterator[Database]:
-    db = Database(data_dir / "nearline.sqlite")
-    try:
-        db.migrate()
-        yield db
-    finally:
-        db.close()
-
-
-def insert_account(conn: Connection, name: str, hashed: str, now_ns: int) -> None:
-    """Make an account with an empty drive; `hashed` is its password in PHC string format."""
-    account, drive, root = new_id(now_ns), new_id(now_ns), new_id(now_ns)
-    owner = {"id": account, "name": name, "name_key": name.casefold(), "password": hashed}
-    conn.execute(insert(accounts), owner | {"created_ns": now_ns})
-    home = {"id": drive, "owner": account, "root": root, "epoch": secrets.token_hex(8)}
-    conn.execute(insert(drives), home | {"head_seq": 0, "used_bytes": 0})
-    top = {"id": root, "drive": drive, "kind": "directory", "mode": 0o755, "uid": 0, "gid": 0}
-    times = {"mtime_ns": now_ns, "ctime_ns": now_ns}
-    rest = {"size": 0, "links": 1, "rdev": 0, "rev": 0}
-    conn.execute(insert(files), top | times | rest)

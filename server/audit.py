@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, insert
 
-from server.accounts import Caller
+from server.caller import Caller
 from server.schema import audit
 
 ACTIONS = frozenset(

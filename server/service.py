@@ -27,7 +27,7 @@ from sqlalchemy import Connection
 from remote.content import Descriptor
 from remote.errors import AnyProblem, Refused, Unauthorized
 from remote.wire import Applied, Keyed, PresignedPut
-from server import accounts, arrivals, commits
+from server import arrivals, commits, tokens
 from server.accounts import Caller
 from server.arrivals import Arrival
 from server.blobs import BlobKey, Head, LocalBlobStore
@@ -61,6 +61,7 @@ class Service:
         self.metrics = Metrics()
         tunables = settings.tunables
         self.login_tries = TokenBuckets(tunables.login_burst, tunables.login_seconds_per_try)
+        self._seen = tokens.SeenThisHour()
         self.upload_ns = tunables.upload_days * 86_400 * 10**9
         self.reads = ThreadPoolExecutor(4, "read")
         self.writes = ThreadPoolExecutor(1, "write")
@@ -90,8 +91,13 @@ class Service:
         """Authenticate and run `work` in one snapshot, off the loop."""
 
         def job() -> T:
+            now_ns = time.time_ns()
             with self.db.read() as conn:
-                return work(conn, accounts.authenticate(conn, token, time.time_ns()))
+                caller = tokens.authenticate(conn, token, now_ns)
+                done = work(conn, caller)
+            if self._seen.is_first(caller.device, now_ns):
+                self.writes.submit(self._mark_seen, caller.device, now_ns)
+            return done
 
         return await asyncio.get_running_loop().run_in_executor(self.reads, job)
 
@@ -99,8 +105,13 @@ class Service:
         """Authenticate and run `work` in one write transaction, off the loop."""
 
         def job() -> T:
+            now_ns = time.time_ns()
             with self.db.write() as conn:
-                return work(conn, accounts.authenticate(conn, token, time.time_ns()))
+                caller = tokens.authenticate(conn, token, now_ns)
+                done = work(conn, caller)
+                if self._seen.is_first(caller.device, now_ns):
+                    tokens.mark_seen(conn, caller.device, now_ns)
+            return done
 
         return await asyncio.get_running_loop().run_in_executor(self.writes, job)
 
@@ -112,8 +123,10 @@ class Service:
             self._settle(token, ops)
             now_ns = time.time_ns()
             with self.db.write() as conn:
-                caller = accounts.authenticate(conn, token, now_ns)
+                caller = tokens.authenticate(conn, token, now_ns)
                 results, news = commits.apply(conn, caller, ops, now_ns)
+                if self._seen.is_first(caller.device, now_ns):
+                    tokens.mark_seen(conn, caller.device, now_ns)
             for each in news:
                 self.fanout.publish(each)
             return results
@@ -123,6 +136,10 @@ class Service:
             answer = "applied" if isinstance(result, Applied) else type(result).__name__
             self.metrics.operations.labels(type(keyed.op).__name__, answer).inc()
         return results
+
+    def _mark_seen(self, device: str, now_ns: int) -> None:
+        with self.db.write() as conn:
+            tokens.mark_seen(conn, device, now_ns)
 
     def put_url(self, drive: str, descriptor: Descriptor) -> PresignedPut:
         return self.signer.put(drive, descriptor, time.time_ns())
@@ -143,7 +160,7 @@ class Service:
         if all(getattr(keyed.op, "content", None) is None for keyed in ops):
             return
         with self.db.read() as conn:
-            accounts.authenticate(conn, token, time.time_ns())
+            tokens.authenticate(conn, token, time.time_ns())
             keys = arrivals.unsettled(conn, ops)
         for key in keys:
             head = self.blobs.head(key)

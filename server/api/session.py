@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 
 from remote.errors import RateLimited, Refused, Unauthorized
 from remote.wire import LoginReply, LoginRequest, Me
-from server import accounts, feed
+from server import accounts, feed, tokens
 from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.schema import accounts as accounts_table
@@ -43,7 +43,7 @@ async def _log_in(service: Service, wanted: LoginRequest) -> LoginReply:
 
     def add(account: str) -> tuple[str, str]:
         with service.db.write() as conn:
-            return accounts.new_device(conn, account, wanted.device, time.time_ns())
+            return tokens.new_device(conn, account, wanted.device, time.time_ns())
 
     found = await loop.run_in_executor(service.reads, find)
     hashed = found[2] if found is not None else None

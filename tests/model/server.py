@@ -20,7 +20,7 @@ from remote import wire
 from remote.codec import decode_block
 from remote.content import HOLE, Descriptor, Manifest, block_count
 from remote.errors import Problem, Refused, Unreachable
-from server import accounts, arrivals, commits, feed, listing, uploads
+from server import accounts, arrivals, commits, feed, listing, tokens, uploads
 from server.blobs import BlobKey, Head
 from server.db import Database
 from server.schema import chunks, versions
@@ -51,10 +51,10 @@ class Server:
         with self.db.write() as conn:
             found = accounts.find_account(conn, "anna")
             assert found is not None
-            return accounts.new_device(conn, found[0], device, time.time_ns())[0]
+            return tokens.new_device(conn, found[0], device, time.time_ns())[0]
 
     def caller(self, conn: Connection, token: str) -> accounts.Caller:
-        return accounts.authenticate(conn, token, time.time_ns())
+        return tokens.authenticate(conn, token, time.time_ns())
 
     def close(self) -> None:
         self.db.close()

@@ -28,7 +28,7 @@ from remote.content import (
     chunk_id,
 )
 from remote.errors import AnyProblem
-from server import accounts, main
+from server import accounts, main, tokens
 from server.app import Application, create_app
 from server.settings import Settings, Tunables
 
@@ -250,7 +250,7 @@ class Running:
         with self.app.service.db.write() as conn:
             found = accounts.find_account(conn, account)
             assert found is not None
-            client.token, _ = accounts.new_device(conn, found[0], name, time.time_ns())
+            client.token, _ = tokens.new_device(conn, found[0], name, time.time_ns())
         client.refresh()
         return client
 

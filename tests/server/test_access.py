@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import delete, insert, select
 
 from remote import errors, wire
-from server import access, accounts, schema
+from server import access, schema, tokens
 from tests.server.harness import (
     Client,
     Failed,
@@ -45,7 +45,7 @@ def grant(server: Running, anna: Client) -> Grant:
 
 def role(server: Running, client: Client, file: str) -> str | None:
     with server.app.service.db.read() as conn:
-        return access.role_of(conn, accounts.authenticate(conn, client.token, time.time_ns()), file)
+        return access.role_of(conn, tokens.authenticate(conn, client.token, time.time_ns()), file)
 
 
 def test_a_grant_reaches_down_and_not_up(

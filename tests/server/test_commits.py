@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, select
 
 from remote import errors, wire
-from server import accounts, commits
+from server import commits, tokens
 from server.schema import changes, idempotency
 from tests.server.harness import (
     Client,
@@ -86,7 +86,7 @@ def test_an_answer_that_was_lost_is_given_again_after_a_restart(server: Running)
     key, op = new_id(), anna.create("a")
     keyed = wire.ApplyRequest(ops=[wire.Keyed(key=key, op=op)])
     with server.app.service.db.write() as conn:
-        caller = accounts.authenticate(conn, anna.token, 0)
+        caller = tokens.authenticate(conn, anna.token, 0)
         lost, _ = commits.apply(conn, caller, keyed.ops, 12345)
     assert anna.batch(op, keys=[key]) == lost
 

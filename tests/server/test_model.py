@@ -22,7 +22,7 @@ from sqlalchemy import select
 
 from remote import errors, wire
 from remote.content import EMPTY
-from server import accounts, commits, feed, schema
+from server import accounts, commits, feed, schema, tokens
 from server.accounts import Caller
 from server.db import Database
 from server.records import file_records
@@ -109,7 +109,7 @@ class TreeMachine(RuleBasedStateMachine):
         with self.db.write() as conn:
             accounts.insert_account(conn, "anna", "none", 1)
             row = conn.execute(select(schema.drives)).one()
-            _, device = accounts.new_device(conn, row.owner, "d", 1)
+            _, device = tokens.new_device(conn, row.owner, "d", 1)
         self.caller = Caller(row.owner, "anna", device, "full", row.id)
         self.model = Model(row.root, {row.root: "directory"})
         self.replayed: dict[tuple[str, str], str] = {}

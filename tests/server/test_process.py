@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.accounts import add_account, issue_token
+from server.accounts import add_account
+from server.devices import issue_token
 from server.main import AlreadyServed, CannotListen, serve
 from server.settings import BadSettings, Settings, read_config
 

@@ -18,9 +18,9 @@ from server.accounts import (
     AccountUnknown,
     BadAccountName,
     add_account,
-    issue_token,
     password_matches,
 )
+from server.devices import issue_token
 from server.limits import TokenBuckets
 from tests.server.conftest import Start
 from tests.server.harness import Client, Failed, Running
