@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+import structlog
 import trio
 import uvicorn
 
-from remote import errors, wire
+from mount import logs
+from remote import datapath, errors, transport, wire
+from remote import wire_account as account
 from remote.client import (
     ApiClient,
     InsecureUrl,
@@ -162,6 +169,19 @@ ME = wire.Me(
 CHILDREN = wire.ChildrenPage(directory=RECORD, children=[], as_of=7)
 BY_FINGERPRINT = wire.FingerprintReply(file=FILE, version=VERSION, manifest=EMPTY)
 
+SHARE = account.ShareRequest([account.Invite("ben", "viewer")])
+SHARES = account.SharesReply("ada", [])
+MAKE_LINK = account.MakeLink(expires_ns=5, max_downloads=3)
+LINK = account.LinkInfo(
+    id=VERSION, file=FILE, name="n", created_ns=1, expires_ns=5, has_password=False,
+    max_downloads=3, downloads=0,
+)  # fmt: skip
+LINKS = account.LinksReply([LINK])
+TRASH = account.TrashPage(items=[])
+EMPTY_TRASH = account.EmptyTrash([FILE])
+MAKE_TOKEN = account.MakeToken(name="backup", scope="read")
+TOKEN = account.TokenReply("t", "f" * 32)
+
 Call = Callable[[ApiClient], Awaitable[Any]]
 CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
     # method, path, query, what is sent, what is answered, the call
@@ -193,6 +213,22 @@ CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
     ("GET", "/v1/changes", "", None, PAGE, lambda c: c.changes(None)),
     ("GET", "/v1/changes/wait", "cursor=c1&timeout=25.0", None, PAGE,
      lambda c: c.wait("c1", 25.0)),
+    ("POST", f"/v1/files/{FILE}/share", "", SHARE, SHARES, lambda c: c.share(FILE, SHARE)),
+    ("GET", f"/v1/files/{FILE}/shares", "", None, SHARES, lambda c: c.shares(FILE)),
+    ("GET", "/v1/shared", "", None, account.SharedReply([]), lambda c: c.shared()),
+    ("POST", f"/v1/files/{FILE}/links", "", MAKE_LINK, account.LinkMade(LINK, "https://x/s/y"),
+     lambda c: c.make_link(FILE, MAKE_LINK)),
+    ("GET", f"/v1/files/{FILE}/links", "", None, LINKS, lambda c: c.links(FILE)),
+    ("GET", "/v1/links", "", None, LINKS, lambda c: c.links()),
+    ("GET", f"/v1/files/{FILE}/changes", "cursor=c1", None, PAGE,
+     lambda c: c.file_changes(FILE, "c1")),
+    ("GET", "/v1/trash", "", None, TRASH, lambda c: c.trash()),
+    ("GET", "/v1/trash", f"parent={FILE}&cursor=2", None, TRASH, lambda c: c.trash(FILE, "2")),
+    ("POST", "/v1/trash/empty", "", EMPTY_TRASH, account.EmptiedReply(3, False),
+     lambda c: c.empty_trash(EMPTY_TRASH)),
+    ("GET", "/v1/devices", "", None, account.DevicesReply([]), lambda c: c.devices()),
+    ("POST", "/v1/devices", "", MAKE_TOKEN, TOKEN, lambda c: c.make_token(MAKE_TOKEN)),
+    ("POST", "/v1/devices/rotate", "", None, TOKEN, lambda c: c.rotate()),
 ]  # fmt: skip
 
 
@@ -213,12 +249,113 @@ async def test_every_endpoint_says_and_understands_its_message(
             assert msgspec.msgpack.decode(asked.body, type=type(sent)) == sent
 
 
-async def test_an_upload_is_abandoned_without_an_answer(
+DELETES: list[tuple[str, Call]] = [
+    (f"/v1/uploads/{VERSION}", lambda c: c.abandon_upload(VERSION)),
+    (f"/v1/files/{FILE}/share/ben", lambda c: c.unshare(FILE, "ben")),
+    (f"/v1/links/{VERSION}", lambda c: c.revoke_link(VERSION)),
+    (f"/v1/devices/{VERSION}", lambda c: c.revoke_device(VERSION)),
+]
+
+
+@pytest.mark.parametrize(("path", "call"), DELETES)
+async def test_a_deletion_has_no_answer(
+    client: ApiClient, server: FakeServer, path: str, call: Call
+) -> None:
+    server.answers[path] = Answer(status=204)
+    await call(client)
+    assert (server.asked[-1].method, server.asked[-1].path) == ("DELETE", path)
+
+
+async def test_an_account_name_stays_one_part_of_the_path(
     client: ApiClient, server: FakeServer
 ) -> None:
-    server.answers[f"/v1/uploads/{VERSION}"] = Answer(status=204)
-    await client.abandon_upload(VERSION)
-    assert server.asked[-1].method == "DELETE"
+    """`asked.path` is decoded: only what was sent tells `/` from `%2F`, and `?` from a query."""
+    name = "a/b?c=d"
+    server.answers[f"/v1/files/{FILE}/share/{name}"] = Answer(status=204)
+    await client.unshare(FILE, name)
+    assert server.asked[-1].query == ""
+
+
+async def test_every_request_has_an_id_of_its_own(client: ApiClient, server: FakeServer) -> None:
+    server.answers |= {"/v1/me": packed(ME), "/put": Answer(), "/get": Answer(b"x")}
+    await client.me()
+    await client.me()
+    await client.put_chunk(
+        wire.PresignedPut(url=f"{server.url}/put", headers={}, expires_ns=0), b""
+    )
+    await client.get_range(f"{server.url}/get", 0, 1, bytearray(1))
+    with pytest.raises(NoWebSocket):
+        async with client.live("c1"):
+            pass
+    ids = [asked.headers["x-request-id"] for asked in server.asked]
+    assert len(set(ids)) == len(ids) == 5
+    assert all(re.fullmatch("[0-9a-f]{16}", one) for one in ids)
+
+
+async def test_the_log_has_the_ids_of_failed_and_slow_requests_and_no_secrets(
+    client: ApiClient, server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the most talkative level, everything that any library says included."""
+    monkeypatch.setattr(transport, "SLOW_SECONDS", -1.0)
+    monkeypatch.setattr(datapath, "SLOW_TRANSFER_SECONDS", -1.0)
+    server.answers |= {
+        "/v1/me": packed(ME),
+        "/blob": Answer(b"x" * 10),
+        "/gone": Answer(status=403),
+    }
+    secret = "Policy=p&Signature=very-secret"
+    with logging_to(tmp_path / "log"):
+        await client.me()
+        await client.get_range(f"{server.url}/blob?{secret}", 0, 10, bytearray(10))
+        put = wire.PresignedPut(url=f"{server.url}/gone?{secret}", headers={}, expires_ns=0)
+        for call in (
+            lambda: client.changes("secret-cursor"),
+            lambda: client.put_chunk(put, b"x"),
+            lambda: client.get_range(f"{server.url}/gone?{secret}", 0, 1, bytearray(1)),
+            lambda: client.get_range(f"{server.url}/blob?{secret}", 0, 20, bytearray(20)),
+        ):
+            with pytest.raises(errors.NearlineError):
+                await call()
+        for bad in (
+            f"http://example.org/x?{secret}",
+            f"ftp://h/x?{secret}",
+            f"http://h:x/?{secret}",
+        ):
+            with pytest.raises(ValueError, match="http") as caught:
+                await client.get_range(bad, 0, 1, bytearray(1))
+            assert "secret" not in str(caught.value)
+        with pytest.raises(NoWebSocket):
+            async with client.live("secret-cursor"):
+                pass
+    text = (tmp_path / "log").read_text()
+    assert "secret" not in text
+    lines = [line for line in map(msgspec.json.decode, text.splitlines()) if "id" in line]
+    assert [line["id"] for line in lines] == [one.headers["x-request-id"] for one in server.asked]
+    assert [(line["event"], line["path"]) for line in lines] == [
+        ("request was slow", "/v1/me"),
+        ("request was slow", "/blob"),
+        ("request failed", "/v1/changes"),
+        ("request failed", "/gone"),
+        ("request failed", "/gone"),
+        ("request failed", "/blob"),
+        ("request failed", "/v1/changes/live"),
+    ]
+
+
+@contextmanager
+def logging_to(file: Path) -> Iterator[None]:
+    """As a mount logs, at level debug; what was configured before comes back."""
+    root, log = logging.getLogger(), transport.log
+    handlers, level = root.handlers[:], root.level
+    logs.configure("debug", file)
+    transport.log = structlog.get_logger(transport.__name__)  # the old one keeps its old way
+    try:
+        yield
+    finally:
+        root.handlers[0].close()
+        root.handlers[:], transport.log = handlers, log
+        root.setLevel(level)
+        structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("kind", errors.RULES)

@@ -1,0 +1,90 @@
+"""The endpoints about people and devices: sharing, links, history, trash, tokens.
+
+Knows: routes and their messages (`wire_account`). Must not know: who may do what. Raises as
+`client` says.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from remote.ids import FileId, HexId
+from remote.transport import Transport
+from remote.wire import ChangesPage
+from remote.wire_account import (
+    DevicesReply,
+    EmptiedReply,
+    EmptyTrash,
+    LinkMade,
+    LinksReply,
+    MakeLink,
+    MakeToken,
+    SharedReply,
+    ShareRequest,
+    SharesReply,
+    TokenReply,
+    TrashPage,
+)
+
+
+class AccountEndpoints(Transport):
+    """The part of `client.ApiClient` that is not about the tree or its bytes."""
+
+    # --- sharing --------------------------------------------------------------------------------
+
+    async def share(self, file: FileId, request: ShareRequest) -> SharesReply:
+        return await self._call("POST", f"/v1/files/{file}/share", SharesReply, request)
+
+    async def unshare(self, file: FileId, account: str) -> None:
+        """Take back what `account` was given on `file` itself; one's own name is leaving."""
+        await self._send("DELETE", f"/v1/files/{file}/share/{quote(account, safe='')}")
+
+    async def shares(self, file: FileId) -> SharesReply:
+        return await self._call("GET", f"/v1/files/{file}/shares", SharesReply)
+
+    async def shared(self) -> SharedReply:
+        """What others share with this account."""
+        return await self._call("GET", "/v1/shared", SharedReply)
+
+    # --- links ----------------------------------------------------------------------------------
+
+    async def make_link(self, file: FileId, request: MakeLink) -> LinkMade:
+        return await self._call("POST", f"/v1/files/{file}/links", LinkMade, request)
+
+    async def links(self, file: FileId | None = None) -> LinksReply:
+        """The links to `file`, or every link of one's own drive."""
+        path = "/v1/links" if file is None else f"/v1/files/{file}/links"
+        return await self._call("GET", path, LinksReply)
+
+    async def revoke_link(self, link: HexId) -> None:
+        await self._send("DELETE", f"/v1/links/{link}")
+
+    # --- history and trash ----------------------------------------------------------------------
+
+    async def file_changes(self, file: FileId, cursor: str | None = None) -> ChangesPage:
+        """What happened at and below `file`."""
+        path = f"/v1/files/{file}/changes"
+        return await self._call("GET", path, ChangesPage, params={"cursor": cursor})
+
+    async def trash(self, parent: FileId | None = None, cursor: str | None = None) -> TrashPage:
+        """What was deleted by itself or, with `parent`, together with that directory."""
+        asked = {"parent": parent, "cursor": cursor}
+        return await self._call("GET", "/v1/trash", TrashPage, params=asked)
+
+    async def empty_trash(self, request: EmptyTrash) -> EmptiedReply:
+        return await self._call("POST", "/v1/trash/empty", EmptiedReply, request)
+
+    # --- devices --------------------------------------------------------------------------------
+
+    async def devices(self) -> DevicesReply:
+        return await self._call("GET", "/v1/devices", DevicesReply)
+
+    async def revoke_device(self, device: HexId) -> None:
+        await self._send("DELETE", f"/v1/devices/{device}")
+
+    async def make_token(self, request: MakeToken) -> TokenReply:
+        return await self._call("POST", "/v1/devices", TokenReply, request)
+
+    async def rotate(self) -> TokenReply:
+        """A new token for this device; this client goes on with the old one until `use_token`."""
+        return await self._call("POST", "/v1/devices/rotate", TokenReply)

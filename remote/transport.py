@@ -1,0 +1,313 @@
+"""One request to the server: pools, token, MessagePack, what transport trouble is called.
+
+Knows: how a request is sent, named and answered, and which of `errors` each kind of trouble is.
+Must not know: any endpoint (`client`, `client_account`), signed URLs (`datapath`), WebSockets
+(`live`), when to try again.
+
+Every request carries an `X-Request-Id` of its own; the server logs it, and so is it here when the
+request failed or was slow. Logged are method and path: never a query, a header or a body, so no
+token, cursor or signature.
+
+Concurrency: any number of tasks of one trio run may send. Shared are the counters of `Transferred`
+and the token, changed between awaits only.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import ipaddress
+import os
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeVar, cast
+
+import httpx
+import msgspec
+import structlog
+
+from remote.errors import AnyProblem, NearlineError, ProtocolError, Refused, Unreachable
+
+log = structlog.get_logger(__name__)
+
+Params: TypeAlias = Mapping[str, str | float | None]
+T = TypeVar("T", bound=msgspec.Struct)
+
+MSGPACK = "application/msgpack"
+USER_AGENT = "nearline/1"
+REQUEST_ID = "X-Request-Id"
+
+API_CONNECTIONS = 16
+DATA_CONNECTIONS = 16
+KEEPALIVE_SECONDS = 30.0
+
+# A request that took longer than this is worth a line in the log.
+SLOW_SECONDS = 5.0
+
+AGAIN_LATER = frozenset({408, 409, 425, 429})
+
+
+class InsecureUrl(ValueError):
+    """A URL that would send tokens or content unencrypted to another machine."""
+
+
+@dataclass(slots=True)
+class Transferred:
+    """What went over the network: HTTP requests made, and bytes of bodies each way."""
+
+    requests: int = 0
+    uploaded_bytes: int = 0
+    downloaded_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds without progress after which a request is given up. There is no limit on the whole:
+    a slow transfer that moves is not interrupted."""
+
+    connect: float = 10.0
+    read: float = 30.0
+    write: float = 30.0
+
+    def as_httpx(self, read_longer: float = 0.0) -> httpx.Timeout:
+        # No limit on the wait for a free connection: the requests ahead have limits of their own.
+        read = self.read + read_longer
+        return httpx.Timeout(connect=self.connect, read=read, write=self.write, pool=None)
+
+
+class Transport:
+    """A server, as `token` sees it. Use as an async context manager, under trio.
+
+    Raises `InsecureUrl` for an http:// `base_url` whose host is not loopback, unless `insecure`;
+    `ValueError` for what is no http(s) URL.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None,
+        *,
+        insecure: bool = False,
+        user_agent: str = USER_AGENT,
+        timeouts: Timeouts | None = None,
+        transferred: Transferred | None = None,
+    ) -> None:
+        check_url(base_url, insecure=insecure)
+        self.base_url = base_url.rstrip("/")
+        self.transferred = transferred if transferred is not None else Transferred()
+        self._token = token
+        self._insecure = insecure
+        self._timeouts = timeouts or Timeouts()
+        make = functools.partial(
+            httpx.AsyncClient,
+            # One context for both pools: loading the system's certificates takes tens of ms.
+            verify=httpx.create_ssl_context(),
+            timeout=self._timeouts.as_httpx(),
+            # A proxy from the environment must not get between us and our own machine.
+            trust_env=not _is_loopback(httpx.URL(base_url).host),
+        )
+        self._api = make(
+            base_url=self.base_url,
+            headers={"User-Agent": user_agent},
+            limits=_pool(API_CONNECTIONS),
+        )
+        self._data = make(headers={"User-Agent": user_agent}, limits=_pool(DATA_CONNECTIONS))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._api.aclose()
+        await self._data.aclose()
+
+    def with_token(self, token: str | None) -> Self:
+        """The same server, pools and counters as another device; close only the original."""
+        other = copy.copy(self)
+        other.use_token(token)
+        return other
+
+    def use_token(self, token: str | None) -> None:
+        """Go on as the device of `token`, from the next request."""
+        self._token = token
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        reply: type[T],
+        body: msgspec.Struct | None = None,
+        *,
+        params: Params | None = None,
+        read_longer: float = 0.0,
+    ) -> T:
+        """Ask, and decode the answer as `reply`. A parameter that is None is left out."""
+        response = await self._send(method, path, body, params=params, read_longer=read_longer)
+        try:
+            return cast(T, decoder(reply).decode(response.content))
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"the answer of {self.base_url} is not v1: {error}") from None
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: msgspec.Struct | None = None,
+        *,
+        params: Params | None = None,
+        read_longer: float = 0.0,
+    ) -> httpx.Response:
+        content = None if body is None else msgspec.msgpack.encode(body)
+        headers = self._headers() | ({} if content is None else {"Content-Type": MSGPACK})
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        with self._noted(method, path, headers[REQUEST_ID], SLOW_SECONDS + read_longer):
+            with transport_errors(self.base_url):
+                response = await self._api.request(
+                    method,
+                    path,
+                    content=content,
+                    params=given,
+                    headers=headers,
+                    timeout=self._timeouts.as_httpx(read_longer),
+                )
+            self.transferred.requests += 1
+            self.transferred.uploaded_bytes += len(content or b"")
+            self.transferred.downloaded_bytes += response.num_bytes_downloaded
+            if not response.is_success:
+                raise self._refusal(response)
+        return response
+
+    @contextmanager
+    def _noted(self, method: str, path: str, request_id: str, slow_after: float) -> Iterator[None]:
+        """Log the request if it fails or takes longer than `slow_after` seconds. `path` is without
+        a query."""
+        asked = {"id": request_id, "method": method, "path": path}
+        began = time.monotonic()
+        try:
+            yield
+        except NearlineError as error:
+            log.info("request failed", **asked, ms=_ms_since(began), why=str(error))
+            raise
+        if time.monotonic() - began > slow_after:
+            log.info("request was slow", **asked, ms=_ms_since(began))
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Accept": MSGPACK, REQUEST_ID: new_request_id()}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        return headers
+
+    def _refusal(self, response: httpx.Response) -> NearlineError:
+        is_msgpack = response.headers.get("Content-Type", "").startswith(MSGPACK)
+        decode = decoder(AnyProblem).decode if is_msgpack else json_decoder(AnyProblem).decode
+        try:
+            return Refused(decode(response.content))
+        except msgspec.DecodeError:
+            pass  # not a Problem: something else than a Nearline server answered
+        answered = f"{self.base_url} answered {response.status_code} {response.reason_phrase}"
+        if response.status_code >= 500 or response.status_code in AGAIN_LATER:
+            return Unreachable(answered)
+        return ProtocolError(f"{answered}: is a Nearline server there?")
+
+
+def new_request_id() -> str:
+    return secrets.token_hex(8)
+
+
+def _ms_since(began: float) -> float:
+    return round((time.monotonic() - began) * 1000, 1)
+
+
+def check_url(url: str, *, insecure: bool = False) -> None:
+    """Raise `InsecureUrl` for http:// to another machine unless `insecure`; `ValueError` for what
+    is no http(s) URL with a host. Neither shows the URL's query."""
+    if url.startswith("https://") and len(url) > len("https://"):
+        return
+    shown = url.partition("?")[0]
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{shown!r} is not a URL: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"{shown!r} is not an http:// or https:// URL")
+    if parsed.scheme == "http" and not (insecure or _is_loopback(parsed.host)):
+        host = parsed.host
+        raise InsecureUrl(f"http://{host} is not encrypted: use https://, or allow it (--insecure)")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _pool(connections: int) -> httpx.Limits:
+    return httpx.Limits(
+        max_connections=connections,
+        max_keepalive_connections=connections,
+        keepalive_expiry=KEEPALIVE_SECONDS,
+    )
+
+
+@functools.cache
+def decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)
+
+
+@functools.cache
+def json_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+# --- trouble, in one line -----------------------------------------------------------------------
+
+
+@contextmanager
+def transport_errors(where: str) -> Iterator[None]:
+    """Turn what httpx raises for want of an answer into `Unreachable`."""
+    try:
+        yield
+    except httpx.ConnectError as error:
+        raise Unreachable(f"cannot connect: {where}: {_why(error)}") from error
+    except httpx.TransportError as error:
+        raise Unreachable(f"{where}: {_why(error)}") from error
+    except httpx.DecodingError as error:
+        raise ProtocolError(f"{where}: {error}") from error
+
+
+def _why(error: httpx.HTTPError) -> str:
+    """The root cause, in a few words."""
+    if isinstance(error, httpx.TimeoutException):
+        return "timed out"
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted: {cause.verify_message}"
+        if isinstance(cause, socket.gaierror):
+            return "the name of the host is not known"
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return os.strerror(cause.errno).lower()
+    return str(error) or type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """`error` and everything it was raised from, nearest first."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        if isinstance(seen, BaseExceptionGroup):
+            for inner in seen.exceptions:
+                yield from _causes(inner)
+        seen = seen.__cause__ or seen.__context__
