@@ -16,6 +16,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from remote.wire import SIGNED_URL_SECONDS
+from server.proxies import TrustedProxies
+
+
+LONGEST_URL_SECONDS = 3600
+"""No signed URL lives longer, whatever is configured: garbage collection counts on it."""
+
+_UrlSeconds = Annotated[int, msgspec.Meta(ge=30, le=LONGEST_URL_SECONDS)]
 
 
 class BadSettings(ValueError):
@@ -27,17 +34,52 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Seconds, bytes and counts. `get_url_seconds` is how long a signed GET lives,
     `put_url_seconds` how long a presigned PUT may be begun, `upload_days` how long an upload
-    session and its leases live after they were last used.
+    session and its leases live after they were last used, `collect_seconds` how often the server
+    collects garbage by itself (0: never).
+
+    Limits are generous: they are for programs gone wild and for attackers. Rates are requests a
+    second, above a burst; who exceeds one is first slowed down, then refused. `head_seconds` is how
+    long a request's head may take, `body_seconds` how long nothing of a body may arrive,
+    `send_seconds` how long a client may take nothing of an answer. `sockets_per_account` counts
+    open change feeds. `metrics_token` is asked for at /metrics and /schema if it is set; the server
+    is not ready with less than `min_free_bytes` of disk. Requests above `slow_seconds` are logged
+    as such.
     """
 
     public_url: str | None = None
-    get_url_seconds: Annotated[int, msgspec.Meta(ge=30, le=3600)] = SIGNED_URL_SECONDS
-    put_url_seconds: Annotated[int, msgspec.Meta(ge=30, le=3600)] = 900
+    get_url_seconds: _UrlSeconds = SIGNED_URL_SECONDS
+    put_url_seconds: _UrlSeconds = 900
     upload_days: Annotated[int, msgspec.Meta(ge=1, le=90)] = 7
     body_limit: Annotated[int, msgspec.Meta(ge=65536)] = 16 * 1024 * 1024
     login_burst: Annotated[int, msgspec.Meta(ge=1)] = 10
     login_seconds_per_try: Annotated[float, msgspec.Meta(gt=0)] = 6.0
     wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=300)] = 60.0
+    collect_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3600.0
+
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    trusted_proxies: tuple[str, ...] = ()
+
+    account_rate: Annotated[float, msgspec.Meta(gt=0)] = 500.0
+    account_burst: Annotated[int, msgspec.Meta(ge=1)] = 5000
+    address_rate: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
+    address_burst: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    connections: Annotated[int, msgspec.Meta(ge=1)] = 2000
+    connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 500
+    head_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    head_bytes: Annotated[int, msgspec.Meta(ge=4096)] = 32 * 1024
+    head_lines: Annotated[int, msgspec.Meta(ge=16)] = 100
+    body_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    send_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    keep_alive_seconds: Annotated[int, msgspec.Meta(ge=1)] = 75
+
+    sockets_per_account: Annotated[int, msgspec.Meta(ge=1)] = 64
+    socket_ping_seconds: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    socket_max_age_seconds: Annotated[float, msgspec.Meta(gt=0)] = 6 * 3600.0
+
+    metrics_token: Annotated[str, msgspec.Meta(min_length=16)] | None = None
+    min_free_bytes: Annotated[int, msgspec.Meta(ge=0)] = 512 * 1024 * 1024
+    slow_seconds: Annotated[float, msgspec.Meta(gt=0)] = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +93,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_origin(self.public_url)
+        try:
+            TrustedProxies(self.tunables.trusted_proxies)
+        except ValueError as error:
+            message = f"trusted_proxies: {error}; write addresses, or networks like 10.0.0.0/8"
+            raise BadSettings(message) from error
 
     @property
     def database(self) -> Path:
