@@ -1,12 +1,13 @@
 """A batch of mutations as one transaction.
 
-Knows: idempotency, savepoints, sequence numbers, which topics learn of a change. Must not know:
-what an operation does (`tree`), how news travel (`feed`).
+Knows: idempotency, savepoints, sequence numbers, which topics learn of a change, when the audit log
+does. Must not know: what an operation does (`tree`), how news travel (`feed`).
 
 The order inside the transaction: look the key up; check access and apply, in a savepoint; give the
-change the drive's next sequence number; at the end write the change rows and the answers, and bump
-the drive's head row last. On a database with concurrent writers the head row is locked when a batch
-first needs it, so sequence order is the order in which commits become visible.
+change the drive's next sequence number; at the end write the change rows, the audit rows (one per
+applied operation) and the answers, and bump the drive's head row last. On a database with
+concurrent writers the head row is locked when a batch first needs it, so sequence order is the
+order in which commits become visible.
 
 A refusal rolls its savepoint back. It is stored as the answer to its key only if it will not change
 (retry class NEVER): after `chunks_missing` the same key is sent again once the chunks are there.
@@ -24,11 +25,12 @@ from sqlalchemy import Connection, insert, select, update
 
 from remote.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, Unavailable
 from remote.wire import Applied, Change, Keyed, Op
-from server import access, tree
+from server import access, audit, tree
 from server.accounts import Caller
 from server.fanout import News, drive_topic, grant_topic
 from server.mutation import Mutation
 from server.records import pages
+from server.schema import audit as audit_table
 from server.schema import changes, devices, drives, files, grants, idempotency
 from server.trimming import Touched, trimmed
 
@@ -70,6 +72,7 @@ class _Batch:
     heads: dict[str, _Head] = field(default_factory=dict)
     answers: list[dict[str, object]] = field(default_factory=list)
     rows: list[dict[str, object]] = field(default_factory=list)
+    audited: list[dict[str, object]] = field(default_factory=list)
     topics: dict[str, list[Change]] = field(default_factory=dict)
     put_off: set[str] = field(default_factory=set)
 
@@ -113,6 +116,7 @@ class _Batch:
         tree.perform(tx, op)
         change = tx.change()
         self._record(head, change, tx)
+        self.audited.append(audit.of_operation(self.caller, op, self.now_ns))
         return Applied(change=change, overtaken=tx.overtaken)
 
     def _drive_of(self, op: Op) -> str:
@@ -131,7 +135,7 @@ class _Batch:
     def _parted(self, drive: str) -> bool:
         shared = select(grants.c.file).join(files).where(files.c.drive == drive)
         scoped = select(devices.c.folder).join(files, devices.c.folder == files.c.id)
-        scoped = scoped.where(files.c.drive == drive)
+        scoped = scoped.where(files.c.drive == drive, devices.c.revoked_ns.is_(None))
         return any(self.conn.execute(each.limit(1)).first() for each in (shared, scoped))
 
     def _record(self, head: _Head, change: Change, tx: Mutation) -> None:
@@ -153,7 +157,9 @@ class _Batch:
         found: set[str] = set()
         for page in pages(above):
             shared = select(grants.c.file).where(grants.c.file.in_(page))
-            scoped = select(devices.c.folder).where(devices.c.folder.in_(page))
+            scoped = select(devices.c.folder).where(
+                devices.c.folder.in_(page), devices.c.revoked_ns.is_(None)
+            )
             found.update(self.conn.execute(shared.union(scoped)).scalars())
         return sorted(found)
 
@@ -161,6 +167,8 @@ class _Batch:
         """Write what the batch collected; the head rows last."""
         if self.rows:
             self.conn.execute(insert(changes), self.rows)
+        if self.audited:
+            self.conn.execute(insert(audit_table), self.audited)
         if self.answers:
             self.conn.execute(insert(idempotency), self.answers)
         for drive, head in self.heads.items():
