@@ -135,6 +135,14 @@ files = Table(
     # put back, because the content went on as another file's (a Replace).
     Column("trashed_parent", Id, index=True),
     Column("trashed_name", Name),
+    # The trash of a drive by time; nothing of a file in the tree is in it.
+    Index(
+        "ix_files_trash",
+        "drive",
+        "trashed_ns",
+        sqlite_where=text("trashed_ns IS NOT NULL"),
+        postgresql_where=text("trashed_ns IS NOT NULL"),
+    ),
 )
 
 entries = Table(

@@ -57,6 +57,15 @@ def _add_columns() -> None:
     op.create_index(op.f("ix_devices_folder"), "devices", ["folder"], unique=False)
     op.create_index(op.f("ix_devices_old_sha256"), "devices", ["old_sha256"], unique=True)
     op.create_index(op.f("ix_files_trashed_parent"), "files", ["trashed_parent"], unique=False)
+    in_trash = sa.text("trashed_ns IS NOT NULL")
+    op.create_index(
+        "ix_files_trash",
+        "files",
+        ["drive", "trashed_ns"],
+        unique=False,
+        sqlite_where=in_trash,
+        postgresql_where=in_trash,
+    )
 
 
 def _add_tables() -> None:
