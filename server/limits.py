@@ -1,20 +1,22 @@
-"""How often somebody may try a password.
+"""How often, and how many at once.
 
-Knows: token buckets (a burst, then a steady rate). Must not know: who tries, the clock (an
-argument, seconds). Pure.
+Knows: token buckets (a burst, then a steady rate), and places of which each may hold some. Must not
+know: who tries or holds, the clock (an argument, seconds). Pure.
+
+Concurrency: each object belongs to one thread, the event loop's.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable
 
 
 class TokenBuckets:
     """One bucket of `burst` tokens per key, refilled one in `seconds` each.
 
-    Concurrency: one thread (the event loop). Memory is bounded: the keys unused for longest are
-    forgotten beyond `max_keys`, and a forgotten bucket is a full one.
+    Memory is bounded: the keys unused for longest are forgotten beyond `max_keys`, and a forgotten
+    bucket is a full one.
     """
 
     def __init__(self, burst: int, seconds: float, max_keys: int = 10_000) -> None:
@@ -29,6 +31,20 @@ class TokenBuckets:
         self._store(key, tokens - 1, now)
         return 0.0
 
+    def book(self, key: Hashable, now: float, patience: float) -> tuple[bool, float]:
+        """Take a token that may not be there yet: (True, seconds until it is). When that is longer
+        than `patience`, take none: (False, seconds until asking again is worth while).
+
+        Who waits for what was booked is slowed down to the rate, and never refused unless very many
+        ask at once.
+        """
+        tokens = self._level(key, now)
+        wait = max(0.0, (1 - tokens) * self._seconds)
+        if wait > patience:
+            return False, wait - patience
+        self._store(key, tokens - 1, now)
+        return True, wait
+
     def give_back(self, key: Hashable, now: float) -> None:
         """The try was a good one: it does not count."""
         self._store(key, min(self._burst, self._level(key, now) + 1), now)
@@ -42,3 +58,28 @@ class TokenBuckets:
         self._buckets.move_to_end(key)
         while len(self._buckets) > self._max_keys:
             self._buckets.popitem(last=False)
+
+
+class Places:
+    """`total` places, of which each holder may have `each`."""
+
+    def __init__(self, total: int, each: int) -> None:
+        self._total, self._each = total, each
+        self._held: Counter[Hashable] = Counter()
+        self.taken = 0
+
+    def take(self, holder: Hashable, *, uncounted: bool = False) -> bool:
+        """Take a place for `holder`; False if there is none. Who is `uncounted` may have any part
+        of the total."""
+        if self.taken >= self._total or (not uncounted and self._held[holder] >= self._each):
+            return False
+        self._held[holder] += 1
+        self.taken += 1
+        return True
+
+    def leave(self, holder: Hashable) -> None:
+        """Give back a place that `holder` took."""
+        self.taken -= 1
+        self._held[holder] -= 1
+        if not self._held[holder]:
+            del self._held[holder]
