@@ -18,7 +18,6 @@ import msgspec
 from remote.wire import SIGNED_URL_SECONDS
 from server.proxies import TrustedProxies
 
-
 LONGEST_URL_SECONDS = 3600
 """No signed URL lives longer, whatever is configured: garbage collection counts on it."""
 
@@ -35,7 +34,9 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Seconds, bytes and counts. `get_url_seconds` is how long a signed GET lives,
     `put_url_seconds` how long a presigned PUT may be begun, `upload_days` how long an upload
     session and its leases live after they were last used, `collect_seconds` how often the server
-    collects garbage by itself (0: never).
+    collects garbage by itself (0: never). Overwritten versions and the trash are kept for
+    `keep_days`, the newest `keep_versions` of a file whatever their age; an account may have its
+    own.
 
     Limits are generous: they are for programs gone wild and for attackers. Rates are requests a
     second, above a burst; who exceeds one is first slowed down, then refused. `head_seconds` is how
@@ -50,6 +51,8 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     get_url_seconds: _UrlSeconds = SIGNED_URL_SECONDS
     put_url_seconds: _UrlSeconds = 900
     upload_days: Annotated[int, msgspec.Meta(ge=1, le=90)] = 7
+    keep_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 30
+    keep_versions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10
     body_limit: Annotated[int, msgspec.Meta(ge=65536)] = 16 * 1024 * 1024
     login_burst: Annotated[int, msgspec.Meta(ge=1)] = 10
     login_seconds_per_try: Annotated[float, msgspec.Meta(gt=0)] = 6.0
