@@ -89,7 +89,8 @@ class BadUpload(Problem, frozen=True, kw_only=True, tag="bad_upload"):
     """A stored object, descriptor or manifest contradicts itself or its id."""
 
 
-class QuotaExceeded(Problem, frozen=True, kw_only=True, tag="quota_exceeded"): ...
+class QuotaExceeded(Problem, frozen=True, kw_only=True, tag="quota_exceeded"):
+    """The drive is full. Room may be made at any time, so it is asked again by itself."""
 
 
 class TooLarge(Problem, frozen=True, kw_only=True, tag="too_large"): ...
@@ -150,7 +151,7 @@ RULES: dict[type[Problem], Rule] = {
     ChunksMissing: Rule(409, errno.EIO, Retry.REPAIR),
     UploadUnknown: Rule(404, errno.EIO, Retry.REPAIR),
     BadUpload: Rule(422, errno.EIO, Retry.REPAIR),
-    QuotaExceeded: Rule(507, errno.EDQUOT, Retry.NEVER),
+    QuotaExceeded: Rule(507, errno.EDQUOT, Retry.LATER),
     TooLarge: Rule(413, errno.EFBIG, Retry.NEVER),
     RateLimited: Rule(429, errno.EBUSY, Retry.LATER),
     Unavailable: Rule(503, errno.EAGAIN, Retry.LATER),

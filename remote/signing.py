@@ -4,7 +4,8 @@ Knows: two canonical strings and how they are signed. Must not know: which keys 
 (`now` and `expires` are unix seconds given as arguments), who is asking, HTTP.
 
 A PUT URL is signed with a secret that only the server has (HMAC-SHA256): the same process issues
-and verifies it. Its signature covers method, path, exact length, SHA-256 and expiry.
+and verifies it. Its signature covers method, path, exact length, SHA-256, expiry, and for whose
+upload (if any) it is to prove that the sender has the bytes.
 
 A GET URL is CloudFront's canned-policy signed URL (Amazon CloudFront Developer Guide, "Create a
 signed URL using a canned policy", with the ECDSA P-256 keys and `Hash-Algorithm=SHA256` of its
@@ -47,7 +48,10 @@ _FROM_CLOUDFRONT = str.maketrans("-_~", "+=/")
 
 _PATH = re.compile(r"/(?:[A-Za-z0-9_.~-]+/)*[A-Za-z0-9_.~-]+", re.ASCII)
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?", re.ASCII)
-_PUT_QUERY = re.compile(r"expires=([1-9][0-9]{0,15})&signature=([0-9a-f]{64})", re.ASCII)
+_PUT_QUERY = re.compile(
+    r"expires=([1-9][0-9]{0,15})(?:&proof=([0-9a-f]{32}))?&signature=([0-9a-f]{64})", re.ASCII
+)
+_PROOF = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _GET_QUERY = re.compile(
     r"Expires=([1-9][0-9]{0,15})&Signature=([A-Za-z0-9~_-]+)"
     r"&Key-Pair-Id=([A-Za-z0-9]+)&Hash-Algorithm=SHA256",
@@ -64,37 +68,55 @@ class BadSignature(ValueError):
 # --- PUT: the server's own secret ---------------------------------------------------------------
 
 
-def sign_put(secret: bytes, *, path: str, length: int, sha256: bytes, expires: int) -> str:
+def sign_put(
+    secret: bytes,
+    *,
+    path: str,
+    length: int,
+    sha256: bytes,
+    expires: int,
+    proof: str | None = None,
+) -> str:
     """The query string that permits one PUT of `length` bytes hashing to `sha256` at `path`.
 
     `path` is the absolute path of the URL; `sha256` is the raw 32-byte digest; `expires` is in
-    unix seconds. Raises `BadSignature` for a path that has more than one spelling.
+    unix seconds. `proof` is the version (32 hex digits) for whose upload the PUT is to show that
+    the sender has the bytes. Raises `BadSignature` for what has more than one spelling.
     """
     _check_path(path)
-    signature = _put_mac(secret, path, length, sha256, expires)
-    return f"expires={expires}&signature={signature}"
+    if proof is not None and not _PROOF.fullmatch(proof):
+        raise BadSignature("a version is 32 hex digits")
+    signature = _put_mac(secret, path, length, sha256, expires, proof)
+    shown = "" if proof is None else f"&proof={proof}"
+    return f"expires={expires}{shown}&signature={signature}"
 
 
 def verify_put(
     secret: bytes, *, path: str, query: str, length: int, sha256: bytes, now: int
-) -> None:
-    """Raise `BadSignature` unless `query` permits this very PUT at `now`."""
+) -> str | None:
+    """The `proof` of a query that permits this very PUT at `now`; raise `BadSignature` if it does
+    not."""
     _check_path(path)
     match = _PUT_QUERY.fullmatch(query)
     if match is None:
         raise BadSignature("the query is not the one that was signed")
-    expires = int(match[1])
-    expected = _put_mac(secret, path, length, sha256, expires)
-    if not hmac.compare_digest(expected, match[2]):
+    expires, proof = int(match[1]), match[2]
+    expected = _put_mac(secret, path, length, sha256, expires, proof)
+    if not hmac.compare_digest(expected, match[3]):
         raise BadSignature("the signature does not cover this path, length and hash")
     _check_time(expires, now)
+    return str(proof) if proof is not None else None
 
 
-def _put_mac(secret: bytes, path: str, length: int, sha256: bytes, expires: int) -> str:
+def _put_mac(
+    secret: bytes, path: str, length: int, sha256: bytes, expires: int, proof: str | None
+) -> str:
     if len(sha256) != 32:
         raise BadSignature(f"a SHA-256 has 32 bytes, not {len(sha256)}")
-    lines = (PUT_TAG, b"PUT", path.encode("ascii"), b"%d" % length, sha256.hex().encode(),
-             b"%d" % expires)  # fmt: skip
+    lines = [PUT_TAG, b"PUT", path.encode("ascii"), b"%d" % length, sha256.hex().encode(),
+             b"%d" % expires]  # fmt: skip
+    if proof is not None:
+        lines.append(b"proof " + proof.encode("ascii"))
     return hmac.new(secret, b"\n".join(lines), hashlib.sha256).hexdigest()
 
 

@@ -131,7 +131,7 @@ class Edge:
 
     async def _put(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         length, sha256 = _promised(scope)
-        key = self.signer.check_put(target_of(scope), length, sha256, time.time_ns())
+        key = self.signer.check_put(target_of(scope), length, sha256, time.time_ns()).key
         if header_of(scope, b"if-none-match") != b"*":
             raise Answer(400, "If-None-Match: * is required")
         made = await self._store(receive, key, Head(length, sha256))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import re
 from functools import lru_cache
+from typing import NamedTuple
 
 from remote import signing
 from remote.content import Descriptor
@@ -25,6 +26,13 @@ _GET_STEP = 30
 verifying at the edge can be cached. They live up to that much shorter than configured."""
 
 
+class Permit(NamedTuple):
+    """A PUT may make object `key`, and shows possession for the upload of version `proof`."""
+
+    key: BlobKey
+    proof: str | None
+
+
 class UrlSigner:
     def __init__(self, keys: Keys, settings: Settings) -> None:
         self._keys = keys
@@ -35,13 +43,16 @@ class UrlSigner:
         self._signed = lru_cache(maxsize=16384)(self._sign_get)
         self._verified = lru_cache(maxsize=16384)(self._verify_get)
 
-    def put(self, drive: str, descriptor: Descriptor, now_ns: int) -> PresignedPut:
-        """Permission to PUT the stored object of one chunk."""
+    def put(
+        self, drive: str, descriptor: Descriptor, now_ns: int, proof: str | None = None
+    ) -> PresignedPut:
+        """Permission to PUT the stored object of one chunk; `proof`: the version for whose upload
+        that shows possession."""
         path = f"/blobs/{drive}/{descriptor.id.hex()}"
         length, sha256 = descriptor.stored_length, descriptor.sha256
         expires = now_ns // 10**9 + self._put_seconds
         query = signing.sign_put(
-            self._keys.put, path=path, length=length, sha256=sha256, expires=expires
+            self._keys.put, path=path, length=length, sha256=sha256, expires=expires, proof=proof
         )
         headers = {
             "Content-Length": str(length),
@@ -57,13 +68,10 @@ class UrlSigner:
         expires = now - now % _GET_STEP + self._get_seconds
         return self._signed(key, expires), expires * 10**9
 
-    def check_put(self, target: str, length: int, sha256: bytes, now_ns: int) -> BlobKey:
-        """The object that a PUT to raw request target `target` may make.
-
-        Raises `signing.BadSignature`.
-        """
+    def check_put(self, target: str, length: int, sha256: bytes, now_ns: int) -> Permit:
+        """What a PUT to raw request target `target` may do. Raises `signing.BadSignature`."""
         path, _, query = target.partition("?")
-        signing.verify_put(
+        proof = signing.verify_put(
             self._keys.put,
             path=path,
             query=query,
@@ -71,7 +79,7 @@ class UrlSigner:
             sha256=sha256,
             now=now_ns // 10**9,
         )
-        return _key(path)
+        return Permit(_key(path), proof)
 
     def check_get(self, target: str, now_ns: int) -> BlobKey:
         """The object that a GET of raw request target `target` may have.

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.conflicts import Verdict, conflicted_name, verdict
-from remote.errors import RULES, AnyProblem, Exists, NotEmpty, NotFound, QuotaExceeded, Retry, Stale
+from remote.errors import RULES, AnyProblem, Exists, NotEmpty, NotFound, Retry, Stale, TooLarge
 from remote.wire import Op
 
 KINDS = [one.__struct_config__.tag for one in get_args(Op)]
@@ -21,11 +21,11 @@ FINAL = [kind for kind in get_args(AnyProblem) if RULES[kind].retry is Retry.NEV
     [
         ("create", Exists(), Verdict.ASIDE),
         ("create", NotFound(), Verdict.RESCUE),
-        ("create", QuotaExceeded(), Verdict.KEEP),
+        ("create", TooLarge(), Verdict.KEEP),
         ("rename", Exists(), Verdict.ASIDE),
         ("rename", Stale(), Verdict.DROP),
         ("write", NotFound(), Verdict.RECREATE),
-        ("write", QuotaExceeded(), Verdict.KEEP),
+        ("write", TooLarge(), Verdict.KEEP),
         ("unlink", NotEmpty(), Verdict.DROP),
         ("setattr", NotFound(), Verdict.DROP),
     ],

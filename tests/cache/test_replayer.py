@@ -18,7 +18,7 @@ import trio.testing
 from cache.replayer import BURST_NS, FEW, UPLOADS, UPLOADS_WHEN_BUSY
 from cache.tree import ROOT
 from remote import wire
-from remote.errors import ChunksMissing, QuotaExceeded, Unavailable
+from remote.errors import ChunksMissing, TooLarge, Unavailable
 from tests.model.device import Device
 from tests.model.server import Server
 
@@ -192,7 +192,7 @@ async def test_flush_ends_when_the_rest_is_refused_for_good(one: Device, two: De
         refused = [keyed for keyed in request.ops if getattr(keyed.op, "name", "") == "d"]
         rest = [keyed for keyed in request.ops if keyed not in refused]
         done = iter((await plain(wire.ApplyRequest(ops=rest))).results if rest else [])
-        problem = QuotaExceeded(message="full")
+        problem = TooLarge(message="full")
         return wire.ApplyReply(
             results=[problem if k in refused else next(done) for k in request.ops]
         )
@@ -200,7 +200,7 @@ async def test_flush_ends_when_the_rest_is_refused_for_good(one: Device, two: De
     one.port.apply = refuse  # type: ignore[method-assign]
     await one.flush()
     assert [(op.kind, op.refused) for op in one.journal] == [
-        ("create", "quota_exceeded: full"),
+        ("create", "too_large: full"),
         ("create", None),
     ]
     assert await files(two) == {"/free": b"2"}

@@ -52,7 +52,8 @@ def test_tags_are_the_wire_and_do_not_change() -> None:
 
 
 def test_only_what_a_person_must_mend_is_never_retried() -> None:
-    assert RULES[errors.QuotaExceeded].retry is Retry.NEVER
+    assert RULES[errors.Forbidden].retry is Retry.NEVER
+    assert RULES[errors.QuotaExceeded].retry is Retry.LATER
     assert RULES[errors.Unauthorized].retry is Retry.LATER
     assert RULES[errors.RateLimited].retry is Retry.LATER
     assert RULES[errors.ChunksMissing].retry is Retry.REPAIR

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from botocore.signers import CloudFrontSigner  # type: ignore[import-untyped]  # ships no types
@@ -64,6 +65,21 @@ def test_any_mutated_put_query_is_refused(data: st.DataObject) -> None:
     query = sign_put(SECRET, path=PATH, length=13, sha256=SHA, expires=2_000)
     mutated = data.draw(mutations(query))
     assert mutated == query or not put_is_good(mutated)
+
+
+def test_for_whose_upload_a_put_shows_possession_is_signed_too() -> None:
+    one, other = "1" * 32, "2" * 32
+    plain = sign_put(SECRET, path=PATH, length=13, sha256=SHA, expires=2_000)
+    query = sign_put(SECRET, path=PATH, length=13, sha256=SHA, expires=2_000, proof=one)
+    what: dict[str, Any] = {"path": PATH, "length": 13, "sha256": SHA, "now": 1_000}
+    assert verify_put(SECRET, query=plain, **what) is None
+    assert verify_put(SECRET, query=query, **what) == one
+    assert not put_is_good(query.replace(one, other))
+    assert not put_is_good(query.replace(f"&proof={one}", ""))
+    assert not put_is_good(plain.replace("&", f"&proof={one}&"))
+    assert not put_is_good(query.replace(f"proof={one}", f"proof={one}&proof={one}"))
+    with pytest.raises(BadSignature):
+        sign_put(SECRET, path=PATH, length=13, sha256=SHA, expires=2_000, proof="1&x=")
 
 
 def test_a_get_is_permitted_until_it_expires() -> None:
