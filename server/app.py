@@ -21,7 +21,7 @@ import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 
-from server.api import changes, files, live, session, sharing, system, uploads
+from server.api import changes, devices, files, live, session, sharing, system, uploads
 from server.api.exchange import HANDLERS
 from server.edge import Edge, Message, Receive, Send
 from server.service import Service
@@ -36,6 +36,10 @@ _QUIET = ("/healthz", "/readyz", "/metrics", "/blobs", "/chunks")
 ROUTES = (
     session.login,
     session.me,
+    devices.listed,
+    devices.make,
+    devices.rotate,
+    devices.revoke,
     files.file,
     files.children,
     files.file_versions,

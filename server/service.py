@@ -61,6 +61,8 @@ class Service:
         self.metrics = Metrics()
         tunables = settings.tunables
         self.login_tries = TokenBuckets(tunables.login_burst, tunables.login_seconds_per_try)
+        self.login_failures = TokenBuckets(1, 60)  # audit rows, per address and name
+        self.login_failures_from = TokenBuckets(60, 60)  # audit rows, per address
         self._seen = tokens.SeenThisHour()
         self.upload_ns = tunables.upload_days * 86_400 * 10**9
         self.reads = ThreadPoolExecutor(4, "read")

@@ -42,6 +42,10 @@ _VERSION = {"version": {"type": "string"}, "manifest": {"type": "boolean"}}
 ENDPOINTS = (
     Endpoint("post", "/v1/login", "Log in", wire.LoginRequest, wire.LoginReply, public=True),
     Endpoint("get", "/v1/me", "Who the token is", None, wire.Me),
+    Endpoint("get", "/v1/devices", "One's devices", None, account.DevicesReply),
+    Endpoint("post", "/v1/devices", "Make a token", account.MakeToken, account.TokenReply),
+    Endpoint("post", "/v1/devices/rotate", "Change one's own token", None, account.TokenReply),
+    Endpoint("delete", "/v1/devices/{device_id}", "Revoke a token, or log out"),
     Endpoint("post", "/v1/files", "Start uploads", wire.StartUploads, wire.StartUploadsReply),
     Endpoint("get", "/v1/files/{file_id}", "A file", None, wire.FileReply, _VERSION),
     Endpoint("get", "/v1/files/{file_id}/children", "A directory", None, wire.ChildrenPage, _PAGE),

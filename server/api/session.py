@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select
 
 from remote.errors import RateLimited, Refused, Unauthorized
 from remote.wire import LoginReply, LoginRequest, Me
-from server import accounts, feed, tokens
+from server import accounts, audit, feed, tokens
 from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.schema import accounts as accounts_table
@@ -29,12 +29,12 @@ async def login(request: AnyRequest) -> Reply:
     if wait:
         message = f"too many logins; try again in {wait:.0f} s"
         raise Refused(RateLimited(message=message, retry_after_seconds=round(wait, 3)))
-    answer = await _log_in(service, wanted)
+    answer = await _log_in(service, wanted, address)
     service.login_tries.give_back(bucket, time.monotonic())
     return reply(request, answer)
 
 
-async def _log_in(service: Service, wanted: LoginRequest) -> LoginReply:
+async def _log_in(service: Service, wanted: LoginRequest, address: str) -> LoginReply:
     loop = asyncio.get_running_loop()
 
     def find() -> tuple[str, str, str] | None:
@@ -43,16 +43,38 @@ async def _log_in(service: Service, wanted: LoginRequest) -> LoginReply:
 
     def add(account: str) -> tuple[str, str]:
         with service.db.write() as conn:
-            return tokens.new_device(conn, account, wanted.device, time.time_ns())
+            now_ns = time.time_ns()
+            token, device = tokens.new_device(conn, account, wanted.device, now_ns)
+            caller = tokens.authenticate(conn, token, now_ns)
+            audit.note(conn, caller, "login", device, now_ns, name=wanted.device, address=address)
+            return token, device
 
     found = await loop.run_in_executor(service.reads, find)
     hashed = found[2] if found is not None else None
     check = accounts.password_matches
     right = await loop.run_in_executor(service.passwords, check, hashed, wanted.password)
     if found is None or not right:
+        await _note_failure(service, wanted.account, found[0] if found else None, address)
         raise Refused(Unauthorized(message="wrong account name or password"))
     token, device = await loop.run_in_executor(service.writes, add, found[0])
     return LoginReply(token=token, account=found[1], device_id=device)
+
+
+async def _note_failure(service: Service, name: str, account: str | None, address: str) -> None:
+    """In the audit log, with the name as it was given: once a minute for each name from an address,
+    and not for ever more names, so that guessing does not fill the disk."""
+    now = time.monotonic()
+    if service.login_failures.take((address, name.casefold()), now):
+        return
+    if service.login_failures_from.take(address, now):
+        return
+
+    def work() -> None:
+        with service.db.write() as conn:
+            said = {"name": name, "address": address}
+            audit.note(conn, None, "login_failed", account, time.time_ns(), **said)
+
+    await asyncio.get_running_loop().run_in_executor(service.writes, work)
 
 
 @get("/v1/me")
