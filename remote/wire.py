@@ -349,7 +349,8 @@ class SetXattr(_Op, frozen=True, kw_only=True, tag="setxattr"):
 
 class Revert(_Op, frozen=True, kw_only=True, tag="revert"):
     """Make the content of `version`, an older version of `file`, current again, as the new version
-    `as_version`: history is never rewritten."""
+    `as_version`: history is never rewritten. Of the version that is current already, no new one is
+    made. `not_found` when the file is in the trash."""
 
     version: VersionId
     as_version: VersionId
@@ -357,8 +358,10 @@ class Revert(_Op, frozen=True, kw_only=True, tag="revert"):
 
 
 class Recover(_Op, frozen=True, kw_only=True, tag="recover"):
-    """Put `file` back from the trash: where it was, or at (`parent`, `name`). What a directory
-    held when it was deleted is in the trash as files of their own. Only for the drive's owner."""
+    """Put `file` back from the trash: where it was, or in `parent`, or under `name`. What a
+    directory held when it was deleted is in the trash as files of their own. `not_found` when the
+    directory is in the trash too, `exists` when the name is taken, `stale` when the file is not in
+    the trash any more. Only for the drive's owner."""
 
     parent: FileId | None = None
     name: Name | None = None

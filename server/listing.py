@@ -29,17 +29,28 @@ from remote.wire import (
 from server import access, feed, versions
 from server.accounts import Caller
 from server.records import attributes, file_record
-from server.schema import devices, entries, files
+from server.schema import accounts, devices, entries, files
 from server.schema import versions as versions_table
 
 MAX_CHILDREN = 1000
 MAX_VERSIONS = 200
+MAX_SAME = 100
+"""How many files of one content are looked at for one that a single-folder token reaches."""
 _HEX_32 = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
 
 _CHILDREN = select(entries.c.parent, entries.c.name, entries.c.rev.label("entry_rev"), files).join(
     files, entries.c.file == files.c.id
+)
+_VERSIONS = (
+    select(
+        versions_table,
+        devices.c.name.label("device_name"),
+        accounts.c.name.label("account_name"),
+    )
+    .join_from(versions_table, devices, versions_table.c.device == devices.c.id)
+    .join(accounts, devices.c.account == accounts.c.id)
 )
 
 
@@ -83,13 +94,10 @@ def history(
     conn: Connection, caller: Caller, id: str, cursor: str | None, limit: int
 ) -> VersionsPage:
     """The uploaded versions of a file, newest first."""
-    access.require(conn, caller, id, "viewer")
+    row = access.require(conn, caller, id, "viewer")
     table = versions_table
     limit = max(1, min(limit, MAX_VERSIONS))
-    query = select(table, devices.c.name.label("device_name")).join(
-        devices, table.c.device == devices.c.id
-    )
-    query = query.where(table.c.file == id, table.c.status == "uploaded")
+    query = _VERSIONS.where(table.c.file == id, table.c.status == "uploaded")
     if cursor is not None:
         at, last = read_mark(cursor, tuple[int, str])
         same = and_(table.c.created_ns == at, table.c.id < last)
@@ -98,11 +106,11 @@ def history(
     found = conn.execute(query).all()
     shown, more = found[:limit], len(found) > limit
     mark = write_mark((shown[-1].created_ns, shown[-1].id)) if more else None
-    return VersionsPage(versions=[_version(each) for each in shown], next=mark)
+    return VersionsPage(versions=[_version(each, row.version) for each in shown], next=mark)
 
 
 def by_fingerprint(conn: Connection, caller: Caller, fingerprint: str) -> FingerprintReply:
-    """A file in the caller's own drive that has, or had, this content.
+    """A file in the caller's own drive, as far as the token reaches, that has or had this content.
 
     Raises `Refused` with NotFound or BadRequest.
     """
@@ -114,10 +122,13 @@ def by_fingerprint(conn: Connection, caller: Caller, fingerprint: str) -> Finger
         table.c.fingerprint == bytes.fromhex(fingerprint),
         table.c.status == "uploaded",
     )
-    row = conn.execute(query.order_by(table.c.created_ns.desc()).limit(1)).first()
-    if row is None:
-        raise Refused(NotFound(message="your drive has no such content"))
-    return FingerprintReply(file=row.file, version=row.id, manifest=versions.manifest_of(row))
+    query = query.order_by(table.c.created_ns.desc()).limit(MAX_SAME)
+    for row in conn.execute(query):
+        if access.role_of(conn, caller, row.file) is not None:
+            return FingerprintReply(
+                file=row.file, version=row.id, manifest=versions.manifest_of(row)
+            )
+    raise Refused(NotFound(message="your drive has no such content"))
 
 
 def write_mark(value: object) -> str:
@@ -151,7 +162,7 @@ def _child(row: Row[Any], attrs: dict[str, bytes]) -> Child:
     return Child(entry=entry, file=file_record(row, attrs))
 
 
-def _version(row: Row[Any]) -> VersionInfo:
+def _version(row: Row[Any], current: str | None) -> VersionInfo:
     return VersionInfo(
         id=row.id,
         file=row.file,
@@ -160,4 +171,8 @@ def _version(row: Row[Any]) -> VersionInfo:
         created_ns=row.created_ns,
         device=row.device_name,
         status=row.status,
+        account=row.account_name,
+        base=row.base,
+        restored_from=row.restored_from,
+        current=row.id == current,
     )

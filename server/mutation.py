@@ -141,8 +141,9 @@ class Mutation:
         back = {"trashed_ns": None, "trashed_parent": None, "trashed_name": None}
         self.update(row.id, links=row.links + 1, **back)
 
-    def lose_link(self, row: Row[Any], parent: str, name: str) -> None:
-        """One entry less names the file; without any it goes to the trash."""
+    def lose_link(self, row: Row[Any], parent: str | None, name: str | None) -> None:
+        """One entry less names the file; without any it goes to the trash, to be put back where
+        that entry was. No place: there is nothing to put back."""
         trash: dict[str, object] = {}
         if row.links == 1:
             trash = {"trashed_ns": self.now_ns, "trashed_parent": parent, "trashed_name": name}

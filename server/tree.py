@@ -1,7 +1,7 @@
 """What each operation of the wire does to the tree.
 
-Knows: the rules of create, write, link, rename, replace, exchange, unlink, setattr and setxattr, as
-the docstrings in `remote.wire` promise them. Must not know: batches, idempotency, the feed.
+Knows: the rules of every operation, as the docstrings in `remote.wire` promise them. Must not know:
+batches, idempotency, the feed, what becomes of the trash (`trash`, `retention`).
 
 Each function checks everything it depends on, raising `errors.Refused`, and changes the tables
 through the `Mutation` it is given; the caller rolls back the savepoint on a refusal, so checks and
@@ -24,6 +24,7 @@ from remote.errors import (
     NotADirectory,
     NotFound,
     Refused,
+    Stale,
     TooLarge,
     WouldLoop,
 )
@@ -95,8 +96,22 @@ def write(tx: Mutation, op: wire.Write) -> None:
     if row.version != op.content.base:
         tx.overtaken = row.version
     versions.commit(tx, op.file, op.content, op.mtime_ns)
-    manifest = op.content.manifest
-    tx.update(op.file, version=op.content.version, size=manifest.size, mtime_ns=op.mtime_ns)
+    now = {"size": op.content.manifest.size, "mtime_ns": op.mtime_ns}
+    versions.make_current(tx, row, op.content.version, **now)
+
+
+def revert(tx: Mutation, op: wire.Revert) -> None:
+    """What is current already is left as it is: there is nothing to bring back, and a copy of it
+    would push an older version out of the history. The change says so."""
+    check_numbers(mtime_ns=op.mtime_ns)
+    row = _regular(tx.file(op.file))
+    if row.links == 0:
+        raise Refused(NotFound(message=f"{op.file} is in the trash; recover it first"))
+    if op.version == row.version:
+        tx.update(op.file)
+        return
+    old = versions.bring_back(tx, row, op.version, op.as_version, op.mtime_ns)
+    versions.make_current(tx, row, op.as_version, size=old.size, mtime_ns=op.mtime_ns)
 
 
 def link(tx: Mutation, op: wire.Link) -> None:
@@ -107,6 +122,36 @@ def link(tx: Mutation, op: wire.Link) -> None:
     tx.check_free(parent, op.name)
     tx.gain_link(row)
     tx.add_entry(op.parent, op.name, op.file)
+
+
+def recover(tx: Mutation, op: wire.Recover) -> None:
+    """The trash is its owner's alone, so nobody else can put things back."""
+    row = access.require(tx.conn, tx.caller, op.file, "owner")
+    if row.links:
+        raise Refused(Stale(message=f"{op.file} is not in the trash any more"))
+    parent = tx.directory(_place(tx, row, op))
+    name = op.name or row.trashed_name
+    if name is None:
+        raise Refused(NotFound(message="where it was is not known; name a place for it"))
+    tx.check_free(parent, name)
+    tx.gain_link(row)
+    tx.add_entry(parent.id, name, op.file)
+
+
+def _place(tx: Mutation, row: Row[Any], op: wire.Recover) -> str:
+    """The directory to put `row` in, if there still is one."""
+    if op.parent is not None:
+        return op.parent
+    if row.trashed_parent is None:
+        message = "its content went on as another file's; name a place to have it back beside that"
+        raise Refused(NotFound(message=message))
+    directory = access.find(tx.conn, row.trashed_parent)
+    if directory is None:
+        raise Refused(NotFound(message="the directory it was in is gone; name another place"))
+    if directory.links == 0:
+        message = "the directory it was in is in the trash; recover that first, or name a place"
+        raise Refused(NotFound(message=message))
+    return str(directory.id)
 
 
 def unlink(tx: Mutation, op: wire.Unlink) -> None:
@@ -137,6 +182,8 @@ def rename(tx: Mutation, op: wire.Rename) -> None:
 
 
 def replace(tx: Mutation, op: wire.Replace) -> None:
+    """A file that an editor wrote beside the old one and renamed over it has gone on as that one:
+    it would only fill the trash."""
     tx.directory(op.parent)
     tx.directory(op.new_parent)
     tx.expect(op.parent, op.name, op.file)
@@ -145,13 +192,15 @@ def replace(tx: Mutation, op: wire.Replace) -> None:
         _nothing(tx, op.file, (op.parent, op.name), (op.new_parent, op.new_name))
         return
     row, target = _regular(tx.file(op.file)), _regular(tx.file(op.target))
-    versions.adopt(tx.conn, row.id, target.id, row.version)
+    versions.adopt(tx, row, target)
     tx.set_xattrs(target.id, attributes(tx.conn, [row.id]).get(row.id, {}))
-    taken = ("version", "size", "mode", "uid", "gid", "mtime_ns")
-    tx.update(target.id, **{column: getattr(row, column) for column in taken})
+    taken = ("size", "mode", "uid", "gid", "mtime_ns")
+    values = {column: getattr(row, column) for column in taken}
+    versions.make_current(tx, target, row.version, **values)
     tx.names[op.new_parent, op.new_name] = op.target
     tx.drop_entry(op.parent, op.name)
-    tx.lose_link(row, op.parent, op.name)
+    gone_on = versions.has_gone_on(tx.conn, row.id, target.id)
+    tx.lose_link(row, *((None, None) if gone_on else (op.parent, op.name)))
 
 
 def exchange(tx: Mutation, op: wire.Exchange) -> None:
@@ -205,6 +254,8 @@ _OPERATIONS: dict[type[wire.Op], Callable[[Mutation, Any], None]] = {
     wire.Unlink: unlink,
     wire.SetAttr: setattr_,
     wire.SetXattr: setxattr,
+    wire.Revert: revert,
+    wire.Recover: recover,
 }
 
 

@@ -3,8 +3,10 @@
 Knows: when a manifest may be believed (it adds up, and the drive has every chunk). Must not know:
 upload sessions' life (`uploads`), who asks (`access`), URLs (`signer`).
 
-Invariant: a version becomes visible (`uploaded`) in the same transaction that makes it the current
-one of a file, and never changes afterwards.
+Invariants:
+- A version becomes visible (`uploaded`) in the same transaction that makes it the current one of a
+  file. Afterwards only `superseded_ns` changes.
+- `superseded_ns` is null for the current version of a file and for no other uploaded one.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, select, update
 
 from remote.content import HOLE, BadContent, Descriptor, Manifest, check_manifest, fingerprint
 from remote.errors import BadUpload, ChunksMissing, Exists, NotFound, Refused
@@ -50,6 +52,11 @@ _OF_VERSION = (
         version_chunks.c.chunk.in_(bindparam("ids", expanding=True)),
     )
 )
+_SUPERSEDE = (
+    update(versions)
+    .where(versions.c.file == bindparam("f"), versions.c.id == bindparam("v"))
+    .values(superseded_ns=bindparam("now"))
+)
 _VERSION = select(versions).where(
     versions.c.file == bindparam("file"),
     versions.c.id == bindparam("id"),
@@ -66,6 +73,35 @@ def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
     wanted = _checked_pieces(content.manifest)
     _check_chunks(tx, wanted)
     _check_version_free(tx, content.version)
+    _insert(tx, file, content, mtime_ns, wanted, restored_from=None)
+
+
+def bring_back(tx: Mutation, row: Row[Any], old: str, as_version: str, mtime_ns: int) -> Row[Any]:
+    """Make version `as_version` of file `row`, of the content that its version `old` has.
+
+    Returns the row of `old`. Raises `Refused` with NotFound (no such version), Exists (the id is
+    taken) or ChunksMissing (the drive has lost chunks of it).
+    """
+    found = read(tx.conn, row.id, old)
+    manifest = manifest_of(found)
+    wanted = _checked_pieces(manifest)
+    _check_chunks(tx, wanted)
+    taken = select(versions.c.id).where(versions.c.id == as_version)
+    if tx.conn.execute(taken).first() is not None:
+        raise Refused(Exists(message=f"there is a version {as_version} already"))
+    content = Content(version=as_version, base=row.version, manifest=manifest)
+    _insert(tx, row.id, content, mtime_ns, wanted, restored_from=old)
+    return found
+
+
+def _insert(
+    tx: Mutation,
+    file: str,
+    content: Content,
+    mtime_ns: int,
+    wanted: Iterable[bytes],
+    restored_from: str | None,
+) -> None:
     row = {
         "file": file,
         "id": content.version,
@@ -78,6 +114,7 @@ def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
         "created_ns": tx.now_ns,
         "device": tx.caller.device,
         "base": content.base,
+        "restored_from": restored_from,
     }
     tx.conn.execute(insert(versions), row)
     refs = [{"version": content.version, "drive": tx.drive, "chunk": id} for id in wanted]
@@ -85,13 +122,34 @@ def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
         tx.conn.execute(insert(version_chunks), refs)
 
 
-def adopt(conn: Connection, source: str, target: str, version: str) -> None:
-    """File version `version` of `source` under `target` too."""
-    known = select(versions.c.id).where(versions.c.file == target, versions.c.id == version)
-    if conn.execute(known).first() is not None:
+def make_current(tx: Mutation, row: Row[Any], version: str, **values: object) -> None:
+    """Let file `row` hold `version` from now on, with `values` in its other columns; the version
+    before is history."""
+    if row.version != version:
+        tx.conn.execute(_SUPERSEDE, {"f": row.id, "v": row.version, "now": tx.now_ns})
+    tx.update(row.id, version=version, **values)
+
+
+def adopt(tx: Mutation, source: Row[Any], target: Row[Any]) -> None:
+    """File the current version of `source` under `target` too, as what follows its current one."""
+    mine = (versions.c.file == target.id) & (versions.c.id == source.version)
+    known = tx.conn.execute(select(versions.c.id).where(mine)).first()
+    if known is not None:
+        tx.conn.execute(update(versions).where(mine).values(superseded_ns=None))
         return
-    row = read(conn, source, version)
-    conn.execute(insert(versions), dict(row._mapping) | {"file": target})
+    row = dict(read(tx.conn, source.id, source.version)._mapping)
+    here = {"file": target.id, "created_ns": tx.now_ns, "base": target.version}
+    tx.conn.execute(insert(versions), row | here | {"superseded_ns": None, "restored_from": None})
+
+
+def has_gone_on(conn: Connection, source: str, target: str) -> bool:
+    """Whether everything that `source` ever held is in the history of `target` too."""
+    other = versions.alias()
+    adopted = exists().where(other.c.file == target, other.c.id == versions.c.id)
+    left = select(versions.c.id).where(
+        versions.c.file == source, versions.c.status == "uploaded", ~adopted
+    )
+    return conn.execute(left.limit(1)).first() is None
 
 
 def read(conn: Connection, file: str, version: str | None) -> Row[Any]:
