@@ -63,10 +63,15 @@ def verdict(kind: str, problem: Problem, *, directory: bool) -> Verdict:
 
 
 def conflicted_name(name: str, device: str, day: str, number: int) -> str:
-    """The name a conflict loser gets beside the winner; at most 255 bytes of UTF-8."""
-    again = f" {number}" if number > 1 else ""
+    """The name a conflict loser gets beside the winner."""
     device = device.replace("/", "-").replace("\0", "-").encode()[:64].decode(errors="ignore")
-    mark = f" (conflicted copy, {device} {day}{again})"
+    return marked_name(name, f"conflicted copy, {device} {day}", number)
+
+
+def marked_name(name: str, mark: str, number: int) -> str:
+    """`name` with a mark before its extension; at most 255 bytes of UTF-8."""
+    again = f" {number}" if number > 1 else ""
+    mark = f" ({mark}{again})"
     stem, dot, suffix = name.rpartition(".")
     if not stem or len(suffix) > 16:
         stem, dot, suffix = name, "", ""

@@ -30,13 +30,13 @@ import trio
 
 log = structlog.get_logger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CHECKPOINT_EVERY = 2000  # transactions between two moves of the log into the database
 LONG_LOG = 32 << 20  # bytes
 
 SCHEMA = """
 CREATE TABLE meta (
-    key   TEXT PRIMARY KEY,        -- account, drive, root, cursor, seq, device
+    key   TEXT PRIMARY KEY,        -- account, drive, root, cursor, seq, device, scope; seq:DRIVE
     value
 ) WITHOUT ROWID;
 
@@ -46,6 +46,7 @@ CREATE TABLE meta (
 CREATE TABLE node (
     ino       INTEGER PRIMARY KEY AUTOINCREMENT,  -- st_ino; 1 is the root; never reused
     file      TEXT    NOT NULL,     -- the file's id on the wire
+    drive     TEXT    NOT NULL,     -- the drive it is in; or tree.LOCAL, HISTORY, REVOKED
     live      INTEGER NOT NULL,     -- 1: what `file` is now; 0: only open handles see it
     kind      TEXT    NOT NULL,     -- wire.Kind
     mode      INTEGER NOT NULL,     -- permission bits, 07777
@@ -67,6 +68,15 @@ CREATE TABLE node (
 );
 CREATE UNIQUE INDEX node_file ON node (file) WHERE live;
 CREATE INDEX node_dead ON node (ino) WHERE NOT live;
+CREATE INDEX node_drive ON node (drive);
+
+CREATE TABLE share (                -- what others share with this account: wire.SharedRoot
+    file  TEXT PRIMARY KEY,
+    drive TEXT NOT NULL,
+    owner TEXT NOT NULL,            -- account name
+    name  TEXT,                     -- under Shared/OWNER; NULL: it is below another one
+    role  TEXT NOT NULL
+) WITHOUT ROWID;
 
 CREATE TABLE entry (
     cookie INTEGER PRIMARY KEY AUTOINCREMENT,  -- readdir position: stable, and never reused
@@ -134,6 +144,18 @@ CREATE TABLE shadow (
     record BLOB NOT NULL            -- MessagePack of FileRecord or EntryRecord
 ) WITHOUT ROWID;
 """
+
+
+# What brings a database of an older schema to the next one.
+_UPGRADES = {
+    1: """
+ALTER TABLE node ADD COLUMN drive TEXT NOT NULL DEFAULT '';
+UPDATE node SET drive = (SELECT value FROM meta WHERE key = 'drive');
+CREATE INDEX node_drive ON node (drive);
+CREATE TABLE share (file TEXT PRIMARY KEY, drive TEXT NOT NULL, owner TEXT NOT NULL, name TEXT,
+    role TEXT NOT NULL) WITHOUT ROWID;
+""",
+}
 
 
 class _UnknownSchema(sqlite3.DatabaseError):
@@ -277,8 +299,11 @@ def _connect(path: Path) -> sqlite3.Connection:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
-            raise _UnknownSchema(f"schema {version}, this program knows {SCHEMA_VERSION}")
+        while version and version != SCHEMA_VERSION:
+            if version not in _UPGRADES:
+                raise _UnknownSchema(f"schema {version}, this program knows {SCHEMA_VERSION}")
+            steps, version = _UPGRADES[version], version + 1
+            db.executescript(f"BEGIN; {steps} PRAGMA user_version = {version}; COMMIT;")
         # The log must exist before its descriptor is opened for fsync.
         db.execute("INSERT OR REPLACE INTO meta VALUES ('opened_ns', ?)", (time.time_ns(),))
     except BaseException:

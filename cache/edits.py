@@ -17,14 +17,13 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
 
 from cache.database import Database
 from cache.journal import Body, Journal, Op, new_id
-from cache.tree import ROOT, Node, Tree
+from cache.shares import SHARED, Shares
+from cache.tree import LOCAL, ROOT, Dropped, Node, Tree
 from remote.wire import Kind
 
-RESERVED_AT_ROOT = "Shared"
 MAX_LINKS = 65000  # ext4's limit
 ATTRIBUTES = frozenset({"mode", "uid", "gid", "mtime_ns", "atime_ns"})
 CONTENT_AND_ATTRIBUTES = frozenset({"write", "setattr", "setxattr"})
@@ -38,10 +37,10 @@ class Edits:
     """`dropped` is called, inside the transaction, with a node that no name means any more."""
 
     def __init__(
-        self, db: Database, tree: Tree, journal: Journal, dropped: Callable[[Node], None]
+        self, db: Database, tree: Tree, journal: Journal, shares: Shares, dropped: Dropped
     ) -> None:
         self._db, self._tree, self._journal = db, tree, journal
-        self._dropped = dropped
+        self._shares, self._dropped = shares, dropped
 
     # Names.
 
@@ -64,7 +63,7 @@ class Edits:
             if directory.mode & stat.S_ISGID:
                 gid = directory.gid
                 mode |= stat.S_ISGID if kind == "directory" else 0
-            node = self._new_node(kind, mode, uid, gid, rdev, target)
+            node = self._new_node(directory.drive, kind, mode, uid, gid, rdev, target)
             self._tree.add_entry(parent, name, node)
             self._tree.touch(parent, node.mtime_ns)
             body = Body(
@@ -77,13 +76,14 @@ class Edits:
             return node
 
     def _new_node(
-        self, kind: Kind, mode: int, uid: int, gid: int, rdev: int, target: str | None
+        self, drive: str, kind: Kind, mode: int, uid: int, gid: int, rdev: int, target: str | None
     ) -> Node:
         now = time.time_ns()
         return self._tree.insert(
             Node(
                 ino=0,
                 file=new_id(),
+                drive=drive,
                 live=True,
                 kind=kind,
                 mode=mode & 0o7777,
@@ -113,6 +113,8 @@ class Edits:
                 raise fail(errno.EPERM)
             if not node.live or node.links == 0:
                 raise fail(errno.ENOENT)
+            if node.drive != directory.drive:
+                raise fail(errno.EXDEV)
             if node.links >= MAX_LINKS:
                 raise fail(errno.EMLINK)
             self._check_free(parent, name)
@@ -133,6 +135,7 @@ class Edits:
                 raise fail(errno.EISDIR)
             if node.is_directory and not self._tree.is_empty(node.ino):
                 raise fail(errno.ENOTEMPTY)
+            self._check_of_drive(node)
             self._tree.touch(parent, time.time_ns())
             self._remove_name(parent, name, node)
             self._journal_removal(holder, name, node)
@@ -172,6 +175,9 @@ class Edits:
             self._check_not_reserved(new_parent, new_name)
             if over is not None and not replace:
                 raise fail(errno.EEXIST)
+            self._check_of_drive(node)
+            if source.drive != target.drive:
+                raise fail(errno.EXDEV)
             if over is not None and over.file == node.file:
                 return  # two names of one file: rename(2) says do nothing
             if node.is_directory and self._tree.is_under(new_parent, node.ino):
@@ -268,6 +274,10 @@ class Edits:
         with self._db.transaction():
             source, target = self._directory(parent), self._directory(new_parent)
             one, other = self._child(parent, name), self._child(new_parent, new_name)
+            for node in (one, other):
+                self._check_of_drive(node)
+            if source.drive != target.drive:
+                raise fail(errno.EXDEV)
             for node, place in ((one, new_parent), (other, parent)):
                 if node.is_directory and self._tree.is_under(place, node.ino):
                     raise fail(errno.EINVAL)
@@ -294,6 +304,7 @@ class Edits:
         """Change some of ATTRIBUTES; atime stays on this device."""
         with self._db.transaction():
             node = self._tree.node(ino)
+            self._shares.check_writable(node)
             self._tree.update(ino, ctime_ns=time.time_ns(), **changes)
             sent = sorted(name for name in changes if name != "atime_ns")
             if sent and node.live and not self._carried(node, sent):
@@ -318,6 +329,7 @@ class Edits:
     def set_xattr(self, ino: int, name: str, value: bytes | None) -> None:
         with self._db.transaction():
             node = self._tree.node(ino)
+            self._shares.check_writable(node)
             self._tree.set_xattr(ino, name, value)
             self._tree.update(ino, ctime_ns=time.time_ns())
             if not node.live or self._journal.unsent_create(node.file) is not None:
@@ -344,7 +356,13 @@ class Edits:
             raise fail(errno.ENOTDIR)
         if not node.live:
             raise fail(errno.ENOENT)
+        self._shares.check_writable(node)
         return node
+
+    def _check_of_drive(self, node: Node) -> None:
+        """What is arranged on this device (Shared, and the owners in it) is not changed by hand."""
+        if node.drive == LOCAL:
+            raise fail(errno.EPERM)
 
     def _child(self, parent: int, name: str) -> Node:
         node = self._find(parent, name)
@@ -366,5 +384,5 @@ class Edits:
             raise fail(errno.EEXIST)
 
     def _check_not_reserved(self, parent: int, name: str) -> None:
-        if parent == ROOT and name == RESERVED_AT_ROOT:
+        if parent == ROOT and name == SHARED:
             raise fail(errno.EPERM)

@@ -2,7 +2,7 @@
 
 Knows: how a record that tells a file's or name's state after a change becomes rows, what a local
 operation in the journal holds back, and what the kernel must forget. Must not know: how changes
-arrive (`remote.subscriber`), what is sent (`replayer`), FUSE.
+arrive (`remote.subscriber`), what is sent (`replayer`), what a share is (`shares`), FUSE.
 
 The rule: a record that no unacknowledged local operation writes is applied; one that is held is
 kept as a shadow, and applied when the last such operation is acknowledged or refused. Records tell
@@ -21,8 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import structlog
@@ -30,23 +29,15 @@ import trio
 from msgspec import structs
 
 from cache.database import Database
+from cache.invalidation import Invalidation
 from cache.journal import Journal, Op, entry_key, file_key, writes
-from cache.tree import ROOT, Node, Tree, node_from
+from cache.shares import Shares
+from cache.tree import LOCAL, ROOT, Dropped, Node, Tree, node_from
 from remote.errors import NotKept
 from remote.ids import FileId
-from remote.wire import Change, Child, EntryRecord, FileRecord, Me
+from remote.wire import Change, Child, EntryRecord, FileRecord, Me, SharedRoot
 
 log = structlog.get_logger(__name__)
-
-
-class Invalidator(Protocol):
-    """Makes the kernel forget. Implemented by `mount`; calls return at once."""
-
-    def forget_entry(self, parent: int, name: str) -> None:
-        """The name means something else now, or nothing."""
-
-    def forget_attributes(self, ino: int) -> None:
-        """The inode's attributes changed (never a regular file's size or mtime)."""
 
 
 class Merge:
@@ -57,18 +48,17 @@ class Merge:
         db: Database,
         tree: Tree,
         journal: Journal,
-        invalidator: Invalidator,
-        dropped: Callable[[Node], None],
+        shares: Shares,
+        invalidation: Invalidation,
+        dropped: Dropped,
     ) -> None:
         self._db, self._tree, self._journal = db, tree, journal
-        self._invalidator, self._dropped = invalidator, dropped
-        self._tell: list[Callable[[], None]] = []
+        self._shares, self._kernel, self._dropped = shares, invalidation, dropped
         # Names whose newest record came as an acknowledgement, ahead of the feed: what the feed (or
         # a listing under way) still says of them from before is old, also when the name is gone and
-        # no row could tell.
-        self._ahead: dict[str, int] = {}
+        # no row could tell: (drive, sequence number) by entry key.
+        self._ahead: dict[str, tuple[str, int]] = {}
         self.changed = trio.Event()  # set, and replaced, after remote changes were applied
-        db.on_rollback.append(self._tell.clear)
 
     # The first contact.
 
@@ -84,6 +74,7 @@ class Merge:
             for key in ("drive", "root", "account"):
                 self._db.set_meta(key, getattr(me, key))
             self._db.set_meta("device", me.device_id)
+            self._db.set_meta("scope", me.scope)
             if self._tree.find(ROOT) is None:
                 self._db.set_meta("cursor", me.cursor)
                 self._db.set_meta("seq", me.seq)
@@ -91,7 +82,7 @@ class Merge:
                 record = FileRecord(
                     id=me.root, kind="directory", mode=0o755, mtime_ns=now, ctime_ns=now, rev=0
                 )
-                root = node_from(record)
+                root = node_from(record, me.drive)
                 root.ino = ROOT
                 self._tree.insert(root)
 
@@ -101,36 +92,46 @@ class Merge:
         value = self._db.meta("cursor")
         return None if value is None else str(value)
 
-    @property
-    def seq(self) -> int:
-        """The sequence number up to which the feed has been applied."""
-        value = self._db.meta("seq")
+    def seq(self, drive: str) -> int:
+        """The sequence number up to which the feed of a drive has been applied."""
+        value = self._db.meta("seq" if drive == self._tree.own_drive else f"seq:{drive}")
         return value if isinstance(value, int) else 0
 
-    def apply(self, changes: list[Change], cursor: str, seq: int) -> None:
+    def apply(
+        self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
+    ) -> None:
         with _kept(), self._db.transaction():
+            if shared is not None:
+                self._shares.apply(shared)
             for change in changes:
                 self._merge(change)
+                if change.drive != self._tree.own_drive:
+                    self._db.set_meta(f"seq:{change.drive}", change.seq)
             self._db.set_meta("cursor", cursor)
             self._db.set_meta("seq", seq)
-        self._ahead = {key: rev for key, rev in self._ahead.items() if rev > seq}
-        self._tell_kernel()
-        if changes:
+        self._ahead = {
+            key: (drive, rev) for key, (drive, rev) in self._ahead.items() if rev > self.seq(drive)
+        }
+        self._kernel.tell()
+        if changes or shared is not None:
             self.changed.set()
             self.changed = trio.Event()
 
-    def reset(self, cursor: str, seq: int) -> None:
+    def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
         """The feed cannot tell what happened: believe no listing, and let every record in."""
         with _kept(), self._db.transaction():
+            if shared is not None:
+                self._shares.apply(shared)
             self._db.run("UPDATE node SET rev = 0, listed = NULL WHERE rev > 0 OR listed > 0")
             self._db.run("UPDATE node SET listed = NULL WHERE ino = ?", ROOT)
             self._db.run("UPDATE entry SET rev = 0")
+            self._db.run("DELETE FROM meta WHERE key LIKE 'seq:%'")
             self._db.set_meta("cursor", cursor)
             self._db.set_meta("seq", seq)
             for row in self._db.all("SELECT parent, name FROM entry"):
                 self._forget_entry(row["parent"], row["name"])
         self._ahead.clear()
-        self._tell_kernel()
+        self._kernel.tell()
 
     # Listings.
 
@@ -146,12 +147,16 @@ class Merge:
                 self._merge_file(child.file)
                 self._merge_entry(child.entry, {child.file.id: child.file}, listing=True)
             parent = self._tree.node(ino)
-            rows = self._db.all("SELECT name FROM entry WHERE parent = ?", ino)
+            rows = self._db.all(
+                "SELECT name FROM entry JOIN node USING (ino) WHERE parent = ? AND drive != ?",
+                ino,
+                LOCAL,
+            )
             for name in [row["name"] for row in rows if row["name"] not in listed]:
                 gone = EntryRecord(parent=parent.file, name=name, file=None, rev=as_of)
                 self._merge_entry(gone, {}, listing=True)
             self._tree.update(ino, listed=as_of)
-        self._tell_kernel()
+        self._kernel.tell()
 
     def learn(self, record: FileRecord) -> None:
         """What the server answered about one file. In a transaction."""
@@ -166,9 +171,9 @@ class Merge:
     def acknowledge(self, op: Op, change: Change) -> None:
         """The server applied `op`; `change` is the state it left. In a transaction."""
         self._journal.remove(op)
-        if change.seq > self.seq:
+        if change.seq > self.seq(change.drive):
             keys = [entry_key(entry.parent, entry.name) for entry in change.entries]
-            self._ahead |= dict.fromkeys(keys, change.seq)
+            self._ahead |= dict.fromkeys(keys, (change.drive, change.seq))
         own = {op.file, op.body.other}
         for record in change.files:
             if record.kind == "directory" and record.id not in own:
@@ -195,7 +200,7 @@ class Merge:
             with self._db.transaction():
                 for key in free:
                     self._settle_key(key)
-            self._tell_kernel()
+            self._kernel.tell()
 
     def _settle_key(self, key: str) -> None:
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
@@ -278,7 +283,7 @@ class Merge:
             self._update_node(node, record)
 
     def _replace_node(self, old: Node, record: FileRecord) -> None:
-        fresh = node_from(record)
+        fresh = node_from(record, old.drive)
         self._tree.update(old.ino, live=False)
         self._tree.insert(fresh)
         self._tree.replace_xattrs(fresh.ino, record.xattrs)
@@ -309,14 +314,13 @@ class Merge:
             node.links = 0
             self._unnamed(node)
         if changed:
-            ino = node.ino
-            self._tell.append(lambda: self._invalidator.forget_attributes(ino))
+            self._kernel.forget_attributes(node.ino)
 
     def _merge_entry(
         self, entry: EntryRecord, files: dict[FileId, FileRecord], *, listing: bool = False
     ) -> None:
         key = entry_key(entry.parent, entry.name)
-        if entry.rev < self._ahead.get(key, 0) or self._held(key, entry):
+        if entry.rev < self._ahead.get(key, ("", 0))[1] or self._held(key, entry):
             return
         parent = self._tree.live(entry.parent)
         if parent is None:
@@ -340,7 +344,11 @@ class Merge:
         if new is not None:
             self._tree.add_entry(parent.ino, entry.name, new, entry.rev)
         if old is not None and not self._tree.names(old.ino):
-            self._unnamed(old)
+            told = files.get(old.file)
+            if parent.drive != self._tree.own_drive and told is not None and not told.links:
+                self._shares.end(old, entry.name)
+            else:
+                self._unnamed(old)
         self._forget_entry(parent.ino, entry.name)
 
     def _node_for(
@@ -357,7 +365,7 @@ class Merge:
         if record is None:  # nothing told us what it is: ask the server when somebody looks
             self._tree.update(parent.ino, listed=None)
             return None
-        node = self._tree.insert(node_from(record))
+        node = self._tree.insert(node_from(record, parent.drive))
         self._tree.replace_xattrs(node.ino, record.xattrs)
         return node
 
@@ -377,12 +385,7 @@ class Merge:
             self._dropped(node)
 
     def _forget_entry(self, parent: int, name: str) -> None:
-        self._tell.append(lambda: self._invalidator.forget_entry(parent, name))
-
-    def _tell_kernel(self) -> None:
-        tell, self._tell[:] = list(self._tell), []
-        for one in tell:
-            one()
+        self._kernel.forget_entry(parent, name)
 
     def shadow_of_entry(self, parent: FileId, name: str) -> FileId | None:
         """What the server says a name means that a local operation holds back here."""
@@ -392,7 +395,7 @@ class Merge:
 
     def after_commit(self) -> None:
         """Tell the kernel what `acknowledge` and `settle` changed, once their transaction is in."""
-        self._tell_kernel()
+        self._kernel.tell()
 
 
 @contextlib.contextmanager

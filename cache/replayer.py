@@ -14,8 +14,8 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeGuard
 
 import structlog
 import trio
@@ -30,7 +30,16 @@ from cache.tree import Tree
 from cache.uploader import Uploader
 from remote import wire
 from remote.backoff import delay
-from remote.errors import RULES, NearlineError, Problem, RateLimited, Refused, Retry
+from remote.errors import (
+    RULES,
+    ChunksMissing,
+    NearlineError,
+    NotFound,
+    Problem,
+    RateLimited,
+    Refused,
+    Retry,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -212,8 +221,10 @@ class Replayer:
                 try:
                     await _unwrapped(self._uploader.prepare, op)
                 except (NearlineError, OSError) as problem:  # OSError: reading our own disk
+                    if self._journal.get(op.key) is op and _is_not_found(problem):
+                        return await self._resolve(op, problem.problem)
                     if self._give_up(op, problem):
-                        return
+                        return None
                     await self._back_off(problem, attempt, op)
                     attempt += 1
         finally:
@@ -294,7 +305,8 @@ class Replayer:
             if retry is Retry.NEVER and not tainted & used:
                 await self._resolve(op, answer)
             else:
-                self._again(op, retry)
+                missing = answer.chunks if isinstance(answer, ChunksMissing) else ()
+                self._again(op, retry, missing)
                 later = later if retry is Retry.NEVER else answer
             tainted |= wrote
         if later is None:
@@ -303,11 +315,11 @@ class Replayer:
         await self._back_off(Refused(later), self._attempt)
         self._attempt += 1
 
-    def _again(self, op: Op, retry: Retry = Retry.LATER) -> None:
+    def _again(self, op: Op, retry: Retry = Retry.LATER, missing: Sequence[bytes] = ()) -> None:
         """Not applied, and it may be changed again: make it anew and send it later. A refusal that
         was only due to an earlier one is the answer to its key for ever: that needs a new key."""
         if retry is Retry.REPAIR:
-            self._uploader.ready.pop(op.key, None)
+            self._uploader.resend(op, missing)
         with self._db.transaction():
             key = new_id() if retry is Retry.NEVER else op.key
             self._journal.rewrite(op, sent=False, key=key)
@@ -378,6 +390,11 @@ class Replayer:
             except OSError as damage:
                 self._resolver.refuse(op, None, f"damaged state: {damage}")
         return sendable, keyed
+
+
+def _is_not_found(problem: Exception) -> TypeGuard[Refused]:
+    """The file, or the directory it was to be in, is gone, or not shared any more."""
+    return isinstance(problem, Refused) and isinstance(problem.problem, NotFound)
 
 
 async def _unwrapped(work: Callable[[Op], Awaitable[None]], op: Op) -> None:

@@ -231,7 +231,7 @@ class Resolver:
         fresh, now = self._free_name(parent, name), time.time_ns()
         copied = {"id": new_id(), "links": 1, "size": manifest.size, "version": version, "rev": 0}
         record = msgspec.structs.replace(reply.file, ctime_ns=now, **copied)
-        node = self._tree.insert(node_from(record))
+        node = self._tree.insert(node_from(record, self._tree.node(parent).drive))
         self._tree.update(node.ino, base_file=op.file)
         self._tree.replace_xattrs(node.ino, record.xattrs)
         self._tree.add_entry(parent, fresh, node)

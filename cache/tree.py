@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -26,12 +27,18 @@ from remote.wire import FileRecord, Kind
 
 ROOT = 1
 
+# Instead of a drive's id, in `Node.drive`:
+LOCAL = ""  # directories that are on this device only: Shared, and those of the owners in it
+HISTORY = "@"  # old versions of files, and the directories that show them
+REVOKED = "-"  # what is not shared any more; only open handles still refer to it
+
 
 class Node(Struct):
     """A row of `node`; see the columns there."""
 
     ino: int
     file: FileId
+    drive: str
     live: bool
     kind: Kind
     mode: int
@@ -64,6 +71,9 @@ COLUMNS = Node.__struct_fields__
 _SELECT = ", ".join(f"node.{name}" for name in COLUMNS)
 
 
+Dropped = Callable[[Node], None]
+
+
 class Entry(Struct):
     """A name in a directory, with its node."""
 
@@ -79,6 +89,14 @@ def _node(row: sqlite3.Row) -> Node:
 class Tree:
     def __init__(self, db: Database) -> None:
         self.db = db
+        self._own_drive = ""
+
+    @property
+    def own_drive(self) -> str:
+        """The drive of the account that is mounted; "" before the first contact."""
+        if not self._own_drive:
+            self._own_drive = str(self.db.meta("drive") or "")
+        return self._own_drive
 
     # Finding.
 
@@ -227,11 +245,12 @@ class Tree:
                 self.set_xattr(ino, name, value)
 
 
-def node_from(record: FileRecord) -> Node:
-    """A fresh, live, unlisted node in the state the record tells."""
+def node_from(record: FileRecord, drive: str) -> Node:
+    """A fresh, live, unlisted node of `drive` in the state the record tells."""
     return Node(
         ino=0,
         file=record.id,
+        drive=drive,
         live=True,
         kind=record.kind,
         mode=record.mode,

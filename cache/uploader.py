@@ -14,7 +14,7 @@ on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_fl
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -22,13 +22,14 @@ import trio
 
 from cache.contents import Contents
 from cache.database import Database
-from cache.intervals import IntervalSet
+from cache.intervals import IntervalSet, Range
 from cache.journal import Journal, Op, new_id
 from cache.layers import Layer, changed_ranges, hole_ranges
 from cache.tree import ROOT, Node, Tree
 from remote.chunking import Cutter, Fresh, Hole, Keep, NeedData, average_for, cut
 from remote.codec import Encoded, encode_chunk
 from remote.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
+from remote.errors import NearlineError, Refused, Retry
 from remote.ids import FileId, VersionId
 from remote.upload import Sender, Upload
 from remote.wire import Content
@@ -39,6 +40,13 @@ CHUNKS_IN_FLIGHT = 8
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
 KeepManifest = Callable[[VersionId, Manifest], None]
 KeepBlocks = Callable[[bytes, memoryview], Awaitable[None]]
+
+
+class BaseGone(NearlineError):
+    """The version below a local change may not be read any more, and is not cached whole. The
+    change is kept, and shown."""
+
+    retry = Retry.NEVER
 
 
 @dataclass
@@ -87,6 +95,7 @@ class Uploader:
         self.ready: dict[str, Content] = {}  # by operation key
         self.progress: dict[str, Progress] = {}
         self.sent_bytes = 0
+        self._resend: dict[str, set[bytes]] = {}  # by operation key: known chunks to send anyway
         journal.on_rekey = self._rekeyed
 
     # Snapshots.
@@ -100,12 +109,12 @@ class Uploader:
         if op.body.renew:
             self._renew(op, op.version)
         layer = self._contents.frozen(op.ino)
-        if layer is None or layer.version != op.version:
-            manifest = (
-                EMPTY
-                if node.version is None
-                else await self._manifest_of(node.base_file or node.file, node.version)
-            )
+        if op.key in self._resend and (layer is None or layer.version != op.version):
+            layer = _untouched(node)
+            manifest = await self._send(op, node, layer)
+        elif layer is None or layer.version != op.version:
+            base = node.version
+            manifest = EMPTY if base is None else await self._base_manifest(node, base)
         else:
             manifest = await self._send(op, node, layer)
         if self._journal.get(op.key) is op:
@@ -113,6 +122,19 @@ class Uploader:
             self._keep_manifest(op.version, manifest)
             self.ready[op.key] = Content(version=op.version, base=base, manifest=manifest)
         self.progress.pop(op.key, None)
+
+    async def _base_manifest(self, node: Node, version: VersionId) -> Manifest:
+        try:
+            return await self._manifest_of(node.base_file or node.file, version)
+        except Refused as problem:
+            raise BaseGone(f"what was changed cannot be read any more: {problem}") from problem
+
+    async def read(self, ino: int, layer: Layer, offset: int, into: memoryview) -> None:
+        """Fill `into` from a snapshot."""
+        try:
+            await self._contents.read_snapshot(ino, layer, offset, into)
+        except Refused as problem:
+            raise BaseGone(f"what was changed cannot be read any more: {problem}") from problem
 
     async def _freeze(self, op: Op, node: Node) -> None:
         while op.version is None:
@@ -137,7 +159,7 @@ class Uploader:
         """Cut the snapshot, sending each chunk that is new; the manifest of all of it."""
         early = self._early.get(op.ino)
         if node.version is not None:
-            base = await self._manifest_of(node.base_file or node.file, node.version)
+            base = await self._base_manifest(node, node.version)
             average, old, dirty = base.average, base.pieces, changed_ranges(layer)
         elif early is not None:
             average, old = early.average, list(early.pieces)
@@ -146,6 +168,8 @@ class Uploader:
         else:
             average = self._contents.average(layer, average_for(layer.size, None))
             old, dirty = [], [(0, layer.size)]
+        again = ranges_of(old, self._resend.get(op.key, set()), layer.size)
+        dirty = list(IntervalSet([*dirty, *again])) if again else dirty
         assert op.version is not None
         upload = Upload(
             op.version, op.file, self._known_parent(op.ino), op.body.base or node.version
@@ -174,8 +198,16 @@ class Uploader:
         await self._keep_blocks(encoded.descriptor.id, plain)
         return encoded
 
+    def resend(self, op: Op, missing: Iterable[bytes]) -> None:
+        """The server does not have these chunks of the operation's version, or they are not ours to
+        refer to: the next `prepare` sends them, though the version it is made from has them."""
+        self.ready.pop(op.key, None)
+        self._resend.setdefault(op.key, set()).update(missing)
+
     def _rekeyed(self, old: str, new: str) -> None:
         """An operation goes on under another key."""
+        if old in self._resend:
+            self._resend[new] = self._resend.pop(old)
         if old in self.ready:
             self.ready[new] = self.ready.pop(old)
         if old in self.progress:
@@ -262,6 +294,22 @@ class Uploader:
             self._early.pop(op.ino, None)
         self.ready.pop(op.key, None)
         self.progress.pop(op.key, None)
+        self._resend.pop(op.key, None)
+
+
+def ranges_of(pieces: Sequence[Piece], ids: set[bytes], size: int) -> list[Range]:
+    """Where chunks `ids` are in a file of these pieces, as far as it goes up to `size`."""
+    found, offset = [], 0
+    for piece in pieces:
+        if piece.id in ids and offset < size:
+            found.append((offset, min(offset + piece.length, size)))
+        offset += piece.length
+    return found
+
+
+def _untouched(node: Node) -> Layer:
+    """The snapshot of a node that has no layer: all of it shows through."""
+    return Layer(id=0, ino=node.ino, below=node.base_size, size=node.base_size)
 
 
 class _Run:
@@ -277,8 +325,7 @@ class _Run:
                 match step:
                     case NeedData(offset, length):
                         buffer = memoryview(bytearray(length))
-                        contents = self._uploader._contents
-                        await contents.read_snapshot(self._op.ino, self._layer, offset, buffer)
+                        await self._uploader.read(self._op.ino, self._layer, offset, buffer)
                         cutter.feed(buffer)
                     case Keep(piece, _):
                         self._add(piece, piece.length)

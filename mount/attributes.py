@@ -46,12 +46,14 @@ class Ownership:
         return cls(uid, gid, umask or 0)
 
 
-def attributes(node: Node, owner: Ownership) -> pyfuse3.EntryAttributes:
+def attributes(node: Node, owner: Ownership, *, writable: bool = True) -> pyfuse3.EntryAttributes:
+    """What `stat` shows. Nobody seems to be able to write what this account may only read."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(node.ino)
     entry.generation = 0
     entry.entry_timeout = entry.attr_timeout = TIMEOUT_SECONDS
-    entry.st_mode = pyfuse3.ModeT(TYPE_BITS[node.kind] | (node.mode & ~owner.umask))
+    withheld = owner.umask | (0 if writable else 0o222)
+    entry.st_mode = pyfuse3.ModeT(TYPE_BITS[node.kind] | (node.mode & ~withheld))
     entry.st_nlink = node.subdirs + 2 if node.is_directory else max(node.links, 0)
     if node.is_directory and not node.live:
         entry.st_nlink = 0

@@ -122,7 +122,10 @@ class FileSystem(pyfuse3.Operations):
     def _answer(self, node: Node) -> pyfuse3.EntryAttributes:
         """Attributes for a reply that raises the kernel's lookup count."""
         self._lookups.looked_up(node.ino)
-        return attributes(node, self._owner)
+        return self._attributes(node)
+
+    def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        return attributes(node, self._owner, writable=self._session.shares.is_writable(node))
 
     @request
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -253,7 +256,7 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return attributes(self._session.tree.node(inode), self._owner)
+        return self._attributes(self._session.tree.node(inode))
 
     @request
     async def setattr(
@@ -265,6 +268,7 @@ class FileSystem(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         changes: dict[str, int] = {}
+        self._session.shares.check_writable(self._session.tree.node(inode))
         if fields.update_size:
             self._session.contents.truncate(inode, attr.st_size)
         if fields.update_mode:
@@ -279,7 +283,7 @@ class FileSystem(pyfuse3.Operations):
             changes["mtime_ns"] = attr.st_mtime_ns
         if changes:
             self._session.edits.set_attributes(inode, changes)
-        return attributes(self._session.tree.node(inode), self._owner)
+        return self._attributes(self._session.tree.node(inode))
 
     @request
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -352,13 +356,13 @@ class FileSystem(pyfuse3.Operations):
         dots = ((DOT, b".", ino), (DOTDOT, b"..", tree.parent(ino)))
         for position, name, dot in dots:
             if start_id < position:
-                entry = attributes(tree.node(dot), self._owner)
+                entry = self._attributes(tree.node(dot))
                 if not pyfuse3.readdir_reply(token, name, entry, position):
                     return
         after = max(0, start_id - FIRST)
         while entries := tree.entries(ino, after, READDIR_PAGE):
             for one in entries:
-                entry = attributes(one.node, self._owner)
+                entry = self._attributes(one.node)
                 name, position = one.name.encode(), one.cookie + FIRST
                 if not pyfuse3.readdir_reply(token, name, entry, position):
                     return
@@ -381,6 +385,10 @@ class FileSystem(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         self._session.subscriber.active()
         node = self._session.tree.node(inode)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self._session.shares.check_writable(node)
+        else:
+            self._session.shares.check_readable(node)
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             self._session.contents.truncate(inode, 0)
         return self._open(node, flags)
@@ -409,6 +417,7 @@ class FileSystem(pyfuse3.Operations):
         self, fh: int, off: int, size: int
     ) -> bytes | memoryview:
         handle = self._handles[fh]
+        self._session.shares.check_readable(self._session.tree.node(handle.ino))
         return await self._session.contents.read(handle.ino, off, size, handle.prefetch)
 
     @request

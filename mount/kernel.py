@@ -52,7 +52,7 @@ class Lookups:
 
 
 class KernelInvalidator:
-    """Implements `cache.merge.Invalidator`."""
+    """Implements `cache.invalidation.Invalidator`."""
 
     def __init__(self) -> None:
         self._queue: list[Callable[[], None]] = []
@@ -64,6 +64,11 @@ class KernelInvalidator:
 
     def forget_attributes(self, ino: int) -> None:
         self._put(lambda: pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True))
+
+    def forget_content(self, ino: int) -> None:
+        """May block the worker thread while the inode is being read: only for what may not be read
+        any more."""
+        self._put(lambda: pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=False))
 
     def _put(self, job: Callable[[], None]) -> None:
         self._queue.append(job)

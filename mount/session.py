@@ -23,12 +23,14 @@ from cache.collector import Collector
 from cache.contents import Contents
 from cache.database import Database
 from cache.edits import Edits
+from cache.invalidation import Invalidation, Invalidator
 from cache.journal import Journal
 from cache.manifests import Manifests
-from cache.merge import Invalidator, Merge
+from cache.merge import Merge
 from cache.reader import Reader
 from cache.replayer import Replayer
 from cache.resolver import Resolver
+from cache.shares import Shares
 from cache.spool import Spool
 from cache.tree import ROOT, Tree
 from cache.uploader import Uploader
@@ -84,8 +86,11 @@ class Session:
         self.contents = Contents(self.db, self.tree, self.spool, self.reader)
         self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)
         dropped = self.collector.dropped
-        self.edits = self.contents.edits = Edits(self.db, self.tree, self.journal, dropped)
-        self.merge = Merge(self.db, self.tree, self.journal, invalidator, dropped)
+        told = Invalidation(self.db, invalidator)
+        self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
+        self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
+        self.contents.edits = self.edits
+        self.merge = Merge(self.db, self.tree, self.journal, self.shares, told, dropped)
         self.uploader = Uploader(
             self.db,
             self.tree,
@@ -201,7 +206,8 @@ class Session:
     async def _list(self, ino: int) -> None:
         self.require_online()
         while True:
-            file = self.tree.node(ino).file
+            node = self.tree.node(ino)
+            file, drive = node.file, node.drive
             page = await self.client.children(file)
             directory, as_of = page.directory, page.as_of
             children: list[Child] = list(page.children)
@@ -210,7 +216,7 @@ class Session:
                 children += page.children
             # The feed may have run ahead of this answer, and what it said of a directory that was
             # not listed was dropped: then the answer is too old, and a newer one is there.
-            if as_of >= self.merge.seq:
+            if as_of >= self.merge.seq(drive):
                 self.merge.list_directory(ino, directory, children, as_of)
                 self.collector.collect()
                 return

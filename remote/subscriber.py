@@ -41,7 +41,7 @@ from remote.errors import (
     Unauthorized,
     Unreachable,
 )
-from remote.wire import Change, ChangesPage, Hint, Me
+from remote.wire import Change, ChangesPage, Hint, Me, SharedRoot
 
 Mode: TypeAlias = Literal["push", "poll", "down"]
 
@@ -70,11 +70,13 @@ MAX_WAITING_HINTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Apply `changes` in order; then the position is `cursor`, drive sequence `seq`."""
+    """Take over `shared`, if it is told, and apply `changes` in order; then the position is
+    `cursor`, drive sequence `seq`."""
 
     changes: list[Change]
     cursor: str
     seq: int
+    shared: list[SharedRoot] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Reset:
 
     cursor: str
     seq: int
+    shared: list[SharedRoot] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +117,9 @@ def on_page(cursor: str | None, page: ChangesPage) -> Apply | Reset | Ignore:
     Raises `ProtocolError` for a page that has more behind it but does not move.
     """
     if page.reset:
-        return Reset(page.cursor, page.seq)
+        return Reset(page.cursor, page.seq, page.shared)
     if page.cursor != cursor:
-        return Apply(page.changes, page.cursor, page.seq)
+        return Apply(page.changes, page.cursor, page.seq, page.shared)
     if page.more or page.changes:
         raise ProtocolError("the change feed does not move: it would be asked for ever")
     return Ignore()
@@ -148,11 +151,14 @@ class FeedSink(Protocol):
     def cursor(self) -> str | None:
         """The position of what was applied; None before the first `reset`."""
 
-    def apply(self, changes: list[Change], cursor: str, seq: int) -> None:
-        """Apply `changes` in order and keep `cursor`, together. A change may come twice."""
+    def apply(
+        self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
+    ) -> None:
+        """Apply `changes` in order and keep `cursor`, together. A change may come twice. Before
+        them, what is shared becomes `shared`, unless that is None."""
 
-    def reset(self, cursor: str, seq: int) -> None:
-        """Forget every listing; keep `cursor`."""
+    def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
+        """Forget every listing; keep `cursor`. What is shared becomes `shared`, unless None."""
 
 
 class FeedApi(Protocol):
@@ -306,37 +312,40 @@ class Subscriber:
         self._settle(tickets, None)
 
     async def _pull_pages(self) -> None:
-        cursor = self._sink.cursor()
+        cursor, more = self._sink.cursor(), True
+        is_fresh = cursor is None
         if cursor is None:
-            return await self._start_over()
-        more = True
+            cursor = await self._start_over()
         while more:
             try:
                 page = await self._api.changes(cursor)
             except Refused as error:
-                if isinstance(error.problem, BadRequest):
-                    # The server does not know this cursor for one of its own.
-                    return await self._start_over()
-                raise
+                if is_fresh or not isinstance(error.problem, BadRequest):
+                    raise
+                # The server does not know this cursor for one of its own.
+                cursor, is_fresh = await self._start_over(), True
+                continue
             self._take_page(cursor, page)
             cursor, more = page.cursor, page.more
-        return None
 
-    async def _start_over(self) -> None:
+    async def _start_over(self) -> str:
+        """Begin at this moment; what is shared is on the next page."""
         me = await self._api.me()
         self._take(Reset(me.cursor, me.seq))
+        return me.cursor
 
     def _take_page(self, cursor: str | None, page: ChangesPage) -> None:
-        self._idle_polls = 0 if page.changes or page.reset else self._idle_polls
+        news = page.changes or page.reset or page.shared is not None
+        self._idle_polls = 0 if news else self._idle_polls
         self._take(on_page(cursor, page))
 
     def _take(self, step: Apply | Reset | Ignore) -> None:
         match step:
-            case Apply(changes, cursor, seq):
-                self._sink.apply(changes, cursor, seq)
+            case Apply(changes, cursor, seq, shared):
+                self._sink.apply(changes, cursor, seq, shared)
                 self._seq = seq
-            case Reset(cursor, seq):
-                self._sink.reset(cursor, seq)
+            case Reset(cursor, seq, shared):
+                self._sink.reset(cursor, seq, shared)
                 self._seq = seq
             case Ignore():
                 pass

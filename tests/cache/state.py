@@ -10,9 +10,11 @@ from cache.collector import Collector
 from cache.contents import Contents
 from cache.database import Database
 from cache.edits import Edits
+from cache.invalidation import Invalidation
 from cache.journal import Journal, Op
 from cache.merge import Merge
 from cache.reader import Prefetch
+from cache.shares import Shares
 from cache.spool import Spool
 from cache.tree import ROOT, Node, Tree
 from remote.wire import Change, Child, EntryRecord, FileRecord, Kind, Me
@@ -31,12 +33,16 @@ class Kernel:
 
     entries: list[tuple[int, str]] = field(default_factory=list)
     attributes: list[int] = field(default_factory=list)
+    contents: list[int] = field(default_factory=list)
 
     def forget_entry(self, parent: int, name: str) -> None:
         self.entries.append((parent, name))
 
     def forget_attributes(self, ino: int) -> None:
         self.attributes.append(ino)
+
+    def forget_content(self, ino: int) -> None:
+        self.contents.append(ino)
 
 
 class Versions:
@@ -89,8 +95,11 @@ class State:
             self.db, self.tree, self.journal, self.contents, self.in_use.__contains__
         )
         dropped = self.collector.dropped
-        self.edits = self.contents.edits = Edits(self.db, self.tree, self.journal, dropped)
-        self.merge = Merge(self.db, self.tree, self.journal, self.kernel, dropped)
+        told = Invalidation(self.db, self.kernel)
+        self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
+        self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
+        self.contents.edits = self.edits
+        self.merge = Merge(self.db, self.tree, self.journal, self.shares, told, dropped)
 
     def close(self) -> None:
         self.spool.close()
@@ -150,7 +159,7 @@ class State:
 
     def remote(self, seq: int, files: list[FileRecord], entries: list[EntryRecord]) -> None:
         """One change arrives by the feed."""
-        self.merge.apply([self.change(seq, files, entries)], str(seq), seq)
+        self.merge.apply([self.change(seq, files, entries)], str(seq), seq, None)
 
     def born(
         self, name: str, seq: int = 1, parent: str = ROOT_FILE, **fields: object

@@ -24,7 +24,7 @@ def state(tmp_path: Path) -> Iterator[State]:
 
 def on_server(state: State, name: str, **fields: object) -> Node:
     """A file that the server has, clean here."""
-    state.born(name, state.merge.seq + 1, **fields)
+    state.born(name, state.merge.seq("e" * 32) + 1, **fields)
     return state.tree.node(state.listing()[name])
 
 

@@ -55,7 +55,7 @@ def test_a_new_name_appears_and_the_kernel_forgets_its_absence(state: State) -> 
     assert node is not None
     assert (node.file, node.rev, state.tree.xattrs(node.ino)) == (record.id, 1, {"user.x": b"1"})
     assert (ROOT, "a") in state.kernel.entries
-    assert (state.merge.seq, state.merge.cursor()) == (1, "1")
+    assert (state.merge.seq("e" * 32), state.merge.cursor()) == (1, "1")
 
 
 def test_a_new_version_is_a_new_inode(state: State) -> None:
@@ -282,9 +282,9 @@ def test_after_a_reset_listings_are_believed_again_whatever_their_number(state: 
     record = state.born("a", 50)
     state.born("gone", 51)
     local = state.make("local")
-    state.merge.reset("r", 7)
+    state.merge.reset("r", 7, None)
     assert state.tree.node(ROOT).listed is None
-    assert (state.merge.seq, state.merge.cursor()) == (7, "r")
+    assert (state.merge.seq("e" * 32), state.merge.cursor()) == (7, "r")
     state.list_directory(ROOT, [("a", later(record, mode=0o600, rev=3))], 7)
     assert set(state.listing()) == {"a", "local"}
     assert state.listing()["local"] == local.ino
@@ -315,6 +315,8 @@ def test_a_change_that_cannot_be_stored_is_asked_for_again(
     with monkeypatch.context() as patched:
         patched.setattr(state.db, "set_meta", full)
         with pytest.raises(NotKept):
-            state.merge.apply([state.change(2, [later(record, mode=0o600, rev=2)], [])], "c", 2)
+            state.merge.apply(
+                [state.change(2, [later(record, mode=0o600, rev=2)], [])], "c", 2, None
+            )
     assert state.tree.node(state.listing()["a"]).mode == record.mode
-    assert state.merge.seq != 2
+    assert state.merge.seq("e" * 32) != 2

@@ -14,12 +14,14 @@ from cache.collector import Collector
 from cache.contents import Contents
 from cache.database import Database
 from cache.edits import Edits
+from cache.invalidation import Invalidation
 from cache.journal import Journal
 from cache.manifests import Manifests
 from cache.merge import Merge
 from cache.reader import Prefetch
 from cache.replayer import Replayer
 from cache.resolver import Resolver
+from cache.shares import Shares
 from cache.spool import Spool
 from cache.tree import ROOT, Node, Tree
 from cache.uploader import Uploader
@@ -36,12 +38,16 @@ class Kernel:
 
     entries: list[tuple[int, str]] = field(default_factory=list)
     attributes: list[int] = field(default_factory=list)
+    contents: list[int] = field(default_factory=list)
 
     def forget_entry(self, parent: int, name: str) -> None:
         self.entries.append((parent, name))
 
     def forget_attributes(self, ino: int) -> None:
         self.attributes.append(ino)
+
+    def forget_content(self, ino: int) -> None:
+        self.contents.append(ino)
 
 
 class ServerReader:
@@ -87,8 +93,11 @@ class Device:
             self.db, self.tree, self.journal, self.contents, self.handles.__contains__
         )
         dropped = self.collector.dropped
-        self.edits = self.contents.edits = Edits(self.db, self.tree, self.journal, dropped)
-        self.merge = Merge(self.db, self.tree, self.journal, self.kernel, dropped)
+        told = Invalidation(self.db, self.kernel)
+        self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
+        self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
+        self.contents.edits = self.edits
+        self.merge = Merge(self.db, self.tree, self.journal, self.shares, told, dropped)
         self.uploader = Uploader(
             self.db,
             self.tree,
@@ -143,14 +152,15 @@ class Device:
 
     async def list_directory(self, ino: int) -> None:
         while True:
-            file = self.tree.node(ino).file
+            node = self.tree.node(ino)
+            file, drive = node.file, node.drive
             page = await self.port.children(file)
             directory, as_of = page.directory, page.as_of
             children: list[Child] = list(page.children)
             while page.next is not None:
                 page = await self.port.children(file, page.next)
                 children += page.children
-            if as_of >= self.merge.seq:
+            if as_of >= self.merge.seq(drive):
                 self.merge.list_directory(ino, directory, children, as_of)
                 self.collector.collect()
                 return
@@ -201,9 +211,9 @@ class Device:
             cursor = self.merge.cursor()
             page = await self.port.changes(cursor)
             if page.reset:
-                self.merge.reset(page.cursor, page.seq)
+                self.merge.reset(page.cursor, page.seq, page.shared)
             elif page.cursor != cursor:
-                self.merge.apply(page.changes, page.cursor, page.seq)
+                self.merge.apply(page.changes, page.cursor, page.seq, page.shared)
             self.collector.collect()
             more = page.more
 

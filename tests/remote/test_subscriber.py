@@ -36,7 +36,7 @@ from remote.subscriber import (
     poll_interval,
     retry_delay,
 )
-from remote.wire import Change, ChangesPage, Hint, Me
+from remote.wire import Change, ChangesPage, Hint, Me, SharedRoot
 
 PAGE_SIZE = 10
 
@@ -173,13 +173,15 @@ class Tree:
     def cursor(self) -> str | None:
         return self.at
 
-    def apply(self, changes: list[Change], cursor: str, seq: int) -> None:
+    def apply(
+        self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
+    ) -> None:
         self.applied += [each.seq for each in changes]
         assert seq == self.applied[-1]
         self.at = cursor
         self.tell()
 
-    def reset(self, cursor: str, seq: int) -> None:
+    def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
         self.resets.append((cursor, seq))
         self.at = cursor
         self.tell()

@@ -1,0 +1,50 @@
+"""What the kernel must forget, once the transaction that made it untrue is in.
+
+Knows: the port to the kernel, and that nothing may be told before the commit. Must not know: why
+something changed.
+
+Concurrency contract: synchronous, on the trio thread. `forget_*` are called inside transactions,
+`tell` after the outermost one; a rollback forgets what was noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from cache.database import Database
+
+
+class Invalidator(Protocol):
+    """Makes the kernel forget. Implemented by `mount`; calls return at once."""
+
+    def forget_entry(self, parent: int, name: str) -> None:
+        """The name means something else now, or nothing."""
+
+    def forget_attributes(self, ino: int) -> None:
+        """The inode's attributes changed (never a regular file's size or mtime)."""
+
+    def forget_content(self, ino: int) -> None:
+        """The inode's bytes may not be read any more, also not from the kernel's page cache."""
+
+
+class Invalidation:
+    def __init__(self, db: Database, invalidator: Invalidator) -> None:
+        self._invalidator = invalidator
+        self._noted: list[Callable[[], None]] = []
+        db.on_rollback.append(self._noted.clear)
+
+    def forget_entry(self, parent: int, name: str) -> None:
+        self._noted.append(lambda: self._invalidator.forget_entry(parent, name))
+
+    def forget_attributes(self, ino: int) -> None:
+        self._noted.append(lambda: self._invalidator.forget_attributes(ino))
+
+    def forget_content(self, ino: int) -> None:
+        self._noted.append(lambda: self._invalidator.forget_content(ino))
+
+    def tell(self) -> None:
+        """Hand over everything noted so far."""
+        noted, self._noted[:] = list(self._noted), []
+        for each in noted:
+            each()

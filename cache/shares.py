@@ -1,0 +1,257 @@
+"""What others share with this account: where it appears, and who may write where.
+
+Knows: the directories that exist on this device only (Shared, and one for each owner in it), the
+`share` table, roles, and what becomes of a share that ends. Must not know: how it is told
+(`merge`), the kernel, what is sent.
+
+Shared/OWNER/NAME is the node of the shared file itself; below it the tree is like anywhere else.
+When a share ends, its names go and its nodes are revoked: nothing of them can be read any more,
+also through open handles. What was changed in it here and has not reached the server is kept: its
+file moves to the top of the own drive, and its operations, which the server refuses by then, bring
+it there (see `resolver`).
+
+Concurrency contract: synchronous, on the trio thread; `apply` inside a transaction. `_roles`
+mirrors the `share` table and is read again after a rollback.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+
+from cache.conflicts import marked_name
+from cache.database import Database
+from cache.invalidation import Invalidation
+from cache.journal import Journal
+from cache.tree import LOCAL, REVOKED, ROOT, Dropped, Node, Tree, node_from
+from remote.ids import FileId
+from remote.wire import FileRecord, Role, SharedRoot
+
+SHARED = "Shared"
+KEPT_MARK = "no longer shared"
+
+
+class Shares:
+    """`dropped` is called, inside the transaction, with a node that no name means any more."""
+
+    def __init__(
+        self,
+        db: Database,
+        tree: Tree,
+        journal: Journal,
+        invalidation: Invalidation,
+        dropped: Dropped,
+    ) -> None:
+        self._db, self._tree, self._journal = db, tree, journal
+        self._kernel, self._dropped = invalidation, dropped
+        self._roles: dict[FileId, Role] = {}
+        db.on_rollback.append(self._load)
+        self._load()
+
+    def _load(self) -> None:
+        self._roles = {row["file"]: row["role"] for row in self._db.all("SELECT * FROM share")}
+
+    # Roles.
+
+    def role(self, node: Node) -> Role:
+        """What the server will let this account do with the node."""
+        if node.drive == self._tree.own_drive:
+            return "owner" if self._db.meta("scope") != "read" else "viewer"
+        if not self._roles or node.drive in (LOCAL, REVOKED):
+            return "viewer"
+        names = self._tree.names(node.ino)
+        if not names and node.drive != LOCAL and not node.live:
+            return "editor"  # only its open handles see it; they were opened by one
+        return self._granted(node)
+
+    def _granted(self, node: Node) -> Role:
+        """The strongest role on the node or a directory above, over all its names."""
+        todo, found = [node], "viewer"
+        while todo:
+            here = todo.pop()
+            if self._roles.get(here.file) == "editor":
+                return "editor"
+            for parent, _ in self._tree.names(here.ino):
+                holder = self._tree.node(parent)
+                if holder.drive == node.drive:
+                    todo.append(holder)
+        return found  # type: ignore[return-value]  # a literal of Role
+
+    def is_writable(self, node: Node) -> bool:
+        return self.role(node) != "viewer"
+
+    def check_writable(self, node: Node) -> None:
+        """Raise OSError: EROFS where this account may only read, EACCES what it may not even."""
+        if node.drive == REVOKED:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        if not self.is_writable(node):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def check_readable(self, node: Node) -> None:
+        """Raise OSError (EACCES) for what is not shared any more."""
+        if node.drive == REVOKED:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    # What is shared.
+
+    def apply(self, shared: list[SharedRoot]) -> None:
+        """`shared` is everything from now on. In a transaction."""
+        was = {row["file"]: row for row in self._db.all("SELECT * FROM share")}
+        now = {root.file.id: root for root in shared}
+        left = [row["file"] for row in was.values() if row["name"] and self._moves(row, now)]
+        nodes = [(node, was[file]["name"]) for file in left if (node := self._leave(file))]
+        self._db.run("DELETE FROM share")
+        for root in shared:
+            values = (root.file.id, root.drive, root.owner, root.name, root.role)
+            self._db.run("INSERT INTO share VALUES (?, ?, ?, ?, ?)", *values)
+        self._load()
+        for root in shared:
+            if root.name and (root.file.id not in was or root.file.id in left):
+                self._place(root, root.name)
+        for node, name in nodes:
+            if not self._tree.names(node.ino) and node.file not in now:
+                self.end(node, name)
+        self._tidy()
+        changed = {one["drive"] for one in was.values()} | {root.drive for root in shared}
+        self._forget_modes(changed)
+
+    def _moves(self, row: object, now: dict[FileId, SharedRoot]) -> bool:
+        root = now.get(row["file"])  # type: ignore[index]  # a row
+        return root is None or (root.owner, root.name) != (row["owner"], row["name"])  # type: ignore[index]
+
+    def _leave(self, file: FileId) -> Node | None:
+        """Take the name under Shared away; the node that had it."""
+        node = self._tree.live(file)
+        if node is None:
+            return None
+        for parent, name in self._tree.names(node.ino):
+            if self._tree.node(parent).drive == LOCAL:
+                self._drop(parent, name, node)
+        return node
+
+    def _drop(self, parent: int, name: str, node: Node) -> None:
+        self._tree.drop_entry(parent, name, node)
+        self._tree.touch(parent, time.time_ns())
+        self._kernel.forget_entry(parent, name)
+
+    def _place(self, root: SharedRoot, name: str) -> None:
+        holder = self._directory(self._directory(ROOT, SHARED), root.owner)
+        node = self._tree.live(root.file.id)
+        if node is None:
+            node = self._tree.insert(node_from(root.file, root.drive))
+            self._tree.replace_xattrs(node.ino, root.file.xattrs)
+        elif node.is_directory:  # it has one name: the new one
+            for parent, old in self._tree.names(node.ino):
+                self._drop(parent, old, node)
+        self._tree.add_entry(holder, name, node)
+        self._tree.touch(holder, time.time_ns())
+        self._kernel.forget_entry(holder, name)
+
+    def _directory(self, parent: int, name: str) -> int:
+        """The directory of this device that is called `name` in `parent`; made if missing."""
+        found = self._tree.child(parent, name)
+        if found is not None:
+            return found.ino
+        now = time.time_ns()
+        seed = f"{self._tree.node(parent).file}/{name}"
+        record = FileRecord(
+            id=hashlib.sha256(seed.encode()).hexdigest()[:32],
+            kind="directory",
+            mode=0o555,
+            mtime_ns=now,
+            ctime_ns=now,
+            rev=0,
+        )
+        node = node_from(record, LOCAL)
+        node.listed = 0
+        self._tree.insert(node)
+        self._tree.add_entry(parent, name, node)
+        self._kernel.forget_entry(parent, name)
+        return node.ino
+
+    def _tidy(self) -> None:
+        """Directories of this device that hold nothing any more."""
+        shared = self._tree.child(ROOT, SHARED)
+        if shared is None:
+            return
+        for entry in self._tree.entries(shared.ino, 0, 100_000):
+            self._remove_if_empty(shared.ino, entry.name, entry.node)
+        self._remove_if_empty(ROOT, SHARED, shared)
+
+    def _remove_if_empty(self, parent: int, name: str, node: Node) -> None:
+        if self._tree.is_empty(node.ino):
+            self._drop(parent, name, node)
+            self._tree.update(node.ino, live=False)
+            self._dropped(node)
+
+    def _forget_modes(self, drives: set[str]) -> None:
+        """The kernel remembers modes, which tell the role."""
+        for drive in drives:
+            for row in self._db.all("SELECT ino FROM node WHERE drive = ? AND live", drive):
+                self._kernel.forget_attributes(row["ino"])
+
+    # The end of a share, or of a part of one.
+
+    def end(self, node: Node, name: str) -> None:
+        """`node`, called `name` until now, has left what is shared. In a transaction."""
+        for below, child in self._below(node):
+            self._drop(node.ino, below, child)
+            if not self._tree.names(child.ino):
+                self.end(child, below)
+        if self._has_unsent(node):
+            self._keep(node, name)
+        else:
+            self._revoke(node)
+
+    def _below(self, node: Node) -> list[tuple[str, Node]]:
+        """What a directory holds, but for what was made here in one that was made here too."""
+        if not node.is_directory or self._is_made_here(node):
+            return []
+        found, after = [], 0
+        while page := self._tree.entries(node.ino, after, 1000):
+            found += [(entry.name, entry.node) for entry in page]
+            after = page[-1].cookie
+        return found
+
+    def _is_made_here(self, node: Node) -> bool:
+        return any(op.kind == "create" for op in self._journal.of_file(node.file))
+
+    def _has_unsent(self, node: Node) -> bool:
+        ops = self._journal.of_file(node.file)
+        return any(op.has_content or op.kind == "create" for op in ops)
+
+    def _revoke(self, node: Node) -> None:
+        self._tree.update(node.ino, live=False, drive=REVOKED)
+        if node.version is not None:
+            self._db.run("DELETE FROM manifest WHERE version = ?", node.version)
+            self._db.run(
+                "UPDATE node SET drive = ?, live = 0 WHERE base_file = ? AND drive != ?",
+                REVOKED,
+                node.base_file,
+                self._tree.own_drive,
+            )
+        self._kernel.forget_content(node.ino)
+        self._dropped(node)
+
+    def _keep(self, node: Node, name: str) -> None:
+        """Changed here, and on no server: it goes on at the top of the own drive."""
+        number = 1
+        while self._tree.child(ROOT, fresh := marked_name(name, KEPT_MARK, number)) is not None:
+            number += 1
+        self._tree.add_entry(ROOT, fresh, node)
+        self._kernel.forget_entry(ROOT, fresh)
+        self._own(node)
+
+    def _own(self, node: Node) -> None:
+        """A subtree that was made here is of the own drive from now on; what was not, is not."""
+        self._tree.update(node.ino, drive=self._tree.own_drive)
+        if not node.is_directory:
+            return
+        for entry in self._tree.entries(node.ino, 0, 1_000_000):
+            if self._has_unsent(entry.node):
+                self._own(entry.node)
+            else:
+                self._drop(node.ino, entry.name, entry.node)
+                self.end(entry.node, entry.name)
