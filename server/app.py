@@ -1,7 +1,7 @@
 """The ASGI application: bytes go to the edge, everything else to the API.
 
 Knows: dispatch, request ids, access log, request metrics, the application's life. Must not know:
-any endpoint.
+any endpoint, what is let in (`guard`).
 
 Every answer carries `X-Request-Id`: the caller's own if it is well formed, else a new one. Logged
 URLs have no query: signatures and cursors stay out of the log.
@@ -23,13 +23,21 @@ from litestar.datastructures import State
 
 from server.api import changes, devices, files, live, session, sharing, system, uploads
 from server.api.exchange import HANDLERS
-from server.edge import Edge, Message, Receive, Send
-from server.service import Service
+from server.documents import Library
+from server.documents_http import ContentServer
+from server.documents_origin import CONTENT, Origins, refuse
+from server.answers import Message, Send, refuse
+from server.connections import Connections
+from server.edge import Edge
+from server.guard import Guard, Receive, TooSlow, Turned, patient
+from server.proxies import client_of
+from server.service import Service, token_of
 from server.settings import Settings
 
 log = structlog.get_logger("nearline.http")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_LINK = re.compile(r"/+s/")
 _QUIET = ("/healthz", "/readyz", "/metrics", "/blobs", "/chunks")
 """Routes whose good answers are counted but not logged."""
 
@@ -82,6 +90,16 @@ class Application:
         self._edge = Edge(
             service.blobs, service.signer, service.arrived, service.metrics, service.files
         )
+        tunables = service.settings.tunables
+        self._origins = Origins(tunables.content_url)
+        self._content = ContentServer(
+            Library(service.db.read, service.blobs),
+            service.links,
+            service.metrics,
+            service.reads,
+            service.files,
+            tunables.send_seconds,
+        )
         self._api = Litestar(
             ROUTES,
             state=State({"service": service}),
@@ -89,7 +107,7 @@ class Application:
             openapi_config=None,
             logging_config=None,
             lifespan=[self._life],
-            request_max_body_size=service.settings.tunables.body_limit,
+            request_max_body_size=tunables.body_limit,
         )
 
     @asynccontextmanager
@@ -109,9 +127,15 @@ class Application:
 
     async def route(self, scope: Any, receive: Receive, send: Send) -> str:
         """Answer one connection; returns the route's name for the metrics."""
+        if self._origins.refuses(scope):
+            await refuse(scope, send)
+            return "unknown"
         if scope["type"] == "http" and scope["path"].startswith(("/blobs/", "/chunks/")):
             await self._edge(scope, receive, send)
             return "/blobs" if scope["path"].startswith("/blobs/") else "/chunks"
+        if scope["type"] == "http" and scope["path"].startswith(CONTENT):
+            await self._content(scope, receive, send)
+            return "/content"
         await self._api(scope, receive, send)  # type: ignore[arg-type]  # untyped ASGI messages
         return str(scope.get("path_template") or "unknown")
 
@@ -151,10 +175,15 @@ class _Observed:
             "request",
             id=self._id.decode(),
             method=method,
-            path=self._scope["path"],
+            path=_shown(self._scope["path"]),
             status=self._status,
             ms=round(seconds * 1000, 1),
         )
+
+
+def _shown(path: str) -> str:
+    """A path for the log: the secret of a link is in its URL, so nothing of that is written."""
+    return "/s/[link]" if _LINK.match(path) else path
 
 
 def _request_id(scope: Any) -> bytes:

@@ -36,6 +36,7 @@ from server.fanout import LocalFanout
 from server.feed import Cursors
 from server.keys import load_keys
 from server.limits import TokenBuckets
+from server.links_signing import LinkSigner
 from server.metrics import Metrics
 from server.settings import Settings
 from server.signer import UrlSigner
@@ -56,6 +57,7 @@ class Service:
         self.blobs = LocalBlobStore(settings.blobs)
         self.blobs.sweep()
         self.signer = UrlSigner(keys, settings)
+        self.links = LinkSigner(keys, settings)
         self.cursors = Cursors(keys.cursor)
         self.fanout = LocalFanout()
         self.metrics = Metrics()

@@ -36,7 +36,8 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     session and its leases live after they were last used, `collect_seconds` how often the server
     collects garbage by itself (0: never). Overwritten versions and the trash are kept for
     `keep_days`, the newest `keep_versions` of a file whatever their age; an account may have its
-    own.
+    own. `content_url` is another origin of this server, from which alone the downloads of links are
+    served then, so that what is downloaded has nothing in common with the pages.
 
     Limits are generous: they are for programs gone wild and for attackers. Rates are requests a
     second, above a burst; who exceeds one is first slowed down, then refused. `head_seconds` is how
@@ -48,6 +49,7 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     public_url: str | None = None
+    content_url: str | None = None
     get_url_seconds: _UrlSeconds = SIGNED_URL_SECONDS
     put_url_seconds: _UrlSeconds = 900
     upload_days: Annotated[int, msgspec.Meta(ge=1, le=90)] = 7
@@ -96,6 +98,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_origin(self.public_url)
+        if self.tunables.content_url is not None:
+            _check_content_origin(self.tunables.content_url, self.public_url)
         try:
             TrustedProxies(self.tunables.trusted_proxies)
         except ValueError as error:
@@ -122,6 +126,14 @@ def check_origin(url: str) -> None:
         raise BadSettings(f"public URL {url!r}: write http://host:port or https://host")
     if parts.path or parts.query or parts.fragment or parts.username:
         raise BadSettings(f"public URL {url!r}: only scheme, host and port, no path or user")
+
+
+def _check_content_origin(url: str, public_url: str) -> None:
+    check_origin(url)
+    if urlsplit(url).netloc.lower() == urlsplit(public_url).netloc.lower():
+        raise BadSettings(
+            "content_url names the public URL's host; give it another, or leave it out"
+        )
 
 
 def read_config(path: Path | None) -> Tunables:
