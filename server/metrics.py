@@ -43,5 +43,28 @@ class Metrics:
             "nearline_live_sockets", "Open change-feed sockets", registry=self.registry
         )
 
+        self.connections = Gauge("nearline_connections", "Open connections", registry=self.registry)
+        self.polls = Gauge(
+            "nearline_long_polls", "Long polls waiting for changes", registry=self.registry
+        )
+        self.cut = Counter(
+            "nearline_connections_cut_total",
+            "Connections refused or ended by a limit",
+            ["why"],
+            registry=self.registry,
+        )
+        self.limited = Counter(
+            "nearline_rate_limited_total",
+            "Requests turned away by a rate, and sockets by their number",
+            ["what"],
+            registry=self.registry,
+        )
+        self.refusals = Counter(
+            "nearline_refusals_total",
+            "Requests answered with a problem",
+            ["problem"],
+            registry=self.registry,
+        )
+
     def text(self) -> bytes:
         return generate_latest(self.registry)

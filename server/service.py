@@ -18,7 +18,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 import structlog
@@ -35,9 +35,11 @@ from server.db import Database
 from server.fanout import LocalFanout
 from server.feed import Cursors
 from server.keys import load_keys
-from server.limits import TokenBuckets
+from server.known import KnownCallers
+from server.limits import Places, TokenBuckets
 from server.links_signing import LinkSigner
 from server.metrics import Metrics
+from server.pools import Pool
 from server.settings import Settings
 from server.signer import UrlSigner
 
@@ -65,12 +67,14 @@ class Service:
         self.login_tries = TokenBuckets(tunables.login_burst, tunables.login_seconds_per_try)
         self.login_failures = TokenBuckets(1, 60)  # audit rows, per address and name
         self.login_failures_from = TokenBuckets(60, 60)  # audit rows, per address
+        self.known = KnownCallers()
+        self.sockets = Places(tunables.connections, tunables.sockets_per_account)
         self._seen = tokens.SeenThisHour()
         self.upload_ns = tunables.upload_days * 86_400 * 10**9
-        self.reads = ThreadPoolExecutor(4, "read")
-        self.writes = ThreadPoolExecutor(1, "write")
-        self.passwords = ThreadPoolExecutor(2, "password")
-        self.files = ThreadPoolExecutor(8, "file")
+        self.reads = Pool(4, "read")
+        self.writes = Pool(1, "write")
+        self.passwords = Pool(2, "password")
+        self.files = Pool(8, "file")
         self._arrivals: list[Arrival] = []
         self._flush_queued = False
         self._arrivals_lock = threading.Lock()  # guards the two above
@@ -97,7 +101,7 @@ class Service:
         def job() -> T:
             now_ns = time.time_ns()
             with self.db.read() as conn:
-                caller = tokens.authenticate(conn, token, now_ns)
+                caller = self._authenticate(conn, token, now_ns)
                 done = work(conn, caller)
             if self._seen.is_first(caller.device, now_ns):
                 self.writes.submit(self._mark_seen, caller.device, now_ns)
@@ -111,7 +115,7 @@ class Service:
         def job() -> T:
             now_ns = time.time_ns()
             with self.db.write() as conn:
-                caller = tokens.authenticate(conn, token, now_ns)
+                caller = self._authenticate(conn, token, now_ns)
                 done = work(conn, caller)
                 if self._seen.is_first(caller.device, now_ns):
                     tokens.mark_seen(conn, caller.device, now_ns)
@@ -127,7 +131,7 @@ class Service:
             self._settle(token, ops)
             now_ns = time.time_ns()
             with self.db.write() as conn:
-                caller = tokens.authenticate(conn, token, now_ns)
+                caller = self._authenticate(conn, token, now_ns)
                 results, news = commits.apply(conn, caller, ops, now_ns)
                 if self._seen.is_first(caller.device, now_ns):
                     tokens.mark_seen(conn, caller.device, now_ns)
@@ -140,6 +144,21 @@ class Service:
             answer = "applied" if isinstance(result, Applied) else type(result).__name__
             self.metrics.operations.labels(type(keyed.op).__name__, answer).inc()
         return results
+
+    def _authenticate(self, conn: Connection, token: str | None, now_ns: int) -> Caller:
+        try:
+            caller = tokens.authenticate(conn, token, now_ns)
+        except Refused:
+            self.known.forget(token)
+            raise
+        self.known.note(token, caller)
+        return caller
+
+    @property
+    def waiting_arrivals(self) -> int:
+        """Stored objects that no transaction has taken note of yet."""
+        with self._arrivals_lock:
+            return len(self._arrivals)
 
     def _mark_seen(self, device: str, now_ns: int) -> None:
         with self.db.write() as conn:
