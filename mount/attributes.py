@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyfuse3
 
-from cache.tree import Node
+from cache.tree import HISTORY, Node
 
 # The feed invalidates what changes, so the kernel may believe us for long.
 TIMEOUT_SECONDS = 3600.0
@@ -51,7 +51,9 @@ def attributes(node: Node, owner: Ownership, *, writable: bool = True) -> pyfuse
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(node.ino)
     entry.generation = 0
-    entry.entry_timeout = entry.attr_timeout = TIMEOUT_SECONDS
+    entry.attr_timeout = TIMEOUT_SECONDS
+    # The feed says nothing of the directories that show versions: a name may come to mean a file.
+    entry.entry_timeout = 0.0 if node.drive == HISTORY else TIMEOUT_SECONDS
     withheld = owner.umask | (0 if writable else 0o222)
     entry.st_mode = pyfuse3.ModeT(TYPE_BITS[node.kind] | (node.mode & ~withheld))
     entry.st_nlink = node.subdirs + 2 if node.is_directory else max(node.links, 0)

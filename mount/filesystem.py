@@ -30,6 +30,7 @@ from cache.tree import ROOT, Node
 from mount.attributes import KINDS, TIMEOUT_SECONDS, Ownership, attributes, missing
 from mount.kernel import Lookups
 from mount.session import Session
+from mount.versions import SUFFIX
 from remote.errors import NearlineError
 
 log = structlog.get_logger(__name__)
@@ -102,7 +103,8 @@ class FileSystem(pyfuse3.Operations):
         text = decode(name)
         node = await self._find(parent_inode, text)
         if node is None:
-            return missing(TIMEOUT_SECONDS)
+            # Whether there are versions to show changes without the name's own doing.
+            return missing(0.0 if text.endswith(SUFFIX) else TIMEOUT_SECONDS)
         return self._answer(node)
 
     async def _find(self, parent: int, name: str) -> Node | None:
@@ -117,7 +119,7 @@ class FileSystem(pyfuse3.Operations):
             if directory.listed is None and directory.live:
                 await self._session.ensure_listed(parent)
                 node = tree.child(parent, name)
-        return node
+        return node or await self._session.versions.find(parent, name)
 
     def _answer(self, node: Node) -> pyfuse3.EntryAttributes:
         """Attributes for a reply that raises the kernel's lookup count."""

@@ -32,9 +32,10 @@ from cache.replayer import Replayer
 from cache.resolver import Resolver
 from cache.shares import Shares
 from cache.spool import Spool
-from cache.tree import ROOT, Tree
+from cache.tree import HISTORY, ROOT, Tree
 from cache.uploader import Uploader
 from mount.config import MountConfig
+from mount.versions import Versions
 from remote.client import ApiClient
 from remote.content import Manifest
 from remote.download import Downloader
@@ -124,6 +125,7 @@ class Session:
             self.collector.collect,
         )
         self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
+        self.versions = Versions(self.db, self.tree, self.client.versions)
         self.contents.on_change = self._content_changed
         self.me: Me | None = None
         self._listings: dict[int, trio.Event] = {}
@@ -135,6 +137,7 @@ class Session:
         raises NearlineError (the first contact failed) or ValueError (another drive's state)."""
         if self.tree.find(ROOT) is None:
             self._adopt(await self.client.me())
+        self.versions.sweep()
         self.manifests.prune()
         self.collector.sweep()
 
@@ -186,6 +189,9 @@ class Session:
     async def ensure_listed(self, ino: int) -> None:
         """Return when every entry of the directory is in the tree. Raises NearlineError."""
         node = self.tree.node(ino)
+        if node.drive == HISTORY:
+            await self.versions.look_again(node)
+            return
         if node.is_directory and node.listed is None and node.live:
             await self.list_directory(ino)
 
