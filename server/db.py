@@ -13,6 +13,8 @@ beside the running server (account add) are held off by the database's lock, for
 from __future__ import annotations
 
 import contextlib
+import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +72,23 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
+    def is_current(self) -> bool:
+        """Whether the schema is that of this Nearline. Raises `DataTooNew`."""
+        return self._revision() == HEAD
+
+    def copy_to(self, path: Path) -> None:
+        """Make `path` a database with everything as it is at this moment, beside any writers; one
+        file, durable, that nothing has to be recovered in."""
+        with self._engine.connect() as conn, contextlib.closing(sqlite3.connect(path)) as copy:
+            source: Any = conn.connection.driver_connection
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def _revision(self) -> str | None:
         with self.read() as conn:
             if not inspect(conn).has_table("alembic_version"):
@@ -80,6 +99,15 @@ class Database:
                 f"the data is of schema {found}, this Nearline knows {HEAD}; update it"
             )
         return found
+
+
+def damage(conn: Connection) -> list[str]:
+    """What is wrong with the database below any table's meaning: pages, indexes, foreign keys."""
+    broken = [row[0] for row in conn.exec_driver_sql("PRAGMA integrity_check") if row[0] != "ok"]
+    for table, rowid, parent, _ in conn.exec_driver_sql("PRAGMA foreign_key_check"):
+        row = f"row {rowid}" if rowid is not None else "a row"
+        broken.append(f"{row} of table {table} refers to no row of {parent}")
+    return broken
 
 
 def _create(conn: Connection) -> None:
