@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sqlite3
 import time
 
 from cache.conflicts import marked_name
@@ -100,7 +101,8 @@ class Shares:
         """`shared` is everything from now on. In a transaction."""
         was = {row["file"]: row for row in self._db.all("SELECT * FROM share")}
         now = {root.file.id: root for root in shared}
-        left = [row["file"] for row in was.values() if row["name"] and self._moves(row, now)]
+        left = [row["file"] for row in was.values() if row["name"] and _moves(row, now)]
+        stays = {row["file"] for row in was.values() if row["name"]} - set(left)
         nodes = [(node, was[file]["name"]) for file in left if (node := self._leave(file))]
         self._db.run("DELETE FROM share")
         for root in shared:
@@ -108,7 +110,7 @@ class Shares:
             self._db.run("INSERT INTO share VALUES (?, ?, ?, ?, ?)", *values)
         self._load()
         for root in shared:
-            if root.name and (root.file.id not in was or root.file.id in left):
+            if root.name and root.file.id not in stays:
                 self._place(root, root.name)
         for node, name in nodes:
             if not self._tree.names(node.ino) and node.file not in now:
@@ -116,10 +118,6 @@ class Shares:
         self._tidy()
         changed = {one["drive"] for one in was.values()} | {root.drive for root in shared}
         self._forget_modes(changed)
-
-    def _moves(self, row: object, now: dict[FileId, SharedRoot]) -> bool:
-        root = now.get(row["file"])  # type: ignore[index]  # a row
-        return root is None or (root.owner, root.name) != (row["owner"], row["name"])  # type: ignore[index]
 
     def _leave(self, file: FileId) -> Node | None:
         """Take the name under Shared away; the node that had it."""
@@ -255,3 +253,9 @@ class Shares:
             else:
                 self._drop(node.ino, entry.name, entry.node)
                 self.end(entry.node, entry.name)
+
+
+def _moves(row: sqlite3.Row, now: dict[FileId, SharedRoot]) -> bool:
+    """Does the share of this row lose its place?"""
+    root = now.get(row["file"])
+    return root is None or (root.owner, root.name) != (row["owner"], row["name"])
