@@ -79,7 +79,7 @@ def add_account(data_dir: Path, name: str, password: str) -> None:
         raise BadAccountName(f"account name {name!r}: {BadAccountName.__doc__}")
     if not 1 <= len(password) <= 1024:
         raise ValueError("a password has 1 to 1024 characters")
-    hashed = PasswordHasher().hash(password)
+    hashed = hash_password(password)
     with opened(data_dir) as db, db.write() as conn:
         if find_account(conn, name) is not None:
             raise AccountExists(f"there is an account {name!r} already")
@@ -203,6 +203,11 @@ def insert_account(conn: Connection, name: str, hashed: str, now_ns: int) -> str
 # --- passwords ----------------------------------------------------------------------------------
 
 
+def hash_password(password: str) -> str:
+    """Argon2id in PHC string format. As dear as `password_matches`."""
+    return PasswordHasher().hash(password)
+
+
 def password_matches(hashed: str | None, password: str) -> bool:
     """Whether `password` is right; takes the same time when there is no hash to compare with.
 
@@ -217,4 +222,4 @@ def password_matches(hashed: str | None, password: str) -> bool:
 
 @functools.cache
 def _decoy() -> str:
-    return PasswordHasher().hash(secrets.token_urlsafe(32))
+    return hash_password(secrets.token_urlsafe(32))

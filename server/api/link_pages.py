@@ -1,0 +1,307 @@
+"""What a link's URL shows, without a token.
+
+    GET  /s/SECRET                    its file or directory
+    POST /s/SECRET                    its password
+    GET  /s/SECRET/FILE               a file or directory inside it
+    GET  /s/SECRET/FILE/download      to the signed URL of the file's content
+    GET  /s/SECRET/DIRECTORY/zip      to that of the directory's archive
+
+Knows: which page answers what, the cookie, how often a password may be tried. Must not know: what a
+link reaches (`links`), how pages look (`pages`).
+
+Whatever does not work is answered with one page that tells no reason. Nothing is written for a
+request before the link is known to be good and its password, if it has one, to be proven.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
+
+from litestar import Response, get, post
+from litestar.datastructures import Cookie
+from litestar.params import FromPath, FromQuery
+from sqlalchemy import Connection, Row
+
+from remote.errors import Refused
+from server import accounts, links, links_tree, pages
+from server.api.exchange import AnyRequest, service_of
+from server.documents_zip import MAX_MEMBERS
+from server.links import Inside
+from server.links_signing import COOKIE_SECONDS, ZIP, Wanted
+from server.listing import read_mark, write_mark
+from server.service import Service
+
+Page = Response[bytes]
+Link = Row[Any]
+T = TypeVar("T")
+
+COOKIE = "nearline-link"
+_HTML = "text/html; charset=utf-8"
+_FORM = "application/x-www-form-urlencoded"
+_FORM_BYTES = 16 * 1024
+
+
+@get("/s/{secret:str}")
+async def top(
+    request: AnyRequest, secret: FromPath[str], after: FromQuery[str | None] = None
+) -> Page:
+    def look(conn: Connection, link: Link) -> Page:
+        return _show(conn, link, secret, link.file, after)
+
+    return await _visit(request, secret, look)
+
+
+@get("/s/{secret:str}/{file_id:str}")
+async def below(
+    request: AnyRequest,
+    secret: FromPath[str],
+    file_id: FromPath[str],
+    after: FromQuery[str | None] = None,
+) -> Page:
+    def look(conn: Connection, link: Link) -> Page:
+        return _show(conn, link, secret, file_id, after)
+
+    return await _visit(request, secret, look)
+
+
+@get("/s/{secret:str}/{file_id:str}/download")
+async def download(request: AnyRequest, secret: FromPath[str], file_id: FromPath[str]) -> Page:
+    def look(conn: Connection, link: Link) -> Begin:
+        row = _inside(conn, link, file_id).row
+        if row.kind != "file":
+            raise _Closed
+        return Begin(link, Wanted(link.id, file_id, row.version))
+
+    return await _visit(request, secret, look)
+
+
+@get("/s/{secret:str}/{file_id:str}/zip")
+async def archive(request: AnyRequest, secret: FromPath[str], file_id: FromPath[str]) -> Page:
+    def look(conn: Connection, link: Link) -> Page | Begin:
+        if _inside(conn, link, file_id).row.kind != "directory":
+            raise _Closed
+        if links_tree.count_below(conn, file_id, MAX_MEMBERS) > MAX_MEMBERS:
+            return _page(pages.too_many_page(MAX_MEMBERS), 409)
+        return Begin(link, Wanted(link.id, file_id, ZIP))
+
+    return await _visit(request, secret, look)
+
+
+@post("/s/{secret:str}", request_max_body_size=_FORM_BYTES)
+async def unlock(request: AnyRequest, secret: FromPath[str]) -> Page:
+    service, here = service_of(request), f"/s/{secret}"
+    link = await _off_loop(service, lambda conn: links.open_link(conn, secret, time.time_ns()))
+    if link is None:
+        return _page(pages.gone_page(), 404)
+    if link.password is None:
+        return _redirect(here)
+    tries, bucket = service.links.tries, (link.id, _address(request))
+    wait = tries.take(bucket, time.monotonic())
+    if wait:
+        fault = f"Too many wrong passwords. Try again in {wait:.0f} seconds."
+        refused = _page(pages.password_page(here, fault), 429)
+        refused.headers["retry-after"] = str(round(wait) or 1)
+        return refused
+    given = _field(await request.body(), request.headers.get("content-type", ""), "password")
+    loop = asyncio.get_running_loop()
+    check = accounts.password_matches
+    right = await loop.run_in_executor(service.passwords, check, link.password, given)
+    await _note(service, link, right, _address(request))
+    if not right:
+        return _page(pages.password_page(here, "This is not the password."), 403)
+    tries.give_back(bucket, time.monotonic())
+    return _unlocked(service, here, link)
+
+
+# --- visits -------------------------------------------------------------------------------------
+
+
+class Begin(NamedTuple):
+    """A download that may begin: it is to be counted, and its URL signed."""
+
+    link: Link
+    wanted: Wanted
+
+
+class _Closed(LookupError):
+    """The link, or this part of it, does not work."""
+
+
+class _Locked(LookupError):
+    """The link asks for its password first."""
+
+
+async def _visit(
+    request: AnyRequest, secret: str, look: Callable[[Connection, Link], Page | Begin]
+) -> Page:
+    """Answer with what `look` says of the link that `secret` opens, in one snapshot."""
+    service = service_of(request)
+    cookie = request.cookies.get(COOKIE)
+
+    def work(conn: Connection) -> Page | Begin:
+        now_ns = time.time_ns()
+        link = links.open_link(conn, secret, now_ns)
+        if link is None:
+            raise _Closed
+        password = link.password
+        if password is not None and not service.links.proves(cookie, link.id, password, now_ns):
+            raise _Locked
+        return look(conn, link)
+
+    try:
+        seen = await _off_loop(service, work)
+        if isinstance(seen, Begin):
+            return await _begin(service, seen, _address(request))
+    except _Closed:
+        return _page(pages.gone_page(), 404)
+    except _Locked:
+        return _page(pages.password_page(f"/s/{secret}"), 403)
+    return seen
+
+
+async def _begin(service: Service, begin: Begin, address: str) -> Page:
+    """Count the download and lead to its content. Raises `_Closed`: somebody had the last one."""
+    link, wanted = begin
+
+    def count() -> bool:
+        with service.db.write() as conn:
+            now_ns = time.time_ns()
+            return links.begin_download(conn, link, wanted.file, now_ns, address=address)
+
+    if not await asyncio.get_running_loop().run_in_executor(service.writes, count):
+        raise _Closed
+    return _redirect(service.links.content_url(wanted, time.time_ns()))
+
+
+async def _note(service: Service, link: Link, right: bool, address: str) -> None:
+    def note() -> None:
+        with service.db.write() as conn:
+            links.note_password(conn, link, right, time.time_ns(), address=address)
+
+    await asyncio.get_running_loop().run_in_executor(service.writes, note)
+
+
+async def _off_loop(service: Service, work: Callable[[Connection], T]) -> T:
+    def job() -> T:
+        with service.db.read() as conn:
+            return work(conn)
+
+    return await asyncio.get_running_loop().run_in_executor(service.reads, job)
+
+
+# --- what there is to see -----------------------------------------------------------------------
+
+
+def _inside(conn: Connection, link: Link, file: str) -> Inside:
+    found = links.inside(conn, link, file)
+    if found is None:
+        raise _Closed
+    return found
+
+
+def _show(conn: Connection, link: Link, secret: str, file: str, after: str | None) -> Page:
+    found = _inside(conn, link, file)
+    above = [pages.Step(step.name, _url(secret, link, step.file)) for step in found.way[:-1]]
+    row = found.row
+    if row.kind == "directory":
+        return _page(_folder(conn, link, secret, found, above, after))
+    if row.kind != "file":
+        raise _Closed
+    href = f"/s/{secret}/{row.id}/download"
+    shown = pages.file_page(found.name, above, row.size, row.mtime_ns, href, link.expires_ns)
+    return _page(shown)
+
+
+def _folder(
+    conn: Connection,
+    link: Link,
+    secret: str,
+    found: Inside,
+    above: list[pages.Step],
+    after: str | None,
+) -> bytes:
+    rows = links_tree.listing(conn, found.row.id, _mark(after), links_tree.PAGE + 1)
+    lines = [
+        pages.Line(
+            row.name,
+            row.kind,
+            row.size,
+            row.mtime_ns,
+            f"/s/{secret}/{row.id}" + ("/download" if row.kind == "file" else ""),
+        )
+        for row in rows[: links_tree.PAGE]
+    ]
+    more = None
+    if len(rows) > links_tree.PAGE:
+        more = f"/s/{secret}/{found.row.id}?after={write_mark(lines[-1].name)}"
+    return pages.folder_page(
+        found.name,
+        above,
+        lines,
+        f"/s/{secret}/{found.row.id}/zip",
+        more,
+        after is not None,
+        link.expires_ns,
+    )
+
+
+def _mark(after: str | None) -> str | None:
+    if after is None:
+        return None
+    try:
+        return read_mark(after, str)
+    except Refused as error:
+        raise _Closed from error
+
+
+def _url(secret: str, link: Link, file: str) -> str:
+    return f"/s/{secret}" if file == link.file else f"/s/{secret}/{file}"
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def _page(html: bytes, status: int = 200) -> Page:
+    return Response(html, media_type=_HTML, status_code=status, headers=dict(pages.HEADERS))
+
+
+def _redirect(url: str) -> Page:
+    return Response(b"", status_code=303, headers=pages.HEADERS | {"location": url})
+
+
+def _unlocked(service: Service, here: str, link: Link) -> Page:
+    """Back to the link, with a cookie that only its own URL is sent."""
+    answer = _redirect(here)
+    proof = service.links.cookie(link.id, link.password, time.time_ns())
+    answer.set_cookie(
+        Cookie(
+            key=COOKIE,
+            value=proof,
+            max_age=COOKIE_SECONDS,
+            path=here,
+            secure=service.settings.public_url.startswith("https:"),
+            httponly=True,
+            samesite="strict",
+        )
+    )
+    return answer
+
+
+def _field(form: bytes, content_type: str, name: str) -> str:
+    """One field of a form; empty if it is not there. The framework's parser would keep it in a
+    cache, and this is a password."""
+    if content_type.partition(";")[0].strip().lower() != _FORM:
+        return ""
+    try:
+        fields = parse_qsl(form.decode("ascii"), max_num_fields=8)
+    except ValueError:  # not ASCII, or too many fields: no browser's doing
+        return ""
+    return dict(fields).get(name, "")
+
+
+def _address(request: AnyRequest) -> str:
+    return request.client.host if request.client is not None else ""
