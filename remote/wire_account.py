@@ -91,7 +91,8 @@ class LinksReply(Struct):
 
 class TrashItem(Struct, kw_only=True):
     """A deleted file. `path` is where it was, as far as that is still known; it is kept until
-    `expires_ns`. `inside` counts what was deleted together with a directory."""
+    `expires_ns`. `inside` counts what was deleted together with a directory, below it at any depth;
+    more than 1,000 are told as 1,000."""
 
     file: FileRecord
     path: str
@@ -104,7 +105,7 @@ class TrashItem(Struct, kw_only=True):
 
 class TrashPage(Struct, kw_only=True):
     """Newest first. Without `parent` in the query: what was deleted by itself, and not with its
-    directory; with it: what was deleted with that directory."""
+    directory; with it: what was deleted with that directory (from it, if it is in the tree)."""
 
     items: list[TrashItem]
     next: str | None = None

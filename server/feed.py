@@ -27,6 +27,7 @@ from sqlalchemy import Connection, bindparam, func, select
 
 from remote.errors import BadRequest, Refused
 from remote.wire import Change, ChangesPage
+from server.fanout import grant_topic
 from server.schema import changes, drives
 from server.views import View
 
@@ -149,7 +150,7 @@ def pull(conn: Connection, cursors: Cursors, view: View, cursor: str | None) -> 
     """The changes in `view` after `cursor`, at most `PAGE_CHANGES` or about `PAGE_BYTES`."""
     since = cursors.read(cursor) if cursor is not None else None
     now = heads(conn, list(view.topics))
-    if since is None or not _is_known(since, view, now):
+    if since is None or not _is_known(conn, since, view, now):
         at = here(conn, view)
         shared = list(view.shared)
         return ChangesPage(
@@ -171,16 +172,27 @@ def pull(conn: Connection, cursors: Cursors, view: View, cursor: str | None) -> 
     )
 
 
-def _is_known(since: Position, view: View, now: Mapping[str, Head]) -> bool:
+def _is_known(conn: Connection, since: Position, view: View, now: Mapping[str, Head]) -> bool:
     """Can the feed tell what happened since that position?"""
     if since.drive != view.drive:
         return False
     reached = [(since.drive, since.epoch, since.seq), *since.others]
     return all(
-        now[drive].epoch == epoch and now[drive].floor <= seq <= now[drive].seq
+        now[drive].epoch == epoch
+        and seq <= now[drive].seq
+        and (now[drive].floor <= seq or _missed_nothing(conn, view.topics[drive], seq))
         for drive, epoch, seq in reached
         if drive in now
     )
+
+
+def _missed_nothing(conn: Connection, topics: Sequence[str], seq: int) -> bool:
+    """Whether nothing happened in these parts of a drive after `seq`, although its floor has moved
+    on: the newest change of a part is never pruned (`retention`)."""
+    if not all(topic.startswith(grant_topic("")) for topic in topics):
+        return False
+    last: int | None = conn.execute(_LAST, {"topics": topics}).scalar()
+    return last is None or last <= seq
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from server.schema import AUDIT_IS_APPEND_ONLY
+from server.schema import AUDIT_IS_APPEND_ONLY, OF_A_PART
 
 revision = "0002"
 down_revision = "0001"
@@ -65,6 +65,15 @@ def _add_columns() -> None:
         unique=False,
         sqlite_where=in_trash,
         postgresql_where=in_trash,
+    )
+    of_a_part = sa.text(OF_A_PART)
+    op.create_index(
+        "ix_changes_parts",
+        "changes",
+        ["drive", "seq"],
+        unique=False,
+        sqlite_where=of_a_part,
+        postgresql_where=of_a_part,
     )
 
 

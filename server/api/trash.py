@@ -1,0 +1,44 @@
+"""The trash: what is in it, and emptying it. Putting things back is an operation (`recover`)."""
+
+from __future__ import annotations
+
+import time
+
+from litestar import get, post
+from litestar.params import FromQuery
+from sqlalchemy import Connection
+
+from remote.wire_account import EmptiedReply, EmptyTrash, TrashPage
+from server import retention, trash
+from server.accounts import Caller
+from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.api.files import check_id
+
+
+@get("/v1/trash")
+async def page(
+    request: AnyRequest,
+    parent: FromQuery[str | None] = None,
+    cursor: FromQuery[str | None] = None,
+    limit: FromQuery[int] = trash.MAX_ITEMS,
+) -> Reply:
+    if parent is not None:
+        check_id(parent)
+    service = service_of(request)
+    days = service.settings.tunables.keep_days
+
+    def work(conn: Connection, caller: Caller) -> TrashPage:
+        keep_ns = retention.kept_ns(conn, caller.account, days)
+        return trash.page(conn, caller, keep_ns, parent, cursor, limit)
+
+    return reply(request, await service.read(token_in(request), work))
+
+
+@post("/v1/trash/empty")
+async def empty(request: AnyRequest) -> Reply:
+    wanted = await body(request, EmptyTrash)
+
+    def work(conn: Connection, caller: Caller) -> EmptiedReply:
+        return trash.empty(conn, caller, wanted.files, time.time_ns())
+
+    return reply(request, await service_of(request).write(token_in(request), work))
