@@ -15,7 +15,18 @@ from litestar import Litestar
 from litestar.datastructures import State
 
 from server.answers import Send
-from server.api import changes, devices, files, live, session, sharing, system, uploads
+from server.api import (
+    changes,
+    devices,
+    files,
+    link_pages,
+    links,
+    live,
+    session,
+    sharing,
+    system,
+    uploads,
+)
 from server.api.exchange import HANDLERS
 from server.connections import Connections
 from server.documents import Library
@@ -44,6 +55,10 @@ ROUTES = (
     sharing.shares,
     sharing.unshare,
     sharing.shared,
+    links.make,
+    links.of_file,
+    links.of_drive,
+    links.revoke,
     uploads.start,
     uploads.state,
     uploads.urls,
@@ -53,6 +68,11 @@ ROUTES = (
     changes.changes,
     changes.wait,
     live.live,
+    link_pages.top,
+    link_pages.below,
+    link_pages.download,
+    link_pages.archive,
+    link_pages.unlock,
     system.healthz,
     system.readyz,
     system.metrics,

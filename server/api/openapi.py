@@ -64,6 +64,12 @@ ENDPOINTS = (
     Endpoint("get", "/v1/files/{file_id}/shares", "Who has access", None, account.SharesReply),
     Endpoint("delete", "/v1/files/{file_id}/share/{account}", "Take a grant back, or leave"),
     Endpoint("get", "/v1/shared", "What others share", None, account.SharedReply),
+    Endpoint(
+        "post", "/v1/files/{file_id}/links", "Make a link", account.MakeLink, account.LinkMade
+    ),
+    Endpoint("get", "/v1/files/{file_id}/links", "Its links", None, account.LinksReply),
+    Endpoint("get", "/v1/links", "All links", None, account.LinksReply),
+    Endpoint("delete", "/v1/links/{link_id}", "Revoke a link"),
     Endpoint("get", "/v1/uploads/{version}", "What is there", None, wire.UploadState),
     Endpoint(
         "post", "/v1/uploads/{version}/urls", "Presigned PUTs", wire.UrlsRequest, wire.UploadState
