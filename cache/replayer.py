@@ -36,6 +36,7 @@ from remote.errors import (
     NearlineError,
     NotFound,
     Problem,
+    QuotaExceeded,
     RateLimited,
     Refused,
     Retry,
@@ -82,6 +83,9 @@ class Replayer:
         self._resolver, self._collect = resolver, collect
         self.writers: Counter[int] = Counter()  # inodes open for writing, how often
         self.waiting_because: str | None = None
+        # The drive had no room for the last bytes that were to be sent; set anew at each change.
+        self.over_quota = False
+        self.quota_noted = trio.Event()
         self.last_request = float("-inf")  # trio time at which an application last asked something
         self._hurry = 0  # flushes under way: nothing lingers, open files are snapshotted
         self._uploading: dict[str, int] = {}  # operation key: its inode
@@ -220,6 +224,7 @@ class Replayer:
             while self._journal.get(op.key) is op and op.key not in self._uploader.ready:
                 try:
                     await _unwrapped(self._uploader.prepare, op)
+                    self._note_quota(False)
                 except (NearlineError, OSError) as problem:  # OSError: reading our own disk
                     if self._journal.get(op.key) is op and _is_not_found(problem):
                         return await self._resolve(op, problem.problem)
@@ -253,10 +258,19 @@ class Replayer:
         )
         return True
 
+    def _note_quota(self, over: bool) -> None:
+        if self.over_quota != over:
+            self.over_quota = over
+            self.quota_noted.set()
+            self.quota_noted = trio.Event()
+
     async def _back_off(self, problem: Exception, attempt: int, op: Op | None = None) -> None:
         wait = delay(attempt, random.random())
-        if isinstance(problem, Refused) and isinstance(problem.problem, RateLimited):
-            wait = max(wait, problem.problem.retry_after_seconds)
+        refusal = problem.problem if isinstance(problem, Refused) else None
+        if isinstance(refusal, RateLimited):
+            wait = max(wait, refusal.retry_after_seconds)
+        if isinstance(refusal, QuotaExceeded):
+            self._note_quota(True)
         self.waiting_because = str(problem)
         if op is not None and op.key in self._uploader.progress:
             self._uploader.progress[op.key].error = str(problem)

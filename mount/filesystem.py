@@ -434,10 +434,14 @@ class FileSystem(pyfuse3.Operations):
         handle = self._handles[fh]
         if handle.writable and self._session.config.sync == "remote":
             await self._session.sync_file(handle.ino)
+        if handle.writable:
+            self._session.check_quota(handle.ino)
 
     @request
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._session.sync_file(self._handles[fh].ino)
+        ino = self._handles[fh].ino
+        await self._session.sync_file(ino)
+        self._session.check_quota(ino)
 
     @request
     async def release(self, fh: int) -> None:

@@ -10,6 +10,7 @@ listed; who finds one waits for it instead of asking.
 from __future__ import annotations
 
 import errno
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -253,10 +254,26 @@ class Session:
 
     async def sync_remote(self, ino: int) -> None:
         """Return when the server has every change of the inode; raise if it refuses one."""
-        await self.replayer.flush(lambda op: op.ino == ino)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_over_quota, nursery.cancel_scope)
+            await self.replayer.flush(lambda op: op.ino == ino)
+            nursery.cancel_scope.cancel()
+        self.check_quota(ino)
         refused = [op for op in self.journal if op.ino == ino and op.refused]
         if refused:
             raise OSError(errno.EIO, f"the server refused: {refused[0].refused}")
+
+    async def _cancel_over_quota(self, waiting: trio.CancelScope) -> None:
+        """Whoever waits for the server is not left waiting for room."""
+        while not self.replayer.over_quota:
+            await self.replayer.quota_noted.wait()
+        waiting.cancel()
+
+    def check_quota(self, ino: int) -> None:
+        """Raise OSError (EDQUOT) while the account has no room for the bytes that were written into
+        the inode. They are kept, and sent when there is room."""
+        if self.replayer.over_quota and self.contents.stack(ino):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     def usage(self) -> tuple[int, int]:
         """Bytes used and quota of the account as far as known, what waits here included; without
@@ -272,6 +289,8 @@ class Session:
         while self.contents.dirty_bytes >= limit:
             if self.subscriber.known_offline or all(op.refused for op in self.journal):
                 raise OSError(errno.ENOSPC, f"{limit} bytes wait for the server already")
+            if self.replayer.over_quota:
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
             await self.journal.changed.wait()
 
     def status_of(self, ino: int) -> str:
