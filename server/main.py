@@ -1,4 +1,4 @@
-"""The server process: lock, socket, signals, and the end.
+"""The server process: lock, socket, TLS, signals, and the end.
 
 Knows: how a server starts and stops. Must not know: what it serves.
 
@@ -6,7 +6,8 @@ Order at start: lock the data directory (a second server on the same data would 
 would not tell the first one's sockets of its commits), bind the port, so that the public URL is
 known, then open the data. `ready` is called, and DATA/server.url written, when requests are
 answered. At SIGTERM or SIGINT: no new connections, long polls answered, sockets closed, what was
-begun is finished for at most `GRACE_SECONDS`.
+begun is finished for at most `GRACE_SECONDS`. At SIGHUP a server with TLS reads its certificate
+again.
 """
 
 from __future__ import annotations
@@ -14,24 +15,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
 
+from server import logs
+from server.connections import Config
 from server.keys import write_private
-from server.settings import BadSettings, Settings, read_config
+from server.listening import CannotListen, check_safe, listening, public_url
+from server.settings import BadSettings, Settings, Tunables, read_config
+from server.tls import Certificate
+
+if TYPE_CHECKING:
+    from server.app import Application
+
+__all__ = ["AlreadyServed", "CannotListen", "Server", "configure", "serve"]
 
 GRACE_SECONDS = 5
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-"""Addresses that mean all, and the one a client on this machine can use instead."""
+SOCKET_MESSAGE_BYTES = 4096
+"""Clients send no messages; uvicorn must read one to let it be refused."""
+STARTUP_FAILURE = 3
+_SPARE_DESCRIPTORS = 256
 
 log = structlog.get_logger("nearline.server")
 
@@ -40,63 +54,101 @@ class AlreadyServed(RuntimeError):
     """Another server runs on this data directory."""
 
 
-class CannotListen(RuntimeError):
-    """The address cannot be had."""
-
-
 def serve(
     data_dir: Path,
     listen: str = "127.0.0.1:8750",
-    public_url: str | None = None,
+    public: str | None = None,
     config: Path | None = None,
     ready: Callable[[str], None] | None = None,
+    *,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    insecure: bool = False,
 ) -> None:
     """Serve `data_dir` in the foreground until SIGTERM or SIGINT.
 
-    `listen` is HOST:PORT, port 0 for any free one; `public_url` is the origin clients use, by
-    default that of the configuration file, else http://HOST:PORT. `ready` gets it as soon as
-    requests are answered; until the end it stands in DATA/server.url too.
+    `listen` is HOST:PORT, port 0 for any free one; `public` is the origin clients use, by default
+    that of the configuration file, else where it listens. `ready` gets it as soon as requests are
+    answered; until the end it stands in DATA/server.url too. `tls_cert` and `tls_key` are PEM
+    files, by default those of the configuration file; without them, other machines are only
+    listened to through trusted proxies, or if `insecure`.
 
     Raises `AlreadyServed`, `CannotListen`, `settings.BadSettings`, `db.DataTooNew`, `keys.BadKey`.
     """
     tunables = read_config(config)
+    certificate = _certificate(tunables, tls_cert, tls_key)
+    tls = certificate is not None
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(data_dir), _listening(listen) as sock:
-        chosen = public_url or tunables.public_url
-        url = (chosen or _url_of(sock)).rstrip("/")
+    with _locked(data_dir), listening(listen) as sock:
+        check_safe(sock, tls=tls, proxied=bool(tunables.trusted_proxies), insecure=insecure)
+        url = public_url(sock, public or tunables.public_url, tls=tls)
         settings = Settings(data_dir, url, tunables)
-        _log_to_stderr()
-        if chosen is None and sock.getsockname()[0] in _ANY:
-            log.warning("no_public_url", url=url, hint="other machines need --public-url")
-        from server.app import create_app
+        logs.configure()
+        _allow_descriptors(2 * tunables.connections + _SPARE_DESCRIPTORS)
+        _run(settings, sock, certificate, ready)
 
-        app = create_app(settings)
-        announced = data_dir / "server.url"
 
-        def started() -> None:
-            write_private(announced, url.encode() + b"\n")
-            if ready is not None:
-                ready(url)
+def _run(
+    settings: Settings,
+    sock: socket.socket,
+    certificate: Certificate | None,
+    ready: Callable[[str], None] | None,
+) -> None:
+    from server.app import create_app
 
-        options = uvicorn.Config(
-            app,
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            ws_per_message_deflate=False,
-            ws_max_size=64 * 1024,
-        )
-        try:
-            Server(options, started, app.service.stop_waiting).run(sockets=[sock])
-        finally:
-            announced.unlink(missing_ok=True)
+    app = create_app(settings)
+    announced = settings.data_dir / "server.url"
+
+    def started() -> None:
+        write_private(announced, settings.public_url.encode() + b"\n")
+        if ready is not None:
+            ready(settings.public_url)
+
+    try:
+        server = Server(configure(app, certificate), started, app.service.stop_waiting, certificate)
+        server.run(sockets=[sock])
+    finally:
+        announced.unlink(missing_ok=True)
+
+
+def configure(app: Application, certificate: Certificate | None = None) -> Config:
+    """How uvicorn is to run `app`."""
+    return Config(
+        app,
+        app.connections,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        ws_per_message_deflate=False,
+        ws_max_size=SOCKET_MESSAGE_BYTES,
+        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
+    )
+
+
+def _certificate(tunables: Tunables, cert: Path | None, key: Path | None) -> Certificate | None:
+    if cert is None and key is None:
+        cert, key = (Path(each) if each else None for each in (tunables.tls_cert, tunables.tls_key))
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise BadSettings("TLS needs both a certificate and its key: give --tls-cert and --tls-key")
+    return Certificate(cert, key)
+
+
+def _allow_descriptors(wanted: int) -> None:
+    """Raise the limit of open files to `wanted`, as far as that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 class Server(uvicorn.Server):
-    """uvicorn that says when it is up, lets its waiters go before it stops, stops at once when
-    told, and lets the process end normally after a signal.
+    """uvicorn that says when it is up, cuts who holds up connections, lets its waiters go before it
+    stops, stops at once when told, and lets the process end normally after a signal.
 
     `started_callback` is called on the loop when connections are accepted; `stop_waiting` when no
     more are.
@@ -104,26 +156,51 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        config: Config,
         started_callback: Callable[[], None],
         stop_waiting: Callable[[], None],
+        certificate: Certificate | None = None,
     ) -> None:
         super().__init__(config)
+        self._connections = config.connections
         self._started_callback, self._stop_waiting = started_callback, stop_waiting
+        self._certificate = certificate
         self._told = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """uvicorn's, with a limit on how long a TLS handshake may take."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
         self._loop = asyncio.get_running_loop()
+        tls = self.config.ssl
+        seconds = self._connections.tunables.head_seconds if tls is not None else None
+        self.servers = [
+            await self._loop.create_server(
+                self._make_protocol,
+                sock=sock,
+                ssl=tls,
+                ssl_handshake_timeout=seconds,
+                backlog=self.config.backlog,
+            )
+            for sock in sockets or []
+        ]
+        self.started = True
         self._started_callback()
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        state, app_state = self.server_state, self.lifespan.state
+        return make(config=self.config, server_state=state, app_state=app_state)
 
     async def main_loop(self) -> None:
         """uvicorn's polls ten times a second for the end; this waits for it, and ticks once a
-        second for the Date header."""
+        second for the Date header and the connections."""
         counter = 0
         while not await self.on_tick(counter) and not self._told.is_set():
             counter = (counter + 10) % 864_000
+            self._connections.sweep(time.monotonic())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._told.wait(), 1.0)
 
@@ -144,13 +221,16 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, self.stop)
+        loop = asyncio.get_running_loop()
+        handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop}
+        if self._certificate is not None:
+            handlers[signal.SIGHUP] = self._certificate.reload
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         try:
             yield
         finally:
-            for number in signals:
+            for number in handlers:
                 loop.remove_signal_handler(number)
 
 
@@ -172,51 +252,3 @@ def _lock(fd: int, data_dir: Path) -> None:
         raise AlreadyServed(message) from None
     os.ftruncate(fd, 0)
     os.write(fd, b"%d\n" % os.getpid())
-
-
-@contextlib.contextmanager
-def _listening(listen: str) -> Iterator[socket.socket]:
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise BadSettings(f"cannot listen on {listen!r}: write HOST:PORT, such as 127.0.0.1:8750")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        sock = socket.create_server((host, int(port)), family=family, backlog=512)
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {listen}: {error.strerror or error}") from error
-    with sock:
-        yield sock
-
-
-def _url_of(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    host = _ANY.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{host}:{port}"
-
-
-def _log_to_stderr() -> None:
-    """One JSON object a line on stderr, from structlog and the standard library alike."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[*shared, structlog.processors.JSONRenderer()],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.WARNING,
-        format='{"logger":"%(name)s","event":"%(message)s"}',
-    )
-    logging.getLogger("uvicorn.error").addFilter(_not_about_handshakes)
-
-
-def _not_about_handshakes(record: logging.LogRecord) -> bool:
-    """uvicorn 0.54 calls it an error when a WebSocket handshake is refused over HTTP, as `api.live`
-    does for everybody without a good token; the access log has that already."""
-    return "without completing handshake" not in record.getMessage()

@@ -43,7 +43,8 @@ async def wait(
     seconds = max(0.0, min(timeout, service.settings.tunables.wait_seconds))
     if _is_news(page) or not seconds:
         return reply(request, page)
-    with service.fanout.subscribe(view.listens_to) as news:
+    listening = service.fanout.subscribe(view.listens_to)
+    with service.metrics.polls.track_inprogress(), listening as news:
         page, _ = await _pull(service, token, cursor)
         if not _is_news(page):
             try:

@@ -28,13 +28,12 @@ from remote.errors import (
     TooLarge,
     Unavailable,
 )
+from server.answers import JSON, MSGPACK, MSGPACK_NAMES, headers_for, wants_msgpack
+from server.guard import TooSlow
 from server.service import Service, check_present, token_of
 
 log = structlog.get_logger("nearline.api")
 
-MSGPACK = "application/msgpack"
-JSON = "application/json"
-_MSGPACK_NAMES = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")
 _INLINE_BYTES = 64 * 1024
 
 T = TypeVar("T")
@@ -89,13 +88,13 @@ def _is_small(request: AnyRequest) -> bool:
 
 
 def reply(request: Any, message: object, status: int = 200) -> Reply:
-    if _wants_msgpack(request):
+    if wants_msgpack(request.headers.get("accept", ""), _content_type(request)):
         return Response(_to_msgpack(message), media_type=MSGPACK, status_code=status)
     return Response(_to_json(message), media_type=JSON, status_code=status)
 
 
 def _decode(raw: bytes, content_type: str, kind: Any) -> Any:
-    if content_type not in (JSON, *_MSGPACK_NAMES):
+    if content_type not in (JSON, *MSGPACK_NAMES):
         raise Refused(BadRequest(message=f"send {JSON} or {MSGPACK}, not {content_type!r}"))
     try:
         return _decoder(kind, content_type != JSON).decode(raw)
@@ -113,38 +112,46 @@ def _content_type(request: Any) -> str:
     return value.partition(";")[0].strip().lower()
 
 
-def _wants_msgpack(request: Any) -> bool:
-    accept: str = request.headers.get("accept", "").lower()
-    if any(name in accept for name in _MSGPACK_NAMES):
-        return True
-    return JSON not in accept and _content_type(request) in _MSGPACK_NAMES
-
-
 # --- refusals -----------------------------------------------------------------------------------
+
+
+def _refusal(request: AnyRequest, problem: Problem, status: int, **headers: str) -> Reply:
+    kind = str(type(problem).__struct_config__.tag)
+    service_of(request).metrics.refusals.labels(kind).inc()
+    answer = reply(request, problem, status)
+    answer.headers.update(headers_for(problem) | headers)
+    return answer
 
 
 def on_refused(request: AnyRequest, error: Exception) -> Reply:
     assert isinstance(error, Refused)
-    return reply(request, error.problem, RULES[type(error.problem)].status)
+    return _refusal(request, error.problem, RULES[type(error.problem)].status)
 
 
 def on_http(request: AnyRequest, error: Exception) -> Reply:
     """What the framework refuses: no such route, wrong method, body too large."""
     assert isinstance(error, HTTPException)
-    return reply(request, _problem_for(error.status_code, error.detail), error.status_code)
+    return _refusal(request, _problem_for(error.status_code, error.detail), error.status_code)
+
+
+def on_too_slow(request: AnyRequest, error: Exception) -> Reply:
+    """The rest of the body may still come, and is of no use any more."""
+    problem = Unavailable(message="the request's body did not arrive in time; send it again")
+    return _refusal(request, problem, 408, Connection="close")
 
 
 def on_busy(request: AnyRequest, error: Exception) -> Reply:
     """The database could not be had (locked by a backup, disk full): the request may be sent
     again."""
     log.error("database_unavailable", error=str(getattr(error, "orig", error)))
-    return reply(request, Unavailable(message="the server's database is busy; try later"), 503)
+    problem = Unavailable(message="the server's database is busy; try later")
+    return _refusal(request, problem, 503)
 
 
 def on_unforeseen(request: AnyRequest, error: Exception) -> Reply:
     log.error("request_failed", path=request.scope["path"], exc_info=error)
     problem = Unavailable(message="the server failed; its log says why")
-    return reply(request, problem, 500)
+    return _refusal(request, problem, 500)
 
 
 def _problem_for(status: int, detail: str) -> Problem:
@@ -160,6 +167,7 @@ def _problem_for(status: int, detail: str) -> Problem:
 HANDLERS: dict[int | type[Exception], Any] = {
     Refused: on_refused,
     HTTPException: on_http,
+    TooSlow: on_too_slow,
     OperationalError: on_busy,
     Exception: on_unforeseen,
 }

@@ -4,26 +4,32 @@ The first message is a hint with the position of this moment; then one follows p
 receiver's view (several commits may share one). A hint's `since` is the `cursor` of the one before,
 and the changes are inside while they are small and of the receiver's own drive; otherwise `since`
 is the hint's own `cursor`, where nobody is yet, so the receiver pulls. Frames are binary
-MessagePack; the client sends nothing.
+MessagePack; the client sends nothing, and a socket on which it does is closed.
 
-A refused handshake is answered over HTTP with the Problem and its status.
+A refused handshake is answered over HTTP with the Problem and its status. An account has so many
+sockets at a time. Codes of closing: 1001 connect again (the server stops, or the socket is old),
+1003 the client sent something, 4401 the token is not good any more. A peer that does not answer
+pings, or does not read, is cut (`connections`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from litestar import WebSocket, websocket
 from sqlalchemy import Connection
 
-from remote.errors import RULES, Refused
+from remote.errors import RateLimited, Refused
 from remote.wire import Change, Hint
 from server import feed
 from server.accounts import Caller
-from server.api.exchange import MSGPACK, service_of, token_in
+from server.answers import refuse
+from server.api.exchange import service_of, token_in
 from server.fanout import Closed, News, Subscription, drive_topic
 from server.feed import Position
 from server.service import Service
@@ -31,6 +37,7 @@ from server.views import View, view_of
 
 INLINE_BYTES = 64 * 1024
 GOING_AWAY = 1001
+NOT_EXPECTED = 1003
 TOKEN_REFUSED = 4401
 
 Socket = WebSocket[Any, Any, Any]
@@ -42,16 +49,33 @@ _encode = msgspec.msgpack.Encoder().encode
 async def live(socket: Socket) -> None:
     service, token = service_of(socket), token_in(socket)
     try:
-        view = await service.read(token, view_of)
+        account, view = await service.read(token, _account_and_view)
         cursor = socket.query_params.get("cursor")
         if cursor:
             service.cursors.read(cursor)
+        with _place(service, account):
+            await socket.accept()
+            with service.metrics.live.track_inprogress():
+                await _Pusher(socket, service, token, view).serve()
     except Refused as refused:
-        await _refuse(socket, refused)
-        return
-    await socket.accept()
-    with service.metrics.live.track_inprogress():
-        await _Pusher(socket, service, token, view).serve()
+        await refuse(cast(Any, socket.scope), cast(Any, socket.send), refused.problem)
+
+
+def _account_and_view(conn: Connection, caller: Caller) -> tuple[str, View]:
+    return caller.account, view_of(conn, caller)
+
+
+@contextmanager
+def _place(service: Service, account: str) -> Iterator[None]:
+    """One of the account's places. Raises `Refused(RateLimited)`."""
+    if not service.sockets.take(account):
+        service.metrics.limited.labels("sockets").inc()
+        message = "the account has too many open change feeds; poll instead"
+        raise Refused(RateLimited(message=message, retry_after_seconds=60.0))
+    try:
+        yield
+    finally:
+        service.sockets.leave(account)
 
 
 @dataclass
@@ -66,20 +90,23 @@ class _Pusher:
     position: Position | None = None
 
     async def serve(self) -> None:
-        """Push until either side leaves."""
+        """Push until either side leaves, or the socket is old."""
         pushing = asyncio.create_task(self._push())
-        leaving = asyncio.create_task(_until_closed(self.socket))
+        leaving = asyncio.create_task(_until_heard_of(self.socket))
+        age = self.service.settings.tunables.socket_max_age_seconds
         try:
-            await asyncio.wait((pushing, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if pushing.done() and not leaving.done():
-                code = pushing.result()
+            tasks = (leaving, pushing)
+            await asyncio.wait(tasks, timeout=age, return_when=asyncio.FIRST_COMPLETED)
+            ended = next((task for task in tasks if task.done()), None)
+            code = GOING_AWAY if ended is None else ended.result()
+            if code is not None:
                 await self.socket.send({"type": "websocket.close", "code": code, "reason": ""})
         finally:
             for task in (pushing, leaving):
                 task.cancel()
             await asyncio.gather(pushing, leaving, return_exceptions=True)
 
-    async def _push(self) -> int:
+    async def _push(self) -> int | None:
         """Send hints; returns the code to close with. Listens anew whenever the view changed."""
         try:
             while True:
@@ -89,6 +116,8 @@ class _Pusher:
             return GOING_AWAY
         except Refused:
             return TOKEN_REFUSED
+        except OSError:  # what ASGI servers raise when the client has gone
+            return None
 
     async def _follow(self, news: Subscription) -> None:
         """Push until the view is another one. The token is checked before each hint, so a revoked
@@ -141,16 +170,9 @@ class _Pusher:
         await self.socket.send({"type": "websocket.send", "bytes": frame, "text": None})
 
 
-async def _until_closed(socket: Socket) -> None:
-    while (await socket.receive())["type"] != "websocket.disconnect":
-        pass
-
-
-async def _refuse(socket: Socket, refused: Refused) -> None:
-    body = _encode(refused.problem)
-    headers = [(b"content-type", MSGPACK.encode()), (b"content-length", b"%d" % len(body))]
-    status = RULES[type(refused.problem)].status
-    await socket.send(
-        {"type": "websocket.http.response.start", "status": status, "headers": headers}
-    )
-    await socket.send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+async def _until_heard_of(socket: Socket) -> int | None:
+    """Wait for the client to leave, or to say something; returns the code to close with."""
+    while (message := await socket.receive())["type"] != "websocket.disconnect":
+        if message["type"] == "websocket.receive":
+            return NOT_EXPECTED
+    return None

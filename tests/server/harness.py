@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import httpx
 import msgspec
-import uvicorn
 from blake3 import blake3
 
 from remote import wire
@@ -267,10 +266,7 @@ def run(data: Path, **tunables: Any) -> Running:
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     app = create_app(Settings(data, url, Tunables(**tunables)))
     up = threading.Event()
-    options = uvicorn.Config(
-        app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=5
-    )
-    server = main.Server(options, up.set, app.service.stop_waiting)
+    server = main.Server(main.configure(app), up.set, app.service.stop_waiting)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     assert up.wait(20), "the server did not start"
