@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol
 
 _DRIVE = re.compile(r"[0-9a-f]{32}")
 _CHUNK = re.compile(r"[0-9a-f]{64}")
+INCOMING = "incoming"
 
 
 class BlobKey(NamedTuple):
@@ -66,6 +67,17 @@ class BlobWriter(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
+class BlobReader(Protocol):
+    """An object being read from its beginning. It stays readable although it is deleted."""
+
+    def read(self, length: int) -> bytes:
+        """The next bytes: at least one and up to `length`; none at the end."""
+
+    def __enter__(self) -> BlobReader: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
 class BlobStore(Protocol):
     """Blocking; call it off the event loop. Safe to use from several threads."""
 
@@ -81,6 +93,9 @@ class BlobStore(Protocol):
 
     def read(self, key: BlobKey, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`, fewer at the end. Raises `BlobMissing`."""
+
+    def open(self, key: BlobKey) -> BlobReader:
+        """For reading all of it back. Raises `BlobMissing`."""
 
     def delete(self, key: BlobKey) -> bool:
         """Whether there was one."""
@@ -102,7 +117,7 @@ class LocalBlobStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._incoming = root / "incoming"
+        self._incoming = root / INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def create(self, key: BlobKey) -> BlobWriter:
@@ -130,6 +145,12 @@ class LocalBlobStore:
         try:
             with self.path(key).open("rb", buffering=0) as file:
                 return os.pread(file.fileno(), length, offset)
+        except FileNotFoundError:
+            raise BlobMissing(key.chunk.hex()) from None
+
+    def open(self, key: BlobKey) -> BlobReader:
+        try:
+            return _LocalReader(self.path(key))
         except FileNotFoundError:
             raise BlobMissing(key.chunk.hex()) from None
 
@@ -166,6 +187,20 @@ class LocalBlobStore:
             path.unlink()
 
 
+class _LocalReader:
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+
+    def read(self, length: int) -> bytes:
+        return self._file.read(length)
+
+    def __enter__(self) -> BlobReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+
 class _LocalWriter:
     def __init__(self, temporary: Path, final: Path, root: Path) -> None:
         self._temporary, self._final, self._root = temporary, final, root
@@ -181,10 +216,12 @@ class _LocalWriter:
         self._make_directory()
         try:
             os.link(self._temporary, self._final)
+            made = True
         except FileExistsError:
-            return False
+            made = False
+        # Also for the other's object, which may not be durable yet: it is spoken of as if it were.
         _sync_directory(self._final.parent)
-        return True
+        return made
 
     def _make_directory(self) -> None:
         if self._final.parent.is_dir():

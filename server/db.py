@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
@@ -37,9 +38,11 @@ class DataTooNew(RuntimeError):
 class Database:
     """Transactions on the metadata of one data directory."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._engine = _sqlite_engine(path)
+    def __init__(self, path: Path, *, frozen: bool = False) -> None:
+        """`frozen`: the file is there and nobody changes it, nor does reading it leave a trace."""
+        if not frozen:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._engine = _frozen_engine(path) if frozen else _sqlite_engine(path)
         self._writer = self._engine.execution_options(nearline_write=True)
         self._write_lock = threading.Lock()
 
@@ -60,7 +63,7 @@ class Database:
 
         Costs one query when there is nothing to do; alembic is only imported when there is.
         """
-        revision = self._revision()
+        revision = self.revision()
         if revision == HEAD:
             return
         with self.write() as conn:
@@ -74,7 +77,7 @@ class Database:
 
     def is_current(self) -> bool:
         """Whether the schema is that of this Nearline. Raises `DataTooNew`."""
-        return self._revision() == HEAD
+        return self.revision() == HEAD
 
     def copy_to(self, path: Path) -> None:
         """Make `path` a database with everything as it is at this moment, beside any writers; one
@@ -89,7 +92,8 @@ class Database:
         finally:
             os.close(fd)
 
-    def _revision(self) -> str | None:
+    def revision(self) -> str | None:
+        """Which migration the schema is of; None: there is none yet. Raises `DataTooNew`."""
         with self.read() as conn:
             if not inspect(conn).has_table("alembic_version"):
                 return None
@@ -132,6 +136,12 @@ def _sqlite_engine(path: Path) -> Engine:
         f"sqlite:///{path}", pool_size=16, connect_args={"timeout": BUSY_SECONDS}
     )
     event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _frozen_engine(path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true")
     event.listen(engine, "begin", _begin)
     return engine
 

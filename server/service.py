@@ -34,6 +34,7 @@ from server.blobs import BlobKey, Head, LocalBlobStore
 from server.db import Database
 from server.fanout import LocalFanout
 from server.feed import Cursors
+from server.gauges import Gauges
 from server.keys import load_keys
 from server.known import KnownCallers
 from server.limits import Places, TokenBuckets
@@ -75,6 +76,9 @@ class Service:
         self.writes = Pool(1, "write")
         self.passwords = Pool(2, "password")
         self.files = Pool(8, "file")
+        pools = {"read": self.reads, "write": self.writes, "password": self.passwords}
+        queues = pools | {"file": self.files}
+        self.metrics.registry.register(Gauges(self.db, queues, lambda: self.waiting_arrivals))
         self._arrivals: list[Arrival] = []
         self._flush_queued = False
         self._arrivals_lock = threading.Lock()  # guards the two above

@@ -1,41 +1,74 @@
-"""Health, readiness, metrics and the schema: for operators and tools, without a token."""
+"""Health, readiness, metrics and the schema: for operators and tools, without a device's token."""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 
+import msgspec
 from litestar import Response, get
-from sqlalchemy import text
 
+from remote.errors import Refused, Unauthorized
+from server import health
+from server.answers import JSON
 from server.api import openapi
-from server.api.exchange import JSON, AnyRequest, Reply, service_of
+from server.api.exchange import AnyRequest, Reply, service_of, token_in
+from server.service import Service
+
+READY_SECONDS = 5.0
+"""How long the write thread may have other things to do before the server is not ready."""
 
 
 @get("/healthz")
 async def healthz() -> Reply:
     """The process answers."""
-    return Response(b"ok\n", media_type="text/plain")
+    return _told([])
 
 
 @get("/readyz")
 async def readyz(request: AnyRequest) -> Reply:
-    """The database answers too."""
-    service = service_of(request)
+    """Requests can be answered: the database and the blob directory can be written, the schema is
+    the newest, and there is room on the disk. 503, and why, if not."""
+    return _told(await _wrong(service_of(request)))
 
-    def ask() -> None:
-        with service.db.read() as conn:
-            conn.execute(text("SELECT 1"))
 
-    await asyncio.get_running_loop().run_in_executor(service.reads, ask)
-    return Response(b"ready\n", media_type="text/plain")
+async def _wrong(service: Service) -> list[str]:
+    loop = asyncio.get_running_loop()
+    asked = (
+        loop.run_in_executor(service.writes, health.of_database, service.db),
+        loop.run_in_executor(service.files, health.of_files, service.settings),
+    )
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            return [each for each in await asyncio.gather(*asked) if each is not None]
+    except TimeoutError:
+        return [f"the database or the disk did not answer within {READY_SECONDS:g} s"]
+
+
+def _told(wrong: list[str]) -> Reply:
+    body = msgspec.json.encode({"ok": not wrong, "problems": wrong})
+    return Response(body, media_type=JSON, status_code=503 if wrong else 200)
 
 
 @get("/metrics")
 async def metrics(request: AnyRequest) -> Reply:
-    shown = service_of(request).metrics.text()
+    _check_operator(request)
+    service = service_of(request)
+    loop = asyncio.get_running_loop()
+    shown = await loop.run_in_executor(service.reads, service.metrics.text)
     return Response(shown, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @get(["/schema", "/schema/openapi.json"])
-async def schema() -> Reply:
+async def schema(request: AnyRequest) -> Reply:
+    _check_operator(request)
     return Response(openapi.document(), media_type=JSON)
+
+
+def _check_operator(request: AnyRequest) -> None:
+    """Raise `Refused(Unauthorized)` unless this is the bearer of `metrics_token`, if there is
+    one."""
+    wanted = service_of(request).settings.tunables.metrics_token
+    given = token_in(request) or ""
+    if wanted is not None and not hmac.compare_digest(given.encode(), wanted.encode()):
+        raise Refused(Unauthorized(message="send the metrics_token of the server's configuration"))
