@@ -38,10 +38,17 @@ def serve(
     public_url: str | None,
     config: Path | None,
     ready: Callable[[str], None],
+    *,
+    tls: tuple[Path, Path] | None = None,
+    insecure: bool = False,
 ) -> None:
-    """Run the server in the foreground until SIGTERM or SIGINT; `ready` gets its base URL."""
+    """Run the server in the foreground until SIGTERM or SIGINT; `ready` gets its base URL. `tls`:
+    files of certificate and key; `insecure`: other machines may connect without."""
+    cert, key = tls or (None, None)
+    safety = {"tls_cert": cert, "tls_key": key, "insecure": insecure}
+    run = _load("server.main").serve
     try:
-        _load("server.main").serve(data_dir, listen, public_url, config, ready)
+        run(data_dir, listen, public_url, config, ready, **safety)
     except (OSError, ValueError, RuntimeError) as error:
         raise Failure(_line(error)) from error
 

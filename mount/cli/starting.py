@@ -37,6 +37,13 @@ def serve(
     public_url: Annotated[
         str | None, Parameter(help="The URL that clients use, when it is not the one listened on.")
     ] = None,
+    tls_cert: Annotated[
+        str | None, Parameter(help="A certificate chain, PEM. Read again at SIGHUP.")
+    ] = None,
+    tls_key: Annotated[str | None, Parameter(help="Its key, PEM, without a password.")] = None,
+    insecure: Annotated[
+        bool, Parameter(help="Serve other machines without TLS.", negative=())
+    ] = False,
 ) -> None:
     """Run a server in the foreground until Ctrl-C or SIGTERM."""
     from mount import embedded, process
@@ -47,7 +54,14 @@ def serve(
     settings = None if config is None else absolute(config)
     if settings is not None and not settings.is_file():
         raise UsageFailure(f"there is no configuration file {settings}; give another --config")
-    embedded.serve(absolute(data), listen, public_url, settings, _serving)
+    tls = None
+    if tls_cert is not None or tls_key is not None:
+        if tls_cert is None or tls_key is None:
+            raise UsageFailure("TLS needs both --tls-cert and --tls-key; give the other one too")
+        tls = absolute(tls_cert), absolute(tls_key)
+    embedded.serve(
+        absolute(data), listen, public_url, settings, _serving, tls=tls, insecure=insecure
+    )
 
 
 def check_listen(listen: str) -> None:
