@@ -261,10 +261,11 @@ class Running:
         assert not self.thread.is_alive(), "the server did not stop"
 
 
-def run(data: Path, **tunables: Any) -> Running:
+def run(data: Path, origin: str | None = None, **tunables: Any) -> Running:
+    """A server on `data`; `origin` is its public URL, by default where it listens."""
     sock = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    app = create_app(Settings(data, url, Tunables(**tunables)))
+    app = create_app(Settings(data, origin or url, Tunables(**tunables)))
     up = threading.Event()
     server = main.Server(main.configure(app), up.set, app.service.stop_waiting)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
