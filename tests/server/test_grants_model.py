@@ -1,0 +1,351 @@
+"""Tree, grants and versions of one drive, and what each of three accounts may know of them, against
+a model made of dictionaries.
+
+Anna owns the drive; ben and cleo are given roles on files of it, and lose them again. Anybody tries
+anything. The model says who has which role on which file, and which versions a file has. The server
+side is the real commit path, share table and feed on a real database, without HTTP.
+
+Checked after every step, for each account: its role on every file; what is shared with it; that its
+feed told it every change of what it sees, that what left its sight is told as deleted, and that
+nothing else was told. And of every file: its versions, the current one, and that none ever went.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sqlalchemy import select
+
+from remote import errors, wire
+from remote.content import EMPTY
+from remote.errors import Refused
+from remote.wire_account import Invite
+from server import access, accounts, commits, feed, schema, sharing, tokens
+from server.accounts import Caller
+from server.db import Database
+from server.views import View, view_of
+
+WHO = st.sampled_from(["anna", "ben", "cleo"])
+GRANTEE = st.sampled_from(["ben", "cleo"])
+ROLE = st.sampled_from(["editor", "viewer"])
+NAMES = st.sampled_from(["a", "b", "c"])
+INDEX = st.integers(0, 30)
+RANK = {None: 0, "viewer": 1, "editor": 2, "owner": 3}
+
+
+@dataclass
+class Model:
+    """`entries` (directory, name) -> file; every file ever; grants; versions, oldest first."""
+
+    root: str
+    kinds: dict[str, str] = field(default_factory=dict)
+    entries: dict[tuple[str, str], str] = field(default_factory=dict)
+    grants: dict[tuple[str, str], str] = field(default_factory=dict)
+    versions: dict[str, list[str]] = field(default_factory=dict)
+
+    def links(self, file: str) -> int:
+        return list(self.entries.values()).count(file) + (file == self.root)
+
+    def above(self, file: str) -> set[str]:
+        found, todo = set[str](), [file]
+        while todo:
+            each = todo.pop()
+            found.add(each)
+            todo += [parent for (parent, _), f in self.entries.items() if f == each]
+        return found
+
+    def role(self, who: str, file: str) -> str | None:
+        if who == "anna":
+            return "owner"
+        if self.links(file) == 0:
+            return None
+        roles = [self.grants.get((above, who)) for above in self.above(file)]
+        return max(roles, key=RANK.__getitem__)
+
+    def seen_by(self, who: str) -> set[str]:
+        return {file for file in self.kinds if self.role(who, file)}
+
+
+class GrantsMachine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.db = Database(Path(self.folder.name) / "db.sqlite")
+        self.db.migrate()
+        self.numbers = itertools.count(1)
+        self.callers: dict[str, Caller] = {}
+        self.cursors = feed.Cursors(b"s")
+        with self.db.write() as conn:
+            for name in ("anna", "ben", "cleo"):
+                accounts.insert_account(conn, name, "none", 1)
+                owner = accounts.find_account(conn, name)
+                assert owner is not None
+                _, device = tokens.new_device(conn, owner[0], "d", 1)
+                drive = select(schema.drives).where(schema.drives.c.owner == owner[0])
+                row = conn.execute(drive).one()
+                self.callers[name] = Caller(owner[0], name, device, "full", row.id)
+                if name == "anna":
+                    self.model = Model(row.root, {row.root: "directory"})
+            self.at = {who: self.cursor_of(self.view(conn, who), conn) for who in self.callers}
+        self.before = {who: self.model.seen_by(who) for who in self.callers}
+        self.head = 0
+        for parent, name, kind in ((0, "a", "directory"), (0, "b", "directory"), (1, "c", "file")):
+            self.create("anna", parent, name, kind)
+
+    def teardown(self) -> None:
+        if hasattr(self, "db"):
+            self.db.close()
+            self.folder.cleanup()
+
+    def view(self, conn, who: str) -> View:  # type: ignore[no-untyped-def]  # a Connection
+        return view_of(conn, self.callers[who])
+
+    def cursor_of(self, view: View, conn) -> str:  # type: ignore[no-untyped-def]
+        return self.cursors.write(feed.here(conn, view))
+
+    def fresh(self) -> str:
+        return f"{next(self.numbers):032x}"
+
+    def pick(self, index: int) -> str:
+        files = list(self.model.kinds)
+        return files[index % len(files)]
+
+    def pick_entry(self, index: int) -> tuple[tuple[str, str], str]:
+        entries = list(self.model.entries.items())
+        return entries[index % len(entries)] if entries else ((self.model.root, "-"), "0" * 32)
+
+    # --- doing, and what the model says to it ---
+
+    def apply(self, who: str, op: wire.Op) -> object:
+        with self.db.write() as conn:
+            keyed = wire.Keyed(key=self.fresh(), op=op)
+            return commits.apply(conn, self.callers[who], [keyed], next(self.numbers))[0][0]
+
+    def may(self, who: str, *files: str) -> type[errors.Problem] | None:
+        """What is refused for want of a role on one of these, in that order."""
+        for file in files:
+            role = self.model.role(who, file)
+            if RANK[role] < RANK["editor"]:
+                return errors.Forbidden if role else errors.NotFound
+        return None
+
+    def directory(self, file: str) -> type[errors.Problem] | None:
+        if self.model.kinds[file] != "directory":
+            return errors.NotADirectory
+        return errors.NotFound if self.model.links(file) == 0 else None
+
+    def check(self, answer: object, expected: type[errors.Problem] | None) -> bool:
+        """True if it was done."""
+        assert isinstance(answer, expected or wire.Applied), (answer, expected)
+        return expected is None
+
+    @rule(who=WHO, parent=INDEX, name=NAMES, kind=st.sampled_from(["file", "directory"]))
+    def create(self, who: str, parent: int, name: str, kind: str) -> None:
+        place, file, version = self.pick(parent), self.fresh(), self.fresh()
+        content = wire.Content(version=version, manifest=EMPTY) if kind == "file" else None
+        op = wire.Create(
+            file=file,
+            parent=place,
+            name=name,
+            kind=kind,  # type: ignore[arg-type]  # one of two literals
+            mode=0o644,
+            mtime_ns=1,
+            content=content,
+        )
+        expected = self.may(who, place) or self.directory(place)
+        if expected is None and (place, name) in self.model.entries:
+            expected = errors.Exists
+        if self.check(self.apply(who, op), expected):
+            self.model.kinds[file] = kind
+            self.model.entries[place, name] = file
+            self.model.versions[file] = [version] if kind == "file" else []
+
+    @rule(who=WHO, entry=INDEX)
+    def unlink(self, who: str, entry: int) -> None:
+        (place, name), file = self.pick_entry(entry)
+        if file not in self.model.kinds:
+            return
+        holds = any(parent == file for parent, _ in self.model.entries)
+        expected = self.may(who, place) or (errors.NotEmpty if holds else None)
+        if self.check(self.apply(who, wire.Unlink(file=file, parent=place, name=name)), expected):
+            del self.model.entries[place, name]
+
+    @rule(who=WHO, entry=INDEX, goal=INDEX, name=NAMES)
+    def move(self, who: str, entry: int, goal: int, name: str) -> None:
+        (place, old), file = self.pick_entry(entry)
+        place_to = self.pick(goal)
+        if file not in self.model.kinds or (place_to, name) in self.model.entries:
+            return
+        op = wire.Rename(file=file, parent=place, name=old, new_parent=place_to, new_name=name)
+        expected = self.may(who, place) or self.may(who, place_to) or self.directory(place_to)
+        if expected is None and file in self.model.above(place_to):
+            expected = errors.WouldLoop
+        if self.check(self.apply(who, op), expected):
+            del self.model.entries[place, old]
+            self.model.entries[place_to, name] = file
+
+    @rule(who=WHO, file=INDEX, goal=INDEX, name=NAMES)
+    def link(self, who: str, file: int, goal: int, name: str) -> None:
+        source, place = self.pick(file), self.pick(goal)
+        if (place, name) in self.model.entries or self.model.kinds[source] == "directory":
+            return
+        op = wire.Link(file=source, parent=place, name=name)
+        expected = self.may(who, source) or self.may(who, place) or self.directory(place)
+        if self.check(self.apply(who, op), expected):
+            self.model.entries[place, name] = source
+
+    @rule(who=WHO, file=INDEX)
+    def write(self, who: str, file: int) -> None:
+        target, version = self.pick(file), self.fresh()
+        if self.model.kinds[target] != "file":
+            return
+        content = wire.Content(version=version, manifest=EMPTY)
+        expected = self.may(who, target)
+        if expected is None and self.model.links(target) == 0:
+            expected = errors.NotFound
+        op = wire.Write(file=target, content=content, mtime_ns=2)
+        if self.check(self.apply(who, op), expected):
+            self.model.versions[target].append(version)
+
+    @rule(who=WHO, file=INDEX, number=INDEX)
+    def revert(self, who: str, file: int, number: int) -> None:
+        target, fresh = self.pick(file), self.fresh()
+        versions = self.model.versions.get(target)
+        if not versions:
+            return
+        old = versions[number % len(versions)]
+        expected = self.may(who, target)
+        if expected is None and self.model.links(target) == 0:
+            expected = errors.NotFound
+        op = wire.Revert(file=target, version=old, as_version=fresh, mtime_ns=3)
+        if self.check(self.apply(who, op), expected) and old != versions[-1]:
+            versions.append(fresh)
+
+    @rule(who=WHO, file=INDEX, goal=INDEX, name=NAMES)
+    def recover(self, who: str, file: int, goal: int, name: str) -> None:
+        gone, place = self.pick(file), self.pick(goal)
+        if self.model.links(gone) or (place, name) in self.model.entries:
+            return
+        if who != "anna" or self.directory(place) or gone in self.model.above(place):
+            return
+        answer = self.apply(who, wire.Recover(file=gone, parent=place, name=name))
+        if self.check(answer, None):
+            self.model.entries[place, name] = gone
+
+    @rule(who=WHO, file=INDEX, to=GRANTEE, role=ROLE)
+    def share(self, who: str, file: int, to: str, role: str) -> None:
+        target = self.pick(file)
+        expected: type[errors.Problem] | None = None
+        if who != "anna":
+            known = self.model.role(who, target)
+            expected = errors.Forbidden if known else errors.NotFound
+        elif target == self.model.root:
+            expected = errors.BadRequest
+        elif self.model.links(target) == 0:
+            expected = errors.NotFound
+        invite = Invite(to, role)  # type: ignore[arg-type]  # one of two literals
+        answer: object = None
+        try:
+            with self.db.write() as conn:
+                sharing.share(conn, self.callers[who], target, [invite], next(self.numbers))
+        except Refused as refused:
+            answer = refused.problem
+        assert type(answer) is (expected or type(None)), (answer, expected)
+        if expected is None:
+            self.model.grants[target, to] = role
+
+    @rule(grant=INDEX, by=st.booleans())
+    def unshare(self, grant: int, by: bool) -> None:
+        if not self.model.grants:
+            return
+        file, to = list(self.model.grants)[grant % len(self.model.grants)]
+        with self.db.write() as conn:
+            who = self.callers["anna" if by else to]
+            sharing.unshare(conn, who, file, to, next(self.numbers))
+        del self.model.grants[file, to]
+
+    # --- what must hold ---
+
+    @invariant()
+    def everybody_has_their_role(self) -> None:
+        with self.db.read() as conn:
+            for who, caller in self.callers.items():
+                for file in self.model.kinds:
+                    assert access.role_of(conn, caller, file) == self.model.role(who, file)
+
+    @invariant()
+    def what_is_shared_is_listed(self) -> None:
+        with self.db.read() as conn:
+            for who in ("ben", "cleo"):
+                shared = self.view(conn, who).shared
+                granted = {f for f, to in self.model.grants if to == who and self.model.links(f)}
+                assert {root.file.id for root in shared} == granted
+                for root in shared:
+                    outer = (self.model.above(root.file.id) - {root.file.id}) & granted
+                    assert (root.name is None) == bool(outer)
+
+    @invariant()
+    def versions_are_the_models(self) -> None:
+        with self.db.read() as conn:
+            table = schema.versions
+            for file, versions in self.model.versions.items():
+                rows = conn.execute(select(table).where(table.c.file == file)).all()
+                assert {row.id for row in rows} == set(versions)
+                current = conn.execute(
+                    select(schema.files.c.version).where(schema.files.c.id == file)
+                ).scalar()
+                assert current == (versions[-1] if versions else None)
+                open_ended = {row.id for row in rows if row.superseded_ns is None}
+                assert open_ended == set(versions[-1:])
+
+    @invariant()
+    def feeds_tell_what_is_seen_and_nothing_else(self) -> None:
+        now = {who: self.model.seen_by(who) for who in self.callers}
+        with self.db.read() as conn:
+            anna = self.callers["anna"]
+            head = feed.head(conn, anna.drive).seq
+            changed = schema.files.c.rev > self.head
+            mine = schema.files.c.drive == anna.drive
+            rows = {
+                row.id: row for row in conn.execute(select(schema.files).where(mine, changed)).all()
+            }
+            for who in self.callers:
+                self.check_feed(conn, who, now[who], rows)
+        self.before, self.head = now, head
+
+    def check_feed(self, conn, who: str, now: set[str], rows: dict) -> None:  # type: ignore[no-untyped-def, type-arg]
+        page = feed.pull(conn, self.cursors, self.view(conn, who), self.at[who])
+        assert not page.reset
+        self.at[who] = page.cursor
+        told = {record.id: record for change in page.changes for record in change.files}
+        named = [entry for change in page.changes for entry in change.entries]
+        if who == "anna":
+            assert told.keys() == rows.keys()
+            return
+        for file, record in told.items():
+            if record.links:
+                assert file in now, "told of a file out of sight"
+                assert record.rev == rows[file].rev
+            else:
+                assert (record.version, record.size, record.xattrs) == (None, 0, {}) or (
+                    file in now or self.model.links(file) == 0
+                )
+        assert all(entry.parent in now for entry in named), "a name out of sight"
+        stayed = self.before[who] & now
+        missed = stayed & rows.keys() - told.keys()
+        assert page.shared is not None or not missed, "a change in sight was not told"
+
+
+GrantsMachine.TestCase.settings = settings(
+    max_examples=25,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestGrants = GrantsMachine.TestCase
