@@ -25,6 +25,7 @@ from server.api import (
     session,
     sharing,
     system,
+    trash,
     uploads,
 )
 from server.api.exchange import HANDLERS
@@ -55,6 +56,8 @@ ROUTES = (
     sharing.shares,
     sharing.unshare,
     sharing.shared,
+    trash.page,
+    trash.empty,
     links.make,
     links.of_file,
     links.of_drive,

@@ -83,7 +83,7 @@ _inside = _inside.union(
     select(files.c.id, files.c.trashed_ns).join(_inside, _together(files, _inside))
 )
 _COUNT = select(func.count()).select_from(
-    select(_inside.c.id).limit(MAX_INSIDE + 1).subquery("first")
+    select(_inside.c.id).limit(bindparam("most")).subquery("first")
 )
 
 
@@ -142,7 +142,7 @@ def _items(conn: Connection, drive: str, rows: Any, keep_ns: int) -> list[TrashI
 def _count_inside(conn: Connection, row: Row[Any]) -> int:
     if row.kind != "directory":
         return 0
-    with_itself: int = conn.execute(_COUNT, {"top": row.id}).scalar_one()
+    with_itself: int = conn.execute(_COUNT, {"top": row.id, "most": MAX_INSIDE + 1}).scalar_one()
     return with_itself - 1
 
 
@@ -201,7 +201,7 @@ _ALL = (
     select(files.c.id)
     .where(files.c.drive == bindparam("drive"), files.c.trashed_ns.is_not(None))
     .order_by(files.c.trashed_ns)
-    .limit(EMPTY_FILES + 1)
+    .limit(bindparam("room"))
 )
 _THESE = select(files.c.id, files.c.kind).where(
     files.c.id.in_(bindparam("ids", expanding=True)),
@@ -224,7 +224,7 @@ def empty(conn: Connection, caller: Caller, wanted: list[str] | None, now_ns: in
     """
     access.require_whole(caller)
     if wanted is None:
-        ids = list(conn.execute(_ALL, {"drive": caller.drive}).scalars())
+        ids = list(conn.execute(_ALL, {"drive": caller.drive, "room": EMPTY_FILES + 1}).scalars())
         ids, more = ids[:EMPTY_FILES], len(ids) > EMPTY_FILES
     else:
         ids, more = _from_below(conn, caller.drive, wanted)

@@ -36,6 +36,7 @@ class Endpoint(NamedTuple):
 
 _PAGE = {"cursor": {"type": "string"}, "limit": {"type": "integer", "minimum": 1}}
 _CURSOR = {"cursor": {"type": "string"}}
+_TRASH = _PAGE | {"parent": {"type": "string"}}
 _WAIT = _CURSOR | {"timeout": {"type": "number", "minimum": 0, "maximum": 60}}
 _VERSION = {"version": {"type": "string"}, "manifest": {"type": "boolean"}}
 
@@ -63,6 +64,10 @@ ENDPOINTS = (
     ),
     Endpoint("get", "/v1/files/{file_id}/shares", "Who has access", None, account.SharesReply),
     Endpoint("delete", "/v1/files/{file_id}/share/{account}", "Take a grant back, or leave"),
+    Endpoint("get", "/v1/trash", "The trash", None, account.TrashPage, _TRASH),
+    Endpoint(
+        "post", "/v1/trash/empty", "Delete for good", account.EmptyTrash, account.EmptiedReply
+    ),
     Endpoint("get", "/v1/shared", "What others share", None, account.SharedReply),
     Endpoint(
         "post", "/v1/files/{file_id}/links", "Make a link", account.MakeLink, account.LinkMade
