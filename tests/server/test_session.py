@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -20,27 +21,16 @@ from server.accounts import (
     add_account,
     password_matches,
 )
+from server.api import openapi
 from server.devices import issue_token
 from server.limits import TokenBuckets
 from tests.server.conftest import Start
 from tests.server.harness import Client, Failed, Running
 
 ENDPOINTS = [
-    ("GET", "/v1/me"),
-    ("POST", "/v1/files"),
-    ("GET", f"/v1/files/{'0' * 32}"),
-    ("GET", f"/v1/files/{'0' * 32}/children"),
-    ("GET", f"/v1/files/{'0' * 32}/versions"),
-    ("GET", f"/v1/files/{'0' * 32}/changes"),
-    ("GET", f"/v1/files/by-fingerprint/{'0' * 64}"),
-    ("GET", f"/v1/uploads/{'0' * 32}"),
-    ("POST", f"/v1/uploads/{'0' * 32}/urls"),
-    ("POST", f"/v1/uploads/{'0' * 32}/complete"),
-    ("DELETE", f"/v1/uploads/{'0' * 32}"),
-    ("POST", "/v1/chunks/locate"),
-    ("POST", "/v1/changes/apply"),
-    ("GET", "/v1/changes"),
-    ("GET", "/v1/changes/wait"),
+    (each.method, re.sub("{.*?}", "0" * 32, each.path))
+    for each in openapi.ENDPOINTS
+    if not each.public
 ]
 
 
