@@ -288,11 +288,16 @@ class Site:
     def start(self) -> None:
         """Serve, with an account that this home is logged in to."""
         self.server.start()
-        self.cli("account", "add", ACCOUNT, "--data", self.server.data, *self._password)
-        self.login()
+        self.person(ACCOUNT)
 
-    def login(self) -> None:
-        self.cli("login", self.server.url, "--account", ACCOUNT, *self._password)
+    def person(self, account: str) -> None:
+        """One more account, that this home is logged in to. From the second on, a mount needs
+        `--account`."""
+        self.cli("account", "add", account, "--data", self.server.data, *self._password)
+        self.login(account)
+
+    def login(self, account: str = ACCOUNT) -> None:
+        self.cli("login", self.server.url, "--account", account, *self._password)
 
     @property
     def _password(self) -> list[str]:
@@ -310,12 +315,12 @@ class Site:
         """`nearline WORDS` as the person of this site."""
         return run(nearline(), *words, env=self.env, check=check, seconds=seconds)
 
-    def ask(self, question: Callable[[ApiClient], Awaitable[T]]) -> T:
-        """Ask the server as one more device of the account, past every mount."""
+    def ask(self, question: Callable[[ApiClient], Awaitable[T]], account: str = ACCOUNT) -> T:
+        """Ask the server as one more device of the account, past every mount and proxy."""
 
         async def asked() -> T:
-            async with ApiClient(self.server.url, None) as nobody:
-                login = await nobody.login(LoginRequest(ACCOUNT, PASSWORD, "the tests"))
+            async with ApiClient(f"http://{self.server.address}", None) as nobody:
+                login = await nobody.login(LoginRequest(account, PASSWORD, "the tests"))
                 return await question(nobody.with_token(login.token))
 
         return trio.run(asked)
