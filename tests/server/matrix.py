@@ -1,0 +1,331 @@
+"""The people and things of the authorisation matrix, and one good request for each of its lines.
+
+Every request is one that would be carried out if its sender were allowed to: what differs between
+two cells of a line is only who asks. What a request uses up is made anew for each cell.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from argon2 import PasswordHasher
+from sqlalchemy import delete, insert, update
+
+from remote import wire
+from remote import wire_account as account
+from remote.content import fingerprint
+from server import accounts, schema, tokens
+from tests.server.harness import (
+    EMPTY,
+    Client,
+    Running,
+    make_chunk,
+    manifest_of,
+    new_id,
+    noise,
+)
+
+PASSWORD = "right"
+_CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+class Ask(NamedTuple):
+    path: str
+    message: Any = None
+    query: Mapping[str, Any] = MappingProxyType({})
+
+
+class Scene:
+    """Anna's drive with a directory that she shares, and everybody who may come to it.
+
+    `shared` holds `file`, whose content is `chunk`; `beside` is another directory of hers. `links`
+    maps what a link is of to its secret.
+    """
+
+    def __init__(self, server: Running) -> None:
+        self.server = server
+        self.owner = self._person("owner")
+        self.shared, self.beside = self.owner.mkdir("shared"), self.owner.mkdir("beside")
+        self.chunk = make_chunk(noise(500, "matrix"))
+        self.file, self.version = self.owner.store("file", self.chunk, parent=self.shared)
+        names = ("editor", "viewer", "stranger", "revoked")
+        people = {name: self._person(name) for name in names}
+        self.guest = self._person("guest")
+        for role in ("editor", "viewer"):
+            self.grant(self.shared, people[role], role)
+        self.grant(self.shared, people["revoked"], "editor")
+        with server.app.service.db.write() as conn:
+            mine = schema.grants.c.account == self._account(people["revoked"])
+            conn.execute(delete(schema.grants).where(mine))
+        self.who: dict[str, Client] = {"owner": self.owner} | people
+        self.who["reader"] = self._token(scope="read")
+        self.who["folder"] = self._token(folder=self.shared)
+        self.who["elsewhere"] = self._token(folder=self.beside)
+        self.who["expired"] = self._token()
+        self.who["ended"] = self._token()
+        self._end("expired", expires_ns=time.time_ns())
+        self._end("ended", revoked_ns=time.time_ns())
+        self.who["visitor"] = server.client()
+        self.secret = self.link()[1]
+
+    def _person(self, name: str) -> Client:
+        with self.server.app.service.db.write() as conn:
+            unique = f"{name}-{new_id()[:12]}"
+            accounts.insert_account(conn, unique, _CHEAP.hash(PASSWORD), time.time_ns())
+        return self.server.device(unique)
+
+    def _account(self, client: Client) -> str:
+        with self.server.app.service.db.read() as conn:
+            found = accounts.find_account(conn, client.me.account)
+        assert found is not None
+        return found[0]
+
+    def _token(self, **limits: Any) -> Client:
+        client = self.server.device(self.owner.me.account)
+        mine = schema.devices.c.id == client.me.device_id
+        if limits:
+            with self.server.app.service.db.write() as conn:
+                conn.execute(update(schema.devices).where(mine).values(**limits))
+        return client
+
+    def _end(self, who: str, **values: int) -> None:
+        mine = schema.devices.c.id == self.who[who].me.device_id
+        with self.server.app.service.db.write() as conn:
+            conn.execute(update(schema.devices).where(mine).values(**values))
+
+    def grant(self, file: str, to: Client, role: str) -> None:
+        row = {"file": file, "account": self._account(to), "role": role}
+        by = {"granted_by": self._account(self.owner), "at_ns": time.time_ns()}
+        with self.server.app.service.db.write() as conn:
+            conn.execute(insert(schema.grants), row | by)
+
+    # --- things that a request uses up ---
+
+    def fresh(self, parent: str | None = None) -> wire.Create:
+        """A file that Anna has just made in the shared directory."""
+        op = self.owner.create(new_id(), parent or self.shared)
+        self.owner.do(op)
+        return op
+
+    def trashed(self) -> str:
+        op = self.fresh()
+        self.owner.do(wire.Unlink(file=op.file, parent=op.parent, name=op.name))
+        return op.file
+
+    def session(self) -> str:
+        """A version of `file` that Anna is uploading."""
+        version = new_id()
+        self.owner.start(version, self.file, self.chunk)
+        return version
+
+    def link(self) -> tuple[str, str]:
+        """The id of a link that Anna has made to the shared directory, and its secret."""
+        path = f"/v1/files/{self.shared}/links"
+        made = self.owner.request("POST", path, account.LinkMade, account.MakeLink())
+        return made.link.id, made.url.rpartition("/")[2]
+
+    def device(self) -> str:
+        """One more device of Anna's."""
+        with self.server.app.service.db.write() as conn:
+            owner = accounts.find_account(conn, self.owner.me.account)
+            assert owner is not None
+            return tokens.new_device(conn, owner[0], "spare", time.time_ns())[1]
+
+
+Make = Callable[[Scene, Client], Ask]
+
+
+def _apply(op: wire.Op) -> Ask:
+    keyed = wire.Keyed(key=new_id(), op=op)
+    return Ask("/v1/changes/apply", wire.ApplyRequest(ops=[keyed]))
+
+
+def _start(**fields: Any) -> Ask:
+    upload = wire.StartUpload(**({"version": new_id(), "file": new_id()} | fields))
+    return Ask("/v1/files", wire.StartUploads(uploads=[upload]))
+
+
+def _empty() -> wire.Content:
+    return wire.Content(version=new_id(), manifest=EMPTY)
+
+
+def _create(scene: Scene, parent: str) -> Ask:
+    return _apply(scene.owner.create(new_id(), parent))
+
+
+def _login(scene: Scene, _by: Client) -> Ask:
+    wanted = wire.LoginRequest(account=scene.owner.me.account, password=PASSWORD, device="new")
+    return Ask("/v1/login", wanted)
+
+
+def _share(scene: Scene, _by: Client) -> Ask:
+    invite = account.Invite(scene.guest.me.account, "viewer")
+    return Ask(f"/v1/files/{scene.fresh().file}/share", account.ShareRequest([invite]))
+
+
+def _unshare(scene: Scene, _by: Client) -> Ask:
+    file = scene.fresh().file
+    scene.grant(file, scene.guest, "viewer")
+    return Ask(f"/v1/files/{file}/share/{scene.guest.me.account}")
+
+
+def _leave(scene: Scene, by: Client) -> Ask:
+    file = scene.fresh().file
+    if by is scene.who["editor"] or by is scene.who["viewer"]:
+        scene.grant(file, by, "viewer")
+    name = by.me.account if by.token else "nobody"
+    return Ask(f"/v1/files/{file}/share/{name}")
+
+
+def _locate(scene: Scene, _by: Client) -> Ask:
+    chunks = [scene.chunk.id]
+    wanted = wire.LocateRequest(file=scene.file, version=scene.version, chunks=chunks)
+    return Ask("/v1/chunks/locate", wanted)
+
+
+def _complete(scene: Scene, _by: Client) -> Ask:
+    content = _empty()
+    op = wire.Write(file=scene.fresh().file, content=content, mtime_ns=1)
+    path = f"/v1/uploads/{content.version}/complete"
+    return Ask(path, wire.CompleteUpload(key=new_id(), op=op))
+
+
+def _write(scene: Scene, _by: Client) -> Ask:
+    op = scene.fresh()
+    return _apply(wire.Write(file=op.file, content=_empty(), mtime_ns=1))
+
+
+def _link(scene: Scene, _by: Client) -> Ask:
+    return _apply(wire.Link(file=scene.fresh().file, parent=scene.shared, name=new_id()))
+
+
+def _rename(scene: Scene, _by: Client) -> Ask:
+    return _moved(scene, scene.shared)
+
+
+def _move_out(scene: Scene, _by: Client) -> Ask:
+    return _moved(scene, scene.owner.me.root)
+
+
+def _moved(scene: Scene, to: str) -> Ask:
+    op = scene.fresh()
+    move = {"new_parent": to, "new_name": new_id()}
+    return _apply(wire.Rename(file=op.file, parent=op.parent, name=op.name, **move))
+
+
+def _replace(scene: Scene, _by: Client) -> Ask:
+    op, old = scene.fresh(), scene.fresh()
+    over = {"new_parent": old.parent, "new_name": old.name, "target": old.file}
+    return _apply(wire.Replace(file=op.file, parent=op.parent, name=op.name, **over))
+
+
+def _exchange(scene: Scene, _by: Client) -> Ask:
+    op, old = scene.fresh(), scene.fresh()
+    other = {"other_parent": old.parent, "other_name": old.name, "other": old.file}
+    return _apply(wire.Exchange(file=op.file, parent=op.parent, name=op.name, **other))
+
+
+def _unlink(scene: Scene, _by: Client) -> Ask:
+    op = scene.fresh()
+    return _apply(wire.Unlink(file=op.file, parent=op.parent, name=op.name))
+
+
+def _revert(scene: Scene, _by: Client) -> Ask:
+    op = scene.fresh()
+    assert op.content is not None
+    scene.owner.do(wire.Write(file=op.file, content=_empty(), mtime_ns=1))
+    old = {"version": op.content.version, "as_version": new_id()}
+    return _apply(wire.Revert(file=op.file, mtime_ns=1, **old))
+
+
+def _urls(scene: Scene, _by: Client) -> Ask:
+    wanted = wire.UrlsRequest([scene.chunk.descriptor])
+    return Ask(f"/v1/uploads/{scene.session()}/urls", wanted)
+
+
+def _fingerprint(scene: Scene, _by: Client) -> Ask:
+    hexed = fingerprint(manifest_of(scene.chunk)).hex()
+    return Ask(f"/v1/files/by-fingerprint/{hexed}")
+
+
+def _of(kind: str, template: str) -> Make:
+    """A request that only names the scene's `kind`."""
+    return lambda scene, _by: Ask(template.format(getattr(scene, kind)))
+
+
+def _same(path: str, message: Any = None, **query: Any) -> Make:
+    return lambda _scene, _by: Ask(path, message, query)
+
+
+ASKS: dict[str, Make] = {
+    "POST /v1/login": _login,
+    "GET /v1/me": _same("/v1/me"),
+    "GET /v1/devices": _same("/v1/devices"),
+    "POST /v1/devices": _same("/v1/devices", account.MakeToken(name="one more")),
+    "POST /v1/devices/rotate": _same("/v1/devices/rotate"),
+    "DELETE /v1/devices/{device_id}": lambda scene, _: Ask(f"/v1/devices/{scene.device()}"),
+    "POST /v1/files (new version)": lambda scene, _: _start(file=scene.file),
+    "POST /v1/files (new file)": lambda scene, _: _start(parent=scene.shared),
+    "POST /v1/files (own drive)": lambda _scene, _by: _start(),
+    "GET /v1/files/{file_id}": _of("file", "/v1/files/{}"),
+    "GET /v1/files/{file_id} (root)": lambda scene, _: Ask(f"/v1/files/{scene.owner.me.root}"),
+    "GET /v1/files/{file_id} (in the trash)": lambda s, _: Ask(f"/v1/files/{s.trashed()}"),
+    "GET /v1/files/{file_id}/children": _of("shared", "/v1/files/{}/children"),
+    "GET /v1/files/{file_id}/versions": _of("file", "/v1/files/{}/versions"),
+    "GET /v1/files/{file_id}/changes": _of("file", "/v1/files/{}/changes"),
+    "GET /v1/files/by-fingerprint/{fingerprint}": _fingerprint,
+    "POST /v1/files/{file_id}/share": _share,
+    "GET /v1/files/{file_id}/shares": _of("shared", "/v1/files/{}/shares"),
+    "DELETE /v1/files/{file_id}/share/{account}": _unshare,
+    "DELETE /v1/files/{file_id}/share/{account} (one's own)": _leave,
+    "GET /v1/shared": _same("/v1/shared"),
+    "POST /v1/files/{file_id}/links": lambda scene, _: Ask(
+        f"/v1/files/{scene.shared}/links", account.MakeLink()
+    ),
+    "GET /v1/files/{file_id}/links": _of("shared", "/v1/files/{}/links"),
+    "GET /v1/links": _same("/v1/links"),
+    "DELETE /v1/links/{link_id}": lambda scene, _: Ask(f"/v1/links/{scene.link()[0]}"),
+    "GET /v1/trash": _same("/v1/trash"),
+    "GET /v1/trash (of a directory)": lambda s, _: Ask("/v1/trash", None, {"parent": s.shared}),
+    "POST /v1/trash/empty": lambda scene, _: Ask(
+        "/v1/trash/empty", account.EmptyTrash(files=[scene.trashed()])
+    ),
+    "GET /v1/uploads/{version}": lambda scene, _: Ask(f"/v1/uploads/{scene.session()}"),
+    "POST /v1/uploads/{version}/urls": _urls,
+    "POST /v1/uploads/{version}/complete": _complete,
+    "DELETE /v1/uploads/{version}": lambda scene, _: Ask(f"/v1/uploads/{scene.session()}"),
+    "POST /v1/chunks/locate": _locate,
+    "POST /v1/changes/apply (create)": lambda scene, _: _create(scene, scene.shared),
+    "POST /v1/changes/apply (create outside)": lambda scene, _: _create(scene, scene.owner.me.root),
+    "POST /v1/changes/apply (write)": _write,
+    "POST /v1/changes/apply (link)": _link,
+    "POST /v1/changes/apply (rename)": _rename,
+    "POST /v1/changes/apply (rename, out)": _move_out,
+    "POST /v1/changes/apply (replace)": _replace,
+    "POST /v1/changes/apply (exchange)": _exchange,
+    "POST /v1/changes/apply (unlink)": _unlink,
+    "POST /v1/changes/apply (setattr)": lambda s, _: _apply(wire.SetAttr(file=s.file, mode=0o600)),
+    "POST /v1/changes/apply (setxattr)": lambda scene, _: _apply(
+        wire.SetXattr(file=scene.file, name="user.x", value=b"x")
+    ),
+    "POST /v1/changes/apply (revert)": _revert,
+    "POST /v1/changes/apply (recover)": lambda s, _: _apply(wire.Recover(file=s.trashed())),
+    "GET /v1/changes": _same("/v1/changes"),
+    "GET /v1/changes/wait": _same("/v1/changes/wait", timeout=0),
+    "WS /v1/changes/live": _same("/v1/changes/live"),
+    "GET /s/{secret}": _of("secret", "/s/{}"),
+    "GET /s/{secret}/{file_id}": lambda scene, _: Ask(f"/s/{scene.secret}/{scene.file}"),
+    "GET /s/{secret}/{file_id} (outside)": lambda s, _: Ask(f"/s/{s.secret}/{s.beside}"),
+    "GET /s/{secret}/{file_id}/download": lambda s, _: Ask(f"/s/{s.secret}/{s.file}/download"),
+    "GET /s/{secret}/{file_id}/zip": lambda s, _: Ask(f"/s/{s.secret}/{s.shared}/zip"),
+    "POST /s/{secret}": _of("secret", "/s/{}"),
+    "GET /healthz": _same("/healthz"),
+    "GET /readyz": _same("/readyz"),
+    "GET /metrics": _same("/metrics"),
+    "GET /schema": _same("/schema"),
+    "GET /schema/openapi.json": _same("/schema/openapi.json"),
+}
+"""By line of the table: an endpoint, and in brackets which request to it."""
