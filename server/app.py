@@ -35,6 +35,7 @@ from server.documents_http import ContentServer
 from server.documents_origin import CONTENT, Origins, refuse
 from server.edge import Edge
 from server.guard import Guard, Receive
+from server.intake import Intake, Patience
 from server.observed import Observed
 from server.service import Service
 from server.settings import Settings
@@ -91,14 +92,20 @@ def create_app(settings: Settings) -> Application:
     return Application(Service(settings))
 
 
+def _edge_of(service: Service) -> Edge:
+    tunables = service.settings.tunables
+    patience = Patience(tunables.body_seconds, tunables.body_floor)
+    blobs, signer, metrics, threads = service.blobs, service.signer, service.metrics, service.files
+    intake = Intake(blobs, signer, service.reception, metrics, threads, patience)
+    return Edge(blobs, signer, intake.put, metrics, threads)
+
+
 class Application:
     """An ASGI 3 callable."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._edge = Edge(
-            service.blobs, service.signer, service.arrived, service.metrics, service.files
-        )
+        self._edge = _edge_of(service)
         tunables = service.settings.tunables
         self.connections = Connections(tunables, service.metrics)
         self._guard = Guard(service.settings, service.metrics, service.known)

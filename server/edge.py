@@ -1,6 +1,6 @@
 """The embedded blob endpoint and edge: bytes of stored objects, past the API.
 
-    PUT /blobs/DRIVE/CHUNK?...    a presigned upload
+    PUT /blobs/DRIVE/CHUNK?...    a presigned upload: see `intake`
     GET /chunks/DRIVE/CHUNK?...   a signed download, whole or one Range
 
 Knows: signed URLs, HTTP's rules for ranges and conditions, streaming. Must not know: accounts,
@@ -11,25 +11,22 @@ the signature are checked on the raw request target, before any decoding.
 
 Bodies are sent in pieces of `PIECE` bytes. A piece that the page cache has is read inline, which
 costs less than the hop to a thread (measured: 0.2 ms a piece, 2.4 GB/s over one connection); others
-are read in a thread. PUTs hash, write, fsync and link in a thread.
+are read in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hashlib
 import os
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from remote.signing import BadSignature
-from server.blobs import BlobKey, BlobWriter, Head, LocalBlobStore
+from server.blobs import BlobKey, LocalBlobStore
 from server.metrics import Metrics
 from server.signer import UrlSigner
 
@@ -38,7 +35,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 PIECE = 1024 * 1024
-WHOLE = 4 * 1024 * 1024
 _RANGE = re.compile(rb"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 
@@ -50,9 +46,9 @@ class Answer(Exception):
         self.status, self.text, self.headers = status, text, headers
 
 
-class Arrived(Protocol):
-    def __call__(self, key: BlobKey, head: Head) -> None:
-        """Told once per object, when it is durable. Must not block."""
+class Put(Protocol):
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a presigned upload, or raise `Answer` or `BadSignature` (`intake`)."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +57,14 @@ class Edge:
 
     blobs: LocalBlobStore
     signer: UrlSigner
-    arrived: Arrived
+    put: Put
     metrics: Metrics
     threads: Executor
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         try:
             if scope["method"] == "PUT" and scope["path"].startswith("/blobs/"):
-                await self._put(scope, receive, send)
+                await self.put(scope, receive, send)
             elif scope["method"] in ("GET", "HEAD") and scope["path"].startswith("/chunks/"):
                 await self._get(scope, send)
             else:
@@ -127,49 +123,6 @@ class Edge:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, os.pread, fd, end - start, start)
 
-    # --- PUT ---
-
-    async def _put(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        length, sha256 = _promised(scope)
-        key = self.signer.check_put(target_of(scope), length, sha256, time.time_ns()).key
-        if header_of(scope, b"if-none-match") != b"*":
-            raise Answer(400, "If-None-Match: * is required")
-        made = await self._store(receive, key, Head(length, sha256))
-        if not made:
-            raise Answer(412, "the object is there already")
-        self.metrics.stored_bytes.inc(length)
-        self.arrived(key, Head(length, sha256))
-        await send_answer(send, Answer(200, "", (b"etag", b'"%s"' % key.chunk.hex().encode())))
-
-    async def _store(self, receive: Receive, key: BlobKey, head: Head) -> bool:
-        """Stream the body into the store; False if the object was there already.
-
-        A body of at most `WHOLE` bytes, the usual chunk, costs one hop to a thread.
-        """
-        loop = asyncio.get_running_loop()
-        body = await _gather(receive, min(head.length + 1, WHOLE))
-        if not body.more:
-            return await loop.run_in_executor(self.threads, self._store_whole, key, head, body)
-        if await loop.run_in_executor(self.threads, self.blobs.has, key):
-            return False
-        taken = _Taken()
-        with await loop.run_in_executor(self.threads, self.blobs.create, key) as writer:
-            await loop.run_in_executor(self.threads, taken.absorb, body, writer)
-            while body.more and taken.length <= head.length:
-                body = await _gather(receive, PIECE)
-                await loop.run_in_executor(self.threads, taken.absorb, body, writer)
-            _check(taken.head(), head)
-            return await loop.run_in_executor(self.threads, writer.commit)
-
-    def _store_whole(self, key: BlobKey, head: Head, body: _Body) -> bool:
-        if self.blobs.has(key):
-            return False
-        taken = _Taken()
-        with self.blobs.create(key) as writer:
-            taken.absorb(body, writer)
-            _check(taken.head(), head)
-            return writer.commit()
-
 
 def _is_cached(fd: int, start: int, end: int) -> bool:
     """Whether reading [start, end) will not wait for the disk, judged by both its ends."""
@@ -181,51 +134,6 @@ def _is_cached(fd: int, start: int, end: int) -> bool:
         return all(os.preadv(fd, [byte], at, nowait) == 1 for at in (start, end - 1))
     except OSError:  # EAGAIN: not cached; EOPNOTSUPP: this file system cannot tell
         return False
-
-
-class _Body(NamedTuple):
-    """Some of a request's body, as it arrived; `more` follows."""
-
-    pieces: list[bytes]
-    more: bool
-
-
-class _Taken:
-    """What was taken in so far. Pieces are not joined: new large buffers cost page faults."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._hasher = hashlib.sha256()
-
-    def absorb(self, body: _Body, writer: BlobWriter) -> None:
-        for piece in body.pieces:
-            self._hasher.update(piece)
-            writer.write(piece)
-            self.length += len(piece)
-
-    def head(self) -> Head:
-        return Head(self.length, self._hasher.digest())
-
-
-async def _gather(receive: Receive, limit: int) -> _Body:
-    """The next bytes of the body: until it ends, or there are at least `limit`."""
-    pieces: list[bytes] = []
-    gathered, more = 0, True
-    while more and gathered < limit:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise Answer(400, "the body ended early")
-        pieces.append(message.get("body", b""))
-        gathered += len(pieces[-1])
-        more = message.get("more_body", False)
-    return _Body(pieces, more)
-
-
-def _check(got: Head, promised: Head) -> None:
-    if got.length != promised.length:
-        raise Answer(400, f"the body has {got.length} bytes, not {promised.length}")
-    if got.sha256 != promised.sha256:
-        raise Answer(400, "the body does not have the SHA-256 that was signed")
 
 
 def parse_range(value: bytes | None, size: int) -> tuple[int, int] | None:
@@ -247,21 +155,6 @@ def parse_range(value: bytes | None, size: int) -> tuple[int, int] | None:
     if start >= end:
         raise Answer(416, "no such bytes", (b"content-range", b"bytes */%d" % size))
     return start, end
-
-
-def _promised(scope: MutableMapping[str, Any]) -> tuple[int, bytes]:
-    """Length and SHA-256 that the request's headers announce."""
-    length = header_of(scope, b"content-length")
-    checksum = header_of(scope, b"x-amz-checksum-sha256")
-    if length is None or not length.isdigit() or len(length) > 18:
-        raise Answer(411, "an exact Content-Length is required")
-    try:
-        sha256 = base64.b64decode(checksum or b"", validate=True)
-    except binascii.Error:
-        sha256 = b""
-    if len(sha256) != 32:
-        raise Answer(400, "x-amz-checksum-sha256 must be the base64 of 32 bytes")
-    return int(length), sha256
 
 
 def target_of(scope: MutableMapping[str, Any]) -> str:

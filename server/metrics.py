@@ -39,6 +39,16 @@ class Metrics:
             "Bytes of stored objects served",
             registry=self.registry,
         )
+        self.verified_bytes = Counter(
+            "nearline_blob_verified_bytes_total",
+            "Bytes of stored objects read back and checked",
+            registry=self.registry,
+        )
+        self.bad_chunks = Counter(
+            "nearline_chunks_bad_total",
+            "Stored objects that were not what their chunk's id says, and were taken away",
+            registry=self.registry,
+        )
         self.live = Gauge(
             "nearline_live_sockets", "Open change-feed sockets", registry=self.registry
         )

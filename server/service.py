@@ -6,31 +6,25 @@ Threads: the event loop never touches SQLite or a disk's queue. `reads` answers 
 snapshots; `writes` is a single thread, so write transactions wait in its queue and not for a lock;
 `passwords` bounds the memory that Argon2 takes; `files` moves stored objects.
 
-Arrivals: a stored object is announced to `arrived`, which queues it and makes sure that one flush
-is on its way through `writes`. All that gather while earlier transactions run share one commit. A
-batch that needs the chunk and was sent after its PUT was answered is behind that flush in the same
-queue; what a crash forgot in between, `apply` asks the blob store for.
+What is stored is noted and verified by `reception`, which shares these threads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 from sqlalchemy import Connection
 
 from remote.content import Descriptor
-from remote.errors import AnyProblem, Refused, Unauthorized
+from remote.errors import AnyProblem, Refused, Unauthorized, Unavailable
 from remote.wire import Applied, Keyed, PresignedPut
-from server import arrivals, commits, tokens
+from server import commits, tokens
 from server.accounts import Caller
-from server.arrivals import Arrival
-from server.blobs import BlobKey, Head, LocalBlobStore
+from server.blobs import BlobKey, LocalBlobStore
 from server.db import Database
 from server.fanout import LocalFanout
 from server.feed import Cursors
@@ -41,12 +35,25 @@ from server.limits import Places, TokenBuckets
 from server.links_signing import LinkSigner
 from server.metrics import Metrics
 from server.pools import Pool
+from server.quota import Budget
+from server.reception import Reception
 from server.settings import Settings
 from server.signer import UrlSigner
+from server.uploads import Terms
 
 log = structlog.get_logger("nearline.server")
 
 T = TypeVar("T")
+
+
+DOUBTS = 5
+"""How often a batch looks into chunks that became doubtful meanwhile."""
+
+
+class _Doubt(NamedTuple):
+    """Chunks to look into before a batch can be applied."""
+
+    keys: list[BlobKey]
 
 
 class Service:
@@ -66,6 +73,9 @@ class Service:
         self.metrics = Metrics()
         tunables = settings.tunables
         self.login_tries = TokenBuckets(tunables.login_burst, tunables.login_seconds_per_try)
+        self.login_tries_from = TokenBuckets(
+            10 * tunables.login_burst, tunables.login_seconds_per_try / 10
+        )
         self.login_failures = TokenBuckets(1, 60)  # audit rows, per address and name
         self.login_failures_from = TokenBuckets(60, 60)  # audit rows, per address
         self.known = KnownCallers()
@@ -78,10 +88,11 @@ class Service:
         self.files = Pool(8, "file")
         pools = {"read": self.reads, "write": self.writes, "password": self.passwords}
         queues = pools | {"file": self.files}
-        self.metrics.registry.register(Gauges(self.db, queues, lambda: self.waiting_arrivals))
-        self._arrivals: list[Arrival] = []
-        self._flush_queued = False
-        self._arrivals_lock = threading.Lock()  # guards the two above
+        self.reception = Reception(
+            self.db, self.blobs, self.reads, self.writes, self.files, self.metrics
+        )
+        gauges = Gauges(self.db, queues, lambda: self.reception.waiting_arrivals)
+        self.metrics.registry.register(gauges)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self.fanout.attach(loop)
@@ -93,6 +104,7 @@ class Service:
     def close(self) -> None:
         """Wait for what was begun, then let go of everything."""
         self.fanout.close()
+        self.reception.close()
         for pool in (self.files, self.reads, self.writes, self.passwords):
             pool.shutdown(wait=True, cancel_futures=pool is not self.writes)
         self.db.close()
@@ -128,11 +140,20 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.writes, job)
 
     async def apply(self, token: str | None, ops: Sequence[Keyed]) -> list[Applied | AnyProblem]:
-        """Commit a batch and publish its news. Raises `Refused(Unauthorized)`."""
+        """Commit a batch and publish its news.
 
-        def job() -> list[Applied | AnyProblem]:
-            self._flush()
-            self._settle(token, ops)
+        Raises `Refused` with Unauthorized, or with Unavailable when chunks of other devices that it
+        refers to cannot be verified now.
+        """
+
+        def who(conn: Connection) -> Caller:
+            return self._authenticate(conn, token, time.time_ns())
+
+        def job() -> list[Applied | AnyProblem] | _Doubt:
+            self.reception.flush()
+            doubtful = self.reception.settle(ops, who)
+            if doubtful:
+                return _Doubt(doubtful)
             now_ns = time.time_ns()
             with self.db.write() as conn:
                 caller = self._authenticate(conn, token, now_ns)
@@ -143,11 +164,21 @@ class Service:
                 self.fanout.publish(each)
             return results
 
-        results = await asyncio.get_running_loop().run_in_executor(self.writes, job)
+        results = await self._without_doubt(job)
         for keyed, result in zip(ops, results, strict=True):
             answer = "applied" if isinstance(result, Applied) else type(result).__name__
             self.metrics.operations.labels(type(keyed.op).__name__, answer).inc()
         return results
+
+    async def _without_doubt(self, job: Callable[[], T | _Doubt]) -> T:
+        """Run `job` in the write thread, again after each time it named chunks to look into."""
+        loop = asyncio.get_running_loop()
+        for _ in range(DOUBTS):
+            done = await loop.run_in_executor(self.writes, job)
+            if not isinstance(done, _Doubt):
+                return done
+            await self.reception.look_into(done.keys)
+        raise Refused(Unavailable(message="the server is still verifying what is referred to"))
 
     def _authenticate(self, conn: Connection, token: str | None, now_ns: int) -> Caller:
         try:
@@ -158,52 +189,17 @@ class Service:
         self.known.note(token, caller)
         return caller
 
-    @property
-    def waiting_arrivals(self) -> int:
-        """Stored objects that no transaction has taken note of yet."""
-        with self._arrivals_lock:
-            return len(self._arrivals)
-
     def _mark_seen(self, device: str, now_ns: int) -> None:
         with self.db.write() as conn:
             tokens.mark_seen(conn, device, now_ns)
 
-    def put_url(self, drive: str, descriptor: Descriptor) -> PresignedPut:
-        return self.signer.put(drive, descriptor, time.time_ns())
+    def terms(self, conn: Connection, caller: Caller) -> Terms:
+        """How uploads are leased in the write transaction of `conn`."""
+        budget = Budget(conn, caller, self.settings.tunables.pending_limit_bytes)
+        return Terms(self.upload_ns, budget, self._put_url)
 
-    # --- chunks arriving ---
-
-    def arrived(self, key: BlobKey, head: Head) -> None:
-        """A stored object is durable. From any thread; returns at once."""
-        with self._arrivals_lock:
-            self._arrivals.append(Arrival(key, head))
-            if self._flush_queued:
-                return
-            self._flush_queued = True
-        self.writes.submit(self._flush).add_done_callback(_report)
-
-    def _settle(self, token: str | None, ops: Sequence[Keyed]) -> None:
-        """Mark the chunks that `ops` need and that are stored, although no event said so."""
-        if all(getattr(keyed.op, "content", None) is None for keyed in ops):
-            return
-        with self.db.read() as conn:
-            tokens.authenticate(conn, token, time.time_ns())
-            keys = arrivals.unsettled(conn, ops)
-        for key in keys:
-            head = self.blobs.head(key)
-            if head is not None:
-                log.info("chunk_found_without_event", chunk=key.chunk.hex())
-                self.arrived(key, head)
-        if keys:
-            self._flush()
-
-    def _flush(self) -> None:
-        with self._arrivals_lock:
-            waiting, self._arrivals = self._arrivals, []
-            self._flush_queued = False
-        if waiting:
-            with self.db.write() as conn:
-                arrivals.arrived(conn, waiting, time.time_ns())
+    def _put_url(self, drive: str, descriptor: Descriptor, proof: str | None) -> PresignedPut:
+        return self.signer.put(drive, descriptor, time.time_ns(), proof)
 
 
 def token_of(authorization: str | None) -> str | None:
@@ -216,9 +212,3 @@ def check_present(token: str | None) -> None:
     """Cheap refusal before a body is read. Raises `Refused(Unauthorized)`."""
     if not token:
         raise Refused(Unauthorized(message="send an Authorization: Bearer header; log in first"))
-
-
-def _report(done: Future[None]) -> None:
-    error = done.exception() if not done.cancelled() else None
-    if error is not None:
-        log.error("arrivals_not_recorded", error=repr(error), exc_info=error)

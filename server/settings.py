@@ -33,7 +33,8 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Seconds, bytes and counts. `get_url_seconds` is how long a signed GET lives,
     `put_url_seconds` how long a presigned PUT may be begun, `upload_days` how long an upload
-    session and its leases live after they were last used, `collect_seconds` how often the server
+    session and its leases live after they were last used, `pending_limit_bytes` how much may be
+    promised to the uploads into one drive at a time, `collect_seconds` how often the server
     collects garbage by itself (0: never). Overwritten versions and the trash are kept for
     `keep_days`, the newest `keep_versions` of a file whatever their age; an account may have its
     own. `content_url` is another origin of this server, from which alone the downloads of links are
@@ -42,6 +43,7 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Limits are generous: they are for programs gone wild and for attackers. Rates are requests a
     second, above a burst; who exceeds one is first slowed down, then refused. `head_seconds` is how
     long a request's head may take, `body_seconds` how long nothing of a body may arrive,
+    `body_floor` how many bytes a second of a chunk must arrive on average after that,
     `send_seconds` how long a client may take nothing of an answer. `sockets_per_account` counts
     open change feeds. `metrics_token` is asked for at /metrics and /schema if it is set; the server
     is not ready with less than `min_free_bytes` of disk. Requests above `slow_seconds` are logged
@@ -53,6 +55,7 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     get_url_seconds: _UrlSeconds = SIGNED_URL_SECONDS
     put_url_seconds: _UrlSeconds = 900
     upload_days: Annotated[int, msgspec.Meta(ge=1, le=90)] = 7
+    pending_limit_bytes: Annotated[int, msgspec.Meta(ge=1 << 28)] = 1 << 36
     keep_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 30
     keep_versions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10
     body_limit: Annotated[int, msgspec.Meta(ge=65536)] = 16 * 1024 * 1024
@@ -75,6 +78,7 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     head_bytes: Annotated[int, msgspec.Meta(ge=4096)] = 32 * 1024
     head_lines: Annotated[int, msgspec.Meta(ge=16)] = 100
     body_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    body_floor: Annotated[float, msgspec.Meta(gt=0)] = 1024.0
     send_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     keep_alive_seconds: Annotated[int, msgspec.Meta(ge=1)] = 75
 

@@ -1,77 +1,65 @@
-"""Upload sessions: which chunks a version still needs, leases on them, and chunks arriving.
+"""Upload sessions: begun, found again, gone on with, abandoned.
 
-Knows: the states of a chunk (pending, uploaded, doomed) and of a session. Must not know: how bytes
-arrive (`edge`), what a version is for (`versions`).
+Knows: whose a session is, for which drive, and when it is over. Must not know: what it holds
+(`leases`), how bytes arrive (`edge`), what a version is for (`versions`).
 
-A session belongs to the account that began it and dies `upload_days` after its last use. Its rows
-in `upload_chunks` are leases: what they name is not collected.
-
-Two devices may store one chunk differently (compressors differ). The first promise is in `chunks`;
-a lease that differs carries its own descriptor; `arrivals` decides.
+A session belongs to the account that began it (begun with a token for a single folder: to that
+device) and dies `upload_days` after its last use. From then on it is unknown to everybody, whether
+or not its rows are still there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import msgspec
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
-from remote.content import BadContent, Descriptor, check_descriptor
-from remote.errors import BadUpload, Exists, Forbidden, Refused, UploadUnknown
-from remote.wire import ChunkTicket, PresignedPut, StartUpload, UploadState
-from server import access
+from remote.content import Descriptor
+from remote.errors import Exists, Forbidden, Refused, UploadUnknown
+from remote.wire import StartUpload, UploadState
+from server import access, leases
 from server.accounts import Caller
-from server.records import pages
-from server.schema import chunks, devices, upload_chunks, uploads, versions
+from server.leases import Sign, Upload
+from server.quota import Budget
+from server.schema import devices, uploads, versions
+from server.views import view_of
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Descriptor).decode
 
-Sign = Callable[[str, Descriptor], PresignedPut]
+class Terms(NamedTuple):
+    """How uploads are leased in one write transaction: for how long, within what, by which URLs."""
+
+    lease_ns: int
+    budget: Budget
+    sign: Sign
+
 
 _SESSION = (
     select(uploads, devices.c.account)
     .join(devices, uploads.c.device == devices.c.id)
     .where(uploads.c.version == bindparam("version"))
 )
-_LEASED = (
-    select(
-        chunks.c.id,
-        chunks.c.state,
-        func.coalesce(upload_chunks.c.descriptor, chunks.c.descriptor).label("descriptor"),
-    )
-    .join_from(
-        upload_chunks,
-        chunks,
-        (upload_chunks.c.drive == chunks.c.drive) & (upload_chunks.c.chunk == chunks.c.id),
-    )
-    .where(upload_chunks.c.version == bindparam("version"))
-    .order_by(chunks.c.id)
-)
-_KNOWN = select(chunks.c.id, chunks.c.state, chunks.c.length, chunks.c.sha256).where(
-    chunks.c.drive == bindparam("drive"), chunks.c.id.in_(bindparam("ids", expanding=True))
-)
-
-# --- sessions -----------------------------------------------------------------------------------
 
 
 def start(
-    conn: Connection, caller: Caller, wanted: StartUpload, lease_ns: int, now_ns: int, sign: Sign
+    conn: Connection, caller: Caller, wanted: StartUpload, terms: Terms, now_ns: int
 ) -> UploadState:
     """Begin or find again the session of one version. Raises `Refused`."""
     drive = _drive_for(conn, caller, wanted)
     if _is_committed(conn, wanted):
         return UploadState(version=wanted.version, status="uploaded", expires_ns=now_ns, chunks=[])
     row = conn.execute(_SESSION, {"version": wanted.version}).first()
+    if row is not None and row.expires_ns <= now_ns:
+        leases.end(conn, wanted.version)
+        row = None
     if row is None:
         _begin(conn, caller, wanted, drive, now_ns)
-    elif row.account != caller.account or row.drive != drive:
+    elif not _is_of(row, caller) or row.drive != drive:
         raise Refused(Exists(message=f"version {wanted.version} is being uploaded by another"))
     elif row.file != wanted.file:
         _move(conn, wanted.version, wanted.file)
-    return _lease(conn, wanted.version, drive, wanted.descriptors, now_ns, lease_ns, sign)
+    upload = Upload(wanted.version, wanted.file, drive)
+    return _lease(conn, caller, upload, wanted.descriptors, terms, now_ns)
 
 
 def extend(
@@ -79,48 +67,54 @@ def extend(
     caller: Caller,
     version: str,
     descriptors: Sequence[Descriptor],
-    lease_ns: int,
+    terms: Terms,
     now_ns: int,
-    sign: Sign,
 ) -> UploadState:
     """Lease more chunks, or the same again: a ticket for each, with a fresh URL where needed."""
     row = session(conn, caller, version, now_ns)
-    check_access(conn, caller, row)
-    return _lease(conn, version, row.drive, descriptors, now_ns, lease_ns, sign)
+    _check_access(conn, caller, row)
+    upload = Upload(version, row.file, row.drive)
+    return _lease(conn, caller, upload, descriptors, terms, now_ns)
 
 
 def state(conn: Connection, caller: Caller, version: str, now_ns: int) -> UploadState:
     """Which of the session's chunks are there, for resuming. No URLs."""
     row = session(conn, caller, version, now_ns)
-    tickets = [
-        ChunkTicket(id=each.id, state="needed" if each.state == "pending" else "uploaded")
-        for each in conn.execute(_LEASED, {"version": version})
-    ]
-    return UploadState(
-        version=version, status="uploading", expires_ns=row.expires_ns, chunks=tickets
-    )
+    found = leases.tickets(conn, version)
+    return UploadState(version=version, status="uploading", expires_ns=row.expires_ns, chunks=found)
 
 
 def abandon(conn: Connection, caller: Caller, version: str, now_ns: int) -> None:
-    """End the session and its leases; what was stored is left to garbage collection."""
+    """End the session, its leases and the promises that nobody else leases."""
     session(conn, caller, version, now_ns)
-    uploading = (versions.c.id == version) & (versions.c.status == "uploading")
-    conn.execute(delete(versions).where(uploading))
-    conn.execute(delete(uploads).where(uploads.c.version == version))
+    if caller.scope != "full":
+        raise Refused(Forbidden(message="this token may only read"))
+    leases.end(conn, version)
 
 
 def session(conn: Connection, caller: Caller, version: str, now_ns: int) -> Row[Any]:
     """The caller's own live session. Raises `Refused(UploadUnknown)`."""
     row = conn.execute(_SESSION, {"version": version}).first()
-    if row is None or row.account != caller.account or row.expires_ns <= now_ns:
+    if row is None or not _is_of(row, caller) or row.expires_ns <= now_ns:
         raise Refused(UploadUnknown(message=f"no upload of version {version}; begin it again"))
     return row
 
 
-def check_access(conn: Connection, caller: Caller, row: Row[Any]) -> None:
-    """A grant may have been revoked since the session began."""
-    if row.drive != caller.drive:
+def _is_of(row: Row[Any], caller: Caller) -> bool:
+    """Whether the session is the caller's. The account's other devices may have shown possession of
+    what a token for a single folder must not be told of."""
+    if caller.folder is not None and row.device != caller.device:
+        return False
+    return bool(row.account == caller.account)
+
+
+def _check_access(conn: Connection, caller: Caller, row: Row[Any]) -> None:
+    """A grant may have been revoked since the session began. A file that is yet to be born has no
+    role of its own: the commit checks where it is to be."""
+    if access.find(conn, row.file) is not None:
         access.require(conn, caller, row.file, "editor")
+    elif row.drive != caller.drive and row.drive not in view_of(conn, caller).topics:
+        raise Refused(UploadUnknown(message="nothing of that drive is shared with you any more"))
     elif caller.scope != "full":
         raise Refused(Forbidden(message="this token may only read"))
 
@@ -159,100 +153,18 @@ def _begin(conn: Connection, caller: Caller, wanted: StartUpload, drive: str, no
     conn.execute(insert(uploads), both | {"version": wanted.version, "expires_ns": now_ns})
 
 
-# --- leases -------------------------------------------------------------------------------------
-
-
 def _lease(
     conn: Connection,
-    version: str,
-    drive: str,
+    caller: Caller,
+    upload: Upload,
     descriptors: Sequence[Descriptor],
+    terms: Terms,
     now_ns: int,
-    lease_ns: int,
-    sign: Sign,
 ) -> UploadState:
-    expires_ns = now_ns + lease_ns
-    moved = update(uploads).where(uploads.c.version == version)
+    expires_ns = now_ns + terms.lease_ns
+    moved = update(uploads).where(uploads.c.version == upload.version)
     conn.execute(moved.values(expires_ns=expires_ns))
-    wanted = _checked(descriptors)
-    known = known_chunks(conn, drive, wanted)
-    _promise(conn, drive, [d for id, d in wanted.items() if id not in known], now_ns)
-    _keep(conn, drive, [id for id, row in known.items() if row.state == "doomed"])
-    _record(conn, version, drive, wanted, known)
-    tickets = []
-    for descriptor in descriptors:
-        row = known.get(descriptor.id)
-        there = row is not None and row.state != "pending"
-        tickets.append(
-            ChunkTicket(
-                id=descriptor.id,
-                state="uploaded" if there else "needed",
-                put=None if there else sign(drive, descriptor),
-            )
-        )
-    return UploadState(version=version, status="uploading", expires_ns=expires_ns, chunks=tickets)
-
-
-def _checked(descriptors: Iterable[Descriptor]) -> dict[bytes, Descriptor]:
-    wanted: dict[bytes, Descriptor] = {}
-    for descriptor in descriptors:
-        try:
-            check_descriptor(descriptor)
-        except BadContent as error:
-            raise Refused(BadUpload(message=str(error))) from error
-        wanted[descriptor.id] = descriptor
-    return wanted
-
-
-def known_chunks(conn: Connection, drive: str, wanted: Iterable[bytes]) -> dict[bytes, Row[Any]]:
-    """State, length and SHA-256 of those of `wanted` that the drive knows of."""
-    found: dict[bytes, Row[Any]] = {}
-    for page in pages(wanted):
-        found |= {row.id: row for row in conn.execute(_KNOWN, {"drive": drive, "ids": page})}
-    return found
-
-
-def _promise(conn: Connection, drive: str, descriptors: Sequence[Descriptor], now_ns: int) -> None:
-    rows = [
-        {
-            "drive": drive,
-            "id": descriptor.id,
-            "state": "pending",
-            "length": descriptor.length,
-            "stored_length": descriptor.stored_length,
-            "sha256": descriptor.sha256,
-            "descriptor": _encode(descriptor),
-            "created_ns": now_ns,
-        }
-        for descriptor in descriptors
-    ]
-    if rows:
-        conn.execute(insert(chunks), rows)
-
-
-def _keep(conn: Connection, drive: str, doomed: Sequence[bytes]) -> None:
-    """Revive chunks that garbage collection was about to delete."""
-    for page in pages(doomed):
-        mine = (chunks.c.drive == drive) & chunks.c.id.in_(page) & (chunks.c.state == "doomed")
-        conn.execute(update(chunks).where(mine).values(state="uploaded", doomed_ns=None))
-
-
-def _record(
-    conn: Connection,
-    version: str,
-    drive: str,
-    wanted: dict[bytes, Descriptor],
-    known: dict[bytes, Row[Any]],
-) -> None:
-    """Write the leases, each with its own descriptor where the chunk's says otherwise."""
-    for page in pages(wanted):
-        old = (upload_chunks.c.version == version) & upload_chunks.c.chunk.in_(page)
-        conn.execute(delete(upload_chunks).where(old))
-    rows = []
-    for id, descriptor in wanted.items():
-        row = known.get(id)
-        differs = row is not None and row.state == "pending" and row.sha256 != descriptor.sha256
-        own = _encode(descriptor) if differs else None
-        rows.append({"version": version, "drive": drive, "chunk": id, "descriptor": own})
-    if rows:
-        conn.execute(insert(upload_chunks), rows)
+    found = leases.take(conn, caller, upload, descriptors, terms.budget, terms.sign, now_ns)
+    return UploadState(
+        version=upload.version, status="uploading", expires_ns=expires_ns, chunks=found
+    )

@@ -1,7 +1,7 @@
 """Versions: making one current, reading its manifest, finding its chunks.
 
-Knows: when a manifest may be believed (it adds up, and the drive has every chunk). Must not know:
-upload sessions' life (`uploads`), who asks (`access`), URLs (`signer`).
+Knows: when a manifest may be believed (it adds up, the drive has every chunk, and the writer may
+refer to each). Must not know: upload sessions' life (`uploads`), roles (`access`), URLs (`signer`).
 
 Invariants:
 - A version becomes visible (`uploaded`) in the same transaction that makes it the current one of a
@@ -15,11 +15,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, exists, insert, select, update
 
 from remote.content import HOLE, BadContent, Descriptor, Manifest, check_manifest, fingerprint
 from remote.errors import BadUpload, ChunksMissing, Exists, NotFound, Refused
 from remote.wire import MAX_BATCH, Content, Span
+from server import access, leases
+from server.leases import THERE, Upload
 from server.mutation import Mutation
 from server.records import pages
 from server.schema import chunks, devices, uploads, version_chunks, versions
@@ -71,6 +73,7 @@ def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
     (upload these first) or Exists (the version id is taken).
     """
     wanted = _checked_pieces(content.manifest)
+    _check_possession(tx, Upload(content.version, file, tx.drive), wanted)
     _check_chunks(tx, wanted)
     _check_version_free(tx, content.version)
     _insert(tx, file, content, mtime_ns, wanted, restored_from=None)
@@ -205,12 +208,23 @@ def _checked_pieces(manifest: Manifest) -> dict[bytes, int]:
     return lengths
 
 
-def _check_chunks(tx: Mutation, wanted: dict[bytes, int]) -> None:
-    there = _states(tx.conn, tx.drive, wanted)
-    missing = [id for id in wanted if there.get(id, ("pending", 0))[0] == "pending"]
+def _check_possession(tx: Mutation, upload: Upload, wanted: dict[bytes, int]) -> None:
+    """Who does not own the drive refers to what they can read in this file or have sent with this
+    upload. The rest is missing, whether it is there or not."""
+    if not access.owns_drive(tx.caller, tx.drive):
+        shown = leases.possessed(tx.conn, tx.caller, upload, list(wanted), tx.now_ns)
+        _refuse_missing([id for id in wanted if id not in shown])
+
+
+def _refuse_missing(missing: list[bytes]) -> None:
     if missing:
         message = f"{len(missing)} chunks are not uploaded yet"
         raise Refused(ChunksMissing(message=message, chunks=missing[:MAX_BATCH]))
+
+
+def _check_chunks(tx: Mutation, wanted: dict[bytes, int]) -> None:
+    there = _states(tx.conn, tx.drive, wanted)
+    _refuse_missing([id for id in wanted if id not in there or there[id][0] not in THERE])
     for id, length in wanted.items():
         if there[id][1] != length:
             raise Refused(BadUpload(message=f"chunk {id.hex()} has {there[id][1]} bytes"))
@@ -228,13 +242,18 @@ def _states(conn: Connection, drive: str, ids: Iterable[bytes]) -> dict[bytes, t
 
 
 def _check_version_free(tx: Mutation, version: str) -> None:
-    """The id is unused, or that of an upload of the caller's, which ends here. Which file that
-    upload was begun for does not matter: a temporary file may have been renamed since."""
-    query = select(versions.c.status, devices.c.account).join(
-        devices, versions.c.device == devices.c.id
+    """The id is unused, or that of an upload of the caller's, or of one that is over: it ends here.
+    Which file that upload was begun for does not matter: a temporary file may have been renamed
+    since."""
+    query = (
+        select(versions.c.status, devices.c.account, uploads.c.expires_ns)
+        .join_from(versions, devices, versions.c.device == devices.c.id)
+        .outerjoin(uploads, uploads.c.version == versions.c.id)
     )
-    for row in tx.conn.execute(query.where(versions.c.id == version)).all():
-        if row.status == "uploaded" or row.account != tx.caller.account:
+    found = tx.conn.execute(query.where(versions.c.id == version)).all()
+    for row in found:
+        is_over = row.expires_ns is not None and row.expires_ns <= tx.now_ns
+        if row.status == "uploaded" or not (is_over or row.account == tx.caller.account):
             raise Refused(Exists(message=f"there is a version {version} already"))
-        tx.conn.execute(delete(versions).where(versions.c.id == version))
-        tx.conn.execute(delete(uploads).where(uploads.c.version == version))
+    if found:
+        leases.end(tx.conn, version)

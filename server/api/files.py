@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from remote.errors import NotFound, Refused
 from remote.wire import Located, LocateReply, LocateRequest
-from server import access, feed, listing, versions
+from server import access, feed, listing, verification, versions
 from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.blobs import BlobKey
@@ -101,17 +101,21 @@ async def locate(request: AnyRequest) -> Reply:
     service = service_of(request)
     wanted = await body(request, LocateRequest)
 
-    def work(conn: Connection, caller: Caller) -> LocateReply:
+    def work(conn: Connection, caller: Caller) -> LocateReply | list[BlobKey]:
         return _locate(service, conn, caller, wanted)
 
-    return reply(request, await service.read(token_in(request), work))
+    found = await service.read(token_in(request), work)
+    while not isinstance(found, LocateReply):
+        await service.reception.vouch(found)
+        found = await service.read(token_in(request), work)
+    return reply(request, found)
 
 
 def _locate(
     service: Service, conn: Connection, caller: Caller, wanted: LocateRequest
-) -> LocateReply:
+) -> LocateReply | list[BlobKey]:
     """Authorised by the role on the file and by the version that refers to the chunk; knowing a
-    chunk's id is worth nothing."""
+    chunk's id is worth nothing. Or what has to be vouched for before the caller may have it."""
     row = access.require(conn, caller, wanted.file, "viewer")
     version = versions.read(conn, wanted.file, wanted.version)
     manifest = None
@@ -121,8 +125,12 @@ def _locate(
     if manifest is not None and wanted.span is not None:
         ids |= dict.fromkeys(versions.under(manifest, wanted.span)[: listing.MAX_CHILDREN])
     now_ns = time.time_ns()
+    descriptors = versions.descriptors(conn, wanted.version, list(ids))
+    doubtful = verification.doubtful(conn, row.drive, ids, caller.device)
+    if doubtful:
+        return doubtful
     found = []
-    for descriptor in versions.descriptors(conn, wanted.version, list(ids)):
+    for descriptor in descriptors:
         url, expires_ns = service.signer.get(BlobKey(row.drive, descriptor.id), now_ns)
         found.append(Located(descriptor=descriptor, url=url, expires_ns=expires_ns))
     return LocateReply(chunks=found, manifest=manifest if wanted.manifest else None)

@@ -23,7 +23,7 @@ from server import uploads
 from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
-from server.service import Service
+from server.uploads import Terms
 
 
 @post("/v1/files")
@@ -32,17 +32,17 @@ async def start(request: AnyRequest) -> Reply:
     wanted = await body(request, StartUploads)
 
     def work(conn: Connection, caller: Caller) -> StartUploadsReply:
-        return StartUploadsReply([_start(service, conn, caller, each) for each in wanted.uploads])
+        terms = service.terms(conn, caller)
+        return StartUploadsReply([_start(conn, caller, each, terms) for each in wanted.uploads])
 
     return reply(request, await service.write(token_in(request), work))
 
 
-def _start(service: Service, conn: Connection, caller: Caller, wanted: StartUpload) -> UploadState:
+def _start(conn: Connection, caller: Caller, wanted: StartUpload, terms: Terms) -> UploadState:
     """One of a batch; a refusal undoes only what this one did."""
     conn.exec_driver_sql("SAVEPOINT upload")
     try:
-        now_ns = time.time_ns()
-        begun = uploads.start(conn, caller, wanted, service.upload_ns, now_ns, service.put_url)
+        begun = uploads.start(conn, caller, wanted, terms, time.time_ns())
     except Refused as refused:
         conn.exec_driver_sql("ROLLBACK TO SAVEPOINT upload")
         conn.exec_driver_sql("RELEASE SAVEPOINT upload")
@@ -68,8 +68,8 @@ async def urls(request: AnyRequest, version: FromPath[str]) -> Reply:
     wanted = (await body(request, UrlsRequest)).descriptors
 
     def work(conn: Connection, caller: Caller) -> UploadState:
-        lease_ns, now_ns, sign = service.upload_ns, time.time_ns(), service.put_url
-        return uploads.extend(conn, caller, version, wanted, lease_ns, now_ns, sign)
+        terms = service.terms(conn, caller)
+        return uploads.extend(conn, caller, version, wanted, terms, time.time_ns())
 
     return reply(request, await service.write(token_in(request), work))
 

@@ -3,78 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from server.blobs import BlobKey, BlobMissing, BlobStore, BlobWriter, Head, LocalBlobStore, Stored
+from server.blobs import BlobKey, BlobMissing, BlobStore, Head, LocalBlobStore
+from tests.contract.memory import MemoryBlobStore
 
 DRIVE, OTHER = "0" * 32, "1" * 32
-
-
-class MemoryBlobStore:
-    """A second implementation, so that the contract is not one implementation's habits."""
-
-    def __init__(self) -> None:
-        self._objects: dict[BlobKey, bytes] = {}
-        self._since: dict[BlobKey, int] = {}
-        self.aside: list[BlobKey] = []
-        self._lock = threading.Lock()  # guards `_objects`
-
-    def create(self, key: BlobKey) -> BlobWriter:
-        return _MemoryWriter(self, key)
-
-    def add(self, key: BlobKey, data: bytes) -> bool:
-        with self._lock:
-            self._since.setdefault(key, time.time_ns())
-            return self._objects.setdefault(key, data) is data
-
-    def has(self, key: BlobKey) -> bool:
-        return key in self._objects
-
-    def head(self, key: BlobKey) -> Head | None:
-        data = self._objects.get(key)
-        return None if data is None else Head(len(data), hashlib.sha256(data).digest())
-
-    def stat(self, key: BlobKey) -> Stored | None:
-        data = self._objects.get(key)
-        return None if data is None else Stored(len(data), self._since[key])
-
-    def read(self, key: BlobKey, offset: int, length: int) -> bytes:
-        if key not in self._objects:
-            raise BlobMissing(key.chunk.hex())
-        return self._objects[key][offset : offset + length]
-
-    def delete(self, key: BlobKey) -> bool:
-        self._since.pop(key, None)
-        return self._objects.pop(key, None) is not None
-
-    def set_aside(self, key: BlobKey) -> bool:
-        self.aside.append(key)
-        return self.delete(key)
-
-    def keys(self) -> Iterator[BlobKey]:
-        return iter(list(self._objects))
-
-
-class _MemoryWriter:
-    def __init__(self, store: MemoryBlobStore, key: BlobKey) -> None:
-        self._store, self._key, self._data = store, key, bytearray()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._data += data
-
-    def commit(self) -> bool:
-        return self._store.add(self._key, bytes(self._data))
-
-    def __enter__(self) -> BlobWriter:
-        return self
-
-    def __exit__(self, *exc: object) -> None: ...
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -108,12 +46,34 @@ def test_reads_are_of_ranges(store: BlobStore, offset: int, length: int, expecte
     assert store.read(key(), offset, length) == expected
 
 
+def read_all(store: BlobStore, where: BlobKey, step: int) -> bytes:
+    with store.open(where) as reader:
+        return b"".join(iter(lambda: reader.read(step), b""))
+
+
+@pytest.mark.parametrize("step", [1, 4, 100])
+def test_an_object_is_read_back_from_its_beginning(store: BlobStore, step: int) -> None:
+    put(store, key(), b"abcdefg")
+    put(store, key(1))
+    assert read_all(store, key(), step) == b"abcdefg"
+    assert read_all(store, key(1), step) == b""
+
+
+def test_what_is_being_read_stays_readable_when_it_goes(store: BlobStore) -> None:
+    put(store, key(), b"abc")
+    with store.open(key()) as reader:
+        assert store.delete(key())
+        assert b"".join(iter(lambda: reader.read(9), b"")) == b"abc"
+
+
 def test_what_was_not_put_is_not_there(store: BlobStore) -> None:
     assert not store.has(key())
     assert store.head(key()) is None
     assert not store.delete(key())
     with pytest.raises(BlobMissing):
         store.read(key(), 0, 1)
+    with pytest.raises(BlobMissing):
+        store.open(key())
 
 
 def test_nothing_appears_before_the_commit(store: BlobStore) -> None:

@@ -18,13 +18,15 @@ from sqlalchemy import Connection, event, select
 
 from remote import wire
 from remote.codec import decode_block
-from remote.content import HOLE, Descriptor, Manifest, block_count
+from remote.content import HOLE, MAX_CHUNK_SIZE, Descriptor, Manifest, block_count
 from remote.errors import Problem, Refused, Unreachable
 from server import accounts, arrivals, commits, feed, listing, tokens, uploads
 from server.blobs import BlobKey, Head
 from server.db import Database
+from server.quota import Budget
 from server.schema import chunks, versions
 from server.views import view_of
+from tests.contract.memory import MemoryBlobStore
 
 T = TypeVar("T")
 LEASE_NS = 10**9 * 3600
@@ -43,7 +45,7 @@ class Server:
         event.listen(self.db._engine, "connect", _do_not_sync)  # this server loses no power
         self.db.migrate()
         self.cursors = feed.Cursors(b"s" * 32)
-        self.blobs: dict[tuple[str, bytes], bytes] = {}
+        self.blobs = MemoryBlobStore()
         with self.db.write() as conn:
             accounts.insert_account(conn, "anna", "no password", time.time_ns())
 
@@ -71,7 +73,7 @@ class Server:
     def _plain(self, conn: Connection, drive: str, chunk: bytes) -> bytes:
         query = select(chunks.c.descriptor).where(chunks.c.drive == drive, chunks.c.id == chunk)
         descriptor = msgspec.msgpack.decode(conn.execute(query).scalar_one(), type=Descriptor)
-        stored = memoryview(self.blobs[drive, chunk])
+        stored = memoryview(self.blobs.read(BlobKey(drive, chunk), 0, MAX_CHUNK_SIZE))
         blocks = []
         for block in range(block_count(descriptor.length)):
             offset = descriptor.stored_offset(block)
@@ -171,16 +173,21 @@ class Port:
         request = through_wire(request, wire.StartUploads)
         with self._server.db.write() as conn:
             caller = self._server.caller(conn, self._token)
-            states = [self._start(conn, caller, one) for one in request.uploads]
+            terms = uploads.Terms(LEASE_NS, Budget(conn, caller, 1 << 40), _sign)
+            states = [self._start(conn, caller, one, terms) for one in request.uploads]
         self._network.answer()
         return wire.StartUploadsReply(uploads=states)  # type: ignore[arg-type]  # every Problem
 
     def _start(
-        self, conn: Connection, caller: accounts.Caller, wanted: wire.StartUpload
+        self,
+        conn: Connection,
+        caller: accounts.Caller,
+        wanted: wire.StartUpload,
+        terms: uploads.Terms,
     ) -> wire.UploadState | Problem:
         conn.exec_driver_sql("SAVEPOINT upload")
         try:
-            return uploads.start(conn, caller, wanted, LEASE_NS, time.time_ns(), _sign)
+            return uploads.start(conn, caller, wanted, terms, time.time_ns())
         except Refused as refused:
             conn.exec_driver_sql("ROLLBACK TO SAVEPOINT upload")
             return refused.problem
@@ -191,17 +198,18 @@ class Port:
         await self._network.cross()
         drive, chunk = put.url.split("/")
         key = BlobKey(drive, bytes.fromhex(chunk))
-        self._server.blobs.setdefault((drive, key.chunk), bytes(body))
+        self._server.blobs.add(key, bytes(body))
         head = Head(len(body), bytes.fromhex(put.headers["sha256"]))
         with self._server.db.write() as conn:
-            arrivals.arrived(conn, [arrivals.Arrival(key, head)], time.time_ns())
+            arrival = arrivals.Arrival(key, head)
+            arrivals.arrived(conn, self._server.blobs, [arrival], time.time_ns())
 
 
 def _do_not_sync(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA synchronous=OFF").close()
 
 
-def _sign(drive: str, descriptor: Descriptor) -> wire.PresignedPut:
+def _sign(drive: str, descriptor: Descriptor, _proof: str | None) -> wire.PresignedPut:
     return wire.PresignedPut(
         url=f"{drive}/{descriptor.id.hex()}",
         headers={"sha256": descriptor.sha256.hex()},
