@@ -180,18 +180,19 @@ def _is_known(conn: Connection, since: Position, view: View, now: Mapping[str, H
     return all(
         now[drive].epoch == epoch
         and seq <= now[drive].seq
-        and (now[drive].floor <= seq or _missed_nothing(conn, view.topics[drive], seq))
+        and (now[drive].floor <= seq or _missed_nothing(conn, view.topics[drive], seq, now[drive]))
         for drive, epoch, seq in reached
         if drive in now
     )
 
 
-def _missed_nothing(conn: Connection, topics: Sequence[str], seq: int) -> bool:
-    """Whether nothing happened in these parts of a drive after `seq`, although its floor has moved
-    on: the newest change of a part is never pruned (`retention`)."""
+def _missed_nothing(conn: Connection, topics: Sequence[str], seq: int, now: Head) -> bool:
+    """Whether nothing happened in these parts of a drive between `seq` and its floor: of each part
+    the newest change up to the floor is kept, to tell that (`retention`)."""
     if not all(topic.startswith(grant_topic("")) for topic in topics):
         return False
-    last: int | None = conn.execute(_LAST, {"topics": topics}).scalar()
+    pruned = _LAST.where(changes.c.seq <= now.floor)
+    last: int | None = conn.execute(pruned, {"topics": topics}).scalar()
     return last is None or last <= seq
 
 

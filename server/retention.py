@@ -9,8 +9,8 @@ The rules:
   file are there. The current version of a file never goes.
 - A file in the trash goes, with its versions, after `keep_days`.
 - A change goes when it is older than the caller says: always the oldest of a drive first, so that
-  what follows `drives.floor_seq` is complete. A grant topic keeps its newest change for ever: who
-  has seen that has missed nothing, however far the drive has moved on (`feed`).
+  what follows `drives.floor_seq` is complete. A grant topic keeps the newest of those up to the
+  floor: who has seen that has missed nothing, however far the drive has moved on (`feed`).
 - The answer to an idempotency key goes after `ANSWERS_NS`.
 
 Each call is part of its caller's write transaction and does a bounded amount of it, so that others
@@ -196,7 +196,9 @@ _DROP_OF_PARTS = delete(changes).where(
     changes.c.drive == bindparam("d"),
     changes.c.seq <= bindparam("floor"),
     changes.c.seq
-    < select(func.max(_later.c.seq)).where(_later.c.topic == changes.c.topic).scalar_subquery(),
+    < select(func.max(_later.c.seq))
+    .where(_later.c.topic == changes.c.topic, _later.c.seq <= bindparam("floor"))
+    .scalar_subquery(),
 )
 
 
