@@ -76,6 +76,9 @@ class Service:
         self.login_tries_from = TokenBuckets(
             10 * tunables.login_burst, tunables.login_seconds_per_try / 10
         )
+        self.login_tries_from = TokenBuckets(
+            10 * tunables.login_burst, tunables.login_seconds_per_try / 10
+        )
         self.login_failures = TokenBuckets(1, 60)  # audit rows, per address and name
         self.login_failures_from = TokenBuckets(60, 60)  # audit rows, per address
         self.known = KnownCallers()

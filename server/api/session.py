@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Hashable
+from typing import Any, cast
 
 from litestar import get, post
 from sqlalchemy import Connection, select
@@ -13,25 +15,47 @@ from remote.wire import LoginReply, LoginRequest, Me
 from server import accounts, audit, feed, tokens
 from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.limits import TokenBuckets
+from server.proxies import client_of, limited_as
 from server.schema import accounts as accounts_table
 from server.schema import drives
 from server.service import Service
 from server.views import view_of
+
+MAX_WAITING_PASSWORDS = 50
+"""Each is 64 MiB and tens of milliseconds of work; beyond these, somebody is guessing."""
 
 
 @post("/v1/login")
 async def login(request: AnyRequest) -> Reply:
     service = service_of(request)
     wanted = await body(request, LoginRequest, public=True)
-    address = request.client.host if request.client is not None else ""
-    bucket = (address, wanted.account.casefold())
-    wait = service.login_tries.take(bucket, time.monotonic())
-    if wait:
-        message = f"too many logins; try again in {wait:.0f} s"
-        raise Refused(RateLimited(message=message, retry_after_seconds=round(wait, 3)))
+    address = client_of(cast(Any, request.scope))
+    tries = _buckets(service, address, wanted.account)
+    for buckets, key in tries:
+        wait = buckets.take(key, time.monotonic())
+        if wait:
+            raise Refused(_too_many(wait))
+    if service.passwords.waiting >= MAX_WAITING_PASSWORDS:
+        raise Refused(_too_many(1.0))
     answer = await _log_in(service, wanted, address)
-    service.login_tries.give_back(bucket, time.monotonic())
+    for buckets, key in tries:
+        buckets.give_back(key, time.monotonic())
     return reply(request, answer)
+
+
+def _buckets(
+    service: Service, address: str, account: str
+) -> tuple[tuple[TokenBuckets, Hashable], ...]:
+    """What a try counts for: guessing one account's password, and one's password for many names."""
+    client = limited_as(address)
+    one = service.login_tries, (client, account.casefold())
+    return one, (service.login_tries_from, client)
+
+
+def _too_many(wait: float) -> RateLimited:
+    message = f"too many logins; try again in {max(1.0, wait):.0f} s"
+    return RateLimited(message=message, retry_after_seconds=round(wait, 3))
 
 
 async def _log_in(service: Service, wanted: LoginRequest, address: str) -> LoginReply:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from remote import errors
+from server.api import session
 from server.edge import Edge
 from server.guard import TooSlow, patient
 from tests.server.conftest import Start
@@ -302,3 +303,21 @@ def test_signed_urls_are_not_counted(start: Start) -> None:
     file, version = anna.store("a", chunk)
     url = anna.locate(file=file, version=version, chunks=[chunk.id]).chunks[0].url
     assert {anna.http.get(url).status_code for _ in range(60)} == {200}
+
+
+def test_one_password_for_many_names_is_slowed_down_too(start: Start) -> None:
+    server = start(login_burst=1, login_seconds_per_try=36000)
+    seen = []
+    for n in range(12):
+        with pytest.raises(Failed) as failed:
+            server.client().log_in(f"name-{n}", "guess")
+        seen.append(failed.value.status)
+    assert seen == [401] * 10 + [429] * 2
+
+
+def test_passwords_do_not_queue_up_for_ever(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start()
+    monkeypatch.setattr(session, "MAX_WAITING_PASSWORDS", 0)
+    with pytest.raises(Failed) as failed:
+        server.client().log_in("anna", "guess")
+    assert isinstance(failed.value.problem, errors.RateLimited)
