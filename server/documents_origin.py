@@ -14,21 +14,20 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from server.edge import Answer, Send, send_answer
+from remote.errors import NotFound
+from server import answers
+from server.answers import Send
 
 CONTENT = "/content/"
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
-_NOT_HERE = Answer(404, "this address serves something else; check the URL")
+_NOT_HERE = NotFound(message="this address serves something else; check the URL")
 
 
 async def refuse(scope: MutableMapping[str, Any], send: Send) -> None:
     """Answer a request that came to the wrong name."""
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
-    else:
-        await send_answer(send, _NOT_HERE)
+    await answers.refuse(scope, send, _NOT_HERE)
 
 
 class Origins:

@@ -44,10 +44,10 @@ def listing(
 
 
 def count_below(conn: Connection, directory: str, limit: int) -> int:
-    """How many entries there are below a directory; counting stops after `limit`."""
+    """How many entries there are below a directory; counting stops when it is over `limit`."""
     below = select(literal(directory).label("id")).cte("below", recursive=True)
     below = below.union_all(select(entries.c.file).where(entries.c.parent == below.c.id))
-    some = select(below.c.id).limit(limit + 1).subquery()
+    some = select(below.c.id).limit(limit + 2).subquery()  # itself, and one too many
     return conn.execute(select(func.count()).select_from(some)).scalar_one() - 1
 
 

@@ -26,13 +26,12 @@ from litestar.datastructures import Cookie
 from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection, Row
 
-from remote.errors import Refused
-from server import accounts, links, links_tree, pages
+from server import accounts, links, links_pages, links_tree, pages
 from server.api.exchange import AnyRequest, service_of
 from server.documents_zip import MAX_MEMBERS
 from server.links import Inside
 from server.links_signing import COOKIE_SECONDS, ZIP, Wanted
-from server.listing import read_mark, write_mark
+from server.proxies import limited_as
 from server.service import Service
 
 Page = Response[bytes]
@@ -40,7 +39,7 @@ Link = Row[Any]
 T = TypeVar("T")
 
 COOKIE = "nearline-link"
-_HTML = "text/html; charset=utf-8"
+_HTML = "text/html"
 _FORM = "application/x-www-form-urlencoded"
 _FORM_BYTES = 16 * 1024
 
@@ -50,7 +49,7 @@ async def top(
     request: AnyRequest, secret: FromPath[str], after: FromQuery[str | None] = None
 ) -> Page:
     def look(conn: Connection, link: Link) -> Page:
-        return _show(conn, link, secret, link.file, after)
+        return _shown(conn, link, secret, link.file, after)
 
     return await _visit(request, secret, look)
 
@@ -63,7 +62,7 @@ async def below(
     after: FromQuery[str | None] = None,
 ) -> Page:
     def look(conn: Connection, link: Link) -> Page:
-        return _show(conn, link, secret, file_id, after)
+        return _shown(conn, link, secret, file_id, after)
 
     return await _visit(request, secret, look)
 
@@ -99,7 +98,7 @@ async def unlock(request: AnyRequest, secret: FromPath[str]) -> Page:
         return _page(pages.gone_page(), 404)
     if link.password is None:
         return _redirect(here)
-    tries, bucket = service.links.tries, (link.id, _address(request))
+    tries, bucket = service.links.tries, (link.id, limited_as(_address(request)))
     wait = tries.take(bucket, time.monotonic())
     if wait:
         fault = f"Too many wrong passwords. Try again in {wait:.0f} seconds."
@@ -196,70 +195,18 @@ async def _off_loop(service: Service, work: Callable[[Connection], T]) -> T:
 # --- what there is to see -----------------------------------------------------------------------
 
 
+def _shown(conn: Connection, link: Link, secret: str, file: str, after: str | None) -> Page:
+    html = links_pages.page(conn, link, secret, file, after)
+    if html is None:
+        raise _Closed
+    return _page(html)
+
+
 def _inside(conn: Connection, link: Link, file: str) -> Inside:
     found = links.inside(conn, link, file)
     if found is None:
         raise _Closed
     return found
-
-
-def _show(conn: Connection, link: Link, secret: str, file: str, after: str | None) -> Page:
-    found = _inside(conn, link, file)
-    above = [pages.Step(step.name, _url(secret, link, step.file)) for step in found.way[:-1]]
-    row = found.row
-    if row.kind == "directory":
-        return _page(_folder(conn, link, secret, found, above, after))
-    if row.kind != "file":
-        raise _Closed
-    href = f"/s/{secret}/{row.id}/download"
-    shown = pages.file_page(found.name, above, row.size, row.mtime_ns, href, link.expires_ns)
-    return _page(shown)
-
-
-def _folder(
-    conn: Connection,
-    link: Link,
-    secret: str,
-    found: Inside,
-    above: list[pages.Step],
-    after: str | None,
-) -> bytes:
-    rows = links_tree.listing(conn, found.row.id, _mark(after), links_tree.PAGE + 1)
-    lines = [
-        pages.Line(
-            row.name,
-            row.kind,
-            row.size,
-            row.mtime_ns,
-            f"/s/{secret}/{row.id}" + ("/download" if row.kind == "file" else ""),
-        )
-        for row in rows[: links_tree.PAGE]
-    ]
-    more = None
-    if len(rows) > links_tree.PAGE:
-        more = f"/s/{secret}/{found.row.id}?after={write_mark(lines[-1].name)}"
-    return pages.folder_page(
-        found.name,
-        above,
-        lines,
-        f"/s/{secret}/{found.row.id}/zip",
-        more,
-        after is not None,
-        link.expires_ns,
-    )
-
-
-def _mark(after: str | None) -> str | None:
-    if after is None:
-        return None
-    try:
-        return read_mark(after, str)
-    except Refused as error:
-        raise _Closed from error
-
-
-def _url(secret: str, link: Link, file: str) -> str:
-    return f"/s/{secret}" if file == link.file else f"/s/{secret}/{file}"
 
 
 # --- answers ------------------------------------------------------------------------------------
