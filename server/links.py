@@ -259,22 +259,12 @@ def _climb(names: dict[str, list[tuple[str, str]]], file: str, top: str) -> list
     return None
 
 
-def begin_download(conn: Connection, link: Row[Any], file: str, now_ns: int, **detail: Any) -> bool:
-    """Count a download of `file`; False: the link is used up, expired or revoked by now.
+def begin_download(conn: Connection, link: Row[Any], now_ns: int) -> bool:
+    """Count a download; False: the link is used up, expired or revoked by now.
 
     In a write transaction.
     """
-    if conn.execute(_COUNT, {"link": link.id, "now": now_ns}).rowcount != 1:
-        return False
-    audit.note(conn, None, "link_download", link.id, now_ns, file=file, **detail)
-    return True
-
-
-def note_password(
-    conn: Connection, link: Row[Any], right: bool, now_ns: int, **detail: Any
-) -> None:
-    """Write down that somebody tried a password. In a write transaction."""
-    audit.note(conn, None, "link_open" if right else "link_refused", link.id, now_ns, **detail)
+    return conn.execute(_COUNT, {"link": link.id, "now": now_ns}).rowcount == 1
 
 
 def _hash(secret: str) -> bytes:

@@ -26,7 +26,7 @@ from litestar.datastructures import Cookie
 from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection, Row
 
-from server import accounts, links, links_pages, links_tree, pages
+from server import accounts, audit, links, links_pages, links_tree, pages
 from server.api.exchange import AnyRequest, service_of
 from server.documents_zip import MAX_MEMBERS
 from server.links import Inside
@@ -109,7 +109,7 @@ async def unlock(request: AnyRequest, secret: FromPath[str]) -> Page:
     loop = asyncio.get_running_loop()
     check = accounts.password_matches
     right = await loop.run_in_executor(service.passwords, check, link.password, given)
-    await _note(service, link, right, _address(request))
+    await _note(service, link, _address(request), right)
     if not right:
         return _page(pages.password_page(here, "This is not the password."), 403)
     tries.give_back(bucket, time.monotonic())
@@ -165,23 +165,38 @@ async def _visit(
 async def _begin(service: Service, begin: Begin, address: str) -> Page:
     """Count the download and lead to its content. Raises `_Closed`: somebody had the last one."""
     link, wanted = begin
+    noted = link.max_downloads is not None or _may_note(service, link, address)
 
     def count() -> bool:
+        now_ns = time.time_ns()
         with service.db.write() as conn:
-            now_ns = time.time_ns()
-            return links.begin_download(conn, link, wanted.file, now_ns, address=address)
+            counted = links.begin_download(conn, link, now_ns)
+            if counted and noted:
+                about = {"file": wanted.file, "address": address}
+                audit.note(conn, None, "link_download", link.id, now_ns, **about)
+        return counted
 
     if not await asyncio.get_running_loop().run_in_executor(service.writes, count):
         raise _Closed
     return _redirect(service.links.content_url(wanted, time.time_ns()))
 
 
-async def _note(service: Service, link: Link, right: bool, address: str) -> None:
+async def _note(service: Service, link: Link, address: str, right: bool) -> None:
+    """Write down that somebody tried a password."""
+    if not _may_note(service, link, address):
+        return
+    action = "link_open" if right else "link_refused"
+
     def note() -> None:
         with service.db.write() as conn:
-            links.note_password(conn, link, right, time.time_ns(), address=address)
+            audit.note(conn, None, action, link.id, time.time_ns(), address=address)
 
     await asyncio.get_running_loop().run_in_executor(service.writes, note)
+
+
+def _may_note(service: Service, link: Link, address: str) -> bool:
+    bucket = (link.id, limited_as(address))
+    return service.links.notes.take(bucket, time.monotonic()) == 0
 
 
 async def _off_loop(service: Service, work: Callable[[Connection], T]) -> T:

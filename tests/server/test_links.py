@@ -14,6 +14,7 @@ from sqlalchemy import insert, select, update
 from remote import wire
 from remote.wire_account import LinkMade
 from server import links, schema
+from server.limits import TokenBuckets
 from tests.server.harness import Client, Failed, Running, make_chunk, new_id, noise
 from tests.server.linking import Visitor, links_of, make_link, revoke
 
@@ -278,6 +279,20 @@ def test_the_last_download_is_had_once(anna: Client, visit: Visit, server: Runni
     assert noted[1][1] == {"file": file, "address": "127.0.0.1"}
 
 
+def test_downloads_do_not_fill_the_audit_log(
+    server: Running, anna: Client, visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.app.service.links, "notes", TokenBuckets(2, 3600.0))
+    file = anna.make("a")
+    free, limited = make_link(anna, file), make_link(anna, file, max_downloads=9)
+    for made, rows in ((free, 2), (limited, 4)):
+        visitor = visit(made)
+        for _ in range(4):
+            visitor.content(f"/{file}/download")
+        assert len(audit_of(server, made.link.id)) == 1 + rows
+    assert [each.downloads for each in links_of(anna).links] == [4, 4]
+
+
 def test_the_count_itself_refuses_what_is_over(server: Running, anna: Client) -> None:
     """Two that both saw the link open: the second finds it used up when it counts."""
     file = anna.make("a")
@@ -290,7 +305,7 @@ def test_the_count_itself_refuses_what_is_over(server: Running, anna: Client) ->
     for link in seen:
         assert link is not None
         with db.write() as conn:
-            begun.append(links.begin_download(conn, link, file, now))
+            begun.append(links.begin_download(conn, link, now))
     assert begun == [True, False]
 
 
