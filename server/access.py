@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, bindparam, select
 
 from remote.errors import Forbidden, NotFound, Refused
 from remote.wire import Role
-from server.accounts import Caller
+from server.caller import Caller
 from server.schema import drives, entries, files, grants
 
 _RANK: Final[dict[Role, int]] = {"viewer": 1, "editor": 2, "owner": 3}

@@ -30,7 +30,6 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from remote.ids import uuid7
 from server import audit
-from server.caller import Caller as Caller  # where others look for it
 from server.db import Database
 from server.schema import accounts, devices, drives, files
 

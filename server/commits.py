@@ -26,7 +26,7 @@ from sqlalchemy import Connection, insert, select, update
 from remote.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, Unavailable
 from remote.wire import Applied, Change, Keyed, Op
 from server import access, audit, tree
-from server.accounts import Caller
+from server.caller import Caller
 from server.fanout import News, drive_topic, grant_topic
 from server.mutation import Mutation
 from server.records import pages

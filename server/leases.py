@@ -39,7 +39,7 @@ from remote.content import BadContent, Descriptor, check_descriptor
 from remote.errors import BadUpload, Refused
 from remote.wire import ChunkTicket, PresignedPut
 from server import access, quota
-from server.accounts import Caller
+from server.caller import Caller
 from server.quota import Budget
 from server.records import pages
 from server.schema import chunks, devices, upload_chunks, uploads, version_chunks, versions

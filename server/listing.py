@@ -27,7 +27,7 @@ from remote.wire import (
     VersionsPage,
 )
 from server import access, feed, versions
-from server.accounts import Caller
+from server.caller import Caller
 from server.records import attributes, file_record
 from server.schema import accounts, devices, entries, files
 from server.schema import versions as versions_table

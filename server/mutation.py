@@ -26,7 +26,7 @@ from remote.errors import (
 )
 from remote.wire import Change, EntryRecord
 from server import access
-from server.accounts import Caller
+from server.caller import Caller
 from server.records import file_records
 from server.rules import MAX_LINKS, check_name
 from server.schema import entries, files, xattrs

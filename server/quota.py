@@ -24,7 +24,7 @@ from sqlalchemy import Connection, bindparam, func, or_, select, update
 
 from remote.errors import QuotaExceeded, RateLimited, Refused
 from server import access
-from server.accounts import Caller
+from server.caller import Caller
 from server.schema import accounts, chunks, devices, drives, upload_chunks, uploads
 
 OTHERS_SHARE = 4

@@ -23,8 +23,8 @@ from remote.content import Descriptor
 from remote.errors import AnyProblem, Refused, Unauthorized, Unavailable
 from remote.wire import Applied, Keyed, PresignedPut
 from server import commits, tokens
-from server.accounts import Caller
 from server.blobs import BlobKey, LocalBlobStore
+from server.caller import Caller
 from server.db import Database
 from server.fanout import LocalFanout
 from server.feed import Cursors
@@ -73,9 +73,6 @@ class Service:
         self.metrics = Metrics()
         tunables = settings.tunables
         self.login_tries = TokenBuckets(tunables.login_burst, tunables.login_seconds_per_try)
-        self.login_tries_from = TokenBuckets(
-            10 * tunables.login_burst, tunables.login_seconds_per_try / 10
-        )
         self.login_tries_from = TokenBuckets(
             10 * tunables.login_burst, tunables.login_seconds_per_try / 10
         )

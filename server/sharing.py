@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select
 from remote.errors import BadRequest, NotFound, Refused, TooLarge
 from remote.wire_account import Grant, Invite, SharesReply
 from server import access, accounts, audit
-from server.accounts import Caller
+from server.caller import Caller
 from server.fanout import News, account_topic
 from server.schema import accounts as people
 from server.schema import files, grants

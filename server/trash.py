@@ -31,7 +31,7 @@ from sqlalchemy import (
 from remote.errors import NotADirectory, Refused
 from remote.wire_account import EmptiedReply, TrashItem, TrashPage
 from server import access, audit, purge
-from server.accounts import Caller
+from server.caller import Caller
 from server.listing import read_mark, write_mark
 from server.records import attributes, file_record, pages
 from server.schema import drives, entries, files

@@ -19,7 +19,7 @@ from remote.content import Descriptor
 from remote.errors import Exists, Forbidden, Refused, UploadUnknown
 from remote.wire import StartUpload, UploadState
 from server import access, leases
-from server.accounts import Caller
+from server.caller import Caller
 from server.leases import Sign, Upload
 from server.quota import Budget
 from server.schema import devices, uploads, versions

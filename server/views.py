@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Row, bindparam, select
 
 from remote.wire import SharedRoot
 from server import access
-from server.accounts import Caller
+from server.caller import Caller
 from server.fanout import account_topic, drive_topic, grant_topic
 from server.records import attributes, file_record
 from server.schema import accounts, drives, entries, files, grants

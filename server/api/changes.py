@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 
 from remote.wire import ApplyReply, ApplyRequest, ChangesPage
 from server import feed
-from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.caller import Caller
 from server.fanout import Closed
 from server.service import Service
 from server.views import View, view_of

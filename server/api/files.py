@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 from remote.errors import NotFound, Refused
 from remote.wire import Located, LocateReply, LocateRequest
 from server import access, feed, listing, verification, versions
-from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.blobs import BlobKey
+from server.caller import Caller
 from server.service import Service
 from server.views import view_of
 

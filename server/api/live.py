@@ -27,9 +27,9 @@ from sqlalchemy import Connection
 from remote.errors import RateLimited, Refused
 from remote.wire import Change, Hint
 from server import feed
-from server.accounts import Caller
 from server.answers import refuse
 from server.api.exchange import service_of, token_in
+from server.caller import Caller
 from server.fanout import Closed, News, Subscription, drive_topic
 from server.feed import Position
 from server.service import Service

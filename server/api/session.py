@@ -13,8 +13,8 @@ from sqlalchemy import Connection, select
 from remote.errors import RateLimited, Refused, Unauthorized
 from remote.wire import LoginReply, LoginRequest, Me
 from server import accounts, audit, feed, tokens
-from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.caller import Caller
 from server.limits import TokenBuckets
 from server.proxies import client_of, limited_as
 from server.schema import accounts as accounts_table
@@ -87,10 +87,10 @@ async def _log_in(service: Service, wanted: LoginRequest, address: str) -> Login
 async def _note_failure(service: Service, name: str, account: str | None, address: str) -> None:
     """In the audit log, with the name as it was given: once a minute for each name from an address,
     and not for ever more names, so that guessing does not fill the disk."""
-    now = time.monotonic()
-    if service.login_failures.take((address, name.casefold()), now):
+    now, client = time.monotonic(), limited_as(address)
+    if service.login_failures.take((client, name.casefold()), now):
         return
-    if service.login_failures_from.take(address, now):
+    if service.login_failures_from.take(client, now):
         return
 
     def work() -> None:

@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 
 from remote.wire_account import SharedReply, ShareRequest, SharesReply
 from server import sharing
-from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
+from server.caller import Caller
 from server.fanout import News
 from server.views import shared_with
 

@@ -20,9 +20,9 @@ from remote.wire import (
     UrlsRequest,
 )
 from server import uploads
-from server.accounts import Caller
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
+from server.caller import Caller
 from server.uploads import Terms
 
 

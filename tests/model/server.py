@@ -22,6 +22,7 @@ from remote.content import HOLE, MAX_CHUNK_SIZE, Descriptor, Manifest, block_cou
 from remote.errors import Problem, Refused, Unreachable
 from server import accounts, arrivals, commits, feed, listing, tokens, uploads
 from server.blobs import BlobKey, Head
+from server.caller import Caller
 from server.db import Database
 from server.quota import Budget
 from server.schema import chunks, versions
@@ -55,7 +56,7 @@ class Server:
             assert found is not None
             return tokens.new_device(conn, found[0], device, time.time_ns())[0]
 
-    def caller(self, conn: Connection, token: str) -> accounts.Caller:
+    def caller(self, conn: Connection, token: str) -> Caller:
         return tokens.authenticate(conn, token, time.time_ns())
 
     def close(self) -> None:
@@ -181,7 +182,7 @@ class Port:
     def _start(
         self,
         conn: Connection,
-        caller: accounts.Caller,
+        caller: Caller,
         wanted: wire.StartUpload,
         terms: uploads.Terms,
     ) -> wire.UploadState | Problem:

@@ -27,7 +27,7 @@ from remote.content import EMPTY
 from remote.errors import Refused
 from remote.wire_account import Invite
 from server import access, accounts, commits, feed, schema, sharing, tokens
-from server.accounts import Caller
+from server.caller import Caller
 from server.db import Database
 from server.views import View, view_of
 

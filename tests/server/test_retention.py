@@ -20,7 +20,7 @@ from sqlalchemy import Table, delete, func, insert, select, text, update
 from remote import wire
 from remote.content import EMPTY
 from server import accounts, commits, feed, retention, schema, tokens
-from server.accounts import Caller
+from server.caller import Caller
 from server.db import Database
 from server.retention import ANSWERS_NS, DAY_NS, Expired
 from server.views import view_of
