@@ -62,6 +62,8 @@ async def refuse(
 
 def _wants(scope: MutableMapping[str, Any]) -> bool:
     accept, content_type = header(scope, b"accept"), header(scope, b"content-type")
+    if scope["type"] == "websocket":  # whose frames are MessagePack
+        content_type = MSGPACK.encode()
     kind = content_type.partition(b";")[0].strip().lower()
     return wants_msgpack(accept.decode("latin-1"), kind.decode("latin-1"))
 
