@@ -42,7 +42,7 @@ _ARRIVED = (
         chunks.c.stored_length == bindparam("l"),
         chunks.c.state == "pending",
     )
-    .values(state="uploaded", uploaded_ns=bindparam("now"))
+    .values(state="uploaded", uploaded_ns=bindparam("now"), verified_ns=None)
 )
 _ROW = select(chunks.c.state, chunks.c.stored_length).where(
     chunks.c.drive == bindparam("drive"), chunks.c.id == bindparam("chunk")

@@ -74,7 +74,7 @@ def noise(length: int, seed: str = "") -> bytes:
 
 
 def manifest_of(*chunks: Chunk) -> Manifest:
-    pieces = [Piece(chunk.id, len(chunk.data)) for chunk in chunks]
+    pieces = [Piece(chunk.id, chunk.descriptor.length) for chunk in chunks]
     return Manifest(size=sum(p.length for p in pieces), average=1 << 20, pieces=pieces)
 
 

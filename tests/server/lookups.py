@@ -1,0 +1,67 @@
+"""What tests look up in a server's tables and stores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, func, select, update
+
+from server import schema
+from server.blobs import BlobKey
+from server.schema import chunks, drives
+from tests.server.harness import Client, Running, until
+
+
+def row_of(server: Running, drive: str, chunk: bytes) -> Row[Any] | None:
+    with server.app.service.db.read() as conn:
+        query = select(chunks).where(chunks.c.drive == drive, chunks.c.id == chunk)
+        return conn.execute(query).first()
+
+
+def change_row(server: Running, drive: str, chunk: bytes, **values: Any) -> None:
+    with server.app.service.db.write() as conn:
+        mine = (chunks.c.drive == drive) & (chunks.c.id == chunk)
+        conn.execute(update(chunks).where(mine).values(**values))
+
+
+def expire(server: Running, version: str) -> None:
+    """End the life of an upload session."""
+    with server.app.service.db.write() as conn:
+        mine = schema.uploads.c.version == version
+        conn.execute(update(schema.uploads).where(mine).values(expires_ns=1))
+
+
+def set_quota(server: Running, client: Client, quota: int | None) -> None:
+    with server.app.service.db.write() as conn:
+        mine = select(drives.c.owner).where(drives.c.id == client.me.drive)
+        account = conn.execute(mine).scalar_one()
+        here = schema.accounts.c.id == account
+        conn.execute(update(schema.accounts).where(here).values(quota_bytes=quota))
+
+
+def settled(server: Running) -> None:
+    """Wait until everything that arrived is noted and verified."""
+    reception = server.app.service.reception
+    until(lambda: reception.waiting_arrivals == 0 and not reception._looking)
+    server.app.service.writes.submit(reception.flush).result(10)
+
+
+def check_sums(server: Running, drive: str) -> None:
+    """The drive's sums are those of its chunks."""
+    with server.app.service.db.read() as conn:
+        pending = chunks.c.state == "pending"
+        row = conn.execute(
+            select(
+                func.coalesce(func.sum(chunks.c.stored_length).filter(~pending), 0),
+                func.coalesce(func.sum(chunks.c.stored_length).filter(pending), 0),
+            ).where(chunks.c.drive == drive, chunks.c.state != "deleting")
+        ).one()
+        sums = select(drives.c.used_bytes, drives.c.reserved_bytes).where(drives.c.id == drive)
+        assert tuple(conn.execute(sums).one()) == tuple(row)
+
+
+def nothing_left(server: Running, drive: str, chunk: bytes) -> bool:
+    """No object, and nothing half made."""
+    incoming = server.data / "blobs" / "incoming"
+    there = server.app.service.blobs.has(BlobKey(drive, chunk))
+    return not there and list(incoming.iterdir()) == []
