@@ -1,11 +1,12 @@
-"""The tree's operations against a model made of dictionaries.
+"""The tree's operations, its history and its trash against a model made of dictionaries.
 
 Hypothesis makes up sequences of operations on few names and files, right and wrong ones; the model
 says what each must answer and what the tree is afterwards. The server side is the real commit path
 on a real database, without HTTP.
 
 Invariants checked after every step: the tree is the model's; links count entries; what is out of
-the tree is in the trash; the feed replayed from nothing gives the same tree.
+the tree is in the trash, and remembers where it was; every file has the versions that it ever had,
+one of them current; the feed replayed from nothing gives the same tree.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import itertools
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -22,8 +24,8 @@ from sqlalchemy import select
 
 from remote import errors, wire
 from remote.content import EMPTY
-from server import accounts, commits, feed, schema, tokens
-from server.accounts import Caller
+from server import accounts, commits, feed, schema, tokens, trash
+from server.caller import Caller
 from server.db import Database
 from server.records import file_records
 from server.views import view_of
@@ -44,11 +46,39 @@ SEED = [
 
 @dataclass
 class Model:
-    """What the tree should be: `entries` (directory, name) -> file; kinds of every file ever."""
+    """What the tree should be: `entries` (directory, name) -> file; kinds of every file there is;
+    `trash` file -> where it was, None: nowhere to go back to; the versions of each regular file,
+    and the current one."""
 
     root: str
     kinds: dict[str, str] = field(default_factory=dict)
     entries: dict[tuple[str, str], str] = field(default_factory=dict)
+    trash: dict[str, tuple[str, str] | None] = field(default_factory=dict)
+    versions: dict[str, set[str]] = field(default_factory=dict)
+    current: dict[str, str] = field(default_factory=dict)
+
+    def put(self, place: tuple[str, str], file: str) -> None:
+        self.entries[place] = file
+        self.trash.pop(file, None)
+
+    def drop(self, place: tuple[str, str], *, comes_back: bool = True) -> None:
+        file = self.entries.pop(place)
+        if not self.links(file):
+            self.trash[file] = place if comes_back else None
+
+    def write(self, file: str, version: str) -> None:
+        self.versions.setdefault(file, set()).add(version)
+        self.current[file] = version
+
+    def inside(self, directory: str) -> set[str]:
+        """What went with a directory in the trash: here everything happens at one time."""
+        found = {f for f, place in self.trash.items() if place and place[0] == directory}
+        return found.union(*[self.inside(each) for each in found])
+
+    def empty(self, files: set[str]) -> None:
+        for file in files:
+            for known in (self.trash, self.kinds, self.versions, self.current):
+                known.pop(file, None)
 
     def children(self, directory: str) -> list[str]:
         return [name for parent, name in self.entries if parent == directory]
@@ -94,8 +124,29 @@ class Model:
                 return errors.IsADirectory
             if self.children(there):
                 return errors.NotEmpty
+            self.drop(new)
         del self.entries[old]
         self.entries[new] = file
+        return None
+
+    def recover(
+        self, file: str, parent: str | None, name: str | None
+    ) -> type[errors.Problem] | None:
+        """None: done."""
+        if file not in self.trash:
+            return errors.Stale
+        place = self.trash[file]
+        if parent is None and (place is None or place[0] not in self.kinds):
+            return errors.NotFound
+        directory, known_as = place or ("", None)
+        directory, known_as = parent or directory, name or known_as
+        if problem := self.bad_directory(directory):
+            return problem
+        if known_as is None:
+            return errors.NotFound
+        if (directory, known_as) in self.entries:
+            return errors.Exists
+        self.put((directory, known_as), file)
         return None
 
 
@@ -162,6 +213,58 @@ class TreeMachine(RuleBasedStateMachine):
         if expected is None:
             self.model.kinds[file] = kind
             self.model.entries[directory, name] = file
+            if content is not None:
+                self.model.write(file, content.version)
+
+    def bad_file(self, file: str) -> type[errors.Problem] | None:
+        if self.model.kinds[file] == "directory":
+            return errors.IsADirectory
+        return errors.NotFound if self.model.links(file) == 0 else None
+
+    @rule(index=INDEX)
+    def write(self, index: int) -> None:
+        file, content = self.pick(index), wire.Content(version=self.fresh(), manifest=EMPTY)
+        expected = self.bad_file(file)
+        self.apply(wire.Write(file=file, content=content, mtime_ns=0), expected)
+        if expected is None:
+            self.model.write(file, content.version)
+
+    @precondition(lambda self: self.model.versions)
+    @rule(index=INDEX, source=INDEX, which=INDEX)
+    def revert(self, index: int, source: int, which: int) -> None:
+        """To a version of the file, or of another."""
+        file, sources = self.pick(index), list(self.model.versions)
+        known = sorted(self.model.versions[sources[source % len(sources)]])
+        version, fresh = known[which % len(known)], self.fresh()
+        expected = self.bad_file(file)
+        if expected is None and version not in self.model.versions[file]:
+            expected = errors.NotFound
+        op = wire.Revert(file=file, version=version, as_version=fresh, mtime_ns=0)
+        self.apply(op, expected)
+        if expected is None and version != self.model.current[file]:
+            self.model.write(file, fresh)
+
+    @precondition(lambda self: self.model.trash)
+    @rule(index=INDEX, live=st.booleans(), parent=st.none() | INDEX, name=st.none() | NAMES)
+    def recover(self, index: int, live: bool, parent: int | None, name: str | None) -> None:
+        trashed = list(self.model.trash)
+        file = self.pick(index) if live else trashed[index % len(trashed)]
+        directory = None if parent is None else self.pick(parent)
+        expected = self.model.recover(file, directory, name)
+        self.apply(wire.Recover(file=file, parent=directory, name=name), expected)
+
+    @precondition(lambda self: self.model.trash)
+    @rule(index=INDEX, everything=st.booleans())
+    def empty(self, index: int, everything: bool) -> None:
+        trashed = list(self.model.trash)
+        file = self.pick(index) if index % 4 == 0 else trashed[index % len(trashed)]
+        gone = set(self.model.trash) if everything else set()
+        if not everything and file in self.model.trash:
+            gone = {file} | self.model.inside(file)
+        with self.db.write() as conn:
+            reply = trash.empty(conn, self.caller, None if everything else [file], 1000)
+        assert (reply.files, reply.more) == (len(gone), False)
+        self.model.empty(gone)
 
     @precondition(lambda self: self.model.entries)
     @rule(entry=INDEX, parent=INDEX, name=NAMES)
@@ -188,7 +291,7 @@ class TreeMachine(RuleBasedStateMachine):
             expected = errors.NotEmpty
         self.apply(wire.Unlink(file=named, parent=parent, name=name), expected)
         if expected is None:
-            del self.model.entries[parent, name]
+            self.model.drop((parent, name))
 
     @precondition(lambda self: self.model.entries)
     @rule(entry=INDEX, over=st.booleans(), place=INDEX, name=NAMES, seen=st.booleans())
@@ -245,7 +348,9 @@ class TreeMachine(RuleBasedStateMachine):
         )
         self.apply(op, expected)
         if expected is None and file != target:
-            del self.model.entries[old]
+            self.model.write(target, self.model.current[file])
+            gone_on = self.model.versions[file] <= self.model.versions[target]
+            self.model.drop(old, comes_back=not gone_on)
 
     # --- what must always hold ---
 
@@ -257,6 +362,31 @@ class TreeMachine(RuleBasedStateMachine):
             for row in conn.execute(select(schema.files)):
                 assert row.links == self.model.links(row.id)
                 assert (row.trashed_ns is not None) == (row.links == 0)
+
+    @invariant()
+    def the_trash_knows_where_things_were(self) -> None:
+        table, model = schema.files, self.model
+        with self.db.read() as conn:
+            rows = conn.execute(select(table).where(table.c.trashed_ns.is_not(None))).all()
+            found = {row.id: _place(row) for row in rows}
+            assert found == model.trash
+            page = trash.page(conn, self.caller, 1, None, None, 200)
+        alone = {f for f, place in model.trash.items() if place and place[0] not in model.trash}
+        assert {each.file.id: each.inside for each in page.items} == {
+            file: len(model.inside(file)) for file in alone
+        }
+
+    @invariant()
+    def no_version_is_lost(self) -> None:
+        with self.db.read() as conn:
+            rows = conn.execute(select(schema.versions)).all()
+        found: dict[str, set[str]] = {}
+        for row in rows:
+            found.setdefault(row.file, set()).add(row.id)
+        assert found == self.model.versions
+        latest = {row.file: row.id for row in rows if row.superseded_ns is None}
+        assert latest == self.model.current
+        assert sum(row.superseded_ns is None for row in rows) == len(latest)
 
     @invariant()
     def the_feed_tells_the_same_tree(self) -> None:
@@ -276,6 +406,10 @@ class TreeMachine(RuleBasedStateMachine):
             assert self.replayed == self.model.entries
             last = {record.id: record for change in found for record in change.files}
             assert file_records(conn, list(last)) == list(last.values())
+
+
+def _place(row: Any) -> tuple[str, str] | None:
+    return (row.trashed_parent, row.trashed_name) if row.trashed_parent else None
 
 
 TestTree = TreeMachine.TestCase
