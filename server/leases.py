@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import (
+    Boolean,
     Connection,
     Row,
     bindparam,
@@ -30,6 +31,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    or_,
     select,
     union,
     update,
@@ -92,6 +94,7 @@ _SENT = (
         upload_chunks.c.chunk.in_(bindparam("ids", expanding=True)),
         upload_chunks.c.proven != 0,
         devices.c.account == bindparam("account"),
+        or_(bindparam("any_device", type_=Boolean), uploads.c.device == bindparam("device")),
         uploads.c.expires_ns > bindparam("now"),
     )
 )
@@ -177,6 +180,8 @@ def possessed(
     """Those of `ids` that the caller can read in the upload's file or has sent for the upload."""
     here: dict[str, object] = {"version": upload.version, "file": upload.file}
     here |= {"drive": upload.drive, "account": caller.account, "now": now_ns}
+    # What the account's other devices may know of, a token for a single folder may not.
+    here |= {"device": caller.device, "any_device": caller.folder is None}
     found: set[bytes] = set()
     for page in pages(ids):
         found.update(conn.execute(_SHOWN, here | {"ids": page}).scalars())
