@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple, TypeVar
 
 import structlog
@@ -120,7 +121,8 @@ class Service:
                 caller = self._authenticate(conn, token, now_ns)
                 done = work(conn, caller)
             if self._seen.is_first(caller.device, now_ns):
-                self.writes.submit(self._mark_seen, caller.device, now_ns)
+                marked = self.writes.submit(self._mark_seen, caller.device, now_ns)
+                marked.add_done_callback(_report)
             return done
 
         return await asyncio.get_running_loop().run_in_executor(self.reads, job)
@@ -212,3 +214,9 @@ def check_present(token: str | None) -> None:
     """Cheap refusal before a body is read. Raises `Refused(Unauthorized)`."""
     if not token:
         raise Refused(Unauthorized(message="send an Authorization: Bearer header; log in first"))
+
+
+def _report(done: Future[None]) -> None:
+    error = done.exception() if not done.cancelled() else None
+    if error is not None:
+        log.error("device_not_marked_seen", error=repr(error), exc_info=error)
