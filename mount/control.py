@@ -26,6 +26,7 @@ import trio
 from msgspec import DecodeError
 
 from mount import control_messages as say
+from mount.account_messages import AccountAnswer, AccountRequest
 from mount.control_messages import CacheStats, Progress, Status, socket_path
 from mount.failures import Failure
 from remote.errors import NearlineError
@@ -65,6 +66,9 @@ class ControlHandler(Protocol):
 
     async def cache_clear(self) -> int:
         """Drop every clean block that is not pinned; the bytes freed."""
+
+    async def account(self, request: AccountRequest, report: Report) -> AccountAnswer | say.Done:
+        """Sharing, links, history, trash and devices: asked of the server, shown in the mount."""
 
 
 async def serve_control(
@@ -202,4 +206,6 @@ async def _perform(handler: ControlHandler, request: say.Request, report: Report
             return handler.cache_stats()
         case say.CacheClearRequest():
             return say.Done(str(await handler.cache_clear()))
+        case _:
+            return await handler.account(request, report)
     return say.Done()

@@ -38,7 +38,7 @@ def ask(
     *,
     on_progress: Callable[[say.Progress], None] | None = None,
     patience: float | None = PROMPT_SECONDS,
-) -> say.Done | say.Status | say.CacheStats:
+) -> say.Reply:
     """Send `request` to the mount listening on `path` and return its last answer.
 
     `patience` is the longest wait for the next line in seconds; None waits for ever. Raises

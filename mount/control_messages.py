@@ -1,11 +1,12 @@
 """What the command and a running mount say to each other over the control socket.
 
-Knows: the shape of requests and answers, how they are framed, and where the socket is. Must not
-know: how an answer is found (`control`), how it is shown (`cli`).
+Knows: the shape of requests and answers, how they are framed, and where the socket is; those about
+sharing, history, trash and devices are in `account_messages`. Must not know: how an answer is found
+(`control`), how it is shown (`cli`).
 
 A connection carries one request and its answers, each one line of JSON: any number of `Progress`,
-then exactly one of `Done`, `Failed`, `Status`, `CacheStats`. `Status` is also what
-`nearline status --json` prints: a stable schema, to which fields are added and never removed.
+then exactly one of `Failed` and `Reply`. `Status` is also what `nearline status --json` prints: a
+stable schema, to which fields are added and never removed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 
 from msgspec import Struct, json
 
+from mount.account_messages import AccountAnswer, AccountRequest
 from mount.config import short_hash
 
 SOCKET_NAME = "control.sock"
@@ -76,6 +78,7 @@ Request = (
     | WarmRequest
     | CacheStatsRequest
     | CacheClearRequest
+    | AccountRequest
 )
 
 
@@ -191,7 +194,8 @@ class CacheStats(Struct, frozen=True, kw_only=True, tag="cache_stats"):
     evicted: int = 0
 
 
-Answer = Progress | Done | Failed | Status | CacheStats
+Reply = Done | Status | CacheStats | AccountAnswer
+Answer = Progress | Failed | Reply
 
 
 _requests: json.Decoder[Request] = json.Decoder(Request)

@@ -24,8 +24,10 @@ import pyfuse3
 import structlog
 import trio
 
+from mount import answers, mountinfo
 from mount import control_messages as say
-from mount import mountinfo
+from mount.account import Account
+from mount.account_messages import AccountRequest
 from mount.attributes import Ownership
 from mount.config import MountConfig
 from mount.control import Report, serve_control
@@ -73,11 +75,11 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         await nursery.start(session.run)
         pins = Pins(session)
-        handler = Control(config, session, pins)
+        account = Account(config, session, invalidator.settled)
+        handler = Control(config, session, pins, account)
         await nursery.start(serve_control, say.socket_path(config.state_dir), handler)
         nursery.start_soon(invalidator.run)
         nursery.start_soon(pins.run)
-        nursery.start_soon(session.refresh_account)
         nursery.start_soon(_end_on_signal, config)
         if config.metrics_port is not None:
             from mount.metrics import serve_metrics  # only when asked for: it costs start-up time
@@ -138,8 +140,8 @@ async def unmount(mountpoint: Path, *, lazily_if_busy: bool) -> None:
 class Control:
     """Implements `control.ControlHandler`."""
 
-    def __init__(self, config: MountConfig, session: Session, pins: Pins) -> None:
-        self._config, self._session, self._pins = config, session, pins
+    def __init__(self, config: MountConfig, session: Session, pins: Pins, account: Account) -> None:
+        self._config, self._session, self._pins, self._account = config, session, pins, account
 
     def status(self) -> say.Status:
         session, config = self._session, self._config
@@ -236,6 +238,9 @@ class Control:
 
     async def warm(self, path: str, report: Report) -> None:
         await self._pins.warm(path, partial(_report_progress, report))
+
+    async def account(self, request: AccountRequest, report: Report) -> answers.Answered:
+        return await answers.answer(self._account, request, report)
 
     def cache_stats(self) -> say.CacheStats:
         stats = self._session.blocks.stats()

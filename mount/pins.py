@@ -9,13 +9,13 @@ Concurrency contract: one task at a time works on pins (`_working`); requests wa
 
 from __future__ import annotations
 
-import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 import trio
 
-from cache.tree import ROOT, Node
+from cache.tree import Node
+from mount.paths import resolve
 from mount.session import Session
 from remote.content import HOLE
 from remote.errors import NearlineError
@@ -34,13 +34,13 @@ class Pins:
 
     async def pin(self, path: str, told: Told) -> None:
         """Keep `path` on this machine; returns when it is here."""
-        node = await self._resolve(path)
+        node = await resolve(self._session, path)
         with self._session.db.transaction():
             self._session.db.run("INSERT OR IGNORE INTO pin VALUES (?)", node.file)
         await self._fetch(node, told, keep=True)
 
     async def unpin(self, path: str) -> None:
-        node = await self._resolve(path)
+        node = await resolve(self._session, path)
         with self._session.db.transaction():
             self._session.db.run("DELETE FROM pin WHERE file = ?", node.file)
         async with self._working:
@@ -50,7 +50,7 @@ class Pins:
 
     async def warm(self, path: str, told: Told) -> None:
         """Fetch `path` once."""
-        await self._fetch(await self._resolve(path), told, keep=False)
+        await self._fetch(await resolve(self._session, path), told, keep=False)
 
     async def run(self) -> None:
         """Fetch new versions of what is pinned, as they come, until cancelled."""
@@ -102,16 +102,6 @@ class Pins:
                 while page := self._session.tree.entries(node.ino, after, 500):
                     below += [entry.node for entry in page]
                     after = page[-1].cookie
-
-    async def _resolve(self, path: str) -> Node:
-        node = self._session.tree.node(ROOT)
-        for name in [part for part in path.split("/") if part]:
-            await self._session.ensure_listed(node.ino)
-            found = self._session.tree.child(node.ino, name)
-            if found is None:
-                raise OSError(errno.ENOENT, f"there is no {path} in the drive")
-            node = found
-        return node
 
 
 async def _tell_nobody(_done: int, _total: int) -> None:

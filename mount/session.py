@@ -36,6 +36,7 @@ from cache.spool import Spool
 from cache.tree import HISTORY, ROOT, Tree
 from cache.uploader import Uploader
 from mount.config import MountConfig
+from mount.quota import AccountWatch
 from mount.versions import Versions
 from remote.client import ApiClient
 from remote.content import Manifest
@@ -128,6 +129,7 @@ class Session:
         self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
         self.versions = Versions(self.db, self.tree, self.client.versions)
         self.contents.on_change = self._content_changed
+        self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
         self.me: Me | None = None
         self._listings: dict[int, trio.Event] = {}
 
@@ -150,6 +152,7 @@ class Session:
             nursery.start_soon(self.subscriber.run)
             nursery.start_soon(self.replayer.run)
             nursery.start_soon(self._list_root)
+            nursery.start_soon(self.account.run)
             task_status.started()
 
     async def _list_root(self) -> None:
@@ -278,6 +281,7 @@ class Session:
     def usage(self) -> tuple[int, int]:
         """Bytes used and quota of the account as far as known, what waits here included; without
         a quota the drive seems as large as 64 TiB."""
+        self.account.asked()
         used = (self.me.used_bytes if self.me else 0) + self.contents.dirty_bytes
         quota = self.me.quota_bytes if self.me and self.me.quota_bytes is not None else 1 << 46
         return used, quota

@@ -22,6 +22,17 @@ _COMMANDS = {
     "pin": ("mount.cli.asking:pin", "Keep a file or folder on this machine."),
     "unpin": ("mount.cli.asking:unpin", "Let a pinned file or folder be evicted again."),
     "warm": ("mount.cli.asking:warm", "Fetch a file or folder into the cache now."),
+    "share": ("mount.cli.sharing:share", "Let another account see or change a file or folder."),
+    "unshare": ("mount.cli.sharing:unshare", "Take that back."),
+    "shares": ("mount.cli.sharing:shares", "Who has access to a file or folder."),
+    "shared": ("mount.cli.sharing:shared", "What others share with you."),
+    "leave": ("mount.cli.sharing:leave", "Give up what somebody shares with you."),
+    "link": ("mount.cli.sharing:link", "Make a URL for people without an account."),
+    "links": ("mount.cli.sharing:links", "The links to your files."),
+    "log": ("mount.cli.history:log", "The versions of a file."),
+    "restore": ("mount.cli.history:restore", "Go back to an earlier version, or undelete."),
+    "trash": ("mount.cli.history:trash", "What was deleted, and bringing it back."),
+    "devices": ("mount.cli.devices:devices", "The devices and tokens of your account."),
 }
 
 

@@ -100,9 +100,7 @@ def warm(path: Place, /) -> None:
         _ask(record, say.WarmRequest(below), view)
 
 
-def _ask(
-    record: registry.Record, request: say.Request, view: View | None = None
-) -> say.Done | say.Status | say.CacheStats:
+def _ask(record: registry.Record, request: say.Request, view: View | None = None) -> say.Reply:
     return control_client.ask(
         Path(record.control), request, on_progress=view, patience=None if view else 60.0
     )

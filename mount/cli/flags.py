@@ -27,3 +27,10 @@ Insecure = Annotated[
 ]
 Timeout = Annotated[float | None, Parameter(help="Give up after this many seconds.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the stable JSON schema.")]
+Path = Annotated[str, Parameter(name="PATH")]
+Mount = Annotated[
+    str | None, Parameter(name="DIR", help="The mount; needed when there are several.")
+]
+Expires = Annotated[
+    str | None, Parameter(help="It ends after this long, such as 7d or 12h 30m; never without.")
+]

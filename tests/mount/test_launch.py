@@ -35,8 +35,8 @@ async def run(config, token, *, ready):
         raise UsageFailure("no; do it otherwise")
     if config.account == "crash":
         os.abort()
-    ready()
     with trio.open_signal_receiver(15) as signals:
+        ready()
         async for _ in signals:
             return
 

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from cache.tree import ROOT
+from mount.paths import NoSuchPath
 from mount.pins import Pins
 from remote.content import HOLE, Manifest, Piece
 from tests.cache.state import State
@@ -103,7 +104,7 @@ async def test_warming_keeps_nothing_and_fetches_once(state: State) -> None:
 
 async def test_what_does_not_exist_cannot_be_pinned(state: State) -> None:
     pins = Pins(Session(state))  # type: ignore[arg-type]  # the parts of it that are used
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NoSuchPath):
         await pins.pin("nothing/here", nobody)
     assert state.db.all("SELECT * FROM pin") == []
 

@@ -1,0 +1,115 @@
+"""`devices`: who has a token of the account."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from mount import account_messages as wanted
+from mount import control_client, registry
+from mount.cli import flags, listing, talking, times
+from mount.control_messages import Done
+from mount.failures import Failure
+
+devices = App(name="devices", help="The devices and tokens of your account.")
+
+
+@devices.default
+@devices.command(name="list")
+def list_devices(directory: flags.Mount = None, /, *, json: flags.Json = False) -> None:
+    """Every device of the account whose token is good, newest first."""
+    record = talking.chosen(directory)
+    found = talking.ask(record, wanted.DevicesRequest(), wanted.Devices, "devices")
+    if json:
+        listing.print_json(found)
+        return
+    listing.show(
+        ["ID", "NAME", "MAY", "FOLDER", "MADE", "EXPIRES", "LAST SEEN", ""],
+        [
+            [
+                one.id[-8:],
+                one.name,
+                "read" if one.scope == "read" else "everything",
+                one.folder or ("" if one.folder_id is None else "(not seen here)"),
+                times.local(one.created_ns),
+                "never" if one.expires_ns is None else times.local(one.expires_ns),
+                "never" if one.seen_ns is None else times.local(one.seen_ns),
+                "this mount" if one.current else "",
+            ]
+            for one in found.devices
+        ],
+        nothing="There are no devices.",
+    )
+
+
+@devices.command(name="revoke")
+def revoke(
+    said: Annotated[str, Parameter(name="ID-OR-NAME")],
+    directory: flags.Mount = None,
+    /,
+    *,
+    own: Annotated[bool, Parameter(negative="", help="Also if it is this mount's own.")] = False,
+) -> None:
+    """Refuse a device from its next request on. What it has not sent stays on it."""
+    record = talking.chosen(directory)
+    request = wanted.RevokeDeviceRequest(said=said, own_too=own)
+    done = talking.ask(record, request, Done, "devices")
+    print(f"{listing.printable(done.message)} is refused from now on.")
+
+
+@devices.command(name="add")
+def add(
+    name: Annotated[str, Parameter(name="NAME")],
+    directory: flags.Mount = None,
+    /,
+    *,
+    read_only: Annotated[bool, Parameter(negative="", help="It may change nothing.")] = False,
+    folder: Annotated[str | None, Parameter(help="It reaches this folder and no more.")] = None,
+    expires: flags.Expires = None,
+    json: flags.Json = False,
+) -> None:
+    """Make a token for a script or another machine, weaker than your own if you like.
+
+    It is printed this once; use it as NEARLINE_TOKEN."""
+    record = talking.chosen(directory or folder)
+    request = wanted.MakeTokenRequest(
+        name=name,
+        read_only=read_only,
+        folder=None if folder is None else talking.path_in(record, folder) or None,
+        expires_seconds=None if expires is None else times.duration(expires),
+    )
+    made = talking.ask(record, request, wanted.Token, "devices")
+    if json:
+        listing.print_json(made)
+        return
+    print(made.token)
+    print(f"Take it back with: nearline devices revoke {made.id}", file=sys.stderr)
+
+
+@devices.command(name="rotate")
+def rotate(directory: flags.Mount = None, /) -> None:
+    """Exchange this machine's token for a new one; the one before is good for ten minutes more."""
+    record = talking.chosen(directory)
+    done = talking.ask(record, wanted.RotateRequest(), Done, "devices")
+    print(f"This device has a new token; it is in {done.message}.")
+    for other in registry.all_records():
+        if other.alive and other != record and _same_login(other, record):
+            _reload(other)
+
+
+def _same_login(one: registry.Record, other: registry.Record) -> bool:
+    return (one.url, one.account) == (other.url, other.account)
+
+
+def _reload(other: registry.Record) -> None:
+    """Another mount with the same login may be the same device."""
+    try:
+        control_client.ask(Path(other.control), wanted.ReloadTokenRequest())
+    except (control_client.NotAnswering, control_client.MountRefused) as problem:
+        raise Failure(
+            f"the mount at {other.mountpoint} has the old token still ({problem});"
+            " unmount it and mount it again within ten minutes"
+        ) from problem

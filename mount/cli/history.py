@@ -1,0 +1,175 @@
+"""`log`, `restore`, `trash`: going back."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from mount import account_messages as wanted
+from mount.cli import flags, listing, talking, times
+from mount.failures import Failure, UsageFailure
+from mount.progress import human_bytes
+from mount.registry import Record
+
+Said = Annotated[str, Parameter(name="PATH-OR-ID")]
+
+
+def log(path: flags.Path, /, *, json: flags.Json = False) -> None:
+    """The versions of the file PATH, newest first, and where each can be read."""
+    record, below = talking.at(path)
+    found = talking.ask(record, wanted.LogRequest(below), wanted.History, "log")
+    if json:
+        listing.print_json(found)
+        return
+    listing.show(
+        ["VERSION", "WHEN", "SIZE", "BY", "NOTE", "READ IT AT"],
+        [
+            [
+                one.id[-8:],
+                times.local(one.created_ns),
+                human_bytes(one.size),
+                f"{one.account} on {one.device}",
+                _note(one),
+                one.path,
+            ]
+            for one in found.versions
+        ],
+        nothing="The server has no version of it yet.",
+    )
+
+
+def _note(one: wanted.Version) -> str:
+    notes = ["current"] if one.current else []
+    if one.restored_from is not None:
+        notes.append(f"restored from {one.restored_from[-8:]}")
+    if one.overtook is not None:
+        notes.append(f"won over {one.overtook[-8:]}")
+    return ", ".join(notes)
+
+
+def restore(
+    path: flags.Path,
+    /,
+    *,
+    version: Annotated[
+        str | None,
+        Parameter(
+            help="An id, six or more of its digits, or a time, as `nearline log` shows them."
+        ),
+    ] = None,
+) -> None:
+    """Bring the version before the current one of PATH back, or that of --version.
+
+    It becomes a new version: nothing is lost, and restoring again undoes it. A PATH that is not
+    there is looked for in the trash."""
+    record, below = talking.at(path)
+    at = [] if version is None else times.seconds_meant(version)
+    request = wanted.RestoreRequest(path=below, version=version, at=at)
+    done = talking.ask(record, request, wanted.Restored, "restore")
+    _tell(done)
+    if done.version is not None:
+        print(f"{listing.printable(done.path)} is as in version {done.version[-8:]} again.")
+
+
+def _tell(done: wanted.Restored) -> None:
+    """Say what came back from the trash. Raises `Failure` when not everything did."""
+    if done.files:
+        more = f", {done.files} files and folders in all" if done.files > 1 else ""
+        print(f"{listing.printable(done.path)} is back{more}.")
+    for line in done.left:
+        print(f"still in the trash: {listing.printable(line)}", file=sys.stderr)
+    if done.left:
+        raise Failure(f"{len(done.left)} did not come back; see above, and `nearline trash list`")
+
+
+trash = App(name="trash", help="What was deleted, and bringing it back.")
+
+
+@trash.command(name="list")
+def list_trash(directory: flags.Mount = None, /, *, json: flags.Json = False) -> None:
+    """What is in the trash, newest first. What was deleted with its folder counts with that."""
+    record = talking.chosen(directory)
+    found = talking.ask(record, wanted.TrashRequest(), wanted.Trash, "trash")
+    if json:
+        listing.print_json(found)
+        return
+    listing.show(
+        ["ID", "DELETED", "KEPT UNTIL", "SIZE", "PATH"],
+        [
+            [
+                one.id[-8:],
+                times.local(one.trashed_ns),
+                times.local(one.expires_ns),
+                f"{one.inside} inside" if one.kind == "directory" else human_bytes(one.size),
+                one.path + ("/" if one.kind == "directory" else ""),
+            ]
+            for one in found.items
+        ],
+        nothing="The trash is empty.",
+    )
+
+
+@trash.command(name="restore")
+def restore_trashed(
+    said: Said,
+    directory: flags.Mount = None,
+    /,
+    *,
+    to: Annotated[str | None, Parameter(help="Put it into this folder instead.")] = None,
+) -> None:
+    """Bring back what was deleted at PATH, or has this ID in the list, with all that was deleted
+    with it.
+
+    Where its name is taken by now it gets another one."""
+    record = _mount_of(said, directory or to)
+    request = wanted.TrashRestoreRequest(
+        said=said,
+        path=talking.below(record, said),
+        to=None if to is None else talking.path_in(record, to),
+    )
+    _tell(talking.ask(record, request, wanted.Restored, "trash"))
+
+
+@trash.command(name="empty")
+def empty(
+    said: Annotated[str | None, Parameter(name="PATH-OR-ID")] = None,
+    directory: flags.Mount = None,
+    /,
+    *,
+    yes: Annotated[bool, Parameter(negative="", help="Do not ask.")] = False,
+) -> None:
+    """Delete what is in the trash, or only PATH or ID, for good. It cannot be brought back."""
+    record = _mount_of(said, directory)
+    path = None if said is None else talking.below(record, said)
+    if path == "":  # the mount itself: all of its trash
+        said = path = None
+    what = "everything in the trash" if said is None else f"{said} in the trash"
+    if not yes and not _agreed(f"Delete {what} of {record.account} for good?"):
+        print("Nothing was deleted.")
+        return
+    request = wanted.TrashEmptyRequest(said=said, path=path)
+    done = talking.ask(record, request, wanted.Emptied, "trash")
+    print(f"{done.files} files are gone for good.")
+
+
+def _mount_of(said: str | None, directory: str | None) -> Record:
+    """The mount that is named, else that which `said` is a path in, else the obvious one."""
+    if directory is None and said is not None and _is_in_a_mount(said):
+        return talking.at(said)[0]
+    return talking.chosen(directory)
+
+
+def _is_in_a_mount(path: str) -> bool:
+    try:
+        talking.at(path)
+    except Failure:
+        return False
+    return True
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UsageFailure("there is no terminal to ask on; say --yes if that is meant")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

@@ -1,0 +1,175 @@
+"""`share`, `unshare`, `shares`, `shared`, `leave`, `link`, `links`: what others may see."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from mount import account_messages as wanted
+from mount.cli import flags, listing, talking, times
+from mount.control_messages import Done
+from mount.failures import UsageFailure
+
+OtherAccount = Annotated[str, Parameter(name="ACCOUNT")]
+
+
+def share(
+    path: flags.Path,
+    account: OtherAccount,
+    /,
+    *,
+    role: Annotated[
+        Literal["viewer", "editor"], Parameter(help="Whether they may also change it.")
+    ] = "viewer",
+) -> None:
+    """Let ACCOUNT see, or with --role editor change, PATH and what is below it.
+
+    It appears in the folder Shared of their mount. Sharing again changes the role."""
+    record, below = talking.at(path)
+    talking.ask(record, wanted.ShareRequest(below, account, role), wanted.Shares, "share")
+    print(f"{listing.printable(account)} is {role} of {listing.printable(_called(below))} now.")
+
+
+def unshare(path: flags.Path, account: OtherAccount, /) -> None:
+    """Take back from ACCOUNT what it was given on PATH."""
+    record, below = talking.at(path)
+    request = wanted.UnshareRequest(below, account)
+    left = talking.ask(record, request, wanted.Shares, "unshare")
+    still = [one for one in left.grants if one.account.casefold() == account.casefold()]
+    name, what = listing.printable(account), listing.printable(_called(below))
+    print(f"{what} itself is not shared with {name} any more.")
+    for one in still:
+        where = "a folder above" if one.path is None else _called(one.path)
+        print(f"{name} still sees it as {one.role} of {listing.printable(where)}.")
+
+
+def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
+    """Who has access to PATH, and where it was given."""
+    record, below = talking.at(path)
+    found = talking.ask(record, wanted.SharesRequest(below), wanted.Shares, "shares")
+    if json:
+        listing.print_json(found)
+        return
+    listing.show(
+        ["ACCOUNT", "ROLE", "GIVEN ON", "BY", "WHEN"],
+        [[found.owner, "owner", "", "", ""]]
+        + [
+            [
+                grant.account,
+                grant.role,
+                "(above)" if grant.path is None else _called(grant.path),
+                grant.granted_by,
+                times.local(grant.at_ns),
+            ]
+            for grant in found.grants
+        ],
+        nothing="",
+    )
+
+
+def shared(directory: flags.Mount = None, /, *, json: flags.Json = False) -> None:
+    """What others share with you, and where it is in the mount."""
+    record = talking.chosen(directory)
+    found = talking.ask(record, wanted.SharedRequest(), wanted.Shared, "shared")
+    if json:
+        listing.print_json(found)
+        return
+    listing.show(
+        ["PATH", "OWNER", "ROLE", "KIND"],
+        [[one.path, one.owner, one.role, one.kind] for one in found.shared],
+        nothing="Nobody shares anything with you.",
+    )
+
+
+def leave(path: flags.Path, /) -> None:
+    """Give up what somebody shares with you at PATH (Shared/OWNER/NAME). They keep it."""
+    record, below = talking.at(path)
+    talking.ask(record, wanted.LeaveRequest(below), Done, "leave")
+    print(f"{listing.printable(below)} is not shared with you any more.")
+
+
+def _called(path: str) -> str:
+    return path or "the whole drive"
+
+
+# --- links --------------------------------------------------------------------------------------
+
+
+def link(
+    path: flags.Path,
+    /,
+    *,
+    expires: flags.Expires = None,
+    password_file: flags.PasswordFile = None,
+    max_downloads: Annotated[
+        int | None, Parameter(help="So many downloads may be begun, and no more.")
+    ] = None,
+    json: flags.Json = False,
+) -> None:
+    """Make a URL that shows PATH to whoever has it, also without an account.
+
+    It is printed this once. With --password-file they are asked for that password."""
+    from mount import credentials
+
+    if max_downloads is not None and max_downloads < 1:
+        raise UsageFailure("--max-downloads is at least 1; without it there is no limit")
+    password = None
+    if password_file is not None:
+        password = credentials.read_password("", password_file)
+    record, below = talking.at(path)
+    request = wanted.MakeLinkRequest(
+        path=below,
+        expires_seconds=None if expires is None else times.duration(expires),
+        password=password,
+        max_downloads=max_downloads,
+    )
+    made = talking.ask(record, request, wanted.LinkMade, "link")
+    if json:
+        listing.print_json(made)
+        return
+    print(made.url)
+    print(f"Take it back with: nearline links revoke {made.link.id}", file=sys.stderr)
+
+
+links = App(name="links", help="The links to your files.")
+
+
+@links.default
+def list_links(
+    path: Annotated[str | None, Parameter(name="PATH")] = None, /, *, json: flags.Json = False
+) -> None:
+    """The links to PATH; for a mount's own folder, or without PATH, every link of the drive."""
+    record = talking.chosen(path)
+    below = None if path is None else talking.path_in(record, path)
+    request = wanted.LinksRequest(below or None)
+    found = talking.ask(record, request, wanted.Links, "links")
+    if json:
+        listing.print_json(found)
+        return
+    listing.show(
+        ["ID", "PATH", "MADE", "EXPIRES", "DOWNLOADS", "PASSWORD"],
+        [_row(one) for one in found.links],
+        nothing="There are no links. Make one with: nearline link PATH",
+    )
+
+
+def _row(one: wanted.Link) -> list[str]:
+    limit = "" if one.max_downloads is None else f" of {one.max_downloads}"
+    return [
+        one.id[-8:],
+        one.path,
+        times.local(one.created_ns),
+        "never" if one.expires_ns is None else times.local(one.expires_ns),
+        f"{one.downloads}{limit}",
+        "yes" if one.has_password else "",
+    ]
+
+
+@links.command(name="revoke")
+def revoke(id: Annotated[str, Parameter(name="ID")], directory: flags.Mount = None, /) -> None:
+    """Make the link ID, as `nearline links` shows it, lead nowhere from now on."""
+    record = talking.chosen(directory)
+    talking.ask(record, wanted.RevokeLinkRequest(id), Done, "links")
+    print("The link leads nowhere any more.")
