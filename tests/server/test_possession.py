@@ -1,4 +1,4 @@
-"""Who does not own a drive must have the bytes of what he refers to, and learns nothing by asking."""
+"""Who does not own a drive must have the bytes of what he names, and learns nothing by asking."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_having_the_bytes_is_enough_and_the_answer_tells_nothing(
     begun = guest.start(version, new_id(), there, absent, parent=folder)
     answers = [guest.put(t, c) for t, c in zip(begun.chunks, (there, absent), strict=True)]
     assert [each.status_code for each in answers] == [200, 200]
-    assert [visible(each) for each in answers][0] == [visible(each) for each in answers][1]
+    assert visible(answers[0]) == visible(answers[1])
     again = guest.start(version, new_id(), there, absent, parent=folder)
     assert [ticket.state for ticket in again.chunks] == ["uploaded", "uploaded"]
     assert isinstance(create(guest, folder, version, there, absent), wire.Applied)
