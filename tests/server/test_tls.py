@@ -18,6 +18,7 @@ import pytest
 import trio
 import trustme
 
+from mount.cli import main
 from remote.client import ApiClient
 from remote.errors import Unreachable
 from remote.wire import LoginRequest
@@ -204,3 +205,13 @@ def test_the_public_url() -> None:
 def test_trusted_proxies_are_addresses(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="trusted_proxies"):
         Settings(tmp_path, "http://h", Tunables(trusted_proxies=("proxy.example",)))
+
+
+def test_the_command_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    serving = ["serve", "--data", str(tmp_path / "data")]
+    assert main([*serving, "--tls-cert", "cert.pem"]) == 2
+    assert "--tls-key" in capsys.readouterr().err
+    assert main([*serving, "--listen", "0.0.0.0:0", "--public-url", "http://h"]) == 1
+    assert "--insecure" in capsys.readouterr().err
+    assert main([*serving, "--listen", "0.0.0.0:0", "--insecure"]) == 1
+    assert "--public-url" in capsys.readouterr().err
