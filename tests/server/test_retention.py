@@ -187,6 +187,16 @@ def test_the_current_version_never_goes(anna: Drive) -> None:
     assert expire(anna.db, NOW + 1000 * DAY_NS) == Expired(0, 0, False)
 
 
+def test_what_is_current_stays_whatever_else_is_said_of_it(anna: Drive) -> None:
+    """Even where the note of when it was overwritten is wrong."""
+    file = anna.make("a", at=days_ago(100))
+    made = anna.write(file, *[days_ago(90 - number) for number in range(5)])
+    with anna.db.write() as conn:
+        conn.execute(update(schema.files).where(schema.files.c.id == file).values(version=made[0]))
+    expire(anna.db)
+    assert made[0] in anna.versions(file)
+
+
 def test_each_account_has_its_limits(anna: Drive, ben: Drive) -> None:
     made = {}
     for drive in (anna, ben):
@@ -407,6 +417,19 @@ def test_who_sees_a_quiet_part_of_a_drive_is_not_reset(anna: Drive, ben: Drive) 
     assert prune(anna.db, now_ns=NOW + 100 * DAY_NS) > 0
     assert [row.seq for row in rows(anna.db, schema.changes, topic=topic)] == [10]
     assert pull(ben, knows_all).reset
+
+
+def test_pruning_below_a_young_change_of_a_part_resets_nobody(anna: Drive, ben: Drive) -> None:
+    folder = anna.make("folder", at=days_ago(100), kind="directory")
+    share(anna, folder, ben)
+    anna.make("a", folder, at=days_ago(99))
+    cursor = pull(ben, pull(ben, None).cursor).cursor
+    anna.make("b", at=days_ago(80))
+    file = anna.make("c", folder, at=days_ago(1))
+    prune(anna.db)
+    assert floor(anna) == 3
+    (change,) = pull(ben, cursor).changes
+    assert file in {record.id for record in change.files}
 
 
 def test_pruning_parts_uses_their_index(db: Database) -> None:
