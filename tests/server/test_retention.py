@@ -419,17 +419,21 @@ def test_who_sees_a_quiet_part_of_a_drive_is_not_reset(anna: Drive, ben: Drive) 
     assert pull(ben, knows_all).reset
 
 
-def test_pruning_below_a_young_change_of_a_part_resets_nobody(anna: Drive, ben: Drive) -> None:
+def test_pruning_below_a_young_change_of_a_part_resets_who_missed_one(
+    anna: Drive, ben: Drive
+) -> None:
     folder = anna.make("folder", at=days_ago(100), kind="directory")
     share(anna, folder, ben)
+    early = pull(ben, None).cursor
     anna.make("a", folder, at=days_ago(99))
-    cursor = pull(ben, pull(ben, None).cursor).cursor
+    cursor = pull(ben, early).cursor
     anna.make("b", at=days_ago(80))
     file = anna.make("c", folder, at=days_ago(1))
     prune(anna.db)
     assert floor(anna) == 3
     (change,) = pull(ben, cursor).changes
     assert file in {record.id for record in change.files}
+    assert pull(ben, early).reset
 
 
 def test_pruning_parts_uses_their_index(db: Database) -> None:
