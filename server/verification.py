@@ -135,11 +135,13 @@ _PROMISES = select(upload_chunks.c.descriptor).where(
     upload_chunks.c.chunk == bindparam("chunk"),
     upload_chunks.c.descriptor.is_not(None),
 )
+# Spelt out: an IN list cannot be executed for many rows at once.
+_there = or_(*(chunks.c.state == state for state in THERE))
 _this_stay = (
     (chunks.c.drive == bindparam("d"))
     & (chunks.c.id == bindparam("i"))
     & (chunks.c.uploaded_ns == bindparam("u"))
-    & chunks.c.state.in_(THERE)
+    & _there
     & chunks.c.verified_ns.is_(None)
 )
 _GOOD = update(chunks).where(_this_stay).values(verified_ns=bindparam("now"))

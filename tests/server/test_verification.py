@@ -206,6 +206,26 @@ def test_before_it_is_verified_it_is_its_uploaders_alone(
 
 
 @pytest.mark.usefixtures("blind")
+def test_many_are_verified_at_once(server: Running, anna: Client, ben: Client) -> None:
+    good = [make_chunk(noise(50, f"good {n}")) for n in range(4)]
+    bad = [make_chunk(noise(50, f"bad {n}")) for n in range(2)]
+    lies = [lie_about(chunk, noise(50, "garbage")) for chunk in bad]
+    file, version = new_id(), new_id()
+    anna.upload(version, file, *good, *lies)
+    anna.make("a", file=file, content=content(version, *good, *bad))
+    share(anna, file, ben, "viewer")
+    ids = [chunk.id for chunk in good + bad]
+    answer = refusal(ben, file=file, version=version, chunks=ids)
+    assert isinstance(answer, errors.Unavailable)
+    rows = [row_of(server, anna.me.drive, id) for id in ids]
+    assert [row is not None and row.verified_ns is not None for row in rows] == [True] * 4 + [
+        False
+    ] * 2
+    assert len(ben.locate(file=file, version=version, chunks=ids[:4]).chunks) == 4
+    check_sums(server, anna.me.drive)
+
+
+@pytest.mark.usefixtures("blind")
 def test_a_bad_object_is_not_given_to_others(server: Running, anna: Client, ben: Client) -> None:
     chunk = make_chunk(noise(500, "others"))
     file, version = new_id(), new_id()
