@@ -11,6 +11,7 @@ the file's extension, so that a program opens it as what it is:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -21,6 +22,10 @@ SHORT = 8
 MIN_GIVEN = 6
 _SECOND_NS = 1_000_000_000
 _MAX_EXTENSION_BYTES = 32
+
+SUFFIX = "@@"
+"""Behind a file's name: the directory of its versions."""
+_VERSION_PATH = re.compile(rf"(?P<file>.+){SUFFIX}/[^/]*Z-(?P<id>[0-9a-f]{{8,32}})(\.[^/]*)?", re.S)
 
 
 class NoSuchVersion(LookupError):
@@ -47,6 +52,12 @@ def version_names(name: str, versions: Iterable[VersionInfo]) -> dict[str, Versi
             own = f"{_moment(version)}-{version.id}{_extension(name)}"
         named[own] = version
     return named
+
+
+def named_in(path: str) -> tuple[str, VersionId] | None:
+    """The file's path and the (end of the) id in the path of a version; None for another path."""
+    match = _VERSION_PATH.fullmatch(path)
+    return None if match is None else (match["file"], match["id"])
 
 
 def newest_first(versions: Iterable[VersionInfo]) -> list[VersionInfo]:

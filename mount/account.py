@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from cache.journal import Op, new_id
-from cache.tree import Node
+from cache.tree import HISTORY, LOCAL, REVOKED, Node
 from mount import control_messages as say
 from mount.config import MountConfig
 from mount.failures import Failure
@@ -36,6 +36,7 @@ REPORT_SECONDS = 1.0
 SHOWN_SECONDS = 10.0  # for the kernel, which a request of somebody else may keep waiting
 TRIES = 3
 MIN_GIVEN = 6
+_NOT_ON_THE_SERVER = frozenset({LOCAL, HISTORY, REVOKED})
 
 Report = Callable[[say.Progress], Awaitable[None]]
 
@@ -63,6 +64,8 @@ class Account:
         """The node at `path`, once the server has every change of it. Raises `NoSuchPath`,
         `Failure` when the server refuses one, `Unreachable` while offline."""
         node = await resolve(self.session, path)
+        if node.drive in _NOT_ON_THE_SERVER:
+            raise Failure(f"{path} is only how this mount shows something; name a file or folder")
         await self.flush(lambda op: op.ino == node.ino, report)
         refused = [op for op in self.session.journal if op.ino == node.ino and op.refused]
         if refused:

@@ -21,8 +21,6 @@ from remote import wire
 from remote.errors import Refused
 from remote.ids import FileId, VersionId
 
-VERSIONS = "@@"  # behind a file's name: the directory of its versions
-
 
 async def log(account: Account, request: ask.LogRequest, report: Report) -> ask.History:
     node = await _regular(account, request.path, report)
@@ -34,7 +32,7 @@ async def log(account: Account, request: ask.LogRequest, report: Report) -> ask.
         versions=[
             ask.Version(
                 id=one.id,
-                path=f"{request.path}{VERSIONS}/{called}",
+                path=f"{request.path}{versions_of.SUFFIX}/{called}",
                 created_ns=one.created_ns,
                 mtime_ns=one.mtime_ns,
                 size=one.size,
@@ -59,7 +57,10 @@ def _overtaken(found: list[wire.VersionInfo]) -> dict[VersionId, VersionId]:
 
 
 async def restore(account: Account, request: ask.RestoreRequest, report: Report) -> ask.Restored:
-    """From the history, or, when nothing has this path, from the trash."""
+    """From the history, or, when nothing has this path, from the trash. The path of a version in
+    the mount names file and version at once."""
+    if request.version is None and (named := versions_of.named_in(request.path)) is not None:
+        request = ask.RestoreRequest(path=named[0], version=named[1])
     try:
         node = await _regular(account, request.path, report)
     except NoSuchPath:

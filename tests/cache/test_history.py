@@ -11,6 +11,7 @@ from cache.history import (
     before_current,
     by_id,
     by_second,
+    named_in,
     newest_first,
     restored_name,
     version_name,
@@ -60,6 +61,14 @@ def test_versions_saved_in_one_second_have_different_names() -> None:
     named = version_names("letter.txt", listed)
     assert list(named.values()) == listed
     assert f"2026-11-22T15.04.05Z-{same_end.id}.txt" in named
+
+
+def test_the_path_of_a_version_names_file_and_version() -> None:
+    for name in ("letter.txt", "Makefile", "a@@b.c"):
+        for called, one in version_names(name, [version("1a2b3c4d")]).items():
+            assert named_in(f"dir/{name}@@/{called}") == (f"dir/{name}", one.id[-8:])
+    for other in ("letter.txt", "letter.txt@@", "letter.txt@@/x", "a@@/b/2026Z-1a2b3c4d"):
+        assert named_in(other) is None
 
 
 def test_the_one_before_the_current_one() -> None:
