@@ -77,9 +77,9 @@ def people(everybody: People) -> Iterator[People]:
 
 def misbehave(proxy: FaultProxy) -> None:
     """What a bad hour does to every kind of traffic."""
-    proxy.add(Fault("^GET /chunks/", times=3, reset_after=100_000))
-    proxy.add(Fault("^GET /chunks/", times=2, corrupt=5))
-    proxy.add(Fault("^GET /chunks/", times=2, status=403))
+    proxy.add(Fault("^GET /chunks/", times=1, reset_after=100_000))
+    proxy.add(Fault("^GET /chunks/", times=1, corrupt=5))
+    proxy.add(Fault("^GET /chunks/", times=1, status=403))
     proxy.add(Fault("^PUT /blobs/", times=2, status=503))
     proxy.add(Fault("^POST /v1/changes/apply", times=2, status=500))
     proxy.add(Fault("^POST /v1/files", times=1, reset_after=0))
