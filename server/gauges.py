@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -65,11 +65,21 @@ def totals(db: Database) -> Totals:
     )
 
 
+class Received(Protocol):
+    """What `reception` has to tell."""
+
+    @property
+    def waiting_arrivals(self) -> int: ...
+
+    @property
+    def waiting_verification(self) -> int: ...
+
+
 class Gauges:
     """Asked by prometheus_client at each scrape."""
 
-    def __init__(self, db: Database, pools: dict[str, Pool], arrivals: Callable[[], int]) -> None:
-        self._db, self._pools, self._arrivals = db, pools, arrivals
+    def __init__(self, db: Database, pools: dict[str, Pool], received: Received) -> None:
+        self._db, self._pools, self._received = db, pools, received
         self._lock = threading.Lock()  # guards the two below
         self._totals: Totals | None = None
         self._fresh_until = 0.0
@@ -88,7 +98,12 @@ class Gauges:
         yield GaugeMetricFamily(
             "nearline_waiting_arrivals",
             "Stored objects that no transaction has taken note of yet",
-            value=self._arrivals(),
+            value=self._received.waiting_arrivals,
+        )
+        yield GaugeMetricFamily(
+            "nearline_verification_queue",
+            "Stored objects waiting to be read back",
+            value=self._received.waiting_verification,
         )
         yield from _shown(self._recent_totals())
 

@@ -85,6 +85,12 @@ class Reception:
         with self._lock:
             return len(self._arrivals)
 
+    @property
+    def waiting_verification(self) -> int:
+        """Stored objects in the queue to be looked at."""
+        with self._lock:
+            return len(self._queue)
+
     # --- arrivals ---
 
     def arrived(self, arrival: Arrival) -> None:

@@ -92,8 +92,7 @@ class Service:
         self.reception = Reception(
             self.db, self.blobs, self.reads, self.writes, self.files, self.metrics
         )
-        gauges = Gauges(self.db, queues, lambda: self.reception.waiting_arrivals)
-        self.metrics.registry.register(gauges)
+        self.metrics.registry.register(Gauges(self.db, queues, self.reception))
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self.fanout.attach(loop)

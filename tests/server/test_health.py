@@ -96,6 +96,7 @@ def test_metrics_tell_what_an_operator_needs(start: Start, monkeypatch: pytest.M
     assert seen['nearline_chunk_bytes{state="uploaded"}'] == 1000
     assert seen["nearline_unverified_chunks"] in (0, 1)
     assert seen["nearline_waiting_arrivals"] == 0
+    assert seen["nearline_verification_queue"] >= 0
     assert seen['nearline_jobs{of="write"}'] == 0
     assert seen["nearline_connections"] >= 1
     assert seen["nearline_live_sockets"] == seen["nearline_long_polls"] == 0
@@ -125,7 +126,7 @@ def test_totals_are_not_asked_for_at_every_scrape(
 
     monkeypatch.setattr(gauges, "totals", count)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    own = Gauges(server.app.service.db, {}, lambda: 7)
+    own = Gauges(server.app.service.db, {}, server.app.service.reception)
     for now[0] in (1000.0, 1030.0, 1059.0, 1061.0, 1070.0):
         assert list(own.collect())
     assert asked == [1000.0, 1061.0]
