@@ -13,6 +13,8 @@ from mount.failures import Failure, UsageFailure
 from mount.progress import human_bytes
 from mount.registry import Record
 
+COUNTED = 1000  # things in a deleted folder
+
 Said = Annotated[str, Parameter(name="PATH-OR-ID")]
 
 
@@ -102,13 +104,20 @@ def list_trash(directory: flags.Mount = None, /, *, json: flags.Json = False) ->
                 one.id[-8:],
                 times.local(one.trashed_ns),
                 times.local(one.expires_ns),
-                f"{one.inside} inside" if one.kind == "directory" else human_bytes(one.size),
+                _size(one),
                 one.path + ("/" if one.kind == "directory" else ""),
             ]
             for one in found.items
         ],
         nothing="The trash is empty.",
     )
+
+
+def _size(one: wanted.TrashedFile) -> str:
+    """The server stops counting at `COUNTED`."""
+    if one.kind != "directory":
+        return human_bytes(one.size)
+    return f"{one.inside} or more inside" if one.inside >= COUNTED else f"{one.inside} inside"
 
 
 @trash.command(name="restore")
@@ -123,7 +132,7 @@ def restore_trashed(
     with it.
 
     Where its name is taken by now it gets another one."""
-    record = _mount_of(said, directory or to)
+    record = _mount_of(said, directory, to)
     request = wanted.TrashRestoreRequest(
         said=said,
         path=talking.below(record, said),
@@ -154,11 +163,11 @@ def empty(
     print(f"{done.files} files are gone for good.")
 
 
-def _mount_of(said: str | None, directory: str | None) -> Record:
-    """The mount that is named, else that which `said` is a path in, else the obvious one."""
+def _mount_of(said: str | None, directory: str | None, to: str | None = None) -> Record:
+    """The mount that is named, else what `said` or `to` is a path in, else the obvious one."""
     if directory is None and said is not None and _is_in_a_mount(said):
         return talking.at(said)[0]
-    return talking.chosen(directory)
+    return talking.chosen(directory or to)
 
 
 def _is_in_a_mount(path: str) -> bool:

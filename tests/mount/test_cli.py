@@ -74,13 +74,27 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     alone = ["up", "serve", "login", "mount", "umount", "flush", "status", "doctor"]
-    alone += ["pin", "unpin", "warm"]
-    for words in [[name] for name in alone] + [["cache", "stats"], ["account", "add"]]:
+    alone += ["pin", "unpin", "warm", "share", "unshare", "shares", "shared", "leave", "link"]
+    alone += ["links", "log", "restore", "trash", "devices"]
+    below = {"cache": ["stats", "clear"], "account": ["add"], "links": ["revoke"]}
+    below |= {"trash": ["list", "restore", "empty"], "devices": ["list", "revoke", "add", "rotate"]}
+    deep = [[above, name] for above, names in below.items() for name in names]
+    for words in [[name] for name in alone] + deep:
         assert main([*words, "--help"]) == 0
         assert f"Usage: nearline {' '.join(words)}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--help"], ["status"], ["status", "--json"], ["mount", "-h"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["status"],
+        ["status", "--json"],
+        ["mount", "-h"],
+        ["log", "-h"],
+        ["devices", "-h"],
+    ],
+)
 def test_asking_is_light(words: list[str], home: Path) -> None:
     """What a shell prompt or a script calls often must not load the HTTP client or FUSE."""
     code = (
@@ -133,7 +147,9 @@ def test_debug_shows_the_traceback(home: Path) -> None:
 
 
 def test_asking_about_nothing(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["umount"], ["flush"], ["status"], ["pin"], ["cache", "stats"]):
+    asking = [["log"], ["restore"], ["shares"], ["leave"], ["link"], ["links"], ["shared"]]
+    asking += [["trash", "list"], ["devices"], ["cache", "stats"]]
+    for words in (["umount"], ["flush"], ["status"], ["pin"], *asking):
         assert main([*words, str(home)]) == 1
         one_line(capsys)
     assert main(["status"]) == 0
