@@ -27,7 +27,7 @@ from remote.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, 
 from remote.wire import Applied, Change, Keyed, Op
 from server import access, audit, tree
 from server.caller import Caller
-from server.fanout import News, drive_topic, grant_topic
+from server.fanout import News, account_topic, drive_topic, grant_topic
 from server.mutation import Mutation
 from server.records import pages
 from server.schema import audit as audit_table
@@ -75,6 +75,7 @@ class _Batch:
     audited: list[dict[str, object]] = field(default_factory=list)
     topics: dict[str, list[Change]] = field(default_factory=dict)
     put_off: set[str] = field(default_factory=set)
+    returned: set[str] = field(default_factory=set)
 
     def recall(self, keys: Sequence[str]) -> None:
         """Load the answers that were given before."""
@@ -140,6 +141,7 @@ class _Batch:
 
     def _record(self, head: _Head, change: Change, tx: Mutation) -> None:
         head.seq = change.seq
+        self.returned |= tx.returned
         self._tell(drive_topic(change.drive), change)
         if not head.parted:
             return
@@ -175,7 +177,16 @@ class _Batch:
             if head.seq > head.before:
                 moved = update(drives).where(drives.c.id == drive)
                 self.conn.execute(moved.values(head_seq=head.seq))
-        return [self._news(topic, made) for topic, made in self.topics.items()]
+        news = [self._news(topic, made) for topic, made in self.topics.items()]
+        return news + self._seen_again()
+
+    def _seen_again(self) -> list[News]:
+        """For those who are given back a file that was in the trash: they follow no topic of it."""
+        found: set[str] = set()
+        for page in pages(self.returned):
+            to = select(grants.c.account).where(grants.c.file.in_(page))
+            found.update(self.conn.execute(to).scalars())
+        return [News(account_topic(account)) for account in sorted(found)]
 
     def _news(self, topic: str, made: list[Change]) -> News:
         head = self.heads[made[0].drive]

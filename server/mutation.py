@@ -49,7 +49,8 @@ _DROP_ENTRY = delete(entries).where(
 class Mutation:
     """`seq` is the sequence number this operation's change will have in drive `drive`. `lost` are
     the (directory, file) pairs of entries that went: who sees only a part of the drive must be told
-    of a file that left it."""
+    of a file that left it. `returned` are files that are back from the trash: those with whom they
+    are shared see them again, and were not listening."""
 
     conn: Connection
     caller: Caller
@@ -60,6 +61,7 @@ class Mutation:
     touched: dict[str, None] = field(default_factory=dict)
     names: dict[tuple[str, str], str | None] = field(default_factory=dict)
     lost: set[tuple[str, str]] = field(default_factory=set)
+    returned: set[str] = field(default_factory=set)
 
     # --- reading, with access ---
 
@@ -138,6 +140,8 @@ class Mutation:
         """One more entry names the file; a file in the trash is back in the tree."""
         if row.links >= MAX_LINKS:
             raise Refused(TooManyLinks(message=f"a file has at most {MAX_LINKS} names"))
+        if row.links == 0:
+            self.returned.add(row.id)
         back = {"trashed_ns": None, "trashed_parent": None, "trashed_name": None}
         self.update(row.id, links=row.links + 1, **back)
 

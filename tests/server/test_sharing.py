@@ -327,6 +327,21 @@ def test_a_socket_hears_of_shares_of_changes_in_them_and_of_their_end(
         assert feed.pull().shared == []
 
 
+def test_a_socket_hears_of_a_share_that_is_back_from_the_trash(
+    server: Running, anna: Client, ben: Client
+) -> None:
+    file = anna.make("file")
+    share(anna, file, ben)
+    anna.do(wire.Unlink(file=file, parent=anna.me.root, name="file"))
+    feed = Follower(ben)
+    url = server.url.replace("http", "ws") + "/v1/changes/live"
+    with connect(url, additional_headers={"Authorization": f"Bearer {ben.token}"}) as socket:
+        socket.recv(20)
+        anna.do(wire.Recover(file=file))
+        socket.recv(20)
+    assert [root.file.id for root in feed.pull().shared or []] == [file]
+
+
 def test_a_long_poll_ends_with_a_share(server: Running, anna: Client, ben: Client) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

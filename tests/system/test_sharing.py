@@ -71,6 +71,8 @@ def everybody() -> Iterator[People]:
 def people(everybody: People) -> Iterator[People]:
     """The network is sound when a test begins, and again when it has ended."""
     everybody.proxy.forget()
+    for device in everybody.mounts:
+        wait_until(lambda: device.status()["state"] == "online", f"{device.name} is online")  # noqa: B023  # asked at once
     yield everybody
     everybody.proxy.forget()
 
