@@ -1,0 +1,59 @@
+"""Who may delete objects: the lock file DATA/gc.lock.
+
+Knows: flock(2). Must not know: what its holders do.
+
+A collector holds the lock alone; whoever must find every object that the database speaks of (a
+backup, fsck) shares it with others of that kind. The lock goes with the process that held it. It is
+advisory and for one machine, as SQLite is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Collecting(RuntimeError):
+    """Somebody else collects garbage, or a backup or fsck keeps it from being collected."""
+
+
+@contextlib.contextmanager
+def collecting(data_dir: Path) -> Iterator[None]:
+    """Be the only one that deletes objects. Raises `Collecting` when that cannot be had at once."""
+    with _opened(data_dir) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Collecting(
+                "a garbage collection, a backup or fsck is at work on this data;"
+                " try again when it has ended"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def keeping(data_dir: Path) -> Iterator[None]:
+    """Nothing is collected meanwhile. Waits for a collection that is at work."""
+    with _opened(data_dir) as fd:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def _opened(data_dir: Path) -> Iterator[int]:
+    fd = os.open(data_dir / "gc.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _give_to_owner(fd, data_dir)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _give_to_owner(fd: int, data_dir: Path) -> None:
+    """An administrator's command may make the file; the server must be able to open it."""
+    if os.geteuid() == 0:
+        owner = data_dir.stat()
+        os.fchown(fd, owner.st_uid, owner.st_gid)
