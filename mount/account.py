@@ -14,6 +14,8 @@ Concurrency contract: each command is a task of its own, on the trio thread. Not
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import structlog
 import trio
@@ -38,6 +40,7 @@ TRIES = 3
 MIN_GIVEN = 6
 _NOT_ON_THE_SERVER = frozenset({LOCAL, HISTORY, REVOKED})
 
+T = TypeVar("T")
 Report = Callable[[say.Progress], Awaitable[None]]
 
 
@@ -119,17 +122,19 @@ class Account:
         answers: list[wire.Applied | AnyProblem] = []
         for start in range(0, len(ops), wire.MAX_BATCH):
             batch = [wire.Keyed(key=new_id(), op=op) for op in ops[start : start + wire.MAX_BATCH]]
-            answers += (await self._send(wire.ApplyRequest(batch))).results
+            request = wire.ApplyRequest(batch)
+            answers += (await self.again(partial(self.client.apply, request))).results
         return answers
 
-    async def _send(self, request: wire.ApplyRequest) -> wire.ApplyReply:
+    async def again(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Ask, and a few times more while no answer comes: for what may be carried out twice."""
         for attempt in range(TRIES - 1):
             try:
-                return await self.client.apply(request)
+                return await call()
             except Unreachable as problem:
                 log.info("asking again", why=str(problem))
                 await trio.sleep(backoff.window(attempt))
-        return await self.client.apply(request)
+        return await call()
 
     # After: the person sees what the server has.
 

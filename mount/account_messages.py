@@ -96,8 +96,11 @@ class RevokeLinkRequest(Struct, frozen=True, tag="revoke_link"):
 
 
 class Link(Struct, frozen=True, kw_only=True):
+    """What it shows is called `name`; `path` is None when this mount has not seen it."""
+
     id: str
-    path: str
+    name: str
+    path: str | None
     created_ns: int
     expires_ns: int | None
     has_password: bool

@@ -17,6 +17,7 @@ from mount.control_messages import Done
 from mount.failures import Failure
 from mount.sharing import in_seconds
 from remote import wire_account as wire
+from remote.errors import Unreachable
 from remote.wire_account import DeviceInfo
 
 
@@ -78,14 +79,20 @@ async def make_token(account: Account, request: ask.MakeTokenRequest, report: Re
 
 
 async def rotate(account: Account, _request: ask.RotateRequest, _report: Report) -> Done:
-    """The new token is used from the moment it is there. The one before stays good for some
-    minutes, so that what it began comes to an end."""
+    """The new token is used from the moment it is there. The one before stays good for ten minutes,
+    and may ask again when the answer was lost."""
     if os.environ.get(credentials.ENVIRONMENT):
         raise Failure(
             f"this mount has its token from {credentials.ENVIRONMENT}, where a new one cannot be"
             " put; unset it, log in with `nearline login` and mount again"
         )
-    token = (await account.client.rotate()).token
+    try:
+        token = (await account.again(account.client.rotate)).token
+    except Unreachable as problem:
+        raise Failure(
+            f"no answer came ({problem}), and the token may have been exchanged; rotate again"
+            " within ten minutes, or log in again"
+        ) from problem
     account.client.use_token(token)
     url, name = account.config.url, account.config.account
     try:

@@ -121,7 +121,8 @@ async def revoke_link(account: Account, request: ask.RevokeLinkRequest, _report:
 def _link(account: Account, link: wire.LinkInfo) -> ask.Link:
     return ask.Link(
         id=link.id,
-        path=account.path_of(link.file) or link.name,
+        name=link.name,
+        path=account.path_of(link.file),
         created_ns=link.created_ns,
         expires_ns=link.expires_ns,
         has_password=link.has_password,

@@ -15,7 +15,7 @@ from cyclopts import CycloptsError, MissingArgumentError
 from msgspec import Struct
 
 from cache import conflicts, database
-from mount import control_messages
+from mount import account_messages, control_messages
 from mount.cli import _take_debug
 from mount.cli.app import app
 from mount.config import parse_options
@@ -87,8 +87,9 @@ def test_every_command_line_is_one(shown: Shown) -> None:
 def test_every_command_is_on_a_page() -> None:
     """And the other way round: the user guide, the administrator's or the README shows each."""
     told = " ".join(shown.line for shown in SHOWN)
-    names = ["account add", "cache stats", "cache clear"]
-    names += [name for name in app if not name.startswith("-") and name not in ("account", "cache")]
+    names = [name for name in app if not name.startswith("-") and name not in ("account", "cache")]
+    names += [f"{above} {name}" for above in names for name in app[above] if name[0] != "-"]
+    names += ["account add", "cache stats", "cache clear"]
     assert [name for name in names if f"nearline {name}" not in told] == []
 
 
@@ -229,6 +230,23 @@ def test_the_status_page_has_every_field_and_no_other() -> None:
     page = (ROOT / "docs/status-schema.md").read_text()
     said = re.findall(r"^\| `([a-z_.\[\]]+)` \|", page, re.MULTILINE)
     assert sorted(said) == sorted(status_fields())
+
+
+def test_the_page_of_json_has_every_field_and_no_other() -> None:
+    """Each command's table is that of the answer which the mount gives it."""
+    answers = (
+        ("nearline shares", account_messages.Shares),
+        ("nearline shared", account_messages.Shared),
+        ("nearline link", account_messages.LinkMade),
+        ("nearline links", account_messages.Links),
+        ("nearline log", account_messages.History),
+        ("nearline trash list", account_messages.Trash),
+        ("nearline devices", account_messages.Devices),
+        ("nearline devices add", account_messages.Token),
+    )
+    for command, answer in answers:
+        table = rows("docs/json-output.md", f"`{command} --json`")
+        assert [row[0].strip("`") for row in table[2:]] == list(fields_of(answer)), command
 
 
 def test_the_cache_statistics_are_all_named() -> None:

@@ -159,7 +159,7 @@ def _row(one: wanted.Link) -> list[str]:
     limit = "" if one.max_downloads is None else f" of {one.max_downloads}"
     return [
         one.id[-8:],
-        one.path,
+        one.path or one.name,
         times.local(one.created_ns),
         "never" if one.expires_ns is None else times.local(one.expires_ns),
         f"{one.downloads}{limit}",

@@ -521,6 +521,18 @@ async def test_a_rotated_token_is_used_and_kept(site: Site, home: Path) -> None:
     assert "new-token" not in done.message
 
 
+async def test_a_rotation_whose_answer_is_lost_is_asked_for_again(
+    site: Site, home: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    lost, token = Unreachable("broke off"), account.TokenReply("new-token", "d" * 32)
+    site.server.replies["rotate"] = [lost, token]
+    await site.ask(ask.RotateRequest())
+    assert site.server.tokens == ["new-token"]
+    site.server.replies["rotate"] = [lost] * 3
+    with pytest.raises(Failure, match="rotate again within ten minutes"):
+        await site.ask(ask.RotateRequest())
+
+
 async def test_a_token_that_cannot_be_kept_is_used_all_the_same(
     site: Site, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,8 +28,8 @@ from mount.failures import Failure
 ID = "019ab3c4d5e670008888888" + "81a2b3c4d"
 NOON = 1_795_359_845 * 10**9
 LINK = messages.Link(
-    id=ID, path="a/b", created_ns=NOON, expires_ns=None, has_password=True, max_downloads=3,
-    downloads=1,
+    id=ID, name="b", path="a/b", created_ns=NOON, expires_ns=None, has_password=True,
+    max_downloads=3, downloads=1,
 )  # fmt: skip
 DEVICE = messages.Device(
     id=ID, name="laptop", scope="full", folder=None, folder_id=None, created_ns=NOON,
