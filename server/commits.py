@@ -13,15 +13,21 @@ A refusal rolls its savepoint back. It is stored as the answer to its key only i
 (retry class NEVER): after `chunks_missing` the same key is sent again once the chunks are there.
 Until then, later operations of the batch on the files of such a refusal are put off too
 (`unavailable`, not stored): on a file that is yet to come they would be refused for good.
+
+All other writers wait for a batch, and its answers are held in memory. So one that has taken
+`MAX_SECONDS` or has made `MAX_BYTES` ends there: what is left of it is `unavailable`, to be sent
+again. At least one operation is done, and in order, so whoever sends the rest again comes to an
+end.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from remote.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, Unavailable
 from remote.wire import Applied, Change, Keyed, Op
@@ -35,6 +41,10 @@ from server.schema import changes, devices, drives, files, grants, idempotency
 from server.trimming import Touched, trimmed
 
 Result = Applied | AnyProblem
+
+MAX_SECONDS = 5.0
+MAX_BYTES = 16 * 1024 * 1024
+"""Of encoded changes and answers. One operation alone may make more."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_result = msgspec.msgpack.Decoder(Result).decode
@@ -76,23 +86,49 @@ class _Batch:
     topics: dict[str, list[Change]] = field(default_factory=dict)
     put_off: set[str] = field(default_factory=set)
     returned: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+    size: int = 0
+    began: float = field(default_factory=time.monotonic)
 
     def recall(self, keys: Sequence[str]) -> None:
-        """Load the answers that were given before."""
+        """Load the answers that were given before, in the order of `keys`, as far as there is room
+        for them; the keys of the others are `unread`."""
+        stored = self._stored(keys)
+        for key in dict.fromkeys(each for each in keys if each in stored):
+            if self.size and self.size + stored[key] > MAX_BYTES:
+                self.unread.add(key)
+            else:
+                self.size += stored[key]
         query = select(idempotency.c.key, idempotency.c.result)
-        for page in pages(keys):
-            mine = (idempotency.c.device == self.caller.device) & idempotency.c.key.in_(page)
-            for row in self.conn.execute(query.where(mine)):
+        for page in pages(stored.keys() - self.unread):
+            for row in self.conn.execute(query.where(self._mine(page))):
                 self.known[row.key] = _decode_result(row.result)
+
+    def _stored(self, keys: Sequence[str]) -> dict[str, int]:
+        """Which of these keys were answered before, and how long the answer is."""
+        query = select(idempotency.c.key, func.length(idempotency.c.result))
+        rows = (self.conn.execute(query.where(self._mine(page))) for page in pages(keys))
+        return {key: length for page in rows for key, length in page}
+
+    def _mine(self, keys: Sequence[str]) -> ColumnElement[bool]:
+        return (idempotency.c.device == self.caller.device) & idempotency.c.key.in_(keys)
+
+    def _is_spent(self) -> bool:
+        is_long = time.monotonic() - self.began > MAX_SECONDS
+        return bool(self.known) and (is_long or self.size > MAX_BYTES)
 
     def answer(self, keyed: Keyed) -> Result:
         if keyed.key in self.known:
             return self.known[keyed.key]
+        if keyed.key in self.unread or self._is_spent():
+            return Unavailable(message="this was too much for one batch; send the rest again")
         result = self._attempt(keyed.op)
         if isinstance(result, Applied) or RULES[type(result)].retry is Retry.NEVER:
             self.known[keyed.key] = result
+            encoded = _encode(result)
+            self.size += len(encoded)
             row = {"device": self.caller.device, "key": keyed.key, "at_ns": self.now_ns}
-            self.answers.append(row | {"result": _encode(result)})
+            self.answers.append(row | {"result": encoded})
         else:
             self.put_off.add(keyed.op.file)
         return result
@@ -151,8 +187,10 @@ class _Batch:
 
     def _tell(self, topic: str, change: Change) -> None:
         self.topics.setdefault(topic, []).append(change)
+        payload = _encode(change)
+        self.size += len(payload)
         row = {"topic": topic, "seq": change.seq, "drive": change.drive, "at_ns": self.now_ns}
-        self.rows.append(row | {"device": self.caller.device, "payload": _encode(change)})
+        self.rows.append(row | {"device": self.caller.device, "payload": payload})
 
     def _roots(self, above: set[str]) -> list[str]:
         """Which of these files somebody sees without seeing the whole drive."""

@@ -146,3 +146,57 @@ def test_batches_are_limited(anna: Client) -> None:
     assert failed.value.status == 400
     with pytest.raises(Failed):
         anna.batch()
+
+
+# --- one batch does not take everything ---------------------------------------------------------
+
+
+def heavy(client: Client) -> str:
+    """A file whose every change is about a megabyte."""
+    return client.make("heavy", xattrs={f"user.{n}": bytes(65_000) for n in range(15)})
+
+
+def test_a_batch_that_makes_too_much_is_answered_in_part(anna: Client) -> None:
+    file = heavy(anna)
+    ops = [wire.SetAttr(file=file, mode=n) for n in range(40)]
+    keys = [new_id() for _ in ops]
+    rounds = 0
+    waiting = list(zip(ops, keys, strict=True))
+    while waiting:
+        results = anna.batch(*(op for op, _ in waiting), keys=[key for _, key in waiting])
+        done = [isinstance(each, wire.Applied) for each in results]
+        assert done[0]
+        assert sorted(done, reverse=True) == done
+        left = [each for each in results if not isinstance(each, wire.Applied)]
+        assert all(isinstance(each, errors.Unavailable) for each in left)
+        assert len(msgspec.msgpack.encode(results)) < commits.MAX_BYTES
+        waiting, rounds = waiting[done.count(True) :], rounds + 1
+    assert 1 < rounds <= 10
+    assert anna.file(file).file.mode == 39
+
+
+def test_answers_that_are_too_much_are_given_in_part_too(anna: Client) -> None:
+    file = heavy(anna)
+    ops = [wire.SetAttr(file=file, mode=n) for n in range(20)]
+    keys = [new_id() for _ in ops]
+    for at in range(0, 20, 5):
+        results = anna.batch(*ops[at : at + 5], keys=keys[at : at + 5])
+        assert all(isinstance(each, wire.Applied) for each in results)
+    again = anna.batch(*ops, keys=keys)
+    assert len(msgspec.msgpack.encode(again)) < commits.MAX_BYTES + (1 << 20)
+    done = [isinstance(each, wire.Applied) for each in again]
+    assert 10 < done.count(True) < 20
+    rest = done.index(False)
+    more = anna.batch(*ops[rest:], keys=keys[rest:])
+    assert [each.change.seq for each in more] == list(range(2 + rest, 22))
+
+
+def test_a_batch_that_takes_too_long_is_answered_in_part(
+    anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "MAX_SECONDS", 0.0)
+    ops = [anna.create(name) for name in "abc"]
+    results = anna.batch(*ops)
+    assert [type(each) for each in results] == [wire.Applied] + 2 * [errors.Unavailable]
+    assert [type(each) for each in anna.batch(*ops[1:])] == [wire.Applied, errors.Unavailable]
+    assert set(anna.children()) == {"a", "b"}
