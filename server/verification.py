@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, or_, select, true, update
@@ -130,9 +130,9 @@ _ROW = select(
     chunks.c.state.in_(THERE),
     chunks.c.verified_ns.is_(None),
 )
-_PROMISES = select(upload_chunks.c.descriptor).where(
+_PROMISES = select(upload_chunks.c.chunk, upload_chunks.c.descriptor).where(
     upload_chunks.c.drive == bindparam("drive"),
-    upload_chunks.c.chunk == bindparam("chunk"),
+    upload_chunks.c.chunk.in_(bindparam("ids", expanding=True)),
     upload_chunks.c.descriptor.is_not(None),
 )
 # Spelt out: an IN list cannot be executed for many rows at once.
@@ -193,10 +193,10 @@ def pending(conn: Connection, keys: Iterable[BlobKey]) -> list[BlobKey]:
 def suspects(conn: Connection, keys: Iterable[BlobKey]) -> list[Suspect]:
     """What is to be looked at to verify `keys`; what is verified already is left out."""
     return [
-        _suspect(conn, row)
+        suspect
         for drive, ids in _by_drive(keys).items()
         for page in pages(ids)
-        for row in conn.execute(_ROW, {"drive": drive, "ids": page})
+        for suspect in _suspects(conn, {"drive": drive, "ids": page})
     ]
 
 
@@ -207,11 +207,14 @@ def _by_drive(keys: Iterable[BlobKey]) -> dict[str, list[bytes]]:
     return found
 
 
-def _suspect(conn: Connection, row: Any) -> Suspect:
-    promised = conn.execute(_PROMISES, {"drive": row.drive, "chunk": row.id}).scalars()
-    others = [each for each in promised if _decode(each).sha256 == row.sha256]
-    descriptors = tuple(dict.fromkeys([row.descriptor, *others]))
-    return Suspect(BlobKey(row.drive, row.id), row.uploaded_ns, row.stored_length, descriptors)
+def _suspects(conn: Connection, where: dict[str, object]) -> Iterator[Suspect]:
+    promised: dict[bytes, list[bytes]] = {}
+    for chunk, encoded in conn.execute(_PROMISES, where):
+        promised.setdefault(chunk, []).append(encoded)
+    for row in conn.execute(_ROW, where):
+        others = [each for each in promised.get(row.id, ()) if _decode(each).sha256 == row.sha256]
+        descriptors = tuple(dict.fromkeys([row.descriptor, *others]))
+        yield Suspect(BlobKey(row.drive, row.id), row.uploaded_ns, row.stored_length, descriptors)
 
 
 def judge(blobs: BlobStore, suspect: Suspect) -> Verdict:

@@ -42,7 +42,9 @@ def set_quota(server: Running, client: Client, quota: int | None) -> None:
 def settled(server: Running) -> None:
     """Wait until everything that arrived is noted and verified."""
     reception = server.app.service.reception
+    reception._hurry.set()
     until(lambda: reception.waiting_arrivals == 0 and not reception._looking)
+    reception._hurry.clear()
     server.app.service.writes.submit(reception.flush).result(10)
 
 
