@@ -90,29 +90,30 @@ def account_for(url: str, given: str | None) -> str:
     raise Failure(f"you are not logged in at {url}; run `nearline login {url} --account NAME`")
 
 
-def read_password(prompt: str, file: str | None) -> str:
-    """A password: the first line of `file` (`-` is standard input), else asked for on the terminal.
-    Raises `UsageFailure` without a terminal, `Failure` when the file cannot be read or is empty."""
+def read_secret(what: str, prompt: str, file: str | None) -> str:
+    """A password or token (`what`): the first line of `file` (`-` is standard input), else asked
+    for on the terminal. Raises `UsageFailure` without a terminal, `Failure` when the file cannot be
+    read or is empty."""
     if file is None:
         if not sys.stdin.isatty():
-            raise UsageFailure("no terminal to ask for the password on; give --password-file FILE")
-        password = getpass(prompt)
+            raise UsageFailure(f"no terminal to ask for the {what} on; give --{what}-file FILE")
+        secret = getpass(prompt)
     elif file == "-":
-        password = sys.stdin.readline().rstrip("\r\n")
+        secret = sys.stdin.readline().rstrip("\r\n")
     else:
-        password = _first_line(Path(file))
-    if not password:
-        raise Failure("the password is empty; give one of at least one character")
-    return password
+        secret = _first_line(what, Path(file))
+    if not secret:
+        raise Failure(f"the {what} is empty; give one of at least one character")
+    return secret
 
 
-def _first_line(file: Path) -> str:
+def _first_line(what: str, file: Path) -> str:
     try:
         with file.open() as stream:
             return stream.readline().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise Failure(f"cannot read the password from {file}: {reason}") from error
+        raise Failure(f"cannot read the {what} from {file}: {reason}") from error
 
 
 def _entry(url: str, account: str) -> str:

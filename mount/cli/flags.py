@@ -13,6 +13,12 @@ PasswordFile = Annotated[
         help="Read the password from this file; - is standard input.", allow_leading_hyphen=True
     ),
 ]
+TokenFile = Annotated[
+    str | None,
+    Parameter(
+        help="Keep the token in this file instead; - is standard input.", allow_leading_hyphen=True
+    ),
+]
 Data = Annotated[str, Parameter(help="The server's data directory.")]
 MountOptions = Annotated[
     list[str] | None,

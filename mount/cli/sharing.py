@@ -117,7 +117,7 @@ def link(
         raise UsageFailure("--max-downloads is at least 1; without it there is no limit")
     password = None
     if password_file is not None:
-        password = credentials.read_password("", password_file)
+        password = credentials.read_secret("password", "", password_file)
     record, below = talking.at(path)
     request = wanted.MakeLinkRequest(
         path=below,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
 
@@ -11,6 +12,8 @@ from mount import credentials
 from mount.cli import flags
 from mount.config import absolute, needs_insecure, normal_url, parse_options
 from mount.failures import Failure, UsageFailure
+
+T = TypeVar("T")
 
 
 def up(
@@ -93,7 +96,8 @@ def account_add(
     """Make an account in the server's data, also while the server runs."""
     from mount import embedded
 
-    password = credentials.read_password(f"Password for the new account {name}: ", password_file)
+    prompt = f"Password for the new account {name}: "
+    password = credentials.read_secret("password", prompt, password_file)
     embedded.add_account(absolute(data), name, password)
     print(f"Account {name} is there. On a device: nearline login URL --account {name}")
 
@@ -104,26 +108,32 @@ def login(
     *,
     account: Annotated[str, Parameter(help="The account's name.")],
     password_file: flags.PasswordFile = None,
+    token_file: flags.TokenFile = None,
     insecure: flags.Insecure = False,
 ) -> None:
-    """Exchange the account's password for a token of this device, and keep the token."""
+    """Exchange the account's password for a token of this device, and keep the token. Or keep a
+    token that `nearline devices add` made."""
     url = normal_url(url)
     if needs_insecure(url) and not insecure:
         raise UsageFailure(
             f"{url} is without TLS, so anybody on the way could read the password; "
             "use an https URL, or give --insecure if you trust the network"
         )
-    password = credentials.read_password(f"Password of {account} at {url}: ", password_file)
-    token = _log_in(url, account, password, insecure)
+    if token_file is not None and password_file is not None:
+        raise UsageFailure("give --password-file or --token-file, not both")
+    if token_file is not None:
+        token = credentials.read_secret("token", "Token: ", token_file)
+        _check_token(url, account, token, insecure)
+    else:
+        prompt = f"Password of {account} at {url}: "
+        password = credentials.read_secret("password", prompt, password_file)
+        token = _log_in(url, account, password, insecure)
     where = credentials.save(url, account, token)
     print(f"Logged in to {url} as {account}; the token is in {where}.")
 
 
 def _log_in(url: str, account: str, password: str, insecure: bool) -> str:
-    import trio
-
     from mount import embedded
-    from remote import errors
     from remote.client import ApiClient
     from remote.wire import LoginReply, LoginRequest
 
@@ -131,13 +141,35 @@ def _log_in(url: str, account: str, password: str, insecure: bool) -> str:
         async with ApiClient(url, None, insecure=insecure) as client:
             return await client.login(LoginRequest(account, password, embedded.device_name()))
 
+    unknown = f"{url} does not know the account {account} with this password; try again"
+    return _asked(url, ask, unknown).token
+
+
+def _check_token(url: str, account: str, token: str, insecure: bool) -> None:
+    """Raise `Failure` unless the token is good, and of that account."""
+    from remote.client import ApiClient
+    from remote.wire import Me
+
+    async def ask() -> Me:
+        async with ApiClient(url, token, insecure=insecure) as client:
+            return await client.me()
+
+    found = _asked(url, ask, f"{url} does not know this token; have another one made").account
+    if found.casefold() != account.casefold():
+        raise Failure(f"this token is of the account {found}, not of {account}")
+
+
+def _asked(url: str, ask: Callable[[], Awaitable[T]], unknown: str) -> T:
+    """The server's answer to one question; every way in which there is none as a `Failure`."""
+    import trio
+
+    from remote import errors
+
     try:
-        return trio.run(ask).token
+        return trio.run(ask)
     except errors.Refused as refused:
         if isinstance(refused.problem, errors.Unauthorized):
-            raise Failure(
-                f"{url} does not know the account {account} with this password; try again"
-            ) from refused
+            raise Failure(unknown) from refused
         raise Failure(f"{url} refused: {refused}; try again later") from refused
     except errors.Unreachable as error:
         raise Failure(f"{error}; check the URL and that the server runs") from error

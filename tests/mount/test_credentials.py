@@ -102,19 +102,19 @@ def test_a_password_comes_from_a_file_or_standard_input(
 ) -> None:
     file = tmp_path / "password"
     file.write_text("from file \nrest\n")
-    assert credentials.read_password("", str(file)) == "from file "
+    assert credentials.read_secret("password", "", str(file)) == "from file "
     monkeypatch.setattr("sys.stdin", io.StringIO("from stdin\n"))
-    assert credentials.read_password("", "-") == "from stdin"
+    assert credentials.read_secret("password", "", "-") == "from stdin"
 
 
 def test_a_password_that_cannot_be_had_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Failure, match="No such file"):
-        credentials.read_password("", str(tmp_path / "none"))
+        credentials.read_secret("password", "", str(tmp_path / "none"))
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(Failure, match="empty"):
-        credentials.read_password("", str(tmp_path / "empty"))
+        credentials.read_secret("password", "", str(tmp_path / "empty"))
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(UsageFailure, match="--password-file"):
-        credentials.read_password("", None)
+        credentials.read_secret("password", "", None)
