@@ -26,7 +26,9 @@ MAX_NAME_BYTES = 255
 MAX_XATTR_BYTES = 65536
 SIGNED_URL_SECONDS = 300
 
-Name = Annotated[str, Meta(min_length=1, max_length=255)]
+Name = str
+"""Of an entry, 1 to 255 bytes of UTF-8: checked with its operation and not with the message, so that
+one name that cannot be does not refuse a whole batch."""
 Kind = Literal["file", "directory", "symlink", "fifo", "socket", "char", "block"]
 Role = Literal["owner", "editor", "viewer"]
 Scope = Literal["full", "read"]
@@ -341,10 +343,11 @@ class SetAttr(_Op, frozen=True, kw_only=True, tag="setattr"):
 
 
 class SetXattr(_Op, frozen=True, kw_only=True, tag="setxattr"):
-    """Set extended attribute `name`; a `value` of None removes it."""
+    """Set extended attribute `name` (1 to 255 bytes of UTF-8) to `value` (at most 64 KiB, checked
+    like a `Name`); a `value` of None removes it."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=255)]
-    value: Annotated[bytes, Meta(max_length=MAX_XATTR_BYTES)] | None
+    name: str
+    value: bytes | None
 
 
 class Revert(_Op, frozen=True, kw_only=True, tag="revert"):

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from remote.ids import FileId, HexId
-from remote.wire import MAX_BATCH, FileRecord, Name, Nanoseconds, Role, Scope, SharedRoot
+from remote.wire import MAX_BATCH, FileRecord, Nanoseconds, Role, Scope, SharedRoot
 
 AccountName = Annotated[str, Meta(min_length=1, max_length=255)]
 Password = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -147,7 +147,7 @@ class DevicesReply(Struct):
 class MakeToken(Struct, kw_only=True, forbid_unknown_fields=True):
     """A token for a script or a second machine, weaker than one's own at will."""
 
-    name: Name
+    name: Annotated[str, Meta(min_length=1, max_length=255)]
     scope: Scope = "full"
     folder: FileId | None = None
     expires_ns: Nanoseconds | None = None

@@ -21,12 +21,17 @@ _DEVICE_KINDS = ("char", "block")
 
 def check_name(name: str, *, at_root: bool) -> None:
     """1 to 255 bytes of UTF-8 without `/` and NUL, not `.` or `..`, not a reserved name."""
+    check_length(name)
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise Refused(BadName(message=f"{name!r} cannot be a file's name"))
-    if _utf8_length(name) > MAX_NAME_BYTES:
-        raise Refused(NameTooLong(message=f"a name has at most {MAX_NAME_BYTES} bytes of UTF-8"))
     if at_root and name == RESERVED_AT_ROOT:
         raise Refused(BadName(message=f"{name!r} at the root is where shared files appear"))
+
+
+def check_length(name: str) -> None:
+    """At most 255 bytes: before anything is said about a name, or looked for by it."""
+    if _utf8_length(name) > MAX_NAME_BYTES:
+        raise Refused(NameTooLong(message=f"a name has at most {MAX_NAME_BYTES} bytes of UTF-8"))
 
 
 def check_numbers(
@@ -62,10 +67,9 @@ def check_target(target: str) -> None:
 def check_xattrs(xattrs: Mapping[str, bytes]) -> None:
     total = 0
     for name, value in xattrs.items():
+        check_length(name)
         if not name or "\0" in name:
             raise Refused(BadName(message=f"{name!r} cannot be an attribute's name"))
-        if _utf8_length(name) > MAX_NAME_BYTES:
-            raise Refused(NameTooLong(message="an attribute's name has at most 255 bytes"))
         if len(value) > MAX_XATTR_BYTES:
             raise Refused(TooLarge(message=f"an attribute has at most {MAX_XATTR_BYTES} bytes"))
         total += len(value)

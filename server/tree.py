@@ -34,6 +34,7 @@ from server.records import attributes
 from server.rules import (
     MAX_XATTRS_TOTAL,
     check_create,
+    check_length,
     check_name,
     check_numbers,
     check_xattrs,
@@ -43,6 +44,8 @@ from server.schema import xattrs
 
 def perform(tx: Mutation, op: wire.Op) -> None:
     """Carry out `op`. Raises `errors.Refused`."""
+    for name in _names(op):
+        check_length(name)
     _OPERATIONS[type(op)](tx, op)
 
 
@@ -55,6 +58,12 @@ def named(op: wire.Op) -> set[str]:
     """Every file the operation names."""
     fields = ("file", "parent", "new_parent", "other", "other_parent", "target", "replaces")
     return {value for field in fields if isinstance(value := getattr(op, field, None), str)}
+
+
+def _names(op: wire.Op) -> list[str]:
+    """Every name that the operation speaks of."""
+    given = (getattr(op, field, None) for field in ("name", "new_name", "other_name"))
+    return [name for name in given if name is not None]
 
 
 def create(tx: Mutation, op: wire.Create) -> None:

@@ -103,6 +103,49 @@ def test_names_are_counted_in_bytes_and_kept_as_given(anna: Client) -> None:
     assert set(anna.children()) == names
 
 
+@pytest.mark.parametrize("name", ["x" * 256, "é" * 200, "/" * 5000])
+def test_a_name_that_is_too_long_refuses_its_own_operation_only(anna: Client, name: str) -> None:
+    """A mount would send a batch that is refused as a whole again for ever."""
+    file, root = anna.make("ok"), anna.me.root
+    other = anna.make("other")
+    moved = {"parent": root, "name": "ok", "file": file}
+    ops = [
+        anna.create(name),
+        wire.Link(file=file, parent=root, name=name),
+        wire.Unlink(file=file, parent=root, name=name),
+        wire.Rename(**moved, new_parent=root, new_name=name),
+        wire.Replace(**moved, new_parent=root, new_name=name, target=other),
+        wire.Exchange(**moved, other=other, other_parent=root, other_name=name),
+        wire.SetXattr(file=file, name=name, value=b""),
+        anna.create("x", xattrs={name: b""}),
+    ]
+    *refused, done = anna.batch(*ops, anna.create("done"))
+    assert {type(each) for each in refused} == {errors.NameTooLong}
+    assert all(name not in each.message for each in refused)
+    assert isinstance(done, wire.Applied)
+
+
+def test_other_nonsense_refuses_its_own_operation_only(anna: Client) -> None:
+    file, root = anna.make("ok"), anna.me.root
+    huge = anna.create("x", mtime_ns=(1 << 64) - 1)
+    results = anna.batch(
+        anna.create(""),
+        wire.SetXattr(file=file, name="", value=b""),
+        wire.SetXattr(file=file, name="user.x", value=bytes(65537)),
+        wire.Unlink(file=file, parent=root, name=""),
+        huge,
+        anna.create("done"),
+    )
+    assert [type(each) for each in results] == [
+        errors.BadName,
+        errors.BadName,
+        errors.TooLarge,
+        errors.Stale,
+        errors.BadRequest,
+        wire.Applied,
+    ]
+
+
 def test_shared_is_only_reserved_at_the_root(anna: Client) -> None:
     below = anna.mkdir("d")
     anna.make("Shared", below)
