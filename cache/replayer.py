@@ -32,6 +32,7 @@ from remote import wire
 from remote.backoff import delay
 from remote.errors import (
     RULES,
+    BadRequest,
     ChunksMissing,
     NearlineError,
     NotFound,
@@ -40,6 +41,7 @@ from remote.errors import (
     RateLimited,
     Refused,
     Retry,
+    TooLarge,
 )
 
 log = structlog.get_logger(__name__)
@@ -93,6 +95,7 @@ class Replayer:
         self._wake = trio.Event()
         self._attempt = 0
         self._retry = trio.Event()
+        self._most = BATCH  # operations sent at a time: fewer after a batch was refused as a whole
 
     # Outside.
 
@@ -128,7 +131,7 @@ class Replayer:
                 self._wake = trio.Event()
                 changed, began = self._journal.changed, trio.current_time()
                 self._merge.settle_free()
-                batch, waiting = select(self._journal, self._is_ready, BATCH)
+                batch, waiting = select(self._journal, self._is_ready, self._most)
                 self._start_uploads(nursery, waiting)
                 if batch:
                     await self._send_or_wait(batch)
@@ -301,10 +304,24 @@ class Replayer:
         try:
             reply = await self._port.apply(wire.ApplyRequest(ops=keyed))
             self.waiting_because = None
+            self._most = min(BATCH, 2 * self._most)
             await self._take_answers(batch, reply)
+        except Refused as refusal:
+            await self._refused_whole(batch, refusal)
         except NearlineError as problem:  # what has no answer yet is sent again, as it was
             await self._back_off(problem, self._attempt)
             self._attempt += 1
+
+    async def _refused_whole(self, batch: list[Op], refusal: Refused) -> None:
+        """No operation was answered. A message that is too large, or that the server cannot read,
+        would be so for ever: less is sent, down to the operation whose fault it is."""
+        if not isinstance(refusal.problem, BadRequest | TooLarge):
+            await self._back_off(refusal, self._attempt)
+            self._attempt += 1
+        elif len(batch) > 1:
+            self._most = len(batch) // 2
+        else:
+            await self._resolve(batch[0], refusal.problem)
 
     async def _take_answers(self, batch: list[Op], reply: wire.ApplyReply) -> None:
         tainted: set[str] = set()

@@ -27,8 +27,8 @@ MAX_XATTR_BYTES = 65536
 SIGNED_URL_SECONDS = 300
 
 Name = str
-"""Of an entry, 1 to 255 bytes of UTF-8: checked with its operation and not with the message, so that
-one name that cannot be does not refuse a whole batch."""
+"""Of an entry, 1 to 255 bytes of UTF-8: checked with its operation and not with the message, so
+that one name that cannot be does not refuse a whole batch."""
 Kind = Literal["file", "directory", "symlink", "fifo", "socket", "char", "block"]
 Role = Literal["owner", "editor", "viewer"]
 Scope = Literal["full", "read"]

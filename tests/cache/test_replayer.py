@@ -18,7 +18,7 @@ import trio.testing
 from cache.replayer import BURST_NS, FEW, UPLOADS, UPLOADS_WHEN_BUSY
 from cache.tree import ROOT
 from remote import wire
-from remote.errors import ChunksMissing, TooLarge, Unavailable
+from remote.errors import BadRequest, ChunksMissing, Refused, TooLarge, Unavailable
 from tests.model.device import Device
 from tests.model.server import Server
 
@@ -133,6 +133,44 @@ async def test_a_missing_chunk_is_sent_again_and_not_in_a_hot_loop(
     await one.flush()
     assert clock.current_time() > began
     assert await files(two) == {"/a": b"1"}
+
+
+@pytest.mark.parametrize("problem", [BadRequest(message="no"), TooLarge(message="no")])
+async def test_one_that_refuses_the_whole_batch_is_found(
+    one: Device, two: Device, problem: Any
+) -> None:
+    """A message that the server does not take is not sent again for ever."""
+    for name in "abcdefg":
+        await save(one, name, name.encode())
+    sizes = []
+
+    async def refuse(request: wire.ApplyRequest) -> wire.ApplyReply:
+        sizes.append(len(request.ops))
+        if any(getattr(keyed.op, "name", "") == "e" for keyed in request.ops):
+            raise Refused(problem)
+        return await plain(request)
+
+    plain, one.port.apply = one.port.apply, refuse  # type: ignore[method-assign]
+    await one.flush()
+    assert [op.refused for op in one.journal] == [f"{type(problem).__struct_config__.tag}: no"]
+    assert await files(two) == {f"/{name}": name.encode() for name in "abcdfg"}
+    assert max(sizes) > 1
+    assert len(sizes) < 15
+
+
+async def test_batches_that_are_too_large_together_go_in_parts(one: Device, two: Device) -> None:
+    for name in "abcdefg":
+        await save(one, name, name.encode())
+
+    async def refuse(request: wire.ApplyRequest) -> wire.ApplyReply:
+        if len(request.ops) > 2:
+            raise Refused(TooLarge(message="no"))
+        return await plain(request)
+
+    plain, one.port.apply = one.port.apply, refuse  # type: ignore[method-assign]
+    await one.flush()
+    assert list(one.journal) == []
+    assert await files(two) == {f"/{name}": name.encode() for name in "abcdefg"}
 
 
 async def test_a_refresh_that_fails_does_not_end_it(one: Device, two: Device) -> None:
