@@ -30,6 +30,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from remote.content import Descriptor
 from remote.errors import Refused, Unavailable
@@ -148,9 +149,16 @@ class Reception:
             self._flush_queued = False
         if not waiting and not verdicts:
             return
-        with self._db.write() as conn:
-            stored = arrivals.arrived(conn, self._blobs, waiting, time.time_ns())
-            bad = verification.settle(conn, verdicts, time.time_ns())
+        try:
+            with self._db.write() as conn:
+                stored = arrivals.arrived(conn, self._blobs, waiting, time.time_ns())
+                bad = verification.settle(conn, verdicts, time.time_ns())
+        except (
+            OperationalError
+        ):  # the database is busy, or its disk full: the next flush tries again
+            with self._lock:
+                self._arrivals[:0], self._verdicts[:0] = waiting, verdicts
+            raise
         self._remove(bad)
         self._look_at(stored)
 

@@ -7,10 +7,12 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
 
 from remote import errors, wire
 from server.arrivals import Arrival
@@ -192,6 +194,26 @@ def test_a_repeated_or_late_event_changes_nothing(server: Running, anna: Client)
     before = row_of(server, anna.me.drive, chunk.id)
     tell(server, arrival, arrival)
     assert row_of(server, anna.me.drive, chunk.id) == before
+    assert anna.refresh().used_bytes == 100
+
+
+def test_events_wait_while_the_database_is_busy(
+    server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunk = make_chunk(noise(100, "busy"))
+    key = key_of(anna, chunk)
+    anna.start(new_id(), new_id(), chunk)
+    put_object(server, key, chunk.data)
+
+    def busy() -> NoReturn:
+        raise OperationalError("BEGIN IMMEDIATE", {}, Exception("database is locked"))
+
+    arrival = Arrival(key, Head(100, chunk.descriptor.sha256))
+    with monkeypatch.context() as locked:
+        locked.setattr(server.app.service.db, "write", busy)
+        with pytest.raises(OperationalError):
+            tell(server, arrival)
+    tell(server)
     assert anna.refresh().used_bytes == 100
 
 
