@@ -54,7 +54,6 @@ class Janitor:
         self._thread = ThreadPoolExecutor(1, "janitor")
         self._closing = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._due: asyncio.TimerHandle | None = None
         self._listed: float | None = None
         self._stepped = 0.0
         self._deleted = Counter(
@@ -104,10 +103,10 @@ class Janitor:
 
     def _later(self, seconds: float) -> None:
         if self._loop is not None and not self._closing.is_set():
-            self._due = self._loop.call_later(seconds, self._begin)
+            self._loop.call_later(seconds, self._begin)
 
     def _begin(self) -> None:
-        if not self._closing.is_set():
+        with contextlib.suppress(RuntimeError):  # closed: there are no more runs
             self._thread.submit(self.collect).add_done_callback(self._ended)
 
     def _ended(self, run: Future[Collected | None]) -> None:

@@ -97,7 +97,7 @@ drives = Table(
     # Random; made anew when the database is restored from a backup, so that old cursors are
     # recognised.
     Column("epoch", String(16), nullable=False),
-    # Sum of chunks.stored_length over the drive's chunks that are not pending.
+    # Sum of chunks.stored_length over the drive's chunks that are uploaded or doomed.
     Column("used_bytes", BigInteger, nullable=False),
     # The same sum over those that are pending: room promised to uploads.
     Column("reserved_bytes", BigInteger, nullable=False, server_default=text("0")),

@@ -30,6 +30,7 @@ from server.db import Database
 from server.fanout import LocalFanout
 from server.feed import Cursors
 from server.gauges import Gauges
+from server.janitor import Janitor
 from server.keys import load_keys
 from server.known import KnownCallers
 from server.limits import Places, TokenBuckets
@@ -93,9 +94,11 @@ class Service:
             self.db, self.blobs, self.reads, self.writes, self.files, self.metrics
         )
         self.metrics.registry.register(Gauges(self.db, queues, self.reception))
+        self.janitor = Janitor(settings, self.db, self.blobs, self.metrics)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self.fanout.attach(loop)
+        self.janitor.start(loop)
 
     def stop_waiting(self) -> None:
         """Let long polls and sockets end, so that the process can."""
@@ -104,6 +107,7 @@ class Service:
     def close(self) -> None:
         """Wait for what was begun, then let go of everything."""
         self.fanout.close()
+        self.janitor.close()
         self.reception.close()
         for pool in (self.files, self.reads, self.writes, self.passwords):
             pool.shutdown(wait=True, cancel_futures=pool is not self.writes)
