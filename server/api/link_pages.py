@@ -16,8 +16,9 @@ request before the link is known to be good and its password, if it has one, to 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
@@ -26,9 +27,12 @@ from litestar.datastructures import Cookie
 from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection, Row
 
+from remote.errors import Refused
 from server import accounts, audit, links, links_pages, links_tree, pages
+from server.api import passwords
 from server.api.exchange import AnyRequest, service_of
 from server.documents_zip import MAX_MEMBERS
+from server.limits import TokenBuckets
 from server.links import Inside
 from server.links_signing import COOKIE_SECONDS, ZIP, Wanted
 from server.proxies import limited_as
@@ -98,22 +102,37 @@ async def unlock(request: AnyRequest, secret: FromPath[str]) -> Page:
         return _page(pages.gone_page(), 404)
     if link.password is None:
         return _redirect(here)
-    tries, bucket = service.links.tries, (link.id, limited_as(_address(request)))
-    wait = tries.take(bucket, time.monotonic())
-    if wait:
-        fault = f"Too many wrong passwords. Try again in {wait:.0f} seconds."
-        refused = _page(pages.password_page(here, fault), 429)
-        refused.headers["retry-after"] = str(round(wait) or 1)
-        return refused
+    tries = _tries(service, link, _address(request))
+    for buckets, key in tries:
+        wait = buckets.take(key, time.monotonic())
+        if wait:
+            return _too_many(here, "Too many wrong passwords.", wait)
     given = _field(await request.body(), request.headers.get("content-type", ""), "password")
-    loop = asyncio.get_running_loop()
-    check = accounts.password_matches
-    right = await loop.run_in_executor(service.passwords, check, link.password, given)
+    try:
+        right = await passwords.off_loop(service, accounts.password_matches, link.password, given)
+    except Refused:
+        return _too_many(here, "Too many passwords at once.", 1.0)
     await _note(service, link, _address(request), right)
     if not right:
         return _page(pages.password_page(here, "This is not the password."), 403)
-    tries.give_back(bucket, time.monotonic())
+    for buckets, key in tries:
+        buckets.give_back(key, time.monotonic())
     return _unlocked(service, here, link)
+
+
+def _tries(service: Service, link: Link, address: str) -> tuple[tuple[TokenBuckets, Hashable], ...]:
+    """What a try counts for: guessing this link's password, and passwords at all, so that whoever
+    has many links does not have many more tries."""
+    client = limited_as(address)
+    return (service.links.tries, (link.id, client)), (service.login_tries_from, client)
+
+
+def _too_many(here: str, what: str, wait: float) -> Page:
+    seconds = max(1, math.ceil(wait))
+    fault = f"{what} Try again in {seconds} seconds."
+    refused = _page(pages.password_page(here, fault), 429)
+    refused.headers["retry-after"] = str(seconds)
+    return refused
 
 
 # --- visits -------------------------------------------------------------------------------------

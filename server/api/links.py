@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from litestar import delete, get, post
@@ -11,6 +10,7 @@ from sqlalchemy import Connection
 
 from remote.wire_account import LinkMade, LinksReply, MakeLink
 from server import accounts, links
+from server.api import passwords
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
 from server.caller import Caller
@@ -29,9 +29,7 @@ async def make(request: AnyRequest, file_id: FromPath[str]) -> Reply:
     if wanted.password is not None:
         # Hashing is dear: only for who may make the link.
         await service.read(token, check)
-        hashed = await asyncio.get_running_loop().run_in_executor(
-            service.passwords, accounts.hash_password, wanted.password
-        )
+        hashed = await passwords.off_loop(service, accounts.hash_password, wanted.password)
 
     def work(conn: Connection, caller: Caller) -> LinkMade:
         info, secret = links.make(conn, caller, file_id, wanted, hashed, time.time_ns())

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, select
 from remote.errors import RateLimited, Refused, Unauthorized
 from remote.wire import LoginReply, LoginRequest, Me
 from server import accounts, audit, feed, tokens
+from server.api import passwords
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.caller import Caller
 from server.limits import TokenBuckets
@@ -21,9 +22,6 @@ from server.schema import accounts as accounts_table
 from server.schema import drives
 from server.service import Service
 from server.views import view_of
-
-MAX_WAITING_PASSWORDS = 50
-"""Each is 64 MiB and tens of milliseconds of work; beyond these, somebody is guessing."""
 
 
 @post("/v1/login")
@@ -36,8 +34,6 @@ async def login(request: AnyRequest) -> Reply:
         wait = buckets.take(key, time.monotonic())
         if wait:
             raise Refused(_too_many(wait))
-    if service.passwords.waiting >= MAX_WAITING_PASSWORDS:
-        raise Refused(_too_many(1.0))
     answer = await _log_in(service, wanted, address)
     for buckets, key in tries:
         buckets.give_back(key, time.monotonic())
@@ -75,8 +71,7 @@ async def _log_in(service: Service, wanted: LoginRequest, address: str) -> Login
 
     found = await loop.run_in_executor(service.reads, find)
     hashed = found[2] if found is not None else None
-    check = accounts.password_matches
-    right = await loop.run_in_executor(service.passwords, check, hashed, wanted.password)
+    right = await passwords.off_loop(service, accounts.password_matches, hashed, wanted.password)
     if found is None or not right:
         await _note_failure(service, wanted.account, found[0] if found else None, address)
         raise Refused(Unauthorized(message="wrong account name or password"))

@@ -29,7 +29,16 @@ async def healthz() -> Reply:
 async def readyz(request: AnyRequest) -> Reply:
     """Requests can be answered: the database and the blob directory can be written, the schema is
     the newest, and there is room on the disk. 503, and why, if not."""
-    return _told(await _wrong(service_of(request)))
+    return _told(await _looked_into(request))
+
+
+async def _looked_into(request: AnyRequest) -> list[str]:
+    """Anybody may ask, without a limit; however many do at a time, it is looked into once."""
+    state = request.app.state
+    look: asyncio.Task[list[str]] | None = state.get("look")
+    if look is None or look.done():
+        look = state["look"] = asyncio.create_task(_wrong(service_of(request)))
+    return await asyncio.shield(look)
 
 
 async def _wrong(service: Service) -> list[str]:

@@ -12,11 +12,12 @@ import msgspec
 import pytest
 
 from remote import errors
-from server.api import session
+from server.api import passwords
 from server.edge import Edge
 from server.guard import TooSlow, patient
 from tests.server.conftest import Start
 from tests.server.harness import MSGPACK, Client, Failed, Running, make_chunk, noise
+from tests.server.linking import Visitor, make_link
 
 SECURITY = {
     "cache-control": "no-store",
@@ -316,8 +317,33 @@ def test_one_password_for_many_names_is_slowed_down_too(start: Start) -> None:
 
 
 def test_passwords_do_not_queue_up_for_ever(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of logins, of links that are made, or of links that are opened."""
     server = start()
-    monkeypatch.setattr(session, "MAX_WAITING_PASSWORDS", 0)
-    with pytest.raises(Failed) as failed:
-        server.client().log_in("anna", "guess")
-    assert isinstance(failed.value.problem, errors.RateLimited)
+    anna = server.account("anna")
+    file = anna.make("a")
+    made = make_link(anna, file, password="right")
+    monkeypatch.setattr(passwords, "MAX_WAITING", 0)
+    for work in (
+        lambda: server.client().log_in("anna", "guess"),
+        lambda: make_link(anna, file, password="another"),
+    ):
+        with pytest.raises(Failed) as failed:
+            work()
+        assert isinstance(failed.value.problem, errors.RateLimited)
+    visitor = Visitor.at(server.url, made)
+    refused = visitor.post("right")
+    visitor.http.close()
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert "Too many passwords at once" in refused.text
+    assert "set-cookie" not in refused.headers
+
+
+def test_many_links_are_not_many_more_tries(start: Start) -> None:
+    server = start(login_burst=1, login_seconds_per_try=36_000.0)
+    anna = server.account("anna")
+    file = anna.make("a")
+    visitors = [Visitor.at(server.url, make_link(anna, file, password="x")) for _ in range(11)]
+    answers = [visitor.post("wrong").status_code for visitor in visitors]
+    for visitor in visitors:
+        visitor.http.close()
+    assert answers == 10 * [403] + [429]

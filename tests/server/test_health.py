@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from server.api import system
 from server.db import Database
 from server.gauges import Gauges
 from tests.server.conftest import Start
-from tests.server.harness import Client, Running, make_chunk, noise
+from tests.server.harness import Client, Running, make_chunk, noise, until
 
 
 def problems(server: Running) -> list[str]:
@@ -143,3 +144,19 @@ def test_metrics_may_need_a_token(start: Start) -> None:
             assert httpx.get(server.url + path, headers=headers).status_code == 401
     assert httpx.get(f"{server.url}/healthz").status_code == 200
     assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_many_who_ask_at_a_time_are_one_look(server: Running) -> None:
+    """Anybody may ask, so it must not cost the write thread anything for each."""
+    service, go_on = server.app.service, threading.Event()
+    service.writes.submit(go_on.wait, 20)
+    try:
+        with ThreadPoolExecutor(20) as pool:
+            asked = [pool.submit(httpx.get, f"{server.url}/readyz") for _ in range(20)]
+            until(lambda: server.app.connections._places.taken >= 20)
+            httpx.get(f"{server.url}/healthz")  # what came before has been read by now
+            assert service.writes.waiting <= 2
+            go_on.set()
+            assert {each.result().status_code for each in asked} == {200}
+    finally:
+        go_on.set()
