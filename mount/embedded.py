@@ -1,18 +1,19 @@
 """The one door from the command line to the server that may be installed beside it.
 
 `mount` must not depend on `server`: a laptop installs `nearline` without the extra
-`nearline[server]`, and the layers are checked (`lint-imports`). The commands that run a server on
-this machine (`serve`, `account`, `up`) therefore load it by name, when they are asked for, and say
-what to install when it is not there.
+`nearline[server]`, and the layers are checked (`lint-imports`). The commands for a server on this
+machine (`serve`, `account`, `admin`, `up`) therefore load it by name, when they are asked for, and
+say what to install when it is not there.
 """
 
 from __future__ import annotations
 
 import importlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mount.failures import Failure
 
@@ -73,6 +74,25 @@ def issue_token(data_dir: Path, account: str, device_name: str) -> str:
     token = _load("server.devices").issue_token(data_dir, account, device_name)
     assert isinstance(token, str)
     return token
+
+
+def admin(what: str, *values: Any, **options: Any) -> Any:
+    """Call the function `what` of `server.admin`, which takes and gives plain values. Raises
+    `Failure`."""
+    module = _load("server.admin")
+    try:
+        return getattr(module, what)(*values, **options)
+    except module.CannotAdminister as error:
+        raise Failure(_line(error)) from error
+
+
+def read_audit(data_dir: Path, since_ns: int | None, account: str | None) -> Iterator[Any]:
+    """The rows of the audit log, oldest first, read as they are asked for. Raises `Failure`."""
+    module = _load("server.admin")
+    try:
+        yield from module.read_audit(data_dir, since_ns, account)
+    except module.CannotAdminister as error:
+        raise Failure(_line(error)) from error
 
 
 def device_name() -> str:

@@ -33,6 +33,7 @@ _COMMANDS = {
     "restore": ("mount.cli.history:restore", "Go back to an earlier version, or undelete."),
     "trash": ("mount.cli.history:trash", "What was deleted, and bringing it back."),
     "devices": ("mount.cli.devices:devices", "The devices and tokens of your account."),
+    "admin": ("mount.cli.admin:admin", "Look after a server's data, also while it runs."),
 }
 
 
@@ -47,6 +48,8 @@ def _make() -> App:
         app.command(path, name=name, help=summary)
     account = App(name="account", help="Accounts of a server on this machine.")
     account.command("mount.cli.starting:account_add", name="add", help="Make an account.")
+    account.command("mount.cli.accounts:account_list", name="list", help="What each has and may.")
+    account.command("mount.cli.accounts:account_set", name="set", help="Change quota and history.")
     app.command(account)
     cache = App(name="cache", help="The block cache of a mount.")
     cache.command("mount.cli.asking:cache_stats", name="stats", help="How full it is.")

@@ -1,0 +1,153 @@
+"""`account list`, `account set` and `admin token`: who may use a server, and how much of it.
+
+On the machine that has the server's data, also while it runs.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from mount.cli import flags, listing, times
+from mount.config import absolute, parse_size
+from mount.failures import UsageFailure
+from mount.progress import human_bytes
+
+token = App(name="token", help="Tokens of any account.")
+
+
+def ask(what: str, data_dir: Path, *values: Any, **options: Any) -> Any:
+    """Have `server.admin` do something. Raises `Failure`."""
+    from mount import embedded
+
+    return embedded.admin(what, data_dir, *values, **options)
+
+
+def print_plain(found: dict[str, Any]) -> None:
+    """Print plain values as JSON."""
+    from msgspec import json
+
+    print(json.format(json.encode(found)).decode())
+
+
+# --- accounts and tokens ------------------------------------------------------------------------
+
+
+def account_list(*, data: flags.Data, json: flags.Json = False) -> None:
+    """Every account, with what it uses and may use."""
+    found = ask("list_accounts", absolute(data))
+    if json:
+        print_plain({"accounts": found})
+        return
+    listing.show(
+        ["ACCOUNT", "USED", "RESERVED", "QUOTA", "KEEPS", "DEVICES", "MADE"],
+        [_account(one) for one in found],
+        nothing="There are no accounts; make one with `nearline account add`.",
+    )
+
+
+def _account(one: dict[str, Any]) -> list[str]:
+    quota = one["quota_bytes"]
+    kept = [f"{one['keep_days']} days"] if one["keep_days"] is not None else []
+    kept += [f"{one['keep_versions']} versions"] if one["keep_versions"] is not None else []
+    return [
+        one["name"],
+        human_bytes(one["used_bytes"]),
+        human_bytes(one["reserved_bytes"]) if one["reserved_bytes"] else "",
+        "none" if quota is None else human_bytes(quota),
+        ", ".join(kept) or "as the server",
+        str(one["devices"]),
+        times.local(one["created_ns"]),
+    ]
+
+
+def account_set(
+    name: Annotated[str, Parameter(name="NAME")],
+    /,
+    *,
+    data: flags.Data,
+    quota: Annotated[str | None, Parameter(help="A size such as 10GiB, or none.")] = None,
+    keep_days: Annotated[
+        str | None, Parameter(help="Days that history and trash are kept; `default`: the server's.")
+    ] = None,
+    keep_versions: Annotated[
+        str | None, Parameter(help="Newest versions always kept; `default`: the server's.")
+    ] = None,
+) -> None:
+    """Change how much an account may store, and how long its history is kept."""
+    values: dict[str, int | None] = {}
+    if quota is not None:
+        values["quota_bytes"] = None if quota == "none" else parse_size(quota)
+    if keep_days is not None:
+        values["keep_days"] = _number("--keep-days", keep_days)
+    if keep_versions is not None:
+        values["keep_versions"] = _number("--keep-versions", keep_versions)
+    if not values:
+        raise UsageFailure("nothing is to be changed; give --quota, --keep-days or --keep-versions")
+    print("  ".join(_account(ask("set_account", absolute(data), name, **values))))
+
+
+def _number(flag: str, text: str) -> int | None:
+    if text == "default":
+        return None
+    if not text.isascii() or not text.isdecimal():
+        raise UsageFailure(f"{flag} {text} is no number; give one, or `default`")
+    return int(text)
+
+
+@token.command(name="list")
+def token_list(
+    account: Annotated[str | None, Parameter(name="ACCOUNT")] = None,
+    /,
+    *,
+    data: flags.Data,
+    json: flags.Json = False,
+) -> None:
+    """The devices whose token is good, of one account or of all."""
+    found = ask("list_tokens", absolute(data), account)
+    if json:
+        print_plain({"tokens": found})
+        return
+    rows = [
+        [
+            one["account"],
+            one["id"],
+            one["name"],
+            "read" if one["scope"] == "read" else "everything",
+            one["folder"] or "",
+            "never" if one["expires_ns"] is None else times.local(one["expires_ns"]),
+            "never" if one["seen_ns"] is None else times.local(one["seen_ns"]),
+        ]
+        for one in found
+    ]
+    headings = ["ACCOUNT", "ID", "NAME", "MAY", "FOLDER", "EXPIRES", "LAST SEEN"]
+    listing.show(headings, rows, nothing="There are no tokens.")
+
+
+@token.command(name="add")
+def token_add(
+    account: Annotated[str, Parameter(name="ACCOUNT")],
+    name: Annotated[str, Parameter(name="NAME")],
+    /,
+    *,
+    data: flags.Data,
+    read_only: Annotated[bool, Parameter(negative="", help="It may change nothing.")] = False,
+    folder: Annotated[
+        str | None, Parameter(help="It reaches this folder and no more: a path from / or an id.")
+    ] = None,
+    expires: flags.Expires = None,
+) -> None:
+    """Make a token for ACCOUNT's device NAME without its password; it is printed this once."""
+    ends = None if expires is None else time.time_ns() + times.duration(expires) * 10**9
+    limits = {"read_only": read_only, "folder": folder, "expires_ns": ends}
+    print(ask("add_token", absolute(data), account, name, **limits))
+
+
+@token.command(name="revoke")
+def token_revoke(device: Annotated[str, Parameter(name="ID")], /, *, data: flags.Data) -> None:
+    """Refuse a device from its next request on."""
+    name = ask("revoke_token", absolute(data), device)
+    print(f"{listing.printable(name)} is refused from now on.")
