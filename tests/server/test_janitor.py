@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from remote.wire import Unlink
-from remote.wire_account import EmptiedReply, EmptyTrash
 from server import collect, datalock, janitor, schema
 from server.collect_chunks import Options
 from server.settings import Tunables
 from tests.server.conftest import Start
-from tests.server.harness import Client, Running, make_chunk, noise, until
+from tests.server.deleting import forget
+from tests.server.harness import Running, make_chunk, noise, until
 
 HOUR = 3600 * 10**9
 
@@ -30,13 +29,6 @@ def age(running: Running) -> None:
 def states(running: Running) -> list[str]:
     with running.app.service.db.read() as conn:
         return sorted(conn.execute(select(schema.chunks.c.state)).scalars())
-
-
-def forget(client: Client, name: str) -> None:
-    """Delete a file for good."""
-    file = client.children()[name].id
-    client.do(Unlink(file=file, parent=client.me.root, name=name))
-    client.request("POST", "/v1/trash/empty", EmptiedReply, EmptyTrash())
 
 
 def test_a_server_collects_by_itself(start: Start) -> None:
