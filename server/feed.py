@@ -18,12 +18,12 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, Row, bindparam, func, or_, select
 
 from remote.errors import BadRequest, Refused
 from remote.wire import Change, ChangesPage
@@ -37,12 +37,10 @@ _MAC_BYTES = 12
 
 _decode_change = msgspec.msgpack.Decoder(Change).decode
 _of_topics = changes.c.topic.in_(bindparam("topics", expanding=True))
-_AFTER = (
-    select(changes.c.seq, changes.c.payload)
-    .where(_of_topics, changes.c.seq > bindparam("seq"))
-    .order_by(changes.c.seq)
-    .limit(bindparam("count"))
+_PAYLOADS = (
+    select(changes.c.seq, changes.c.payload).order_by(changes.c.seq).limit(bindparam("count"))
 )
+_AFTER = _PAYLOADS.where(_of_topics, changes.c.seq > bindparam("seq"))
 _LAST = select(func.max(changes.c.seq)).where(_of_topics)
 
 
@@ -161,7 +159,7 @@ def pull(conn: Connection, cursors: Cursors, view: View, cursor: str | None) -> 
     reached = {}
     for drive in sorted(view.topics, key=lambda each: each != view.drive):
         seq = before[drive] if drive in before else _start(conn, view, drive, now[drive])
-        reached[drive] = page.read(conn, view.topics[drive], seq)
+        reached[drive] = page.read(conn, view, drive, seq)
     at = _position(view, now, reached)
     return ChangesPage(
         cursor=cursors.write(at),
@@ -204,15 +202,14 @@ class _Page:
     size: int = 0
     is_full: bool = False
 
-    def read(self, conn: Connection, topics: Sequence[str], seq: int) -> int:
-        """Take what follows `seq`; returns the sequence number reached."""
+    def read(self, conn: Connection, view: View, drive: str, seq: int) -> int:
+        """Take what follows `seq` in a drive; returns the sequence number reached."""
         left = PAGE_CHANGES - len(self.found)
         if left <= 0 or self.is_full:
             self.is_full = True
             return seq
-        query = {"topics": topics, "seq": seq, "count": (left + 1) * len(topics)}
         by_seq: dict[int, Change] = {}
-        for row in conn.execute(_AFTER, query):
+        for row in _after(conn, view, drive, seq, left + 1):
             known = by_seq.get(row.seq)
             if known is None and self.found_enough(len(by_seq), len(row.payload)):
                 self.is_full = True
@@ -228,6 +225,22 @@ class _Page:
         return count >= PAGE_CHANGES or (count > 0 and self.size + more_bytes > PAGE_BYTES)
 
 
+def _after(
+    conn: Connection, view: View, drive: str, seq: int, count: int
+) -> Iterable[Row[tuple[int, bytes]]]:
+    """What follows `seq` in a drive, of each topic what follows its beginning for this view too;
+    enough rows for `count` changes."""
+    topics = view.topics.get(drive, ())
+    late = {each: view.begins[each] for each in topics if view.begins.get(each, 0) > seq}
+    there = [each for each in topics if each not in late]
+    query = {"topics": there, "seq": seq, "count": count * len(topics)}
+    if not late:
+        return conn.execute(_AFTER, query)
+    parts = [(changes.c.topic == each) & (changes.c.seq > begin) for each, begin in late.items()]
+    known = _of_topics & (changes.c.seq > bindparam("seq"))
+    return conn.execute(_PAYLOADS.where(or_(known, *parts)), query)
+
+
 def _union(one: Change, other: Change) -> Change:
     """One change as two topics tell it: a file that left the one may have come into the other."""
     records = {record.id: record for record in one.files}
@@ -239,10 +252,10 @@ def _union(one: Change, other: Change) -> Change:
 
 
 def history(
-    conn: Connection, cursors: Cursors, topics: Sequence[str], drive: str, file: str, since: Any
+    conn: Connection, cursors: Cursors, view: View, drive: str, file: str, since: Any
 ) -> ChangesPage:
-    """The changes under `topics` of `drive` that touched `file` or an entry in it, cut down to
-    those records. `since` is a cursor; None: from the first change that is still known.
+    """The changes in `view` of `drive` that touched `file` or an entry in it, cut down to those
+    records. `since` is a cursor; None: from the first change that is still known.
 
     Reads at most one page of the feed, so a page may be empty and still have `more`.
     """
@@ -252,7 +265,7 @@ def history(
         start = cursors.write(Position(now.epoch, drive, now.floor))
         return ChangesPage(cursor=start, seq=now.floor, changes=[], reset=True)
     page = _Page()
-    last = page.read(conn, topics, at.seq)
+    last = page.read(conn, view, drive, at.seq)
     about = [change for each in page.found if (change := _about(each, file)) is not None]
     position = cursors.write(Position(now.epoch, drive, last))
     return ChangesPage(cursor=position, seq=last, changes=about, more=page.is_full)

@@ -83,6 +83,8 @@ devices = Table(
     Column("old_until_ns", BigInteger),
     # About when it was last used (to the hour).
     Column("seen_ns", BigInteger),
+    # With a `folder`: drives.head_seq when the token was made. Changes up to it are not told.
+    Column("since_seq", BigInteger, nullable=False, server_default=text("0")),
 )
 
 drives = Table(
@@ -321,6 +323,9 @@ grants = Table(
     # accounts.id of who gave it.
     Column("granted_by", Id, ForeignKey("accounts.id"), nullable=False),
     Column("at_ns", BigInteger, nullable=False),
+    # drives.head_seq when it was given. Changes up to it are not told: what left before is not the
+    # grantee's to know.
+    Column("since_seq", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("file", "account"),
     Index("ix_grants_account", "account", "file"),
     sqlite_with_rowid=False,

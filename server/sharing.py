@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from remote.errors import BadRequest, NotFound, Refused, TooLarge
 from remote.wire_account import Grant, Invite, SharesReply
@@ -25,7 +25,7 @@ from server import access, accounts, audit
 from server.caller import Caller
 from server.fanout import News, account_topic
 from server.schema import accounts as people
-from server.schema import files, grants
+from server.schema import drives, files, grants
 
 MAX_SHARED_WITH_ONE = 200
 """Files that one account may share with one other: what is shared is told as one list."""
@@ -43,14 +43,17 @@ def share(
 ) -> list[News]:
     """Give each of `users` their role on `file`. Raises `Refused`; then nobody was given one."""
     row = _shareable(conn, caller, file)
+    head = select(drives.c.head_seq).where(drives.c.id == row.drive)
+    head_seq = conn.execute(head).scalar_one()
     news = []
     for user in users:
         account = _other_account(conn, caller, user.account)
         _check_room(conn, row, account)
         mine = (grants.c.file == file) & (grants.c.account == account)
-        conn.execute(delete(grants).where(mine))
-        given = {"file": file, "account": account, "role": user.role}
-        conn.execute(insert(grants), given | {"granted_by": caller.account, "at_ns": now_ns})
+        # Another role is no other grant: when it was given decides names, and what is known.
+        if not conn.execute(update(grants).where(mine).values(role=user.role)).rowcount:
+            given = {"file": file, "account": account, "role": user.role, "since_seq": head_seq}
+            conn.execute(insert(grants), given | {"granted_by": caller.account, "at_ns": now_ns})
         audit.note(conn, caller, "share", file, now_ns, account=account, role=user.role)
         news.append(News(account_topic(account)))
     return news

@@ -64,7 +64,9 @@ def new_device(
     token, device = secrets.token_urlsafe(32), new_id(now_ns)
     row = {"id": device, "account": account, "name": name, "token_sha256": _hash(token)}
     limits = {"scope": scope, "folder": folder, "expires_ns": expires_ns}
-    conn.execute(insert(devices), row | limits | {"created_ns": now_ns})
+    head = select(drives.c.head_seq).where(drives.c.owner == account)
+    since = {"created_ns": now_ns, "since_seq": conn.execute(head).scalar_one() if folder else 0}
+    conn.execute(insert(devices), row | limits | since)
     return token, device
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -24,8 +24,10 @@ from server import access
 from server.caller import Caller
 from server.fanout import account_topic, drive_topic, grant_topic
 from server.records import attributes, file_record
-from server.schema import accounts, drives, entries, files, grants
+from server.schema import accounts, devices, drives, entries, files, grants
 
+_LONGEST_SUFFIX = 16
+"""What follows a name's last dot and is longer is no suffix to be kept."""
 _SHARED = (
     select(files, grants.c.role, accounts.c.name.label("owner_name"))
     .join_from(grants, files, grants.c.file == files.c.id)
@@ -37,18 +39,25 @@ _SHARED = (
 _NAME = (
     select(entries.c.name).where(entries.c.file == bindparam("file")).order_by(entries.c.name)
 ).limit(1)
+_GRANTS_BEGIN = select(grants.c.file, grants.c.since_seq).where(
+    grants.c.account == bindparam("account")
+)
+_TOKEN_BEGINS = select(devices.c.since_seq).where(devices.c.id == bindparam("device"))
 
 
 @dataclass(frozen=True)
 class View:
     """`topics` says for each drive in view which topics tell of it; `watch` is a topic on which a
-    change of `shared` is announced. `digest` names this state of `shared`, roles and names."""
+    change of `shared` is announced. `digest` names this state of `shared`, roles and names. Up
+    to the sequence number in `begins` a topic tells the caller nothing: what had left before is not
+    theirs to know."""
 
     drive: str
     topics: Mapping[str, tuple[str, ...]]
     watch: str
     shared: tuple[SharedRoot, ...]
     digest: bytes
+    begins: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def listens_to(self) -> frozenset[str]:
@@ -60,13 +69,20 @@ def view_of(conn: Connection, caller: Caller) -> View:
     watch = account_topic(caller.account)
     if caller.folder is not None:
         only = {caller.drive: (grant_topic(caller.folder),)}
-        return View(caller.drive, only, watch, (), _digest(()))
+        begin = conn.execute(_TOKEN_BEGINS, {"device": caller.device}).scalar_one()
+        begins = {grant_topic(caller.folder): begin}
+        return View(caller.drive, only, watch, (), _digest(()), begins)
     shared = shared_with(conn, caller.account)
     topics: dict[str, tuple[str, ...]] = {caller.drive: (drive_topic(caller.drive),)}
     for root in shared:
         if root.name is not None:
             topics[root.drive] = (*topics.get(root.drive, ()), grant_topic(root.file.id))
-    return View(caller.drive, topics, watch, shared, _digest(shared))
+    begins = {grant_topic(row.file): row.since_seq for row in _begins(conn, caller)}
+    return View(caller.drive, topics, watch, shared, _digest(shared), begins)
+
+
+def _begins(conn: Connection, caller: Caller) -> Iterable[Row[Any]]:
+    return conn.execute(_GRANTS_BEGIN, {"account": caller.account})
 
 
 def shared_with(conn: Connection, account: str) -> tuple[SharedRoot, ...]:
@@ -101,7 +117,7 @@ def _name(conn: Connection, row: Row[Any]) -> str:
 def _free(taken: set[str], name: str) -> str:
     """`name`, or with the first number that makes it differ from `taken`, which it joins."""
     stem, dot, suffix = name.rpartition(".")
-    if not stem:
+    if not stem or len(suffix) > _LONGEST_SUFFIX:
         stem, dot, suffix = name, "", ""
     fresh, number = name, 2
     while fresh in taken:

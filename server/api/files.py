@@ -82,8 +82,8 @@ async def file_changes(
 
     def work(conn: Connection, caller: Caller) -> object:
         row = access.require(conn, caller, file_id, "viewer")
-        topics = view_of(conn, caller).topics.get(row.drive, ())
-        return feed.history(conn, service.cursors, topics, row.drive, file_id, cursor)
+        view = view_of(conn, caller)
+        return feed.history(conn, service.cursors, view, row.drive, file_id, cursor)
 
     return reply(request, await service.read(token_in(request), work))
 

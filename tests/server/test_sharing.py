@@ -386,3 +386,55 @@ def test_a_socket_of_a_stranger_hears_nothing(server: Running, anna: Client, ben
         ben.make("own")
         hint = msgspec.msgpack.decode(socket.recv(20), type=wire.Hint)
         assert {change.drive for change in hint.changes} == {ben.me.drive}
+
+
+# --- what was before ----------------------------------------------------------------------------
+
+
+def told(page: wire.ChangesPage) -> set[str]:
+    """Every name, target and id that a page tells of."""
+    names = {entry.name for change in page.changes for entry in change.entries}
+    records = [record for change in page.changes for record in change.files]
+    return names | {record.id for record in records} | {r.target for r in records if r.target}
+
+
+def test_what_left_before_it_was_shared_is_not_told(
+    anna: Client, ben: Client, cleo: Client
+) -> None:
+    """Also not to who knew another part of the drive, and has not come so far in it."""
+    folder, other = anna.mkdir("folder"), anna.mkdir("other")
+    share(anna, other, ben, "viewer")
+    cursor = ben.changes(ben.me.cursor).cursor
+    share(anna, folder, cleo, "viewer")
+    secret = anna.make("secret name", folder, kind="symlink", target="secret target")
+    moved = {"file": secret, "parent": folder, "name": "secret name"}
+    anna.do(wire.Rename(**moved, new_parent=anna.me.root, new_name="elsewhere"))
+    share(anna, folder, ben, "viewer")
+    inside, beside = anna.make("inside", folder), anna.make("beside", other)
+
+    page = ben.changes(cursor)
+    assert told(page) == {"inside", "beside", inside, beside, folder, other}
+    assert ben.changes(page.cursor).changes == []
+    path = f"/v1/files/{folder}/changes"
+    assert told(ben.request("GET", path, wire.ChangesPage)) == {"inside", folder}
+    assert "secret name" in told(cleo.request("GET", path, wire.ChangesPage))
+
+
+def test_another_role_tells_and_hides_nothing(anna: Client, ben: Client) -> None:
+    folder = anna.mkdir("folder")
+    share(anna, folder, ben, "viewer")
+    cursor = ben.changes(ben.me.cursor).cursor
+    inside = anna.make("inside", folder)
+    share(anna, folder, ben, "editor")
+    assert inside in told(ben.changes(cursor))
+
+
+@pytest.mark.parametrize("name", ["a." + 253 * "b", "." + 254 * "b", 255 * "b", "ä." + 126 * "ß"])
+def test_two_long_names_are_told_apart_within_the_limit(
+    anna: Client, ben: Client, name: str
+) -> None:
+    for parent in (anna.mkdir("one"), anna.mkdir("two")):
+        share(anna, anna.make(name, parent), ben, "viewer")
+    names = list(shared(ben))
+    assert len(set(names)) == 2
+    assert all(name and len(name.encode()) <= 255 for name in names)

@@ -71,6 +71,19 @@ def refusal(work: Callable[..., Any], *args: Any, **more: Any) -> Any:
     return failed.value.problem
 
 
+def test_a_token_is_not_told_what_left_its_folder_before_it_was_made(
+    anna: Client, place: Place
+) -> None:
+    moved = {"file": place.inside, "parent": place.folder, "name": "inside"}
+    anna.do(wire.Rename(**moved, new_parent=anna.me.root, new_name="elsewhere"))
+    late = token_for(anna, folder=place.folder)
+    anna.make("later", place.folder)
+    path = f"/v1/files/{place.folder}/changes"
+    for token, seen in ((place.weak, {"inside", "later"}), (late, {"later"})):
+        page = token.request("GET", path, wire.ChangesPage)
+        assert {entry.name for change in page.changes for entry in change.entries} == seen
+
+
 # --- a single folder: reading -------------------------------------------------------------------
 
 

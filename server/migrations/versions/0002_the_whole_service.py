@@ -37,6 +37,7 @@ def _add_columns() -> None:
             sa.Column("old_sha256", sa.LargeBinary(length=32)),
             sa.Column("old_until_ns", sa.BigInteger()),
             sa.Column("seen_ns", sa.BigInteger()),
+            sa.Column("since_seq", sa.BigInteger(), nullable=False, server_default="0"),
         ],
         "drives": [
             sa.Column("reserved_bytes", sa.BigInteger(), nullable=False, server_default="0"),
@@ -47,6 +48,7 @@ def _add_columns() -> None:
             sa.Column("restored_from", ID),
         ],
         "chunks": [sa.Column("device", ID), sa.Column("verified_ns", sa.BigInteger())],
+        "grants": [sa.Column("since_seq", sa.BigInteger(), nullable=False, server_default="0")],
         "upload_chunks": [
             sa.Column("proven", sa.Integer(), nullable=False, server_default="1"),
         ],
