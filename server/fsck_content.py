@@ -145,8 +145,9 @@ def _contradictions(
     found = {row.chunk: row for row in references if row.drive == version.drive}
     if found.keys() != wanted.keys() or len(found) != len(references):
         what = "it does not refer to exactly the chunks of its manifest"
-        yield "references", what, REPAIR, partial(_fix_references, version=version, ids=set(wanted))
-    missing = [id for id in wanted if id not in found or found[id].state in _GONE]
+        todo = f"{REPAIR}; what remains: {GO_BACK}"
+        yield "references", what, todo, partial(_fix_references, version=version, ids=set(wanted))
+    missing = [id for id in wanted if id in found and found[id].state in _GONE]
     if missing:
         what = f"{len(missing)} of its {len(wanted)} chunks are missing"
         yield "missing", what, GO_BACK, None
