@@ -19,7 +19,17 @@ from typing import Any
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from server import accounts, audit, backup, collect, datalock, devices, fsck, janitor
+from server import (
+    accounts,
+    audit,
+    backup,
+    backup_restore,
+    collect,
+    datalock,
+    devices,
+    fsck,
+    janitor,
+)
 from server.blobs import LocalBlobStore
 from server.db import Database, DataTooNew
 from server.fsck import Progress
@@ -69,7 +79,7 @@ def back_up(data_dir: Path, dest: Path, progress: Progress) -> dict[str, Any]:
 def restore(source: Path, data_dir: Path, progress: Progress) -> dict[str, Any]:
     """Make `data_dir` of a backup: {at_ns, objects, bytes, checked}."""
     with _asked(None):
-        return _plain(backup.restore(source, data_dir, progress))
+        return _plain(backup_restore.restore(source, data_dir, progress))
 
 
 def read_audit(
@@ -134,8 +144,9 @@ def revoke_token(data_dir: Path, device: str) -> str:
 _FORESEEN = (
     accounts.AccountUnknown,
     backup.BadBackup,
-    backup.NotEmpty,
+    backup_restore.NotEmpty,
     datalock.Collecting,
+    datalock.Served,
     devices.DeviceUnknown,
     devices.FolderUnknown,
     BadSettings,

@@ -1,4 +1,4 @@
-"""Who may delete objects: the lock file DATA/gc.lock.
+"""Who may delete objects: the lock file DATA/gc.lock. Who may serve: DATA/lock.
 
 Knows: flock(2). Must not know: what its holders do.
 
@@ -18,6 +18,10 @@ from pathlib import Path
 
 class Collecting(RuntimeError):
     """Somebody else collects garbage, or a backup or fsck keeps it from being collected."""
+
+
+class Served(RuntimeError):
+    """A server runs on this data."""
 
 
 @contextlib.contextmanager
@@ -43,8 +47,20 @@ def keeping(data_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(data_dir: Path) -> Iterator[int]:
-    fd = os.open(data_dir / "gc.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def unserved(data_dir: Path) -> Iterator[None]:
+    """No server can start on this data meanwhile (`main` takes the same lock). Raises `Served` if
+    one runs."""
+    with _opened(data_dir, "lock") as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Served(f"a server is running on {data_dir}; stop it first") from None
+        yield
+
+
+@contextlib.contextmanager
+def _opened(data_dir: Path, name: str = "gc.lock") -> Iterator[int]:
+    fd = os.open(data_dir / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _give_to_owner(fd, data_dir)
         yield fd
