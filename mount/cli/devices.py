@@ -73,7 +73,7 @@ def add(
 ) -> None:
     """Make a token for a script or another machine, weaker than your own if you like.
 
-    It is printed this once; use it as NEARLINE_TOKEN."""
+    It is printed this once; keep it there with `nearline login --token-file`."""
     record = talking.chosen(directory or folder)
     request = wanted.MakeTokenRequest(
         name=name,
