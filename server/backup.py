@@ -109,10 +109,11 @@ def _alone(dest: Path) -> Iterator[None]:
     """Nobody else makes a backup there."""
     fd = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadBackup(f"another backup is being made into {dest}; wait for it") from None
         yield
-    except BlockingIOError:
-        raise BadBackup(f"another backup is being made into {dest}; wait for it") from None
     finally:
         os.close(fd)
 
