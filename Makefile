@@ -30,8 +30,9 @@ setup: $(VENV)/.dev
 up: $(VENV)/.server
 	@$(BIN)/nearline up $(DIR)
 
+# The tests of a file share servers and mounts, so a file stays with one process.
 test: $(VENV)/.dev
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check
