@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from server.edge import Answer, Message, Receive, Send, header_of, parse_range, 
 from server.links_signing import ZIP, LinkSigner, Wanted
 from server.links_tree import LinkGone, LinkTree
 from server.metrics import Metrics
+from server.proxies import client_of, limited_as
 
 log = structlog.get_logger("nearline.content")
 
@@ -45,6 +47,8 @@ Headers = list[tuple[bytes, bytes]]
 
 MAX_ARCHIVES = 8
 """Archives in the making at a time: each keeps its index in memory."""
+MAX_ARCHIVES_EACH = 3
+"""Of those, for one address: who takes them slowly must leave some to others."""
 STALL_SECONDS = 60.0
 
 HARMLESS: Headers = [
@@ -70,7 +74,7 @@ class ContentServer:
     reads: Executor
     files: Executor
     stall_seconds: float = STALL_SECONDS
-    _archives: int = field(default=0, init=False)
+    _archives: Counter[str] = field(default_factory=Counter, init=False)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         try:
@@ -120,9 +124,11 @@ class ContentServer:
     async def _archive(
         self, scope: MutableMapping[str, Any], receive: Receive, send: Send, wanted: Wanted
     ) -> None:
-        if self._archives >= MAX_ARCHIVES:
+        holder = limited_as(client_of(scope))
+        is_many = self._archives[holder] >= MAX_ARCHIVES_EACH
+        if is_many or self._archives.total() >= MAX_ARCHIVES:
             raise Answer(503, "too many archives at once; try again", (b"retry-after", b"30"))
-        self._archives += 1
+        self._archives[holder] += 1
         try:
             top = await self._ask(
                 lambda conn: links_tree.served_directory(
@@ -136,7 +142,8 @@ class ContentServer:
                 body = archive(LinkTree(self.library, wanted.link, time.time_ns), top)
             await self._stream(body, receive, send, wanted)
         finally:
-            self._archives -= 1
+            self._archives[holder] -= 1
+            self._archives += Counter()  # forgets those without any
 
     # --- streaming ---
 

@@ -6,7 +6,7 @@ file (`Tree` says what there is), HTTP.
 - Regular files and directories go in, with their times and permissions. Symlinks, devices, pipes
   and sockets do not: unpacked elsewhere they would point at something else.
 - Stored, not deflated; ZIP64 where a size asks for it; names in UTF-8, made safe by
-  `documents_names`, all below one directory.
+  `documents_names`, all below one directory. What has too long a path is beside what it was in.
 - The tree is looked at as the archive comes to it. What is gone by then is left out; what changes
   is taken as it is when its turn comes. Damage ends the stream before its index, so that nobody
   takes a part for the whole.
@@ -32,6 +32,8 @@ from server.documents import PIECE, Document
 from server.documents_names import packed
 
 MAX_MEMBERS = 50_000
+_LONGEST_PATH = 60_000
+"""Bytes; the format has room for 65,535, which a tree of 256 directories can exceed."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST, _LAST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
 _TIME_FIELD = struct.Struct("<HHBi")
@@ -93,6 +95,8 @@ def _walk(tree: Tree, top: Member) -> Iterator[tuple[Member, str]]:
             after = found[-1].name
             for member in found:
                 path = prefix + packed(member.name, member.file)
+                if len(path.encode()) > _LONGEST_PATH:
+                    path = f"{first}too deep ({member.file})"
                 if member.kind == "directory":
                     yield member, path + "/"
                     waiting.append((member.file, path + "/"))

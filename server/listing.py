@@ -28,7 +28,7 @@ from remote.wire import (
 )
 from server import access, feed, versions
 from server.caller import Caller
-from server.records import attributes, file_record
+from server.records import attributes, file_record, fitting
 from server.schema import accounts, devices, entries, files
 from server.schema import versions as versions_table
 
@@ -80,7 +80,8 @@ def children(
     if cursor is not None:
         query = query.where(entries.c.name > read_mark(cursor, str))
     found = conn.execute(query.order_by(entries.c.name).limit(limit + 1)).all()
-    shown, more = found[:limit], len(found) > limit
+    shown = found[: fitting(conn, [each.id for each in found[:limit]])]
+    more = len(found) > len(shown)
     attrs = attributes(conn, [each.id for each in shown])
     return ChildrenPage(
         directory=_record(conn, row),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 
 from remote.wire import FileRecord
 from server.schema import files, xattrs
@@ -20,6 +20,14 @@ IN_LIMIT = 500
 
 _FILES = select(files).where(files.c.id.in_(bindparam("ids", expanding=True)))
 _XATTRS = select(xattrs).where(xattrs.c.file.in_(bindparam("ids", expanding=True)))
+
+_XATTR_BYTES = (
+    select(xattrs.c.file, func.sum(func.length(xattrs.c.value)))
+    .where(xattrs.c.file.in_(bindparam("ids", expanding=True)))
+    .group_by(xattrs.c.file)
+)
+PAGE_BYTES = 4 * 1024 * 1024
+"""Of attributes in one page of a listing: a file may have a megabyte of them."""
 
 T = TypeVar("T")
 
@@ -38,6 +46,21 @@ def attributes(conn: Connection, ids: Sequence[str]) -> dict[str, dict[str, byte
         for row in conn.execute(_XATTRS, {"ids": page}):
             found[row.file][row.name] = row.value
     return found
+
+
+def fitting(conn: Connection, ids: Sequence[str]) -> int:
+    """How many of `ids`, from the front, have attributes that one answer has room for; at least
+    one, if there are any."""
+    sizes: dict[str, int] = {}
+    for page in pages(ids):
+        sizes.update(map(tuple, conn.execute(_XATTR_BYTES, {"ids": page})))
+    size = taken = 0
+    for id in ids:
+        size += sizes.get(id, 0)
+        if taken and size > PAGE_BYTES:
+            break
+        taken += 1
+    return taken
 
 
 def file_record(row: Row[Any], attrs: dict[str, bytes]) -> FileRecord:

@@ -33,7 +33,7 @@ from remote.wire_account import EmptiedReply, TrashItem, TrashPage
 from server import access, audit, purge
 from server.caller import Caller
 from server.listing import read_mark, write_mark
-from server.records import attributes, file_record, pages
+from server.records import attributes, file_record, fitting, pages
 from server.schema import drives, entries, files
 
 TOGETHER_NS: Final = 10 * 60 * 10**9
@@ -110,7 +110,8 @@ def page(
         query = query.where(or_(files.c.trashed_ns < at, same))
     query = query.order_by(files.c.trashed_ns.desc(), files.c.id.desc()).limit(limit + 1)
     found = conn.execute(query, {"drive": caller.drive, "parent": parent}).all()
-    shown, more = found[:limit], len(found) > limit
+    shown = found[: fitting(conn, [each.id for each in found[:limit]])]
+    more = len(found) > len(shown)
     mark = write_mark((shown[-1].trashed_ns, shown[-1].id)) if more else None
     return TrashPage(items=_items(conn, caller.drive, shown, keep_ns), next=mark)
 

@@ -113,10 +113,16 @@ def _check_access(conn: Connection, caller: Caller, row: Row[Any]) -> None:
     role of its own: the commit checks where it is to be."""
     if access.find(conn, row.file) is not None:
         access.require(conn, caller, row.file, "editor")
-    elif row.drive != caller.drive and row.drive not in view_of(conn, caller).topics:
+    elif row.drive != caller.drive and not _edits_in(conn, caller, row.drive):
         raise Refused(UploadUnknown(message="nothing of that drive is shared with you any more"))
     elif caller.scope != "full":
         raise Refused(Forbidden(message="this token may only read"))
+
+
+def _edits_in(conn: Connection, caller: Caller, drive: str) -> bool:
+    """Whether there is a place in `drive`, which is another's, where the file could be born."""
+    shared = view_of(conn, caller).shared
+    return any(root.drive == drive and root.role == "editor" for root in shared)
 
 
 def _drive_for(conn: Connection, caller: Caller, wanted: StartUpload) -> str:

@@ -163,7 +163,12 @@ class _Pusher:
         if latest.since > before.seq or latest.epoch != before.epoch:
             return []
         fresh = [change for change in latest.changes if change.seq > before.seq]
-        return fresh if len(_encode(fresh)) <= INLINE_BYTES else []
+        left = INLINE_BYTES
+        for change in fresh:  # one after the other: all of them may be very much
+            left -= len(_encode(change))
+            if left < 0:
+                return []
+        return fresh
 
     async def _send(self, hint: Hint) -> None:
         frame = _encode(hint)

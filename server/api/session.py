@@ -101,6 +101,8 @@ async def me(request: AnyRequest) -> Reply:
     service = service_of(request)
 
     def work(conn: Connection, caller: Caller) -> Me:
+        # What is used would tell a single-folder token which chunks are elsewhere in the drive.
+        whole = caller.folder is None
         # A cursor that knows of no shares: the first page after it tells them.
         head = feed.here(conn, view_of(conn, caller))._replace(others=(), shared=b"")
         quota = select(accounts_table.c.quota_bytes).where(accounts_table.c.id == caller.account)
@@ -116,11 +118,11 @@ async def me(request: AnyRequest) -> Reply:
             root=caller.folder or row.root,
             cursor=service.cursors.write(head),
             seq=head.seq,
-            used_bytes=row.used_bytes,
-            quota_bytes=conn.execute(quota).scalar(),
+            used_bytes=row.used_bytes if whole else 0,
+            quota_bytes=conn.execute(quota).scalar() if whole else None,
             now_ns=time.time_ns(),
             scope=caller.scope,
-            reserved_bytes=row.reserved_bytes,
+            reserved_bytes=row.reserved_bytes if whole else 0,
         )
 
     return reply(request, await service.read(token_in(request), work))

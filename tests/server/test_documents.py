@@ -30,8 +30,18 @@ from server.links_signing import Wanted
 from server.links_tree import LinkGone, LinkTree
 from server.settings import BadSettings, Settings, Tunables
 from tests.server.conftest import Start
-from tests.server.harness import Chunk, Client, Running, make_chunk, manifest_of, new_id, noise
+from tests.server.harness import (
+    Chunk,
+    Client,
+    Running,
+    make_chunk,
+    manifest_of,
+    new_id,
+    noise,
+    until,
+)
 from tests.server.linking import Visitor, make_link, revoke, sparse
+from tests.server.lookups import settled
 
 CHUNKS = [make_chunk(noise(700_000, "one")), make_chunk(noise(1_400_000, "two"))]
 TEXT = Chunk(b"text " * 100_000, encode_chunk(b"text " * 100_000).descriptor)
@@ -178,7 +188,8 @@ def test_the_url_is_signed_and_expires(server: Running, visitor: Visitor, url: s
 
 
 def damage(server: Running, client: Client, chunk: Chunk) -> None:
-    """Flip the last byte of a stored object."""
+    """Flip the last byte of a stored object that has been verified: later, nobody looks."""
+    settled(server)
     path = server.app.service.blobs.path(BlobKey(client.me.drive, chunk.id))
     stored = bytearray(path.read_bytes())
     stored[-1] ^= 1
@@ -296,7 +307,34 @@ def test_archives_at_a_time_are_bounded(
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
 
 
+def test_an_address_has_not_all_of_the_archives(
+    anna: Client, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = visitor.content(f"/{anna.children()['top'].id}/zip")
+    monkeypatch.setattr(documents_http, "MAX_ARCHIVES_EACH", 0)
+    assert visitor.http.get(url).status_code == 503
+    monkeypatch.setattr(documents_http, "MAX_ARCHIVES_EACH", 1)
+    for _ in range(3):  # its place is given back just after an archive has ended
+        until(lambda: visitor.http.get(url).status_code == 200)
+
+
 # --- an archive ---------------------------------------------------------------------------------
+
+
+def test_a_tree_deeper_than_a_zip_has_room_for(anna: Client, visitor: Visitor) -> None:
+    deepest = anna.children()["top"].id
+    ops = []
+    for _ in range(300):
+        ops.append(anna.create("d" * 255, deepest, kind="directory"))
+        deepest = ops[-1].file
+    anna.batch(*ops)
+    anna.store("deepest", make_chunk(b"hello"), parent=deepest)
+    got = visitor.http.get(visitor.content(f"/{anna.children()['top'].id}/zip"))
+    with zipfile.ZipFile(io.BytesIO(got.content)) as zipped:
+        assert zipped.testzip() is None
+        (found,) = (name for name in zipped.namelist() if name.endswith("/deepest"))
+        assert len(zipped.namelist()) > 301
+        assert zipped.read(found) == b"hello"
 
 
 def test_a_tree_as_a_zip(anna: Client, visitor: Visitor, tmp_path: Path) -> None:

@@ -233,6 +233,23 @@ def test_an_upload_whose_grant_is_gone_is_over(anna: Client, ben: Client, folder
     assert isinstance(ben.start(version, file, chunk, parent=folder), errors.NotFound)
 
 
+def test_who_may_only_read_by_now_does_not_go_on(anna: Client, ben: Client, folder: str) -> None:
+    """The file is yet to be born, so it has no role; what is shared with Ben for reading is no
+    place for it, and must not let him fill Anna's drive."""
+    other = anna.mkdir("other")
+    share(anna, folder, ben, "editor")
+    share(anna, other, ben, "viewer")
+    version, file = new_id(), new_id()
+    ben.start(version, file, parent=folder)
+    more = wire.UrlsRequest([make_chunk(noise(70, "more")).descriptor])
+    path = f"/v1/uploads/{version}/urls"
+    assert ben.request("POST", path, wire.UploadState, more).chunks[0].state == "needed"
+    share(anna, folder, ben, "viewer")
+    with pytest.raises(Failed) as failed:
+        ben.request("POST", path, wire.UploadState, more)
+    assert isinstance(failed.value.problem, errors.UploadUnknown)
+
+
 def test_a_folder_token_does_not_go_on_with_what_its_owner_began(anna: Client, folder: str) -> None:
     """The owner's leases count as shown: they are not the token's to use."""
     chunk, version = make_chunk(noise(60, "private")), new_id()

@@ -363,3 +363,26 @@ def test_a_file_deleted_for_good_can_be_born_again(anna: Client) -> None:
     empty(anna)
     anna.make("again", file=file)
     assert anna.children()["again"].id == file
+
+
+def test_pages_are_bounded_by_what_their_files_carry(anna: Client) -> None:
+    carried = {f"user.{n}": bytes(65_000) for n in range(15)}
+    names = [f"{n:02}" for n in range(9)]
+    ops = [anna.create(name, xattrs=carried) for name in names]
+    for op in ops:
+        anna.do(op)
+    path = f"/v1/files/{anna.me.root}/children"
+    page = anna.request("GET", path, wire.ChildrenPage)
+    assert 0 < len(page.children) < len(names)
+    assert list(anna.children()) == names
+    for name, op in zip(names, ops, strict=True):
+        anna.do(wire.Unlink(file=op.file, parent=anna.me.root, name=name))
+    cursor, found = None, []
+    while True:
+        told = anna.request("GET", "/v1/trash", TrashPage, cursor=cursor)
+        assert 0 < len(told.items) < len(names)
+        found += [item.name for item in told.items]
+        cursor = told.next
+        if cursor is None:
+            break
+    assert found == names[::-1]

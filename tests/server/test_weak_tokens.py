@@ -430,3 +430,14 @@ def test_a_folder_in_the_trash_is_no_place_to_work(anna: Client) -> None:
     weak = token_for(anna, folder=folder)
     anna.do(wire.Unlink(file=folder, parent=anna.me.root, name="soon gone"))
     assert isinstance(weak.refused(weak.create("x")), errors.NotFound)
+
+
+def test_what_is_used_and_promised_is_not_told(anna: Client, place: Place) -> None:
+    """It would tell, without sending a byte, whether a chunk is somewhere in the drive."""
+    told = []
+    for chunk in (place.hidden, make_chunk(noise(300, "nowhere" + anna.token))):
+        place.weak.start(new_id(), new_id(), chunk, parent=place.folder)
+        me = place.weak.refresh()
+        told.append((me.used_bytes, me.reserved_bytes, me.quota_bytes))
+    assert told[0] == told[1]
+    assert anna.refresh().used_bytes == 600
