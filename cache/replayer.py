@@ -26,6 +26,7 @@ from cache.journal import Journal, Op, new_id, reads, select, stuck, writes
 from cache.merge import Merge
 from cache.messages import message
 from cache.resolver import Resolver
+from cache.room import Room
 from cache.tree import Tree
 from cache.uploader import Uploader
 from remote import wire
@@ -85,9 +86,7 @@ class Replayer:
         self._resolver, self._collect = resolver, collect
         self.writers: Counter[int] = Counter()  # inodes open for writing, how often
         self.waiting_because: str | None = None
-        # The drive had no room for the last bytes that were to be sent; set anew at each change.
-        self.over_quota = False
-        self.quota_noted = trio.Event()
+        self.room = Room()
         self.last_request = float("-inf")  # trio time at which an application last asked something
         self._hurry = 0  # flushes under way: nothing lingers, open files are snapshotted
         self._uploading: dict[str, int] = {}  # operation key: its inode
@@ -106,6 +105,7 @@ class Replayer:
     def retry_now(self) -> None:
         """The network is back: do not wait out the backoff."""
         self._attempt = 0
+        self.room.retry_now()
         self._retry.set()
         self.wake()
 
@@ -152,6 +152,9 @@ class Replayer:
         left = float("inf") if due is None else max(0.001, (due - time.time_ns()) / 1e9)
         if self._is_busy() and len(self._journal):
             left = min(left, BUSY_SECONDS)
+        next_try = self.room.next_try()
+        if next_try is not None and not self._uploading:
+            left = min(left, max(0.001, next_try - trio.current_time()))
         with trio.move_on_after(left):
             async with trio.open_nursery() as nursery:
                 for event in (changed, self._wake):
@@ -206,7 +209,7 @@ class Replayer:
 
     def _start_uploads(self, nursery: trio.Nursery, waiting: list[Op]) -> None:
         most = self._most_uploads()
-        for op in waiting:
+        for op in self._in_turn(waiting):
             if len(self._uploading) >= most:
                 return
             if op.ino in self._uploading.values() or op.ino in self._early.values():
@@ -221,17 +224,41 @@ class Replayer:
                 self._early[op.key] = op.ino
                 nursery.start_soon(self._upload_early, op, op.key)
 
+    def _in_turn(self, waiting: list[Op]) -> list[Op]:
+        """`waiting`, but of the files for a full drive the smallest one, and that now and then."""
+        if not self.room.is_short:
+            return waiting
+        chosen, smallest = [], dict[str, tuple[int, Op]]()
+        for op in waiting:
+            drive, size = self._place(op.ino)
+            if not self.room.is_full(drive):
+                chosen.append(op)
+            elif drive not in smallest or size < smallest[drive][0]:
+                smallest[drive] = (size, op)
+        trying = {self._place(ino)[0] for ino in self._uploading.values()}
+        now = trio.current_time()
+        for drive, (_, op) in smallest.items():
+            if drive not in trying and self.room.may_try(drive, now):
+                chosen.append(op)
+        return chosen
+
+    def _place(self, ino: int) -> tuple[str, int]:
+        """The drive and the size of an inode, as far as the state is whole."""
+        node = self._tree.find(ino)
+        return ("", 0) if node is None else (node.drive, node.size)
+
     async def _upload(self, op: Op, key: str) -> None:
         attempt = 0
         try:
             while self._journal.get(op.key) is op and op.key not in self._uploader.ready:
                 try:
                     await _unwrapped(self._uploader.prepare, op)
-                    self._note_quota(False)
+                    self.room.fitted(self._place(op.ino)[0])
+                    self._clear_reason()
                 except (NearlineError, OSError) as problem:  # OSError: reading our own disk
                     if self._journal.get(op.key) is op and _is_not_found(problem):
                         return await self._resolve(op, problem.problem)
-                    if self._give_up(op, problem):
+                    if self._give_up(op, problem) or self._has_no_room(op, problem):
                         return None
                     await self._back_off(problem, attempt, op)
                     attempt += 1
@@ -261,22 +288,29 @@ class Replayer:
         )
         return True
 
-    def _note_quota(self, over: bool) -> None:
-        if self.over_quota != over:
-            self.over_quota = over
-            self.quota_noted.set()
-            self.quota_noted = trio.Event()
+    def _has_no_room(self, op: Op, problem: Exception) -> bool:
+        """Note a drive that is full; True if it is. Others are not held up by who waits for it."""
+        if not (isinstance(problem, Refused) and isinstance(problem.problem, QuotaExceeded)):
+            return False
+        self.room.refused(self._place(op.ino)[0], trio.current_time(), random.random())
+        self._show(problem, op)
+        return True
+
+    def _clear_reason(self) -> None:
+        if not self.room.is_short:
+            self.waiting_because = None
+
+    def _show(self, problem: Exception, op: Op | None) -> None:
+        self.waiting_because = str(problem)
+        if op is not None and op.key in self._uploader.progress:
+            self._uploader.progress[op.key].error = str(problem)
 
     async def _back_off(self, problem: Exception, attempt: int, op: Op | None = None) -> None:
         wait = delay(attempt, random.random())
         refusal = problem.problem if isinstance(problem, Refused) else None
         if isinstance(refusal, RateLimited):
             wait = max(wait, refusal.retry_after_seconds)
-        if isinstance(refusal, QuotaExceeded):
-            self._note_quota(True)
-        self.waiting_because = str(problem)
-        if op is not None and op.key in self._uploader.progress:
-            self._uploader.progress[op.key].error = str(problem)
+        self._show(problem, op)
         self._retry = trio.Event() if self._retry.is_set() else self._retry
         with trio.move_on_after(wait):
             await self._retry.wait()
@@ -303,7 +337,7 @@ class Replayer:
             return
         try:
             reply = await self._port.apply(wire.ApplyRequest(ops=keyed))
-            self.waiting_because = None
+            self._clear_reason()
             self._most = min(BATCH, 2 * self._most)
             await self._take_answers(batch, reply)
         except Refused as refusal:

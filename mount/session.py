@@ -258,7 +258,7 @@ class Session:
     async def sync_remote(self, ino: int) -> None:
         """Return when the server has every change of the inode; raise if it refuses one."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cancel_over_quota, nursery.cancel_scope)
+            nursery.start_soon(self._cancel_when_full, ino, nursery.cancel_scope)
             await self.replayer.flush(lambda op: op.ino == ino)
             nursery.cancel_scope.cancel()
         self.check_quota(ino)
@@ -266,16 +266,18 @@ class Session:
         if refused:
             raise OSError(errno.EIO, f"the server refused: {refused[0].refused}")
 
-    async def _cancel_over_quota(self, waiting: trio.CancelScope) -> None:
+    async def _cancel_when_full(self, ino: int, waiting: trio.CancelScope) -> None:
         """Whoever waits for the server is not left waiting for room."""
-        while not self.replayer.over_quota:
-            await self.replayer.quota_noted.wait()
+        room, drive = self.replayer.room, self.tree.node(ino).drive
+        while not room.is_full(drive):
+            await room.changed.wait()
         waiting.cancel()
 
     def check_quota(self, ino: int) -> None:
-        """Raise OSError (EDQUOT) while the account has no room for the bytes that were written into
+        """Raise OSError (EDQUOT) while the drive has no room for the bytes that were written into
         the inode. They are kept, and sent when there is room."""
-        if self.replayer.over_quota and self.contents.stack(ino):
+        full = self.replayer.room.is_full(self.tree.node(ino).drive)
+        if full and self.contents.stack(ino):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     def usage(self) -> tuple[int, int]:
@@ -293,7 +295,7 @@ class Session:
         while self.contents.dirty_bytes >= limit:
             if self.subscriber.known_offline or all(op.refused for op in self.journal):
                 raise OSError(errno.ENOSPC, f"{limit} bytes wait for the server already")
-            if self.replayer.over_quota:
+            if self.replayer.room.is_full(self.tree.own_drive):
                 raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
             await self.journal.changed.wait()
 

@@ -6,19 +6,22 @@ no backoff is waited out.
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from sqlalchemy import update
 
 from cache.replayer import BURST_NS, FEW, UPLOADS, UPLOADS_WHEN_BUSY
 from cache.tree import ROOT
 from remote import wire
 from remote.errors import BadRequest, ChunksMissing, Refused, TooLarge, Unavailable
+from server.schema import accounts
 from tests.model.device import Device
 from tests.model.server import Server
 
@@ -466,3 +469,47 @@ async def test_a_burst_has_the_mount_for_itself_and_a_few_files_never_wait(one: 
     oldest = next(iter(one.journal))
     oldest.made_ns -= BURST_NS
     assert replayer._most_uploads() == UPLOADS_WHEN_BUSY, "it goes on"
+
+
+# --- no room ------------------------------------------------------------------------------------
+
+
+async def test_what_does_not_fit_waits_and_holds_up_nothing_else(
+    server: Server, one: Device, two: Device
+) -> None:
+    with server.db.write() as conn:
+        conn.execute(update(accounts).values(quota_bytes=10_000))
+    for number in range(3):
+        await save(one, f"big {number}", noise(300_000, number))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.replayer.run)
+        await until(lambda: one.replayer.room.is_short, lambda: one.replayer.room.changed)
+        await mkdir(one, "directory")
+        await save(one, "small", noise(5_000, 9))
+        one.replayer.wake()
+        big = {f"big {number}" for number in range(3)}
+        await until(
+            lambda: {op.body.name for op in one.journal} == big, lambda: one.journal.changed
+        )
+        assert not one.replayer.waiting_because or "10,000" in one.replayer.waiting_because
+        assert (await files(two)).keys() == {"/directory", "/small"}
+        assert all(op.refused is None for op in one.journal)
+        with server.db.write() as conn:
+            conn.execute(update(accounts).values(quota_bytes=None))
+        one.replayer.retry_now()
+        await until(lambda: not len(one.journal), lambda: one.journal.changed)
+        assert not one.replayer.room.is_short
+        assert one.replayer.waiting_because is None
+        nursery.cancel_scope.cancel()
+    assert (await files(two))["/big 1"] == noise(300_000, 1)
+
+
+async def until(condition: Callable[[], bool], changed: Callable[[], trio.Event]) -> None:
+    """Wait through as many changes as it takes; the mock clock makes an hour cost nothing."""
+    with trio.fail_after(3600):
+        while not condition():
+            await changed().wait()
+
+
+def noise(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
