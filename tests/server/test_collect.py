@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +16,24 @@ import pytest
 from sqlalchemy import select, update
 
 from remote.errors import ChunksMissing, UploadUnknown
-from remote.wire import Content, UploadState
-from server import collect, datalock, schema
-from server.blobs import BlobKey
+from remote.wire import Applied, Content, UploadState
+from server import collect, datalock, fsck, schema
+from server.blobs import BlobKey, LocalBlobStore
 from server.collect_chunks import DAY, GRACE_NS, Collected, Options, Verdict, verdict
+from server.db import Database
 from server.settings import LONGEST_URL_SECONDS
 from tests.server.conftest import Start
 from tests.server.deleting import forget, unlink
-from tests.server.harness import Failed, Running, make_chunk, manifest_of, new_id, noise
+from tests.server.harness import (
+    Chunk,
+    Client,
+    Failed,
+    Running,
+    make_chunk,
+    manifest_of,
+    new_id,
+    noise,
+)
 
 HOUR = 3600 * 10**9
 NOW = 10**18
@@ -318,6 +330,53 @@ def test_accounts_have_their_own_limits(world: World) -> None:
     with world.db.read() as conn:
         gone = select(schema.files.c.id).where(schema.files.c.id == file)
         assert conn.execute(gone).first() is None
+
+
+def test_a_collector_in_another_process_beside_uploads(world: World) -> None:
+    """What another process shares with the server is the database's lock and the files alone."""
+    ended = threading.Event()
+    found = Collected()
+
+    def collect_on_and_on() -> None:
+        db, blobs = Database(world.running.data / "nearline.sqlite"), LocalBlobStore(store)
+        while not ended.is_set():
+            for _ in collect.steps(db, blobs, Options(), found, later):
+                pass
+        db.close()
+
+    def later() -> int:
+        """Every doomed chunk is old enough at once: the races are as near as they can be."""
+        return time.time_ns() + next(ticks) * 2 * GRACE_NS
+
+    store, ticks = world.running.data / "blobs", itertools.count()
+    thread = threading.Thread(target=collect_on_and_on)
+    thread.start()
+    try:
+        for number in range(10):
+            chunk = make_chunk(bytes([number % 3]) * 1000)  # the same three again and again
+            upload_until_taken(world.anna, f"f{number}", chunk)
+            if number % 2:
+                forget(world.anna, f"f{number}")
+    finally:
+        ended.set()
+        thread.join(30)
+    assert found.deleted > 0
+    report = fsck.run(world.db, world.blobs, read_data=True)
+    assert report.findings == []
+
+
+def upload_until_taken(anna: Client, name: str, chunk: Chunk) -> None:
+    """As a client does it: what is missing by the time of the commit is sent again."""
+    file, version = new_id(), new_id()
+    content = Content(version=version, manifest=manifest_of(chunk))
+    while True:
+        for ticket in anna.start(version, file, chunk).chunks:
+            if ticket.state == "needed":
+                assert anna.put(ticket, chunk).status_code in (200, 412)
+        [result] = anna.batch(anna.create(name, file=file, content=content))
+        if isinstance(result, Applied):
+            return
+        assert isinstance(result, ChunksMissing)
 
 
 # --- who collects -------------------------------------------------------------------------------
