@@ -68,7 +68,7 @@ def test_a_full_account_is_told_to_the_writer_and_nothing_is_lost(site: Site) ->
     big, small = a.at / "big", a.at / "small"
     big.write_bytes(noise(3_000_000))
     wait_until(lambda: a.status()["reason"], "the reason why it waits")
-    assert "1.0 MiB" in a.status()["reason"]
+    assert "quota of 1048576" in a.status()["reason"]
     with small.open("wb", buffering=0) as file:
         file.write(noise(2_000_000, 2))
         with pytest.raises(OSError, match="quota") as refused:
