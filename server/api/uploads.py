@@ -8,8 +8,9 @@ from litestar import delete, get, post
 from litestar.params import FromPath
 from sqlalchemy import Connection
 
-from remote.errors import BadRequest, Refused
+from remote.errors import AnyProblem, BadRequest, Refused, Unavailable
 from remote.wire import (
+    MAX_BATCH,
     Applied,
     CompleteUpload,
     Keyed,
@@ -33,9 +34,19 @@ async def start(request: AnyRequest) -> Reply:
 
     def work(conn: Connection, caller: Caller) -> StartUploadsReply:
         terms = service.terms(conn, caller)
-        return StartUploadsReply([_start(conn, caller, each, terms) for each in wanted.uploads])
+        left = MAX_BATCH
+        begun: list[UploadState | AnyProblem] = []
+        for each in wanted.uploads:
+            left -= len(each.descriptors)
+            is_late = left < 0 and begun
+            begun.append(_LATER if is_late else _start(conn, caller, each, terms))
+        return StartUploadsReply(begun)
 
     return reply(request, await service.write(token_in(request), work))
+
+
+_LATER = Unavailable(message=f"at most {MAX_BATCH} descriptors at a time; send the rest again")
+"""All other writers wait while descriptors are taken in."""
 
 
 def _start(conn: Connection, caller: Caller, wanted: StartUpload, terms: Terms) -> UploadState:

@@ -369,6 +369,27 @@ def test_one_bad_upload_of_a_batch_does_not_spoil_the_rest(anna: Client) -> None
         anna.request("GET", path, wire.UploadState)
 
 
+def test_descriptors_of_many_uploads_are_taken_in_parts(anna: Client) -> None:
+    """A megabyte of small ones would hold up all other writers for long."""
+    chunks = [make_chunk(b"%d %s" % (n, anna.token.encode())) for n in range(1100)]
+    parts = [chunks[:600], chunks[600:1000], chunks[1000:1099], chunks[1099:]]
+    wanted = [
+        wire.StartUpload(
+            version=new_id(), file=new_id(), descriptors=[chunk.descriptor for chunk in part]
+        )
+        for part in parts
+    ]
+
+    def begin(*some: wire.StartUpload) -> list[type]:
+        asked = wire.StartUploads(uploads=list(some))
+        reply = anna.request("POST", "/v1/files", wire.StartUploadsReply, asked)
+        return [type(each) for each in reply.uploads]
+
+    late = [errors.Unavailable, errors.Unavailable]
+    assert begin(*wanted) == [wire.UploadState, wire.UploadState, *late]
+    assert begin(*wanted[2:]) == [wire.UploadState, wire.UploadState]
+
+
 def test_what_a_crash_left_half_made_is_swept_at_start(start: Start, tmp_path: Path) -> None:
     start().stop()
     left = tmp_path / "data" / "blobs" / "incoming" / "half"
