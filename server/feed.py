@@ -29,7 +29,7 @@ from remote.errors import BadRequest, Refused
 from remote.wire import Change, ChangesPage
 from server.fanout import grant_topic
 from server.schema import changes, drives
-from server.views import View
+from server.views import View, with_attributes
 
 PAGE_CHANGES = 1000
 PAGE_BYTES = 4 * 1024 * 1024
@@ -150,7 +150,7 @@ def pull(conn: Connection, cursors: Cursors, view: View, cursor: str | None) -> 
     now = heads(conn, list(view.topics))
     if since is None or not _is_known(conn, since, view, now):
         at = here(conn, view)
-        shared = list(view.shared)
+        shared = with_attributes(conn, view.shared)
         return ChangesPage(
             cursor=cursors.write(at), seq=at.seq, changes=[], reset=True, shared=shared
         )
@@ -166,7 +166,7 @@ def pull(conn: Connection, cursors: Cursors, view: View, cursor: str | None) -> 
         seq=at.seq,
         changes=page.found,
         more=page.is_full,
-        shared=list(view.shared) if since.shared != view.digest else None,
+        shared=with_attributes(conn, view.shared) if since.shared != view.digest else None,
     )
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from sqlalchemy import Connection, Row, bindparam, select
 
 from remote.wire import SharedRoot
@@ -86,12 +87,12 @@ def _begins(conn: Connection, caller: Caller) -> Iterable[Row[Any]]:
 
 
 def shared_with(conn: Connection, account: str) -> tuple[SharedRoot, ...]:
-    """What others share with `account`, in the order of its names' choice."""
+    """What others share with `account`, in the order of its names' choice. Without attributes: this
+    is asked with every request, and others decide how many there are."""
     rows = conn.execute(_SHARED, {"account": account}).all()
     if not rows:
         return ()
     roots = {row.id for row in rows}
-    attrs = attributes(conn, list(roots))
     taken: defaultdict[str, set[str]] = defaultdict(set)
     found = []
     for row in rows:
@@ -99,7 +100,7 @@ def shared_with(conn: Connection, account: str) -> tuple[SharedRoot, ...]:
         name = None if below else _free(taken[row.owner_name], _name(conn, row))
         found.append(
             SharedRoot(
-                file=file_record(row, attrs.get(row.id, {})),
+                file=file_record(row, {}),
                 drive=row.drive,
                 owner=row.owner_name,
                 name=name,
@@ -107,6 +108,15 @@ def shared_with(conn: Connection, account: str) -> tuple[SharedRoot, ...]:
             )
         )
     return tuple(found)
+
+
+def with_attributes(conn: Connection, shared: Sequence[SharedRoot]) -> list[SharedRoot]:
+    """`shared` as it is told."""
+    attrs = attributes(conn, [root.file.id for root in shared])
+    return [
+        structs.replace(root, file=structs.replace(root.file, xattrs=attrs.get(root.file.id, {})))
+        for root in shared
+    ]
 
 
 def _name(conn: Connection, row: Row[Any]) -> str:

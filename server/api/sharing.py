@@ -16,7 +16,7 @@ from server.api.exchange import AnyRequest, Reply, body, reply, service_of, toke
 from server.api.files import check_id
 from server.caller import Caller
 from server.fanout import News
-from server.views import shared_with
+from server.views import shared_with, with_attributes
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ async def unshare(request: AnyRequest, file_id: FromPath[str], account: FromPath
 async def shared(request: AnyRequest) -> Reply:
     def work(conn: Connection, caller: Caller) -> SharedReply:
         roots = () if caller.folder is not None else shared_with(conn, caller.account)
-        return SharedReply(list(roots))
+        return SharedReply(with_attributes(conn, roots))
 
     return reply(request, await service_of(request).read(token_in(request), work))
 

@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 
 from remote import errors, wire
 from remote.wire_account import Invite, SharedReply, ShareRequest, SharesReply
-from server import sharing
+from server import sharing, views
 from tests.server.harness import Client, Failed, Running, new_id, until
 
 
@@ -386,6 +386,21 @@ def test_a_socket_of_a_stranger_hears_nothing(server: Running, anna: Client, ben
         ben.make("own")
         hint = msgspec.msgpack.decode(socket.recv(20), type=wire.Hint)
         assert {change.drive for change in hint.changes} == {ben.me.drive}
+
+
+def test_what_shared_files_carry_is_read_only_to_be_told(
+    anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be megabytes for each, and is not Ben's choice."""
+    carried = {"user.x": b"1"}
+    file = anna.make("file", xattrs=carried)
+    share(anna, file, ben, "viewer")
+    assert shared(ben)["file"].file.xattrs == carried
+    page = ben.changes(ben.me.cursor)
+    assert [root.file.xattrs for root in page.shared or ()] == [carried]
+    monkeypatch.setattr(views, "attributes", None)
+    ben.refresh()
+    assert ben.changes(page.cursor).shared is None
 
 
 # --- what was before ----------------------------------------------------------------------------
