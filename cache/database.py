@@ -75,7 +75,8 @@ CREATE TABLE share (                -- what others share with this account: wire
     drive TEXT NOT NULL,
     owner TEXT NOT NULL,            -- account name
     name  TEXT,                     -- under Shared/OWNER; NULL: it is below another one
-    role  TEXT NOT NULL
+    role  TEXT NOT NULL,
+    given_ns INTEGER NOT NULL       -- another: given anew, after it had been taken back
 ) WITHOUT ROWID;
 
 CREATE TABLE entry (
@@ -153,7 +154,7 @@ ALTER TABLE node ADD COLUMN drive TEXT NOT NULL DEFAULT '';
 UPDATE node SET drive = (SELECT value FROM meta WHERE key = 'drive');
 CREATE INDEX node_drive ON node (drive);
 CREATE TABLE share (file TEXT PRIMARY KEY, drive TEXT NOT NULL, owner TEXT NOT NULL, name TEXT,
-    role TEXT NOT NULL) WITHOUT ROWID;
+    role TEXT NOT NULL, given_ns INTEGER NOT NULL) WITHOUT ROWID;
 """,
 }
 

@@ -34,7 +34,7 @@ from cache.journal import Journal, Op, entry_key, file_key, writes
 from cache.shares import Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree, node_from
 from remote.errors import NotKept
-from remote.ids import FileId
+from remote.ids import DriveId, FileId
 from remote.wire import Change, Child, EntryRecord, FileRecord, Me, SharedRoot
 
 log = structlog.get_logger(__name__)
@@ -102,7 +102,7 @@ class Merge:
     ) -> None:
         with _kept(), self._db.transaction():
             if shared is not None:
-                self._shares.apply(shared)
+                self._take_shares(shared)
             for change in changes:
                 self._merge(change)
                 if change.drive != self._tree.own_drive:
@@ -120,18 +120,37 @@ class Merge:
     def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
         """The feed cannot tell what happened: believe no listing, and let every record in."""
         with _kept(), self._db.transaction():
-            if shared is not None:
-                self._shares.apply(shared)
-            self._db.run("UPDATE node SET rev = 0, listed = NULL WHERE rev > 0 OR listed > 0")
+            for row in self._db.all("SELECT DISTINCT drive FROM node"):
+                self._distrust(row["drive"])
             self._db.run("UPDATE node SET listed = NULL WHERE ino = ?", ROOT)
-            self._db.run("UPDATE entry SET rev = 0")
             self._db.run("DELETE FROM meta WHERE key LIKE 'seq:%'")
+            if shared is not None:
+                self._take_shares(shared)
             self._db.set_meta("cursor", cursor)
             self._db.set_meta("seq", seq)
-            for row in self._db.all("SELECT parent, name FROM entry"):
-                self._forget_entry(row["parent"], row["name"])
         self._ahead.clear()
         self._kernel.tell()
+
+    def _take_shares(self, shared: list[SharedRoot]) -> None:
+        """What is shared from now on, with the records of what has a place of its own: a change
+        that follows may be from before it was shared, and tell that it was not in sight."""
+        for drive in self._shares.apply(shared):
+            self._distrust(drive)
+        for root in shared:
+            self._merge_file(root.file)
+
+    def _distrust(self, drive: DriveId) -> None:
+        """The feed cannot tell what happened there: believe no listing, let every record in."""
+        of_drive = "SELECT ino FROM node WHERE drive = ?"
+        for row in self._db.all(
+            f"SELECT parent, name FROM entry WHERE parent IN ({of_drive})", drive
+        ):
+            self._forget_entry(row["parent"], row["name"])
+        self._db.run(f"UPDATE entry SET rev = 0 WHERE parent IN ({of_drive})", drive)
+        self._db.run(
+            "UPDATE node SET rev = 0, listed = NULL WHERE drive = ? AND (rev > 0 OR listed > 0)",
+            drive,
+        )
 
     # Listings.
 
@@ -184,6 +203,7 @@ class Merge:
             if one.kind != "directory" or one.id in own
         ]
         self._merge(structs.replace(change, files=files))
+        self._shares.landed(op.ino, change.drive)
         self.settle(op)
 
     def settle(self, op: Op) -> None:
@@ -191,6 +211,9 @@ class Merge:
         for key in writes(op):
             if not self._journal.is_pending(key):
                 self._settle_key(key)
+        node = self._tree.find(op.ino)
+        if node is not None and node.live and not (node.is_directory or self._tree.names(op.ino)):
+            self._unnamed(node)  # a listing had told that it is gone
 
     def settle_free(self) -> None:
         """Apply what nothing holds back any more: local edits fold operations away, too."""
@@ -251,12 +274,13 @@ class Merge:
         return isinstance(record, EntryRecord) and record.file is None and self._is_edited(record)
 
     def _is_edited(self, gone: EntryRecord) -> bool:
-        """A name goes only after the bytes written under it here have reached the server: when the
-        file is deleted there, they bring it back, under that name."""
+        """A name goes only after what was made or written under it here has reached the server:
+        when the file is deleted there, or not shared any more, that brings it back, under that
+        name."""
         parent = self._tree.live(gone.parent)
         node = None if parent is None else self._tree.child(parent.ino, gone.name)
         return node is not None and any(
-            op.kind == "write" for op in self._journal.of_file(node.file)
+            op.kind in ("create", "write") for op in self._journal.of_file(node.file)
         )
 
     def _held(self, key: str, record: FileRecord | EntryRecord) -> bool:
@@ -358,6 +382,7 @@ class Merge:
         assert entry.file is not None
         node = self._tree.live(entry.file)
         if node is not None:
+            self._shares.reclaim(node, parent.drive)
             if node.is_directory:
                 self._leave_old_place(node, parent, entry.name)
             return node
@@ -392,6 +417,10 @@ class Merge:
         key = entry_key(parent, name)
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
         return None if row is None else msgspec.msgpack.decode(row["record"], type=EntryRecord).file
+
+    def lose(self, ino: int) -> None:
+        """The server knows a file no more that was changed here. In a transaction."""
+        self._shares.lose(ino)
 
     def after_commit(self) -> None:
         """Tell the kernel what `acknowledge` and `settle` changed, once their transaction is in."""

@@ -11,6 +11,7 @@ acknowledgement is one transaction: journal, tree and layers change together.
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections import Counter
@@ -91,6 +92,7 @@ class Replayer:
         self._hurry = 0  # flushes under way: nothing lingers, open files are snapshotted
         self._uploading: dict[str, int] = {}  # operation key: its inode
         self._early: dict[str, int] = {}
+        self._turned_away: list[tuple[Op, Problem]] = []  # uploads to be resolved between batches
         self._wake = trio.Event()
         self._attempt = 0
         self._retry = trio.Event()
@@ -130,11 +132,12 @@ class Replayer:
             while True:
                 self._wake = trio.Event()
                 changed, began = self._journal.changed, trio.current_time()
+                await self._resolve_uploads()
                 self._merge.settle_free()
                 batch, waiting = select(self._journal, self._is_ready, self._most)
                 self._start_uploads(nursery, waiting)
                 if batch:
-                    await self._send_or_wait(batch)
+                    await self._or_wait(functools.partial(self._send, batch))
                 else:
                     looking = trio.current_time() - began
                     await self._wait(changed)
@@ -228,6 +231,7 @@ class Replayer:
         """`waiting`, but of the files for a full drive the smallest one, and that now and then."""
         if not self.room.is_short:
             return waiting
+        self.room.only({self._place(op.ino)[0] for op in self._journal if op.has_content})
         chosen, smallest = [], dict[str, tuple[int, Op]]()
         for op in waiting:
             drive, size = self._place(op.ino)
@@ -256,10 +260,11 @@ class Replayer:
                     self.room.fitted(self._place(op.ino)[0])
                     self._clear_reason()
                 except (NearlineError, OSError) as problem:  # OSError: reading our own disk
-                    if self._journal.get(op.key) is op and _is_not_found(problem):
-                        return await self._resolve(op, problem.problem)
+                    if _is_not_found(problem):
+                        self._turned_away.append((op, problem.problem))
+                        return
                     if self._give_up(op, problem) or self._has_no_room(op, problem):
-                        return None
+                        return
                     await self._back_off(problem, attempt, op)
                     attempt += 1
         finally:
@@ -267,6 +272,13 @@ class Replayer:
                 self._uploader.forget(op)
             del self._uploading[key]
             self.wake()
+
+    async def _resolve_uploads(self) -> None:
+        """What the server would not even take the bytes of."""
+        while self._turned_away:
+            op, problem = self._turned_away.pop(0)
+            if self._journal.get(op.key) is op:
+                await self._or_wait(functools.partial(self._resolve, op, problem))
 
     async def _upload_early(self, op: Op, key: str) -> None:
         """Best effort: what fails here is sent with the snapshot."""
@@ -317,11 +329,11 @@ class Replayer:
 
     # Batches.
 
-    async def _send_or_wait(self, batch: list[Op]) -> None:
-        """Send it; when our own disk fails (full: nothing can be noted), wait. Whatever the server
-        took then keeps its key, and is answered the same when it is sent again."""
+    async def _or_wait(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Send or resolve; when our own disk fails (full: nothing can be noted), wait. Whatever the
+        server took then keeps its key, and is answered the same when it is sent again."""
         try:
-            await self._send(batch)
+            await work()
         except OSError as problem:
             log.error("cannot note what the server answered", why=str(problem))
             await self._back_off(problem, self._attempt)
@@ -363,6 +375,8 @@ class Replayer:
         # As they were sent: resolving one may rewrite those behind it.
         touched = [(writes(op), reads(op) | writes(op)) for op in batch]
         for op, answer, (wrote, used) in zip(batch, reply.results, touched, strict=True):
+            if self._journal.get(op.key) is not op:
+                continue  # resolving an earlier one took it along
             if isinstance(answer, wire.Applied):
                 await self._applied_or_put_aside(op, answer)
                 continue

@@ -3,8 +3,9 @@
 Knows: how each verdict of the rule book (`conflicts`) changes tree and journal. Must not know: when
 operations are sent and sent again (`replayer`), the kernel.
 
-Concurrency contract: called by the replayer's one task, between batches. Each change is one
-transaction; an await comes only before it (to ask the server) or after it (to list anew).
+Concurrency contract: called by the replayer's one task, never while a batch is under way. Each
+change is one transaction; an await comes only before it (to ask the server) or after it (to list
+anew).
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Resolver:
         elif decided is Verdict.ADOPT:
             await self._adopt(op)
         elif decided is Verdict.RESCUE:
-            self._relocate(op, self._tree.node(ROOT).file)
+            await self._rescue(op)
         elif decided is Verdict.RECREATE:
             self._recreate(op)
         else:
@@ -86,7 +87,15 @@ class Resolver:
 
     async def _drop(self, op: Op) -> None:
         """The server's state stands: forget the operation, believe the server again."""
-        stale = [self._tree.live(file) for file in (op.body.parent, op.body.new_parent) if file]
+        stale = self._forget(op)
+        self._merge.after_commit()
+        for directory in stale:
+            await self._try_refresh(directory)
+
+    def _forget(self, op: Op) -> list[int]:
+        """Returns the directories that are to be listed anew."""
+        places = (op.body.parent, op.body.new_parent)
+        stale = [node.ino for file in places if file and (node := self._tree.live(file))]
         with self._db.transaction():
             self._journal.remove(op)
             self._merge.settle(op)
@@ -95,13 +104,9 @@ class Resolver:
                 if node is not None:
                     self._tree.update(node.ino, rev=0)
             for directory in stale:
-                if directory is not None:
-                    self._tree.update(directory.ino, listed=None)
-        self._merge.after_commit()
+                self._tree.update(directory, listed=None)
         self._uploader.forget(op)
-        for directory in stale:
-            if directory is not None:
-                await self._try_refresh(directory.ino)
+        return stale
 
     async def _try_refresh(self, ino: int) -> None:
         """List a directory that is marked as not listed; what fails here is done when somebody
@@ -115,6 +120,35 @@ class Resolver:
     def _aside(self, op: Op) -> None:
         """Our file goes on under a conflicted name beside the one that took its name."""
         self._relocate(op, op.body.new_parent or op.body.parent)
+
+    async def _rescue(self, op: Op) -> None:
+        """To the top of the drive: under the name it has there already, if it was kept when its
+        share ended. What was sent for it may be in the other drive: it begins anew. Operations that
+        would take names from the one drive into the other cannot be meant any more."""
+        self._uploader.forget(op)
+        with self._db.transaction():
+            self._merge.lose(op.ino)
+            kept = [name for parent, name in self._tree.names(op.ino) if parent == ROOT]
+            if op.version is not None:
+                body = msgspec.structs.replace(op.body, renew=True)
+                self._journal.rewrite(op, body=body, key=new_id(), sent=False)
+            if kept:
+                was = msgspec.structs.replace(op)
+                self._redirect(op, self._tree.node(ROOT).file, kept[0], source=False)
+                self._merge.settle(was)
+            else:
+                self._relocate(op, self._tree.node(ROOT).file)
+            split = [one for one in self._journal if one.body.name and self._is_split(one)]
+            stale = [directory for one in split for directory in self._forget(one)]
+        self._merge.after_commit()
+        for directory in stale:
+            await self._try_refresh(directory)
+
+    def _is_split(self, op: Op) -> bool:
+        """Does it speak of files in several drives?"""
+        body = op.body
+        nodes = map(self._tree.live, (op.file, body.parent, body.new_parent, body.other))
+        return len({node.drive for node in nodes if node is not None}) > 1
 
     def _relocate(self, op: Op, place: FileId) -> None:
         """The entry that the operation makes goes on under a conflicted name in directory `place`;
@@ -183,14 +217,21 @@ class Resolver:
 
     def _recreate(self, op: Op) -> None:
         """The file was deleted elsewhere while it was changed here: it comes back as a new file,
-        in the same place, or at the top when the place is gone too."""
+        in the same place, or at the top when the place is gone too. If it was renamed over another
+        one since, its bytes go on as that one."""
+        heir = next((one for one in self._after(op) if one.kind == "replace"), None)
+        if heir is not None and heir.file == op.file:
+            self._go_on_as(op, heir)
+            return
         with self._db.transaction():
+            self._merge.lose(op.ino)
             node = self._tree.node(op.ino)
             names = self._tree.names(op.ino)
             parent, name = names[0] if names else (ROOT, self._free_name(ROOT, "recovered file"))
             fresh = new_id()
             self._journal.remove(op)
-            self._tree.update(op.ino, file=fresh, live=True, links=1, rev=0)
+            drive = self._tree.node(parent).drive
+            self._tree.update(op.ino, file=fresh, drive=drive, live=True, links=1, rev=0)
             if not names:
                 self._tree.add_entry(parent, name, node)
             body = Body(
@@ -209,6 +250,31 @@ class Resolver:
             self._merge.settle(op)
         self._merge.after_commit()
         self._uploader.forget(op)
+
+    def _after(self, op: Op) -> list[Op]:
+        """Later operations that take bytes or attributes from the same inode."""
+        return [one for one in self._journal if one.ino == op.ino and one.seq > op.seq]
+
+    def _go_on_as(self, op: Op, heir: Op) -> None:
+        """The write `op` and the replace `heir` that followed it are one write of the file that was
+        replaced, as they would have been had they not been sent yet."""
+        with self._db.transaction():
+            self._journal.remove(op)
+            self._journal.remove(heir)
+            body = Body(renew=op.version is not None)
+            write = self._journal.add("write", op.ino, heir.body.other, body)
+            write.origin = op.origin
+            if op.version is not None:
+                self._journal.rewrite(write, version=op.version)
+            attrs = Body(attrs=["gid", "mode", "uid"])
+            self._journal.add("setattr", op.ino, heir.body.other, attrs)
+            for later in self._after(op):
+                if later.seq < write.seq and later.file != op.file:
+                    self._journal.move_to_end(later)
+            for gone in (op, heir):
+                self._merge.settle(gone)
+                self._uploader.forget(gone)
+        self._merge.after_commit()
 
     async def overtaken(self, op: Op, answer: wire.Applied) -> wire.FileReply | None:
         """With `--on-conflict=copy`: the version that ours won against, if it still is to be had.

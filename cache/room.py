@@ -12,6 +12,7 @@ full or has room again.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 import trio
@@ -52,6 +53,11 @@ class Room:
         """Something was taken."""
         if self._full.pop(drive, None) is not None:
             self._tell()
+
+    def only(self, drives: Set[str]) -> None:
+        """Nothing is to be sent to any other drive: whether there is room shows when there is."""
+        for drive in self._full.keys() - drives:
+            self.fitted(drive)
 
     def retry_now(self) -> None:
         for full in self._full.values():

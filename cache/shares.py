@@ -8,7 +8,8 @@ Shared/OWNER/NAME is the node of the shared file itself; below it the tree is li
 When a share ends, its names go and its nodes are revoked: nothing of them can be read any more,
 also through open handles. What was changed in it here and has not reached the server is kept: its
 file moves to the top of the own drive, and its operations, which the server refuses by then, bring
-it there (see `resolver`).
+it there (see `resolver`). Should they have reached the server before that, or should the file be
+shared again, it is not kept any longer: it is where the server has it, if that can be seen.
 
 Concurrency contract: synchronous, on the trio thread; `apply` inside a transaction. `_roles`
 mirrors the `share` table and is read again after a rollback.
@@ -25,9 +26,9 @@ import time
 from cache.conflicts import marked_name
 from cache.database import Database
 from cache.invalidation import Invalidation
-from cache.journal import Journal
-from cache.tree import LOCAL, REVOKED, ROOT, Dropped, Node, Tree, node_from
-from remote.ids import FileId
+from cache.journal import Journal, Op, new_id
+from cache.tree import HISTORY, LOCAL, REVOKED, ROOT, Dropped, Entry, Node, Tree, node_from
+from remote.ids import DriveId, FileId
 from remote.wire import FileRecord, Role, SharedRoot
 
 SHARED = "Shared"
@@ -97,20 +98,20 @@ class Shares:
 
     # What is shared.
 
-    def apply(self, shared: list[SharedRoot]) -> None:
-        """`shared` is everything from now on. In a transaction."""
+    def apply(self, shared: list[SharedRoot]) -> set[DriveId]:
+        """`shared` is everything from now on. In a transaction. Returns the drives in which a file
+        was given anew after it had been taken back: what went on in between nobody tells."""
         was = {row["file"]: row for row in self._db.all("SELECT * FROM share")}
         now = {root.file.id: root for root in shared}
         left = [row["file"] for row in was.values() if row["name"] and _moves(row, now)]
-        stays = {row["file"] for row in was.values() if row["name"]} - set(left)
         nodes = [(node, was[file]["name"]) for file in left if (node := self._leave(file))]
         self._db.run("DELETE FROM share")
         for root in shared:
-            values = (root.file.id, root.drive, root.owner, root.name, root.role)
-            self._db.run("INSERT INTO share VALUES (?, ?, ?, ?, ?)", *values)
+            values = (root.file.id, root.drive, root.owner, root.name, root.role, root.given_ns)
+            self._db.run("INSERT INTO share VALUES (?, ?, ?, ?, ?, ?)", *values)
         self._load()
         for root in shared:
-            if root.name and root.file.id not in stays:
+            if root.name and not self._is_in_place(root, root.name):
                 self._place(root, root.name)
         for node, name in nodes:
             if not self._tree.names(node.ino) and node.file not in now:
@@ -118,6 +119,12 @@ class Shares:
         self._tidy()
         changed = {one["drive"] for one in was.values()} | {root.drive for root in shared}
         self._forget_modes(changed)
+        self._try_again(changed)
+        return {
+            root.drive
+            for root in shared
+            if root.file.id in was and was[root.file.id]["given_ns"] != root.given_ns
+        }
 
     def _leave(self, file: FileId) -> Node | None:
         """Take the name under Shared away; the node that had it."""
@@ -134,15 +141,23 @@ class Shares:
         self._tree.touch(parent, time.time_ns())
         self._kernel.forget_entry(parent, name)
 
+    def _is_in_place(self, root: SharedRoot, name: str) -> bool:
+        """Not when the server's refusal of a change told of the end before the feed did."""
+        holder = self._directory(self._directory(ROOT, SHARED), root.owner)
+        node = self._tree.child(holder, name)
+        return node is not None and node.file == root.file.id
+
     def _place(self, root: SharedRoot, name: str) -> None:
         holder = self._directory(self._directory(ROOT, SHARED), root.owner)
         node = self._tree.live(root.file.id)
         if node is None:
             node = self._tree.insert(node_from(root.file, root.drive))
             self._tree.replace_xattrs(node.ino, root.file.xattrs)
-        elif node.is_directory:  # it has one name: the new one
-            for parent, old in self._tree.names(node.ino):
-                self._drop(parent, old, node)
+        else:
+            self.reclaim(node, root.drive)
+            if node.is_directory:  # it has one name: the new one
+                for parent, old in self._tree.names(node.ino):
+                    self._drop(parent, old, node)
         self._tree.add_entry(holder, name, node)
         self._tree.touch(holder, time.time_ns())
         self._kernel.forget_entry(holder, name)
@@ -190,6 +205,17 @@ class Shares:
             for row in self._db.all("SELECT ino FROM node WHERE drive = ? AND live", drive):
                 self._kernel.forget_attributes(row["ino"])
 
+    def _try_again(self, drives: set[DriveId]) -> None:
+        """What was refused because the role was too weak, where it is not any more."""
+        for op in list(self._journal):
+            if op.refused and op.refused.startswith("forbidden"):
+                node = self._tree.find(op.ino)
+                if node is not None and node.drive in drives and self.is_writable(node):
+                    self._ask_again(op)
+
+    def _ask_again(self, op: Op) -> None:
+        self._journal.rewrite(op, refused=None, key=new_id())
+
     # The end of a share, or of a part of one.
 
     def end(self, node: Node, name: str) -> None:
@@ -218,20 +244,44 @@ class Shares:
 
     def _has_unsent(self, node: Node) -> bool:
         ops = self._journal.of_file(node.file)
-        return any(op.has_content or op.kind == "create" for op in ops)
+        return any(op.ino == node.ino and (op.has_content or op.kind == "create") for op in ops)
 
     def _revoke(self, node: Node) -> None:
-        self._tree.update(node.ino, live=False, drive=REVOKED)
-        if node.version is not None:
-            self._db.run("DELETE FROM manifest WHERE version = ?", node.version)
-            self._db.run(
-                "UPDATE node SET drive = ?, live = 0 WHERE base_file = ? AND drive != ?",
-                REVOKED,
-                node.base_file,
-                self._tree.own_drive,
-            )
-        self._kernel.forget_content(node.ino)
-        self._dropped(node)
+        """The node, and what shows older versions of its file."""
+        own, file = self._tree.own_drive, node.file
+        older = self._db.all(
+            "SELECT ino FROM node WHERE NOT live AND (file = ? OR base_file = ?) AND drive != ?"
+            " UNION SELECT ino FROM node WHERE drive = ? AND base_file = ?",
+            *(file, file, own, HISTORY, file),
+        )
+        for one in (node, *(self._tree.node(row["ino"]) for row in older)):
+            self._db.run("DELETE FROM entry WHERE parent = ?", one.ino)
+            self._tree.update(one.ino, live=False, drive=REVOKED)
+            self._forget_manifest(one)
+            self._kernel.forget_content(one.ino)
+            self._dropped(one)
+
+    def _forget_manifest(self, node: Node) -> None:
+        self._db.run(
+            "DELETE FROM manifest WHERE version = ? AND version NOT IN"
+            " (SELECT version FROM op WHERE version IS NOT NULL) AND NOT EXISTS"
+            " (SELECT 1 FROM op JOIN node USING (ino) WHERE node.version = manifest.version)",
+            node.version,
+        )
+
+    def lose(self, ino: int) -> None:
+        """The server knows a file no more that was changed in a share: where it was made, or the
+        place it had under Shared, is gone. In a transaction."""
+        node = self._tree.node(ino)
+        if node.drive == self._tree.own_drive or not node.live:
+            return
+        lost = ""
+        for parent, name in self._tree.names(ino):
+            if self._is_made_here(node) or self._tree.node(parent).drive == LOCAL:
+                self._drop(parent, name, node)
+                lost = name
+        if lost and not self._tree.names(ino):
+            self._keep(node, lost)
 
     def _keep(self, node: Node, name: str) -> None:
         """Changed here, and on no server: it goes on at the top of the own drive."""
@@ -245,14 +295,56 @@ class Shares:
     def _own(self, node: Node) -> None:
         """A subtree that was made here is of the own drive from now on; what was not, is not."""
         self._tree.update(node.ino, drive=self._tree.own_drive)
-        if not node.is_directory:
+        for op in self._journal.of_file(node.file):
+            if op.refused:  # for reasons of a share that is no more
+                self._ask_again(op)
+        if node.is_directory:
+            for entry in self._tree.entries(node.ino, 0, 1_000_000):
+                self._own_or_end(node, entry)
+
+    def _own_or_end(self, holder: Node, entry: Entry) -> None:
+        elsewhere = any(parent != holder.ino for parent, _ in self._tree.names(entry.node.ino))
+        if self._has_unsent(entry.node) and not elsewhere:
+            self._own(entry.node)
             return
-        for entry in self._tree.entries(node.ino, 0, 1_000_000):
-            if self._has_unsent(entry.node):
-                self._own(entry.node)
-            else:
-                self._drop(node.ino, entry.name, entry.node)
-                self.end(entry.node, entry.name)
+        self._drop(holder.ino, entry.name, entry.node)
+        if not self._tree.names(entry.node.ino):
+            self.end(entry.node, entry.name)
+
+    # What was kept, and need not be.
+
+    def reclaim(self, node: Node, drive: DriveId) -> None:
+        """`node` is seen in `drive`, where it is shared (again). In a transaction."""
+        if node.drive != drive:
+            self._leave_top(node)
+            self._hand_over(node, drive)
+
+    def landed(self, ino: int, drive: DriveId) -> None:
+        """An operation on the inode was applied in `drive` after all. In a transaction."""
+        node = self._tree.find(ino)
+        own = self._tree.own_drive
+        if node is None or not node.live or own in (drive, "") or node.drive != own:
+            return
+        if not self._has_unsent(node):
+            name = self._leave_top(node)
+            if not self._tree.names(ino):
+                self.end(node, name)
+
+    def _leave_top(self, node: Node) -> str:
+        """Take the name away under which it was kept; returns that."""
+        kept = ""
+        for parent, name in self._tree.names(node.ino):
+            if self._tree.node(parent).drive == self._tree.own_drive:
+                self._drop(parent, name, node)
+                kept = name
+        return kept
+
+    def _hand_over(self, node: Node, drive: DriveId) -> None:
+        self._tree.update(node.ino, drive=drive)
+        node.drive = drive
+        if node.is_directory:
+            for entry in self._tree.entries(node.ino, 0, 1_000_000):
+                self._hand_over(entry.node, drive)
 
 
 def _moves(row: sqlite3.Row, now: dict[FileId, SharedRoot]) -> bool:

@@ -25,7 +25,7 @@ from cache.database import Database
 from cache.intervals import IntervalSet, Range
 from cache.journal import Journal, Op, new_id
 from cache.layers import Layer, changed_ranges, hole_ranges
-from cache.tree import ROOT, Node, Tree
+from cache.tree import Node, Tree
 from remote.chunking import Cutter, Fresh, Hole, Keep, NeedData, average_for, cut
 from remote.codec import Encoded, encode_chunk
 from remote.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
@@ -113,8 +113,7 @@ class Uploader:
             layer = _untouched(node)
             manifest = await self._send(op, node, layer)
         elif layer is None or layer.version != op.version:
-            base = node.version
-            manifest = EMPTY if base is None else await self._base_manifest(node, base)
+            manifest = EMPTY if node.version is None else await self._base_manifest(node)
         else:
             manifest = await self._send(op, node, layer)
         if self._journal.get(op.key) is op:
@@ -123,11 +122,21 @@ class Uploader:
             self.ready[op.key] = Content(version=op.version, base=base, manifest=manifest)
         self.progress.pop(op.key, None)
 
-    async def _base_manifest(self, node: Node, version: VersionId) -> Manifest:
+    async def _base_manifest(self, node: Node) -> Manifest:
+        assert node.version is not None
         try:
-            return await self._manifest_of(node.base_file or node.file, version)
+            return await self._manifest_of(node.base_file or node.file, node.version)
         except Refused as problem:
             raise BaseGone(f"what was changed cannot be read any more: {problem}") from problem
+
+    async def _base_of(self, node: Node, layer: Layer) -> Manifest | None:
+        """The version below a snapshot; what was written anew as a whole can do without."""
+        try:
+            return None if node.version is None else await self._base_manifest(node)
+        except BaseGone:
+            if layer.below == 0 or layer.extents.covers(0, layer.below):
+                return None
+            raise
 
     async def read(self, ino: int, layer: Layer, offset: int, into: memoryview) -> None:
         """Fill `into` from a snapshot."""
@@ -158,10 +167,10 @@ class Uploader:
     async def _send(self, op: Op, node: Node, layer: Layer) -> Manifest:
         """Cut the snapshot, sending each chunk that is new; the manifest of all of it."""
         early = self._early.get(op.ino)
-        if node.version is not None:
-            base = await self._base_manifest(node, node.version)
+        base = await self._base_of(node, layer)
+        if base is not None:
             average, old, dirty = base.average, base.pieces, changed_ranges(layer)
-        elif early is not None:
+        elif early is not None and node.version is None:
             average, old = early.average, list(early.pieces)
             sent = sum(piece.length for piece in old)  # a step under way has no pieces yet
             dirty = [*early.dirty, (sent, layer.size)]
@@ -171,25 +180,22 @@ class Uploader:
         again = ranges_of(old, self._resend.get(op.key, set()), layer.size)
         dirty = list(IntervalSet([*dirty, *again])) if again else dirty
         assert op.version is not None
-        upload = Upload(
-            op.version, op.file, self._known_parent(op.ino), op.body.base or node.version
-        )
+        upload = Upload(op.version, op.file, self._known_parent(op), op.body.base or node.version)
         self.progress[op.key] = Progress(self._tree.path(op.ino), 0, layer.size)
         cutter = Cutter(average, layer.size, old, dirty, hole_ranges(layer))
         pieces = await _Run(self, op, upload, layer).drive(cutter)
         return Manifest(size=layer.size, average=average, pieces=pieces)
 
-    def _known_parent(self, ino: int) -> FileId:
+    def _known_parent(self, op: Op) -> FileId | None:
         """The nearest directory above that the server knows: it authorises the upload of a file
-        whose own creation is still in the journal."""
-        names = self._tree.names(ino)
-        parent = names[0][0] if names else ROOT
-        while parent != ROOT:
-            directory = self._tree.node(parent)
-            if not any(op.kind == "create" for op in self._journal.of_file(directory.file)):
-                break
-            parent = self._tree.parent(parent)
-        return self._tree.node(parent).file
+        whose own creation is still in the journal. (Where the operation makes it, which is not
+        where it is seen here after its share has ended.) None: the server knows the file."""
+        made: Op | None = op if op.kind == "create" else None
+        parent = None
+        while made is not None:
+            parent, ops = made.body.parent, self._journal.of_file(made.body.parent)
+            made = next((one for one in ops if one.kind == "create"), None)
+        return parent
 
     async def store(self, upload: Upload, plain: memoryview) -> Encoded:
         """Encode and send one chunk; what was sent is kept in the block cache."""
@@ -236,7 +242,7 @@ class Uploader:
         """Cut and send what has become certain of a file that is still being written."""
         early = self._early.get(op.ino)
         if early is None:
-            upload = Upload(new_id(), op.file, self._known_parent(op.ino), None)
+            upload = Upload(new_id(), op.file, self._known_parent(op), None)
             layer = self._contents.stack(op.ino)[0]
             average = self._contents.average(layer, average_for(EARLY_STEP, None))
             early = self._early[op.ino] = Early(upload, average)

@@ -424,10 +424,11 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        session = self._session
+        session, ino = self._session, self._handles[fh].ino
+        session.shares.check_readable(session.tree.node(ino))
         if session.contents.dirty_bytes >= session.config.dirty_limit:
             await session.wait_for_room()
-        return await session.contents.write(self._handles[fh].ino, off, buf)
+        return await session.contents.write(ino, off, buf)
 
     @request
     async def flush(self, fh: int) -> None:

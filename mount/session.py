@@ -45,7 +45,7 @@ from remote.errors import NearlineError, Unreachable
 from remote.ids import FileId, VersionId
 from remote.subscriber import Subscriber
 from remote.upload import Sender
-from remote.wire import Child, Me
+from remote.wire import Child, Me, VersionsPage
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +59,18 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except FileNotFoundError:
         return f"start-{time.time_ns()}"
+
+
+async def first_of(*events: trio.Event) -> None:
+    """Return when one of them is set."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)
 
 
 class Session:
@@ -127,11 +139,12 @@ class Session:
             self.collector.collect,
         )
         self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
-        self.versions = Versions(self.db, self.tree, self.client.versions)
+        self.versions = Versions(self.db, self.tree, self._versions_of)
         self.contents.on_change = self._content_changed
         self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
         self.me: Me | None = None
         self._listings: dict[int, trio.Event] = {}
+        self._weather = trio.Event()  # set, and replaced, when the server is to be had or not
 
     # Life.
 
@@ -172,6 +185,8 @@ class Session:
         self.me = me
 
     def _online_changed(self) -> None:
+        self._weather.set()
+        self._weather = trio.Event()
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
         if self.subscriber.online:
             self.replayer.retry_now()
@@ -242,6 +257,10 @@ class Session:
         self.reader.keep_manifest(version, reply.manifest)
         return reply.manifest
 
+    async def _versions_of(self, file: FileId, cursor: str | None) -> VersionsPage:
+        self.require_online()
+        return await self.client.versions(file, cursor)
+
     def require_online(self) -> None:
         """Fail at once while it is known that the server cannot be reached."""
         if self.subscriber.known_offline:
@@ -269,7 +288,7 @@ class Session:
     async def _cancel_when_full(self, ino: int, waiting: trio.CancelScope) -> None:
         """Whoever waits for the server is not left waiting for room."""
         room, drive = self.replayer.room, self.tree.node(ino).drive
-        while not room.is_full(drive):
+        while not (room.is_full(drive) and self.contents.stack(ino)):
             await room.changed.wait()
         waiting.cancel()
 
@@ -297,7 +316,7 @@ class Session:
                 raise OSError(errno.ENOSPC, f"{limit} bytes wait for the server already")
             if self.replayer.room.is_full(self.tree.own_drive):
                 raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-            await self.journal.changed.wait()
+            await first_of(self.journal.changed, self.replayer.room.changed, self._weather)
 
     def status_of(self, ino: int) -> str:
         """`user.nearline.status` of one inode."""

@@ -13,7 +13,9 @@ Concurrency contract: on the trio thread; the tree is changed in one transaction
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -56,7 +58,7 @@ class Versions:
         if known is None:
             return self._show(node, stem, await self._ask(node.file))
         await self._refresh(known, node, stem)
-        return self._tree.node(known.ino)
+        return self._tree.find(known.ino)
 
     async def look_again(self, directory: Node) -> None:
         """Somebody opens a directory that was found before: show what has come since."""
@@ -81,6 +83,9 @@ class Versions:
 
     def _show(self, node: Node, name: str, versions: list[VersionInfo]) -> Node:
         with self._db.transaction():
+            now = self._tree.find(node.ino)
+            if now is None or now.drive == REVOKED:  # not shared any more, since we asked
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             directory = self._tree.live(_directory_id(node.file)) or self._directory(node)
             wanted = version_names(name, versions)
             for entry in self._tree.entries(directory.ino, 0, 1_000_000):

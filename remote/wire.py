@@ -421,13 +421,15 @@ class CompleteUpload(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class SharedRoot(Struct, frozen=True, kw_only=True):
     """A file of another account that is shared with the caller. It appears as Shared/`owner`/`name`
-    unless `name` is None: then it is below another one, and only its `role` matters."""
+    unless `name` is None: then it is below another one, and only its `role` matters. With another
+    `given_ns` it was taken back and given anew: what is known of it may be old."""
 
     file: FileRecord
     drive: DriveId
     owner: str
     name: str | None
     role: Role
+    given_ns: int = 0
 
 
 class ChangesPage(Struct, kw_only=True):

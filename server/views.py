@@ -30,7 +30,7 @@ from server.schema import accounts, devices, drives, entries, files, grants
 _LONGEST_SUFFIX = 16
 """What follows a name's last dot and is longer is no suffix to be kept."""
 _SHARED = (
-    select(files, grants.c.role, accounts.c.name.label("owner_name"))
+    select(files, grants.c.role, grants.c.at_ns, accounts.c.name.label("owner_name"))
     .join_from(grants, files, grants.c.file == files.c.id)
     .join(drives, files.c.drive == drives.c.id)
     .join(accounts, drives.c.owner == accounts.c.id)
@@ -49,9 +49,10 @@ _TOKEN_BEGINS = select(devices.c.since_seq).where(devices.c.id == bindparam("dev
 @dataclass(frozen=True)
 class View:
     """`topics` says for each drive in view which topics tell of it; `watch` is a topic on which a
-    change of `shared` is announced. `digest` names this state of `shared`, roles and names. Up
-    to the sequence number in `begins` a topic tells the caller nothing: what had left before is not
-    theirs to know."""
+    change of `shared` is announced. `digest` names this state of `shared`: roles, names, and when
+    each was given. (What happens while something is shared with nobody is told to nobody: who was
+    away when it was taken back and given anew would miss that.) Up to the sequence number in
+    `begins` a topic tells the caller nothing: what had left before is not theirs to know."""
 
     drive: str
     topics: Mapping[str, tuple[str, ...]]
@@ -105,6 +106,7 @@ def shared_with(conn: Connection, account: str) -> tuple[SharedRoot, ...]:
                 owner=row.owner_name,
                 name=name,
                 role=row.role,
+                given_ns=row.at_ns,
             )
         )
     return tuple(found)
@@ -141,5 +143,8 @@ def _free(taken: set[str], name: str) -> str:
 def _digest(shared: tuple[SharedRoot, ...]) -> bytes:
     if not shared:
         return b""
-    told = [(root.file.id, root.drive, root.owner, root.name, root.role) for root in shared]
+    told = [
+        (root.file.id, root.drive, root.owner, root.name, root.role, root.given_ns)
+        for root in shared
+    ]
     return hashlib.sha256(msgspec.msgpack.encode(told)).digest()[:8]

@@ -19,13 +19,25 @@ from sqlalchemy import Connection, event, select
 from remote import wire
 from remote.codec import decode_block
 from remote.content import HOLE, MAX_CHUNK_SIZE, Descriptor, Manifest, block_count
-from remote.errors import Problem, Refused, Unreachable
-from server import accounts, arrivals, commits, feed, listing, tokens, uploads
+from remote.errors import Problem, Refused, Unreachable, UrlRefused
+from remote.wire_account import Invite
+from server import (
+    accounts,
+    arrivals,
+    commits,
+    feed,
+    leases,
+    listing,
+    retention,
+    sharing,
+    tokens,
+    uploads,
+)
 from server.blobs import BlobKey, Head
 from server.caller import Caller
 from server.db import Database
 from server.quota import Budget
-from server.schema import chunks, versions
+from server.schema import chunks, files, grants, versions
 from server.views import view_of
 from tests.contract.memory import MemoryBlobStore
 
@@ -39,20 +51,21 @@ def through_wire(message: object, kind: type[T] | Any) -> T:
 
 
 class Server:
-    """One account's drive, and what devices may ask of it."""
+    """The drives of `accounts`, and what devices may ask of them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, accounts_: tuple[str, ...] = ("anna",)) -> None:
         self.db = Database(directory / "server.sqlite")
         event.listen(self.db._engine, "connect", _do_not_sync)  # this server loses no power
         self.db.migrate()
         self.cursors = feed.Cursors(b"s" * 32)
         self.blobs = MemoryBlobStore()
         with self.db.write() as conn:
-            accounts.insert_account(conn, "anna", "no password", time.time_ns())
+            for name in accounts_:
+                accounts.insert_account(conn, name, "no password", time.time_ns())
 
-    def token(self, device: str) -> str:
+    def token(self, device: str, account: str = "anna") -> str:
         with self.db.write() as conn:
-            found = accounts.find_account(conn, "anna")
+            found = accounts.find_account(conn, account)
             assert found is not None
             return tokens.new_device(conn, found[0], device, time.time_ns())[0]
 
@@ -62,7 +75,33 @@ class Server:
     def close(self) -> None:
         self.db.close()
 
-    # What a test asks behind every device's back.
+    # What a test does and asks behind every device's back.
+
+    def share(self, token: str, file: str, account: str, role: wire.Role) -> None:
+        """Raises `Refused`: what the server has not heard of, or what cannot be shared."""
+        with self.db.write() as conn:
+            invited = [Invite(account=account, role=role)]
+            sharing.share(conn, self.caller(conn, token), file, invited, time.time_ns())
+
+    def unshare(self, token: str, file: str, account: str) -> None:
+        """Raises `Refused` when there is no such grant."""
+        with self.db.write() as conn:
+            sharing.unshare(conn, self.caller(conn, token), file, account, time.time_ns())
+
+    def granted(self) -> list[str]:
+        """Every file that is shared with somebody."""
+        with self.db.read() as conn:
+            return list(conn.execute(select(grants.c.file)).scalars())
+
+    def forget_feed(self) -> None:
+        """Who asks for what came before this gets a reset page."""
+        with self.db.write() as conn:
+            while retention.prune_feed(conn, time.time_ns() + 1, 0, 1000):
+                pass
+
+    def drive_of(self, file: str) -> str:
+        with self.db.read() as conn:
+            return str(conn.execute(select(files.c.drive).where(files.c.id == file)).scalar_one())
 
     def content(self, manifest: Manifest, drive: str) -> bytes:
         with self.db.read() as conn:
@@ -100,10 +139,15 @@ class Network:
     up: bool = True
     lose_replies: int = 0
     requests: int = field(default=0)
+    reached: trio.Event = field(default_factory=trio.Event)  # set at request number `stop_at`
+    stop_at: int = 0
 
     async def cross(self) -> None:
         await trio.lowlevel.checkpoint()
         self.requests += 1
+        if self.requests == self.stop_at:
+            self.reached.set()
+            await trio.lowlevel.checkpoint()
         assert self.requests < 5000, "this never ends"
         if not self.up:
             raise Unreachable("partitioned")
@@ -197,22 +241,28 @@ class Port:
 
     async def put_chunk(self, put: wire.PresignedPut, body: bytes | memoryview) -> None:
         await self._network.cross()
-        drive, chunk = put.url.split("/")
-        key = BlobKey(drive, bytes.fromhex(chunk))
+        drive, chunk, version = put.url.split("/")
+        key, now = BlobKey(drive, bytes.fromhex(chunk)), time.time_ns()
         self._server.blobs.add(key, bytes(body))
         head = Head(len(body), bytes.fromhex(put.headers["sha256"]))
         with self._server.db.write() as conn:
-            arrival = arrivals.Arrival(key, head)
-            arrivals.arrived(conn, self._server.blobs, [arrival], time.time_ns())
+            proof = None
+            if version:
+                promised = leases.promise_of(conn, version, drive, key.chunk, now)
+                if promised is None or promised.sha256 != head.sha256:
+                    raise UrlRefused("the upload is over")
+                proof = arrivals.Proof(version, promised)
+            arrival = arrivals.Arrival(key, head, proof=proof)
+            arrivals.arrived(conn, self._server.blobs, [arrival], now)
 
 
 def _do_not_sync(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA synchronous=OFF").close()
 
 
-def _sign(drive: str, descriptor: Descriptor, _proof: str | None) -> wire.PresignedPut:
+def _sign(drive: str, descriptor: Descriptor, proof: str | None) -> wire.PresignedPut:
     return wire.PresignedPut(
-        url=f"{drive}/{descriptor.id.hex()}",
+        url=f"{drive}/{descriptor.id.hex()}/{proof or ''}",
         headers={"sha256": descriptor.sha256.hex()},
         expires_ns=time.time_ns() + LEASE_NS,
     )
