@@ -23,8 +23,10 @@ import httpx
 
 from bench import machine
 from bench.processes import BenchFailure, Network, cpu_seconds, poll, run, stop
-from mount import control_client, mountinfo, registry, unmount
-from mount.control_messages import FlushRequest, socket_path
+from mount import mountinfo
+from mount.asked import control_client
+from mount.asked.control_messages import FlushRequest, socket_path
+from mount.starting import registry, unmount
 
 START_SECONDS = 60.0
 SETTLE_SECONDS = 900.0

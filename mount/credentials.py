@@ -21,7 +21,7 @@ from msgspec import DecodeError, Struct, json
 
 from mount.config import short_hash
 from mount.failures import Failure, UsageFailure
-from mount.registry import write_atomically
+from mount.starting.registry import write_atomically
 
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend

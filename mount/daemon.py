@@ -24,17 +24,18 @@ import pyfuse3
 import structlog
 import trio
 
-from mount import answers, mountinfo
-from mount import control_messages as say
-from mount.account import Account
-from mount.account_messages import AccountRequest
+from mount import mountinfo
+from mount.asked import answers
+from mount.asked import control_messages as say
+from mount.asked.account import Account
+from mount.asked.account_messages import AccountRequest
+from mount.asked.control import Report, serve_control
+from mount.asked.pins import Pins
 from mount.attributes import Ownership
 from mount.config import MountConfig
-from mount.control import Report, serve_control
 from mount.failures import Failure
 from mount.filesystem import FileSystem
 from mount.kernel import KernelInvalidator, Lookups
-from mount.pins import Pins
 from mount.session import Session
 
 log = structlog.get_logger(__name__)

@@ -18,12 +18,13 @@ from typing import Literal
 
 import platformdirs
 
-from mount import credentials, mountinfo, preflight, registry
+from mount import credentials, mountinfo
 from mount.config import is_loopback, needs_insecure
 from mount.credentials import Login
-from mount.directories import existing
 from mount.failures import Failure
 from mount.progress import human_bytes, human_seconds
+from mount.starting import preflight, registry
+from mount.starting.directories import existing
 
 Level = Literal["ok", "warn", "fail"]
 

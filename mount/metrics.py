@@ -13,7 +13,7 @@ import trio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from mount.control_messages import Status
+from mount.asked.control_messages import Status
 
 _LIMIT = 8192
 _PATIENCE_SECONDS = 10.0

@@ -35,8 +35,8 @@ from cache.shares import Shares
 from cache.spool import Spool
 from cache.tree import HISTORY, ROOT, Tree
 from cache.uploader import Uploader
+from mount.asked.quota import AccountWatch
 from mount.config import MountConfig
-from mount.quota import AccountWatch
 from mount.versions import Versions
 from remote.client import ApiClient
 from remote.content import Manifest

@@ -14,7 +14,6 @@ from typing import Any
 from litestar import Litestar
 from litestar.datastructures import State
 
-from server.answers import Send
 from server.api import (
     changes,
     devices,
@@ -29,16 +28,17 @@ from server.api import (
     uploads,
 )
 from server.api.exchange import HANDLERS
-from server.connections import Connections
-from server.documents import Library
-from server.documents_http import ContentServer
-from server.documents_origin import CONTENT, Origins, refuse
-from server.edge import Edge
-from server.guard import Guard, Receive
-from server.intake import Intake, Patience
-from server.observed import Observed
+from server.front.answers import Send
+from server.front.connections import Connections
+from server.front.guard import Guard, Receive
+from server.front.observed import Observed
+from server.public.documents import Library
+from server.public.documents_http import ContentServer
+from server.public.documents_origin import CONTENT, Origins, refuse
 from server.service import Service
 from server.settings import Settings
+from server.storage.edge import Edge
+from server.storage.intake import Intake, Patience
 
 ROUTES = (
     session.login,

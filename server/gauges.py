@@ -17,9 +17,9 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from sqlalchemy import func, select
 
-from server.db import Database
+from server.metadata.db import Database
+from server.metadata.schema import accounts, chunks, drives
 from server.pools import Pool
-from server.schema import accounts, chunks, drives
 
 FRESH_SECONDS = 60.0
 _SHARE = 20.0

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING
 import structlog
 import uvicorn
 
-from server import logs
-from server.connections import Config
-from server.keys import write_private
-from server.listening import CannotListen, check_safe, listening, public_url
+from server.front import logs
+from server.front.connections import Config
+from server.front.listening import CannotListen, check_safe, listening, public_url
+from server.front.tls import Certificate
 from server.settings import BadSettings, Settings, Tunables, read_config
-from server.tls import Certificate
+from server.storage.keys import write_private
 
 if TYPE_CHECKING:
     from server.app import Application

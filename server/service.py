@@ -23,25 +23,26 @@ from sqlalchemy import Connection
 from remote.content import Descriptor
 from remote.errors import AnyProblem, Refused, Unauthorized, Unavailable
 from remote.wire import Applied, Keyed, PresignedPut
-from server import commits, tokens
-from server.blobs import BlobKey, LocalBlobStore
-from server.caller import Caller
-from server.db import Database
-from server.fanout import LocalFanout
-from server.feed import Cursors
+from server.changes.fanout import LocalFanout
+from server.changes.feed import Cursors
+from server.drive import commits
+from server.front.known import KnownCallers
+from server.front.limits import Places, TokenBuckets
 from server.gauges import Gauges
-from server.janitor import Janitor
-from server.keys import load_keys
-from server.known import KnownCallers
-from server.limits import Places, TokenBuckets
-from server.links_signing import LinkSigner
+from server.metadata.db import Database
 from server.metrics import Metrics
+from server.people import tokens
+from server.people.caller import Caller
 from server.pools import Pool
-from server.quota import Budget
-from server.reception import Reception
+from server.public.links_signing import LinkSigner
 from server.settings import Settings
-from server.signer import UrlSigner
-from server.uploads import Terms
+from server.storage.blobs import BlobKey, LocalBlobStore
+from server.storage.keys import load_keys
+from server.storage.quota import Budget
+from server.storage.reception import Reception
+from server.storage.signer import UrlSigner
+from server.storage.uploads import Terms
+from server.upkeep.janitor import Janitor
 
 log = structlog.get_logger("nearline.server")
 

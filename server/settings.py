@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from remote.wire import SIGNED_URL_SECONDS
-from server.proxies import TrustedProxies
+from server.front.proxies import TrustedProxies
 
 LONGEST_URL_SECONDS = 3600
 """No signed URL lives longer, whatever is configured: garbage collection counts on it."""

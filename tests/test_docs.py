@@ -15,13 +15,13 @@ from cyclopts import CycloptsError, MissingArgumentError
 from msgspec import Struct
 
 from cache import conflicts, database
-from mount import account_messages, control_messages
+from mount.asked import account_messages, control_messages
 from mount.cli import _take_debug
 from mount.cli.app import app
 from mount.config import parse_options
 from remote.errors import RULES, ChunksMissing
 from remote.wire import Op
-from server.schema import metadata
+from server.metadata.schema import metadata
 from server.settings import Tunables
 
 ROOT = Path(__file__).parents[1]

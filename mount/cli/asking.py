@@ -8,10 +8,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from mount import control_client, registry
-from mount import control_messages as say
+from mount.asked import control_client
+from mount.asked import control_messages as say
 from mount.cli import flags
 from mount.progress import View, human_bytes
+from mount.starting import registry
 
 Place = Annotated[str, Parameter(name="PATH")]
 Directory = Annotated[str, Parameter(name="DIR")]

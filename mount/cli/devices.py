@@ -8,11 +8,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from mount import account_messages as wanted
-from mount import control_client, registry
+from mount.asked import account_messages as wanted
+from mount.asked import control_client
+from mount.asked.control_messages import Done
 from mount.cli import flags, listing, talking, times
-from mount.control_messages import Done
 from mount.failures import Failure
+from mount.starting import registry
 
 devices = App(name="devices", help="The devices and tokens of your account.")
 

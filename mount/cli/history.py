@@ -7,11 +7,11 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from mount import account_messages as wanted
+from mount.asked import account_messages as wanted
 from mount.cli import flags, listing, talking, times
 from mount.failures import Failure, UsageFailure
 from mount.progress import human_bytes
-from mount.registry import Record
+from mount.starting.registry import Record
 
 COUNTED = 1000  # things in a deleted folder
 

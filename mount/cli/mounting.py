@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from mount import credentials, mountinfo, preflight
+from mount import credentials, mountinfo
 from mount.cli import flags
 from mount.config import (
     MountConfig,
@@ -21,6 +21,7 @@ from mount.config import (
     parse_size,
 )
 from mount.failures import Failure, UsageFailure
+from mount.starting import preflight
 
 
 def mount(
@@ -95,7 +96,8 @@ def _checked(url: str, where: Path, options: Options, *, foreground: bool) -> Mo
 
 def _leave(url: str, where: Path, options: Options) -> None:
     """Mount in a process of its own, which loads while we check."""
-    from mount import launch, logs
+    from mount import logs
+    from mount.starting import launch
 
     with launch.launched() as started:
         config = _checked(url, where, options, foreground=False)
@@ -105,7 +107,7 @@ def _leave(url: str, where: Path, options: Options) -> None:
 
 
 def _stay(config: MountConfig, token: str) -> None:
-    from mount import daemon_main, process
+    from mount.starting import daemon_main, process
 
     daemon_main.run_mount(config, token, ready=lambda: process.sd_notify("READY=1"))
 
@@ -122,8 +124,8 @@ def umount(
     """Wait until the server has everything, then unmount DIR.
 
     After --timeout seconds it stays mounted, and the exit code is 1."""
-    from mount import unmount
     from mount.progress import View
+    from mount.starting import unmount
 
     if timeout is not None and now:
         raise UsageFailure("--now does not wait, so it has no --timeout; give one of the two")
@@ -142,8 +144,8 @@ def flush(
     timeout: flags.Timeout = None,
 ) -> None:
     """Return when the server has everything; exit code 1 after --timeout seconds."""
-    from mount import registry, unmount
     from mount.progress import View
+    from mount.starting import registry, unmount
 
     record, below = registry.live(Path(directory))
     if below and not Path(directory).exists():

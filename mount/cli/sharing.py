@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from mount import account_messages as wanted
+from mount.asked import account_messages as wanted
+from mount.asked.control_messages import Done
 from mount.cli import flags, listing, talking, times
-from mount.control_messages import Done
 from mount.failures import UsageFailure
 
 OtherAccount = Annotated[str, Parameter(name="ACCOUNT")]

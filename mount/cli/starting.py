@@ -26,7 +26,7 @@ def up(
 
     Stays in the foreground. Ctrl-C uploads what is left, unmounts and stops the server; a second
     Ctrl-C leaves the rest for the next start."""
-    from mount import up as supervisor
+    from mount.starting import up as supervisor
 
     data_dir = supervisor.default_data_dir() if data is None else absolute(data)
     supervisor.run(absolute(directory), data_dir, parse_options(options or []))
@@ -49,7 +49,7 @@ def serve(
     ] = False,
 ) -> None:
     """Run a server in the foreground until Ctrl-C or SIGTERM."""
-    from mount import embedded, process
+    from mount.starting import embedded, process
 
     if embedded.PARENT in os.environ:
         process.die_with_parent(int(os.environ[embedded.PARENT]))
@@ -76,7 +76,7 @@ def check_listen(listen: str) -> None:
 
 def _serving(url: str) -> None:
     """Tell whoever waits: a person, systemd, or the `up` that started this server."""
-    from mount import embedded, process
+    from mount.starting import embedded, process
 
     print(f"Nearline serves at {url}", flush=True)
     process.sd_notify("READY=1")
@@ -94,7 +94,7 @@ def account_add(
     password_file: flags.PasswordFile = None,
 ) -> None:
     """Make an account in the server's data, also while the server runs."""
-    from mount import embedded
+    from mount.starting import embedded
 
     prompt = f"Password for the new account {name}: "
     password = credentials.read_secret("password", prompt, password_file)
@@ -133,7 +133,7 @@ def login(
 
 
 def _log_in(url: str, account: str, password: str, insecure: bool) -> str:
-    from mount import embedded
+    from mount.starting import embedded
     from remote.client import ApiClient
     from remote.wire import LoginReply, LoginRequest
 

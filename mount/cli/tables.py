@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mount.control_messages import Status
+from mount.asked.control_messages import Status
 from mount.progress import human_bytes, human_seconds
 
 _COLOURS = {"online": "green", "offline": "yellow", "dead": "red"}

@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from mount import control_client, registry
-from mount import control_messages as say
+from mount.asked import control_client
+from mount.asked import control_messages as say
 from mount.failures import Failure, UsageFailure
 from mount.progress import View
+from mount.starting import registry
 
 # The longest silence: a large answer over a slow line, not a wedged mount. While the mount waits
 # for an upload, it says so every second.

@@ -9,12 +9,12 @@ from litestar.params import FromQuery
 from sqlalchemy import Connection
 
 from remote.wire import ApplyReply, ApplyRequest, ChangesPage
-from server import feed
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
-from server.caller import Caller
-from server.fanout import Closed
+from server.changes import feed
+from server.changes.fanout import Closed
+from server.changes.views import View, view_of
+from server.people.caller import Caller
 from server.service import Service
-from server.views import View, view_of
 
 
 @post("/v1/changes/apply")

@@ -9,11 +9,11 @@ from litestar.params import FromPath
 from sqlalchemy import Connection
 
 from remote.wire_account import DevicesReply, MakeToken, TokenReply
-from server import devices
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
-from server.caller import Caller
-from server.fanout import News, account_topic
+from server.changes.fanout import News, account_topic
+from server.people import devices
+from server.people.caller import Caller
 
 
 @get("/v1/devices")

@@ -28,8 +28,8 @@ from remote.errors import (
     TooLarge,
     Unavailable,
 )
-from server.answers import JSON, MSGPACK, MSGPACK_NAMES, headers_for, wants_msgpack
-from server.guard import TooSlow
+from server.front.answers import JSON, MSGPACK, MSGPACK_NAMES, headers_for, wants_msgpack
+from server.front.guard import TooSlow
 from server.service import Service, check_present, token_of
 
 log = structlog.get_logger("nearline.api")

@@ -11,12 +11,15 @@ from sqlalchemy import Connection
 
 from remote.errors import NotFound, Refused
 from remote.wire import Located, LocateReply, LocateRequest
-from server import access, feed, listing, verification, versions
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
-from server.blobs import BlobKey
-from server.caller import Caller
+from server.changes import feed
+from server.changes.views import view_of
+from server.drive import listing, versions
+from server.people import access
+from server.people.caller import Caller
 from server.service import Service
-from server.views import view_of
+from server.storage import verification
+from server.storage.blobs import BlobKey
 
 _ID = re.compile(r"[0-9a-f]{32}")
 

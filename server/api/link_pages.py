@@ -28,14 +28,15 @@ from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection, Row
 
 from remote.errors import Refused
-from server import accounts, audit, links, links_pages, links_tree, pages
 from server.api import passwords
 from server.api.exchange import AnyRequest, service_of
-from server.documents_zip import MAX_MEMBERS
-from server.limits import TokenBuckets
-from server.links import Inside
-from server.links_signing import COOKIE_SECONDS, ZIP, Wanted
-from server.proxies import limited_as
+from server.front.limits import TokenBuckets
+from server.front.proxies import limited_as
+from server.people import accounts, audit
+from server.public import links, links_pages, links_tree, pages
+from server.public.documents_zip import MAX_MEMBERS
+from server.public.links import Inside
+from server.public.links_signing import COOKIE_SECONDS, ZIP, Wanted
 from server.service import Service
 
 Page = Response[bytes]

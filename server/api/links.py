@@ -9,11 +9,12 @@ from litestar.params import FromPath
 from sqlalchemy import Connection
 
 from remote.wire_account import LinkMade, LinksReply, MakeLink
-from server import accounts, links
 from server.api import passwords
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
-from server.caller import Caller
+from server.people import accounts
+from server.people.caller import Caller
+from server.public import links
 
 
 @post("/v1/files/{file_id:str}/links")

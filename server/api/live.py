@@ -26,14 +26,14 @@ from sqlalchemy import Connection
 
 from remote.errors import RateLimited, Refused
 from remote.wire import Change, Hint
-from server import feed
-from server.answers import refuse
 from server.api.exchange import service_of, token_in
-from server.caller import Caller
-from server.fanout import Closed, News, Subscription, drive_topic
-from server.feed import Position
+from server.changes import feed
+from server.changes.fanout import Closed, News, Subscription, drive_topic
+from server.changes.feed import Position
+from server.changes.views import View, view_of
+from server.front.answers import refuse
+from server.people.caller import Caller
 from server.service import Service
-from server.views import View, view_of
 
 INLINE_BYTES = 64 * 1024
 GOING_AWAY = 1001

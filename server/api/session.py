@@ -12,16 +12,17 @@ from sqlalchemy import Connection, select
 
 from remote.errors import RateLimited, Refused, Unauthorized
 from remote.wire import LoginReply, LoginRequest, Me
-from server import accounts, audit, feed, tokens
 from server.api import passwords
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
-from server.caller import Caller
-from server.limits import TokenBuckets
-from server.proxies import client_of, limited_as
-from server.schema import accounts as accounts_table
-from server.schema import drives
+from server.changes import feed
+from server.changes.views import view_of
+from server.front.limits import TokenBuckets
+from server.front.proxies import client_of, limited_as
+from server.metadata.schema import accounts as accounts_table
+from server.metadata.schema import drives
+from server.people import accounts, audit, tokens
+from server.people.caller import Caller
 from server.service import Service
-from server.views import view_of
 
 
 @post("/v1/login")

@@ -11,12 +11,12 @@ from litestar.params import FromPath
 from sqlalchemy import Connection
 
 from remote.wire_account import SharedReply, ShareRequest, SharesReply
-from server import sharing
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
-from server.caller import Caller
-from server.fanout import News
-from server.views import shared_with, with_attributes
+from server.changes.fanout import News
+from server.changes.views import shared_with, with_attributes
+from server.people import sharing
+from server.people.caller import Caller
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ import msgspec
 from litestar import Response, get
 
 from remote.errors import Refused, Unauthorized
-from server import health
-from server.answers import JSON
 from server.api import openapi
 from server.api.exchange import AnyRequest, Reply, service_of, token_in
+from server.front import health
+from server.front.answers import JSON
 from server.service import Service
 
 READY_SECONDS = 5.0

@@ -9,10 +9,10 @@ from litestar.params import FromQuery
 from sqlalchemy import Connection
 
 from remote.wire_account import EmptiedReply, EmptyTrash, TrashPage
-from server import retention, trash
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
-from server.caller import Caller
+from server.drive import retention, trash
+from server.people.caller import Caller
 
 
 @get("/v1/trash")

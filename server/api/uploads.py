@@ -20,11 +20,11 @@ from remote.wire import (
     UploadState,
     UrlsRequest,
 )
-from server import uploads
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
-from server.caller import Caller
-from server.uploads import Terms
+from server.people.caller import Caller
+from server.storage import uploads
+from server.storage.uploads import Terms
 
 
 @post("/v1/files")

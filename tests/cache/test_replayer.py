@@ -21,7 +21,7 @@ from cache.replayer import BURST_NS, FEW, UPLOADS, UPLOADS_WHEN_BUSY
 from cache.tree import ROOT
 from remote import wire
 from remote.errors import BadRequest, ChunksMissing, Refused, TooLarge, Unavailable
-from server.schema import accounts
+from server.metadata.schema import accounts
 from tests.model.device import Device
 from tests.model.server import Server
 

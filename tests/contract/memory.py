@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from server.blobs import BlobKey, BlobMissing, BlobReader, BlobWriter, Head, Stored
+from server.storage.blobs import BlobKey, BlobMissing, BlobReader, BlobWriter, Head, Stored
 
 
 class MemoryBlobStore:

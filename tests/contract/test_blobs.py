@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.blobs import BlobKey, BlobMissing, BlobStore, Head, LocalBlobStore
+from server.storage.blobs import BlobKey, BlobMissing, BlobStore, Head, LocalBlobStore
 from tests.contract.memory import MemoryBlobStore
 
 DRIVE, OTHER = "0" * 32, "1" * 32

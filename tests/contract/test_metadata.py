@@ -15,8 +15,17 @@ import pytest
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
-from server.db import Database
-from server.schema import accounts, audit, chunks, drives, entries, files, upload_chunks, uploads
+from server.metadata.db import Database
+from server.metadata.schema import (
+    accounts,
+    audit,
+    chunks,
+    drives,
+    entries,
+    files,
+    upload_chunks,
+    uploads,
+)
 
 Open = Callable[[], Database]
 

@@ -21,24 +21,16 @@ from remote.codec import decode_block
 from remote.content import HOLE, MAX_CHUNK_SIZE, Descriptor, Manifest, block_count
 from remote.errors import Problem, Refused, Unreachable, UrlRefused
 from remote.wire_account import Invite
-from server import (
-    accounts,
-    arrivals,
-    commits,
-    feed,
-    leases,
-    listing,
-    retention,
-    sharing,
-    tokens,
-    uploads,
-)
-from server.blobs import BlobKey, Head
-from server.caller import Caller
-from server.db import Database
-from server.quota import Budget
-from server.schema import chunks, files, grants, versions
-from server.views import view_of
+from server.changes import feed
+from server.changes.views import view_of
+from server.drive import commits, listing, retention
+from server.metadata.db import Database
+from server.metadata.schema import chunks, files, grants, versions
+from server.people import accounts, sharing, tokens
+from server.people.caller import Caller
+from server.storage import arrivals, leases, uploads
+from server.storage.blobs import BlobKey, Head
+from server.storage.quota import Budget
 from tests.contract.memory import MemoryBlobStore
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""mount/account.py and the commands on it, over a real tree and journal and a made-up server."""
+"""What the daemon answers to commands about people, over a real tree and a made-up server."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import trio.testing
 
 from cache.journal import Op
 from cache.tree import ROOT
-from mount import account_messages as ask
-from mount import answers, credentials
-from mount import control_messages as say
-from mount.account import Account, one_of
+from mount import credentials
+from mount.asked import account_messages as ask
+from mount.asked import answers
+from mount.asked import control_messages as say
+from mount.asked.account import Account, one_of
 from mount.failures import Failure
 from remote import errors, wire
 from remote import wire_account as account

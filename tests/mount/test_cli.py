@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from msgspec import json
 
-from mount import credentials, preflight, registry, unmount
+from mount import credentials
+from mount.asked.control_messages import Status, UploadStatus
 from mount.cli import main, mounting, starting, tables
-from mount.control_messages import Status, UploadStatus
 from mount.failures import Failure
+from mount.starting import preflight, registry, unmount
 from remote import client, errors, wire
 
 URL = "http://localhost:1"

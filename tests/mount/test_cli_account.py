@@ -19,11 +19,12 @@ import pytest
 import trio
 from msgspec import json
 
-from mount import account_messages as messages
-from mount import control, registry
-from mount import control_messages as say
+from mount.asked import account_messages as messages
+from mount.asked import control
+from mount.asked import control_messages as say
 from mount.cli import main
 from mount.failures import Failure
+from mount.starting import registry
 
 ID = "019ab3c4d5e670008888888" + "81a2b3c4d"
 NOON = 1_795_359_845 * 10**9

@@ -20,8 +20,8 @@ Run = Callable[..., str]
 @pytest.fixture
 def data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """A data directory with the account anna, made without a password's costs."""
-    from server import accounts
-    from server.db import Database
+    from server.metadata.db import Database
+    from server.people import accounts
 
     path = tmp_path / "data"
     db = Database(path / "nearline.sqlite")
@@ -83,9 +83,9 @@ def test_gc_in_json(data: Path, run: Run) -> None:
 def test_gc_keeps_what_the_configuration_says(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    from server import collect, janitor
-    from server.collect_chunks import Collected, Options
     from server.settings import Tunables
+    from server.upkeep import collect, janitor
+    from server.upkeep.collect_chunks import Collected, Options
 
     kept: list[tuple[int, int]] = []
 
@@ -182,8 +182,8 @@ def test_accounts_are_listed_and_changed(data: Path, run: Run) -> None:
 
 
 def test_tokens_are_made_listed_and_revoked(data: Path, run: Run) -> None:
-    from server import tokens
-    from server.db import Database
+    from server.metadata.db import Database
+    from server.people import tokens
 
     made = ["--read-only", "--expires", "3d", "--data", str(data)]
     token = run("admin", "token", "add", "anna", "scanner", *made).strip()
@@ -281,7 +281,7 @@ def test_what_cannot_be_done_is_1(
 def test_without_the_server_it_says_what_to_install(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "server.admin", raising=False)
+    monkeypatch.delitem(sys.modules, "server.upkeep.admin", raising=False)
     monkeypatch.setitem(sys.modules, "sqlalchemy.exc", None)
     assert main(["admin", "gc", "--data", str(data)]) == 1
     assert "pip install 'nearline[server]'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""mount/control.py and its client, over a real socket with a made-up mount."""
+"""mount/asked/control.py and its client, over a real socket with a made-up mount."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import trio
 from msgspec import json
 
-from mount import control, control_client
-from mount import control_messages as say
+from mount.asked import control, control_client
+from mount.asked import control_messages as say
 from mount.failures import Failure
 
 

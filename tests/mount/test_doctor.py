@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import remote.client
-from mount import credentials, doctor, preflight
+from mount import credentials, doctor
 from mount.cli import main
 from mount.credentials import Login
+from mount.starting import preflight
 from remote import errors, wire
 
 LOGIN = Login("http://localhost:1", "ann")

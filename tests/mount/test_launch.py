@@ -1,4 +1,4 @@
-"""mount/launch.py and mount/daemon_main.py: a mount's process, with a made-up mount inside."""
+"""A mount's process: launching and being launched, with a made-up mount inside."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from mount import launch, logs, preflight, process, registry
+from mount import logs
 from mount.config import MountConfig, Options, make_config
-from mount.daemon_main import explain
-from mount.directories import Directories
 from mount.failures import Failure, UsageFailure
+from mount.starting import launch, preflight, process, registry
+from mount.starting.daemon_main import explain
+from mount.starting.directories import Directories
 from remote import errors
 
 # Runs daemon_main with a `mount.daemon` whose `run` does what the mount's account is called.
 PROGRAM = """
 import os, sys, types, trio
-from mount import daemon_main
+from mount.starting import daemon_main
 from mount.failures import UsageFailure
 from remote import errors
 
@@ -157,7 +158,7 @@ def test_a_mount_ends_with_its_parent(config: MountConfig, tmp_path: Path) -> No
     code = f"""
 import os, signal
 from pathlib import Path
-from mount import launch
+from mount.starting import launch
 launch.COMMAND = {launch.COMMAND!r}
 config = launch.decode_orders(Path({str(orders)!r}).read_bytes()).config
 with launch.launched() as started:

@@ -7,7 +7,7 @@ import struct
 
 import trio
 
-from mount.control_messages import CacheStatus, JournalStatus, Status
+from mount.asked.control_messages import CacheStatus, JournalStatus, Status
 from mount.metrics import serve_metrics
 
 

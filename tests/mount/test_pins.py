@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from cache.tree import ROOT
-from mount.paths import NoSuchPath
-from mount.pins import Pins
+from mount.asked.paths import NoSuchPath
+from mount.asked.pins import Pins
 from remote.content import HOLE, Manifest, Piece
 from tests.cache.state import State
 

@@ -1,4 +1,4 @@
-"""mount/preflight.py: each thing that can be wrong is one line that says what to do."""
+"""mount/starting/preflight.py: each thing that can be wrong is one line that says what to do."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mount import mountinfo, preflight, registry
+from mount import mountinfo
 from mount.config import MountConfig, Options, make_config, parse_options
-from mount.directories import Directories
 from mount.failures import Failure, UsageFailure
 from mount.mountinfo import Mounted
+from mount.starting import preflight, registry
+from mount.starting.directories import Directories
 
 
 @pytest.fixture

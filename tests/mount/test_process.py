@@ -1,4 +1,4 @@
-"""mount/process.py: what other programs are told, and learning that one has ended."""
+"""mount/starting/process.py: what other programs are told, and learning that one has ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mount import process
+from mount.starting import process
 
 
 def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""mount/quota.py: when the account is asked about again."""
+"""mount/asked/quota.py: when the account is asked about again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from mount.quota import FRESH_SECONDS, AccountWatch
+from mount.asked.quota import FRESH_SECONDS, AccountWatch
 
 
 class Journal:

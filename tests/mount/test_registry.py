@@ -1,4 +1,4 @@
-"""mount/registry.py and mount/mountinfo.py: which mounts there are, without touching them."""
+"""Which mounts there are, without touching them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mount import mountinfo, registry
+from mount import mountinfo
 from mount.failures import Failure
-from mount.registry import Record
+from mount.starting import registry
+from mount.starting.registry import Record
 
 MOUNTINFO = """\
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw

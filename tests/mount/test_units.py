@@ -1,4 +1,4 @@
-"""mount/units and mount/helper.py: what the service manager and mount(8) are given."""
+"""mount/units and mount/starting/helper.py: what the service manager and mount(8) are given."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mount import helper, units
+from mount import units
 from mount.cli import mounting
 from mount.config import Options
 from mount.failures import Failure
+from mount.starting import helper
 from mount.units.__main__ import place
 
 COMMAND = "/opt/nearline/.venv/bin/nearline"

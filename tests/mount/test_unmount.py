@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from msgspec import json
 
-from mount import mountinfo, process, registry
+from mount import mountinfo
 from mount.cli import main
+from mount.starting import process, registry
 from tests.conftest import isolate
 
 CAN_MOUNT = Path("/dev/fuse").exists() and (os.getuid() == 0 or shutil.which("fusermount3"))

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from mount import mountinfo, registry, up
+from mount import mountinfo
 from mount.cli import main
 from mount.config import Options
 from mount.failures import Failure
-from mount.up_server import Server
+from mount.starting import registry, up
+from mount.starting.up_server import Server
 
 CAN_MOUNT = Path("/dev/fuse").exists() and (os.getuid() == 0 or shutil.which("fusermount3"))
 

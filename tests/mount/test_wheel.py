@@ -51,7 +51,7 @@ def test_what_is_not_python_is_there_too(names: set[str]) -> None:
 def test_the_migrations_are_there(names: set[str]) -> None:
     here = {
         str(file.relative_to(ROOT))
-        for file in (ROOT / "server" / "migrations").rglob("*")
+        for file in (ROOT / "server" / "metadata/migrations").rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
     assert here

@@ -27,8 +27,9 @@ from remote.content import (
     chunk_id,
 )
 from remote.errors import AnyProblem
-from server import accounts, main, tokens
+from server import main
 from server.app import Application, create_app
+from server.people import accounts, tokens
 from server.settings import Settings, Tunables
 
 T = TypeVar("T")

@@ -6,9 +6,9 @@ from typing import Any
 
 from sqlalchemy import Row, func, select, update
 
-from server import schema
-from server.blobs import BlobKey
-from server.schema import chunks, drives
+from server.metadata import schema
+from server.metadata.schema import chunks, drives
+from server.storage.blobs import BlobKey
 from tests.server.harness import Client, Running, until
 
 

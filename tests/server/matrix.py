@@ -17,7 +17,8 @@ from sqlalchemy import delete, insert, update
 from remote import wire
 from remote import wire_account as account
 from remote.content import fingerprint
-from server import accounts, schema, tokens
+from server.metadata import schema
+from server.people import accounts, tokens
 from tests.server.harness import (
     EMPTY,
     Client,

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import delete, insert, select
 
 from remote import errors, wire
-from server import access, schema, tokens
+from server.metadata import schema
+from server.people import access, tokens
 from tests.server.harness import (
     Client,
     Failed,

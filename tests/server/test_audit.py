@@ -13,9 +13,10 @@ from sqlalchemy.exc import IntegrityError
 
 from remote import errors, wire
 from remote.wire_account import MakeToken, TokenReply
-from server import accounts, audit, devices, schema
-from server.audit import Entry
-from server.db import Database
+from server.metadata import schema
+from server.metadata.db import Database
+from server.people import accounts, audit, devices
+from server.people.audit import Entry
 from tests.server.conftest import Start
 from tests.server.harness import (
     EMPTY,
@@ -80,7 +81,7 @@ def test_a_transaction_that_fails_leaves_no_row(
         raise RuntimeError("power loss")
 
     with monkeypatch.context() as patched:
-        patched.setattr("server.commits._Batch._news", crash)  # all rows are written by then
+        patched.setattr("server.drive.commits._Batch._news", crash)  # all rows are written by then
         with pytest.raises(Failed):
             anna.make("a")
     assert actions(server, anna) == []

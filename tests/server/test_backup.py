@@ -12,14 +12,15 @@ import msgspec
 import pytest
 from sqlalchemy import select
 
-from server import admin, backup, datalock, schema
-from server.backup import BadBackup
-from server.backup_restore import NotEmpty, restore
-from server.blobs import BlobKey, LocalBlobStore
-from server.collect import run as collect
-from server.collect_chunks import Options
-from server.db import Database
-from server.janitor import remembered
+from server.metadata import schema
+from server.metadata.db import Database
+from server.storage.blobs import BlobKey, LocalBlobStore
+from server.upkeep import admin, backup, datalock
+from server.upkeep.backup import BadBackup
+from server.upkeep.backup_restore import NotEmpty, restore
+from server.upkeep.collect import run as collect
+from server.upkeep.collect_chunks import Options
+from server.upkeep.janitor import remembered
 from tests.server.conftest import Start
 from tests.server.deleting import forget
 from tests.server.harness import Client, Running, make_chunk, noise, run

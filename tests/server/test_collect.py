@@ -17,11 +17,12 @@ from sqlalchemy import select, update
 
 from remote.errors import ChunksMissing, UploadUnknown
 from remote.wire import Applied, Content, UploadState
-from server import collect, datalock, fsck, schema
-from server.blobs import BlobKey, LocalBlobStore
-from server.collect_chunks import DAY, GRACE_NS, Collected, Options, Verdict, verdict
-from server.db import Database
+from server.metadata import schema
+from server.metadata.db import Database
 from server.settings import LONGEST_URL_SECONDS
+from server.storage.blobs import BlobKey, LocalBlobStore
+from server.upkeep import collect, datalock, fsck
+from server.upkeep.collect_chunks import DAY, GRACE_NS, Collected, Options, Verdict, verdict
 from tests.server.conftest import Start
 from tests.server.deleting import forget, unlink
 from tests.server.harness import (

@@ -25,25 +25,18 @@ from sqlalchemy import select
 
 from remote import codec, errors, wire
 from remote.content import Descriptor
-from server import (
-    accounts,
-    arrivals,
-    collect,
-    commits,
-    fsck,
-    fsck_content,
-    schema,
-    tokens,
-    trash,
-    uploads,
-)
-from server.arrivals import Arrival
-from server.blobs import BlobKey, BlobMissing, BlobReader, Head, Stored
-from server.caller import Caller
-from server.collect_chunks import DAY, SECOND, Collected, Options
-from server.db import Database
-from server.fsck_findings import Names
-from server.quota import Budget
+from server.drive import commits, trash
+from server.metadata import schema
+from server.metadata.db import Database
+from server.people import accounts, tokens
+from server.people.caller import Caller
+from server.storage import arrivals, uploads
+from server.storage.arrivals import Arrival
+from server.storage.blobs import BlobKey, BlobMissing, BlobReader, Head, Stored
+from server.storage.quota import Budget
+from server.upkeep import collect, fsck, fsck_content
+from server.upkeep.collect_chunks import DAY, SECOND, Collected, Options
+from server.upkeep.fsck_findings import Names
 from tests.server.harness import Chunk, make_chunk, manifest_of, new_id
 
 T = TypeVar("T")

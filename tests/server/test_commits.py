@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import func, select
 
 from remote import errors, wire
-from server import commits, tokens
-from server.schema import changes, idempotency
+from server.drive import commits
+from server.metadata.schema import changes, idempotency
+from server.people import tokens
 from tests.server.harness import (
     Client,
     Failed,

@@ -14,8 +14,9 @@ from websockets.sync.client import connect
 
 from remote import errors, wire
 from remote.wire_account import DevicesReply, MakeToken, TokenReply
-from server import accounts, devices, schema, tokens
-from server.tokens import OVERLAP_NS, SeenThisHour
+from server.metadata import schema
+from server.people import accounts, devices, tokens
+from server.people.tokens import OVERLAP_NS, SeenThisHour
 from tests.server.harness import Client, Failed, Running, new_id, until
 
 HOUR = 3600 * 10**9

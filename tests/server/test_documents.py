@@ -20,15 +20,15 @@ import pytest
 from remote import wire
 from remote.codec import encode_chunk
 from remote.content import HOLE, Manifest, Piece
-from server import documents, documents_http, documents_zip
-from server.blobs import BlobKey
-from server.documents import Damaged, Library
-from server.documents_http import ContentServer
-from server.documents_origin import Origins
-from server.documents_zip import Content, Member, archive
-from server.links_signing import Wanted
-from server.links_tree import LinkGone, LinkTree
+from server.public import documents, documents_http, documents_zip
+from server.public.documents import Damaged, Library
+from server.public.documents_http import ContentServer
+from server.public.documents_origin import Origins
+from server.public.documents_zip import Content, Member, archive
+from server.public.links_signing import Wanted
+from server.public.links_tree import LinkGone, LinkTree
 from server.settings import BadSettings, Settings, Tunables
+from server.storage.blobs import BlobKey
 from tests.server.conftest import Start
 from tests.server.harness import (
     Chunk,

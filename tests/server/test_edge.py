@@ -8,9 +8,9 @@ import time
 import pytest
 
 from remote import wire
-from server import edge
-from server.blobs import BlobKey
-from server.edge import parse_range
+from server.storage import edge
+from server.storage.blobs import BlobKey
+from server.storage.edge import parse_range
 from tests.server.harness import Client, Failed, Running, make_chunk, new_id, noise
 
 DATA = noise(3_000_000, "edge")

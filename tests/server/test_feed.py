@@ -15,9 +15,10 @@ from websockets.sync.client import ClientConnection, connect
 
 from remote import errors, wire
 from remote.errors import Refused
-from server import fanout, feed, schema
-from server.fanout import LocalFanout, News
-from server.feed import Cursors, Position
+from server.changes import fanout, feed
+from server.changes.fanout import LocalFanout, News
+from server.changes.feed import Cursors, Position
+from server.metadata import schema
 from tests.server.conftest import Start
 from tests.server.harness import Client, Failed, Running, new_id, until
 

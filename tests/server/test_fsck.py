@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from remote.wire import Content, Replace, Revert, Write
-from server import admin, fsck
-from server.blobs import BlobKey, LocalBlobStore
-from server.db import Database
-from server.fsck import Report
+from server.metadata.db import Database
+from server.storage.blobs import BlobKey, LocalBlobStore
+from server.upkeep import admin, fsck
+from server.upkeep.fsck import Report
 from tests.server.deleting import forget, unlink
 from tests.server.harness import Chunk, make_chunk, manifest_of, new_id, noise, run
 

@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 
 from remote.codec import encode_chunk
 from remote.content import Descriptor
-from server.arrivals import Arrival
-from server.blobs import BlobKey, LocalBlobStore
-from server.edge import Edge
-from server.intake import Intake, Patience
-from server.keys import load_keys
 from server.metrics import Metrics
 from server.settings import Settings
-from server.signer import UrlSigner
+from server.storage.arrivals import Arrival
+from server.storage.blobs import BlobKey, LocalBlobStore
+from server.storage.edge import Edge
+from server.storage.intake import Intake, Patience
+from server.storage.keys import load_keys
+from server.storage.signer import UrlSigner
 from tests.remote.fuzzing import fuzz, mutated
 
 DRIVE, VERSION, ORIGIN = "a" * 32, "c" * 32, "http://edge.example"

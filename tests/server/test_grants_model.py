@@ -26,10 +26,13 @@ from remote import errors, wire
 from remote.content import EMPTY
 from remote.errors import Refused
 from remote.wire_account import Invite
-from server import access, accounts, commits, feed, schema, sharing, tokens
-from server.caller import Caller
-from server.db import Database
-from server.views import View, view_of
+from server.changes import feed
+from server.changes.views import View, view_of
+from server.drive import commits
+from server.metadata import schema
+from server.metadata.db import Database
+from server.people import access, accounts, sharing, tokens
+from server.people.caller import Caller
 
 WHO = st.sampled_from(["anna", "ben", "cleo"])
 GRANTEE = st.sampled_from(["ben", "cleo"])

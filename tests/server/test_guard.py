@@ -13,8 +13,8 @@ import pytest
 
 from remote import errors
 from server.api import passwords
-from server.edge import Edge
-from server.guard import TooSlow, patient
+from server.front.guard import TooSlow, patient
+from server.storage.edge import Edge
 from tests.server.conftest import Start
 from tests.server.harness import MSGPACK, Client, Failed, Running, make_chunk, noise
 from tests.server.linking import Visitor, make_link

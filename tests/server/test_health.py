@@ -12,10 +12,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text, update
 
-from server import gauges, schema
+from server import gauges
 from server.api import system
-from server.db import Database
 from server.gauges import Gauges
+from server.metadata import schema
+from server.metadata.db import Database
 from tests.server.conftest import Start
 from tests.server.harness import Client, Running, make_chunk, noise, until
 

@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 from remote import errors, wire
 from remote.wire_account import Invite, MakeToken, ShareRequest, SharesReply, TokenReply
-from server import schema
+from server.metadata import schema
 from tests.server.harness import (
     EMPTY,
     Client,

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
 from remote import errors, wire
-from server.arrivals import Arrival
-from server.blobs import BlobKey, Head
-from server.intake import Patience
+from server.storage.arrivals import Arrival
+from server.storage.blobs import BlobKey, Head
+from server.storage.intake import Patience
 from tests.server.conftest import Start
 from tests.server.harness import (
     Chunk,

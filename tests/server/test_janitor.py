@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from server import collect, datalock, janitor, schema
-from server.collect_chunks import Options
+from server.metadata import schema
 from server.settings import Tunables
+from server.upkeep import collect, datalock, janitor
+from server.upkeep.collect_chunks import Options
 from tests.server.conftest import Start
 from tests.server.deleting import forget
 from tests.server.harness import Running, make_chunk, noise, until

@@ -13,8 +13,9 @@ from sqlalchemy import insert, select, update
 
 from remote import wire
 from remote.wire_account import LinkMade
-from server import links, schema
-from server.limits import TokenBuckets
+from server.front.limits import TokenBuckets
+from server.metadata import schema
+from server.public import links
 from tests.server.harness import Client, Failed, Running, make_chunk, new_id, noise
 from tests.server.linking import Visitor, links_of, make_link, revoke
 

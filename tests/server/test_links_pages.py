@@ -15,11 +15,12 @@ import pytest
 from argon2 import PasswordHasher
 
 from remote.wire_account import LinkMade
-from server import accounts, documents_zip, links_tree, pages
-from server.documents_names import disposition, packed, shown
-from server.keys import load_keys
-from server.links_signing import COOKIE_SECONDS, LinkSigner
+from server.people import accounts
+from server.public import documents_zip, links_tree, pages
+from server.public.documents_names import disposition, packed, shown
+from server.public.links_signing import COOKIE_SECONDS, LinkSigner
 from server.settings import Settings
+from server.storage.keys import load_keys
 from tests.server.conftest import Start
 from tests.server.harness import Client, Running, make_chunk
 from tests.server.linking import Visitor, make_link, revoke
@@ -365,7 +366,7 @@ def test_what_is_no_form_is_a_wrong_password(
 ) -> None:
     asked = []
     monkeypatch.setattr(
-        "server.accounts.password_matches", lambda _, given: bool(asked.append(given))
+        "server.people.accounts.password_matches", lambda _, given: bool(asked.append(given))
     )
     visitor = visit(make_link(anna, anna.make("a"), password="right"))
     answer = visitor.http.post(visitor.url, content=body, headers={"Content-Type": kind})

@@ -16,8 +16,8 @@ from websockets.sync.client import ClientConnection, connect
 from remote import errors, wire
 from remote.client import ApiClient
 from remote.subscriber import Subscriber
-from server import schema
-from server.fanout import News, account_topic
+from server.changes.fanout import News, account_topic
+from server.metadata import schema
 from tests.server.conftest import Start
 from tests.server.harness import MSGPACK, Client, Running, until
 

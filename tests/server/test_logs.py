@@ -19,8 +19,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from remote import wire_account
-from server import logs
-from server.accounts import add_account
+from server.front import logs
+from server.people.accounts import add_account
 from tests.server.conftest import Start
 from tests.server.harness import Client, Failed, make_chunk, noise, until
 

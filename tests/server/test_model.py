@@ -24,11 +24,14 @@ from sqlalchemy import select
 
 from remote import errors, wire
 from remote.content import EMPTY
-from server import accounts, commits, feed, schema, tokens, trash
-from server.caller import Caller
-from server.db import Database
-from server.records import file_records
-from server.views import view_of
+from server.changes import feed
+from server.changes.views import view_of
+from server.drive import commits, trash
+from server.drive.records import file_records
+from server.metadata import schema
+from server.metadata.db import Database
+from server.people import accounts, tokens
+from server.people.caller import Caller
 
 NAMES = st.sampled_from(["a", "b", "c"])
 INDEX = st.integers(0, 30)

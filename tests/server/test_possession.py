@@ -14,7 +14,7 @@ from remote import errors, wire
 from remote.codec import encode_chunk
 from remote.content import Piece, fingerprint
 from remote.wire_account import MakeToken, TokenReply
-from server.blobs import BlobKey
+from server.storage.blobs import BlobKey
 from tests.server.harness import (
     Chunk,
     Client,

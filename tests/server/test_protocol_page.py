@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from server.accounts import add_account
+from server.people.accounts import add_account
 from tests.server.conftest import Start
 
 ROOT = Path(__file__).parents[2]

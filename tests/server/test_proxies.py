@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.proxies import TrustedProxies, client_of, is_loopback, limited_as
+from server.front.proxies import TrustedProxies, client_of, is_loopback, limited_as
 
 
 def placed(proxies: list[str], peer: str | None, *headers: tuple[str, str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from remote import errors, wire
 from remote.codec import encode_chunk
 from remote.content import BLOCK_SIZE, Descriptor, block_count, block_hash, chunk_id
-from server.quota import OTHERS_SHARE, Room, refusal
+from server.storage.quota import OTHERS_SHARE, Room, refusal
 from tests.server.conftest import Start
 from tests.server.harness import (
     Chunk,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.redaction import HIDDEN, cleaned, processor, redact
+from server.front.redaction import HIDDEN, cleaned, processor, redact
 
 SECRET = "hQD2XFE0mLJZC8_NytAOngPY-1Gh22LGvB0a1ZjPCcc"  # of the form of a token
 

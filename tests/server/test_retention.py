@@ -19,11 +19,14 @@ from sqlalchemy import Table, delete, func, insert, select, text, update
 
 from remote import wire
 from remote.content import EMPTY
-from server import accounts, commits, feed, retention, schema, tokens
-from server.caller import Caller
-from server.db import Database
-from server.retention import ANSWERS_NS, DAY_NS, Expired
-from server.views import view_of
+from server.changes import feed
+from server.changes.views import view_of
+from server.drive import commits, retention
+from server.drive.retention import ANSWERS_NS, DAY_NS, Expired
+from server.metadata import schema
+from server.metadata.db import Database
+from server.people import accounts, tokens
+from server.people.caller import Caller
 
 NOW = 1000 * DAY_NS
 DAYS, VERSIONS = 30, 3

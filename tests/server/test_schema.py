@@ -11,9 +11,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
-import server.db
-from server.db import HEAD, Database, DataTooNew
-from server.schema import metadata
+import server.metadata.db
+from server.metadata.db import HEAD, Database, DataTooNew
+from server.metadata.schema import metadata
 
 
 def migrated(path: Path) -> Database:
@@ -57,7 +57,7 @@ def _shape(conn: Connection) -> dict[str, object]:
 
 def test_head_is_the_newest_migration() -> None:
     config = Config()
-    folder = Path(server.db.__file__).parent / "migrations"
+    folder = Path(server.metadata.db.__file__).parent / "migrations"
     config.set_main_option("script_location", str(folder))
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
 

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from sqlalchemy import select, update
 
 from remote import errors
-from server import schema
-from server.accounts import (
+from server.api import openapi
+from server.front.limits import TokenBuckets
+from server.metadata import schema
+from server.people.accounts import (
     AccountExists,
     AccountUnknown,
     BadAccountName,
     add_account,
     password_matches,
 )
-from server.api import openapi
-from server.devices import issue_token
-from server.limits import TokenBuckets
+from server.people.devices import issue_token
 from tests.server.conftest import Start
 from tests.server.harness import Client, Failed, Running
 

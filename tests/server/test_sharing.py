@@ -11,7 +11,8 @@ from websockets.sync.client import connect
 
 from remote import errors, wire
 from remote.wire_account import Invite, SharedReply, ShareRequest, SharesReply
-from server import sharing, views
+from server.changes import views
+from server.people import sharing
 from tests.server.harness import Client, Failed, Running, new_id, until
 
 
@@ -364,7 +365,7 @@ def test_a_long_poll_ends_with_a_share(server: Running, anna: Client, ben: Clien
 def test_pages_of_several_drives_are_complete(
     anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.feed.PAGE_CHANGES", 3)
+    monkeypatch.setattr("server.changes.feed.PAGE_CHANGES", 3)
     folder = anna.mkdir("folder")
     share(anna, folder, ben)
     feed = Follower(ben)

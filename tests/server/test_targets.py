@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.targets import MAX_BYTES, fault, is_origin_form
+from server.front.targets import MAX_BYTES, fault, is_origin_form
 
 
 @pytest.mark.parametrize(

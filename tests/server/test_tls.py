@@ -22,11 +22,11 @@ from mount.cli import main
 from remote.client import ApiClient
 from remote.errors import Unreachable
 from remote.wire import LoginRequest
-from server.accounts import add_account
-from server.listening import check_safe, listening, public_url
+from server.front.listening import check_safe, listening, public_url
+from server.front.tls import Certificate
 from server.main import serve
+from server.people.accounts import add_account
 from server.settings import BadSettings, Settings, Tunables
-from server.tls import Certificate
 from tests.server.harness import until
 
 ROOT = Path(__file__).parents[2]

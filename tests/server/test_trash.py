@@ -21,8 +21,8 @@ from remote.wire_account import (
     TrashItem,
     TrashPage,
 )
-from server import schema
-from server.trash import TOGETHER_NS
+from server.drive.trash import TOGETHER_NS
+from server.metadata import schema
 from tests.server.harness import Client, Failed, Running, make_chunk, manifest_of, new_id
 
 DAY = 86_400 * 10**9
@@ -145,7 +145,7 @@ def test_of_a_directory_in_the_tree_everything_deleted_from_it_is_shown(
 def test_the_count_of_what_is_inside_ends_somewhere(
     anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.trash.MAX_INSIDE", 5)
+    monkeypatch.setattr("server.drive.trash.MAX_INSIDE", 5)
     for name, inside in (("full", 5), ("overfull", 9)):
         folder = anna.mkdir(name)
         for number in range(inside):
@@ -307,7 +307,7 @@ def test_only_what_is_in_the_trash_is_emptied(anna: Client) -> None:
 def test_much_trash_is_emptied_in_steps(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch, everything: bool
 ) -> None:
-    monkeypatch.setattr("server.trash.EMPTY_FILES", 10)
+    monkeypatch.setattr("server.drive.trash.EMPTY_FILES", 10)
     outer = anna.mkdir("outer")
     inner = anna.mkdir("inner", outer)
     made = [anna.create(f"{number}", inner) for number in range(15)]
@@ -327,7 +327,7 @@ def test_much_trash_is_emptied_in_steps(
 def test_many_versions_are_let_go_of_in_steps(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.purge.CHUNKS", 2)
+    monkeypatch.setattr("server.drive.purge.CHUNKS", 2)
     chunks = [make_chunk(bytes([number])) for number in range(5)]
     file, _ = anna.store("a", chunks[0])
     for chunk in chunks[1:]:

@@ -14,8 +14,8 @@ from sqlalchemy import update
 from remote import errors, wire
 from remote.codec import encode_chunk
 from remote.content import Manifest, Piece
-from server import schema
-from server.blobs import BlobKey
+from server.metadata import schema
+from server.storage.blobs import BlobKey
 from tests.server.conftest import Start
 from tests.server.harness import (
     Chunk,

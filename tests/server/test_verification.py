@@ -17,10 +17,10 @@ from sqlalchemy import select
 from remote import errors, wire
 from remote.codec import Encoded, encode_chunk
 from remote.content import BLOCK_SIZE, BadContent, Descriptor
-from server import verification
-from server.blobs import BlobKey, BlobReader, LocalBlobStore
-from server.schema import audit
-from server.verification import Checker, check_object
+from server.metadata.schema import audit
+from server.storage import verification
+from server.storage.blobs import BlobKey, BlobReader, LocalBlobStore
+from server.storage.verification import Checker, check_object
 from tests.server.harness import (
     Chunk,
     Client,

@@ -1,0 +1,1 @@
+"""The change feed: who sees what, cursors and pages, trimming, telling those who listen."""

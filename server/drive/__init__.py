@@ -1,0 +1,1 @@
+"""The tree of a drive: operations and their commit, versions, reading, trash, retention."""

@@ -1,0 +1,237 @@
+"""A batch of mutations as one transaction.
+
+Knows: idempotency, savepoints, sequence numbers, which topics learn of a change, when the audit log
+does. Must not know: what an operation does (`tree`), how news travel (`feed`).
+
+The order inside the transaction: look the key up; check access and apply, in a savepoint; give the
+change the drive's next sequence number; at the end write the change rows, the audit rows (one per
+applied operation) and the answers, and bump the drive's head row last. On a database with
+concurrent writers the head row is locked when a batch first needs it, so sequence order is the
+order in which commits become visible.
+
+A refusal rolls its savepoint back. It is stored as the answer to its key only if it will not change
+(retry class NEVER): after `chunks_missing` the same key is sent again once the chunks are there.
+Until then, later operations of the batch on the files of such a refusal are put off too
+(`unavailable`, not stored): on a file that is yet to come they would be refused for good.
+
+All other writers wait for a batch, and its answers are held in memory. So one that has taken
+`MAX_SECONDS` or has made `MAX_BYTES` ends there: what is left of it is `unavailable`, to be sent
+again. At least one operation is done, and in order, so whoever sends the rest again comes to an
+end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+
+from remote.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, Unavailable
+from remote.wire import Applied, Change, Keyed, Op
+from server.changes.fanout import News, account_topic, drive_topic, grant_topic
+from server.changes.trimming import Touched, trimmed
+from server.drive import tree
+from server.drive.mutation import Mutation
+from server.drive.records import pages
+from server.metadata.schema import audit as audit_table
+from server.metadata.schema import changes, devices, drives, files, grants, idempotency
+from server.people import access, audit
+from server.people.caller import Caller
+
+Result = Applied | AnyProblem
+
+MAX_SECONDS = 5.0
+MAX_BYTES = 16 * 1024 * 1024
+"""Of encoded changes and answers. One operation alone may make more."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_result = msgspec.msgpack.Decoder(Result).decode
+
+
+def apply(
+    conn: Connection, caller: Caller, ops: Sequence[Keyed], now_ns: int
+) -> tuple[list[Result], list[News]]:
+    """Apply `ops` in order, each on its own; `conn` is in a write transaction.
+
+    Returns the answers in order, and the news to publish once the transaction is committed.
+    """
+    batch = _Batch(conn, caller, now_ns)
+    batch.recall([keyed.key for keyed in ops])
+    results = [batch.answer(keyed) for keyed in ops]
+    return results, batch.finish()
+
+
+@dataclass
+class _Head:
+    """A drive's head row while a batch is applied. `parted`: somebody sees only a part of it."""
+
+    epoch: str
+    before: int
+    seq: int
+    parted: bool
+
+
+@dataclass
+class _Batch:
+    conn: Connection
+    caller: Caller
+    now_ns: int
+    known: dict[str, Result] = field(default_factory=dict)
+    heads: dict[str, _Head] = field(default_factory=dict)
+    answers: list[dict[str, object]] = field(default_factory=list)
+    rows: list[dict[str, object]] = field(default_factory=list)
+    audited: list[dict[str, object]] = field(default_factory=list)
+    topics: dict[str, list[Change]] = field(default_factory=dict)
+    put_off: set[str] = field(default_factory=set)
+    returned: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+    size: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def recall(self, keys: Sequence[str]) -> None:
+        """Load the answers that were given before, in the order of `keys`, as far as there is room
+        for them; the keys of the others are `unread`."""
+        stored = self._stored(keys)
+        for key in dict.fromkeys(each for each in keys if each in stored):
+            if self.size and self.size + stored[key] > MAX_BYTES:
+                self.unread.add(key)
+            else:
+                self.size += stored[key]
+        query = select(idempotency.c.key, idempotency.c.result)
+        for page in pages(stored.keys() - self.unread):
+            for row in self.conn.execute(query.where(self._mine(page))):
+                self.known[row.key] = _decode_result(row.result)
+
+    def _stored(self, keys: Sequence[str]) -> dict[str, int]:
+        """Which of these keys were answered before, and how long the answer is."""
+        query = select(idempotency.c.key, func.length(idempotency.c.result))
+        rows = (self.conn.execute(query.where(self._mine(page))) for page in pages(keys))
+        return {key: length for page in rows for key, length in page}
+
+    def _mine(self, keys: Sequence[str]) -> ColumnElement[bool]:
+        return (idempotency.c.device == self.caller.device) & idempotency.c.key.in_(keys)
+
+    def _is_spent(self) -> bool:
+        is_long = time.monotonic() - self.began > MAX_SECONDS
+        return bool(self.known) and (is_long or self.size > MAX_BYTES)
+
+    def answer(self, keyed: Keyed) -> Result:
+        if keyed.key in self.known:
+            return self.known[keyed.key]
+        if keyed.key in self.unread or self._is_spent():
+            return Unavailable(message="this was too much for one batch; send the rest again")
+        result = self._attempt(keyed.op)
+        if isinstance(result, Applied) or RULES[type(result)].retry is Retry.NEVER:
+            self.known[keyed.key] = result
+            encoded = _encode(result)
+            self.size += len(encoded)
+            row = {"device": self.caller.device, "key": keyed.key, "at_ns": self.now_ns}
+            self.answers.append(row | {"result": encoded})
+        else:
+            self.put_off.add(keyed.op.file)
+        return result
+
+    def _attempt(self, op: Op) -> Result:
+        if not self.put_off.isdisjoint(tree.named(op)):
+            return Unavailable(message="an earlier operation on this file must be repeated first")
+        self.conn.exec_driver_sql("SAVEPOINT operation")
+        try:
+            applied = self._perform(op)
+        except Refused as refused:
+            self.conn.exec_driver_sql("ROLLBACK TO SAVEPOINT operation")
+            self.conn.exec_driver_sql("RELEASE SAVEPOINT operation")
+            return _problem(refused.problem)
+        self.conn.exec_driver_sql("RELEASE SAVEPOINT operation")
+        return applied
+
+    def _perform(self, op: Op) -> Applied:
+        drive = self._drive_of(op)
+        head = self._head(drive)
+        tx = Mutation(self.conn, self.caller, self.now_ns, drive, head.seq + 1)
+        tree.perform(tx, op)
+        change = tx.change()
+        self._record(head, change, tx)
+        self.audited.append(audit.of_operation(self.caller, op, self.now_ns))
+        return Applied(change=change, overtaken=tx.overtaken)
+
+    def _drive_of(self, op: Op) -> str:
+        row = access.find(self.conn, tree.anchor(op))
+        if row is None:
+            raise Refused(NotFound(message=f"there is no file {tree.anchor(op)}"))
+        return str(row.drive)
+
+    def _head(self, drive: str) -> _Head:
+        if drive not in self.heads:
+            query = select(drives.c.head_seq, drives.c.epoch).where(drives.c.id == drive)
+            row = self.conn.execute(query.with_for_update()).one()
+            self.heads[drive] = _Head(row.epoch, row.head_seq, row.head_seq, self._parted(drive))
+        return self.heads[drive]
+
+    def _parted(self, drive: str) -> bool:
+        shared = select(grants.c.file).join(files).where(files.c.drive == drive)
+        scoped = select(devices.c.folder).join(files, devices.c.folder == files.c.id)
+        scoped = scoped.where(files.c.drive == drive, devices.c.revoked_ns.is_(None))
+        return any(self.conn.execute(each.limit(1)).first() for each in (shared, scoped))
+
+    def _record(self, head: _Head, change: Change, tx: Mutation) -> None:
+        head.seq = change.seq
+        self.returned |= tx.returned
+        self._tell(drive_topic(change.drive), change)
+        if not head.parted:
+            return
+        touched = Touched.by(change, tx.lost, lambda file: access.ancestors(self.conn, file))
+        for root in self._roots(touched.directories):
+            self._tell(grant_topic(root), trimmed(change, touched, root))
+
+    def _tell(self, topic: str, change: Change) -> None:
+        self.topics.setdefault(topic, []).append(change)
+        payload = _encode(change)
+        self.size += len(payload)
+        row = {"topic": topic, "seq": change.seq, "drive": change.drive, "at_ns": self.now_ns}
+        self.rows.append(row | {"device": self.caller.device, "payload": payload})
+
+    def _roots(self, above: set[str]) -> list[str]:
+        """Which of these files somebody sees without seeing the whole drive."""
+        found: set[str] = set()
+        for page in pages(above):
+            shared = select(grants.c.file).where(grants.c.file.in_(page))
+            scoped = select(devices.c.folder).where(
+                devices.c.folder.in_(page), devices.c.revoked_ns.is_(None)
+            )
+            found.update(self.conn.execute(shared.union(scoped)).scalars())
+        return sorted(found)
+
+    def finish(self) -> list[News]:
+        """Write what the batch collected; the head rows last."""
+        if self.rows:
+            self.conn.execute(insert(changes), self.rows)
+        if self.audited:
+            self.conn.execute(insert(audit_table), self.audited)
+        if self.answers:
+            self.conn.execute(insert(idempotency), self.answers)
+        for drive, head in self.heads.items():
+            if head.seq > head.before:
+                moved = update(drives).where(drives.c.id == drive)
+                self.conn.execute(moved.values(head_seq=head.seq))
+        news = [self._news(topic, made) for topic, made in self.topics.items()]
+        return news + self._seen_again()
+
+    def _seen_again(self) -> list[News]:
+        """For those who are given back a file that was in the trash: they follow no topic of it."""
+        found: set[str] = set()
+        for page in pages(self.returned):
+            to = select(grants.c.account).where(grants.c.file.in_(page))
+            found.update(self.conn.execute(to).scalars())
+        return [News(account_topic(account)) for account in sorted(found)]
+
+    def _news(self, topic: str, made: list[Change]) -> News:
+        head = self.heads[made[0].drive]
+        return News(topic, head.epoch, made[0].drive, made[0].seq - 1, made[-1].seq, tuple(made))
+
+
+def _problem(problem: Problem) -> AnyProblem:
+    assert isinstance(problem, AnyProblem)
+    return problem

@@ -1,0 +1,181 @@
+"""Reading the tree: a file, a directory's children, a file's versions, a content's place.
+
+Knows: the queries and their paging. Must not know: HTTP. Every function checks access first and
+runs in the caller's snapshot.
+
+Page cursors here are positions in a listing, not secrets: what they lead to is checked again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Row, and_, or_, select
+
+from remote.errors import BadRequest, NotADirectory, NotFound, Refused
+from remote.wire import (
+    Child,
+    ChildrenPage,
+    EntryRecord,
+    FileReply,
+    FingerprintReply,
+    VersionInfo,
+    VersionsPage,
+)
+from server.changes import feed
+from server.drive import versions
+from server.drive.records import attributes, file_record, fitting
+from server.metadata.schema import accounts, devices, entries, files
+from server.metadata.schema import versions as versions_table
+from server.people import access
+from server.people.caller import Caller
+
+MAX_CHILDREN = 1000
+MAX_VERSIONS = 200
+MAX_SAME = 100
+"""How many files of one content are looked at for one that a single-folder token reaches."""
+_HEX_32 = re.compile(r"[0-9a-f]{64}")
+
+T = TypeVar("T")
+
+_CHILDREN = select(entries.c.parent, entries.c.name, entries.c.rev.label("entry_rev"), files).join(
+    files, entries.c.file == files.c.id
+)
+_VERSIONS = (
+    select(
+        versions_table,
+        devices.c.name.label("device_name"),
+        accounts.c.name.label("account_name"),
+    )
+    .join_from(versions_table, devices, versions_table.c.device == devices.c.id)
+    .join(accounts, devices.c.account == accounts.c.id)
+)
+
+
+def file(
+    conn: Connection, caller: Caller, id: str, version: str | None, with_manifest: bool
+) -> FileReply:
+    """A file's record and the caller's role; of `version` (else the current) the manifest."""
+    row = access.require(conn, caller, id, "viewer")
+    role = access.role_of(conn, caller, row)
+    assert role is not None
+    manifest = None
+    if version is not None or (with_manifest and row.version is not None):
+        found = versions.read(conn, id, version or row.version)
+        manifest = versions.manifest_of(found) if with_manifest else None
+    return FileReply(file=_record(conn, row), role=role, manifest=manifest)
+
+
+def children(
+    conn: Connection, caller: Caller, id: str, cursor: str | None, limit: int
+) -> ChildrenPage:
+    """The entries of a directory by name, after the page that gave `cursor`."""
+    row = access.require(conn, caller, id, "viewer")
+    if row.kind != "directory":
+        raise Refused(NotADirectory(message=f"{id} is a {row.kind}"))
+    limit = max(1, min(limit, MAX_CHILDREN))
+    query = _CHILDREN.where(entries.c.parent == id)
+    if cursor is not None:
+        query = query.where(entries.c.name > read_mark(cursor, str))
+    found = conn.execute(query.order_by(entries.c.name).limit(limit + 1)).all()
+    shown = found[: fitting(conn, [each.id for each in found[:limit]])]
+    more = len(found) > len(shown)
+    attrs = attributes(conn, [each.id for each in shown])
+    return ChildrenPage(
+        directory=_record(conn, row),
+        children=[_child(each, attrs.get(each.id, {})) for each in shown],
+        as_of=feed.heads(conn, [row.drive])[row.drive].seq,
+        next=write_mark(shown[-1].name) if more else None,
+    )
+
+
+def history(
+    conn: Connection, caller: Caller, id: str, cursor: str | None, limit: int
+) -> VersionsPage:
+    """The uploaded versions of a file, newest first."""
+    row = access.require(conn, caller, id, "viewer")
+    table = versions_table
+    limit = max(1, min(limit, MAX_VERSIONS))
+    query = _VERSIONS.where(table.c.file == id, table.c.status == "uploaded")
+    if cursor is not None:
+        at, last = read_mark(cursor, tuple[int, str])
+        same = and_(table.c.created_ns == at, table.c.id < last)
+        query = query.where(or_(table.c.created_ns < at, same))
+    query = query.order_by(table.c.created_ns.desc(), table.c.id.desc()).limit(limit + 1)
+    found = conn.execute(query).all()
+    shown, more = found[:limit], len(found) > limit
+    mark = write_mark((shown[-1].created_ns, shown[-1].id)) if more else None
+    return VersionsPage(versions=[_version(each, row.version) for each in shown], next=mark)
+
+
+def by_fingerprint(conn: Connection, caller: Caller, fingerprint: str) -> FingerprintReply:
+    """A file in the caller's own drive, as far as the token reaches, that has or had this content.
+
+    Raises `Refused` with NotFound or BadRequest.
+    """
+    if not _HEX_32.fullmatch(fingerprint):
+        raise Refused(BadRequest(message="a fingerprint is 64 hex digits"))
+    table = versions_table
+    query = select(table).where(
+        table.c.drive == caller.drive,
+        table.c.fingerprint == bytes.fromhex(fingerprint),
+        table.c.status == "uploaded",
+    )
+    query = query.order_by(table.c.created_ns.desc()).limit(MAX_SAME)
+    for row in conn.execute(query):
+        if access.role_of(conn, caller, row.file) is not None:
+            return FingerprintReply(
+                file=row.file, version=row.id, manifest=versions.manifest_of(row)
+            )
+    raise Refused(NotFound(message="your drive has no such content"))
+
+
+def write_mark(value: object) -> str:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(value)).decode().rstrip("=")
+
+
+def read_mark(cursor: str, kind: type[T]) -> T:
+    """What `write_mark` wrote. Raises `Refused(BadRequest)`."""
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
+        value = msgspec.msgpack.decode(raw, type=kind)
+        check_bindable(value)
+    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+        raise Refused(BadRequest(message="the page cursor is not one of this server")) from error
+    return value
+
+
+def check_bindable(value: object) -> None:
+    """Raise ValueError for integers that no column can hold."""
+    for each in value if isinstance(value, tuple) else (value,):
+        if isinstance(each, int) and not -(1 << 63) <= each < 1 << 63:
+            raise ValueError("an integer of more than 64 bits")
+
+
+def _record(conn: Connection, row: Row[Any]) -> Any:
+    return file_record(row, attributes(conn, [row.id]).get(row.id, {}))
+
+
+def _child(row: Row[Any], attrs: dict[str, bytes]) -> Child:
+    entry = EntryRecord(parent=row.parent, name=row.name, file=row.id, rev=row.entry_rev)
+    return Child(entry=entry, file=file_record(row, attrs))
+
+
+def _version(row: Row[Any], current: str | None) -> VersionInfo:
+    return VersionInfo(
+        id=row.id,
+        file=row.file,
+        size=row.size,
+        mtime_ns=row.mtime_ns,
+        created_ns=row.created_ns,
+        device=row.device_name,
+        status=row.status,
+        account=row.account_name,
+        base=row.base,
+        restored_from=row.restored_from,
+        current=row.id == current,
+    )

@@ -1,0 +1,177 @@
+"""One operation in progress: the tables it may touch, and what it has touched.
+
+Knows: how entries and files are read and changed so that links, times, `rev` and the change record
+come out right. Must not know: what each operation means (`tree`), transactions (`commits`).
+
+A `Mutation` lives inside one savepoint of one transaction on one thread. Invariant: every file
+changed through it gets `rev = seq` and `ctime_ns = now_ns`, and is in the change record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+
+from remote.errors import (
+    BadRequest,
+    Exists,
+    NotADirectory,
+    NotEmpty,
+    NotFound,
+    Refused,
+    Stale,
+    TooManyLinks,
+)
+from remote.wire import Change, EntryRecord
+from server.drive.records import file_records
+from server.drive.rules import MAX_LINKS, check_name
+from server.metadata.schema import entries, files, xattrs
+from server.people import access
+from server.people.caller import Caller
+
+_ENTRY = select(entries.c.file).where(
+    entries.c.parent == bindparam("parent"), entries.c.name == bindparam("name")
+)
+_ANY_CHILD = select(entries.c.name).where(entries.c.parent == bindparam("parent")).limit(1)
+_TOUCH_PARENT = (
+    update(files)
+    .where(files.c.id == bindparam("parent"))
+    .values(mtime_ns=bindparam("now"), ctime_ns=bindparam("now"), rev=bindparam("seq"))
+)
+_DROP_ENTRY = delete(entries).where(
+    entries.c.parent == bindparam("p"), entries.c.name == bindparam("n")
+)
+
+
+@dataclass
+class Mutation:
+    """`seq` is the sequence number this operation's change will have in drive `drive`. `lost` are
+    the (directory, file) pairs of entries that went: who sees only a part of the drive must be told
+    of a file that left it. `returned` are files that are back from the trash: those with whom they
+    are shared see them again, and were not listening."""
+
+    conn: Connection
+    caller: Caller
+    now_ns: int
+    drive: str
+    seq: int
+    overtaken: str | None = None
+    touched: dict[str, None] = field(default_factory=dict)
+    names: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    lost: set[tuple[str, str]] = field(default_factory=set)
+    returned: set[str] = field(default_factory=set)
+
+    # --- reading, with access ---
+
+    def file(self, file: str) -> Row[Any]:
+        """The row of a file that the caller may change, in this drive."""
+        row = access.require(self.conn, self.caller, file, "editor")
+        if row.drive != self.drive:
+            raise Refused(BadRequest(message="both ends must be in one drive"))
+        return row
+
+    def directory(self, file: str) -> Row[Any]:
+        """The row of a directory in the tree whose entries the caller may change."""
+        row = self.file(file)
+        if row.kind != "directory":
+            raise Refused(NotADirectory(message=f"{file} is a {row.kind}"))
+        if row.links == 0:
+            raise Refused(NotFound(message=f"directory {file} was deleted"))
+        return row
+
+    def meaning(self, parent: str, name: str) -> str | None:
+        """The file that `name` in `parent` means."""
+        return self.conn.execute(_ENTRY, {"parent": parent, "name": name}).scalar()
+
+    def expect(self, parent: str, name: str, file: str) -> None:
+        """Raise `Refused(Stale)` unless the name means `file`."""
+        if self.meaning(parent, name) != file:
+            raise Refused(Stale(message=f"{name!r} does not mean file {file} any more"))
+
+    def check_free(self, parent: Row[Any], name: str) -> None:
+        """Raise `Refused` unless an entry `name` may be made in `parent`."""
+        check_name(name, at_root=parent.id == parent.root)
+        if self.meaning(parent.id, name) is not None:
+            raise Refused(Exists(message=f"there is a {name!r} already"))
+
+    def check_empty(self, row: Row[Any]) -> None:
+        if row.kind == "directory" and self.conn.execute(_ANY_CHILD, {"parent": row.id}).first():
+            raise Refused(NotEmpty(message=f"directory {row.id} is not empty"))
+
+    # --- changing ---
+
+    def update(self, file: str, **values: object) -> None:
+        """Set columns of a file; its ctime and rev follow."""
+        values |= {"ctime_ns": self.now_ns, "rev": self.seq}
+        self.conn.execute(update(files).where(files.c.id == file).values(**values))
+        self.touched[file] = None
+
+    def insert_file(self, file: str, **values: object) -> None:
+        values |= {"id": file, "drive": self.drive, "ctime_ns": self.now_ns, "rev": self.seq}
+        self.conn.execute(insert(files), values)
+        self.touched[file] = None
+
+    def set_xattrs(self, file: str, values: dict[str, bytes]) -> None:
+        """Make `values` the extended attributes of `file`."""
+        self.conn.execute(delete(xattrs).where(xattrs.c.file == file))
+        rows = [{"file": file, "name": name, "value": value} for name, value in values.items()]
+        if rows:
+            self.conn.execute(insert(xattrs), rows)
+
+    def add_entry(self, parent: str, name: str, file: str) -> None:
+        row = {"parent": parent, "name": name, "file": file, "rev": self.seq}
+        self.conn.execute(insert(entries), row)
+        self._entry_changed(parent, name, file)
+
+    def drop_entry(self, parent: str, name: str) -> None:
+        if (file := self.meaning(parent, name)) is not None:
+            self.lost.add((parent, file))
+        self.conn.execute(_DROP_ENTRY, {"p": parent, "n": name})
+        self._entry_changed(parent, name, None)
+
+    def _entry_changed(self, parent: str, name: str, file: str | None) -> None:
+        self.names[parent, name] = file
+        self.conn.execute(_TOUCH_PARENT, {"parent": parent, "now": self.now_ns, "seq": self.seq})
+        self.touched[parent] = None
+
+    def gain_link(self, row: Row[Any]) -> None:
+        """One more entry names the file; a file in the trash is back in the tree."""
+        if row.links >= MAX_LINKS:
+            raise Refused(TooManyLinks(message=f"a file has at most {MAX_LINKS} names"))
+        if row.links == 0:
+            self.returned.add(row.id)
+        back = {"trashed_ns": None, "trashed_parent": None, "trashed_name": None}
+        self.update(row.id, links=row.links + 1, **back)
+
+    def lose_link(self, row: Row[Any], parent: str | None, name: str | None) -> None:
+        """One entry less names the file; without any it goes to the trash, to be put back where
+        that entry was. No place: there is nothing to put back."""
+        trash: dict[str, object] = {}
+        if row.links == 1:
+            trash = {"trashed_ns": self.now_ns, "trashed_parent": parent, "trashed_name": name}
+        self.update(row.id, links=row.links - 1, **trash)
+
+    # --- the record ---
+
+    def change(self) -> Change:
+        """What was done, as the records it left behind."""
+        named = [
+            EntryRecord(parent=parent, name=name, file=file, rev=self.seq)
+            for (parent, name), file in self.names.items()
+        ]
+        return Change(
+            drive=self.drive,
+            seq=self.seq,
+            at_ns=self.now_ns,
+            device=self.caller.device,
+            files=file_records(self.conn, list(self.touched)),
+            entries=named,
+        )
+
+    def count_xattr_bytes(self, file: str, *, without: str) -> int:
+        """Bytes in the attributes of `file`, leaving out the one called `without`."""
+        total = func.coalesce(func.sum(func.length(xattrs.c.value)), 0)
+        query = select(total).where(xattrs.c.file == file, xattrs.c.name != without)
+        return int(self.conn.execute(query).scalar_one())

@@ -1,0 +1,96 @@
+"""Deleting for good: files out of the trash, and old versions.
+
+Knows: which rows go with a file and with a version. Must not know: which ones go, and who decides
+that (`trash`, `retention`).
+
+Invariants:
+- What two files share after a Replace goes with the second: a version's chunks are let go of when
+  it is in no file's history any more. The chunks themselves are left to garbage collection.
+- Of a file that is left half done, the current version is still there.
+- Changes and stored answers are not touched: they tell what happened.
+
+A transaction here stops all others, so each call does a bounded amount of work and says how far it
+came: what it was given is done from the front, and at least one of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import NamedTuple
+
+from sqlalchemy import BindParameter, Connection, bindparam, delete, exists, select
+
+from server.drive.records import pages
+from server.metadata.schema import files, grants, links, version_chunks, versions, xattrs
+
+CHUNKS = 50_000
+"""About how many references to chunks one call lets go of."""
+
+_CHUNK_BYTES = 1 << 20
+_ids: BindParameter[list[str]] = bindparam("ids", expanding=True)
+
+_VERSIONS = (
+    select(versions.c.file, versions.c.id, versions.c.size)
+    .join(files, files.c.id == versions.c.file)
+    .where(versions.c.file.in_(_ids), versions.c.status == "uploaded")
+    .order_by(versions.c.file, versions.c.id == files.c.version, versions.c.created_ns)
+)
+_DROP_VERSION = delete(versions).where(
+    versions.c.file == bindparam("f"), versions.c.id == bindparam("v")
+)
+_DROP_REFERENCES = delete(version_chunks).where(
+    version_chunks.c.version.in_(_ids),
+    ~exists().where(versions.c.id == version_chunks.c.version),
+)
+_DROP_FILE = (
+    delete(xattrs).where(xattrs.c.file.in_(_ids)),
+    delete(grants).where(grants.c.file.in_(_ids)),
+    delete(links).where(links.c.file.in_(_ids)),
+    delete(files).where(files.c.id.in_(_ids), files.c.trashed_ns.is_not(None)),
+)
+
+
+class Old(NamedTuple):
+    """A version in the history of `file`; `size` in bytes."""
+
+    file: str
+    id: str
+    size: int
+
+
+def drop_versions(conn: Connection, old: Sequence[Old]) -> int:
+    """Take these out of the histories of their files; returns how many were, from the front."""
+    done = old[: _fitting(old)]
+    if done:
+        conn.execute(_DROP_VERSION, [{"f": each.file, "v": each.id} for each in done])
+    for page in pages(each.id for each in done):
+        conn.execute(_DROP_REFERENCES, {"ids": page})
+    return len(done)
+
+
+def drop_files(conn: Connection, ids: Sequence[str]) -> int:
+    """Delete files that are in the trash; returns how many were, from the front. Of the one after
+    those, some versions may be gone."""
+    found: dict[str, list[Old]] = {id: [] for id in ids}
+    for page in pages(ids):
+        for row in conn.execute(_VERSIONS, {"ids": page}):
+            found[row.file].append(Old(*row))
+    old = [each for file in ids for each in found[file]]
+    kept = {each.file for each in old[drop_versions(conn, old) :]}
+    done = list(takewhile(lambda id: id not in kept, ids))
+    for page in pages(done):
+        for statement in _DROP_FILE:
+            conn.execute(statement, {"ids": page})
+    return len(done)
+
+
+def _fitting(old: Iterable[Old]) -> int:
+    """How many of `old` one call takes; at least one, if there are any."""
+    taken = weight = 0
+    for each in old:
+        weight += each.size // _CHUNK_BYTES + 1
+        if taken and weight > CHUNKS:
+            break
+        taken += 1
+    return taken

@@ -1,0 +1,259 @@
+"""The trash of a drive: what is in it, where that was, and emptying it.
+
+Knows: what was deleted together, how that is shown, in which order it goes. Must not know: how long
+things are kept (`retention`), how they come back (`tree.recover`), HTTP.
+
+A file is in the trash from the moment its last name goes. Deleting a directory means deleting what
+is in it first, so "deleted with its directory" is told by time: a file whose last name was in that
+directory and went at most `TOGETHER_NS` before it. Those are shown inside it, and go with it.
+Files without a place (their content went on as another file's) are not shown; they go when
+everything goes, and when their time has come.
+
+The trash is its owner's alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+)
+
+from remote.errors import NotADirectory, Refused
+from remote.wire_account import EmptiedReply, TrashItem, TrashPage
+from server.drive import purge
+from server.drive.listing import read_mark, write_mark
+from server.drive.records import attributes, file_record, fitting, pages
+from server.metadata.schema import drives, entries, files
+from server.people import access, audit
+from server.people.caller import Caller
+
+TOGETHER_NS: Final = 10 * 60 * 10**9
+MAX_ITEMS: Final = 200
+MAX_INSIDE: Final = 1000
+"""`inside` is not counted further: so many, or more."""
+EMPTY_FILES: Final = 500
+"""Files that one call deletes for good, at most."""
+UNKNOWN: Final = "…/"
+"""Begins a path whose upper part is not known any more."""
+_MAX_TOLD: Final = 50
+
+_directory = files.alias("directory")
+
+
+def _together(file: FromClause, directory: FromClause) -> ColumnElement[bool]:
+    """Whether `file` was deleted with `directory`."""
+    since = directory.c.trashed_ns - TOGETHER_NS
+    return and_(
+        file.c.trashed_parent == directory.c.id,
+        file.c.trashed_ns.between(since, directory.c.trashed_ns),
+    )
+
+
+_ALONE = (
+    select(files)
+    .outerjoin(_directory, _together(files, _directory))
+    .where(
+        files.c.drive == bindparam("drive"),
+        files.c.trashed_ns.is_not(None),
+        files.c.trashed_parent.is_not(None),
+        _directory.c.id.is_(None),
+    )
+)
+_FROM_LIVE = select(files).where(
+    files.c.trashed_parent == bindparam("parent"), files.c.trashed_ns.is_not(None)
+)
+_WITH = (
+    select(files)
+    .join(_directory, _together(files, _directory))
+    .where(_directory.c.id == bindparam("parent"))
+)
+
+_below = select(files.c.id, files.c.trashed_ns).where(files.c.id == bindparam("top"))
+_inside = _below.cte("inside", recursive=True)
+_inside = _inside.union(
+    select(files.c.id, files.c.trashed_ns).join(_inside, _together(files, _inside))
+)
+_COUNT = select(func.count()).select_from(
+    select(_inside.c.id).limit(bindparam("most")).subquery("first")
+)
+
+
+def page(
+    conn: Connection,
+    caller: Caller,
+    keep_ns: int,
+    parent: str | None,
+    cursor: str | None,
+    limit: int,
+) -> TrashPage:
+    """What was deleted by itself, newest first; with `parent`, a directory in the trash, what was
+    deleted with it; with one that is in the tree, all that was deleted from it.
+
+    `keep_ns` is how long the trash is kept. Raises `Refused` with Forbidden, NotFound or
+    NotADirectory.
+    """
+    access.require_whole(caller)
+    limit = max(1, min(limit, MAX_ITEMS))
+    query = _ALONE if parent is None else _of_directory(conn, caller, parent)
+    if cursor is not None:
+        at, last = read_mark(cursor, tuple[int, str])
+        same = and_(files.c.trashed_ns == at, files.c.id < last)
+        query = query.where(or_(files.c.trashed_ns < at, same))
+    query = query.order_by(files.c.trashed_ns.desc(), files.c.id.desc()).limit(limit + 1)
+    found = conn.execute(query, {"drive": caller.drive, "parent": parent}).all()
+    shown = found[: fitting(conn, [each.id for each in found[:limit]])]
+    more = len(found) > len(shown)
+    mark = write_mark((shown[-1].trashed_ns, shown[-1].id)) if more else None
+    return TrashPage(items=_items(conn, caller.drive, shown, keep_ns), next=mark)
+
+
+def _of_directory(conn: Connection, caller: Caller, parent: str) -> Any:
+    row = access.require(conn, caller, parent, "owner")
+    if row.kind != "directory":
+        raise Refused(NotADirectory(message=f"{parent} is a {row.kind}"))
+    return _FROM_LIVE if row.links else _WITH
+
+
+def _items(conn: Connection, drive: str, rows: Any, keep_ns: int) -> list[TrashItem]:
+    attrs = attributes(conn, [row.id for row in rows])
+    paths = _Paths(conn, drive)
+    return [
+        TrashItem(
+            file=file_record(row, attrs.get(row.id, {})),
+            path=paths.of(row.trashed_parent) + row.trashed_name,
+            parent=row.trashed_parent,
+            name=row.trashed_name,
+            trashed_ns=row.trashed_ns,
+            expires_ns=row.trashed_ns + keep_ns,
+            inside=_count_inside(conn, row),
+        )
+        for row in rows
+    ]
+
+
+def _count_inside(conn: Connection, row: Row[Any]) -> int:
+    if row.kind != "directory":
+        return 0
+    with_itself: int = conn.execute(_COUNT, {"top": row.id, "most": MAX_INSIDE + 1}).scalar_one()
+    return with_itself - 1
+
+
+# --- paths --------------------------------------------------------------------------------------
+
+_PLACE = (
+    select(
+        files.c.trashed_parent,
+        files.c.trashed_name,
+        entries.c.parent,
+        entries.c.name,
+    )
+    .outerjoin(entries, entries.c.file == files.c.id)
+    .where(files.c.id == bindparam("id"))
+)
+
+
+class _Paths:
+    """Paths of directories of one drive from its root, through the trash where they are there."""
+
+    def __init__(self, conn: Connection, drive: str) -> None:
+        self._conn = conn
+        root = conn.execute(select(drives.c.root).where(drives.c.id == drive)).scalar_one()
+        self._known: dict[str, str] = {root: ""}
+
+    def of(self, directory: str) -> str:
+        """With a slash at the end; empty for the root. Begins with `UNKNOWN` where the directories
+        above have been deleted for good."""
+        above: list[tuple[str, str]] = []
+        at, seen = directory, set[str]()
+        while at not in self._known:
+            seen.add(at)
+            parent, name = self._place(at)
+            if parent is None or parent in seen:
+                self._known[at] = UNKNOWN
+                break
+            above.append((at, name))
+            at = parent
+        path = self._known[at]
+        for id, name in reversed(above):
+            path = self._known[id] = f"{path}{name}/"
+        return path
+
+    def _place(self, id: str) -> tuple[str | None, str]:
+        row = self._conn.execute(_PLACE, {"id": id}).first()
+        if row is None:
+            return None, ""
+        if row.parent is not None:
+            return row.parent, row.name
+        return row.trashed_parent, row.trashed_name
+
+
+# --- emptying -----------------------------------------------------------------------------------
+
+_ALL = (
+    select(files.c.id)
+    .where(files.c.drive == bindparam("drive"), files.c.trashed_ns.is_not(None))
+    .order_by(files.c.trashed_ns)
+    .limit(bindparam("room"))
+)
+_THESE = select(files.c.id, files.c.kind).where(
+    files.c.id.in_(bindparam("ids", expanding=True)),
+    files.c.drive == bindparam("drive"),
+    files.c.trashed_ns.is_not(None),
+)
+_CHILDREN = (
+    select(files.c.id, files.c.kind)
+    .join(_directory, _together(files, _directory))
+    .where(_directory.c.id == bindparam("parent"))
+    .limit(bindparam("room"))
+)
+
+
+def empty(conn: Connection, caller: Caller, wanted: list[str] | None, now_ns: int) -> EmptiedReply:
+    """Delete for good these files of the caller's trash with what was deleted with them, or all.
+
+    What is not in the caller's trash is passed over: the same is sent again while there is `more`.
+    Raises `Refused(Forbidden)`.
+    """
+    access.require_whole(caller)
+    if wanted is None:
+        ids = list(conn.execute(_ALL, {"drive": caller.drive, "room": EMPTY_FILES + 1}).scalars())
+        ids, more = ids[:EMPTY_FILES], len(ids) > EMPTY_FILES
+    else:
+        ids, more = _from_below(conn, caller.drive, wanted)
+    gone = purge.drop_files(conn, ids)
+    more = more or gone < len(ids)
+    if gone:
+        of = "everything" if wanted is None else wanted[:_MAX_TOLD]
+        subject = wanted[0] if wanted is not None and len(wanted) == 1 else None
+        audit.note(conn, caller, "trash_empty", subject, now_ns, files=gone, of=of, more=more)
+    return EmptiedReply(files=gone, more=more)
+
+
+def _from_below(conn: Connection, drive: str, wanted: list[str]) -> tuple[list[str], bool]:
+    """The first files to go: what was deleted with a directory before the directory itself, which
+    is how it is known. And whether there are others."""
+    found: dict[str, None] = {}
+    stack: list[tuple[str, bool]] = []
+    for part in pages(dict.fromkeys(wanted)):
+        rows = conn.execute(_THESE, {"ids": part, "drive": drive})
+        stack += [(row.id, row.kind == "directory") for row in rows]
+    while stack and len(found) < EMPTY_FILES:
+        id, is_closed = stack.pop()
+        if not is_closed:
+            found[id] = None
+            continue
+        stack.append((id, False))
+        room = EMPTY_FILES - len(found)
+        rows = conn.execute(_CHILDREN, {"parent": id, "room": room})
+        stack += [(row.id, row.kind == "directory") for row in rows]
+    return list(found), bool(stack)

@@ -1,0 +1,306 @@
+"""What each operation of the wire does to the tree.
+
+Knows: the rules of every operation, as the docstrings in `remote.wire` promise them. Must not know:
+batches, idempotency, the feed, what becomes of the trash (`trash`, `retention`).
+
+Each function checks everything it depends on, raising `errors.Refused`, and changes the tables
+through the `Mutation` it is given; the caller rolls back the savepoint on a refusal, so checks and
+changes may be in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import UNSET
+from sqlalchemy import Row, delete, insert
+
+from remote import wire
+from remote.errors import (
+    BadRequest,
+    Exists,
+    IsADirectory,
+    NotADirectory,
+    NotFound,
+    Refused,
+    Stale,
+    TooLarge,
+    WouldLoop,
+)
+from server.drive import versions
+from server.drive.mutation import Mutation
+from server.drive.records import attributes
+from server.drive.rules import (
+    MAX_XATTRS_TOTAL,
+    check_create,
+    check_length,
+    check_name,
+    check_numbers,
+    check_xattrs,
+)
+from server.metadata.schema import xattrs
+from server.people import access
+
+
+def perform(tx: Mutation, op: wire.Op) -> None:
+    """Carry out `op`. Raises `errors.Refused`."""
+    for name in _names(op):
+        check_length(name)
+    _OPERATIONS[type(op)](tx, op)
+
+
+def anchor(op: wire.Op) -> str:
+    """The file whose drive the operation is in."""
+    return op.parent if isinstance(op, wire.Create) else op.file
+
+
+def named(op: wire.Op) -> set[str]:
+    """Every file the operation names."""
+    fields = ("file", "parent", "new_parent", "other", "other_parent", "target", "replaces")
+    return {value for field in fields if isinstance(value := getattr(op, field, None), str)}
+
+
+def _names(op: wire.Op) -> list[str]:
+    """Every name that the operation speaks of."""
+    given = (getattr(op, field, None) for field in ("name", "new_name", "other_name"))
+    return [name for name in given if name is not None]
+
+
+def create(tx: Mutation, op: wire.Create) -> None:
+    check_create(op)
+    parent = tx.directory(op.parent)
+    tx.check_free(parent, op.name)
+    if access.find(tx.conn, op.file) is not None:
+        raise Refused(Exists(message=f"there is a file {op.file} already"))
+    size = len(op.target.encode()) if op.target is not None else 0
+    version = None
+    if op.content is not None:
+        versions.commit(tx, op.file, op.content, op.mtime_ns)
+        version, size = op.content.version, op.content.manifest.size
+    tx.insert_file(
+        op.file,
+        kind=op.kind,
+        mode=op.mode,
+        uid=op.uid,
+        gid=op.gid,
+        mtime_ns=op.mtime_ns,
+        size=size,
+        links=1,
+        version=version,
+        target=op.target,
+        rdev=op.rdev,
+    )
+    if op.xattrs:
+        tx.set_xattrs(op.file, op.xattrs)
+    tx.add_entry(op.parent, op.name, op.file)
+
+
+def write(tx: Mutation, op: wire.Write) -> None:
+    """Last writer wins. A file in the trash is refused: an edit that crossed a delete would land
+    where nobody looks; its sender, who knows the name, brings it back as a new file."""
+    check_numbers(mtime_ns=op.mtime_ns)
+    row = _regular(tx.file(op.file))
+    if row.links == 0:
+        raise Refused(NotFound(message=f"{op.file} is in the trash"))
+    if row.version != op.content.base:
+        tx.overtaken = row.version
+    versions.commit(tx, op.file, op.content, op.mtime_ns)
+    now = {"size": op.content.manifest.size, "mtime_ns": op.mtime_ns}
+    versions.make_current(tx, row, op.content.version, **now)
+
+
+def revert(tx: Mutation, op: wire.Revert) -> None:
+    """What is current already is left as it is: there is nothing to bring back, and a copy of it
+    would push an older version out of the history. The change says so."""
+    check_numbers(mtime_ns=op.mtime_ns)
+    row = _regular(tx.file(op.file))
+    if row.links == 0:
+        raise Refused(NotFound(message=f"{op.file} is in the trash; recover it first"))
+    if op.version == row.version:
+        tx.update(op.file)
+        return
+    old = versions.bring_back(tx, row, op.version, op.as_version, op.mtime_ns)
+    versions.make_current(tx, row, op.as_version, size=old.size, mtime_ns=op.mtime_ns)
+
+
+def link(tx: Mutation, op: wire.Link) -> None:
+    """Another name for a file; brings one back that lost its last name."""
+    row, parent = tx.file(op.file), tx.directory(op.parent)
+    if row.kind == "directory":
+        raise Refused(IsADirectory(message="a directory has one name"))
+    tx.check_free(parent, op.name)
+    tx.gain_link(row)
+    tx.add_entry(op.parent, op.name, op.file)
+
+
+def recover(tx: Mutation, op: wire.Recover) -> None:
+    """The trash is its owner's alone, so nobody else can put things back."""
+    row = access.require(tx.conn, tx.caller, op.file, "owner")
+    if row.links:
+        raise Refused(Stale(message=f"{op.file} is not in the trash any more"))
+    parent = tx.directory(_place(tx, row, op))
+    name = op.name or row.trashed_name
+    if name is None:
+        raise Refused(NotFound(message="where it was is not known; name a place for it"))
+    tx.check_free(parent, name)
+    tx.gain_link(row)
+    tx.add_entry(parent.id, name, op.file)
+
+
+def _place(tx: Mutation, row: Row[Any], op: wire.Recover) -> str:
+    """The directory to put `row` in, if there still is one."""
+    if op.parent is not None:
+        return op.parent
+    if row.trashed_parent is None:
+        message = "its content went on as another file's; name a place to have it back beside that"
+        raise Refused(NotFound(message=message))
+    directory = access.find(tx.conn, row.trashed_parent)
+    if directory is None:
+        raise Refused(NotFound(message="the directory it was in is gone; name another place"))
+    if directory.links == 0:
+        message = "the directory it was in is in the trash; recover that first, or name a place"
+        raise Refused(NotFound(message=message))
+    return str(directory.id)
+
+
+def unlink(tx: Mutation, op: wire.Unlink) -> None:
+    tx.directory(op.parent)
+    tx.expect(op.parent, op.name, op.file)
+    row = tx.file(op.file)
+    tx.check_empty(row)
+    tx.drop_entry(op.parent, op.name)
+    tx.lose_link(row, op.parent, op.name)
+
+
+def rename(tx: Mutation, op: wire.Rename) -> None:
+    tx.directory(op.parent)
+    parent = tx.directory(op.new_parent)
+    tx.expect(op.parent, op.name, op.file)
+    row = tx.file(op.file)
+    there = tx.meaning(op.new_parent, op.new_name)
+    if there == op.file:
+        _nothing(tx, op.file, (op.parent, op.name), (op.new_parent, op.new_name))
+        return
+    check_name(op.new_name, at_root=parent.id == parent.root)
+    _check_no_loop(tx, row, op.new_parent)
+    if there is not None:
+        _make_way(tx, row, op, there)
+    tx.drop_entry(op.parent, op.name)
+    tx.add_entry(op.new_parent, op.new_name, op.file)
+    tx.update(op.file)
+
+
+def replace(tx: Mutation, op: wire.Replace) -> None:
+    """A file that an editor wrote beside the old one and renamed over it has gone on as that one:
+    it would only fill the trash."""
+    tx.directory(op.parent)
+    tx.directory(op.new_parent)
+    tx.expect(op.parent, op.name, op.file)
+    tx.expect(op.new_parent, op.new_name, op.target)
+    if op.file == op.target:
+        _nothing(tx, op.file, (op.parent, op.name), (op.new_parent, op.new_name))
+        return
+    row, target = _regular(tx.file(op.file)), _regular(tx.file(op.target))
+    versions.adopt(tx, row, target)
+    tx.set_xattrs(target.id, attributes(tx.conn, [row.id]).get(row.id, {}))
+    taken = ("size", "mode", "uid", "gid", "mtime_ns")
+    values = {column: getattr(row, column) for column in taken}
+    versions.make_current(tx, target, row.version, **values)
+    tx.names[op.new_parent, op.new_name] = op.target
+    tx.drop_entry(op.parent, op.name)
+    gone_on = versions.has_gone_on(tx.conn, row.id, target.id)
+    tx.lose_link(row, *((None, None) if gone_on else (op.parent, op.name)))
+
+
+def exchange(tx: Mutation, op: wire.Exchange) -> None:
+    tx.directory(op.parent)
+    tx.directory(op.other_parent)
+    tx.expect(op.parent, op.name, op.file)
+    tx.expect(op.other_parent, op.other_name, op.other)
+    if op.file == op.other:
+        _nothing(tx, op.file, (op.parent, op.name), (op.other_parent, op.other_name))
+        return
+    _check_no_loop(tx, tx.file(op.file), op.other_parent)
+    _check_no_loop(tx, tx.file(op.other), op.parent)
+    tx.drop_entry(op.parent, op.name)
+    tx.drop_entry(op.other_parent, op.other_name)
+    tx.add_entry(op.parent, op.name, op.other)
+    tx.add_entry(op.other_parent, op.other_name, op.file)
+    tx.update(op.file)
+    tx.update(op.other)
+
+
+def setattr_(tx: Mutation, op: wire.SetAttr) -> None:
+    wanted = {"mode": op.mode, "uid": op.uid, "gid": op.gid, "mtime_ns": op.mtime_ns}
+    values = {name: value for name, value in wanted.items() if value is not UNSET}
+    check_numbers(**values)
+    tx.file(op.file)
+    tx.update(op.file, **values)
+
+
+def setxattr(tx: Mutation, op: wire.SetXattr) -> None:
+    """Removing an attribute that is not there changes nothing and is no error: another device
+    may have removed it first."""
+    check_xattrs({op.name: op.value or b""})
+    tx.file(op.file)
+    others = tx.count_xattr_bytes(op.file, without=op.name)
+    if others + len(op.value or b"") > MAX_XATTRS_TOTAL:
+        raise Refused(TooLarge(message=f"attributes of a file add up to {MAX_XATTRS_TOTAL} bytes"))
+    same = (xattrs.c.file == op.file) & (xattrs.c.name == op.name)
+    tx.conn.execute(delete(xattrs).where(same))
+    if op.value is not None:
+        tx.conn.execute(insert(xattrs), {"file": op.file, "name": op.name, "value": op.value})
+    tx.update(op.file)
+
+
+_OPERATIONS: dict[type[wire.Op], Callable[[Mutation, Any], None]] = {
+    wire.Create: create,
+    wire.Write: write,
+    wire.Link: link,
+    wire.Rename: rename,
+    wire.Replace: replace,
+    wire.Exchange: exchange,
+    wire.Unlink: unlink,
+    wire.SetAttr: setattr_,
+    wire.SetXattr: setxattr,
+    wire.Revert: revert,
+    wire.Recover: recover,
+}
+
+
+def _regular(row: Row[Any]) -> Row[Any]:
+    if row.kind == "directory":
+        raise Refused(IsADirectory(message=f"{row.id} is a directory"))
+    if row.kind != "file":
+        raise Refused(BadRequest(message=f"{row.id} is a {row.kind}, not a regular file"))
+    return row
+
+
+def _check_no_loop(tx: Mutation, row: Row[Any], new_parent: str) -> None:
+    if row.kind == "directory" and row.id in access.ancestors(tx.conn, new_parent):
+        raise Refused(WouldLoop(message="a directory cannot move into itself"))
+
+
+def _make_way(tx: Mutation, row: Row[Any], op: wire.Rename, there: str) -> None:
+    """Remove what is at the new name, if it is what the sender saw there."""
+    if there != op.replaces:
+        raise Refused(Exists(message=f"there is another {op.new_name!r} by now"))
+    old = access.find(tx.conn, there)
+    if old is None:
+        raise Refused(NotFound(message=f"there is no file {there}"))
+    if row.kind == "directory" and old.kind != "directory":
+        raise Refused(NotADirectory(message=f"{op.new_name!r} is no directory"))
+    if row.kind != "directory" and old.kind == "directory":
+        raise Refused(IsADirectory(message=f"{op.new_name!r} is a directory"))
+    tx.check_empty(old)
+    tx.drop_entry(op.new_parent, op.new_name)
+    tx.lose_link(old, op.new_parent, op.new_name)
+
+
+def _nothing(tx: Mutation, file: str, *where: tuple[str, str]) -> None:
+    """Both names mean the same file already: POSIX rename does nothing then. The change still
+    tells what the names mean, so that a sender that thought otherwise is put right."""
+    for parent, name in where:
+        tx.names[parent, name] = file
+    tx.update(file)

@@ -1,0 +1,260 @@
+"""Versions: making one current, reading its manifest, finding its chunks.
+
+Knows: when a manifest may be believed (it adds up, the drive has every chunk, and the writer may
+refer to each). Must not know: upload sessions' life (`uploads`), roles (`access`), URLs (`signer`).
+
+Invariants:
+- A version becomes visible (`uploaded`) in the same transaction that makes it the current one of a
+  file. Afterwards only `superseded_ns` changes.
+- `superseded_ns` is null for the current version of a file and for no other uploaded one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, bindparam, exists, insert, select, update
+
+from remote.content import HOLE, BadContent, Descriptor, Manifest, check_manifest, fingerprint
+from remote.errors import BadUpload, ChunksMissing, Exists, NotFound, Refused
+from remote.wire import MAX_BATCH, Content, Span
+from server.drive.mutation import Mutation
+from server.drive.records import pages
+from server.metadata.schema import chunks, devices, uploads, version_chunks, versions
+from server.people import access
+from server.storage import leases
+from server.storage.leases import THERE, Upload
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_manifest = msgspec.msgpack.Decoder(Manifest).decode
+_decode_descriptor = msgspec.msgpack.Decoder(Descriptor).decode
+
+_CHUNKS = select(chunks.c.id, chunks.c.state, chunks.c.length).where(
+    chunks.c.drive == bindparam("drive"), chunks.c.id.in_(bindparam("ids", expanding=True))
+)
+_REVIVE = (
+    update(chunks)
+    .where(
+        chunks.c.drive == bindparam("d"),
+        chunks.c.id.in_(bindparam("ids", expanding=True)),
+        chunks.c.state == "doomed",
+    )
+    .values(state="uploaded", doomed_ns=None)
+)
+_OF_VERSION = (
+    select(chunks.c.id, chunks.c.descriptor)
+    .join_from(
+        version_chunks,
+        chunks,
+        (version_chunks.c.drive == chunks.c.drive) & (version_chunks.c.chunk == chunks.c.id),
+    )
+    .where(
+        version_chunks.c.version == bindparam("version"),
+        version_chunks.c.chunk.in_(bindparam("ids", expanding=True)),
+    )
+)
+_SUPERSEDE = (
+    update(versions)
+    .where(versions.c.file == bindparam("f"), versions.c.id == bindparam("v"))
+    .values(superseded_ns=bindparam("now"))
+)
+_VERSION = select(versions).where(
+    versions.c.file == bindparam("file"),
+    versions.c.id == bindparam("id"),
+    versions.c.status == "uploaded",
+)
+
+
+def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
+    """Make `content.version` an uploaded version of `file`.
+
+    Raises `Refused` with BadUpload (the manifest contradicts itself or a chunk), ChunksMissing
+    (upload these first) or Exists (the version id is taken).
+    """
+    wanted = _checked_pieces(content.manifest)
+    _check_possession(tx, Upload(content.version, file, tx.drive), wanted)
+    _check_chunks(tx, wanted)
+    _check_version_free(tx, content.version)
+    _insert(tx, file, content, mtime_ns, wanted, restored_from=None)
+
+
+def bring_back(tx: Mutation, row: Row[Any], old: str, as_version: str, mtime_ns: int) -> Row[Any]:
+    """Make version `as_version` of file `row`, of the content that its version `old` has.
+
+    Returns the row of `old`. Raises `Refused` with NotFound (no such version), Exists (the id is
+    taken) or ChunksMissing (the drive has lost chunks of it).
+    """
+    found = read(tx.conn, row.id, old)
+    manifest = manifest_of(found)
+    wanted = _checked_pieces(manifest)
+    _check_chunks(tx, wanted)
+    taken = select(versions.c.id).where(versions.c.id == as_version)
+    if tx.conn.execute(taken).first() is not None:
+        raise Refused(Exists(message=f"there is a version {as_version} already"))
+    content = Content(version=as_version, base=row.version, manifest=manifest)
+    _insert(tx, row.id, content, mtime_ns, wanted, restored_from=old)
+    return found
+
+
+def _insert(
+    tx: Mutation,
+    file: str,
+    content: Content,
+    mtime_ns: int,
+    wanted: Iterable[bytes],
+    restored_from: str | None,
+) -> None:
+    row = {
+        "file": file,
+        "id": content.version,
+        "drive": tx.drive,
+        "status": "uploaded",
+        "size": content.manifest.size,
+        "manifest": _encode(content.manifest),
+        "fingerprint": fingerprint(content.manifest),
+        "mtime_ns": mtime_ns,
+        "created_ns": tx.now_ns,
+        "device": tx.caller.device,
+        "base": content.base,
+        "restored_from": restored_from,
+    }
+    tx.conn.execute(insert(versions), row)
+    refs = [{"version": content.version, "drive": tx.drive, "chunk": id} for id in wanted]
+    if refs:
+        tx.conn.execute(insert(version_chunks), refs)
+
+
+def make_current(tx: Mutation, row: Row[Any], version: str, **values: object) -> None:
+    """Let file `row` hold `version` from now on, with `values` in its other columns; the version
+    before is history."""
+    if row.version != version:
+        tx.conn.execute(_SUPERSEDE, {"f": row.id, "v": row.version, "now": tx.now_ns})
+    tx.update(row.id, version=version, **values)
+
+
+def adopt(tx: Mutation, source: Row[Any], target: Row[Any]) -> None:
+    """File the current version of `source` under `target` too, as what follows its current one."""
+    mine = (versions.c.file == target.id) & (versions.c.id == source.version)
+    known = tx.conn.execute(select(versions.c.id).where(mine)).first()
+    if known is not None:
+        tx.conn.execute(update(versions).where(mine).values(superseded_ns=None))
+        return
+    row = dict(read(tx.conn, source.id, source.version)._mapping)
+    here = {"file": target.id, "created_ns": tx.now_ns, "base": target.version}
+    tx.conn.execute(insert(versions), row | here | {"superseded_ns": None, "restored_from": None})
+
+
+def has_gone_on(conn: Connection, source: str, target: str) -> bool:
+    """Whether everything that `source` ever held is in the history of `target` too."""
+    other = versions.alias()
+    adopted = exists().where(other.c.file == target, other.c.id == versions.c.id)
+    left = select(versions.c.id).where(
+        versions.c.file == source, versions.c.status == "uploaded", ~adopted
+    )
+    return conn.execute(left.limit(1)).first() is None
+
+
+def read(conn: Connection, file: str, version: str | None) -> Row[Any]:
+    """The row of an uploaded version of `file`. Raises `Refused(NotFound)`."""
+    row = conn.execute(_VERSION, {"file": file, "id": version}).first()
+    if row is None:
+        raise Refused(NotFound(message=f"file {file} has no version {version}"))
+    return row
+
+
+def manifest_of(row: Row[Any]) -> Manifest:
+    return _decode_manifest(row.manifest)
+
+
+def descriptors(conn: Connection, version: str, ids: Sequence[bytes]) -> list[Descriptor]:
+    """The descriptors of chunks `ids` of `version`, in that order.
+
+    Raises `Refused(NotFound)` if the version does not refer to one of them.
+    """
+    found: dict[bytes, Descriptor] = {}
+    for page in pages(ids):
+        for row in conn.execute(_OF_VERSION, {"version": version, "ids": page}):
+            found[row.id] = _decode_descriptor(row.descriptor)
+    for id in ids:
+        if id not in found:
+            raise Refused(NotFound(message=f"version {version} has no chunk {id.hex()}"))
+    return [found[id] for id in ids]
+
+
+def under(manifest: Manifest, span: Span) -> list[bytes]:
+    """The chunks under a byte range, in file order, each once."""
+    found: dict[bytes, None] = {}
+    offset, end = 0, span.offset + span.length
+    for piece in manifest.pieces:
+        if offset >= end:
+            break
+        if offset + piece.length > span.offset and piece.id != HOLE:
+            found[piece.id] = None
+        offset += piece.length
+    return list(found)
+
+
+def _checked_pieces(manifest: Manifest) -> dict[bytes, int]:
+    """The plain length of each chunk that `manifest` names."""
+    try:
+        check_manifest(manifest)
+    except BadContent as error:
+        raise Refused(BadUpload(message=str(error))) from error
+    lengths: dict[bytes, int] = {}
+    for piece in manifest.pieces:
+        if piece.id != HOLE and lengths.setdefault(piece.id, piece.length) != piece.length:
+            raise Refused(BadUpload(message="one chunk stands in the manifest with two lengths"))
+    return lengths
+
+
+def _check_possession(tx: Mutation, upload: Upload, wanted: dict[bytes, int]) -> None:
+    """Who does not own the drive refers to what they can read in this file or have sent with this
+    upload. The rest is missing, whether it is there or not."""
+    if not access.owns_drive(tx.caller, tx.drive):
+        shown = leases.possessed(tx.conn, tx.caller, upload, list(wanted), tx.now_ns)
+        _refuse_missing([id for id in wanted if id not in shown])
+
+
+def _refuse_missing(missing: list[bytes]) -> None:
+    if missing:
+        message = f"{len(missing)} chunks are not uploaded yet"
+        raise Refused(ChunksMissing(message=message, chunks=missing[:MAX_BATCH]))
+
+
+def _check_chunks(tx: Mutation, wanted: dict[bytes, int]) -> None:
+    there = _states(tx.conn, tx.drive, wanted)
+    _refuse_missing([id for id in wanted if id not in there or there[id][0] not in THERE])
+    for id, length in wanted.items():
+        if there[id][1] != length:
+            raise Refused(BadUpload(message=f"chunk {id.hex()} has {there[id][1]} bytes"))
+    doomed = [id for id in wanted if there[id][0] == "doomed"]
+    for page in pages(doomed):
+        tx.conn.execute(_REVIVE, {"d": tx.drive, "ids": page})
+
+
+def _states(conn: Connection, drive: str, ids: Iterable[bytes]) -> dict[bytes, tuple[str, int]]:
+    found: dict[bytes, tuple[str, int]] = {}
+    for page in pages(ids):
+        for row in conn.execute(_CHUNKS, {"drive": drive, "ids": page}):
+            found[row.id] = (row.state, row.length)
+    return found
+
+
+def _check_version_free(tx: Mutation, version: str) -> None:
+    """The id is unused, or that of an upload of the caller's, or of one that is over: it ends here.
+    Which file that upload was begun for does not matter: a temporary file may have been renamed
+    since."""
+    query = (
+        select(versions.c.status, devices.c.account, uploads.c.expires_ns)
+        .join_from(versions, devices, versions.c.device == devices.c.id)
+        .outerjoin(uploads, uploads.c.version == versions.c.id)
+    )
+    found = tx.conn.execute(query.where(versions.c.id == version)).all()
+    for row in found:
+        is_over = row.expires_ns is not None and row.expires_ns <= tx.now_ns
+        if row.status == "uploaded" or not (is_over or row.account == tx.caller.account):
+            raise Refused(Exists(message=f"there is a version {version} already"))
+    if found:
+        leases.end(tx.conn, version)

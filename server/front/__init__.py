@@ -1,0 +1,1 @@
+"""What a connection and a request meet before any endpoint: TLS, limits, checks, logs."""

@@ -1,0 +1,217 @@
+"""Connections: how many there may be, and how slow.
+
+Knows: uvicorn's protocols, what of a connection tells that its peer holds it up. Must not know:
+what is asked over it.
+
+uvicorn parses, buffers and answers; what it does not limit is limited here:
+- places: so many connections in all, and of one address. A trusted proxy's address is not counted.
+- heads: a request's must be there in time and be of bounded size and plain target; trailers, which
+  nobody sends, are refused.
+- readers: a connection on which something waits to be sent and nothing of it goes for too long is
+  cut, also one that is being closed already: closing waits for the peer to read.
+
+Concurrency: everything on the event loop. `Connections.sweep` looks at every connection once a
+second (`main.Server` calls it), instead of a timer for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from server.front import targets
+from server.front.limits import Places
+from server.front.proxies import TrustedProxies, limited_as
+from server.metrics import Metrics
+from server.settings import Tunables
+
+_REASONS = {
+    400: b"Bad Request",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
+
+
+class Connections:
+    """Every open connection of one server, and the limits on them."""
+
+    def __init__(self, tunables: Tunables, metrics: Metrics) -> None:
+        self.tunables = tunables
+        self._metrics = metrics
+        self._proxies = TrustedProxies(tunables.trusted_proxies)
+        self._places = Places(tunables.connections, tunables.connections_per_address)
+        self._open: dict[_Watched, str] = {}
+        metrics.connections.set_function(lambda: self._places.taken)
+
+    def enter(self, connection: _Watched, address: str) -> bool:
+        """Count a connection from `address`; False, and it is not counted, if there are too
+        many."""
+        holder = limited_as(address)
+        if not self._places.take(holder, uncounted=self._proxies.trusts(address)):
+            self.cut("too_many")
+            return False
+        self._open[connection] = holder
+        return True
+
+    def succeed(self, old: _Watched, new: _Watched) -> None:
+        """`new` has the transport of `old` from now on."""
+        holder = self._open.pop(old, None)
+        if holder is not None:
+            self._open[new] = holder
+
+    def leave(self, connection: _Watched) -> None:
+        holder = self._open.pop(connection, None)
+        if holder is not None:
+            self._places.leave(holder)
+
+    def cut(self, why: str) -> None:
+        """A connection is refused or ended because of `why`."""
+        self._metrics.cut.labels(why).inc()
+
+    def sweep(self, now: float) -> None:
+        """Cut the connections whose peers hold them up at `now`, in seconds of `time.monotonic`."""
+        for connection in list(self._open):
+            why = connection.held_up(now, self.tunables)
+            if why is not None:
+                self.cut(why)
+                connection.transport.abort()
+
+
+class Config(uvicorn.Config):
+    """uvicorn's, with the protocols of this module and the `connections` they belong to."""
+
+    def __init__(self, app: Any, connections: Connections, **options: Any) -> None:
+        tunables = connections.tunables
+        self.connections = connections
+        super().__init__(
+            app,
+            http=Http,
+            ws=Live,
+            timeout_keep_alive=tunables.keep_alive_seconds,
+            ws_ping_interval=tunables.socket_ping_seconds,
+            ws_ping_timeout=tunables.socket_ping_seconds,
+            **options,
+        )
+
+
+class _Watched(asyncio.Protocol):
+    """A connection that can say whether its peer holds it up."""
+
+    transport: asyncio.Transport
+    _unsent = 0
+    _unsent_since = 0.0
+
+    def held_up(self, now: float, tunables: Tunables) -> str | None:
+        """Why to cut it at `now`; None: there is no reason to.
+
+        While something waits and nothing is taken, its amount stays the same: the application
+        stops sending above a certain amount.
+        """
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or unsent != self._unsent:
+            self._unsent, self._unsent_since = unsent, now
+            return None
+        return "slow_reader" if now - self._unsent_since > tunables.send_seconds else None
+
+
+class Http(HttpToolsProtocol, _Watched):
+    """HTTP/1.1 with limits on heads."""
+
+    config: Config
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._limits = self.config.connections
+        self._status = 400
+        self._head_since: float | None = None
+        self._head_bytes = 0
+        self._in_head = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_since = time.monotonic()
+        if not self._limits.enter(self, self.client[0] if self.client else ""):
+            self._refuse(503)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._limits.leave(self)
+
+    def held_up(self, now: float, tunables: Tunables) -> str | None:
+        since = self._head_since
+        if since is not None and now - since > tunables.head_seconds:
+            return "slow_head"
+        return super().held_up(now, tunables)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._head_since is None and self._is_idle():
+            self._head_since = time.monotonic()
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > self._limits.tunables.head_bytes:
+            self._refuse(431)
+
+    def _is_idle(self) -> bool:
+        """Whether what comes now, if anything, is the head of a request or of none."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        protocol = self.transport.get_protocol()
+        if isinstance(protocol, Live):
+            self._limits.succeed(self, protocol)
+
+    # --- told by the parser; what is raised here ends the connection with `_status` ---
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            raise ValueError("trailers are refused")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes, self._head_since = False, 0, None
+        self._check_head()
+        super().on_headers_complete()
+
+    def _check_head(self) -> None:
+        tunables = self._limits.tunables
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > tunables.head_bytes or len(self.headers) > tunables.head_lines:
+            self._status = 431
+            raise ValueError("the head is too large")
+        if not targets.is_origin_form(self.url):
+            raise ValueError("the target is not of visible ASCII")
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn calls this for whatever the parser does not take."""
+        self._refuse(self._status)
+
+    def _refuse(self, status: int) -> None:
+        """Answer `status` and close; only close if an answer is on its way already."""
+        if status == 431:
+            self._limits.cut("large_head")
+        if self.cycle is None or self.cycle.response_complete:
+            head = b"HTTP/1.1 %d %s\r\n" % (status, _REASONS[status])
+            rest = b"connection: close\r\ncontent-length: 0\r\ncache-control: no-store\r\n\r\n"
+            self.transport.write(head + rest)
+        self.transport.close()
+
+
+class Live(WebSocketsSansIOProtocol, _Watched):
+    """A WebSocket. It takes over the connection, and its place, of an `Http`."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        cast(Config, self.config).connections.leave(self)

@@ -1,0 +1,1 @@
+"""Accounts, devices, tokens, roles, grants, and the log of who did what."""

@@ -1,0 +1,93 @@
+"""Who may do what: the one place that decides.
+
+Knows: owners and grants, and how grants reach down the tree. Must not know: endpoints, operations.
+
+A role on a file is: owner of its drive; else the strongest grant on the file or on any directory
+above it, over every link of a file that has several. What is in the trash is its owner's alone. A
+token for a single folder is an editor there, whosever it is, and has no role elsewhere; a token
+that may only read is refused everything that a viewer may not do.
+
+What has no role is answered `not_found`, so that nobody learns that it exists; a role that is too
+weak is answered `forbidden`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, bindparam, select
+
+from remote.errors import Forbidden, NotFound, Refused
+from remote.wire import Role
+from server.metadata.schema import drives, entries, files, grants
+from server.people.caller import Caller
+
+_RANK: Final[dict[Role, int]] = {"viewer": 1, "editor": 2, "owner": 3}
+
+_FILE = (
+    select(files, drives.c.owner, drives.c.root)
+    .join(drives, files.c.drive == drives.c.id)
+    .where(files.c.id == bindparam("id"))
+)
+
+_above = select(bindparam("id", type_=files.c.id.type).label("id")).cte("above", recursive=True)
+_above = _above.union(select(entries.c.parent).where(entries.c.file == _above.c.id))
+_ANCESTORS = select(_above.c.id)
+_GRANTED = select(grants.c.role).where(
+    grants.c.account == bindparam("account"), grants.c.file.in_(_ANCESTORS)
+)
+
+
+def find(conn: Connection, file: str) -> Row[Any] | None:
+    """The row of `file` with its drive's `owner` and `root`; no access is checked."""
+    return conn.execute(_FILE, {"id": file}).first()
+
+
+def ancestors(conn: Connection, file: str) -> set[str]:
+    """`file` and every directory above it, over all links."""
+    return set(conn.execute(_ANCESTORS, {"id": file}).scalars())
+
+
+def role_of(conn: Connection, caller: Caller, file: Row[Any] | str) -> Role | None:
+    """The role of `caller` on `file` (an id, or a row from `find`); None: none."""
+    row = find(conn, file) if isinstance(file, str) else file
+    if row is None:
+        return None
+    if caller.folder is not None:
+        reaches = row.owner == caller.account and caller.folder in ancestors(conn, row.id)
+        return "editor" if reaches else None
+    if row.owner == caller.account:
+        return "owner"
+    if row.links == 0:
+        return None
+    granted = conn.execute(_GRANTED, {"id": row.id, "account": caller.account}).scalars()
+    return max(granted, key=_RANK.__getitem__, default=None)
+
+
+def owns_drive(caller: Caller, drive: str) -> bool:
+    """Whether everything in `drive` is the caller's to see: what is not may not be told apart from
+    what is not there."""
+    return caller.drive == drive and caller.folder is None
+
+
+def require_whole(caller: Caller) -> None:
+    """Raise `Refused(Forbidden)` unless the token may do everything its account may."""
+    if caller.scope != "full" or caller.folder is not None:
+        raise Refused(Forbidden(message="this token is for less; log in to do that"))
+
+
+def require(conn: Connection, caller: Caller, file: str, need: Role) -> Row[Any]:
+    """The row of `file` if `caller` has at least role `need` on it.
+
+    Raises `Refused` with NotFound (no role, or no such file) or Forbidden (a weaker role, or a
+    token that may only read).
+    """
+    row = find(conn, file)
+    role = None if row is None else role_of(conn, caller, row)
+    if row is None or role is None:
+        raise Refused(NotFound(message=f"there is no file {file}"))
+    if _RANK[role] < _RANK[need]:
+        raise Refused(Forbidden(message=f"a {role} may not change this; ask its owner"))
+    if need != "viewer" and caller.scope != "full":
+        raise Refused(Forbidden(message="this token may only read"))
+    return row

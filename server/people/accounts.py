@@ -1,0 +1,224 @@
+"""People: their accounts, passwords and limits.
+
+Knows: password hashing, what an account begins with, its quota and retention. Must not know: HTTP,
+files, tokens (`tokens`, `devices`).
+
+Invariants:
+- An account has exactly one drive, made with it, in one transaction.
+- Whoever asks with an unknown account name waits as long as with a wrong password.
+
+The functions that take a `data_dir` are for the machine's administrator: they open the data
+directory themselves and work beside a running server. Each change is in the audit log, without an
+account or a device: whoever can write the data needs neither.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+from msgspec import UNSET, UnsetType
+from sqlalchemy import Connection, func, insert, select, update
+
+from remote.ids import uuid7
+from server.metadata.db import Database
+from server.metadata.schema import accounts, devices, drives, files
+from server.people import audit
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}")
+MAX_LIMIT = 1 << 62
+"""Bytes: more than any disk, and a column holds it."""
+MAX_KEPT = 1_000_000
+"""Days and versions."""
+
+
+class AccountExists(ValueError):
+    """There is an account of that name already (names differ by more than case)."""
+
+
+class BadAccountName(ValueError):
+    """An account name has 1 to 64 of A-Z a-z 0-9 . _ @ + - and begins with none of . @ + -"""
+
+
+class AccountUnknown(LookupError):
+    """There is no account of that name in this data directory."""
+
+
+class AccountInfo(NamedTuple):
+    """An account as its administrator sees it. Bytes; `created_ns` in nanoseconds since 1970; None
+    means no quota, or as the server's settings say. `devices` counts tokens that are still good."""
+
+    name: str
+    created_ns: int
+    quota_bytes: int | None
+    keep_days: int | None
+    keep_versions: int | None
+    used_bytes: int
+    reserved_bytes: int
+    devices: int
+
+
+# --- for the administrator ----------------------------------------------------------------------
+
+
+def add_account(data_dir: Path, name: str, password: str) -> None:
+    """Make account `name` with an empty drive in the server's data directory `data_dir`.
+
+    Raises `AccountExists`, `BadAccountName`, or ValueError for an empty password.
+    """
+    if not NAME_PATTERN.fullmatch(name):
+        raise BadAccountName(f"account name {name!r}: {BadAccountName.__doc__}")
+    if not 1 <= len(password) <= 1024:
+        raise ValueError("a password has 1 to 1024 characters")
+    hashed = hash_password(password)
+    with opened(data_dir) as db, db.write() as conn:
+        if find_account(conn, name) is not None:
+            raise AccountExists(f"there is an account {name!r} already")
+        now_ns = time.time_ns()
+        account = insert_account(conn, name, hashed, now_ns)
+        audit.note(conn, None, "account_add", account, now_ns, name=name)
+
+
+def set_account(
+    data_dir: Path,
+    name: str,
+    *,
+    quota_bytes: int | UnsetType | None = UNSET,
+    keep_days: int | UnsetType | None = UNSET,
+    keep_versions: int | UnsetType | None = UNSET,
+) -> AccountInfo:
+    """Change what is given of account `name`; None: no quota, or as the server's settings say.
+
+    Returns how the account is then. Raises `AccountUnknown`, or ValueError for a number that
+    cannot be.
+    """
+    wanted = {"quota_bytes": quota_bytes, "keep_days": keep_days, "keep_versions": keep_versions}
+    values = {column: value for column, value in wanted.items() if value is not UNSET}
+    for column, value in values.items():
+        highest = MAX_LIMIT if column == "quota_bytes" else MAX_KEPT
+        if isinstance(value, int) and not 0 <= value <= highest:
+            raise ValueError(f"{column} is between 0 and {highest}")
+    with opened(data_dir) as db, db.write() as conn:
+        account, now_ns = account_id(conn, name), time.time_ns()
+        if values:
+            conn.execute(update(accounts).where(accounts.c.id == account).values(**values))
+            audit.note(conn, None, "account_set", account, now_ns, **values)
+        return _infos(conn, now_ns, accounts.c.id == account)[0]
+
+
+def list_accounts(data_dir: Path) -> list[AccountInfo]:
+    """Every account, by name."""
+    with opened(data_dir) as db, db.read() as conn:
+        return _infos(conn, time.time_ns())
+
+
+def _infos(conn: Connection, now_ns: int, *which: Any) -> list[AccountInfo]:
+    good = (
+        select(func.count())
+        .where(devices.c.account == accounts.c.id, is_good(now_ns))
+        .scalar_subquery()
+    )
+    query = (
+        select(
+            accounts.c.name,
+            accounts.c.created_ns,
+            accounts.c.quota_bytes,
+            accounts.c.keep_days,
+            accounts.c.keep_versions,
+            drives.c.used_bytes,
+            drives.c.reserved_bytes,
+            good,
+        )
+        .join(drives, drives.c.owner == accounts.c.id)
+        .where(*which)
+        .order_by(accounts.c.name_key)
+    )
+    return [AccountInfo(*row) for row in conn.execute(query)]
+
+
+def is_good(now_ns: int) -> Any:
+    """The condition on `devices` that a token is neither revoked nor expired."""
+    unexpired = devices.c.expires_ns.is_(None) | (devices.c.expires_ns > now_ns)
+    return devices.c.revoked_ns.is_(None) & unexpired
+
+
+@contextmanager
+def opened(data_dir: Path) -> Iterator[Database]:
+    """The database of a data directory, brought up to date, for as long as the block runs."""
+    db = Database(data_dir / "nearline.sqlite")
+    try:
+        db.migrate()
+        yield db
+    finally:
+        db.close()
+
+
+# --- in a transaction ---------------------------------------------------------------------------
+
+
+def new_id(now_ns: int) -> str:
+    """A fresh id made by the server."""
+    return uuid7(now_ns, secrets.token_bytes(10))
+
+
+def find_account(conn: Connection, name: str) -> tuple[str, str, str] | None:
+    """(id, name, password hash) of the account called `name`."""
+    query = select(accounts.c.id, accounts.c.name, accounts.c.password)
+    row = conn.execute(query.where(accounts.c.name_key == name.casefold())).first()
+    return None if row is None else (row.id, row.name, row.password)
+
+
+def account_id(conn: Connection, name: str) -> str:
+    """The id of the account called `name`. Raises `AccountUnknown`."""
+    found = find_account(conn, name)
+    if found is None:
+        raise AccountUnknown(f"there is no account {name!r}; make it with `account add`")
+    return found[0]
+
+
+def insert_account(conn: Connection, name: str, hashed: str, now_ns: int) -> str:
+    """Make an account with an empty drive; `hashed` is its password in PHC string format. Returns
+    its id."""
+    account, drive, root = new_id(now_ns), new_id(now_ns), new_id(now_ns)
+    owner = {"id": account, "name": name, "name_key": name.casefold(), "password": hashed}
+    conn.execute(insert(accounts), owner | {"created_ns": now_ns})
+    home = {"id": drive, "owner": account, "root": root, "epoch": secrets.token_hex(8)}
+    conn.execute(insert(drives), home | {"head_seq": 0, "used_bytes": 0})
+    top = {"id": root, "drive": drive, "kind": "directory", "mode": 0o755, "uid": 0, "gid": 0}
+    times = {"mtime_ns": now_ns, "ctime_ns": now_ns}
+    rest = {"size": 0, "links": 1, "rdev": 0, "rev": 0}
+    conn.execute(insert(files), top | times | rest)
+    return account
+
+
+# --- passwords ----------------------------------------------------------------------------------
+
+
+def hash_password(password: str) -> str:
+    """Argon2id in PHC string format. As dear as `password_matches`."""
+    return PasswordHasher().hash(password)
+
+
+def password_matches(hashed: str | None, password: str) -> bool:
+    """Whether `password` is right; takes the same time when there is no hash to compare with.
+
+    Takes tens of milliseconds and 64 MiB: never on the event loop, and few at a time.
+    """
+    try:
+        PasswordHasher().verify(hashed or _decoy(), password)
+    except (VerificationError, InvalidHashError):
+        return False
+    return hashed is not None
+
+
+@functools.cache
+def _decoy() -> str:
+    return hash_password(secrets.token_urlsafe(32))

@@ -1,0 +1,1 @@
+"""Links for people without an account, and content put together for them."""

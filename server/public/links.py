@@ -1,0 +1,271 @@
+"""Links: a secret in a URL that shows one file, or a directory and what is below it.
+
+Knows: who makes, lists and revokes them; when one opens; what is inside one; how downloads are
+counted. Must not know: HTTP, pages, passwords' hashing, signed URLs.
+
+Invariants:
+- The secret is 256 random bits, told once; only its SHA-256 is stored, and it is looked up by that.
+- A link reaches its file and what is below it at this moment. Nothing about that is kept: every
+  function here asks the tree anew, so what was moved out, or into the trash, is out of reach.
+- A link that was revoked, has expired, is used up, or whose file is in the trash is None, exactly
+  like one that never was.
+- `downloads` never goes over `max_downloads`: it is compared and counted in one statement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
+
+from remote.errors import BadRequest, NotFound, Refused, TooLarge
+from remote.wire_account import LinkInfo, LinksReply, MakeLink
+from server.drive.records import pages
+from server.metadata.schema import entries, files, links
+from server.people import access, audit
+from server.people.accounts import new_id
+from server.people.caller import Caller
+
+MAX_LINKS = 1000
+"""Links of one drive that are good at a time: they are told as one list."""
+LINKABLE = ("directory", "file")
+_SECRET = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
+_LATEST_NS = 1 << 63
+
+_BY_SECRET = select(links).where(links.c.secret_sha256 == bindparam("hashed"))
+_BY_ID = select(links).where(links.c.id == bindparam("link"))
+_NAMES = (
+    select(entries.c.name)
+    .where(entries.c.file == bindparam("file"))
+    .order_by(entries.c.name)
+    .limit(1)
+)
+_ABOVE = select(entries.c.file, entries.c.parent, entries.c.name).where(
+    entries.c.file.in_(bindparam("ids", expanding=True))
+)
+_COUNT = (
+    update(links)
+    .where(
+        links.c.id == bindparam("link"),
+        links.c.revoked_ns.is_(None),
+        or_(links.c.expires_ns.is_(None), links.c.expires_ns > bindparam("now")),
+        or_(links.c.max_downloads.is_(None), links.c.downloads < links.c.max_downloads),
+    )
+    .values(downloads=links.c.downloads + 1)
+)
+
+
+class Step(NamedTuple):
+    """One file on the way from a link's own file down to another."""
+
+    file: str
+    name: str
+
+
+class Inside(NamedTuple):
+    """A file that a link reaches, and the way to it; the first step is the link's own file, the
+    last one the file itself."""
+
+    row: Row[Any]
+    way: tuple[Step, ...]
+
+    @property
+    def name(self) -> str:
+        return self.way[-1].name
+
+
+# --- for the drive's owner ----------------------------------------------------------------------
+
+
+def check_make(
+    conn: Connection, caller: Caller, file: str, wanted: MakeLink, now_ns: int
+) -> Row[Any]:
+    """The row of `file` if `caller` may make this link to it now. Raises `Refused`."""
+    row = access.require(conn, caller, file, "owner")
+    access.require_whole(caller)
+    if row.kind not in LINKABLE:
+        raise Refused(BadRequest(message=f"a {row.kind} has no link; make one to what holds it"))
+    if row.id == row.root:
+        raise Refused(BadRequest(message="the whole drive has no link; make one to a directory"))
+    if row.links == 0:
+        raise Refused(NotFound(message="the file is in the trash; restore it first"))
+    if wanted.expires_ns is not None and not now_ns < wanted.expires_ns < _LATEST_NS:
+        raise Refused(BadRequest(message="a link expires in the future; check expires_ns"))
+    return row
+
+
+def make(
+    conn: Connection,
+    caller: Caller,
+    file: str,
+    wanted: MakeLink,
+    password: str | None,
+    now_ns: int,
+) -> tuple[LinkInfo, str]:
+    """A new link to `file` and its secret. `password` is the Argon2id hash of `wanted.password`.
+
+    Raises `Refused` with what `check_make` does, or TooLarge.
+    """
+    row = check_make(conn, caller, file, wanted, now_ns)
+    _check_room(conn, row.drive, now_ns)
+    secret = secrets.token_urlsafe(32)
+    made = {
+        "id": new_id(now_ns),
+        "secret_sha256": _hash(secret),
+        "file": file,
+        "drive": row.drive,
+        "created_by": caller.account,
+        "created_ns": now_ns,
+        "expires_ns": wanted.expires_ns,
+        "password": password,
+        "max_downloads": wanted.max_downloads,
+        "downloads": 0,
+    }
+    conn.execute(insert(links), made)
+    audit.note(
+        conn,
+        caller,
+        "link_make",
+        made["id"],
+        now_ns,
+        file=file,
+        expires_ns=wanted.expires_ns,
+        has_password=password is not None,
+        max_downloads=wanted.max_downloads,
+    )
+    return _told(conn, conn.execute(_BY_ID, {"link": made["id"]}).one()), secret
+
+
+def list_links(conn: Connection, caller: Caller, file: str | None, now_ns: int) -> LinksReply:
+    """The caller's links that have neither been revoked nor expired, newest first: those to `file`
+    itself, or (None) of the whole drive."""
+    access.require_whole(caller)
+    query = _good(caller.drive, now_ns)
+    if file is not None:
+        query = query.where(links.c.file == access.require(conn, caller, file, "owner").id)
+    found = conn.execute(query.order_by(links.c.created_ns.desc(), links.c.id.desc())).all()
+    return LinksReply([_told(conn, row) for row in found])
+
+
+def revoke(conn: Connection, caller: Caller, link: str, now_ns: int) -> None:
+    """From now on the link is unknown. Doing it twice is no error. Raises `Refused`."""
+    access.require_whole(caller)
+    row = conn.execute(_BY_ID, {"link": link}).first()
+    if row is None or row.drive != caller.drive:
+        raise Refused(NotFound(message=f"you have no link {link}"))
+    if row.revoked_ns is None:
+        conn.execute(update(links).where(links.c.id == link).values(revoked_ns=now_ns))
+        audit.note(conn, caller, "link_revoke", link, now_ns, file=row.file)
+
+
+def _good(drive: str, now_ns: int) -> Any:
+    alive = or_(links.c.expires_ns.is_(None), links.c.expires_ns > now_ns)
+    return select(links).where(links.c.drive == drive, links.c.revoked_ns.is_(None), alive)
+
+
+def _check_room(conn: Connection, drive: str, now_ns: int) -> None:
+    count = select(func.count()).select_from(_good(drive, now_ns).subquery())
+    if conn.execute(count).scalar_one() >= MAX_LINKS:
+        raise Refused(TooLarge(message=f"a drive has at most {MAX_LINKS} links; revoke some"))
+
+
+def _told(conn: Connection, row: Row[Any]) -> LinkInfo:
+    return LinkInfo(
+        id=row.id,
+        file=row.file,
+        name=_name(conn, row.file),
+        created_ns=row.created_ns,
+        expires_ns=row.expires_ns,
+        has_password=row.password is not None,
+        max_downloads=row.max_downloads,
+        downloads=row.downloads,
+    )
+
+
+def _name(conn: Connection, file: str) -> str:
+    """The first of its names; in the trash the last one it had."""
+    name = conn.execute(_NAMES, {"file": file}).scalar()
+    if name is None:
+        lost = select(files.c.trashed_name).where(files.c.id == file)
+        name = conn.execute(lost).scalar()
+    return name or file
+
+
+# --- for whoever has the URL --------------------------------------------------------------------
+
+
+def open_link(conn: Connection, secret: str, now_ns: int) -> Row[Any] | None:
+    """The link that `secret` opens at this moment."""
+    if not _SECRET.fullmatch(secret):
+        return None
+    row = conn.execute(_BY_SECRET, {"hashed": _hash(secret)}).first()
+    if row is None or not _is_open(conn, row, now_ns):
+        return None
+    used_up = row.max_downloads is not None and row.downloads >= row.max_downloads
+    return None if used_up else row
+
+
+def still_serves(conn: Connection, link: str, now_ns: int) -> Row[Any] | None:
+    """The link with id `link`, for a download that was begun through it: it may be used up by now,
+    but not revoked, expired or in the trash."""
+    row = conn.execute(_BY_ID, {"link": link}).first()
+    return row if row is not None and _is_open(conn, row, now_ns) else None
+
+
+def _is_open(conn: Connection, row: Row[Any], now_ns: int) -> bool:
+    if row.revoked_ns is not None or (row.expires_ns is not None and row.expires_ns <= now_ns):
+        return False
+    file = access.find(conn, row.file)
+    return file is not None and file.root in access.ancestors(conn, row.file)
+
+
+def inside(conn: Connection, link: Row[Any], file: str) -> Inside | None:
+    """`file` as the link reaches it at this moment; None: it does not.
+
+    Of a file with several names the first one inside counts: a name that it has elsewhere in the
+    drive is not told.
+    """
+    if file == link.file:
+        row = access.find(conn, file)
+        return None if row is None else Inside(row, (Step(file, _name(conn, file)),))
+    above = access.ancestors(conn, file)
+    if link.file not in above:
+        return None
+    names: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for page in pages(above):
+        for each in conn.execute(_ABOVE, {"ids": page}):
+            names[each.file].append((each.name, each.parent))
+    way = _climb(names, file, link.file)
+    row = access.find(conn, file)
+    if way is None or row is None:
+        return None
+    return Inside(row, (Step(link.file, _name(conn, link.file)), *way))
+
+
+def _climb(names: dict[str, list[tuple[str, str]]], file: str, top: str) -> list[Step] | None:
+    """The way from below `top` to `file`. Only what is no directory has several names."""
+    for name, parent in sorted(names.get(file, ())):
+        way = [Step(file, name)]
+        while parent != top and parent in names:
+            above, grandparent = names[parent][0]
+            way.append(Step(parent, above))
+            parent = grandparent
+        if parent == top:
+            return way[::-1]
+    return None
+
+
+def begin_download(conn: Connection, link: Row[Any], now_ns: int) -> bool:
+    """Count a download; False: the link is used up, expired or revoked by now.
+
+    In a write transaction.
+    """
+    return conn.execute(_COUNT, {"link": link.id, "now": now_ns}).rowcount == 1
+
+
+def _hash(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()

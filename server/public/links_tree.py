@@ -1,0 +1,104 @@
+"""What a link shows: listings for its pages, content for its downloads.
+
+Knows: the queries, and that each asks the link anew. Must not know: HTTP, HTML, the archive's
+layout.
+
+Every function looks at one moment. A directory that was moved out of the link's tree, or into the
+trash, while somebody pages through it or packs it, has no entries from then on; a link that is
+revoked meanwhile raises `LinkGone`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, literal, select
+
+from remote.errors import NotFound, Refused
+from server.metadata.schema import entries, files
+from server.public import links
+from server.public.documents import Document, Library
+from server.public.documents_zip import Content, Member
+
+PAGE = 500
+
+_MEMBERS = select(
+    entries.c.name, files.c.id, files.c.kind, files.c.mode, files.c.mtime_ns, files.c.size
+).join(files, entries.c.file == files.c.id)
+
+
+class LinkGone(LookupError):
+    """The link was revoked, has expired, or its file is in the trash by now."""
+
+
+def listing(
+    conn: Connection, directory: str, after: str | None, limit: int = PAGE
+) -> Sequence[Any]:
+    """Up to `limit` entries of a directory by name, after the one called `after`."""
+    query = _MEMBERS.where(entries.c.parent == directory)
+    if after is not None:
+        query = query.where(entries.c.name > after)
+    return conn.execute(query.order_by(entries.c.name).limit(limit)).all()
+
+
+def count_below(conn: Connection, directory: str, limit: int) -> int:
+    """How many entries there are below a directory; counting stops when it is over `limit`."""
+    below = select(literal(directory).label("id")).cte("below", recursive=True)
+    below = below.union_all(select(entries.c.file).where(entries.c.parent == below.c.id))
+    some = select(below.c.id).limit(limit + 2).subquery()  # itself, and one too many
+    return conn.execute(select(func.count()).select_from(some)).scalar_one() - 1
+
+
+def served(
+    conn: Connection, library: Library, link: str, file: str, version: str, now_ns: int
+) -> tuple[links.Inside, Document]:
+    """A version of a regular file, for a download that was begun through the link.
+
+    Raises `LinkGone`, or `Refused` with NotFound.
+    """
+    found = _reached(conn, link, file, now_ns)
+    if found is None or found.row.kind != "file":
+        raise Refused(NotFound(message="the link does not show this file any more"))
+    return found, library.open(conn, file, version, found.row.drive)
+
+
+def served_directory(conn: Connection, link: str, directory: str, now_ns: int) -> Member:
+    """A directory, for an archive that was begun through the link. Raises like `served`."""
+    found = _reached(conn, link, directory, now_ns)
+    if found is None or found.row.kind != "directory":
+        raise Refused(NotFound(message="the link does not show this directory any more"))
+    return Member(directory, found.name, "directory", found.row.mode, found.row.mtime_ns)
+
+
+@dataclass(frozen=True)
+class LinkTree:
+    """`documents_zip.Tree` for what a link reaches. `now_ns` is a clock."""
+
+    library: Library
+    link: str
+    now_ns: Callable[[], int]
+
+    def members(self, directory: str, after: str | None) -> list[Member]:
+        with self.library.read() as conn:
+            if _reached(conn, self.link, directory, self.now_ns()) is None:
+                return []
+            rows = listing(conn, directory, after)
+        return [Member(row.id, row.name, row.kind, row.mode, row.mtime_ns) for row in rows]
+
+    def content(self, file: str) -> Content | None:
+        with self.library.read() as conn:
+            found = _reached(conn, self.link, file, self.now_ns())
+            if found is None or found.row.version is None:
+                return None
+            row = found.row
+            document = self.library.open(conn, file, row.version, row.drive)
+        return Content(document, row.mode, row.mtime_ns)
+
+
+def _reached(conn: Connection, link: str, file: str, now_ns: int) -> links.Inside | None:
+    row = links.still_serves(conn, link, now_ns)
+    if row is None:
+        raise LinkGone(link)
+    return links.inside(conn, row, file)

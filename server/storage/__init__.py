@@ -1,0 +1,1 @@
+"""Bytes: stored objects, signed URLs, uploads, leases, quota, arrival and verification."""

@@ -1,0 +1,112 @@
+"""Signed URLs of this server: where they point, how long they live, and reading them back.
+
+Knows: the paths of the blob store and the edge, the keys, the public origin. Must not know: who
+may have a URL (its callers have checked), HTTP messages.
+
+Concurrency: any thread. The caches only save work; a lost update costs one signature.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from remote import signing
+from remote.content import Descriptor
+from remote.wire import PresignedPut
+from server.settings import Settings
+from server.storage.blobs import BlobKey
+from server.storage.keys import Keys
+
+_PATH = re.compile(r"/(?:blobs|chunks)/([0-9a-f]{32})/([0-9a-f]{64})", re.ASCII)
+_GET_STEP = 30
+"""GET URLs made within so many seconds for one chunk are the same string, so that signing here and
+verifying at the edge can be cached. They live up to that much shorter than configured."""
+
+
+class Permit(NamedTuple):
+    """A PUT may make object `key`, and shows possession for the upload of version `proof`."""
+
+    key: BlobKey
+    proof: str | None
+
+
+class UrlSigner:
+    def __init__(self, keys: Keys, settings: Settings) -> None:
+        self._keys = keys
+        self._origin = settings.public_url
+        self._put_seconds = settings.tunables.put_url_seconds
+        self._get_seconds = settings.tunables.get_url_seconds
+        self._public = {keys.edge_id: keys.edge.public_key()}
+        self._signed = lru_cache(maxsize=16384)(self._sign_get)
+        self._verified = lru_cache(maxsize=16384)(self._verify_get)
+
+    def put(
+        self, drive: str, descriptor: Descriptor, now_ns: int, proof: str | None = None
+    ) -> PresignedPut:
+        """Permission to PUT the stored object of one chunk; `proof`: the version for whose upload
+        that shows possession."""
+        path = f"/blobs/{drive}/{descriptor.id.hex()}"
+        length, sha256 = descriptor.stored_length, descriptor.sha256
+        expires = now_ns // 10**9 + self._put_seconds
+        query = signing.sign_put(
+            self._keys.put, path=path, length=length, sha256=sha256, expires=expires, proof=proof
+        )
+        headers = {
+            "Content-Length": str(length),
+            "If-None-Match": "*",
+            "x-amz-checksum-sha256": base64.b64encode(sha256).decode(),
+        }
+        url = f"{self._origin}{path}?{query}"
+        return PresignedPut(url=url, headers=headers, expires_ns=expires * 10**9)
+
+    def get(self, key: BlobKey, now_ns: int) -> tuple[str, int]:
+        """(URL, expiry in ns) that permits GETs of a stored object."""
+        now = now_ns // 10**9
+        expires = now - now % _GET_STEP + self._get_seconds
+        return self._signed(key, expires), expires * 10**9
+
+    def check_put(self, target: str, length: int, sha256: bytes, now_ns: int) -> Permit:
+        """What a PUT to raw request target `target` may do. Raises `signing.BadSignature`."""
+        path, _, query = target.partition("?")
+        proof = signing.verify_put(
+            self._keys.put,
+            path=path,
+            query=query,
+            length=length,
+            sha256=sha256,
+            now=now_ns // 10**9,
+        )
+        return Permit(_key(path), proof)
+
+    def check_get(self, target: str, now_ns: int) -> BlobKey:
+        """The object that a GET of raw request target `target` may have.
+
+        Raises `signing.BadSignature`.
+        """
+        now = now_ns // 10**9
+        key, expires = self._verified(target)
+        if now >= expires:
+            raise signing.BadSignature(f"the URL expired {now - expires} s ago")
+        return key
+
+    def _sign_get(self, key: BlobKey, expires: int) -> str:
+        url = f"{self._origin}/chunks/{key.drive}/{key.chunk.hex()}"
+        return signing.sign_get(self._keys.edge, self._keys.edge_id, url, expires)
+
+    def _verify_get(self, target: str) -> tuple[BlobKey, int]:
+        """Check the signature at the last moment at which it could be good; `check_get` compares
+        the expiry with the clock."""
+        url = self._origin + target
+        expires = signing.expires_of(url) or 0
+        resource = signing.verify_get(self._public, url, expires - 1)
+        return _key(resource[len(self._origin) :]), expires
+
+
+def _key(path: str) -> BlobKey:
+    match = _PATH.fullmatch(path)
+    if match is None:
+        raise signing.BadSignature("the URL names no stored object")
+    return BlobKey(match[1], bytes.fromhex(match[2]))

@@ -1,0 +1,1 @@
+"""What keeps a data directory sound: garbage collection, checks, backup and restore."""

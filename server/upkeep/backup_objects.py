@@ -1,0 +1,122 @@
+"""Stored objects on their way into a backup and out of one.
+
+Knows: which objects a database speaks of, and the cheapest way from one local store to another.
+Must not know: what else a backup consists of (`backup`).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy import bindparam, select, tuple_
+
+from server.metadata.db import Database
+from server.metadata.schema import chunks
+from server.storage.blobs import BlobKey, LocalBlobStore
+
+_PIECE = 1 << 20
+_CANNOT_LINK = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK})
+"""Another file system, one without hard links, somebody else's file, too many of them."""
+_PAGE = (
+    select(chunks.c.drive, chunks.c.id, chunks.c.state, chunks.c.stored_length, chunks.c.sha256)
+    .where(tuple_(chunks.c.drive, chunks.c.id) > tuple_(bindparam("drive"), bindparam("id")))
+    .order_by(chunks.c.drive, chunks.c.id)
+    .limit(1000)
+)
+
+
+class Object(NamedTuple):
+    """A stored object by the rows of a database; `needed`: it should be there."""
+
+    key: BlobKey
+    length: int
+    sha256: bytes
+    needed: bool
+
+
+def objects_of(database: Path) -> Iterator[Object]:
+    """What the database of a backup speaks of."""
+    db = Database(database, frozen=True)
+    try:
+        drive, id = "", b""
+        while True:
+            with db.read() as conn:
+                page = conn.execute(_PAGE, {"drive": drive, "id": id}).all()
+            if not page:
+                return
+            for row in page:
+                key, needed = BlobKey(row.drive, row.id), row.state in ("uploaded", "doomed")
+                yield Object(key, row.stored_length, row.sha256, needed)
+            drive, id = page[-1].drive, page[-1].id
+    finally:
+        db.close()
+
+
+@dataclass
+class Copier:
+    """Brings objects from one local store into another, by the cheapest way there is."""
+
+    source: LocalBlobStore
+    target: LocalBlobStore
+    _directories: set[Path] = field(default_factory=set)
+
+    def copy(self, wanted: Object) -> bool:
+        """False: the source has it not, or not as it should be."""
+        stored = self.source.stat(wanted.key)
+        if stored is None or stored.length != wanted.length:
+            return False
+        final = self.target.path(wanted.key)
+        if final.parent not in self._directories:
+            final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._directories |= {final.parent, final.parent.parent, final.parent.parent.parent}
+        final.unlink(missing_ok=True)
+        return self._link(wanted.key, final) or self._read(wanted)
+
+    def finish(self) -> None:
+        """Make the names durable."""
+        for directory in self._directories:
+            sync(directory)
+
+    def _link(self, key: BlobKey, final: Path) -> bool:
+        try:
+            os.link(self.source.path(key), final)
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+            return False
+        return True
+
+    def _read(self, wanted: Object) -> bool:
+        try:
+            return self._copy_bytes(wanted)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False  # the disk has lost it
+
+    def _copy_bytes(self, wanted: Object) -> bool:
+        digest = hashlib.sha256()
+        with self.source.open(wanted.key) as reader, self.target.create(wanted.key) as writer:
+            while piece := reader.read(_PIECE):
+                digest.update(piece)
+                writer.write(piece)
+            return digest.digest() == wanted.sha256 and writer.commit()
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
