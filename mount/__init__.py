@@ -7,4 +7,6 @@
     cli/        what people type                      asked/   what a running mount does for it
     starting/   checks, processes, unmounting, `up`   units/   systemd, launchd
     config, credentials, doctor, failures, logs, metrics, mountinfo, progress
+
+Reaches the server over the wire only.
 """

@@ -6,8 +6,8 @@ know: what a mount does (`daemon`), what the command prints.
 The process is a new program (`python -m mount.starting.daemon_main`), not a fork: threads, event
 loops and open files of the command do not leak into it, and it loads its modules while the command
 is still checking. It reads `Orders` from standard input, so that the token is neither in its
-arguments nor its environment, and answers with one `Outcome` on a pipe: usable, or the one line that says why
-not. When that pipe closes without an answer, the process died.
+arguments nor its environment, and answers with one `Outcome` on a pipe: usable, or the one line
+that says why not. When that pipe closes without an answer, the process died.
 """
 
 from __future__ import annotations
