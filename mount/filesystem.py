@@ -25,12 +25,12 @@ import pyfuse3
 import structlog
 import trio
 
+from cache.history import SUFFIX
 from cache.reader import Prefetch
 from cache.tree import ROOT, Node
 from mount.attributes import KINDS, TIMEOUT_SECONDS, Ownership, attributes, missing
 from mount.kernel import Lookups
 from mount.session import Session
-from mount.versions import SUFFIX
 from remote.errors import NearlineError
 
 log = structlog.get_logger(__name__)

@@ -21,15 +21,13 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from cache.database import Database
-from cache.history import version_names
+from cache.history import SUFFIX, version_names
 from cache.tree import HISTORY, LOCAL, REVOKED, Node, Tree, node_from
 from remote.errors import NearlineError
 from remote.ids import FileId
 from remote.wire import FileRecord, VersionInfo, VersionsPage
 
 log = structlog.get_logger(__name__)
-
-SUFFIX = "@@"
 
 VersionsPort = Callable[[FileId, str | None], Awaitable[VersionsPage]]
 
