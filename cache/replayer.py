@@ -231,7 +231,7 @@ class Replayer:
         """`waiting`, but of the files for a full drive the smallest one, and that now and then."""
         if not self.room.is_short:
             return waiting
-        self.room.only({self._place(op.ino)[0] for op in self._journal if op.has_content})
+        self.room.only({self._place(op.ino)[0] for op in waiting})
         chosen, smallest = [], dict[str, tuple[int, Op]]()
         for op in waiting:
             drive, size = self._place(op.ino)
@@ -255,14 +255,17 @@ class Replayer:
         attempt = 0
         try:
             while self._journal.get(op.key) is op and op.key not in self._uploader.ready:
+                below = self._uploader.known_parent(op)
                 try:
                     await _unwrapped(self._uploader.prepare, op)
                     self.room.fitted(self._place(op.ino)[0])
                     self._clear_reason()
                 except (NearlineError, OSError) as problem:  # OSError: reading our own disk
-                    if _is_not_found(problem):
+                    if _is_not_found(problem) and below in (None, op.body.parent):
                         self._turned_away.append((op, problem.problem))
                         return
+                    if _is_not_found(problem) and self._uploader.known_parent(op) != below:
+                        continue  # where it is to be made has moved meanwhile
                     if self._give_up(op, problem) or self._has_no_room(op, problem):
                         return
                     await self._back_off(problem, attempt, op)
@@ -291,9 +294,14 @@ class Replayer:
             self.wake()
 
     def _give_up(self, op: Op, problem: Exception) -> bool:
-        """Mark an upload that the server refused for good; True if it was."""
+        """Mark an upload that the server refused for good; True if it was. A directory above that
+        was not found is made by an operation which is still to be sent: that decides."""
         retry = problem.retry if isinstance(problem, NearlineError) else Retry.LATER
-        if retry is not Retry.NEVER or self._journal.get(op.key) is not op:
+        if (
+            _is_not_found(problem)
+            or retry is not Retry.NEVER
+            or self._journal.get(op.key) is not op
+        ):
             return False
         self._resolver.refuse(
             op, problem.problem if isinstance(problem, Refused) else None, str(problem)
@@ -406,6 +414,7 @@ class Replayer:
     async def _resolve(self, op: Op, problem: Problem) -> None:
         try:
             await self._resolver.resolve(op, problem)
+            self._retry.set()  # what is made below it waits for that
         except NearlineError as trouble:  # could not ask the server: the answer will be the same
             self._again(op)
             await self._back_off(trouble, self._attempt)

@@ -127,8 +127,10 @@ class Resolver:
         would take names from the one drive into the other cannot be meant any more."""
         self._uploader.forget(op)
         with self._db.transaction():
-            self._merge.lose(op.ino)
-            kept = [name for parent, name in self._tree.names(op.ino) if parent == ROOT]
+            # What the file is by now may be another inode, with the bytes of a later operation.
+            node = self._tree.live(op.file) or self._tree.node(op.ino)
+            self._merge.lose(node.ino)
+            kept = [name for parent, name in self._tree.names(node.ino) if parent == ROOT]
             if op.version is not None:
                 body = msgspec.structs.replace(op.body, renew=True)
                 self._journal.rewrite(op, body=body, key=new_id(), sent=False)

@@ -103,8 +103,9 @@ class Shares:
         was given anew after it had been taken back: what went on in between nobody tells."""
         was = {row["file"]: row for row in self._db.all("SELECT * FROM share")}
         now = {root.file.id: root for root in shared}
-        left = [row["file"] for row in was.values() if row["name"] and _moves(row, now)]
-        nodes = [(node, was[file]["name"]) for file in left if (node := self._leave(file))]
+        for row in was.values():
+            if row["name"] and _moves(row, now):
+                self._leave(row["file"])
         self._db.run("DELETE FROM share")
         for root in shared:
             values = (root.file.id, root.drive, root.owner, root.name, root.role, root.given_ns)
@@ -113,9 +114,10 @@ class Shares:
         for root in shared:
             if root.name and not self._is_in_place(root, root.name):
                 self._place(root, root.name)
-        for node, name in nodes:
-            if not self._tree.names(node.ino) and node.file not in now:
-                self.end(node, name)
+        for row in was.values():
+            node = None if row["file"] in now else self._tree.live(row["file"])
+            if node is not None and not self._tree.names(node.ino):
+                self.end(node, row["name"] or "shared file")
         self._tidy()
         changed = {one["drive"] for one in was.values()} | {root.drive for root in shared}
         self._forget_modes(changed)
@@ -126,15 +128,12 @@ class Shares:
             if root.file.id in was and was[root.file.id]["given_ns"] != root.given_ns
         }
 
-    def _leave(self, file: FileId) -> Node | None:
-        """Take the name under Shared away; the node that had it."""
+    def _leave(self, file: FileId) -> None:
+        """Take the name under Shared away."""
         node = self._tree.live(file)
-        if node is None:
-            return None
-        for parent, name in self._tree.names(node.ino):
-            if self._tree.node(parent).drive == LOCAL:
+        for parent, name in [] if node is None else self._tree.names(node.ino):
+            if node is not None and self._tree.node(parent).drive == LOCAL:
                 self._drop(parent, name, node)
-        return node
 
     def _drop(self, parent: int, name: str, node: Node) -> None:
         self._tree.drop_entry(parent, name, node)

@@ -180,13 +180,13 @@ class Uploader:
         again = ranges_of(old, self._resend.get(op.key, set()), layer.size)
         dirty = list(IntervalSet([*dirty, *again])) if again else dirty
         assert op.version is not None
-        upload = Upload(op.version, op.file, self._known_parent(op), op.body.base or node.version)
+        upload = Upload(op.version, op.file, self.known_parent(op), op.body.base or node.version)
         self.progress[op.key] = Progress(self._tree.path(op.ino), 0, layer.size)
         cutter = Cutter(average, layer.size, old, dirty, hole_ranges(layer))
         pieces = await _Run(self, op, upload, layer).drive(cutter)
         return Manifest(size=layer.size, average=average, pieces=pieces)
 
-    def _known_parent(self, op: Op) -> FileId | None:
+    def known_parent(self, op: Op) -> FileId | None:
         """The nearest directory above that the server knows: it authorises the upload of a file
         whose own creation is still in the journal. (Where the operation makes it, which is not
         where it is seen here after its share has ended.) None: the server knows the file."""
@@ -242,7 +242,7 @@ class Uploader:
         """Cut and send what has become certain of a file that is still being written."""
         early = self._early.get(op.ino)
         if early is None:
-            upload = Upload(new_id(), op.file, self._known_parent(op), None)
+            upload = Upload(new_id(), op.file, self.known_parent(op), None)
             layer = self._contents.stack(op.ino)[0]
             average = self._contents.average(layer, average_for(EARLY_STEP, None))
             early = self._early[op.ino] = Early(upload, average)

@@ -504,6 +504,22 @@ async def test_what_does_not_fit_waits_and_holds_up_nothing_else(
     assert (await files(two))["/big 1"] == noise(300_000, 1)
 
 
+async def test_what_did_not_fit_and_is_deleted_leaves_no_full_drive_behind(
+    server: Server, one: Device
+) -> None:
+    """Nor a look at the journal every millisecond, for what might fit now."""
+    with server.db.write() as conn:
+        conn.execute(update(accounts).values(quota_bytes=10_000))
+    await save(one, "big", noise(300_000, 1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.replayer.run)
+        await until(lambda: one.replayer.room.is_short, lambda: one.replayer.room.changed)
+        await remove(one, "big")
+        await until(lambda: not one.replayer.room.is_short, lambda: one.replayer.room.changed)
+        nursery.cancel_scope.cancel()
+    assert one.replayer.room.next_try() is None
+
+
 async def until(condition: Callable[[], bool], changed: Callable[[], trio.Event]) -> None:
     """Wait through as many changes as it takes; the mock clock makes an hour cost nothing."""
     with trio.fail_after(3600):

@@ -36,6 +36,17 @@ def test_drives_are_full_each_for_itself() -> None:
     assert room.next_try() is None
 
 
+def test_a_drive_to_which_nothing_is_to_be_sent_is_not_known_to_be_full() -> None:
+    room = Room()
+    room.refused("a", 0, 0.5)
+    room.refused("b", 0, 0.5)
+    told = room.changed
+    room.only({"b", "c"})
+    assert told.is_set()
+    assert not room.is_full("a")
+    assert room.is_full("b")
+
+
 def test_who_waits_is_told_of_changes_only() -> None:
     room = Room()
     first = room.changed

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cache.database import Database
-from cache.tree import LOCAL, REVOKED, ROOT, Node, Tree
+from cache.tree import HISTORY, LOCAL, REVOKED, ROOT, Node, Tree, node_from
 from remote.wire import Change, EntryRecord, FileRecord, Role, SharedRoot
 from tests.cache.state import State
 
@@ -239,6 +239,86 @@ def test_what_left_a_shared_folder_is_gone_with_all_below(state: State, shared: 
     back = folder(state, id=sub.id, rev=8)
     tell(state, 8, [back], [state.entry("sub", sub.id, 8, shared.id)])
     assert at(state, "Shared/bob/proj/sub").listed is None  # to be asked for anew
+
+
+def test_the_end_takes_what_shows_older_versions_too(state: State, shared: FileRecord) -> None:
+    """An inode that a newer version has replaced, and NAME@@, may be open and in the page cache."""
+    inside = at(state, "Shared/bob/proj/inside")
+    state.in_use.add(inside.ino)
+    newer = state.record(id=inside.file, rev=6, size=4)
+    tell(state, 6, [newer], [])
+    with state.db.transaction():
+        record = folder(state)
+        directory = node_from(record, HISTORY)
+        directory.base_file = inside.file
+        state.tree.insert(directory)
+        version = state.tree.insert(node_from(state.record(size=3), HISTORY))
+        state.tree.update(version.ino, base_file=inside.file)
+        state.tree.add_entry(directory.ino, "then", version)
+    share(state)
+    for ino in (inside.ino, directory.ino, version.ino):
+        assert refusal(state.shares.check_readable, state.tree.node(ino)) == errno.EACCES
+        assert ino in state.kernel.contents
+    assert state.tree.is_empty(directory.ino)
+
+
+async def test_a_copy_that_waits_to_be_sent_outlives_the_file_it_was_made_from(
+    state: State, shared: FileRecord
+) -> None:
+    """`--on-conflict=copy`: its bytes are a version of another file, which leaves the share."""
+    proj, inside = at(state, "Shared/bob/proj"), at(state, "Shared/bob/proj/inside")
+    copy = state.make("inside (conflicted copy)", parent=proj.ino)
+    with state.db.transaction():
+        state.tree.update(copy.ino, version=inside.version, base_file=inside.file, base_size=3)
+        state.db.run("INSERT INTO manifest VALUES (?, ?)", inside.version, b"")
+    gone = state.record(id=inside.file, rev=7, links=0)
+    tell(state, 7, [gone], [state.entry("inside", None, 7, shared.id)])
+    assert at(state, "Shared/bob/proj/inside (conflicted copy)").live
+    assert state.db.one("SELECT 1 FROM manifest WHERE version = ?", inside.version) is not None
+
+
+async def test_a_file_written_through_an_older_handle_alone_is_not_kept(
+    state: State, shared: FileRecord
+) -> None:
+    """What is shown was not changed here; the bytes come back from the operation."""
+    inside = at(state, "Shared/bob/proj/inside")
+    state.in_use.add(inside.ino)
+    tell(state, 6, [state.record(id=inside.file, rev=6, size=4)], [])
+    await state.contents.write(inside.ino, 0, b"new")
+    share(state)
+    assert state.listing() == {}
+    assert state.ops() == ["write"]
+
+
+def test_a_share_within_another_ends_with_its_last_place(state: State) -> None:
+    """Without a name of its own, and in a folder that nobody has looked into since."""
+    outer, file = folder(state), state.record()
+    share(state, root(file, "file"))
+    node = at(state, "Shared/bob/file")
+    share(state, root(outer, "outer"), root(file, None))
+    share(state, root(outer, "outer"))
+    assert state.tree.live(node.file) is None
+
+
+def test_a_change_from_before_it_was_shared_does_not_hide_it(
+    state: State, shared: FileRecord
+) -> None:
+    """It left a shared folder and was then shared itself: one page tells both."""
+    sub = folder(state, rev=6)
+    tell(state, 6, [sub], [state.entry("sub", sub.id, 6, shared.id)])
+    moved = folder(state, id=sub.id, rev=7, mode=0o755)
+    gone = folder(state, id=sub.id, rev=7, mode=0, links=0)
+    change = Change(
+        drive=THEIRS,
+        seq=7,
+        at_ns=7,
+        device="bob's",
+        files=[gone],
+        entries=[state.entry("sub", None, 7, shared.id)],
+    )
+    state.merge.apply([change], "both", 0, [root(shared, "proj"), root(moved, "sub")])
+    node = at(state, "Shared/bob/sub")
+    assert (node.mode, node.links, node.live) == (0o755, 1, True)
 
 
 async def test_what_was_changed_and_not_sent_is_kept_at_the_top(
