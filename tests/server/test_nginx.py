@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,8 @@ from tests.server.conftest import Start
 from tests.server.harness import Client, Running, make_chunk, noise, until
 
 ROOT = Path(__file__).parents[2]
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+PLACES = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", f"{sys.prefix}/nginx/usr/sbin"]
+NGINX = shutil.which("nginx", path=":".join(PLACES))
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 
