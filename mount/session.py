@@ -314,7 +314,7 @@ class Session:
         while self.contents.dirty_bytes >= limit:
             if self.subscriber.known_offline or all(op.refused for op in self.journal):
                 raise OSError(errno.ENOSPC, f"{limit} bytes wait for the server already")
-            if self.replayer.room.is_full(self.tree.own_drive):
+            if self.replayer.room.is_short:  # whose bytes they are: they may be all there is
                 raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
             await first_of(self.journal.changed, self.replayer.room.changed, self._weather)
 
