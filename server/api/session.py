@@ -15,7 +15,6 @@ from remote.wire import LoginReply, LoginRequest, Me
 from server.api import passwords
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.changes import feed
-from server.changes.views import view_of
 from server.front.limits import TokenBuckets
 from server.front.proxies import client_of, limited_as
 from server.metadata.schema import accounts as accounts_table
@@ -105,7 +104,7 @@ async def me(request: AnyRequest) -> Reply:
         # What is used would tell a single-folder token which chunks are elsewhere in the drive.
         whole = caller.folder is None
         # A cursor that knows of no shares: the first page after it tells them.
-        head = feed.here(conn, view_of(conn, caller))._replace(others=(), shared=b"")
+        head = feed.head(conn, caller.drive)
         quota = select(accounts_table.c.quota_bytes).where(accounts_table.c.id == caller.account)
         row = conn.execute(
             select(drives.c.root, drives.c.used_bytes, drives.c.reserved_bytes).where(
