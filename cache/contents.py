@@ -191,7 +191,11 @@ class Contents:
         with self._db.transaction():
             size = self._tree.node(ino).size
             cursor = self._db.run(
-                "INSERT INTO layer (ino, below, size) VALUES (?, ?, ?)", ino, size, size
+                "INSERT INTO layer (ino, below, size, safe) VALUES (?, ?, ?, ?)",
+                ino,
+                size,
+                size,
+                size,
             )
             assert cursor.lastrowid is not None
             layer = Layer(id=cursor.lastrowid, ino=ino, below=size, size=size)

@@ -364,7 +364,8 @@ def test_a_database_from_before_shares_is_brought_up_to_date(tmp_path: Path) -> 
     db = sqlite3.connect(tmp_path / "tree.sqlite", isolation_level=None)
     db.executescript(
         "DROP INDEX node_drive; ALTER TABLE node DROP COLUMN drive; DROP TABLE share;"
-        "PRAGMA user_version = 1;"
+        "ALTER TABLE layer DROP COLUMN safe; ALTER TABLE layer DROP COLUMN instead;"
+        "DROP TABLE unsettled; PRAGMA user_version = 1;"
     )
     db.close()
     opened = Database(tmp_path / "tree.sqlite")
