@@ -256,10 +256,10 @@ def test_the_cache_statistics_are_all_named() -> None:
 def test_every_table_is_described() -> None:
     page = (ROOT / "docs/on-disk-formats.md").read_text()
     said = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
-    here = set(re.findall(r"^CREATE TABLE (\w+)", database.SCHEMA, re.MULTILINE))
+    here = set(re.findall(r"^CREATE TABLE (\w+)", schema.SCHEMA, re.MULTILINE))
     lmdb = {"blocks", "index", "pins", "meta"}
     assert said - {"lock"} == here | set(metadata.tables) | lmdb
-    assert f"`user_version` {database.SCHEMA_VERSION}." in page
+    assert f"`user_version` {schema.SCHEMA_VERSION}." in page
 
 
 def test_every_setting_is_described() -> None:
