@@ -14,7 +14,7 @@ import pytest
 from cyclopts import CycloptsError, MissingArgumentError
 from msgspec import Struct
 
-from cache import conflicts, database
+from cache import conflicts, schema
 from mount.asked import account_messages, control_messages
 from mount.cli import _take_debug
 from mount.cli.app import app
