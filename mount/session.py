@@ -43,6 +43,7 @@ from remote.content import Manifest
 from remote.download import Downloader
 from remote.errors import NearlineError, Unreachable
 from remote.ids import FileId, VersionId
+from remote.patience import Patience, PatientReads
 from remote.subscriber import Subscriber
 from remote.upload import Sender
 from remote.wire import Child, Me, VersionsPage
@@ -85,6 +86,8 @@ class Session:
     ) -> None:
         self.config = config
         self.client = ApiClient(config.url, token, insecure=config.insecure)
+        self.patience = Patience()
+        self._reads = PatientReads(self.client, self.patience)
         spool = config.state_dir / "spool"
         self.db = Database(config.state_dir / "tree.sqlite", companions=[spool])
         self.tree = Tree(self.db)
@@ -96,7 +99,8 @@ class Session:
             boot_id=boot_id(),
             min_free_bytes=MIN_FREE_BYTES,
         )
-        self.reader = Reader(self.blocks, Downloader(self.client), self.manifests)
+        downloader = Downloader(self._reads, patience=self.patience)
+        self.reader = Reader(self.blocks, downloader, self.manifests)
         self.spool = Spool(spool)
         self.contents = Contents(self.db, self.tree, self.spool, self.reader)
         self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)
@@ -187,6 +191,7 @@ class Session:
     def _online_changed(self) -> None:
         self._weather.set()
         self._weather = trio.Event()
+        self.patience.down(self.subscriber.known_offline)
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
         if self.subscriber.online:
             self.replayer.retry_now()
@@ -233,11 +238,11 @@ class Session:
         while True:
             node = self.tree.node(ino)
             file, drive = node.file, node.drive
-            page = await self.client.children(file)
+            page = await self._reads.children(file)
             directory, as_of = page.directory, page.as_of
             children: list[Child] = list(page.children)
             while page.next is not None:
-                page = await self.client.children(file, page.next)
+                page = await self._reads.children(file, page.next)
                 children += page.children
             # The feed may have run ahead of this answer, and what it said of a directory that was
             # not listed was dropped: then the answer is too old, and a newer one is there.
@@ -251,7 +256,7 @@ class Session:
         known = self.manifests.manifest(version)
         if known is not None:
             return known
-        reply = await self.client.file(file, version, manifest=True)
+        reply = await self._reads.file(file, version, manifest=True)
         if reply.manifest is None:
             raise Unreachable(f"the server has no manifest of version {version}")
         self.reader.keep_manifest(version, reply.manifest)
@@ -259,7 +264,7 @@ class Session:
 
     async def _versions_of(self, file: FileId, cursor: str | None) -> VersionsPage:
         self.require_online()
-        return await self.client.versions(file, cursor)
+        return await self._reads.versions(file, cursor)
 
     def require_online(self) -> None:
         """Fail at once while it is known that the server cannot be reached."""

@@ -14,13 +14,14 @@ from typing import TypeAlias, cast
 
 import httpx
 
-from remote.errors import NearlineError, ProtocolError, Unreachable, UrlRefused
+from remote.errors import Busy, NearlineError, ProtocolError, Unreachable, UrlRefused
 from remote.transport import (
-    AGAIN_LATER,
     REQUEST_ID,
     Transport,
     check_url,
+    is_later,
     new_request_id,
+    retry_after,
     transport_errors,
 )
 from remote.wire import PresignedPut
@@ -57,7 +58,7 @@ class DataPath(Transport):
                 response = await self._data.put(url, content=self._slices(view), headers=headers)
             self.transferred.requests += 1
             if not (response.is_success or response.status_code == 412):
-                raise _data_refusal(response.status_code, where)
+                raise _data_refusal(response, where)
 
     async def _slices(self, view: memoryview) -> AsyncIterator[bytes]:
         for start in range(0, len(view), _PUT_SLICE):
@@ -109,7 +110,7 @@ def _check_range(response: httpx.Response, start: int, end: int, where: str) -> 
     if status == 416:
         raise Truncated(f"{where}: truncated, the object ends before {end}")
     if status not in (200, 206):
-        raise _data_refusal(status, where)
+        raise _data_refusal(response, where)
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise ProtocolError(f"{where}: somebody on the way applied {encoding}")
@@ -127,9 +128,10 @@ def _check_content_range(text: str, start: int, end: int, where: str) -> None:
         raise Truncated(f"{where}: truncated, [{start}, {end}) was asked for, {text} came")
 
 
-def _data_refusal(status: int, where: str) -> NearlineError:
+def _data_refusal(response: httpx.Response, where: str) -> NearlineError:
+    status = response.status_code
     if status in _SIGN_AGAIN:
         return UrlRefused(f"{where}: the signed URL was refused ({status})")
-    if status >= 500 or status in AGAIN_LATER:
-        return Unreachable(f"{where}: answered {status}")
+    if is_later(status):
+        return Busy(f"{where}: answered {status}", status, retry_after(response.headers))
     return ProtocolError(f"{where}: answered {status}")

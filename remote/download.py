@@ -9,6 +9,7 @@ verifies counts as received and the rest is asked for again, from there. So:
 
 - refused URL (403, expired): sign again, go on. Persistent refusal ends as `Unreachable`.
 - broken transfer: go on while each attempt brings at least one block; `Unreachable` otherwise.
+- "not now" (429, 5xx): ask again with `patience`, holding no connection meanwhile.
 - a complete answer with a wrong block: that block again, at most `REFETCHES` times, from the
   second time on under a new URL (past any cache between); then `CorruptContent`, with a log line.
 
@@ -36,6 +37,7 @@ from remote.content import BLOCK_SIZE, BadContent, Descriptor, Manifest
 from remote.errors import CorruptContent, ProtocolError, Unreachable, UrlRefused
 from remote.ids import FileId, VersionId
 from remote.locate import LocateApi, Locator
+from remote.patience import Patience
 from remote.wire import Located, Span
 
 BUDGET_BYTES = 64 * 1024 * 1024
@@ -101,8 +103,10 @@ class Downloader:
         budget_bytes: int = BUDGET_BYTES,
         connections: int = CONNECTIONS,
         now_ns: Callable[[], int] = time.time_ns,
+        patience: Patience | None = None,
     ) -> None:
         self._api = api
+        self._patience = patience or Patience()
         self._locator = Locator(api, now_ns)
         self._pool = BufferPool(keep=budget_bytes)
         self.memory = Quota(budget_bytes)
@@ -151,6 +155,7 @@ class Downloader:
         self, fetch: _Fetch, file: FileId, version: VersionId, claim: Claim
     ) -> None:
         chunk, refusals, stalls = fetch.descriptor.id, 0, 0
+        question = self._patience.question()
         while (blocks := fetch.missing()) is not None:
             located = await self._locator.find(file, version, chunk)
             try:
@@ -161,12 +166,15 @@ class Downloader:
                 if refusals > REFUSALS:
                     raise Unreachable(f"{_host(located)} refuses fresh URLs: {error}") from error
                 continue
-            except Unreachable:
-                stalls = 0 if await self._verify(fetch, blocks) else stalls + 1
+            except Unreachable as error:
+                if await self._verify(fetch, blocks):
+                    stalls, question = 0, self._patience.question()
+                elif not await question.may_go_on(error):
+                    stalls += 1
                 if stalls >= STALLS:
                     raise
                 continue
-            refusals = stalls = 0
+            refusals, stalls, question = 0, 0, self._patience.question()
             await self._verify(fetch, blocks)
             self._judge(fetch, blocks, located)
 

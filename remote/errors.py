@@ -2,14 +2,15 @@
 
     NearlineError
     ├── Refused           the server answered with a Problem (it carries one)
-    ├── Unreachable       no answer: network down, DNS, TLS, timeout, 5xx without a Problem
+    ├── Unreachable       no answer: network down, DNS, TLS, timeout
+    │   └── Busy          an answer without a Problem that says: not now (429, 5xx)
     ├── UrlRefused        blob store or edge refused a signed URL: sign again and go on
     ├── CorruptContent    bytes that do not match their hash, again and again
     ├── ProtocolError     an answer that is not of this protocol
     └── NotKept           an answer that came, and could not be stored here (full disk)
 
-Knows: every `Problem`'s HTTP status, errno and retry class (`RULES`). Must not know: who raises,
-who retries, how long anybody waits (`backoff`).
+Knows: every `Problem`'s HTTP status, errno, retry class and how long a read is patient with it
+(`RULES`). Must not know: who raises, who retries, how waits grow (`backoff`, `patience`).
 """
 
 from __future__ import annotations
@@ -127,11 +128,23 @@ AnyProblem = (
 )
 
 
+# A read that is told "not now" waits so many seconds at most before it fails: what is over in a
+# moment is nothing that an application should hear of. Who names a time to come back will be there.
+TOLD_WHEN_SECONDS = 30.0
+NOT_NOW_SECONDS = 10.0
+
+# Whoever names a longer wait is asked before: it may be a mistake, and uploads never give up.
+LONGEST_RETRY_AFTER = 300.0
+
+
 @dataclass(frozen=True)
 class Rule:
+    """`patience`: for how many seconds a read on an application's path asks again by itself."""
+
     status: int
     errno: int
     retry: Retry
+    patience: float = 0.0
 
 
 RULES: dict[type[Problem], Rule] = {
@@ -153,16 +166,24 @@ RULES: dict[type[Problem], Rule] = {
     BadUpload: Rule(422, errno.EIO, Retry.REPAIR),
     QuotaExceeded: Rule(507, errno.EDQUOT, Retry.LATER),
     TooLarge: Rule(413, errno.EFBIG, Retry.NEVER),
-    RateLimited: Rule(429, errno.EBUSY, Retry.LATER),
-    Unavailable: Rule(503, errno.EAGAIN, Retry.LATER),
+    RateLimited: Rule(429, errno.EBUSY, Retry.LATER, TOLD_WHEN_SECONDS),
+    Unavailable: Rule(503, errno.EAGAIN, Retry.LATER, NOT_NOW_SECONDS),
 }
 
 
+def believable(retry_after: float) -> float:
+    """The seconds that somebody asked us to wait, as far as they make sense."""
+    return min(retry_after, LONGEST_RETRY_AFTER) if retry_after > 0 else 0.0
+
+
 class NearlineError(Exception):
-    """The root of this tree. `errno` is what a system call answers when this reaches one."""
+    """The root of this tree. `errno` is what a system call answers when this reaches one.
+    `retry_after`: the server named so many seconds. `patience`: see `Rule`."""
 
     errno: int = errno.EIO
     retry: Retry = Retry.LATER
+    retry_after: float | None = None
+    patience: float = 0.0
 
 
 class Refused(NearlineError):
@@ -172,13 +193,26 @@ class Refused(NearlineError):
         super().__init__(problem.message or type(problem).__name__)
         self.problem = problem
         rule = RULES[type(problem)]
-        self.errno, self.retry = rule.errno, rule.retry
+        self.errno, self.retry, self.patience = rule.errno, rule.retry, rule.patience
+        if isinstance(problem, RateLimited):
+            self.retry_after = believable(problem.retry_after_seconds)
 
 
 class Unreachable(NearlineError):
     """No usable answer came. Whether the request was carried out is unknown."""
 
     errno = errno.ENETUNREACH
+
+
+class Busy(Unreachable):
+    """Something answered, but not now: too many requests, or a fault that may pass."""
+
+    def __init__(self, said: str, status: int, retry_after: float | None = None) -> None:
+        super().__init__(said)
+        self.status = status
+        self.retry_after = None if retry_after is None else believable(retry_after)
+        is_told = status == RULES[RateLimited].status or retry_after is not None
+        self.patience = TOLD_WHEN_SECONDS if is_told else NOT_NOW_SECONDS
 
 
 class UrlRefused(NearlineError):

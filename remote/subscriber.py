@@ -35,7 +35,6 @@ from remote.errors import (
     BadRequest,
     NearlineError,
     ProtocolError,
-    RateLimited,
     Refused,
     Retry,
     Unauthorized,
@@ -132,13 +131,10 @@ def poll_interval(idle_polls: int) -> float:
 
 def retry_delay(error: NearlineError, failures: int, jitter: float) -> float:
     """Seconds until the next try after failure number `failures` (from 0); `jitter` in [0, 1)."""
-    if isinstance(error, Refused):
-        if isinstance(error.problem, RateLimited):
-            asked = error.problem.retry_after_seconds
-            return backoff.delay(failures, jitter, retry_after=asked)
-        if error.retry is Retry.NEVER or isinstance(error.problem, Unauthorized):
-            return REFUSED_SECONDS * (0.5 + jitter / 2)
-    return backoff.delay(failures, jitter)
+    is_for_good = error.retry is Retry.NEVER
+    if isinstance(error, Refused) and (is_for_good or isinstance(error.problem, Unauthorized)):
+        return REFUSED_SECONDS * (0.5 + jitter / 2)
+    return backoff.delay(failures, jitter, retry_after=error.retry_after)
 
 
 # --- the ports ----------------------------------------------------------------------------------
@@ -187,8 +183,9 @@ class _Ticket:
 class Subscriber:
     """Runs the feed into `sink`. Made and used inside a trio run.
 
-    `on_change` is called, from the task of `run`, after `mode` or `online` changed; it must neither
-    block nor raise. `quiet_after` is in seconds; `jitter` gives numbers in [0, 1).
+    `on_change` is called, from the task of `run`, after `mode`, `online` or `known_offline` has
+    changed; it must neither block nor raise. `quiet_after` is in seconds; `jitter` gives numbers in
+    [0, 1).
     """
 
     def __init__(
@@ -460,9 +457,9 @@ class Subscriber:
         return trio.current_time() - self._active_at >= self._quiet_after
 
     def _become(self, mode: Mode, reason: str | None) -> None:
-        changed = mode != self._mode
+        before = self._mode, self.known_offline
         self._mode, self._reason = mode, reason
-        if changed:
+        if (self._mode, self.known_offline) != before:
             self._on_change()
 
     async def _sleep(self, seconds: float) -> None:

@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, cast
 
@@ -32,7 +33,7 @@ import httpx
 import msgspec
 import structlog
 
-from remote.errors import AnyProblem, NearlineError, ProtocolError, Refused, Unreachable
+from remote.errors import AnyProblem, Busy, NearlineError, ProtocolError, Refused, Unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -215,13 +216,31 @@ class Transport:
         except msgspec.DecodeError:
             pass  # not a Problem: something else than a Nearline server answered
         answered = f"{self.base_url} answered {response.status_code} {response.reason_phrase}"
-        if response.status_code >= 500 or response.status_code in AGAIN_LATER:
-            return Unreachable(answered)
+        if is_later(response.status_code):
+            return Busy(answered, response.status_code, retry_after(response.headers))
         return ProtocolError(f"{answered}: is a Nearline server there?")
 
 
 def new_request_id() -> str:
     return secrets.token_hex(8)
+
+
+def is_later(status: int) -> bool:
+    """Whether the same request may be answered otherwise after a while."""
+    return status >= 500 or status in AGAIN_LATER
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds of a Retry-After header (RFC 9110, 10.2.3). A date in it is read by the clock of
+    who sent it (`Date`), because ours may be wrong."""
+    said = headers.get("Retry-After", "").strip()
+    if said.isascii() and said.isdigit():
+        return float(said)
+    try:
+        until, now = (parsedate_to_datetime(text) for text in (said, headers.get("Date", "")))
+        return (until - now).total_seconds()
+    except (TypeError, ValueError):  # no date, or only one of them has a time zone
+        return None
 
 
 def _ms_since(began: float) -> float:

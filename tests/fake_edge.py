@@ -15,10 +15,10 @@ from blake3 import blake3
 
 from remote.codec import encode_chunk
 from remote.content import HOLE, Descriptor, Manifest, Piece
-from remote.errors import NotFound, Refused, Unreachable, UrlRefused
+from remote.errors import Busy, NotFound, Refused, Unreachable, UrlRefused
 from remote.wire import Located, LocateReply, LocateRequest
 
-Fault = str  # "truncate", "corrupt", "refuse", "late", "down"
+Fault = str  # "truncate", "corrupt", "refuse", "late", "down", "busy"
 
 
 def noise(length: int, seed: bytes = b"") -> bytes:
@@ -96,6 +96,8 @@ class FakeEdge:
             raise Unreachable("cannot connect to edge.test: connection refused")
         if fault == "refuse":
             raise UrlRefused("403")
+        if fault == "busy":
+            raise Busy("edge.test: answered 503", 503)
         if fault == "late":
             for _ in range(20):
                 await trio.lowlevel.checkpoint()

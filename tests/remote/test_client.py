@@ -33,7 +33,7 @@ from remote.client import (
     check_url,
 )
 from remote.content import EMPTY, Descriptor
-from remote.errors import ProtocolError, Refused, Unreachable, UrlRefused
+from remote.errors import Busy, ProtocolError, Refused, Unreachable, UrlRefused
 
 MSGPACK = "application/msgpack"
 FILE, VERSION = "a" * 32, "b" * 32
@@ -109,7 +109,12 @@ def running() -> Iterator[FakeServer]:
     listening = socket.create_server(("127.0.0.1", 0))
     fake.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     config = uvicorn.Config(
-        fake, lifespan="off", log_level="critical", http="h11", timeout_graceful_shutdown=1
+        fake,
+        lifespan="off",
+        log_level="critical",
+        http="h11",
+        timeout_graceful_shutdown=1,
+        date_header=False,
     )
     process = uvicorn.Server(config)
     thread = threading.Thread(target=process.run, kwargs={"sockets": [listening]})
@@ -377,6 +382,44 @@ async def test_a_problem_may_be_json(client: ApiClient, server: FakeServer) -> N
     with pytest.raises(Refused) as caught:
         await client.me()
     assert caught.value.problem == errors.RateLimited(retry_after_seconds=3.5)
+
+
+NOON = "Sun, 22 Nov 2026 12:00:00 GMT"
+A_MINUTE_LATER = "Sun, 22 Nov 2026 12:01:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": A_MINUTE_LATER, "date": NOON}, 60.0),  # whatever our own clock says
+        ({"retry-after": NOON, "date": A_MINUTE_LATER}, 0.0),
+        ({"retry-after": "99999999"}, errors.LONGEST_RETRY_AFTER),
+        ({"retry-after": "-5"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": A_MINUTE_LATER, "date": "today"}, None),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_who_answers_not_now_may_say_when(
+    client: ApiClient,
+    server: FakeServer,
+    headers: dict[str, str],
+    seconds: float | None,
+    status: int,
+) -> None:
+    server.answers["/v1/me"] = server.answers["/chunks/abc"] = Answer(b"busy", status, headers)
+    with pytest.raises(Busy) as asked:
+        await client.me()
+    with pytest.raises(Busy) as fetched:
+        await client.get_range(f"{server.url}/chunks/abc", 0, 10, bytearray(10))
+    put = wire.PresignedPut(url=f"{server.url}/chunks/abc", headers={}, expires_ns=0)
+    with pytest.raises(Busy) as sent:
+        await client.put_chunk(put, b"x")
+    for caught in (asked, fetched, sent):
+        assert caught.value.status == status
+        assert caught.value.retry_after == seconds
 
 
 @pytest.mark.parametrize(

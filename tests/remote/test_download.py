@@ -7,8 +7,16 @@ from structlog.testing import capture_logs
 
 from remote.budget import BufferPool, Claim, Quota
 from remote.content import BLOCK_SIZE
-from remote.download import Downloader
-from remote.errors import CorruptContent, ProtocolError, Refused, Unreachable
+from remote.download import STALLS, Downloader
+from remote.errors import (
+    NOT_NOW_SECONDS,
+    Busy,
+    CorruptContent,
+    ProtocolError,
+    Refused,
+    Unreachable,
+)
+from remote.patience import Patience
 from tests.fake_edge import FakeEdge, noise, version_name
 
 FILE, VERSION = version_name(1), version_name(2)
@@ -107,6 +115,46 @@ async def test_a_block_that_stays_corrupt_fails_and_is_named() -> None:
     assert [(e["chunk"], e["block"], e["host"]) for e in given_up] == [
         (chunk.hex(), 1, "edge.test")
     ]
+
+
+async def test_an_edge_that_says_not_now_is_asked_again_and_holds_no_connection(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    content = noise(CHUNK)
+    edge, [chunk] = edge_with(content)
+    downloader = Downloader(edge, connections=1, patience=Patience(jitter=lambda: 1.0))
+    edge.faults = ["busy"] * 4
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetched, downloader, chunk, 0, 4)
+        await trio.sleep(0.1)
+        assert edge.faults == ["busy"] * 3
+        assert downloader.connections.used == 0
+        assert downloader.memory.used > 0
+    assert trio.current_time() > 1
+    assert await fetched(downloader, chunk, 0, 4) == content
+
+
+async def test_an_edge_that_goes_on_saying_not_now_is_an_error(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    edge, [chunk] = edge_with(noise(CHUNK))
+    edge.faults = ["busy"] * 1000
+    with pytest.raises(Busy):
+        await fetched(Downloader(edge), chunk, 0, 4)
+    assert trio.current_time() >= NOT_NOW_SECONDS
+    assert edge.faults
+
+
+async def test_while_it_is_known_to_be_gone_no_edge_is_waited_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    edge, [chunk] = edge_with(noise(CHUNK))
+    edge.faults, patience = ["busy"] * 1000, Patience()
+    patience.down(True)
+    with pytest.raises(Busy):
+        await fetched(Downloader(edge, patience=patience), chunk, 0, 4)
+    assert trio.current_time() == 0
+    assert len(edge.gets) == STALLS
 
 
 async def test_no_network_is_the_callers_to_handle() -> None:

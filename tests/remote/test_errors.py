@@ -9,7 +9,18 @@ import msgspec
 import pytest
 
 from remote import errors
-from remote.errors import RULES, AnyProblem, NearlineError, Problem, Refused, Retry, Unreachable
+from remote.errors import (
+    LONGEST_RETRY_AFTER,
+    RULES,
+    AnyProblem,
+    Busy,
+    NearlineError,
+    Problem,
+    Refused,
+    Retry,
+    Unreachable,
+    believable,
+)
 
 
 def made(kind: type[Problem]) -> Problem:
@@ -66,3 +77,25 @@ def test_every_error_has_an_errno() -> None:
     kinds: list[type[NearlineError]] = [NearlineError, *NearlineError.__subclasses__()]
     for kind in kinds:
         assert kind.errno in errno.errorcode
+
+
+@pytest.mark.parametrize(("said", "believed"), [(7.0, 7.0), (0.0, 0.0), (-3.0, 0.0)])
+def test_who_names_a_time_is_asked_again_then(said: float, believed: float) -> None:
+    assert Refused(errors.RateLimited(retry_after_seconds=said)).retry_after == believed
+    assert Busy("x", 503, said).retry_after == believed
+
+
+@pytest.mark.parametrize("said", [1e9, float("inf")])
+def test_a_time_that_makes_no_sense_stops_nothing_for_ever(said: float) -> None:
+    assert Refused(errors.RateLimited(retry_after_seconds=said)).retry_after == LONGEST_RETRY_AFTER
+    assert believable(float("nan")) == 0
+
+
+def test_reads_are_patient_with_what_passes_and_with_nothing_else() -> None:
+    patient = {kind for kind, rule in RULES.items() if rule.patience > 0}
+    assert patient == {errors.RateLimited, errors.Unavailable}
+    assert all(RULES[kind].retry is Retry.LATER for kind in patient)
+    assert Unreachable.patience == errors.ProtocolError.patience == errors.CorruptContent.patience
+    assert Unreachable("x").patience == 0
+    assert Busy("x", 429).patience == Busy("x", 503, 1.0).patience == errors.TOLD_WHEN_SECONDS
+    assert Busy("x", 500).patience == errors.NOT_NOW_SECONDS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -55,6 +55,7 @@ class Server:
         self.failure: NearlineError | None = None
         self.has_websocket = self.hints_are_sent = self.hints_carry_changes = True
         self.slow_pull: trio.Event | None = None
+        self.distort: Callable[[Hint], list[Hint]] = lambda hint: [hint]
         self.sockets: list[trio.MemorySendChannel[Hint]] = []
         self.calls: list[tuple[str, float]] = []
         self.committed = trio.Event()
@@ -72,8 +73,9 @@ class Server:
                 seq=self.head,
                 changes=changes,
             )
-            for socket in self.sockets if self.hints_are_sent else []:
-                socket.send_nowait(hint)
+            seen = self.distort(hint) if self.hints_are_sent else []
+            for socket, each in itertools.product(self.sockets, seen):
+                socket.send_nowait(each)
         self.committed.set()
         self.committed = trio.Event()
 
@@ -506,6 +508,49 @@ async def test_it_goes_down_and_comes_back(autojump_clock: MockClock) -> None:
         await world.tree.reaches("1:1")
         await world.becomes("push")
         assert world.subscriber.reason is None
+
+
+async def test_that_the_first_contact_failed_is_told(autojump_clock: MockClock) -> None:
+    """The mode is "down" before and after; who waits for the server must hear of it."""
+    world = World()
+    world.server.failure = Unreachable("no route")
+    told = world.changed
+    async with world.running():
+        assert not world.subscriber.known_offline
+        await told.wait()
+        assert world.subscriber.known_offline
+        assert world.modes == ["down"]
+
+
+@pytest.mark.parametrize("seen", [lambda hint: [hint, hint], lambda hint: [hint, hint, hint]])
+async def test_hints_that_come_twice_are_applied_once(
+    autojump_clock: MockClock, seen: Callable[[Hint], list[Hint]]
+) -> None:
+    world = World()
+    async with world.running():
+        await world.becomes("push")
+        world.server.distort = seen
+        world.server.commit(5)
+        await world.tree.reaches("1:5")
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.tree.applied == [1, 2, 3, 4, 5]
+
+
+async def test_hints_out_of_order_lose_nothing(autojump_clock: MockClock) -> None:
+    """Each is held back until the next has gone before it."""
+    held: list[Hint] = []
+
+    def swap(hint: Hint) -> list[Hint]:
+        held.append(hint)
+        return [held.pop(), held.pop()] if len(held) == 2 else []
+
+    world = World()
+    async with world.running():
+        await world.becomes("push")
+        world.server.distort = swap
+        world.server.commit(6)
+        await world.tree.reaches("1:6")
+        assert world.tree.applied == [1, 2, 3, 4, 5, 6]
 
 
 async def test_a_poke_tries_again_at_once(autojump_clock: MockClock) -> None:
