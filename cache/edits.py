@@ -18,15 +18,22 @@ import os
 import stat
 import time
 
+import msgspec
+
 from cache.database import Database
-from cache.journal import Body, Journal, Op, new_id
+from cache.journal import DIRECTORY_MOVES, Body, Journal, Op, entry_key, new_id
 from cache.shares import SHARED, Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree
+from remote.ids import FileId
 from remote.wire import Kind
 
 MAX_LINKS = 65000  # ext4's limit
 ATTRIBUTES = frozenset({"mode", "uid", "gid", "mtime_ns", "atime_ns"})
 CONTENT_AND_ATTRIBUTES = frozenset({"write", "setattr", "setxattr"})
+MAKES_A_NAME = frozenset({"create", "link", "rename"})
+# Writing into a file whose change was refused tries it again, but a program that never stops
+# writing shall not make that a stream of refusals.
+AGAIN_SECONDS = 5.0
 
 
 def fail(code: int) -> OSError:
@@ -142,14 +149,41 @@ class Edits:
             return node
 
     def _journal_removal(self, holder: Node, name: str, node: Node) -> None:
-        unsent = self._journal.unsent_create(node.file)
-        if unsent is not None and node.links == 1:
-            self._journal.remove(unsent)
+        if node.links == 1 and self._drop_unsent_file(node):
             return
         if node.links == 1:
             self._drop_unsent(node, CONTENT_AND_ATTRIBUTES)
-        body = Body(parent=holder.file, name=name, directory=node.is_directory)
+        place = holder.file, name
+        made = self._refused_making(node, place)
+        if made is not None:
+            self._journal.remove(made)
+            if made.kind == "link":
+                return
+            place = made.body.parent, made.body.name
+        body = Body(parent=place[0], name=place[1], directory=node.is_directory)
         self._journal.add("unlink", node.ino, node.file, body)
+
+    def _drop_unsent_file(self, node: Node) -> bool:
+        """Take a file that the server has never heard of out of the journal; True if it was one."""
+        if not self._journal.unsent_file(node.file):
+            return False
+        for op in self._journal.of_file(node.file):
+            self._journal.remove(op)
+        return True
+
+    def _refused_making(self, node: Node, place: tuple[FileId, str]) -> Op | None:
+        """The operation that was to give `node` the name at `place`, if it was refused: what is
+        done to that name now is done to it, since what came behind it would wait for ever. None
+        also when others speak of the names it has, because then their order means something."""
+        for op in self._journal.of_file(node.file):
+            body = op.body
+            if not op.refused or op.sent or body.other or op.kind not in MAKES_A_NAME:
+                continue
+            made = (body.new_parent, body.new_name) if body.new_name else (body.parent, body.name)
+            names = (entry_key(*made), entry_key(body.parent, body.name))
+            if made == place and not any(self._journal.is_of_others(one, op) for one in names):
+                return op
+        return None
 
     def _remove_name(self, parent: int, name: str, node: Node) -> None:
         """Take the name away; the node stops being live with its last one."""
@@ -216,11 +250,8 @@ class Edits:
 
     def _journal_move(self, node: Node, over: Node | None, body: Body) -> None:
         """Which operation a rename is: see docs/semantics.md, "rename over"."""
-        if over is not None:
-            unsent_over = self._journal.unsent_create(over.file)
-            if unsent_over is not None and over.links == 1:
-                self._journal.remove(unsent_over)
-                over = None
+        if over is not None and over.links == 1 and self._drop_unsent_file(over):
+            over = None
         unsent = self._journal.unsent_create(node.file)
         keeps_identity = (
             over is not None
@@ -240,11 +271,39 @@ class Edits:
             )
             self._journal.rewrite(unsent, body=body)
             self._journal.move_to_end(unsent)
+        elif over is None and self._redirect_refused(node, body):
+            pass
         elif over is not None and keeps_identity:
             self._take_identity(node, over, unsent, body)
         else:
             body.other = over.file if over is not None else ""
             self._journal.add("rename", node.ino, node.file, body)
+
+    def _redirect_refused(self, node: Node, move: Body) -> bool:
+        """The name was refused, and now it is another: that is what is asked for instead. True if
+        it can be, where the operation stands in the journal."""
+        made = self._refused_making(node, (move.parent, move.name))
+        if made is None or not self._is_there_before(made, move):
+            return False
+        place = {"parent": move.new_parent, "name": move.new_name}
+        if made.kind == "rename":
+            if (made.body.parent, made.body.name) == (move.new_parent, move.new_name):
+                self._journal.remove(made)
+                return True
+            place = {"new_parent": move.new_parent, "new_name": move.new_name}
+        self._journal.rewrite(made, body=msgspec.structs.replace(made.body, **place))
+        return True
+
+    def _is_there_before(self, made: Op, move: Body) -> bool:
+        """Is the place that `move` goes to free, and its directory there, when it is the turn of
+        `made`?"""
+        taken = entry_key(move.new_parent, move.new_name)
+        if self._journal.is_of_others(taken, made):
+            return False
+        if move.directory and self._journal.is_of_others(DIRECTORY_MOVES, made):
+            return False
+        above = self._journal.of_file(move.new_parent)
+        return not any(op.kind == "create" and op.seq > made.seq for op in above)
 
     def _take_identity(self, node: Node, over: Node, unsent: Op | None, body: Body) -> None:
         """The bytes of `node` become the next version of the file that `over` was."""
@@ -309,6 +368,7 @@ class Edits:
             sent = sorted(name for name in changes if name != "atime_ns")
             if sent and node.live and not self._carried(node, sent):
                 self._add_attributes(node, sent)
+            self._journal.try_again(self._journal.of_file(node.file))
             return self._tree.node(ino)
 
     def _carried(self, node: Node, names: list[str]) -> bool:
@@ -332,6 +392,7 @@ class Edits:
             self._shares.check_writable(node)
             self._tree.set_xattr(ino, name, value)
             self._tree.update(ino, ctime_ns=time.time_ns())
+            self._journal.try_again(self._journal.of_file(node.file))
             if not node.live or self._journal.unsent_create(node.file) is not None:
                 return
             ops = self._journal.of_file(node.file)
@@ -347,6 +408,8 @@ class Edits:
         reachable = node.live or node.links > 0
         if reachable and self._journal.open_content(node.file, node.ino) is None:
             self._journal.add("write", node.ino, node.file, Body())
+        if self._journal.has_refused:
+            self._journal.try_again(self._journal.of_file(node.file), AGAIN_SECONDS)
 
     # Helpers.
 

@@ -68,6 +68,7 @@ class Op(Struct):
     refused: str | None = None
     made_ns: int = 0
     origin: str = ""  # in memory: the key it had first, for who waits for it
+    refused_at: float = float("-inf")  # in memory: when, on the monotonic clock
 
     @property
     def has_content(self) -> bool:
@@ -151,6 +152,27 @@ def stuck(ops: Iterable[Op]) -> set[str]:
     return keys
 
 
+def waiting_behind(ops: Iterable[Op]) -> Counter[str]:
+    """How many operations wait behind each refused one, by its key. Pure."""
+    counts: Counter[str] = Counter()
+    held_writes: dict[str, set[str]] = {}  # by record: the refused operations that hold it back
+    held_reads: dict[str, set[str]] = {}
+    for op in ops:
+        wrote, read = writes(op), reads(op)
+        before = [held_writes[key] for key in (wrote | read) & held_writes.keys()]
+        before += [held_reads[key] for key in wrote & held_reads.keys()]
+        causes = set[str]().union(*before)
+        counts.update(causes)
+        if op.refused:
+            counts[op.key] += 0
+            causes = causes | {op.key}
+        if causes:
+            for held, keys in ((held_writes, wrote), (held_reads, read)):
+                for key in keys:
+                    held[key] = held.get(key, set()) | causes
+    return counts
+
+
 class Journal:
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -160,6 +182,7 @@ class Journal:
         self._pending: Counter[str] = Counter()
         self._needed: Counter[str] = Counter()
         self._inodes: Counter[int] = Counter()
+        self._refused: dict[int, Op] = {}
         self.changed = trio.Event()
         self.on_unreferenced: Callable[[int], None] = lambda ino: None  # no operation has it now
         self.on_rekey: Callable[[str, str], None] = lambda old, new: None
@@ -167,8 +190,10 @@ class Journal:
         self._load()
 
     def _load(self) -> None:
+        known = self._ops
         self._ops, self._by_file, self._by_key = {}, {}, {}
         self._pending, self._needed, self._inodes = Counter(), Counter(), Counter()
+        self._refused = {}
         decode = msgspec.msgpack.Decoder(Body).decode
         for row in self._db.all("SELECT * FROM op ORDER BY seq"):
             self._remember(
@@ -183,6 +208,7 @@ class Journal:
                     sent=bool(row["sent"]),
                     refused=row["refused"],
                     made_ns=row["made_ns"],
+                    origin=known[row["seq"]].origin if row["seq"] in known else "",
                 )
             )
 
@@ -195,7 +221,11 @@ class Journal:
 
     @property
     def has_refused(self) -> bool:
-        return any(op.refused for op in self._ops.values())
+        return bool(self._refused)
+
+    def refused(self) -> list[Op]:
+        """What the server, or a fault here, refused for good; in order."""
+        return [self._refused[seq] for seq in sorted(self._refused)]
 
     def newest_first(self) -> Iterator[Op]:
         return reversed(self._ops.values())
@@ -220,6 +250,18 @@ class Journal:
         ops, key = self.of_file(file), file_key(file)
         alone = len(ops) == 1 and self._pending[key] == 1 and key not in self._needed
         return ops[0] if alone and ops[0].kind == "create" and not ops[0].sent else None
+
+    def unsent_file(self, file: FileId) -> bool:
+        """Is all there is of a file in the journal its creation and what was written into it or set
+        on it since, none of it sent? Then the server cannot know of it."""
+        ops, key = self.of_file(file), file_key(file)
+        alone = self._pending[key] == len(ops) and key not in self._needed
+        own = not any(op.sent or op.body.other for op in ops)
+        return bool(ops) and alone and own and ops[0].kind == "create"
+
+    def is_of_others(self, key: str, op: Op) -> bool:
+        """Does an operation other than `op` change this record?"""
+        return self._pending[key] > (key in writes(op))
 
     def open_content(self, file: FileId, ino: int) -> Op | None:
         """The operation that will carry bytes written into `ino` now: not frozen, not sent."""
@@ -256,9 +298,14 @@ class Journal:
         self._wake()
 
     def rewrite(self, op: Op, **fields: object) -> None:
-        """Change a row in place: `version`, `sent`, `refused`, `key`; or `body`, `ino`."""
+        """Change a row in place: `version`, `sent`, `refused`, `key`; or `body`, `ino`. One that
+        says something else now is not refused any more."""
         self._uncount(op)
         old_key = op.key
+        if "body" in fields:
+            fields = {"refused": None, **fields}
+        if fields.get("refused"):
+            op.refused_at = time.monotonic()
         for name, value in fields.items():
             setattr(op, name, value)
         self._count(op)
@@ -275,6 +322,12 @@ class Journal:
             op.seq,
         )
         self._wake()
+
+    def try_again(self, ops: Iterable[Op], rest: float = 0.0) -> None:
+        """They are not refused any more, unless they were less than `rest` seconds ago."""
+        for op in ops:
+            if op.refused and time.monotonic() - op.refused_at >= rest:
+                self.rewrite(op, refused=None)
 
     def rename_file(self, old: FileId, new: FileId) -> None:
         """Operations that name directory `old` as their place name `new` instead."""
@@ -319,9 +372,12 @@ class Journal:
         self._pending.update(writes(op))
         self._needed.update(reads(op))
         self._inodes.update((op.ino,))
+        if op.refused:
+            self._refused[op.seq] = op
 
     def _uncount(self, op: Op) -> None:
         del self._by_key[op.key]
+        self._refused.pop(op.seq, None)
         _subtract(self._pending, writes(op))
         _subtract(self._needed, reads(op))
         _subtract(self._inodes, {op.ino})

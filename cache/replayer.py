@@ -429,6 +429,7 @@ class Replayer:
             raise
         except Exception:
             log.exception("acknowledgement failed", operation=op.kind, file=op.file)
+            op = self._journal.get(op.key) or op  # the rollback read the journal anew
             self._resolver.refuse(op, None, "a fault of this program; the mount's log has it")
 
     async def _applied(self, op: Op, answer: wire.Applied) -> None:

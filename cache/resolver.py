@@ -62,10 +62,18 @@ class Resolver:
         self._device, self._keep_copies = device, keep_copies
 
     def refuse(self, op: Op, problem: Problem | None, message: str) -> None:
+        """Keep it, and show it, until a person does something. Nothing was answered to the key of
+        the operation itself: should the server have it, it is known by that."""
         kind = type(problem).__struct_config__.tag if problem is not None else "error"
         log.warning("refused", path=self._tree.path(op.ino), operation=op.kind, why=message)
         with self._db.transaction():
-            self._journal.rewrite(op, refused=f"{kind}: {message}", sent=False)
+            self._journal.rewrite(op, refused=f"{kind}: {message}")
+
+    def _keep(self, op: Op, problem: Problem) -> None:
+        """This answer is that of the key for ever: when it is tried again it needs another."""
+        with self._db.transaction():
+            self._journal.rewrite(op, sent=False, key=new_id())
+            self.refuse(op, problem, problem.message)
 
     async def resolve(self, op: Op, problem: Problem) -> None:
         """Do what the rule book says about an operation that was refused for good. Raises
@@ -83,7 +91,7 @@ class Resolver:
         elif decided is Verdict.RECREATE:
             self._recreate(op)
         else:
-            self.refuse(op, problem, problem.message)
+            self._keep(op, problem)
 
     async def _drop(self, op: Op) -> None:
         """The server's state stands: forget the operation, believe the server again."""
