@@ -25,8 +25,10 @@ from cache.shares import Shares
 from cache.spool import Spool
 from cache.tree import ROOT, Node, Tree
 from cache.uploader import Uploader
+from remote import wire
 from remote.content import Manifest
 from remote.errors import Unreachable
+from remote.subscriber import Apply, Ignore, Pull, Reset, on_hint, on_page
 from remote.upload import Sender
 from remote.wire import Child
 from tests.model.server import Network, Port, Server
@@ -77,8 +79,16 @@ class ServerReader:
 class Device:
     """Open it with `Device(...)`, then `await start()`. `crash` is the death of the process."""
 
-    def __init__(self, server: Server, directory: Path, name: str, token: str) -> None:
-        self.name, self.network = name, Network()
+    def __init__(
+        self,
+        server: Server,
+        directory: Path,
+        name: str,
+        token: str,
+        *,
+        keep_copies: bool = False,
+    ) -> None:
+        self.name, self.network, self._keep_copies = name, Network(), keep_copies
         self.read_before: dict[str, bytes] = {}
         self._server, self._directory, self._token = server, directory, token
         self.open()
@@ -86,6 +96,9 @@ class Device:
     def open(self) -> None:
         self.port = Port(self._server, self._token, self.network)
         self.kernel, self.handles = Kernel(), set[int]()
+        self.hints: list[wire.Hint] = []  # on their way, in any order
+        self._feed, self._listings = trio.Lock(), dict[int, trio.Event]()
+        self._told: str | None = None
         self.db = Database(self._directory / "tree.sqlite")
         self.tree, self.journal = Tree(self.db), Journal(self.db)
         self.manifests = Manifests(self.db)
@@ -120,6 +133,7 @@ class Device:
             self.port,
             self.list_directory,
             device=self.name,
+            keep_copies=self._keep_copies,
         )
         self.replayer = Replayer(
             self.db,
@@ -154,6 +168,19 @@ class Device:
     # As in `mount.session`.
 
     async def list_directory(self, ino: int) -> None:
+        while (underway := self._listings.get(ino)) is not None:
+            await underway.wait()
+            found = self.tree.find(ino)
+            if found is None or found.listed is not None:
+                return
+        self._listings[ino] = done = trio.Event()
+        try:
+            await self._list(ino)
+        finally:
+            del self._listings[ino]
+            done.set()
+
+    async def _list(self, ino: int) -> None:
         while True:
             node = self.tree.node(ino)
             file, drive = node.file, node.drive
@@ -208,17 +235,43 @@ class Device:
     # The network.
 
     async def pull(self) -> None:
-        """Take every change there is, in the server's pages."""
-        more = True
-        while more:
-            cursor = self.merge.cursor()
-            page = await self.port.changes(cursor)
-            if page.reset:
-                self.merge.reset(page.cursor, page.seq, page.shared)
-            elif page.cursor != cursor:
-                self.merge.apply(page.changes, page.cursor, page.seq, page.shared)
-            self.collector.collect()
-            more = page.more
+        """Take every change there is, in the server's pages. As in `remote.subscriber`: one task
+        at a time tells `merge` what is new."""
+        async with self._feed:
+            more = True
+            while more:
+                cursor = self.merge.cursor()
+                page = await self.port.changes(cursor)
+                self._take(on_page(cursor, page))
+                more = page.more
+
+    def _take(self, step: Apply | Reset | Ignore) -> None:
+        match step:
+            case Apply(changes, cursor, seq, shared):
+                self.merge.apply(changes, cursor, seq, shared)
+            case Reset(cursor, seq, shared):
+                self.merge.reset(cursor, seq, shared)
+        self.collector.collect()
+
+    async def listen(self) -> None:
+        """A socket says what happened since it said something last."""
+        since = self._told or self.merge.cursor()
+        if since is not None:
+            hint = await self.port.hint(since)
+            self._told = hint.cursor
+            self.hints.append(hint)
+
+    async def hear(self, nth: int) -> None:
+        """One of the hints on their way arrives: not always the first, and not always once."""
+        if self.hints:
+            hint = self.hints[nth % len(self.hints)]
+            async with self._feed:
+                seq = self.merge.seq(self.tree.own_drive)
+                step = on_hint(self.merge.cursor(), seq, hint)
+                if not isinstance(step, Pull):
+                    self._take(step)
+                    return
+            await self.pull()
 
     async def flush(self) -> None:
         """Return when the server has everything this device wants it to have."""
@@ -247,7 +300,10 @@ class Device:
             body = await self.read_all(node.ino) if node.is_regular else None
             mtime = node.mtime_ns if node.is_regular else None
             attributes = self.tree.xattrs(node.ino)
-            found[below] = (node.kind, node.mode, node.file, mtime, body, node.links, attributes)
+            rest = (node.uid, node.gid, node.target)
+            found[below] = (
+                node.kind, node.mode, node.file, mtime, body, node.links, attributes, *rest
+            )  # fmt: skip
             if node.is_directory:
                 await self._walk(node.ino, below, found)
 

@@ -7,6 +7,7 @@ form, so a message that the wire would refuse is refused here.
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +32,12 @@ from server.people.caller import Caller
 from server.storage import arrivals, leases, uploads
 from server.storage.blobs import BlobKey, Head
 from server.storage.quota import Budget
+from server.upkeep import fsck
 from tests.contract.memory import MemoryBlobStore
 
 T = TypeVar("T")
 LEASE_NS = 10**9 * 3600
+DELAYS = (0, 0, 0.001, 0.01, 0.1, 1)  # seconds of the mock clock
 
 
 def through_wire(message: object, kind: type[T] | Any) -> T:
@@ -115,27 +118,45 @@ class Server:
 
     def history(self) -> set[bytes]:
         """The content of every uploaded version of every file, in the tree or in the trash."""
+        return set(self.versions().values())
+
+    def trash(self) -> set[bytes]:
+        """The content of every uploaded version of the files in the trash."""
+        with self.db.read() as conn:
+            gone = select(versions.c.id).join(files, versions.c.file == files.c.id)
+            ids = set(conn.execute(gone.where(files.c.links == 0)).scalars())
+        return {data for version, data in self.versions().items() if version in ids}
+
+    def versions(self) -> dict[str, bytes]:
+        """The content of every uploaded version."""
         with self.db.read() as conn:
             rows = conn.execute(select(versions).where(versions.c.status == "uploaded")).all()
         return {
-            self.content(msgspec.msgpack.decode(row.manifest, type=Manifest), row.drive)
+            row.id: self.content(msgspec.msgpack.decode(row.manifest, type=Manifest), row.drive)
             for row in rows
         }
+
+    def complaints(self) -> list[str]:
+        """What the server's own check finds wrong."""
+        found = fsck.run(self.db, self.blobs)
+        return [f"{each.kind}: {each.what} ({each.path})" for each in found.findings]
 
 
 @dataclass
 class Network:
     """How one device reaches the server. `lose_replies`: the request is carried out, the answer
-    does not arrive, so many times."""
+    does not arrive, so many times. `weather`: requests and answers take their time, so what was
+    asked or answered first need not come first."""
 
     up: bool = True
     lose_replies: int = 0
     requests: int = field(default=0)
     reached: trio.Event = field(default_factory=trio.Event)  # set at request number `stop_at`
     stop_at: int = 0
+    weather: random.Random | None = None
 
     async def cross(self) -> None:
-        await trio.lowlevel.checkpoint()
+        await self._dawdle()
         self.requests += 1
         if self.requests == self.stop_at:
             self.reached.set()
@@ -144,10 +165,19 @@ class Network:
         if not self.up:
             raise Unreachable("partitioned")
 
-    def answer(self) -> None:
-        if self.lose_replies:
+    async def answer(self, *, may_be_lost: bool = False) -> None:
+        if may_be_lost and self.lose_replies:
             self.lose_replies -= 1
             raise Unreachable("the answer was lost")
+        if self.weather is not None:
+            await self._dawdle()
+            if not self.up:
+                raise Unreachable("partitioned before the answer came")
+
+    async def _dawdle(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.weather is not None:
+            await trio.sleep(self.weather.choice(DELAYS))
 
 
 class Port:
@@ -164,6 +194,7 @@ class Port:
             root = conn.exec_driver_sql(
                 "SELECT root FROM drives WHERE id = ?", (caller.drive,)
             ).scalar_one()
+        await self._network.answer()
         return wire.Me(
             account=caller.account_name,
             device_id=caller.device,
@@ -182,7 +213,7 @@ class Port:
         with self._server.db.write() as conn:
             caller = self._server.caller(conn, self._token)
             results, _ = commits.apply(conn, caller, request.ops, time.time_ns())
-        self._network.answer()
+        await self._network.answer(may_be_lost=True)
         return through_wire(wire.ApplyReply(results=results), wire.ApplyReply)
 
     async def file(
@@ -191,19 +222,32 @@ class Port:
         await self._network.cross()
         with self._server.db.read() as conn:
             caller = self._server.caller(conn, self._token)
-            return listing.file(conn, caller, file, version, manifest)
+            reply = listing.file(conn, caller, file, version, manifest)
+        await self._network.answer()
+        return reply
 
     async def children(self, file: str, cursor: str | None = None) -> wire.ChildrenPage:
         await self._network.cross()
         with self._server.db.read() as conn:
             caller = self._server.caller(conn, self._token)
-            return listing.children(conn, caller, file, cursor, 3)  # small: pages are crossed
+            page = listing.children(conn, caller, file, cursor, 3)  # small: pages are crossed
+        await self._network.answer()
+        return page
 
     async def changes(self, cursor: str | None) -> wire.ChangesPage:
         await self._network.cross()
         with self._server.db.read() as conn:
             caller = self._server.caller(conn, self._token)
-            return feed.pull(conn, self._server.cursors, view_of(conn, caller), cursor)
+            page = feed.pull(conn, self._server.cursors, view_of(conn, caller), cursor)
+        await self._network.answer()
+        return page
+
+    async def hint(self, since: str) -> wire.Hint:
+        """What a socket tells of everything after `since`: the changes, or only that there are."""
+        page = await self.changes(since)
+        if page.reset or page.more or page.shared is not None:
+            return wire.Hint(since=page.cursor, cursor=page.cursor, seq=page.seq)
+        return wire.Hint(since=since, cursor=page.cursor, seq=page.seq, changes=page.changes)
 
     async def start_uploads(self, request: wire.StartUploads) -> wire.StartUploadsReply:
         await self._network.cross()
@@ -212,7 +256,7 @@ class Port:
             caller = self._server.caller(conn, self._token)
             terms = uploads.Terms(LEASE_NS, Budget(conn, caller, 1 << 40), _sign)
             states = [self._start(conn, caller, one, terms) for one in request.uploads]
-        self._network.answer()
+        await self._network.answer(may_be_lost=True)
         return wire.StartUploadsReply(uploads=states)  # type: ignore[arg-type]  # every Problem
 
     def _start(
@@ -246,6 +290,7 @@ class Port:
                 proof = arrivals.Proof(version, promised)
             arrival = arrivals.Arrival(key, head, proof=proof)
             arrivals.arrived(conn, self._server.blobs, [arrival], now)
+        await self._network.answer()
 
 
 def _do_not_sync(connection: Any, _record: object) -> None:

@@ -3,14 +3,19 @@ the end both devices show what the server has, and nothing that was saved is los
 
 "Saved" is what a device's file held when the device was flushed; what was overwritten or deleted
 on the same device before that needs no place. Each saved content must be in the history of some
-file on the server: in place, under a conflicted name, overtaken, or in the trash.
+file on the server: in place, under a conflicted name, overtaken, or in the trash. Where both
+devices keep conflicted copies, what nobody has overwritten or deleted knowingly has a name. What
+only one person has changed is exactly as that person left it (`reference`). And the server's own
+check finds nothing wrong with it.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -33,94 +38,43 @@ from cache.journal import Body
 from cache.tree import ROOT
 from remote.errors import NearlineError
 from tests.model.device import Device
+from tests.model.people import Person, temporary
+from tests.model.plans import PATHS, PAUSES, TERRITORIES, Step, plan
+from tests.model.reference import Reference, View, differences
 from tests.model.server import Server
 
-PATHS = ("a", "b", "d", "d/a", "d/b", "e", "e/a")
+BODY = 4  # where in a view's tuple the bytes are
 paths = st.sampled_from(PATHS)
 which = st.sampled_from((0, 1))
 EXPECTED = {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL}
 EXPECTED |= {errno.EPERM, errno.ESTALE}
 
 
-class Person:
-    """A device, and what its person may rely on."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.bytes: dict[int, bytes] = {}  # by inode: what was written, while it is not flushed
-        self.handle: int | None = None
-
-    def note_gone(self, ino: int) -> None:
-        node = self.device.tree.find(ino)
-        if node is None or node.links == 0:
-            self.bytes.pop(ino, None)
-
-    async def edit(self, path: str, change: Callable[[bytes], bytes]) -> None:
-        """Bring a regular file to `change(what it holds)`, by one write and one truncate."""
-        node = await self.device.resolve(path)
-        if node.is_regular:
-            await self.edit_inode(node.ino, change)
-
-    async def edit_inode(self, ino: int, change: Callable[[bytes], bytes]) -> None:
-        contents = self.device.contents
-        old = await self.device.read_all(ino)
-        new = change(old)
-        same = next(
-            (n for n, pair in enumerate(zip(old, new, strict=False)) if len({*pair}) > 1),
-            min(len(old), len(new)),
-        )
-        if same < len(new):
-            await contents.write(ino, same, new[same:])
-        contents.truncate(ino, len(new))
-        if new != old:
-            self.bytes[ino] = new
-
-    async def save(self, path: str, data: bytes) -> int:
-        """Create or overwrite, as `cp` does."""
-        parent, name = await self.device.place(path)
-        node = self.device.tree.child(parent, name)
-        if node is None:
-            node = self.device.edits.create(parent, name, "file", 0o644, 0, 0)
-        if node.is_regular:
-            self.device.contents.truncate(node.ino, 0)
-            await self.device.contents.write(node.ino, 0, data)
-            self.bytes[node.ino] = data
-        return node.ino
-
-    async def rename(self, old: str, new: str) -> None:
-        device = self.device
-        parent, name = await device.place(old)
-        new_parent, new_name = await device.place(new)
-        over = device.tree.child(new_parent, new_name)
-        if over is not None:
-            await device.ensure_listed(over.ino)
-        device.edits.rename(parent, name, new_parent, new_name)
-        if over is not None:
-            self.note_gone(over.ino)
-        device.collector.collect()
-
-
 class Devices(RuleBasedStateMachine):
-    def __init__(self) -> None:
+    """`keep_copies`: which of the two devices leave conflicted copies."""
+
+    def __init__(self, keep_copies: tuple[bool, bool] = (False, True)) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp(prefix="nearline-model-"))
         self.server = Server(self.directory)
+        self.keep_copies = keep_copies
         self.people: list[Person] = []
-        self.saved: set[bytes] = set()
+        self.reference = Reference()
         self.numbers = itertools.count(1)
 
     @initialize()
     def start(self) -> None:
-        for name in ("one", "two"):
-            device = Device(self.server, self.directory / name, name, self.server.token(name))
+        for name, keeps in zip(("one", "two"), self.keep_copies, strict=True):
+            token = self.server.token(name)
+            directory = self.directory / name
+            device = Device(self.server, directory, name, token, keep_copies=keeps)
             self.people.append(Person(device))
             self.run(device.start)
         for path in ("d", "e"):
             self.make(0, path, "directory")
         for path in ("a", "d/a", "d/b"):
             self.save(0, path, 10)
-        self.flush(0, 0)
-        self.look_around(1)
+        self.agree()
 
     def teardown(self) -> None:
         try:
@@ -137,20 +91,27 @@ class Devices(RuleBasedStateMachine):
 
     def run(self, work: Callable[[], Awaitable[object]]) -> None:
         """Let one person do one thing; it may fail as a system call may."""
+        trio.run(self.attempt, work, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    async def attempt(self, work: Callable[[], Awaitable[object]]) -> None:
         try:
-            trio.run(work, clock=trio.testing.MockClock(autojump_threshold=0))
+            await work()
         except OSError as problem:
             if problem.errno not in EXPECTED:
                 raise
         except NearlineError:
             assert any(not person.device.network.up for person in self.people)
 
+    def act(self, who: int, work: Callable[[Person], Awaitable[object]], *paths: str) -> None:
+        self.reference.touched(who, *paths)
+        self.run(lambda: work(self.people[who]))
+
     # What people do.
 
     @rule(who=which, path=paths, size=st.sampled_from((0, 10, 300_000)))
     def save(self, who: int, path: str, size: int) -> None:
-        person, data = self.people[who], self.fresh(size)
-        self.run(lambda: person.save(path, data))
+        data = self.fresh(size)
+        self.act(who, lambda person: person.save(path, data), path)
 
     def fresh(self, size: int) -> bytes:
         """Bytes nobody has written before, unless there are none to write."""
@@ -162,112 +123,58 @@ class Devices(RuleBasedStateMachine):
     @rule(who=which, path=paths, at=st.integers(0, 40))
     def patch(self, who: int, path: str, at: int) -> None:
         mark = self.fresh(10)
-
-        def change(old: bytes) -> bytes:
-            return old[:at].ljust(at, b"\0") + mark + old[at + len(mark) :]
-
-        self.run(lambda: self.people[who].edit(path, change))
+        self.act(who, lambda person: person.patch(path, at, mark), path)
 
     @rule(who=which, path=paths, size=st.integers(0, 20))
     def truncate(self, who: int, path: str, size: int) -> None:
-        change: Callable[[bytes], bytes] = lambda old: old[:size].ljust(size, b"\0")  # noqa: E731
-        self.run(lambda: self.people[who].edit(path, change))
+        self.act(who, lambda person: person.truncate(path, size), path)
 
     @rule(who=which, path=paths)
     def save_by_rename(self, who: int, path: str) -> None:
         """As editors do."""
-        person, data = self.people[who], self.fresh(10)
-
-        async def work() -> None:
-            above, _, name = path.rpartition("/")
-            temporary = f"{above}/.tmp-{name}"
-            await person.save(temporary, data)
-            await person.rename(temporary, path)
-
-        self.run(work)
+        data = self.fresh(10)
+        self.act(who, lambda person: person.save_by_rename(path, data), path, temporary(path))
 
     @rule(who=which, path=paths)
     def open(self, who: int, path: str) -> None:
-        person = self.people[who]
-
-        async def work() -> None:
-            node = await person.device.resolve(path)
-            if person.handle is None and node.is_regular:
-                person.handle = node.ino
-                person.device.handles.add(node.ino)
-
-        self.run(work)
+        self.run(lambda: self.people[who].open(path))
 
     @precondition(lambda self: any(person.handle for person in self.people))
     @rule(who=which)
     def write_through_handle(self, who: int) -> None:
-        person, mark = self.people[who], self.fresh(10)
-        if person.handle is None:
-            return
-        deleted = person.device.tree.node(person.handle).links == 0
-        self.run(lambda: person.edit_inode(person.handle or 0, lambda old: mark + old[:50]))
-        if deleted:
-            person.bytes.pop(person.handle, None)
+        mark, path = self.fresh(10), self.people[who].handle_path
+        self.act(who, lambda person: person.write_through_handle(mark), path)
+
+    @precondition(lambda self: any(person.handle for person in self.people))
+    @rule(who=which, mode=st.integers(0, 0o777))
+    def chmod_through_handle(self, who: int, mode: int) -> None:
+        path = self.people[who].handle_path
+        self.act(who, lambda person: person.chmod_through_handle(mode), path)
 
     @precondition(lambda self: any(person.handle for person in self.people))
     @rule(who=which)
     def release(self, who: int) -> None:
-        person = self.people[who]
-        if person.handle is not None:
-            person.device.handles.discard(person.handle)
-            person.device.collector.unused(person.handle)
-            person.handle = None
+        self.run(self.people[who].release)
 
     @rule(who=which, old=paths, new=paths)
     def rename(self, who: int, old: str, new: str) -> None:
-        self.run(lambda: self.people[who].rename(old, new))
+        self.act(who, lambda person: person.rename(old, new), old, new)
 
     @rule(who=which, one=paths, other=paths)
     def exchange(self, who: int, one: str, other: str) -> None:
-        device = self.people[who].device
-
-        async def work() -> None:
-            if one != other:
-                here, there = await device.place(one), await device.place(other)
-                device.edits.exchange(*here, *there)
-
-        self.run(work)
+        self.act(who, lambda person: person.exchange(one, other), one, other)
 
     @rule(who=which, path=paths)
     def remove(self, who: int, path: str) -> None:
-        person = self.people[who]
-        device = person.device
-
-        async def work() -> None:
-            parent, name = await device.place(path)
-            node = await device.resolve(path)
-            await device.ensure_listed(node.ino)
-            device.edits.unlink(parent, name, directory=node.is_directory)
-            person.note_gone(node.ino)
-            device.collector.collect()
-
-        self.run(work)
+        self.act(who, lambda person: person.remove(path), path)
 
     @rule(who=which, path=paths, kind=st.sampled_from(("directory", "directory", "symlink")))
     def make(self, who: int, path: str, kind: str) -> None:
-        device = self.people[who].device
-
-        async def work() -> None:
-            parent, name = await device.place(path)
-            target = "elsewhere" if kind == "symlink" else None
-            device.edits.create(parent, name, kind, 0o755, 0, 0, target=target)  # type: ignore[arg-type]  # a Kind
-
-        self.run(work)
+        self.act(who, lambda person: person.make(path, kind), path)
 
     @rule(who=which, old=paths, new=paths)
     def link(self, who: int, old: str, new: str) -> None:
-        device = self.people[who].device
-
-        async def work() -> None:
-            node = await device.resolve(old)
-            device.edits.link(node.ino, *await device.place(new))
-
-        self.run(work)
+        self.act(who, lambda person: person.link(old, new), old, new)
 
     @rule(
         who=which,
@@ -277,21 +184,11 @@ class Devices(RuleBasedStateMachine):
         ),
     )
     def set_attributes(self, who: int, path: str, changes: dict[str, int]) -> None:
-        device = self.people[who].device
-
-        async def work() -> None:
-            device.edits.set_attributes((await device.resolve(path)).ino, changes)
-
-        self.run(work)
+        self.act(who, lambda person: person.set_attributes(path, changes), path)
 
     @rule(who=which, path=paths, value=st.sampled_from((None, b"1", b"2")))
     def set_xattr(self, who: int, path: str, value: bytes | None) -> None:
-        device = self.people[who].device
-
-        async def work() -> None:
-            device.edits.set_xattr((await device.resolve(path)).ino, "user.x", value)
-
-        self.run(work)
+        self.act(who, lambda person: person.set_xattr(path, value), path)
 
     # What happens to them.
 
@@ -299,9 +196,21 @@ class Devices(RuleBasedStateMachine):
     def pull(self, who: int) -> None:
         self.run(self.people[who].device.pull)
 
+    @rule(who=which, nth=st.integers(0, 3), again=st.booleans())
+    def hear(self, who: int, nth: int, again: bool) -> None:
+        """Events arrive: some later than those behind them, some twice."""
+        device = self.people[who].device
+
+        async def work() -> None:
+            await device.listen()
+            for _ in range(2 if again else 1):
+                await device.hear(nth)
+
+        self.run(work)
+
     @rule(who=which)
     def look_around(self, who: int) -> None:
-        self.run(self.people[who].device.everything)
+        self.run(self.people[who].look_around)
 
     @rule(who=which, lost=st.sampled_from((0, 0, 1, 2)))
     def flush(self, who: int, lost: int) -> None:
@@ -314,8 +223,7 @@ class Devices(RuleBasedStateMachine):
         self.run(person.device.flush)
         person.device.network.lose_replies = 0
         person.device.network.requests = 0
-        self.saved |= set(person.bytes.values())
-        person.bytes.clear()
+        person.flushed()
 
     @rule(who=which, lost=st.sampled_from((0, 1)))
     def die_while_flushing(self, who: int, lost: int) -> None:
@@ -331,6 +239,49 @@ class Devices(RuleBasedStateMachine):
         person.device.network.lose_replies = 0
         self.crash(who)
 
+    @rule(seed=st.integers(0, 1 << 32), apart=st.booleans())
+    def all_at_once(self, seed: int, apart: bool) -> None:
+        """Both work, send and hear at the same time, and what is asked and answered takes its time:
+        answers are overtaken by events, events by answers, either by what people do meanwhile."""
+        dice = random.Random(seed)
+        plans = [plan(dice, places if apart else PATHS) for places in TERRITORIES]
+        for who, steps in enumerate(plans):
+            for step in steps:
+                self.reference.touched(who, *step.paths)
+
+        async def work() -> None:
+            async with trio.open_nursery() as everybody:
+                for person, steps in zip(self.people, plans, strict=False):
+                    person.device.network.weather = dice
+                    everybody.start_soon(self._live_on, person, steps, dice)
+
+        self.run(lambda: unwrapped(work))
+        for person in self.people:
+            network = person.device.network
+            network.weather, network.requests, network.lose_replies = None, 0, 0
+            if network.up:
+                self.flush_one(person)
+
+    async def _live_on(self, person: Person, steps: list[Step], dice: random.Random) -> None:
+        """One person's device for a while, with everything that goes on in it."""
+        device = person.device
+        device.network.lose_replies = dice.choice((0, 0, 1))
+        async with trio.open_nursery() as nursery:
+            if device.network.up:
+                nursery.start_soon(self.attempt, device.flush)
+            nursery.start_soon(self._hear_of_it, device, dice)
+            for step in steps:
+                await trio.sleep(dice.choice(PAUSES))
+                work = functools.partial(step.work, person, self.fresh(10))
+                await self.attempt(work)
+
+    async def _hear_of_it(self, device: Device, dice: random.Random) -> None:
+        for _ in range(dice.randrange(4)):
+            await trio.sleep(dice.choice(PAUSES))
+            how = dice.choice((device.pull, device.listen, device.everything))
+            await self.attempt(how)
+            await self.attempt(functools.partial(device.hear, dice.randrange(4)))
+
     @rule(who=which, up=st.booleans())
     def partition(self, who: int, up: bool) -> None:
         self.people[who].device.network.up = up
@@ -338,9 +289,7 @@ class Devices(RuleBasedStateMachine):
     @rule(who=which)
     def crash(self, who: int) -> None:
         person = self.people[who]
-        if person.handle is not None:
-            person.handle = None
-        person.device.handles.clear()
+        person.died()
         person.device.crash()
         self.run(person.device.start)
 
@@ -362,10 +311,31 @@ class Devices(RuleBasedStateMachine):
 
         self.run(work)
 
-    def settle_down(self) -> None:
+    @rule()
+    def agree(self) -> None:
+        """All devices come home; what one of them alone has changed is as it left it."""
         for person in self.people:
             person.device.network.up = True
-        for _round in range(2):
+            self.run(person.release)
+        last_seen = [self.view(person.device) for person in self.people]
+        view = self.converge()
+        surprises = self.reference.surprises(last_seen, view)
+        assert not surprises, surprises
+        self.reference.agree(view)
+
+    def settle_down(self) -> None:
+        self.agree()
+        fresh = Device(self.server, self.directory / "new", "new", self.server.token("new"))
+        self.people.append(Person(fresh))
+        self.run(fresh.start)
+        apart = differences(self.view(fresh), self.view(self.people[0].device))
+        assert not apart, apart
+        complaints = self.server.complaints()
+        assert not complaints, complaints
+
+    def converge(self) -> View:
+        """Until nobody has anything to say any more, all show the same, and nothing is lost."""
+        for _round in range(3):
             for person in self.people:
                 self.run(person.device.pull)
                 self.flush_one(person)
@@ -374,18 +344,27 @@ class Devices(RuleBasedStateMachine):
             self.run(person.device.pull)
             assert list(person.device.journal) == []
             views.append(self.view(person.device))
-            assert person.device.contents.dirty_bytes == 0 or person.handle is not None
-        apart = differences(*views)
-        assert not apart, apart
-        fresh = Device(self.server, self.directory / "new", "new", self.server.token("new"))
-        self.people.append(Person(fresh))
-        self.run(fresh.start)
-        apart = differences(self.view(fresh), views[0])
-        assert not apart, apart
-        missing = {data[:30] for data in self.saved - self.server.history() if data}
-        assert not missing
+            assert person.device.contents.dirty_bytes == 0
+        for view in views[1:]:
+            apart = differences(views[0], view)
+            assert not apart, apart
+        self.check_nothing_is_lost(views[0])
+        return views[0]
 
-    def view(self, device: Device) -> dict[str, tuple[object, ...]]:
+    def check_nothing_is_lost(self, view: View) -> None:
+        saved = {data for person in self.people for data in person.saved if data}
+        missing = {data[:30] for data in saved - self.server.history()}
+        assert not missing, missing
+        if all(self.keep_copies):
+            found = {seen[BODY] for seen in view.values()} | self.server.trash()
+            versions = self.server.versions()
+            for person in self.people:
+                found |= person.overtaken
+                found |= {versions[one] for one in person.overtaken_versions if one in versions}
+            nameless = {data[:30] for data in saved - found}
+            assert not nameless, nameless
+
+    def view(self, device: Device) -> View:
         found: dict[str, tuple[object, ...]] = {}
 
         async def work() -> None:
@@ -395,11 +374,15 @@ class Devices(RuleBasedStateMachine):
         return found
 
 
-def differences(
-    one: dict[str, tuple[object, ...]], other: dict[str, tuple[object, ...]]
-) -> dict[str, object]:
-    both = one.keys() | other.keys()
-    return {p: (one.get(p), other.get(p)) for p in both if one.get(p) != other.get(p)}
+async def unwrapped(work: Callable[[], Awaitable[object]]) -> None:
+    """Run it; what its nursery raised is raised as it was."""
+    try:
+        await work()
+    except BaseExceptionGroup as group:
+        found: BaseException = group
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        raise found from group
 
 
 def check_tables(device: Device) -> None:

@@ -21,8 +21,11 @@ from cache.tree import HISTORY, LOCAL, REVOKED, ROOT, Node
 from remote.errors import NotFound, Refused
 from remote.wire import Role
 from tests.model.device import Device
+from tests.model.people import Person
+from tests.model.plans import PATHS
+from tests.model.reference import differences
 from tests.model.server import Server
-from tests.model.test_devices import EXPECTED, PATHS, Devices, Person, check_tables, differences
+from tests.model.test_devices import EXPECTED, Devices, check_tables, unwrapped
 from tests.model.test_walks import STEPS, WALKS, WEIGHTS, arguments
 
 HOST, GUEST = 0, 1
@@ -170,17 +173,9 @@ class SharingDevices(Devices):
         node = person.device.tree.find(ino)
         if node is None or node.drive == REVOKED:
             del person.bytes[ino]
-            self.saved.add(data)
+            person.saved.add(data)
         else:
             self.check_bytes(person.device, ino, data)
-
-    def flush_one(self, person: Person) -> None:
-        self.run(person.device.flush)
-        person.device.network.lose_replies = 0
-        person.device.network.requests = 0
-        kept = {op.ino for op in person.device.journal}
-        self.saved |= {data for ino, data in person.bytes.items() if ino not in kept}
-        person.bytes = {ino: data for ino, data in person.bytes.items() if ino in kept}
 
     def settle_down(self) -> None:
         for person in self.people:
@@ -197,7 +192,8 @@ class SharingDevices(Devices):
             if not refused:
                 assert list(person.device.journal) == []
                 self.shows_what_the_server_has(person, account)
-        missing = {data[:30] for data in self.saved - self.server.history() if data}
+        saved = {data for person in self.people for data in person.saved if data}
+        missing = {data[:30] for data in saved - self.server.history()}
         assert not missing
 
     def shows_what_the_server_has(self, person: Person, account: str) -> None:
@@ -211,17 +207,6 @@ class SharingDevices(Devices):
         apart = differences(view, self.view(fresh))
         assert not apart, apart
         check_nothing_is_left(person.device)
-
-
-async def unwrapped(work: Callable[[], Awaitable[object]]) -> None:
-    """Run it; what its nursery raised is raised as it was."""
-    try:
-        await work()
-    except BaseExceptionGroup as group:
-        found: BaseException = group
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
-        raise found from group
 
 
 def check_drives(device: Device) -> None:
@@ -257,8 +242,8 @@ def more_arguments(step: str, dice: random.Random) -> dict[str, object]:
             return {"at": dice.randrange(1, 8), "path": path, "role": role, "nth": dice.random()}
         case "forget_feed":
             return {}
-    found = arguments(step, dice)
-    return found | ({"who": GUEST} if dice.random() < 0.6 else {})
+    who = GUEST if dice.random() < 0.6 else dice.randrange(2)
+    return arguments(step, dice) | {"who": who}
 
 
 @pytest.mark.parametrize("number", range(WALKS))

@@ -1,6 +1,8 @@
 """The same two devices, on long random walks: denser than what a search for small examples tries.
 
-`NEARLINE_MODEL_WALKS` sets how many; a walk is reproduced by its number.
+`NEARLINE_MODEL_WALKS` sets how many, `NEARLINE_MODEL_FIRST` from which number on; a walk is
+reproduced by its number. In every other walk each person mostly keeps to places of their own, so
+that there is something to say about what only one of them has changed.
 """
 
 from __future__ import annotations
@@ -11,76 +13,75 @@ from typing import Any
 
 import pytest
 
-from tests.model.test_devices import PATHS, Devices
+from tests.model import plans
+from tests.model.plans import PATHS, TERRITORIES
+from tests.model.test_devices import Devices
 
 STEPS = 60
 WALKS = int(os.environ.get("NEARLINE_MODEL_WALKS", "15"))
-WEIGHTS = {
-    "save": 6,
-    "patch": 4,
-    "truncate": 2,
-    "save_by_rename": 5,
+FIRST = int(os.environ.get("NEARLINE_MODEL_FIRST", "0"))
+WEIGHTS = plans.WEIGHTS | {
     "open": 2,
     "write_through_handle": 2,
+    "chmod_through_handle": 1,
     "release": 1,
-    "rename": 7,
-    "exchange": 2,
-    "remove": 5,
-    "make": 5,
-    "link": 3,
-    "set_attributes": 3,
-    "set_xattr": 2,
     "pull": 3,
+    "hear": 2,
     "look_around": 3,
     "flush": 4,
     "die_while_flushing": 1,
     "partition": 4,
     "crash": 1,
 }
+TOGETHER = {"all_at_once": 5, "agree": 2}
+KEEP_COPIES = ((False, False), (True, False), (True, True), (False, True), (True, True))
+ABROAD = 0.1  # how often somebody is seen in the other's places
 
 
-def arguments(step: str, dice: random.Random) -> dict[str, Any]:
-    """What to call a step with; each argument is named as the rule names it."""
-    path = dice.choice(PATHS)
+def arguments(step: str, dice: random.Random, choices: tuple[str, ...] = PATHS) -> dict[str, Any]:
+    """What to call a step with, but for `who`; each argument is named as the rule names it."""
     match step:
         case "save":
-            more = {"path": path, "size": dice.choice((0, 10, 10, 300_000))}
-        case "patch":
-            more = {"path": path, "at": dice.randrange(40)}
-        case "truncate":
-            more = {"path": path, "size": dice.randrange(20)}
-        case "save_by_rename" | "open" | "remove":
-            more = {"path": path}
-        case "rename" | "link":
-            more = {"old": path, "new": dice.choice(PATHS)}
-        case "exchange":
-            more = {"one": path, "other": dice.choice(PATHS)}
-        case "make":
-            more = {"path": path, "kind": dice.choice(("directory", "directory", "symlink"))}
-        case "set_attributes":
-            name = dice.choice(("mode", "uid", "mtime_ns"))
-            more = {"path": path, "changes": {name: dice.randrange(0o777)}}
-        case "set_xattr":
-            more = {"path": path, "value": dice.choice((None, b"1", b"2"))}
+            return {"path": dice.choice(choices), "size": dice.choice((0, 10, 10, 300_000))}
         case "flush":
-            more = {"lost": dice.choice((0, 0, 1, 2))}
+            return {"lost": dice.choice((0, 0, 1, 2))}
         case "die_while_flushing":
-            more = {"lost": dice.choice((0, 1))}
+            return {"lost": dice.choice((0, 1))}
         case "partition":
-            more = {"up": dice.random() < 0.5}
-        case _:
-            more = {}
-    return {"who": dice.randrange(2)} | more
+            return {"up": dice.random() < 0.5}
+        case "hear":
+            return {"nth": dice.randrange(4), "again": dice.random() < 0.3}
+        case "chmod_through_handle":
+            return {"mode": dice.randrange(0o777)}
+        case "open":
+            return {"path": dice.choice(choices)}
+        case _ if step in plans.WEIGHTS:
+            return plans.arguments(step, dice, choices)
+    return {}
 
 
-@pytest.mark.parametrize("number", range(WALKS))
+def walk(devices: Devices, dice: random.Random, *, apart: bool) -> None:
+    weights = WEIGHTS | TOGETHER
+    for step in dice.choices(list(weights), list(weights.values()), k=STEPS):
+        who = dice.randrange(2)
+        at_home = apart and dice.random() > ABROAD
+        match step:
+            case "agree":
+                devices.agree()
+            case "all_at_once":
+                devices.all_at_once(dice.randrange(1 << 32), apart=at_home)
+            case _:
+                more = arguments(step, dice, TERRITORIES[who] if at_home else PATHS)
+                getattr(devices, step)(who=who, **more)
+        devices.the_tree_is_a_tree()
+    devices.settle_down()
+
+
+@pytest.mark.parametrize("number", range(FIRST, FIRST + WALKS))
 def test_a_walk_ends_with_equal_trees_and_nothing_lost(number: int) -> None:
-    dice, devices = random.Random(number), Devices()
+    devices = Devices(KEEP_COPIES[number % len(KEEP_COPIES)])
     try:
         devices.start()
-        for step in dice.choices(list(WEIGHTS), list(WEIGHTS.values()), k=STEPS):
-            getattr(devices, step)(**arguments(step, dice))
-            devices.the_tree_is_a_tree()
-        devices.settle_down()
+        walk(devices, random.Random(number), apart=number % 2 == 1)
     finally:
         devices.close()
