@@ -1,15 +1,20 @@
 """The bytes of regular files: an uploaded version with dirty layers over it.
 
 Knows: which layers a node has, how reads and writes go through them, how a snapshot is frozen for
-upload and becomes the version underneath. Must not know: FUSE, names, how uploads travel.
+upload and becomes the version underneath, when dirty bytes become safe from power loss. Must not
+know: FUSE, names, how uploads travel, what power loss leaves (`settling`, `recovery`).
 
 Concurrency contract: `_stacks` mirrors the `layer` and `extent` tables for the nodes in use and is
 dropped on rollback. Everything is synchronous on the trio thread except the awaits named here:
 `write` awaits the spool (the layer's `writing` count is raised meanwhile, and `freeze` refuses a
-layer that is being written), `read` awaits the network only after it has copied the dirty parts.
+layer that is being written), `read` awaits the network only after it has copied the dirty parts,
+`settle` awaits the disk (a layer that is being settled stays in `_stacks`, unless it is dropped or
+rolled back: then nothing is noted of it).
 
 Invariants: at most one frozen layer per node, below the open one. Dirty bytes are removed only by
-`commit` (the server has them) and `discard` (no name and no handle is left).
+`commit` (the server has them) and `discard` (no name and no handle is left); a spool file only when
+the transaction that dropped its layer survives power loss. What a file was before it was truncated
+to nothing (`Layer.instead`) stays until what came after is settled.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+import structlog
 import trio
 
 from cache.database import Database
@@ -27,10 +33,13 @@ from cache.edits import Edits, fail
 from cache.intervals import IntervalSet
 from cache.layers import BASE, ZERO, Layer, Segment, plan_read
 from cache.reader import Prefetch
+from cache.settling import Change, Unsettled
 from cache.spool import Spool, pread_all
 from cache.tree import Node, Tree
 from remote.content import MAX_FILE_SIZE
 from remote.ids import FileId, VersionId
+
+log = structlog.get_logger(__name__)
 
 
 class VersionReader(Protocol):
@@ -52,6 +61,8 @@ class VersionReader(Protocol):
 
 
 Stack = list[Layer]  # from top to bottom
+# How long a change that nobody fsyncs may be lost to power loss: ext4's commit interval.
+SETTLE_SECONDS = 5.0
 
 
 class Contents:
@@ -61,10 +72,13 @@ class Contents:
         self._writing: Counter[int] = Counter()
         self._idle = trio.Event()  # set, and replaced, when a layer stops being written
         self._doomed: list[int] = []  # layers whose spool files go after the transaction
+        self._condemned: list[int] = []  # and those that go when the transaction is on the disk
+        self._settling: dict[int, trio.Lock] = {}  # by inode
         self._buffer = bytearray(1 << 20)
         self.edits: Edits  # set once by the owner of both; content changes are journaled there
         self.on_change: Callable[[int, int, int], None] = lambda ino, start, stop: None
         self.dirty_bytes = self._count_dirty()
+        self._unsettled = self._find_unsettled()  # inodes
         db.on_rollback.append(self._forget_all)
         spool.sweep({row[0] for row in db.all("SELECT id FROM layer")})
 
@@ -79,8 +93,8 @@ class Contents:
 
     def _load(self, ino: int) -> Stack:
         rows = self._db.all(
-            "SELECT id, ino, below, size, version, average FROM layer WHERE ino = ?"
-            " ORDER BY id DESC",
+            "SELECT id, ino, below, size, version, average, safe, instead FROM layer"
+            " WHERE ino = ? ORDER BY id DESC",
             ino,
         )
         return [self._load_extents(Layer(*row)) for row in rows]
@@ -88,16 +102,27 @@ class Contents:
     def _load_extents(self, layer: Layer) -> Layer:
         rows = self._db.all("SELECT start, stop FROM extent WHERE layer = ?", layer.id)
         layer.extents = IntervalSet((row[0], row[1]) for row in rows)
+        parts = self._db.all("SELECT start, stop, digest FROM unsettled WHERE layer = ?", layer.id)
+        layer.unsettled = Unsettled((row[0], row[1], row[2]) for row in parts)
         return layer
 
     def release(self, ino: int) -> None:
         """The kernel forgot the inode: keep nothing of it in memory."""
-        self._stacks.pop(ino, None)
+        if ino not in self._settling:
+            self._stacks.pop(ino, None)
 
     def _forget_all(self) -> None:
         self._stacks.clear()
         self._doomed.clear()
         self.dirty_bytes = self._count_dirty()
+        self._unsettled |= self._find_unsettled()
+
+    def _find_unsettled(self) -> set[int]:
+        rows = self._db.all(
+            "SELECT DISTINCT ino FROM layer WHERE instead IS NOT NULL"
+            " OR id IN (SELECT DISTINCT layer FROM unsettled)"
+        )
+        return {row["ino"] for row in rows}
 
     def _count_dirty(self) -> int:
         row = self._db.one("SELECT COALESCE(SUM(stop - start), 0) FROM extent")
@@ -173,8 +198,8 @@ class Contents:
         layer = self._open_layer(ino)
         self._writing[layer.id] += 1
         try:
-            await self._spool.write(layer.id, offset, data)
-            self._record_write(ino, layer, offset, offset + len(data))
+            whole = await self._spool.write(layer.id, offset, data)
+            self._record_write(ino, layer, offset, data, whole)
         finally:
             self._writing[layer.id] -= 1
             if not self._writing[layer.id]:
@@ -190,20 +215,28 @@ class Contents:
             return stack[0]
         with self._db.transaction():
             size = self._tree.node(ino).size
-            cursor = self._db.run(
-                "INSERT INTO layer (ino, below, size, safe) VALUES (?, ?, ?, ?)",
-                ino,
-                size,
-                size,
-                size,
-            )
-            assert cursor.lastrowid is not None
-            layer = Layer(id=cursor.lastrowid, ino=ino, below=size, size=size)
-            stack.insert(0, layer)
-            return layer
+            return self._add_layer(Layer(id=0, ino=ino, below=size, size=size, safe=size))
 
-    def _record_write(self, ino: int, layer: Layer, start: int, stop: int) -> None:
+    def _add_layer(self, layer: Layer) -> Layer:
+        cursor = self._db.run(
+            "INSERT INTO layer (ino, below, size, safe, instead) VALUES (?, ?, ?, ?, ?)",
+            layer.ino,
+            layer.below,
+            layer.size,
+            layer.safe,
+            layer.instead,
+        )
+        assert cursor.lastrowid is not None
+        layer.id = cursor.lastrowid
+        self.stack(layer.ino).insert(0, layer)
+        return layer
+
+    def _record_write(
+        self, ino: int, layer: Layer, start: int, data: bytes | memoryview, whole: bytes
+    ) -> None:
+        stop = start + len(data)
         with self._db.transaction():
+            self._unsettle(layer, start, data, whole)
             gone, added = layer.extents.add(start, stop)
             if added is not None:
                 if gone[1:] or (gone and gone[0][0] != added[0]):
@@ -225,40 +258,136 @@ class Contents:
             self.edits.content_changed(node)
         self.on_change(ino, start, stop)
 
+    def _unsettle(self, layer: Layer, start: int, data: bytes | memoryview, whole: bytes) -> None:
+        """Note what of a write the disk may not have. In its transaction, before its extents."""
+        self._unsettled.add(layer.ino)
+        new = layer.extents.gaps(start, start + len(data))
+        self._note(layer, layer.unsettled.wrote(start, data, new, whole))
+
+    def _note(self, layer: Layer, change: Change) -> None:
+        """Bring the table of unsettled parts up to date."""
+        for part in change.gone:
+            self._db.run(
+                "DELETE FROM unsettled WHERE layer = ? AND start = ?", layer.id, part.start
+            )
+        for part in change.come:
+            self._db.run(
+                "INSERT OR REPLACE INTO unsettled VALUES (?, ?, ?, ?)",
+                layer.id,
+                part.start,
+                part.stop,
+                part.digest,
+            )
+
     def truncate(self, ino: int, size: int) -> None:
         """Cut off or extend with zeros; costs nothing whatever the size. Raises EFBIG."""
         if size > MAX_FILE_SIZE:
             raise fail(errno.EFBIG)
         if size == self._tree.node(ino).size:
             return
-        layer = self._open_layer(ino)
         with self._db.transaction():
+            layer = self._layer_to_cut(ino, size)
             before = layer.extents.total
             # The spool file keeps its length: power loss may undo the truncation, which is not
             # synced, and then its bytes must be there.
             if layer.extents.cut(size):
                 self._rewrite_extents(layer)
+            self._note(layer, layer.unsettled.cut(size))
             self.dirty_bytes -= before - layer.extents.total
+            layer.safe = size if layer.safe == layer.size else min(layer.safe, size)
             layer.below, layer.size = min(layer.below, size), size
+            layer.cuts += 1
             self._db.run(
-                "UPDATE layer SET below = ?, size = ? WHERE id = ?", layer.below, size, layer.id
+                "UPDATE layer SET below = ?, size = ?, safe = ? WHERE id = ?",
+                layer.below,
+                size,
+                layer.safe,
+                layer.id,
             )
             now = time.time_ns()
             self._tree.update(ino, size=size, mtime_ns=now, ctime_ns=now)
             self.edits.content_changed(self._tree.node(ino))
         self.on_change(ino, size, MAX_FILE_SIZE)
 
+    def _layer_to_cut(self, ino: int, size: int) -> Layer:
+        """The open layer; a fresh one when nothing of the file is left. A file that is written anew
+        (`echo > file`, `cp`) must be there after power loss, the new one or the old one: so the
+        old one stays until the new one is settled."""
+        stack = self.stack(ino)
+        top = stack[0] if stack and not stack[0].frozen else None
+        if size or (top and (top.instead is not None or self._writing[top.id])):
+            return self._open_layer(ino)
+        if top is not None:
+            stack.pop(0)
+            self._db.run("UPDATE layer SET ino = 0 WHERE id = ?", top.id)
+        self._unsettled.add(ino)
+        return self._add_layer(Layer(id=0, ino=ino, below=0, size=0, instead=top.id if top else 0))
+
     def _rewrite_extents(self, layer: Layer) -> None:
         self._db.run("DELETE FROM extent WHERE layer = ?", layer.id)
         for start, stop in layer.extents:
             self._db.run("INSERT INTO extent VALUES (?, ?, ?)", layer.id, start, stop)
 
+    # Power loss.
+
     async def sync(self, ino: int) -> None:
         """Return when the bytes written so far, and the journal that refers to them, survive power
         loss: bytes first, so that no extent ever promises bytes that are not there."""
-        for layer in list(self.stack(ino)):
-            await self._spool.sync(layer.id)
+        await self.settle(ino)
         await self._db.sync()
+
+    async def settle(self, ino: int) -> None:
+        """Return when the bytes written so far survive power loss, if the journal does."""
+        stack = list(self.stack(ino))
+        for layer in stack:
+            begun = layer.unsettled.writes, layer.cuts, layer.size
+            await self._spool.sync(layer.id)
+            self._note_settled(layer, *begun)
+        if not stack:
+            self._unsettled.discard(ino)
+
+    async def keep_settled(self) -> None:
+        """Make every change safe from power loss within seconds, until cancelled; and delete the
+        spool files that nobody can need after one."""
+        while True:
+            if not (self._unsettled or self._condemned):
+                await self._db.changed.wait()
+            await trio.sleep(SETTLE_SECONDS)  # many changes are made safe at once
+            await self.settle_all()
+
+    async def settle_all(self) -> None:
+        for ino in list(self._unsettled):
+            try:
+                await self.settle(ino)
+            except OSError as problem:
+                log.error("cannot make dirty bytes safe yet", inode=ino, why=str(problem))
+        self.sweep()
+        condemned = list(self._condemned)
+        await self._db.sync()
+        del self._condemned[: len(condemned)]
+        await self._spool.remove_all(condemned)
+
+    def close(self) -> None:
+        """The end of the process: what `settle_all` does, without the trio thread's help."""
+        for ino in list(self._unsettled):
+            for layer in list(self.stack(ino)):
+                self._spool.sync_now(layer.id)
+                self._note_settled(layer, layer.unsettled.writes, layer.cuts, layer.size)
+
+    def _note_settled(self, layer: Layer, writes: int, cuts: int, size: int) -> None:
+        """The layer, as it was after so many writes and cuts, is on the disk. Where it was cut
+        since, or is not in use any more, the next time tells."""
+        stack = self.stack(layer.ino)
+        if not any(one is layer for one in stack) or layer.cuts != cuts:
+            return
+        if layer.unsettled or layer.instead is not None or layer.safe < size:
+            with self._db.transaction():
+                self._note(layer, layer.unsettled.settle(writes))
+                self._drop_instead(layer)
+                layer.safe = max(layer.safe, size)
+                self._db.run("UPDATE layer SET safe = ? WHERE id = ?", layer.safe, layer.id)
+        if not any(one.unsettled or one.instead is not None for one in stack):
+            self._unsettled.discard(layer.ino)
 
     # Snapshots.
 
@@ -292,7 +421,10 @@ class Contents:
         """Fill `into` from the frozen layer and the version below, whatever was written since."""
         node = self._tree.node(ino)
         plan = plan_read([layer], node.base_size, offset, len(into))
-        if all(segment.source != BASE for segment in plan):
+        sources = {segment.source for segment in plan}
+        if sources <= {ZERO}:  # the layer may have no file
+            self._fill(plan, offset, into)
+        elif BASE not in sources:
             with self._spool.lease(layer.id) as fd:
                 await trio.to_thread.run_sync(_fill_from, fd, plan, offset, into)
         else:
@@ -324,16 +456,29 @@ class Contents:
         self._stacks.pop(ino, None)
 
     def _drop_layer(self, layer: Layer) -> None:
-        self._db.run("DELETE FROM extent WHERE layer = ?", layer.id)
-        self._db.run("DELETE FROM layer WHERE id = ?", layer.id)
-        self.dirty_bytes -= layer.extents.total
-        self._doomed.append(layer.id)
+        self._drop_instead(layer)
+        self._drop_rows(layer.id)
+
+    def _drop_instead(self, layer: Layer) -> None:
+        """What was there before is not needed any more."""
+        if layer.instead:
+            self._drop_rows(layer.instead)
+        if layer.instead is not None:
+            layer.instead = None
+            self._db.run("UPDATE layer SET instead = NULL WHERE id = ?", layer.id)
+
+    def _drop_rows(self, layer: int) -> None:
+        row = self._db.one("SELECT SUM(stop - start) FROM extent WHERE layer = ?", layer)
+        self.dirty_bytes -= 0 if row is None else row[0] or 0
+        for table, key in (("extent", "layer"), ("unsettled", "layer"), ("layer", "id")):
+            self._db.run(f"DELETE FROM {table} WHERE {key} = ?", layer)
+        self._doomed.append(layer)
 
     def sweep(self) -> None:
-        """Delete the spool files of dropped layers. After their transaction has committed."""
-        doomed, self._doomed = self._doomed, []
-        for layer in doomed:
-            self._spool.remove(layer)
+        """Note the spool files of dropped layers: they are deleted by `settle_all`. After their
+        transaction has committed."""
+        self._condemned += self._doomed
+        self._doomed.clear()
 
 
 def _fill_from(fd: int, plan: list[Segment], start: int, into: memoryview) -> None:

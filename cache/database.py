@@ -10,8 +10,9 @@ runs in a worker thread, and touches only a file descriptor of the write-ahead l
 Durability: WAL with synchronous=NORMAL. A commit is in the kernel's page cache when it returns, so
 it survives the death of the process. It survives power loss after the next `sync`, which fsyncs
 the log: that is what a FULL commit does, without holding SQLite's write lock meanwhile (log frames
-carry checksums; a torn tail is dropped by recovery). Moving the log into the database fsyncs both,
-so a commit never does that by itself (it would stop every request meanwhile): `tend` does it from a
+carry checksums; a torn tail is dropped by SQLite's recovery, so what survives is every transaction
+up to some moment at or after the last `sync`). Moving the log into the database fsyncs both, so a
+commit never does that by itself (it would stop every request meanwhile): `tend` does it from a
 worker thread with a connection of its own, which SQLite lets run beside a writer.
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import trio
 
+from cache.disk import sync_directory
 from cache.opening import open_database
 
 CHECKPOINT_EVERY = 2000  # transactions between two moves of the log into the database
@@ -36,18 +38,28 @@ class Database:
     """The connection. `transaction()` is the only way to write. Whoever keeps a copy of rows in
     memory adds a function to `on_rollback` that drops the copy."""
 
-    def __init__(self, path: Path, companions: Sequence[Path] = ()) -> None:
-        """`companions` are directories that only this database explains: put aside with it."""
-        self.path = path
+    def __init__(self, path: Path, companions: Sequence[Path] = (), boot: str = "") -> None:
+        """`companions` are directories that only this database explains: put aside with it. `boot`
+        names what a process survives and a machine that loses power does not."""
+        self.path, self._boot = path, boot
         self._db = open_database(path, companions)
         self._depth = 0
         self.on_rollback: list[Callable[[], None]] = []
         self._wal = os.open(f"{path}-wal", os.O_RDWR)
+        for directory in (path.parent, path.parent.parent):  # the names of what was just made
+            sync_directory(directory)
         self._synced = trio.Lock()
         self._writes = 1  # what an earlier process committed may not be synced either
         self._writes_synced = 0
         self._checkpointed = 0
         self._log_is_long = trio.Event()
+        self.changed = trio.Event()  # set while there is something to `sync`
+        # May the machine have stopped since, without what `close` does? Then nothing may be
+        # believed before `recovery` has looked; it calls `trust`.
+        self.lost_power = self.meta("boot") not in (None, boot) and not self.meta("clean")
+        if not self.lost_power:
+            with self.transaction():
+                self.trust()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -70,6 +82,7 @@ class Database:
         finally:
             self._depth -= 1
         self._writes += 1
+        self.changed.set()
         if self._writes - self._checkpointed >= CHECKPOINT_EVERY:
             self._log_is_long.set()
 
@@ -100,6 +113,12 @@ class Database:
     def set_meta(self, key: str, value: object) -> None:
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
+    def trust(self) -> None:
+        """What is here is right, and in use from now on. In a transaction."""
+        self.set_meta("boot", self._boot)
+        self.set_meta("clean", 0)
+        self.lost_power = False
+
     async def sync(self) -> None:
         """Return when every transaction committed before the call survives power loss. Calls that
         arrive while one is under way share the next (group commit)."""
@@ -108,7 +127,12 @@ class Database:
             if self._writes_synced >= wanted:
                 return
             upto = self._writes
-            await trio.to_thread.run_sync(os.fsync, self._wal)
+            self.changed = trio.Event()
+            try:
+                await trio.to_thread.run_sync(os.fsync, self._wal)
+            except BaseException:
+                self.changed.set()
+                raise
             self._writes_synced = upto
 
     async def tend(self) -> None:
@@ -123,7 +147,12 @@ class Database:
                 # of writes the thread never gets there: move the few frames that came meanwhile.
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def close(self) -> None:
+    def close(self, *, clean: bool = False) -> None:
+        """`clean`: whatever the rows refer to is on the disk, and after this they are, too."""
+        if clean and not self.lost_power:
+            with self.transaction():
+                self.set_meta("clean", 1)
+            os.fsync(self._wal)
         os.close(self._wal)
         self._db.close()
 

@@ -52,6 +52,7 @@ class Body(Struct, omit_defaults=True):
     regular: bool = False  # the file is a regular one: the operation comes with content
     base: VersionId = ""  # write: the version overwritten, when it is not the node's own
     renew: bool = False  # `version` was begun for another file: the snapshot needs a new one
+    torn: bool = False  # power loss took bytes of it: see `recovery`
 
 
 class Op(Struct):
@@ -312,8 +313,9 @@ class Journal:
         if op.key != old_key:
             self.on_rekey(old_key, op.key)
         self._db.run(
-            "UPDATE op SET key=?, ino=?, body=?, version=?, sent=?, refused=? WHERE seq=?",
+            "UPDATE op SET key=?, kind=?, ino=?, body=?, version=?, sent=?, refused=? WHERE seq=?",
             op.key,
+            op.kind,
             op.ino,
             msgspec.msgpack.encode(op.body),
             op.version,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cache.intervals import IntervalSet, Range
+from cache.settling import Unsettled
 
 
 @dataclass
@@ -26,7 +27,11 @@ class Layer:
     size: int
     version: str | None = None
     average: int | None = None
+    safe: int = 0
+    instead: int | None = None
+    cuts: int = 0  # in memory: how often it was truncated
     extents: IntervalSet = field(default_factory=IntervalSet)
+    unsettled: Unsettled = field(default_factory=Unsettled)
 
     @property
     def frozen(self) -> bool:

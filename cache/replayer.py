@@ -23,7 +23,7 @@ import trio
 
 from cache.contents import Contents
 from cache.database import Database
-from cache.journal import Journal, Op, new_id, reads, select, stuck, writes
+from cache.journal import Body, Journal, Op, new_id, reads, select, stuck, writes
 from cache.merge import Merge
 from cache.messages import message
 from cache.resolver import Resolver
@@ -45,6 +45,7 @@ from remote.errors import (
     Retry,
     TooLarge,
 )
+from remote.ids import VersionId
 
 log = structlog.get_logger(__name__)
 
@@ -434,6 +435,10 @@ class Replayer:
 
     async def _applied(self, op: Op, answer: wire.Applied) -> None:
         content = self._uploader.ready.get(op.key)
+        told = next((one.version for one in answer.change.files if one.id == op.file), None)
+        if content is not None and told is not None and told != content.version:
+            self._take_earlier_answer(op, told, answer.change)
+            return
         copy = await self._resolver.overtaken(op, answer)
         with self._db.transaction():
             if copy is not None and answer.overtaken is not None:
@@ -444,6 +449,24 @@ class Replayer:
             elif op.kind == "replace":
                 self._follow_replace(op, answer.change)
             self._merge.acknowledge(op, answer.change)
+        self._merge.after_commit()
+        self._uploader.forget(op)
+        self._collect()
+
+    def _take_earlier_answer(self, op: Op, version: VersionId, change: wire.Change) -> None:
+        """The server had applied the operation, as `version`, before this machine lost power and
+        with that the knowledge of it: the answer to a key is given again, whatever is sent with it.
+        Where power loss took bytes of ours, and nobody has written into them since, what the server
+        has is what was saved. Else ours is the next version."""
+        later = [one for one in self._journal.of_file(op.file) if one.has_content and one is not op]
+        with self._db.transaction():
+            if op.body.torn and not later:
+                self._contents.discard(op.ino)
+                self._tree.update(op.ino, size=self._tree.node(op.ino).base_size)
+                self._merge.acknowledge(op, change)
+            else:
+                body = Body(base=version)
+                self._journal.rewrite(op, kind="write", key=new_id(), body=body, sent=False)
         self._merge.after_commit()
         self._uploader.forget(op)
         self._collect()

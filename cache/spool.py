@@ -1,15 +1,16 @@
 """Spool files: the dirty bytes, one sparse file per layer.
 
 Knows: where a layer's bytes are, and how to keep them through power loss. Must not know: what the
-ranges mean (`layers`), which are valid (`contents`).
+ranges mean (`layers`), which are valid (`contents`), when they must be safe (`settling`).
 
 Concurrency contract: descriptors are kept open in a bounded cache. A descriptor in use by a worker
 thread is counted by `lease` and closed only when the last lease ends; every other use is
 synchronous on the trio thread, so the cache cannot change under it.
 
-Invariant: a spool file is deleted only by `remove`, after the transaction that forgot its layer has
-committed, or by `sweep` at start, which deletes files that no layer names (left by a crash between
-the two); foreign files are left alone.
+Invariants: a spool file is deleted only by `remove_all`, after the transaction that forgot its
+layer is on the disk, or by `sweep` at start, which deletes files that no layer names (left by a
+crash between the two); foreign files are left alone. Whoever reads asks for bytes that were
+written: a file that is missing or too short is damage (`Damaged`), never zeros.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import contextlib
 import errno
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 import trio
+
+from cache.disk import sync_directory
+from cache.settling import digest
 
 OPEN_FILES = 128
 # A pwrite this large is done in a worker thread: the hop costs about 60 µs, and a write that the
@@ -32,6 +36,13 @@ THREADED_WRITE = 256 * 1024
 RESERVE_BYTES = 8 << 20
 
 
+class Damaged(OSError):
+    """Dirty bytes are not where they were put: somebody removed or cut a spool file."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(errno.EIO, f"damaged state: {what}")
+
+
 class Spool:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -40,16 +51,21 @@ class Spool:
         self._leases: Counter[int] = Counter()
         self._written: Counter[int] = Counter()  # by layer: writes done, and how many of them
         self._synced: Counter[int] = Counter()  # survive power loss
+        self._named: set[int] = set()  # files whose names do
 
     def _path(self, layer: int) -> Path:
         return self._directory / f"{layer}.layer"
 
-    def _fd(self, layer: int) -> int:
+    def _fd(self, layer: int, *, make: bool = False) -> int:
         fd = self._open.get(layer)
         if fd is not None:
             self._open.move_to_end(layer)
             return fd
-        fd = os.open(self._path(layer), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0)
+        try:
+            fd = os.open(self._path(layer), flags, 0o600)
+        except FileNotFoundError as missing:
+            raise Damaged(f"{self._path(layer)} is gone") from missing
         self._open[layer] = fd
         self._close_excess()
         return fd
@@ -73,44 +89,69 @@ class Spool:
                 if layer not in self._open:  # removed meanwhile
                     os.close(fd)
 
-    async def write(self, layer: int, offset: int, data: bytes | memoryview) -> None:
-        """Write all of `data`. Raises OSError (ENOSPC, EDQUOT) with nothing believed written."""
-        _check_room(self._fd(layer), len(data))
+    async def write(self, layer: int, offset: int, data: bytes | memoryview) -> bytes:
+        """Write all of `data`; its digest. Raises OSError (ENOSPC, EDQUOT) with nothing believed
+        written."""
+        _check_room(self._fd(layer, make=True), len(data))
         if len(data) < THREADED_WRITE:
-            _pwrite_all(self._fd(layer), data, offset)
+            told = _pwrite_all(self._fd(layer), data, offset)
         else:
             with self.lease(layer) as fd:
-                await trio.to_thread.run_sync(_pwrite_all, fd, data, offset)
+                told = await trio.to_thread.run_sync(_pwrite_all, fd, data, offset)
         self._written[layer] += 1  # only now: a sync that began before it may have missed it
+        return told
 
     def read_into(self, layer: int, offset: int, into: memoryview) -> None:
-        """Fill `into`; bytes beyond the end of the spool file are zeros."""
+        """Fill `into` with bytes that were written. Raises `Damaged`."""
         pread_all(self._fd(layer), offset, into)
 
     async def sync(self, layer: int) -> None:
         """Return when the layer's bytes survive power loss."""
         upto = self._written[layer]
-        if self._synced[layer] >= upto:
-            return
-        with self.lease(layer) as fd:
-            await trio.to_thread.run_sync(_sync_file, fd, self._directory)
-        if layer in self._written:
-            self._synced[layer] = max(self._synced[layer], upto)
+        if self._synced[layer] < upto:
+            with self.lease(layer) as fd:
+                await trio.to_thread.run_sync(self._sync_file, layer, fd)
+            self._note_synced(layer, upto)
 
-    def remove(self, layer: int) -> None:
+    def sync_now(self, layer: int) -> None:
+        """`sync` for the end of the process, when nobody waits for the trio thread."""
+        if self._synced[layer] < self._written[layer]:
+            self._sync_file(layer, self._fd(layer))
+            self._note_synced(layer, self._written[layer])
+
+    def _note_synced(self, layer: int, upto: int) -> None:
+        if layer in self._written:  # not removed meanwhile
+            self._synced[layer] = max(self._synced[layer], upto)
+            self._named.add(layer)
+
+    def _sync_file(self, layer: int, fd: int) -> None:
+        os.fdatasync(fd)
+        if layer not in self._named:
+            sync_directory(self._directory)
+
+    async def remove_all(self, layers: Iterable[int]) -> None:
+        """Delete the files of layers that nobody will ask for again."""
+        paths = [self._forget(layer) for layer in layers]
+        if paths:
+            await trio.to_thread.run_sync(_unlink_all, paths)
+
+    def _forget(self, layer: int) -> Path:
         fd = self._open.pop(layer, None)
         if fd is not None and not self._leases[layer]:
             os.close(fd)
         del self._written[layer], self._synced[layer]
-        with contextlib.suppress(FileNotFoundError):  # a layer that was never written has none
-            os.unlink(self._path(layer))
+        self._named.discard(layer)
+        return self._path(layer)
 
     def sweep(self, known: Set[int]) -> None:
         """At start: delete files that no layer names, and take nothing of the others for synced."""
-        self._written.update(known)
-        for path in self._directory.glob("*.layer"):
-            if path.stem.isdigit() and int(path.stem) not in known:
-                path.unlink()
+        for name in os.listdir(self._directory):
+            number, _, kind = name.partition(".")
+            if kind == "layer" and number.isdigit():
+                if int(number) in known:
+                    self._written[int(number)] = 1
+                else:
+                    os.unlink(self._directory / name)
 
     def close(self) -> None:
         for fd in self._open.values():
@@ -123,8 +164,7 @@ def pread_all(fd: int, offset: int, into: memoryview) -> None:
     while done < len(into):
         got = os.preadv(fd, [into[done:]], offset + done)
         if got == 0:
-            into[done:] = bytes(len(into) - done)
-            return
+            raise Damaged(f"a spool file ends at {offset + done}")
         done += got
 
 
@@ -134,17 +174,14 @@ def _check_room(fd: int, length: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+def _pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> bytes:
     view = memoryview(data)
     while view:
         wrote = os.pwrite(fd, view, offset)
         view, offset = view[wrote:], offset + wrote
+    return digest(data)
 
 
-def _sync_file(fd: int, directory: Path) -> None:
-    os.fdatasync(fd)
-    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(parent)  # the file's own name
-    finally:
-        os.close(parent)
+def _unlink_all(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)  # a layer that was never written has none

@@ -29,6 +29,7 @@ from cache.journal import Journal
 from cache.manifests import Manifests
 from cache.merge import Merge
 from cache.reader import Reader
+from cache.recovery import recover
 from cache.replayer import Replayer
 from cache.resolver import Resolver
 from cache.shares import Shares
@@ -89,14 +90,17 @@ class Session:
         self.patience = Patience()
         self._reads = PatientReads(self.client, self.patience)
         spool = config.state_dir / "spool"
-        self.db = Database(config.state_dir / "tree.sqlite", companions=[spool])
+        boot = boot_id()
+        self.db = Database(config.state_dir / "tree.sqlite", companions=[spool], boot=boot)
+        if self.db.lost_power:
+            recover(self.db, spool)
         self.tree = Tree(self.db)
         self.journal = Journal(self.db)
         self.manifests = Manifests(self.db)
         self.blocks = BlockCache.open(
             config.cache_dir / "blocks",
             config.cache_size,
-            boot_id=boot_id(),
+            boot_id=boot,
             min_free_bytes=MIN_FREE_BYTES,
         )
         downloader = Downloader(self._reads, patience=self.patience)
@@ -166,6 +170,7 @@ class Session:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.reader.run)
             nursery.start_soon(self.db.tend)
+            nursery.start_soon(self.contents.keep_settled)
             nursery.start_soon(self.subscriber.run)
             nursery.start_soon(self.replayer.run)
             nursery.start_soon(self._list_root)
@@ -181,8 +186,14 @@ class Session:
 
     def close(self) -> None:
         self.blocks.close()
+        clean = False
+        try:
+            self.contents.close()
+            clean = True
+        except OSError as problem:
+            log.error("not everything is safe from power loss", why=str(problem))
         self.spool.close()
-        self.db.close()
+        self.db.close(clean=clean)
 
     def _adopt(self, me: Me) -> None:
         self.merge.adopt(me)

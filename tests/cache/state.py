@@ -14,6 +14,7 @@ from cache.invalidation import Invalidation
 from cache.journal import Journal, Op
 from cache.merge import Merge
 from cache.reader import Prefetch
+from cache.recovery import Losses, recover
 from cache.shares import Shares
 from cache.spool import Spool
 from cache.tree import ROOT, Node, Tree
@@ -67,7 +68,7 @@ class State:
     """Everything of one device that is on disk, opened; `reopen` is the death of the process."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self.versions = directory, Versions()
+        self.directory, self.versions, self.boot = directory, Versions(), "1"
         self.open()
         self.merge.adopt(
             Me(
@@ -87,7 +88,7 @@ class State:
 
     def open(self) -> None:
         self.kernel, self.in_use = Kernel(), set[int]()
-        self.db = Database(self.directory / "tree.sqlite")
+        self.db = Database(self.directory / "tree.sqlite", boot=self.boot)
         self.tree, self.journal = Tree(self.db), Journal(self.db)
         self.spool = Spool(self.directory / "spool")
         self.contents = Contents(self.db, self.tree, self.spool, self.versions)
@@ -108,6 +109,20 @@ class State:
     def reopen(self) -> None:
         self.close()
         self.open()
+
+    def lose_power(self) -> Losses:
+        """The machine stops, as things are now, and starts again."""
+        self.close()
+        self.boot += "1"
+        db = Database(self.directory / "tree.sqlite", boot=self.boot)
+        assert db.lost_power
+        losses = recover(db, self.directory / "spool")
+        db.close()
+        self.open()
+        return losses
+
+    def spool_files(self) -> list[str]:
+        return sorted(path.name for path in (self.directory / "spool").iterdir())
 
     # Local.
 

@@ -26,7 +26,9 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(0, SIZE), st.integers(1, 20)),
         st.tuples(st.just("truncate"), st.integers(0, SIZE), st.just(0)),
-        st.tuples(st.sampled_from(("freeze", "commit", "reopen")), st.just(0), st.just(0)),
+        st.tuples(
+            st.sampled_from(("freeze", "commit", "reopen", "settle")), st.just(0), st.just(0)
+        ),
     ),
     max_size=16,
 )
@@ -81,6 +83,12 @@ class File:
     async def reopen(self, *_: int) -> None:
         self.state.reopen()
 
+    async def settle(self, *_: int) -> None:
+        await self.state.contents.settle_all()
+        ids = {f"{layer.id}.layer" for layer in self.state.contents.stack(self.ino)}
+        assert set(self.state.spool_files()) <= ids
+        assert self.state.db.all("SELECT * FROM unsettled") == []
+
     async def check(self, offset: int, length: int) -> None:
         contents = self.state.contents
         read = await contents.read(self.ino, offset, length, None)
@@ -94,11 +102,16 @@ class File:
 
     def check_counts(self, contents: Contents) -> None:
         layers = contents.stack(self.ino)
-        assert contents.dirty_bytes == sum(layer.extents.total for layer in layers)
+        row = self.state.db.one("SELECT COALESCE(SUM(stop - start), 0) FROM extent")
+        assert row is not None
+        assert contents.dirty_bytes == row[0]
         assert self.state.tree.node(self.ino).size == len(self.now)
         assert all(start < layer.size for layer in layers for start, _ in layer.extents)
-        names = {path.name for path in (self.state.directory / "spool").iterdir()}
-        assert names <= {f"{layer.id}.layer" for layer in layers}
+        for layer in layers:
+            parts = sorted(part[:3] for part in layer.unsettled)
+            rows = self.state.db.all("SELECT * FROM unsettled WHERE layer = ?", layer.id)
+            assert [tuple(one)[1:] for one in rows] == parts
+            assert all(layer.extents.covers(start, stop) for start, stop, _ in parts)
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,10 +139,10 @@ async def test_a_write_under_way_puts_the_snapshot_off(
     started, go = trio.Event(), trio.Event()
     plain = state.spool.write
 
-    async def slow(layer: int, offset: int, data: bytes | memoryview) -> None:
+    async def slow(layer: int, offset: int, data: bytes | memoryview) -> bytes:
         started.set()
         await go.wait()
-        await plain(layer, offset, data)
+        return await plain(layer, offset, data)
 
     monkeypatch.setattr(state.spool, "write", slow)
     async with trio.open_nursery() as nursery:

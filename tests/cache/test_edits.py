@@ -43,7 +43,8 @@ async def test_created_and_deleted_before_its_turn(state: State) -> None:
     state.collector.collect()
     assert state.ops() == []
     assert (state.listing(), state.contents.dirty_bytes) == ({}, 0)
-    assert list((state.directory / "spool").iterdir()) == []
+    await state.contents.settle_all()
+    assert state.spool_files() == []
 
 
 async def test_an_editors_temporary_file_never_travels(state: State) -> None:

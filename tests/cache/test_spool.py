@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from cache import spool as module
-from cache.spool import THREADED_WRITE, Spool
+from cache.spool import THREADED_WRITE, Damaged, Spool
 
 
 async def read(spool: Spool, layer: int, length: int) -> bytes:
@@ -20,21 +20,33 @@ async def read(spool: Spool, layer: int, length: int) -> bytes:
     return bytes(into)
 
 
-async def test_bytes_come_back_and_the_rest_is_zeros(tmp_path: Path) -> None:
+async def test_bytes_come_back(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     large = os.urandom(THREADED_WRITE + 5)
     await spool.write(1, 2, b"abc")
     await spool.write(2, 0, large)
-    assert await read(spool, 1, 8) == b"\0\0abc\0\0\0"
+    assert await read(spool, 1, 5) == b"\0\0abc"
     assert await read(spool, 2, len(large)) == large
+    spool.close()
+
+
+async def test_bytes_that_are_gone_are_damage_and_not_zeros(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    await spool.write(1, 0, b"abc")
+    with pytest.raises(Damaged, match="ends at 3"):
+        await read(spool, 1, 4)
+    with pytest.raises(Damaged, match=r"2\.layer is gone"):
+        await read(spool, 2, 1)
+    assert os.listdir(tmp_path / "spool") == ["1.layer"]
     spool.close()
 
 
 async def test_descriptors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "OPEN_FILES", 4)
     spool = Spool(tmp_path / "spool")
+    await spool.write(1, 0, b"1")
     with spool.lease(1) as leased:
-        for layer in range(1, 20):
+        for layer in range(2, 20):
             await spool.write(layer, 0, b"%d" % layer)
         os.fstat(leased)  # in use: not closed however many came after
         open_here = len(list(Path("/proc/self/fd").iterdir()))
@@ -49,11 +61,11 @@ async def test_a_removed_layer_in_use_is_closed_with_its_last_lease(tmp_path: Pa
     spool = Spool(tmp_path / "spool")
     await spool.write(1, 0, b"abc")
     with spool.lease(1) as fd:
-        spool.remove(1)
+        await spool.remove_all([1])
         assert os.pread(fd, 3, 0) == b"abc"
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
-    spool.remove(1)  # twice is once
+    await spool.remove_all([1])  # twice is once
     assert list((tmp_path / "spool").iterdir()) == []
 
 
@@ -64,9 +76,9 @@ class Disk:
         self.calls, self.started, self.go = 0, trio.Event(), threading.Event()
         self.go.set()
         self._token = trio.lowlevel.current_trio_token()
-        monkeypatch.setattr(module, "_sync_file", self._sync)
+        monkeypatch.setattr(os, "fdatasync", self._sync)
 
-    def _sync(self, fd: int, directory: Path) -> None:
+    def _sync(self, fd: int) -> None:
         self.calls += 1
         trio.from_thread.run_sync(self.started.set, trio_token=self._token)
         self.go.wait()
