@@ -40,6 +40,13 @@ def fail(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
+def _is_reachable(node: Node) -> bool:
+    """Does what is done to the inode mean a file of the drive? One that is not live, but has links,
+    was replaced by a remote version under an open handle. What is written and set there is a
+    version too: the last writer wins."""
+    return node.live or node.links > 0
+
+
 class Edits:
     """`dropped` is called, inside the transaction, with a node that no name means any more."""
 
@@ -366,7 +373,7 @@ class Edits:
             self._shares.check_writable(node)
             self._tree.update(ino, ctime_ns=time.time_ns(), **changes)
             sent = sorted(name for name in changes if name != "atime_ns")
-            if sent and node.live and not self._carried(node, sent):
+            if sent and _is_reachable(node) and not self._carried(node, sent):
                 self._add_attributes(node, sent)
             self._journal.try_again(self._journal.of_file(node.file))
             return self._tree.node(ino)
@@ -375,12 +382,17 @@ class Edits:
         """Will an unsent operation take these attributes along anyway?"""
         if self._journal.unsent_create(node.file) is not None:
             return True
-        content = [op for op in self._journal.of_file(node.file) if op.has_content and not op.sent]
+        content = [op for op in self._unsent(node) if op.has_content]
         return bool(content) and names == ["mtime_ns"]
 
+    def _unsent(self, node: Node) -> list[Op]:
+        """What will take attributes or bytes from this very inode."""
+        ops = self._journal.of_file(node.file)
+        return [op for op in ops if op.ino == node.ino and not op.sent]
+
     def _add_attributes(self, node: Node, names: list[str]) -> None:
-        for op in self._journal.of_file(node.file):
-            if op.kind == "setattr" and not op.sent:
+        for op in self._unsent(node):
+            if op.kind == "setattr":
                 body = Body(attrs=sorted({*op.body.attrs, *names}))
                 self._journal.rewrite(op, body=body)
                 return
@@ -393,20 +405,15 @@ class Edits:
             self._tree.set_xattr(ino, name, value)
             self._tree.update(ino, ctime_ns=time.time_ns())
             self._journal.try_again(self._journal.of_file(node.file))
-            if not node.live or self._journal.unsent_create(node.file) is not None:
+            if not _is_reachable(node) or self._journal.unsent_create(node.file) is not None:
                 return
-            ops = self._journal.of_file(node.file)
-            if not any(
-                op.kind == "setxattr" and op.body.xattr == name and not op.sent for op in ops
-            ):
+            ops = self._unsent(node)
+            if not any(op.kind == "setxattr" and op.body.xattr == name for op in ops):
                 self._journal.add("setxattr", ino, node.file, Body(xattr=name))
 
     def content_changed(self, node: Node) -> None:
         """Bytes or size of a regular file changed: an operation will carry them."""
-        # A node that is not live, but has links, was replaced by a remote version under an open
-        # handle. What is written there is a version too: the last writer wins.
-        reachable = node.live or node.links > 0
-        if reachable and self._journal.open_content(node.file, node.ino) is None:
+        if _is_reachable(node) and self._journal.open_content(node.file, node.ino) is None:
             self._journal.add("write", node.ino, node.file, Body())
         if self._journal.has_refused:
             self._journal.try_again(self._journal.of_file(node.file), AGAIN_SECONDS)
