@@ -37,22 +37,21 @@ class Disk:
         return self._position.read()
 
     def stop(self) -> None:
-        """Unmount; nothing may be open there."""
-        run("umount", self.at, check=False)
-        self.kill()
+        """Unmount, and have the whole record. Raises Trouble when something is open there."""
+        run("umount", self.at)
+        self._end()
 
-    def kill(self) -> None:
+    def give_up(self) -> None:
+        """Unmount, whatever is open there."""
+        run("umount", "-l", self.at, check=False)
+        self._process.kill()
+        self._end()
+
+    def _end(self) -> None:
         assert self._process.stdout is not None
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired as late:
-            self._process.kill()
-            self._process.wait()
-            run("umount", "-l", self.at, check=False)
-            raise Trouble("the recorder did not end: something is open below it") from late
-        finally:
-            self._process.stdout.close()
-            self._position.close()
+        self._process.wait(20)
+        self._process.stdout.close()
+        self._position.close()
 
     def events(self) -> Sequence[Event]:
         return load(self._record)
@@ -60,8 +59,11 @@ class Disk:
 
 @contextlib.contextmanager
 def recording(at: Path, record: Path) -> Iterator[Disk]:
+    """Everything must be closed at the end."""
     disk = Disk(at, record)
     try:
         yield disk
-    finally:
         disk.stop()
+    except BaseException:
+        disk.give_up()
+        raise
