@@ -12,15 +12,21 @@ holds back only those that depend on it (touch the same file, name or directory)
 not wait behind a large upload. docs/decisions/0003-journal-order.md has the argument.
 
 Concurrency contract: memory mirrors the `op` table; both change together, inside a transaction and
-without an await between; a rollback reloads. `changed` is set after every change; waiters re-check.
+without an await between; a rollback takes back in memory what its transaction changed, and every
+`Op` stays the object it was. `changed` is set after every change; waiters re-check.
+
+A long journal is not waited for at start: `load` reads it a piece at a time, beside everything
+else. Whoever can wait awaits `whole` before asking; whoever asks earlier has the rest read at once.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -31,6 +37,8 @@ from cache.database import Database
 from remote.ids import FileId, VersionId, uuid7
 
 K = TypeVar("K")
+COLUMNS = "seq, key, kind, ino, file, body, version, sent, refused, made_ns"
+PIECE = 500  # rows that `load` reads between two looks at what else there is to do
 DIRECTORY_MOVES = "D"  # renames of directories keep their order: the server checks for cycles
 
 
@@ -38,7 +46,7 @@ def new_id() -> str:
     return uuid7(time.time_ns(), os.urandom(10))
 
 
-class Body(Struct, omit_defaults=True):
+class Body(Struct, omit_defaults=True, gc=False):
     """What an operation says beyond its file; which fields are set depends on its kind."""
 
     parent: FileId = ""
@@ -46,7 +54,7 @@ class Body(Struct, omit_defaults=True):
     new_parent: FileId = ""
     new_name: str = ""
     other: FileId = ""  # rename: replaces; replace: target; exchange: other
-    attrs: list[str] = []  # setattr: which of mode, uid, gid, mtime_ns
+    attrs: Sequence[str] = ()  # setattr: which of mode, uid, gid, mtime_ns
     xattr: str = ""
     directory: bool = False  # the file is a directory
     regular: bool = False  # the file is a regular one: the operation comes with content
@@ -55,7 +63,7 @@ class Body(Struct, omit_defaults=True):
     torn: bool = False  # power loss took bytes of it: see `recovery`
 
 
-class Op(Struct):
+class Op(Struct, gc=False):
     """A row of the journal."""
 
     seq: int
@@ -174,95 +182,183 @@ def waiting_behind(ops: Iterable[Op]) -> Counter[str]:
     return counts
 
 
+class _Memory:
+    """The rows, and the records that they touch. Nothing here is an object that the garbage
+    collector looks at one by one: it stops everything meanwhile."""
+
+    def __init__(self) -> None:
+        self.ops: dict[int, Op] = {}  # by `seq`, in order
+        self.by_file: dict[FileId, tuple[Op, ...]] = {}  # in order
+        self.by_key: dict[str, Op] = {}
+        self.pending: Counter[str] = Counter()
+        self.needed: Counter[str] = Counter()
+        self.inodes: Counter[int] = Counter()
+        self.refused: dict[int, Op] = {}
+
+    def remember(self, op: Op) -> None:
+        self.ops[op.seq] = op
+        same = (*self.by_file.get(op.file, ()), op)
+        in_order = len(same) == 1 or same[-2].seq < op.seq
+        self.by_file[op.file] = same if in_order else tuple(sorted(same, key=_seq))
+        self.count(op)
+
+    def forget(self, op: Op) -> None:
+        del self.ops[op.seq]
+        left = tuple(one for one in self.by_file[op.file] if one is not op)
+        if left:
+            self.by_file[op.file] = left
+        else:
+            del self.by_file[op.file]
+        self.uncount(op)
+
+    def count(self, op: Op) -> None:
+        self.by_key[op.key] = op
+        _add(self.pending, writes(op))
+        _add(self.needed, reads(op))
+        _add(self.inodes, (op.ino,))
+        if op.refused:
+            self.refused[op.seq] = op
+
+    def uncount(self, op: Op) -> None:
+        del self.by_key[op.key]
+        _subtract(self.pending, writes(op))
+        _subtract(self.needed, reads(op))
+        _subtract(self.inodes, (op.ino,))
+        self.refused.pop(op.seq, None)
+
+    def put_in_order(self) -> None:
+        self.ops = dict(sorted(self.ops.items()))
+
+
 class Journal:
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._ops: dict[int, Op] = {}
-        self._by_file: dict[FileId, dict[int, Op]] = {}
-        self._by_key: dict[str, Op] = {}
-        self._pending: Counter[str] = Counter()
-        self._needed: Counter[str] = Counter()
-        self._inodes: Counter[int] = Counter()
-        self._refused: dict[int, Op] = {}
+        self._rows = _Memory()
+        self._read_upto = 0  # rows up to this `seq` are in memory
+        self._whole = trio.Event()
+        self._touched: dict[int, Op] = {}  # by `seq`: changed since `_touched_after` commits
+        self._touched_after = -1
         self.changed = trio.Event()
         self.on_unreferenced: Callable[[int], None] = lambda ino: None  # no operation has it now
         self.on_rekey: Callable[[str, str], None] = lambda old, new: None
-        db.on_rollback.append(self._load)
-        self._load()
+        db.on_rollback.append(self._take_back)
 
-    def _load(self) -> None:
-        known = self._ops
-        self._ops, self._by_file, self._by_key = {}, {}, {}
-        self._pending, self._needed, self._inodes = Counter(), Counter(), Counter()
-        self._refused = {}
-        decode = msgspec.msgpack.Decoder(Body).decode
-        for row in self._db.all("SELECT * FROM op ORDER BY seq"):
-            self._remember(
-                Op(
-                    seq=row["seq"],
-                    key=row["key"],
-                    kind=row["kind"],
-                    ino=row["ino"],
-                    file=row["file"],
-                    body=decode(row["body"]),
-                    version=row["version"],
-                    sent=bool(row["sent"]),
-                    refused=row["refused"],
-                    made_ns=row["made_ns"],
-                    origin=known[row["seq"]].origin if row["seq"] in known else "",
-                )
-            )
+    # Reading the table.
+
+    async def load(self) -> None:
+        """Read what there is, and let others have their turn now and then."""
+        while not self._whole.is_set():
+            self._read(PIECE)
+            await trio.lowlevel.checkpoint()
+
+    async def whole(self) -> None:
+        """Return when all of it is in memory."""
+        await self._whole.wait()
+
+    @property
+    def is_whole(self) -> bool:
+        return self._whole.is_set()
+
+    @property
+    def _memory(self) -> _Memory:
+        while not self._whole.is_set():
+            self._read(-1)
+        return self._rows
+
+    def _read(self, most: int) -> None:
+        sql = f"SELECT {COLUMNS} FROM op WHERE seq > ? ORDER BY seq LIMIT ?"
+        rows = self._db.all(sql, self._read_upto, most)
+        for row in rows:
+            self._rows.remember(_op(row))
+        if rows:
+            self._read_upto = rows[-1]["seq"]
+        if most < 0 or len(rows) < most:
+            self._whole.set()
+
+    def _take_back(self) -> None:
+        """The transaction that is under way has been rolled back: what it changed is as before."""
+        touched, self._touched = self._touched, {}
+        if self._touched_after != self._db.commits:
+            return
+        for seq in touched:
+            if seq in self._rows.ops:
+                self._rows.forget(self._rows.ops[seq])
+        for seq, op in touched.items():
+            row = self._db.one(f"SELECT {COLUMNS} FROM op WHERE seq = ?", seq)
+            if row is not None:
+                self._restore(op, _op(row))
+        self._rows.put_in_order()
+
+    def _restore(self, op: Op, was: Op) -> None:
+        key = op.key
+        for name in COLUMNS.split(", "):
+            setattr(op, name, getattr(was, name))
+        self._rows.remember(op)
+        if op.key != key:
+            self.on_rekey(key, op.key)
+
+    def _touch(self, op: Op) -> None:
+        """It is about to change, or has come: see `_take_back`."""
+        if self._touched_after != self._db.commits:
+            self._touched, self._touched_after = {}, self._db.commits
+        self._touched.setdefault(op.seq, op)
+
+    # Asking.
 
     def __len__(self) -> int:
-        return len(self._ops)
+        if self.is_whole:
+            return len(self._rows.ops)
+        row = self._db.one("SELECT COUNT(*) FROM op")
+        assert row is not None
+        return int(row[0])
 
     def __iter__(self) -> Iterator[Op]:
         """In order: rows are only ever added at the end, or changed in place."""
-        return iter(self._ops.values())
+        return iter(self._memory.ops.values())
 
     @property
     def has_refused(self) -> bool:
-        return bool(self._refused)
+        return bool(self._memory.refused)
 
     def refused(self) -> list[Op]:
         """What the server, or a fault here, refused for good; in order."""
-        return [self._refused[seq] for seq in sorted(self._refused)]
+        return [op for _, op in sorted(self._memory.refused.items())]
 
     def newest_first(self) -> Iterator[Op]:
-        return reversed(self._ops.values())
+        return reversed(self._memory.ops.values())
 
     def get(self, key: str) -> Op | None:
-        return self._by_key.get(key)
+        return self._memory.by_key.get(key)
 
     def of_file(self, file: FileId) -> list[Op]:
         """Operations whose own file is `file`, in order."""
-        return list(self._by_file.get(file, {}).values())
+        return list(self._memory.by_file.get(file, ()))
 
     def is_pending(self, key: str) -> bool:
         """Is there an unacknowledged local change of this record?"""
-        return key in self._pending
+        return key in self._memory.pending
 
     def refers_to(self, ino: int) -> bool:
         """Does an operation take attributes or bytes from this inode?"""
-        return ino in self._inodes
+        return ino in self._memory.inodes
 
     def unsent_create(self, file: FileId) -> Op | None:
         """The file's creation, if the server cannot know of it and nothing else refers to it."""
         ops, key = self.of_file(file), file_key(file)
-        alone = len(ops) == 1 and self._pending[key] == 1 and key not in self._needed
+        alone = len(ops) == 1 and self._memory.pending[key] == 1 and key not in self._memory.needed
         return ops[0] if alone and ops[0].kind == "create" and not ops[0].sent else None
 
     def unsent_file(self, file: FileId) -> bool:
         """Is all there is of a file in the journal its creation and what was written into it or set
         on it since, none of it sent? Then the server cannot know of it."""
         ops, key = self.of_file(file), file_key(file)
-        alone = self._pending[key] == len(ops) and key not in self._needed
+        alone = self._memory.pending[key] == len(ops) and key not in self._memory.needed
         own = not any(op.sent or op.body.other for op in ops)
         return bool(ops) and alone and own and ops[0].kind == "create"
 
     def is_of_others(self, key: str, op: Op) -> bool:
         """Does an operation other than `op` change this record?"""
-        return self._pending[key] > (key in writes(op))
+        return self._memory.pending[key] > (key in writes(op))
 
     def open_content(self, file: FileId, ino: int) -> Op | None:
         """The operation that will carry bytes written into `ino` now: not frozen, not sent."""
@@ -294,22 +390,27 @@ class Journal:
         self.on_rekey(old_key, op.key)
 
     def remove(self, op: Op) -> None:
+        memory = self._memory
+        self._touch(op)
         self._db.run("DELETE FROM op WHERE seq = ?", op.seq)
-        self._forget(op)
+        memory.forget(op)
+        self._let_go(op.ino)
         self._wake()
 
     def rewrite(self, op: Op, **fields: object) -> None:
         """Change a row in place: `version`, `sent`, `refused`, `key`; or `body`, `ino`. One that
         says something else now is not refused any more."""
-        self._uncount(op)
-        old_key = op.key
+        memory, ino, old_key = self._memory, op.ino, op.key
+        self._touch(op)
+        memory.uncount(op)
         if "body" in fields:
             fields = {"refused": None, **fields}
         if fields.get("refused"):
             op.refused_at = time.monotonic()
         for name, value in fields.items():
             setattr(op, name, value)
-        self._count(op)
+        memory.count(op)
+        self._let_go(ino)
         if op.key != old_key:
             self.on_rekey(old_key, op.key)
         self._db.run(
@@ -341,6 +442,7 @@ class Journal:
                 self.rewrite(op, body=msgspec.structs.replace(op.body, **changes), key=new_id())
 
     def _insert(self, op: Op) -> None:
+        memory = self._memory
         values = (op.key, op.kind, op.ino, op.file, msgspec.msgpack.encode(op.body))
         cursor = self._db.run(
             "INSERT INTO op (key, kind, ino, file, body, version, sent, refused, made_ns)"
@@ -352,46 +454,43 @@ class Journal:
             op.made_ns,
         )
         assert cursor.lastrowid is not None
-        op.seq = cursor.lastrowid
-        self._remember(op)
+        op.seq, op.origin = cursor.lastrowid, op.origin or op.key
+        self._touch(op)
+        memory.remember(op)
         self._wake()
 
-    def _remember(self, op: Op) -> None:
-        op.origin = op.origin or op.key
-        self._ops[op.seq] = op
-        self._by_file.setdefault(op.file, {})[op.seq] = op
-        self._count(op)
-
-    def _forget(self, op: Op) -> None:
-        del self._ops[op.seq]
-        del self._by_file[op.file][op.seq]
-        if not self._by_file[op.file]:
-            del self._by_file[op.file]
-        self._uncount(op)
-
-    def _count(self, op: Op) -> None:
-        self._by_key[op.key] = op
-        self._pending.update(writes(op))
-        self._needed.update(reads(op))
-        self._inodes.update((op.ino,))
-        if op.refused:
-            self._refused[op.seq] = op
-
-    def _uncount(self, op: Op) -> None:
-        del self._by_key[op.key]
-        self._refused.pop(op.seq, None)
-        _subtract(self._pending, writes(op))
-        _subtract(self._needed, reads(op))
-        _subtract(self._inodes, {op.ino})
-        if op.ino not in self._inodes:
-            self.on_unreferenced(op.ino)
+    def _let_go(self, ino: int) -> None:
+        if ino not in self._rows.inodes:
+            self.on_unreferenced(ino)
 
     def _wake(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
 
 
-def _subtract(counter: Counter[K], keys: set[K]) -> None:
+def _op(row: sqlite3.Row) -> Op:
+    seq, key, kind, ino, file, packed, version, sent, refused, made_ns = row
+    try:
+        body = _decode(packed)
+    except msgspec.DecodeError as damage:
+        body, refused = Body(), f"error: damaged state: {damage}"
+    kind = sys.intern(kind)
+    return Op(seq, key, kind, ino, file, body, version, bool(sent), refused, made_ns, origin=key)
+
+
+_decode = msgspec.msgpack.Decoder(Body).decode
+
+
+def _seq(op: Op) -> int:
+    return op.seq
+
+
+def _add(counter: Counter[K], keys: Collection[K]) -> None:
+    for key in keys:
+        counter[key] = counter.get(key, 0) + 1
+
+
+def _subtract(counter: Counter[K], keys: Collection[K]) -> None:
     for key in keys:
         if counter[key] > 1:
             counter[key] -= 1

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.database import Database
-from cache.journal import Body, Journal, Op, entry_key, file_key, reads, select, stuck, writes
+from cache.journal import (
+    PIECE,
+    Body,
+    Journal,
+    Op,
+    entry_key,
+    file_key,
+    reads,
+    select,
+    stuck,
+    writes,
+)
 
 FILES = ("f1", "f2", "f3", "d1", "d2")
 NAMES = ("a", "b")
@@ -129,7 +141,9 @@ def db(tmp_path: Path) -> Iterator[Database]:
 
 
 def dump(journal: Journal) -> list[bytes]:
-    return [msgspec.msgpack.encode(msgspec.structs.replace(op, origin="")) for op in journal]
+    """The rows, without what is in memory only."""
+    bare = (msgspec.structs.replace(op, origin="", refused_at=0.0) for op in journal)
+    return [msgspec.msgpack.encode(op) for op in bare]
 
 
 def test_a_rollback_brings_memory_back_to_the_table(db: Database) -> None:
@@ -154,6 +168,124 @@ def test_a_rollback_brings_memory_back_to_the_table(db: Database) -> None:
     assert not journal.is_pending(entry_key("4" * 32, "b"))
     assert (journal.refers_to(2), journal.refers_to(4)) == (True, False)
     assert journal.get("other") is None
+
+
+def test_a_rollback_keeps_every_object_and_tells_of_keys(db: Database) -> None:
+    """Tasks hold operations across awaits, and know them by identity."""
+    journal = Journal(db)
+    with db.transaction():
+        ops = [journal.add("write", n, f"{n:032x}", Body()) for n in range(4)]
+    keys = [op.key for op in ops]
+    told: list[tuple[str, str]] = []
+    journal.on_rekey = lambda old, new: told.append((old, new))
+
+    def work() -> None:
+        with db.transaction():
+            journal.refile(ops[0], "f" * 32)
+            journal.rewrite(ops[1], key="other", refused="quota")
+            journal.move_to_end(ops[2])
+            journal.add("write", 9, "9" * 32, Body())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    assert [op is found for op, found in zip(ops, journal, strict=True)] == [True] * 4
+    assert [op.key for op in ops] == keys
+    assert [journal.get(key) for key in keys] == ops
+    assert journal.of_file(f"{0:032x}") == [ops[0]]
+    assert (journal.of_file("f" * 32), journal.of_file("9" * 32)) == ([], [])
+    assert (journal.has_refused, journal.refers_to(9)) == (False, False)
+    assert told[2:] == [(new, old) for old, new in told[:2]]
+    with db.transaction():
+        journal.add("write", 5, f"{0:032x}", Body())
+    assert dump(journal) == dump(Journal(db))
+
+
+def test_a_rollback_takes_nothing_back_of_what_was_committed_before(db: Database) -> None:
+    journal = Journal(db)
+    with db.transaction():
+        op = journal.add("write", 1, "1" * 32, Body())
+    with db.transaction():
+        journal.rewrite(op, version="9" * 32)
+
+    def work() -> None:
+        with db.transaction():
+            journal.add("write", 2, "2" * 32, Body())
+            raise KeyError
+
+    for _again in range(2):
+        with pytest.raises(KeyError):
+            work()
+    assert op.version == "9" * 32
+    assert dump(journal) == dump(Journal(db))
+
+
+# --- a long one -----------------------------------------------------------------------------------
+
+
+LONG = 3 * PIECE + 1
+
+
+@pytest.fixture
+def long(db: Database) -> list[bytes]:
+    journal = Journal(db)
+    with db.transaction():
+        for n in range(LONG):
+            journal.add("write", n, f"{n % 700:032x}", Body())
+    return dump(journal)
+
+
+async def test_a_long_journal_is_read_beside_everything_else(
+    db: Database, long: list[bytes]
+) -> None:
+    journal, lengths = Journal(db), list[int]()
+
+    async def look() -> None:
+        while not journal.is_whole:
+            lengths.append(len(journal))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        nursery.start_soon(journal.whole)
+        await journal.load()
+    assert len(lengths) > 1
+    assert set(lengths) == {LONG}
+    assert dump(journal) == long
+
+
+async def test_who_asks_before_it_is_whole_gets_the_whole_answer(
+    db: Database, long: list[bytes]
+) -> None:
+    whole = Journal(db)
+    questions: list[Callable[[Journal], object]] = [
+        dump,
+        len,
+        lambda journal: len(journal.of_file(f"{1:032x}")),
+        lambda journal: journal.is_pending(file_key(f"{699:032x}")),
+        lambda journal: journal.refers_to(LONG - 1),
+        lambda journal: next(journal.newest_first()).ino,
+        lambda journal: journal.get(list(whole)[-1].key) is not None,
+        lambda journal: journal.unsent_file(f"{1:032x}"),
+    ]
+    for ask in questions:
+        assert ask(Journal(db)) == ask(whole)
+    early = Journal(db)
+    with db.transaction():
+        early.add("write", 0, f"{1:032x}", Body())
+    await early.load()
+    assert dump(early) == [*long, dump(early)[-1]]
+    assert len(early) == LONG + 1
+
+
+def test_a_row_that_cannot_be_read_is_kept_and_shown(db: Database) -> None:
+    journal = Journal(db)
+    with db.transaction():
+        op = journal.add("write", 1, "1" * 32, Body())
+        db.run("UPDATE op SET body = ? WHERE seq = ?", b"\xc1", op.seq)
+    (found,) = Journal(db).refused()
+    assert (found.key, found.kind) == (op.key, "write")
+    assert str(found.refused).startswith("error: damaged state")
 
 
 def test_what_depends_on_a_creation_keeps_it_from_being_folded(db: Database) -> None:
