@@ -46,6 +46,7 @@ class Damaged(OSError):
 class Spool:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sync_directory(directory.parent)  # its name, without which none of its files is there
         self._directory = directory
         self._open: OrderedDict[int, int] = OrderedDict()
         self._leases: Counter[int] = Counter()
