@@ -1,76 +1,325 @@
-"""Opens the state database: makes it, brings an older one up to date, puts a damaged one aside.
+"""Opens the state database: makes it, brings an older one up to date, salvages a damaged one.
 
-Knows: what SQLite says about damage, quarantine. Must not know: what the rows are for.
+Knows: how damage shows, in which order a damaged database is replaced. Must not know: what the rows
+are for (`salvage` and `mending` do).
 
-Invariant: nothing is ever deleted here. What cannot be used is renamed, with everything that only
-it explains, and a new database is made.
+Invariant: nothing is ever deleted here. A database that is damaged is put into quarantine whole,
+with the dirty bytes that it explains, and a new one is made of every row that can be read. One of a
+newer program is refused and left alone: to hide its journal would be worse.
+
+A database that is small enough is looked through before it is believed, a large one in the
+background (`examine`). What is found there, or met in use, marks the state, which is salvaged when
+it is opened the next time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import sqlite3
+import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import structlog
 
+from cache import quarantine
+from cache.disk import sync_directory
 from cache.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
 log = structlog.get_logger(__name__)
 
-
-class _UnknownSchema(sqlite3.DatabaseError):
-    """A database of another program version: kept aside like a damaged one."""
-
-    sqlite_errorcode = sqlite3.SQLITE_NOTADB
-
-
+CHECKED_AT_ONCE = 8 << 20  # bytes: about 0.1 s
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_CUT_SHORT = sqlite3.SQLITE_IOERR_SHORT_READ
 
 
-def open_database(path: Path, companions: Sequence[Path]) -> sqlite3.Connection:
-    """Open or make the database; one that is damaged or of another schema is put aside, not
-    deleted, and a new one made."""
+class NewerState(Exception):
+    """The state was written by a newer program. The message says what to do."""
+
+
+def is_damage(problem: BaseException) -> bool:
+    """Does this error say that the file is not what was written?"""
+    code = getattr(problem, "sqlite_errorcode", None) or 0
+    is_text = isinstance(problem, UnicodeDecodeError) or "decode to UTF-8" in str(problem)
+    is_row = isinstance(problem, msgspec.DecodeError)
+    return code & 0xFF in _DAMAGE or code == _CUT_SHORT or is_text or is_row
+
+
+def open_database(path: Path, companions: Sequence[Path], boot: str = "") -> sqlite3.Connection:
+    """Open or make the database. `companions`: the spool. `boot` names what a process survives and
+    a machine that loses power does not. Raises `NewerState`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return _connect(path)
-    except sqlite3.DatabaseError as problem:
-        if getattr(problem, "sqlite_errorcode", None) not in _DAMAGE:
-            raise  # a full disk or a lock: nothing is wrong with the file
-        mark = f".quarantine-{time.time_ns()}"
-        log_files = [Path(f"{path}{suffix}") for suffix in ("-wal", "-shm")]
-        for one in (path, *log_files, *companions):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(one, f"{one}{mark}")
-        log.error("state damaged; kept aside", why=str(problem), at=f"{path}{mark}")
-        return _connect(path)
+    spool = companions[0] if companions else None
+    if quarantine.marked(path.parent) is None:
+        db = _open_whole(path, spool, boot)
+        if db is not None:
+            return db
+    _salvage(path, spool)
+    db = _open_whole(path, None, boot)
+    if db is None:
+        raise sqlite3.DatabaseError(f"{path} cannot be replaced")
+    return db
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _open_whole(path: Path, spool: Path | None, boot: str) -> sqlite3.Connection | None:
+    """A connection; None when there is damage, which is in quarantine and marked then."""
+    why = _damage_from_outside(path, spool)
+    if why:
+        _put_aside(path, spool, why)
+        return None
     # Names of files are private; SQLite gives its log the mode of the database.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    has_log = _size(Path(f"{path}-wal")) > 0
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
     try:
-        db.row_factory = sqlite3.Row
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute("PRAGMA foreign_keys = OFF")  # order of writes within a transaction is free
-        db.execute("PRAGMA cache_size = -16384")
-        db.execute("PRAGMA wal_autocheckpoint = 0")  # see `Database.tend`
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        while version and version != SCHEMA_VERSION:
-            if version not in UPGRADES:
-                raise _UnknownSchema(f"schema {version}, this program knows {SCHEMA_VERSION}")
-            steps, version = UPGRADES[version], version + 1
-            db.executescript(f"BEGIN; {steps} PRAGMA user_version = {version}; COMMIT;")
-        # The log must exist before its descriptor is opened for fsync.
-        db.execute("INSERT OR REPLACE INTO meta VALUES ('opened_ns', ?)", (time.time_ns(),))
-    except BaseException:
-        db.close()
-        raise
-    return db
+        why = _prepare(db, path, spool, boot, has_log=has_log)
+    except BaseException as problem:
+        if not is_damage(problem):  # a full disk or a lock: nothing is wrong with the file
+            db.close()
+            raise
+        why = str(problem)
+    if not why:
+        return db
+    _put_aside(path, spool, why)  # before the log goes: closing moves it into the database
+    db.close()
+    return None
+
+
+def _prepare(
+    db: sqlite3.Connection, path: Path, spool: Path | None, boot: str, *, has_log: bool
+) -> str:
+    """Make the connection usable; what is wrong with the database, "" for nothing."""
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA foreign_keys = OFF")  # order of writes within a transaction is free
+    db.execute("PRAGMA cache_size = -16384")
+    db.execute("PRAGMA wal_autocheckpoint = 0")  # see `Database.tend`
+    why = _schema_damage(db, path)
+    if not why and has_log:
+        why = _log_damage(db, path, spool, boot)
+    is_old = db.execute("PRAGMA user_version").fetchone()[0] > 0
+    if is_old and not why and _size(path) + _size(Path(f"{path}-wal")) <= CHECKED_AT_ONCE:
+        why = _check(db)
+    if not why:
+        _begin(db)
+    return why
+
+
+def _put_aside(path: Path, spool: Path | None, why: str) -> None:
+    directory = quarantine.take_in(path, spool)
+    quarantine.mark(path.parent, why, directory.name)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _begin(db: sqlite3.Connection) -> None:
+    """Make the tables, or bring them up to date."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    while version and version != SCHEMA_VERSION:
+        steps, version = UPGRADES[version], version + 1
+        db.executescript(f"BEGIN; {steps} PRAGMA user_version = {version}; COMMIT;")
+    # The log must exist before its descriptor is opened for fsync.
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('opened_ns', ?)", (time.time_ns(),))
+
+
+# Damage.
+
+
+def _damage_from_outside(path: Path, spool: Path | None) -> str:
+    """What would make SQLite throw the log away, or begin a new database beside old dirty bytes."""
+    has_log = _size(Path(f"{path}-wal")) > 0
+    if _size(path) == 0:
+        explains = has_log or (spool is not None and quarantine.layer_files(spool))
+        return "the database is gone" if explains else ""
+    with path.open("rb") as stream:
+        head = stream.read(100)
+    is_ours = head.startswith(b"SQLite format 3\0") and len(head) == 100
+    return "" if is_ours and (head[18:20] == b"\2\2" or not has_log) else "its head is damaged"
+
+
+def _schema_damage(db: sqlite3.Connection, path: Path) -> str:
+    """What is wrong with the tables as such; "" for nothing. Raises `NewerState`."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    here = _columns(db)
+    if version == SCHEMA_VERSION or not here:
+        is_fresh = not here and version == 0
+        return "" if is_fresh or _is_complete(here) else "tables are missing"
+    if version not in UPGRADES and not _is_complete(here):
+        raise NewerState(
+            f"{path} was written by a newer version of Nearline (schema {version}, this one knows"
+            f" {SCHEMA_VERSION}); update Nearline, or give another --state directory"
+        )
+    return "the version number is wrong" if _is_complete(here) or version < 1 else ""
+
+
+def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
+    query = (
+        "SELECT t.name, c.name FROM sqlite_schema t, pragma_table_info(t.name) c"
+        " WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%'"
+    )
+    found: dict[str, set[str]] = {}
+    for table, column in db.execute(query):
+        found.setdefault(table, set()).add(column)
+    return found
+
+
+def _is_complete(here: dict[str, set[str]]) -> bool:
+    """Are these exactly the tables of today?"""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(SCHEMA)
+        return _columns(db) == here
+
+
+def _log_damage(db: sqlite3.Connection, path: Path, spool: Path | None, boot: str) -> str:
+    """SQLite drops the log from the first wrong byte on, which is right after power loss: what was
+    synced is whole. After the mere death of a process everything must be there."""
+    rows = db.execute("SELECT key, value FROM meta WHERE key IN ('boot', 'clean')")
+    meta = {row["key"]: row["value"] for row in rows}
+    if meta.get("boot") not in (None, boot) and not meta.get("clean"):
+        return ""
+    from cache.pages import lost_of_log  # only after a mount that was not ended
+
+    (valid,) = struct.unpack_from("=I", Path(f"{path}-shm").read_bytes(), 16)
+    with _mapped(Path(f"{path}-wal")) as log_bytes:
+        if lost_of_log(log_bytes, valid):
+            return "the log is damaged"
+    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'layer'").fetchone()
+    newest = max(quarantine.layer_files(spool), default=0) if spool is not None else 0
+    return "the log lacks its end" if newest > (row["seq"] if row else 0) else ""
+
+
+def _check(db: sqlite3.Connection) -> str:
+    """Look through all of it."""
+    found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
+    if found != "ok":
+        return " ".join(found.split())
+    from cache.journal import Body  # which knows this module
+
+    decode = msgspec.msgpack.Decoder(Body).decode
+    for (body,) in db.execute("SELECT body FROM op"):
+        decode(body)
+    return ""
+
+
+def examine(path: Path) -> None:
+    """Look through the whole database, in a thread; mark it if it is damaged."""
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            why = _check(db)
+    except (sqlite3.DatabaseError, ValueError) as problem:
+        why = str(problem) if is_damage(problem) else ""
+    if why:
+        note_damage(path, why)
+
+
+def note_damage(path: Path, why: str) -> None:
+    """Damage was met while the state was in use: it is salvaged when it is opened again."""
+    if quarantine.marked(path.parent) is None:
+        log.error(
+            "state damaged; unmount and mount again to salvage it", why=why, state=str(path.parent)
+        )
+        with contextlib.suppress(OSError):  # a full disk: it will be met again
+            quarantine.mark(path.parent, why)
+
+
+@contextlib.contextmanager
+def _mapped(file: Path) -> Iterator[bytes | memoryview]:
+    """The bytes of a file that may be missing."""
+    if not file.exists() or file.stat().st_size == 0:
+        yield b""
+        return
+    with file.open("rb") as stream:
+        # Not closed here: views of it may still be in a traceback.
+        yield memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+# Salvage.
+
+
+def _salvage(path: Path, spool: Path | None) -> None:
+    """Put everything aside, and a database of what can be read in its place."""
+    state, mark = path.parent, quarantine.marked(path.parent)
+    if mark is None or mark.quarantine is None or not (state / mark.quarantine).is_dir():
+        _put_aside(path, spool, mark.why if mark else "")
+        mark = quarantine.marked(state)
+    assert mark is not None
+    assert mark.quarantine is not None
+    why, directory = mark.why, state / mark.quarantine
+    log.error("state damaged; put aside", why=why, at=str(directory))
+    try:
+        report = _replace(path, spool, why, directory)
+    except (OSError, sqlite3.DatabaseError):
+        raise  # our own disk: tried again at the next start
+    except Exception:  # whatever nonsense is in there, the next mount must start
+        log.exception("nothing could be salvaged", at=str(directory))
+        report = quarantine.Report(why)
+        _put_in_place(path, None)
+    if spool is not None:
+        needed = _layers_of(path) if path.exists() else set()
+        kept = quarantine.leave_only(spool, needed, directory)
+        report = msgspec.structs.replace(report, kept=kept)
+    quarantine.write_report(directory, report)
+    quarantine.unmark(state)
+    log.error(
+        "state salvaged",
+        at=str(directory),
+        rows=report.rows,
+        lacking=report.torn,
+        recovered=report.recovered,
+        lost=report.lost,
+    )
+
+
+def _replace(path: Path, spool: Path | None, why: str, directory: Path) -> quarantine.Report:
+    # Only now: they know the journal's types, and the journal knows this module.
+    from cache import salvage, spoolfiles
+    from cache.journal import new_id
+    from cache.mending import mend
+    from cache.pages import Image
+
+    with (
+        _mapped(directory / path.name) as data,
+        _mapped(directory / f"{path.name}-wal") as log_bytes,
+    ):
+        found = salvage.read(Image(data, log_bytes))
+        counts = {name: len(rows) for name, rows in found.rows.items() if rows}
+        torn = sorted(found.torn)
+        files = spoolfiles.find(spool)
+        if max(files, default=0) > found.highest.get("layer", 0):
+            found.torn.add("layer")  # the newest
+            found.is_cut = True
+        mended = mend(found, files, time.time_ns(), new_id)
+    if mended is None:
+        _put_in_place(path, None)
+        return quarantine.Report(why, torn=torn)
+    for old, new in mended.copies if spool is not None else ():
+        files[old].copy(new)
+    fresh = path.with_name(f"{path.name}.salvaged")
+    salvage.write(fresh, mended.rows, mended.highest)
+    _put_in_place(path, fresh)
+    return quarantine.Report(why, counts, torn, mended.recovered, mended.lost)
+
+
+def _put_in_place(path: Path, fresh: Path | None) -> None:
+    """The old database has another name already, in the quarantine."""
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    if fresh is None:
+        path.unlink(missing_ok=True)
+    else:
+        fresh.replace(path)
+    sync_directory(path.parent)
+
+
+def _layers_of(path: Path) -> set[int]:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        return {row[0] for row in db.execute("SELECT id FROM layer")}
