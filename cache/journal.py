@@ -161,6 +161,22 @@ def stuck(ops: Iterable[Op]) -> set[str]:
     return keys
 
 
+def needed(ops: Iterable[Op], origins: set[str]) -> set[str]:
+    """`origins`, and those of the operations that must be sent before. Pure."""
+    found: set[str] = set()
+    wrote, read = set[str](), set[str]()
+    inodes: set[int] = set()  # their snapshots are taken in order
+    for op in reversed(list(ops)):
+        first = writes(op) & (wrote | read) or reads(op) & wrote
+        if op.origin in origins or first or (op.has_content and op.ino in inodes):
+            found.add(op.origin)
+            wrote |= writes(op)
+            read |= reads(op)
+            if op.has_content:
+                inodes.add(op.ino)
+    return found
+
+
 def waiting_behind(ops: Iterable[Op]) -> Counter[str]:
     """How many operations wait behind each refused one, by its key. Pure."""
     counts: Counter[str] = Counter()

@@ -11,11 +11,12 @@ acknowledgement is one transaction: journal, tree and layers change together.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol, TypeGuard
 
 import structlog
@@ -23,7 +24,7 @@ import trio
 
 from cache.contents import Contents
 from cache.database import Database
-from cache.journal import Body, Journal, Op, new_id, reads, select, stuck, writes
+from cache.journal import Body, Journal, Op, needed, new_id, reads, select, stuck, writes
 from cache.merge import Merge
 from cache.messages import message
 from cache.resolver import Resolver
@@ -90,7 +91,9 @@ class Replayer:
         self.waiting_because: str | None = None
         self.room = Room()
         self.last_request = float("-inf")  # trio time at which an application last asked something
-        self._hurry = 0  # flushes under way: nothing lingers, open files are snapshotted
+        # Origins of what somebody waits for: it does not linger, and is snapshotted though open.
+        # None: everything.
+        self._hurries: list[set[str] | None] = []
         self._uploading: dict[str, int] = {}  # operation key: its inode
         self._early: dict[str, int] = {}
         self._turned_away: list[tuple[Op, Problem]] = []  # uploads to be resolved between batches
@@ -112,19 +115,30 @@ class Replayer:
         self._retry.set()
         self.wake()
 
-    async def flush(self, which: Callable[[Op], bool] = lambda op: True) -> None:
+    async def flush(self, which: Callable[[Op], bool] | None = None) -> list[Op]:
         """Return when every operation that is in the journal now (of those that `which` picks) has
-        been acknowledged, or is stuck for good (refused, or behind one that is)."""
-        origins = {op.origin for op in self._journal if which(op)}
-        self._hurry += 1
-        self.retry_now()
-        try:
-            while keys := {op.key for op in self._journal if op.origin in origins}:
-                if self._journal.has_refused and keys <= stuck(self._journal):
-                    return
+        been acknowledged, or is stuck for good (refused, or behind one that is): the latter."""
+        origins = {op.origin for op in self._journal if which is None or which(op)}
+        with self.hurried(None if which is None else needed(self._journal, origins)):
+            self.retry_now()
+            while left := [op for op in self._journal if op.origin in origins]:
+                if self._journal.has_refused and {op.key for op in left} <= stuck(self._journal):
+                    return left
                 await self._journal.changed.wait()
+        return []
+
+    @contextlib.contextmanager
+    def hurried(self, origins: set[str] | None) -> Iterator[None]:
+        """Operations with these origins are sent as soon as they can be; None: all."""
+        self._hurries.append(origins)
+        self.wake()
+        try:
+            yield
         finally:
-            self._hurry -= 1
+            self._hurries.remove(origins)
+
+    def _is_hurried(self, op: Op) -> bool:
+        return any(one is None or op.origin in one for one in self._hurries)
 
     # The loop.
 
@@ -147,7 +161,7 @@ class Replayer:
     async def _rest(self, looking: float) -> None:
         """Looking through a long journal takes milliseconds, and every edit is a reason to look:
         look at most a sixth of the time."""
-        if not self._hurry:
+        if not self._hurries:
             await trio.sleep(min(5 * looking, LONGEST_REST))
 
     async def _wait(self, changed: trio.Event) -> None:
@@ -166,7 +180,7 @@ class Replayer:
 
     def _is_busy(self) -> bool:
         idle = trio.current_time() - self.last_request
-        return not self._hurry and idle < BUSY_SECONDS
+        return not self._hurries and idle < BUSY_SECONDS
 
     def _most_uploads(self) -> int:
         """How many may be under way now."""
@@ -198,13 +212,13 @@ class Replayer:
     def _is_ready(self, op: Op) -> bool:
         if op.sent:
             return not op.has_content or op.key in self._uploader.ready
-        if not self._hurry and time.time_ns() < op.made_ns + LINGER_NS:
+        if not self._is_hurried(op) and time.time_ns() < op.made_ns + LINGER_NS:
             return False
         return not op.has_content or op.key in self._uploader.ready
 
     def _is_due(self, op: Op) -> bool:
         """May a snapshot of the file be taken now?"""
-        if op.version is not None or self._hurry:
+        if op.version is not None or self._is_hurried(op):
             return True
         now = time.time_ns()
         if self.writers[op.ino]:

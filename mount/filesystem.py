@@ -69,6 +69,7 @@ def request(
 class Handle:
     ino: int
     writable: bool = False
+    fresh: bool = False  # was empty when it was opened: made by that, or truncated
     prefetch: Prefetch | None = None
 
 
@@ -175,7 +176,7 @@ class FileSystem(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         node = await self._create(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
-        return self._open(node, flags), self._answer(node)
+        return self._open(node, flags | os.O_TRUNC), self._answer(node)
 
     async def _create(
         self,
@@ -385,9 +386,10 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._session.db.sync()
-        if self._session.config.sync == "remote":
-            await self._session.sync_remote(self._handles[fh].ino)
+        session = self._session
+        await session.db.sync()
+        if session.config.sync == "remote":
+            await session.waiting.until_sent(session.tree.node(self._handles[fh].ino))
 
     # Files.
 
@@ -404,14 +406,14 @@ class FileSystem(pyfuse3.Operations):
         return self._open(node, flags)
 
     def _open(self, node: Node, flags: int) -> pyfuse3.FileInfo:
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        writable, fresh = flags & os.O_ACCMODE != os.O_RDONLY, bool(flags & os.O_TRUNC)
         prefetch = self._session.reader.prefetch()
         if writable:
             self._session.replayer.writers[node.ino] += 1
         # An inode's bytes change only through this mount (a remote version gets a new inode), so
         # what the kernel has cached stays right.
         return pyfuse3.FileInfo(
-            fh=pyfuse3.FileHandleT(self._handle(Handle(node.ino, writable, prefetch))),
+            fh=pyfuse3.FileHandleT(self._handle(Handle(node.ino, writable, fresh, prefetch))),
             keep_cache=True,
         )
 
@@ -434,17 +436,25 @@ class FileSystem(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         session, ino = self._session, self._handles[fh].ino
         session.shares.check_readable(session.tree.node(ino))
-        if session.contents.dirty_bytes >= session.config.dirty_limit:
-            await session.wait_for_room()
-        return await session.contents.write(ino, off, buf)
+        if not session.waiting.fits(len(buf)):
+            await session.waiting.for_room(ino, len(buf))
+        with session.waiting.incoming(len(buf)):
+            return await session.contents.write(ino, off, buf)
 
     @request
     async def flush(self, fh: int) -> None:
         handle = self._handles[fh]
-        if handle.writable and self._session.config.sync == "remote":
+        remote = self._session.config.sync == "remote"
+        if handle.writable and remote and not self._is_unused(handle):
             await self._session.sync_file(handle.ino)
         if handle.writable:
             self._session.check_quota(handle.ino)
+
+    def _is_unused(self, handle: Handle) -> bool:
+        """Is the file as empty as opening it has left it? Then this close need not be the last: a
+        shell closes what it opened once before anything is written. Nobody shall see such a
+        version, so it is sent when no handle is left that could write."""
+        return handle.fresh and self._session.tree.node(handle.ino).size == 0
 
     @request
     async def fsync(self, fh: int, datasync: bool) -> None:

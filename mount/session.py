@@ -39,6 +39,7 @@ from cache.uploader import Uploader
 from mount.asked.quota import AccountWatch
 from mount.config import MountConfig
 from mount.versions import Versions
+from mount.waiting import Waiting
 from remote.client import ApiClient
 from remote.content import Manifest
 from remote.download import Downloader
@@ -61,18 +62,6 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except FileNotFoundError:
         return f"start-{time.time_ns()}"
-
-
-async def first_of(*events: trio.Event) -> None:
-    """Return when one of them is set."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        for event in events:
-            nursery.start_soon(wait, event)
 
 
 class Session:
@@ -152,7 +141,15 @@ class Session:
         self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
         self.me: Me | None = None
         self._listings: dict[int, trio.Event] = {}
-        self._weather = trio.Event()  # set, and replaced, when the server is to be had or not
+        self.waiting = Waiting(
+            config.dirty_limit,
+            self.tree,
+            self.journal,
+            self.contents,
+            self.replayer,
+            self.require_online,
+            lambda: self.subscriber.known_offline,
+        )
 
     # Life.
 
@@ -200,8 +197,7 @@ class Session:
         self.me = me
 
     def _online_changed(self) -> None:
-        self._weather.set()
-        self._weather = trio.Event()
+        self.waiting.weather_changed()
         self.patience.down(self.subscriber.known_offline)
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
         if self.subscriber.online:
@@ -288,25 +284,7 @@ class Session:
         """What fsync promises: on this machine's disk; with --sync=remote, on the server."""
         await self.contents.sync(ino)
         if self.config.sync == "remote":
-            await self.sync_remote(ino)
-
-    async def sync_remote(self, ino: int) -> None:
-        """Return when the server has every change of the inode; raise if it refuses one."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cancel_when_full, ino, nursery.cancel_scope)
-            await self.replayer.flush(lambda op: op.ino == ino)
-            nursery.cancel_scope.cancel()
-        self.check_quota(ino)
-        refused = [op for op in self.journal if op.ino == ino and op.refused]
-        if refused:
-            raise OSError(errno.EIO, f"the server refused: {refused[0].refused}")
-
-    async def _cancel_when_full(self, ino: int, waiting: trio.CancelScope) -> None:
-        """Whoever waits for the server is not left waiting for room."""
-        room, drive = self.replayer.room, self.tree.node(ino).drive
-        while not (room.is_full(drive) and self.contents.stack(ino)):
-            await room.changed.wait()
-        waiting.cancel()
+            await self.waiting.until_sent(self.tree.node(ino))
 
     def check_quota(self, ino: int) -> None:
         """Raise OSError (EDQUOT) while the drive has no room for the bytes that were written into
@@ -322,17 +300,6 @@ class Session:
         used = (self.me.used_bytes if self.me else 0) + self.contents.dirty_bytes
         quota = self.me.quota_bytes if self.me and self.me.quota_bytes is not None else 1 << 46
         return used, quota
-
-    async def wait_for_room(self) -> None:
-        """Dirty bytes are at their limit: wait while they are being sent. Raises ENOSPC when
-        nothing can be sent."""
-        limit = self.config.dirty_limit
-        while self.contents.dirty_bytes >= limit:
-            if self.subscriber.known_offline or all(op.refused for op in self.journal):
-                raise OSError(errno.ENOSPC, f"{limit} bytes wait for the server already")
-            if self.replayer.room.is_short:  # whose bytes they are: they may be all there is
-                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-            await first_of(self.journal.changed, self.replayer.room.changed, self._weather)
 
     def status_of(self, ino: int) -> str:
         """`user.nearline.status` of one inode."""

@@ -19,6 +19,7 @@ from cache.journal import (
     Op,
     entry_key,
     file_key,
+    needed,
     reads,
     select,
     stuck,
@@ -113,6 +114,24 @@ def test_limit_and_window(ops: list[Op], limit: int, window: int) -> None:
 def test_stuck_is_what_waits_though_all_is_ready(ops: list[Op]) -> None:
     everything = {op.seq for op in ops}
     assert stuck(ops) == {str(seq) for seq in must_wait(ops, everything)}
+
+
+@settings(max_examples=200, deadline=None)
+@given(operations(), st.integers(1, 9))
+def test_what_is_needed_can_be_sent_without_the_rest(ops: list[Op], wanted: int) -> None:
+    for op in ops:
+        op.origin, op.refused = op.key, None
+    first = needed(ops, {str(wanted)})
+    rest = [op for op in ops if op.origin not in first]
+    batch, _ = select(ops, lambda op: op not in rest, limit=100)
+    assert {op.origin for op in batch} == first
+    for spared in first - {str(wanted)}:  # nor is anything in it that need not be
+        at = next(n for n, op in enumerate(ops) if op.key == spared)
+        later = [op for op in ops[at + 1 :] if op.origin in first]
+        same_inode = ops[at].has_content and any(
+            op.has_content and op.ino == ops[at].ino for op in later
+        )
+        assert same_inode or any(depends(op, ops[at]) for op in later)
 
 
 def test_a_small_save_does_not_wait_for_a_large_upload() -> None:
