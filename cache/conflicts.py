@@ -7,6 +7,7 @@ the operation that cannot lose anything gives way; what nobody can decide is kep
 from __future__ import annotations
 
 import enum
+import re
 
 from remote.errors import (
     Exists,
@@ -18,6 +19,8 @@ from remote.errors import (
     Stale,
     WouldLoop,
 )
+
+_MARK = re.compile(r" \(conflicted copy, [^()]* \d{4}-\d\d-\d\d( \d+)?\)(?=(\.[^.]*)?$)")
 
 
 class Verdict(enum.Enum):
@@ -63,7 +66,9 @@ def verdict(kind: str, problem: Problem, *, directory: bool) -> Verdict:
 
 
 def conflicted_name(name: str, device: str, day: str, number: int) -> str:
-    """The name a conflict loser gets beside the winner."""
+    """The name a conflict loser gets beside the winner. A conflicted copy that loses again gets
+    another number, not another mark."""
+    name = _MARK.sub("", name) or name
     device = device.replace("/", "-").replace("\0", "-").encode()[:64].decode(errors="ignore")
     return marked_name(name, f"conflicted copy, {device} {day}", number)
 

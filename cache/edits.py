@@ -24,7 +24,7 @@ from cache.database import Database
 from cache.journal import DIRECTORY_MOVES, Body, Journal, Op, entry_key, new_id
 from cache.shares import SHARED, Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree
-from remote.ids import FileId
+from remote.ids import FileId, VersionId
 from remote.wire import Kind
 
 MAX_LINKS = 65000  # ext4's limit
@@ -257,6 +257,7 @@ class Edits:
 
     def _journal_move(self, node: Node, over: Node | None, body: Body) -> None:
         """Which operation a rename is: see docs/semantics.md, "rename over"."""
+        base = "" if over is None else self._base_of(over)
         if over is not None and over.links == 1 and self._drop_unsent_file(over):
             over = None
         unsent = self._journal.unsent_create(node.file)
@@ -281,10 +282,20 @@ class Edits:
         elif over is None and self._redirect_refused(node, body):
             pass
         elif over is not None and keeps_identity:
+            body.base = base
             self._take_identity(node, over, unsent, body)
         else:
             body.other = over.file if over is not None else ""
             self._journal.add("rename", node.ino, node.file, body)
+
+    def _base_of(self, node: Node) -> VersionId:
+        """The version of a file that is current once what was sent for it has arrived: who sees
+        the file here has seen that."""
+        base = node.version or ""
+        for op in self._journal.of_file(node.file):
+            if op.has_content:
+                base = (op.version if op.sent else op.body.base) or base
+        return base
 
     def _redirect_refused(self, node: Node, move: Body) -> bool:
         """The name was refused, and now it is another: that is what is asked for instead. True if
@@ -321,7 +332,7 @@ class Edits:
             return
         version = unsent.version
         self._journal.remove(unsent)
-        body = Body(base=over.version or "", renew=version is not None)
+        body = Body(base=body.base, renew=version is not None)
         write = self._journal.add("write", node.ino, over.file, body)
         if version is not None:  # its upload is under way: it goes on for the new operation
             self._journal.rewrite(write, version=version)

@@ -60,6 +60,8 @@ class Body(Struct, omit_defaults=True, gc=False):
     regular: bool = False  # the file is a regular one: the operation comes with content
     base: VersionId = ""  # write: the version overwritten, when it is not the node's own
     renew: bool = False  # `version` was begun for another file: the snapshot needs a new one
+    last_parent: FileId = ""  # write: where the file was, when another device took its last name
+    last_name: str = ""
     torn: bool = False  # power loss took bytes of it: see `recovery`
 
 
@@ -404,6 +406,17 @@ class Journal:
         op.made_ns = time.time_ns()
         self._insert(op)
         self.on_rekey(old_key, op.key)
+
+    def readdress(self, op: Op, file: FileId) -> None:
+        """Its file is `file` after all; it keeps its place in the order."""
+        memory = self._memory
+        self._touch(op)
+        memory.forget(op)
+        op.file = file
+        memory.remember(op)
+        memory.put_in_order()
+        self._db.run("UPDATE op SET file = ? WHERE seq = ?", file, op.seq)
+        self.rewrite(op, key=new_id(), sent=False)
 
     def remove(self, op: Op) -> None:
         memory = self._memory

@@ -368,12 +368,22 @@ class Merge:
         if new is not None:
             self._tree.add_entry(parent.ino, entry.name, new, entry.rev)
         if old is not None and not self._tree.names(old.ino):
+            self._remember_place(old, entry)
             told = files.get(old.file)
             if parent.drive != self._tree.own_drive and told is not None and not told.links:
                 self._shares.end(old, entry.name)
             else:
                 self._unnamed(old)
         self._forget_entry(parent.ino, entry.name)
+
+    def _remember_place(self, node: Node, entry: EntryRecord) -> None:
+        """Another device took the last name of a file that was written here: should it prove to be
+        gone, that is where its bytes come back."""
+        for op in self._journal.of_file(node.file):
+            if op.kind == "write" and op.ino == node.ino:
+                place = {"last_parent": entry.parent, "last_name": entry.name}
+                body = structs.replace(op.body, **place)
+                self._journal.rewrite(op, body=body, refused=op.refused)
 
     def _node_for(
         self, entry: EntryRecord, parent: Node, files: dict[FileId, FileRecord]

@@ -77,6 +77,7 @@ def _move(op: Op) -> wire.Op:
             new_parent=body.new_parent,
             new_name=body.new_name,
             target=body.other,
+            base=body.base or None,
         )
     return wire.Exchange(
         file=op.file,

@@ -220,15 +220,29 @@ class Resolver:
         with self._db.transaction():
             self._tree.update(op.ino, file=record.id, rev=0, listed=None)
             self._journal.remove(op)
+            for later in self._journal.of_file(op.file):
+                if later.kind != "unlink":  # what was removed is ours; theirs was never seen
+                    self._journal.readdress(later, record.id)
             self._journal.rename_file(op.file, record.id)
+            if self._tree.node(op.ino).live:
+                self._insist(op.ino, record)
             self._merge.learn(record)
             self._merge.settle(op)
         self._merge.after_commit()
 
+    def _insist(self, ino: int, theirs: wire.FileRecord) -> None:
+        """What our creation of a directory would have brought along, as changes of theirs."""
+        node, xattrs = self._tree.node(ino), self._tree.xattrs(ino)
+        if node.mode != theirs.mode:
+            self._journal.add("setattr", ino, theirs.id, Body(attrs=["mode"]))
+        for name in sorted(xattrs):
+            if xattrs[name] != theirs.xattrs.get(name):
+                self._journal.add("setxattr", ino, theirs.id, Body(xattr=name))
+
     def _recreate(self, op: Op) -> None:
         """The file was deleted elsewhere while it was changed here: it comes back as a new file,
-        in the same place, or at the top when the place is gone too. If it was renamed over another
-        one since, its bytes go on as that one."""
+        in the same place; beside what has taken its name; or at the top when the place is gone too.
+        If it was renamed over another one since, its bytes go on as that one."""
         heir = next((one for one in self._after(op) if one.kind == "replace"), None)
         if heir is not None and heir.file == op.file:
             self._go_on_as(op, heir)
@@ -237,7 +251,7 @@ class Resolver:
             self._merge.lose(op.ino)
             node = self._tree.node(op.ino)
             names = self._tree.names(op.ino)
-            parent, name = names[0] if names else (ROOT, self._free_name(ROOT, "recovered file"))
+            parent, name = names[0] if names else self._beside(op.body)
             fresh = new_id()
             self._journal.remove(op)
             drive = self._tree.node(parent).drive
@@ -261,6 +275,12 @@ class Resolver:
         self._merge.after_commit()
         self._uploader.forget(op)
 
+    def _beside(self, body: Body) -> tuple[int, str]:
+        """A place for a file that has no name any more: as near as can be to where it was."""
+        holder = self._tree.live(body.last_parent)
+        parent = ROOT if holder is None else holder.ino
+        return parent, self._free_name(parent, body.last_name or "recovered file")
+
     def _after(self, op: Op) -> list[Op]:
         """Later operations that take bytes or attributes from the same inode."""
         return [one for one in self._journal if one.ino == op.ino and one.seq > op.seq]
@@ -271,7 +291,7 @@ class Resolver:
         with self._db.transaction():
             self._journal.remove(op)
             self._journal.remove(heir)
-            body = Body(renew=op.version is not None)
+            body = Body(base=heir.body.base, renew=op.version is not None)
             write = self._journal.add("write", op.ino, heir.body.other, body)
             write.origin = op.origin
             if op.version is not None:
@@ -292,7 +312,8 @@ class Resolver:
         if answer.overtaken is None or not self._keep_copies:
             return None
         try:
-            return await self._port.file(op.file, answer.overtaken, manifest=True)
+            file = op.body.other or op.file  # of a replace: the replaced one
+            return await self._port.file(file, answer.overtaken, manifest=True)
         except Refused as problem:
             log.warning("no copy of an overtaken version", file=op.file, why=str(problem))
             return None
@@ -308,7 +329,7 @@ class Resolver:
         copied = {"id": new_id(), "links": 1, "size": manifest.size, "version": version, "rev": 0}
         record = msgspec.structs.replace(reply.file, ctime_ns=now, **copied)
         node = self._tree.insert(node_from(record, self._tree.node(parent).drive))
-        self._tree.update(node.ino, base_file=op.file)
+        self._tree.update(node.ino, base_file=reply.file.id)
         self._tree.replace_xattrs(node.ino, record.xattrs)
         self._tree.add_entry(parent, fresh, node)
         body = Body(parent=self._tree.node(parent).file, name=fresh, regular=True)

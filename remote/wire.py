@@ -309,13 +309,16 @@ class Rename(_Op, frozen=True, kw_only=True, tag="rename"):
 class Replace(_Op, frozen=True, kw_only=True, tag="replace"):
     """A rename over a regular file that keeps the identity of the name it replaces: `target` (at
     `new_parent`/`new_name`) gets `file`'s current version, mode, owner, mtime and xattrs; the
-    entry (`parent`, `name`) is removed. Editors that save by rename keep history and grants."""
+    entry (`parent`, `name`) is removed. Editors that save by rename keep history and grants. `base`
+    is the version of `target` that is meant to be replaced, if the sender says it: another one that
+    is current by then is overtaken, as by a write."""
 
     parent: FileId
     name: Name
     new_parent: FileId
     new_name: Name
     target: FileId
+    base: VersionId | None = None
 
 
 class Exchange(_Op, frozen=True, kw_only=True, tag="exchange"):
@@ -399,7 +402,7 @@ class ApplyRequest(Struct, forbid_unknown_fields=True):
 
 
 class Applied(Struct, frozen=True, kw_only=True, tag="applied", tag_field="type"):
-    """Done. `overtaken` is the version that this write won against, if it was not `base`."""
+    """Done. `overtaken` is the version that this write or replace won against, if not `base`."""
 
     change: Change
     overtaken: VersionId | None = None

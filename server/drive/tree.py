@@ -202,6 +202,8 @@ def replace(tx: Mutation, op: wire.Replace) -> None:
         _nothing(tx, op.file, (op.parent, op.name), (op.new_parent, op.new_name))
         return
     row, target = _regular(tx.file(op.file)), _regular(tx.file(op.target))
+    if op.base is not None and target.version != op.base:
+        tx.overtaken = target.version
     versions.adopt(tx, row, target)
     tx.set_xattrs(target.id, attributes(tx.conn, [row.id]).get(row.id, {}))
     taken = ("size", "mode", "uid", "gid", "mtime_ns")

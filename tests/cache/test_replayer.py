@@ -348,6 +348,125 @@ async def test_the_overtaken_version_gets_a_name_if_asked_to(one: Device, two: D
     assert await files(one) == await files(two) == {"/a.txt": b"1", "/a*.txt": b"2"}
 
 
+async def test_saving_by_rename_again_and_again_overtakes_nobody(one: Device) -> None:
+    """Also while the version before is on its way."""
+    one.resolver._keep_copies = True
+    await save(one, "a", b"0")
+    await one.flush()
+    one.network.lose_replies = 1
+    for number in range(1, 6):
+        await save(one, "tmp", b"%d" % number)
+        await rename(one, "tmp", "a")
+        if number == 3:
+            with trio.move_on_after(0.01):
+                await one.flush()
+    await one.flush()
+    assert await files(one) == {"/a": b"5"}
+
+
+async def test_a_version_that_a_replace_overtook_gets_a_name_if_asked_to(
+    one: Device, two: Device
+) -> None:
+    one.resolver._keep_copies = True
+    await save(one, "a.txt", b"0")
+    await save(one, "b", b"1")
+    await one.flush()
+    await files(two)
+    await rename(one, "b", "a.txt")
+    await save(two, "a.txt", b"2")
+    await two.flush()
+    await one.flush()
+    assert await files(one) == await files(two) == {"/a.txt": b"1", "/a*.txt": b"2"}
+
+
+async def test_a_copy_that_is_in_conflict_again_has_one_mark(one: Device, two: Device) -> None:
+    """Both kept the same loser, under the same name."""
+    for device in (one, two):
+        await save(device, "a (conflicted copy, one 2026-01-02).txt", device.name.encode())
+    await one.flush()
+    await two.flush()
+    await one.pull()
+    found = await one.everything()
+    await two.pull()
+    assert found == await two.everything()
+    assert sorted(seen[4] for seen in found.values()) == [b"one", b"two"]  # type: ignore[type-var]  # [4] is bytes
+    assert [name.count("conflicted") for name in found] == [1, 1]
+
+
+async def test_an_edit_whose_name_went_to_another_file_comes_back_beside_it(
+    one: Device, two: Device
+) -> None:
+    await mkdir(one, "d")
+    await save(one, "d/a.txt", b"1")
+    await one.flush()
+    await files(two)
+    await save(two, "d/a.txt", b"precious")
+    await remove(one, "d/a.txt")
+    await save(one, "d/a.txt", b"other")
+    await one.flush()
+    await two.pull()
+    await two.flush()
+    expected = {"/d": None, "/d/a.txt": b"other", "/d/a*.txt": b"precious"}
+    assert await files(one) == await files(two) == expected
+
+
+async def test_what_both_made_keeps_the_attributes_of_both(one: Device, two: Device) -> None:
+    """A directory; those that went with its creation, and those that were set while that was
+    under way."""
+    one_made, two_made = await mkdir(one, "d"), await mkdir(two, "d")
+    one.edits.set_xattr(one_made, "user.one", b"1")
+    two.edits.set_xattr(two_made, "user.two", b"2")
+    await one.flush()
+    with two.db.transaction():
+        for op in two.journal:
+            two.journal.rewrite(op, sent=True)
+    two.edits.set_attributes(two_made, {"mode": 0o700})
+    two.edits.set_xattr(two_made, "user.late", b"3")
+    await two.flush()
+    assert [op.refused for op in two.journal] == []
+    await files(one)
+    node = await one.resolve("d")
+    assert node.mode == 0o700
+    assert one.tree.xattrs(node.ino) == {"user.one": b"1", "user.two": b"2", "user.late": b"3"}
+    assert await one.everything() == await two.everything()
+
+
+async def test_what_both_made_goes_where_one_of_them_moved_it(one: Device, two: Device) -> None:
+    await mkdir(one, "d")
+    await save(one, "d/one", b"1")
+    made = await mkdir(two, "d")
+    await save(two, "d/two", b"2")
+    await one.flush()
+    with two.db.transaction():
+        for op in two.journal.of_file(two.tree.node(made).file):
+            two.journal.rewrite(op, sent=True)
+    await rename(two, "d", "e")
+    await two.flush()
+    await two.pull()
+    expected = {"/e": None, "/e/one": b"1", "/e/two": b"2"}
+    assert await files(one) == await files(two) == expected
+
+
+async def test_attributes_set_through_a_handle_that_a_remote_version_passed_by(
+    one: Device, two: Device
+) -> None:
+    await save(one, "a", b"1")
+    await one.flush()
+    await files(two)
+    ino = (await two.resolve("a")).ino
+    two.handles.add(ino)
+    await save(one, "a", b"2")
+    await one.flush()
+    await two.pull()
+    two.edits.set_attributes(ino, {"mode": 0o600})
+    two.edits.set_xattr(ino, "user.x", b"1")
+    await two.flush()
+    await files(one)
+    node = await one.resolve("a")
+    assert (node.mode, one.tree.xattrs(node.ino)) == (0o600, {"user.x": b"1"})
+    assert await files(one) == await files(two) == {"/a": b"2"}
+
+
 async def test_a_replace_that_lost_believes_the_server_again(one: Device, two: Device) -> None:
     """The name was given to another file meanwhile: both files' contents stay."""
     for name in ("a", "b"):

@@ -151,7 +151,7 @@ class Device:
     async def start(self) -> None:
         if self.tree.find(ROOT) is None:
             self.merge.adopt(await self.port.me())
-        self.manifests.prune()
+        await self.manifests.prune()
         self.collector.sweep()
 
     def crash(self) -> None:
