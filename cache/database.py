@@ -60,6 +60,7 @@ class Database:
         if not self.lost_power:
             with self.transaction():
                 self.trust()
+            self.sync_now()
 
     @property
     def commits(self) -> int:
@@ -139,6 +140,12 @@ class Database:
                 self.changed.set()
                 raise
             self._writes_synced = upto
+
+    def sync_now(self) -> None:
+        """`sync` for the start: an earlier process may have left what is not on the disk, and the
+        spool files that nothing names any more are about to be deleted."""
+        os.fsync(self._wal)
+        self._writes_synced = self._writes
 
     async def tend(self) -> None:
         """Keep the write-ahead log short, until cancelled."""

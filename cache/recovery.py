@@ -60,6 +60,7 @@ def recover(db: Database, spool: Path) -> Losses:
         for ino in losses.shortened | losses.gone_back:
             _go_on(db, ino, losses)
         db.trust()
+    db.sync_now()
     for name, inodes in vars(losses).items():
         if inodes:
             log.warning("the machine stopped", files=len(inodes), became=name)

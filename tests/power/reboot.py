@@ -46,11 +46,12 @@ class DataServer(model.Server):
             self.blobs.add(key, stored.read(key, 0, 1 << 30))
         self._bodies: dict[str, tuple[Manifest, bytes]] = {}
 
-    def version(self, version: str) -> tuple[Manifest, bytes]:
-        """The content of an uploaded version, whatever became of its file."""
+    def version(self, file: str, version: str) -> tuple[Manifest, bytes]:
+        """The content of an uploaded version of a file, whatever became of it."""
         if version not in self._bodies:
+            query = select(versions).where(versions.c.file == file, versions.c.id == version)
             with self.db.read() as conn:
-                row = conn.execute(select(versions).where(versions.c.id == version)).one()
+                row = conn.execute(query).one()
             manifest = msgspec.msgpack.decode(row.manifest, type=Manifest)
             self._bodies[version] = manifest, self.content(manifest, row.drive)
         return self._bodies[version]
@@ -100,7 +101,7 @@ async def _walk(
 
 async def _read(device: Device, server: DataServer, node: Node) -> bytes:
     if node.version is not None:
-        manifest, body = server.version(node.version)
+        manifest, body = server.version(node.base_file or node.file, node.version)
         device.manifests.keep_manifest(node.version, manifest)
         device.read_before[node.version] = body
     return await device.read_all(node.ino)
