@@ -28,7 +28,8 @@ from pathlib import Path
 import trio
 
 from cache.disk import sync_directory
-from cache.opening import open_database
+from cache.opening import DamagedState, examine, is_damage, note_damage, open_database
+from cache.quarantine import marked
 
 CHECKPOINT_EVERY = 2000  # transactions between two moves of the log into the database
 LONG_LOG = 32 << 20  # bytes
@@ -42,8 +43,9 @@ class Database:
         """`companions` are directories that only this database explains: put aside with it. `boot`
         names what a process survives and a machine that loses power does not."""
         self.path, self._boot = path, boot
-        self._db = open_database(path, companions)
+        self._db = open_database(path, companions, boot)
         self._depth = 0
+        self.damage: str | None = None  # what is wrong with it, as far as that is known
         self.on_rollback: list[Callable[[], None]] = []
         self._wal = os.open(f"{path}-wal", os.O_RDWR)
         for directory in (path.parent, path.parent.parent):  # the names of what was just made
@@ -84,6 +86,7 @@ class Database:
             self._roll_back(before, problem)
             if isinstance(problem, sqlite3.Error) and _is_full(problem):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from problem
+            self._check(problem)
             raise
         finally:
             self._depth -= 1
@@ -102,15 +105,42 @@ class Database:
             for forget in self.on_rollback:
                 forget()
 
+    def _check(self, problem: BaseException) -> None:
+        """Raise `DamagedState` (EIO) when the file is not what was written: that is noted, and the
+        state salvaged when it is opened the next time."""
+        if is_damage(problem):
+            self.damage = self.damage or str(problem)
+            note_damage(self.path, str(problem))
+            raise DamagedState(str(problem)) from problem
+
     def run(self, sql: str, *values: object) -> sqlite3.Cursor:
-        return self._db.execute(sql, values)
+        try:
+            return self._db.execute(sql, values)
+        except sqlite3.DatabaseError as problem:
+            self._check(problem)
+            raise
 
     def one(self, sql: str, *values: object) -> sqlite3.Row | None:
-        row: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
+        row: sqlite3.Row | None
+        try:
+            row = self._db.execute(sql, values).fetchone()
+        except sqlite3.DatabaseError as problem:
+            self._check(problem)
+            raise
         return row
 
     def all(self, sql: str, *values: object) -> list[sqlite3.Row]:
-        return self._db.execute(sql, values).fetchall()
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as problem:
+            self._check(problem)
+            raise
+
+    async def examine(self) -> None:
+        """Look through a database that was too large to be looked through when it was opened."""
+        await trio.to_thread.run_sync(examine, self.path, abandon_on_cancel=True)
+        mark = marked(self.path.parent)
+        self.damage = self.damage or (mark.why if mark else None)
 
     def meta(self, key: str) -> object | None:
         row = self.one("SELECT value FROM meta WHERE key = ?", key)

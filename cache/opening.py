@@ -15,6 +15,7 @@ it is opened the next time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import sqlite3
@@ -32,6 +33,7 @@ from cache.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
 log = structlog.get_logger(__name__)
 
+CURE = "unmount with `nearline umount --now`, and mount again: that salvages it"
 CHECKED_AT_ONCE = 8 << 20  # bytes: about 0.1 s
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _CUT_SHORT = sqlite3.SQLITE_IOERR_SHORT_READ
@@ -39,6 +41,13 @@ _CUT_SHORT = sqlite3.SQLITE_IOERR_SHORT_READ
 
 class NewerState(Exception):
     """The state was written by a newer program. The message says what to do."""
+
+
+class DamagedState(OSError):
+    """The state database is damaged where it was read: EIO for who asked."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(errno.EIO, f"the state is damaged ({why}); {CURE}")
 
 
 def is_damage(problem: BaseException) -> bool:
@@ -211,7 +220,10 @@ def _check(db: sqlite3.Connection) -> str:
 
 
 def examine(path: Path) -> None:
-    """Look through the whole database, in a thread; mark it if it is damaged."""
+    """Look through a database that was not looked through when it was opened, in a thread; mark it
+    if it is damaged."""
+    if _size(path) + _size(Path(f"{path}-wal")) <= CHECKED_AT_ONCE:
+        return
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
             why = _check(db)
@@ -224,9 +236,7 @@ def examine(path: Path) -> None:
 def note_damage(path: Path, why: str) -> None:
     """Damage was met while the state was in use: it is salvaged when it is opened again."""
     if quarantine.marked(path.parent) is None:
-        log.error(
-            "state damaged; unmount and mount again to salvage it", why=why, state=str(path.parent)
-        )
+        log.error("state damaged", why=why, state=str(path.parent), cure=CURE)
         with contextlib.suppress(OSError):  # a full disk: it will be met again
             quarantine.mark(path.parent, why)
 

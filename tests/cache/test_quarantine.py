@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from cache import opening, quarantine
 from cache.database import Database
-from cache.opening import NewerState
+from cache.opening import DamagedState, NewerState
 
 
 def spoiled(state: Path) -> Path:
@@ -122,7 +123,10 @@ def test_a_mark_that_cannot_be_read_counts(tmp_path: Path) -> None:
     assert quarantine.marked(tmp_path) is None
 
 
-def test_a_look_in_the_background_marks_damage_only(tmp_path: Path) -> None:
+def test_a_look_in_the_background_marks_damage_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "CHECKED_AT_ONCE", 0)
     path = tmp_path / "tree.sqlite"
     open_and_close(tmp_path)
     opening.examine(path)
@@ -132,3 +136,33 @@ def test_a_look_in_the_background_marks_damage_only(tmp_path: Path) -> None:
     path.write_bytes(data)
     opening.examine(path)
     assert quarantine.marked(tmp_path) is not None
+
+
+def test_damage_that_is_met_in_use_is_an_error_and_is_salvaged_next_time(tmp_path: Path) -> None:
+    path = tmp_path / "tree.sqlite"
+    db = Database(path, [tmp_path / "spool"])
+    with db.transaction():
+        for number in range(200):
+            db.run("INSERT INTO pin VALUES (?)", f"{number:032x}")
+    db.run("PRAGMA wal_checkpoint(TRUNCATE)")
+    (root,) = db.all("SELECT rootpage FROM sqlite_schema WHERE name = 'pin'")
+    db.run("PRAGMA shrink_memory")  # or it would be answered from what was read before
+    with path.open("r+b") as file:
+        file.seek((root[0] - 1) * 4096)
+        file.write(b"\xee" * 4096)
+
+    with pytest.raises(DamagedState) as met:
+        db.all("SELECT * FROM pin ORDER BY file")
+    assert met.value.errno == errno.EIO
+    assert db.damage
+    with db.transaction():  # everything else goes on
+        db.set_meta("scope", "write")
+    db.close()
+
+    again = Database(path, [tmp_path / "spool"])
+    assert again.meta("scope") == "write"
+    assert 0 < len(again.all("SELECT * FROM pin")) < 200
+    assert again.damage is None
+    again.close()
+    [(_, report)] = quarantine.reports(tmp_path)
+    assert report.torn == ["pin"]
