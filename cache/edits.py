@@ -201,10 +201,12 @@ class Edits:
         if links == 0:
             self._dropped(node)
 
-    def _drop_unsent(self, node: Node, kinds: frozenset[str]) -> None:
-        for op in self._journal.of_file(node.file):
-            if op.kind in kinds and not op.sent:
-                self._journal.remove(op)
+    def _drop_unsent(self, node: Node, kinds: frozenset[str]) -> list[Op]:
+        """Take operations on a file whose content goes out of the journal; those taken."""
+        ops = [op for op in self._journal.of_file(node.file) if op.kind in kinds and not op.sent]
+        for op in ops:
+            self._journal.remove(op)
+        return ops
 
     def rename(
         self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool = True
@@ -268,8 +270,9 @@ class Edits:
             and node.links == 1
             and over.links == 1
         )
+        dropped = []
         if over is not None and over.links == 1:
-            self._drop_unsent(over, CONTENT_AND_ATTRIBUTES)
+            dropped = self._drop_unsent(over, CONTENT_AND_ATTRIBUTES)
         if unsent is not None and over is None:
             body = Body(
                 parent=body.new_parent,
@@ -283,7 +286,7 @@ class Edits:
             pass
         elif over is not None and keeps_identity:
             body.base = base
-            self._take_identity(node, over, unsent, body)
+            self._take_identity(node, over, unsent, body, dropped)
         else:
             body.other = over.file if over is not None else ""
             self._journal.add("rename", node.ino, node.file, body)
@@ -323,8 +326,11 @@ class Edits:
         above = self._journal.of_file(move.new_parent)
         return not any(op.kind == "create" and op.seq > made.seq for op in above)
 
-    def _take_identity(self, node: Node, over: Node, unsent: Op | None, body: Body) -> None:
-        """The bytes of `node` become the next version of the file that `over` was."""
+    def _take_identity(
+        self, node: Node, over: Node, unsent: Op | None, body: Body, dropped: list[Op]
+    ) -> None:
+        """The bytes of `node` become the next version of the file that `over` was. What `dropped`
+        was to set, the server has as it was before: it is sent although `over` has it here."""
         self._tree.update(node.ino, file=over.file, rev=over.rev)
         if unsent is None:
             body.other = over.file
@@ -336,14 +342,18 @@ class Edits:
         write = self._journal.add("write", node.ino, over.file, body)
         if version is not None:  # its upload is under way: it goes on for the new operation
             self._journal.rewrite(write, version=version)
+        unset = {name for op in dropped for name in op.body.attrs}
         attrs = [
-            name for name in ("mode", "uid", "gid") if getattr(node, name) != getattr(over, name)
+            name
+            for name in ("mode", "uid", "gid")
+            if name in unset or getattr(node, name) != getattr(over, name)
         ]
         if attrs:
             self._journal.add("setattr", node.ino, over.file, Body(attrs=attrs))
         mine, theirs = self._tree.xattrs(node.ino), self._tree.xattrs(over.ino)
-        for name in sorted(mine.keys() | theirs.keys()):
-            if mine.get(name) != theirs.get(name):
+        unset_xattrs = {op.body.xattr for op in dropped if op.body.xattr}
+        for name in sorted(mine.keys() | theirs.keys() | unset_xattrs):
+            if name in unset_xattrs or mine.get(name) != theirs.get(name):
                 self._journal.add("setxattr", node.ino, over.file, Body(xattr=name))
 
     def exchange(self, parent: int, name: str, new_parent: int, new_name: str) -> None:

@@ -117,6 +117,20 @@ async def test_new_over_old_is_a_version_of_the_old(state: State) -> None:
     assert not state.tree.node(old.ino).live
 
 
+async def test_new_over_old_sends_the_attributes_that_the_old_had_here_only(state: State) -> None:
+    """The new file has them too, so they do not differ here: the server has others."""
+    old = on_server(state, "a", mode=0o600, xattrs={"user.old": b"1"})
+    new = await state.save("tmp", b"new")
+    state.edits.set_attributes(old.ino, {"mode": 0o644, "uid": new.uid, "gid": new.gid})
+    state.edits.set_xattr(old.ino, "user.old", None)
+    state.edits.set_attributes(new.ino, {"mode": 0o644})
+    state.edits.rename(ROOT, "tmp", ROOT, "a")
+    assert state.ops() == ["write", "setattr", "setxattr"]
+    _write, attributes, xattr = state.journal
+    assert attributes.body.attrs == ["mode", "uid", "gid"]
+    assert xattr.body.xattr == "user.old"
+
+
 def test_old_over_old_is_a_replace(state: State) -> None:
     over, node = on_server(state, "a"), on_server(state, "b")
     state.edits.rename(ROOT, "b", ROOT, "a")
