@@ -6,7 +6,7 @@ Knows: both sides' counters, the object store, the server's log. Must not know: 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # What may be under way to the server at one moment: `parallel` of `remote.upload.Sender`.
@@ -35,8 +35,8 @@ class Sent:
         allowed = IN_FLIGHT * self.kills
         most = store.stored + allowed * store.largest + REQUEST_BYTES * self.operations
         found = []
-        if store.again > allowed:
-            found.append(f"{store.again} finished chunks sent again in {self.kills} kills")
+        if len(store.again) > allowed:
+            found.append(f"finished chunks sent again in {self.kills} kills: {store.again}")
         if self.received > store.stored:
             found.append(f"servers took in {self.received} bytes, and {store.stored} are stored")
         if self.uploaded > most:
@@ -52,14 +52,13 @@ class Store:
     stored: int
     largest: int
     chunks: int
-    again: int
-    where: list[str] = field(default_factory=list)
+    again: list[str]
 
     @staticmethod
     def read(blobs: Path, log: Path) -> Store:
         sizes = [path.stat().st_size for path in blobs.glob("*/??/*")]
         again = [path for path, status in _puts(log) if status == 412]
-        return Store(sum(sizes), max(sizes, default=0), len(sizes), len(again), again)
+        return Store(sum(sizes), max(sizes, default=0), len(sizes), again)
 
 
 def _puts(log: Path) -> list[tuple[str, int]]:

@@ -101,10 +101,10 @@ class Killer:
 
     @property
     def ledgers(self) -> Path:
-        return self.site.base / "ledgers"
+        """Of this round; those before it are kept, to look into what broke."""
+        return self.site.base / "ledgers" / f"{self.number:04}"
 
     def begin(self) -> None:
-        self.ledgers.mkdir()
         began = time.monotonic()
         self.device.mount()
         self.start_seconds = time.monotonic() - began
@@ -131,8 +131,8 @@ class Killer:
             yield
         except (Broken, Trouble, Failure, OSError) as problem:
             if keep := os.environ.get("NEARLINE_KILL_KEEP"):
-                shutil.copytree(self.ledgers, Path(keep) / "ledgers", dirs_exist_ok=True)
-                shutil.copytree(self.device.state, Path(keep) / "state", dirs_exist_ok=True)
+                left = shutil.ignore_patterns("*.sock", "blobs", "cache-*", self.device.name)
+                shutil.copytree(self.site.base, keep, dirs_exist_ok=True, ignore=left)
             where = f"seed {self.seed}, round {self.number}, {what}"
             raise Broken(f"{where}\n{type(problem).__name__}: {problem}") from problem
 
@@ -175,7 +175,7 @@ class Killer:
             store = Store.read(self.site.server.data / "blobs", self.site.server.log)
             sent = self.sent.plus(uploaded, self._received())
             problems += sent.broken(store)
-            self.tally["finished chunks sent again"] = store.again
+            self.tally["finished chunks sent again"] = len(store.again)
             self.tally["chunks"] = store.chunks
             if problems:
                 raise Broken("\n".join(problems))
@@ -213,6 +213,7 @@ class Killer:
 
     @contextlib.contextmanager
     def _writers(self) -> Iterator[None]:
+        self.ledgers.mkdir(parents=True)
         for world in self.worlds:
             (self.ledgers / f"{world.writer}.world").write_bytes(msgspec.json.encode(world))
         words = [self.device.at, self.ledgers, f"{self.seed} {self.number}"]
@@ -266,7 +267,7 @@ class Killer:
 
     def _kill(self, pids: list[int]) -> None:
         """For good: gone when this returns."""
-        self.sent.kills += 1
+        self.sent.kills += bool(pids)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -326,9 +327,11 @@ class Killer:
         starting = threading.Thread(target=self._start_server_in_vain)
         starting.start()
         pause(moment * self.start_seconds)
-        self._kill(self._pids(b"serve"))
+        found = self._pids(b"serve")
+        self._kill(found)
         starting.join()
-        self.site.server.kill()
+        self.site.server.kill()  # one that was started after we had looked
+        self.sent.kills += not found
         self.tally["deaths of a starting server"] += 1
 
     def _start_server_in_vain(self) -> None:

@@ -7,13 +7,19 @@ runs it for long. NEARLINE_KILL_KEEP=DIR keeps ledgers and state of a round that
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from tests.system.harness import Site
+from mount.asked import control_client
+from mount.asked.control_messages import Status, socket_path
+from tests.system.harness import Device, Site, noise, wait_until
+from tests.system.kill_model import Node, Op, Seen, World, apply, content, crash
+from tests.system.kill_sent import IN_FLIGHT, Store
+from tests.system.kill_verifier import Broken, Told, settle
 from tests.system.killing import Killer
 
 ROUNDS = int(os.environ.get("NEARLINE_KILL_ROUNDS", "8"))
@@ -56,3 +62,164 @@ def test_whatever_dies_when_every_promise_is_kept(site: Site, watchdog: Watchdog
         if number % AUDIT_EVERY == 0 or number == ROUNDS:
             killer.audit()
             print(f"seed {SEED}, round {number} of {ROUNDS}: {dict(killer.tally)}", flush=True)
+
+
+LARGE = 96 << 20
+
+
+def status_of(device: Device) -> Status:
+    """At once: a command would take longer to start than an upload takes."""
+    return control_client.status(socket_path(device.state))
+
+
+def is_half_sent(device: Device) -> bool:
+    return any(LARGE / 4 < one.bytes_done < LARGE * 3 / 4 for one in status_of(device).uploads)
+
+
+@pytest.mark.parametrize("victims", [("mount",), ("server",), ("server", "mount")])
+def test_an_upload_goes_on_from_the_chunks_that_are_there(
+    site: Site, victims: tuple[str, ...]
+) -> None:
+    """Both sides say how much was sent: no finished chunk twice, but what was under way."""
+    device = site.device("a")
+    device.mount()
+    device.site.server.kill()  # or the upload would begin before the file is whole
+    (device.at / "large").write_bytes(noise(LARGE))
+    site.server.start()
+    wait_until(lambda: is_half_sent(device), "half of it is sent", 90)
+    before = status_of(device).transferred.uploaded_bytes
+    if "server" in victims:
+        site.server.kill()
+        site.server.start()
+    if "mount" in victims:
+        device.kill()
+        device.umount()
+        device.mount()
+    device.flush()
+    after = status_of(device).transferred.uploaded_bytes
+    sent = after if victims == ("server",) else before + after
+    store = Store.read(site.server.data / "blobs", site.server.log)
+    assert LARGE / 4 < before < LARGE
+    assert sent < LARGE + IN_FLIGHT * store.largest
+    assert len(store.again) <= IN_FLIGHT, store.again
+
+
+# The verifier notices what it is for.
+
+
+def a_world() -> World:
+    """A closed file of 5,000 bytes, with a second name and attributes, and one that is written."""
+    world = World(1, 0, {"w1": 0}, {0: Node("directory", 0o755)})
+    for op in (
+        Op(1, "create", "w1/closed", handle=1, stop=0o644),
+        Op(2, "write", handle=1, start=0, stop=5000),
+        Op(3, "close", handle=1),
+        Op(4, "link", "w1/closed", "w1/second"),
+        Op(5, "utimens", "w1/closed", stop=77),
+        Op(6, "create", "w1/written", handle=6, stop=0o600),
+        Op(7, "write", handle=6, start=0, stop=10_000),
+        Op(8, "fsync", handle=6),
+        Op(9, "write", handle=6, start=6000, stop=20_000),
+    ):
+        apply(world, op)
+    return world
+
+
+def bytes_of(world: World) -> dict[str, bytes]:
+    """As they are when every byte was handed over."""
+    found = {}
+    for path in world.names:
+        node = world.at(path)
+        pieces = copy.copy(node.pieces)
+        for start, stop, number in node.pending:
+            pieces = [(a, min(b, start), n) for a, b, n in pieces] + [(start, stop, number)]
+        found[path] = content(world.writer, pieces, 0, node.reach)
+    return found
+
+
+def shown(world: World) -> dict[str, Seen]:
+    """A mount that keeps every promise."""
+    seen = {}
+    for path, number in world.names.items():
+        node = world.at(path)
+        links = list(world.names.values()).count(number)
+        mtime = node.mtime_ns or 1
+        told = (number, links, node.mode, node.reach, mtime, dict(node.xattrs), node.target)
+        seen[path] = Seen(node.kind, *told)
+    return seen
+
+
+def test_what_was_promised_is_accepted_with_and_without_what_was_not() -> None:
+    world = a_world()
+    data = bytes_of(world)
+    settled = settle(Told(copy.deepcopy(world)), shown(world), data.__getitem__)
+    assert settled.at("w1/written").size == 20_000
+    seen = shown(world)
+    seen["w1/written"] = seen["w1/written"]._replace(size=10_000)
+    # The page from 8192 on was handed over, the one before it was not.
+    kept = content(1, [(0, 10_000, 7)], 0, 8192) + data["w1/written"][8192:10_000]
+    settled = settle(Told(copy.deepcopy(world)), seen, {**data, "w1/written": kept}.__getitem__)
+    crash(world)
+    assert content(1, settled.at("w1/written").pieces, 0, 10_000) == kept
+
+
+@pytest.mark.parametrize(
+    "op", [Op(10, "rename", "w1/written", "w1/closed"), Op(10, "unlink", "w1/closed")]
+)
+def test_what_was_in_progress_is_done_or_not(op: Op) -> None:
+    before, after = a_world(), a_world()
+    apply(after, op)
+    for world in (before, after):
+        settled = settle(Told(a_world(), op), shown(world), bytes_of(world).__getitem__)
+        assert settled.names == world.names
+    half = shown(before)
+    del half["w1/written"], half["w1/closed"]
+    with pytest.raises(Broken, match="is gone"):
+        settle(Told(a_world(), op), half, bytes_of(before).__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "why"),
+    [
+        ("w1/second", None, "is gone"),
+        ("w1/closed", {"size": 4999}, "size is 4999"),
+        ("w1/closed", {"mtime_ns": 78}, "mtime is 78"),
+        ("w1/closed", {"mode": 0o600}, "mode"),
+        ("w1/closed", {"xattrs": {"user.a": "b"}}, "attributes"),
+        ("w1/second", {"ino": 9}, "no longer a name of the same file"),
+        ("w1/written", {"ino": 1}, "one inode"),
+        ("w1/written", {"size": 9999}, "size is 9999"),
+        ("w1/written", {"size": 20_001}, "size is 20001"),
+    ],
+)
+def test_what_is_wrong_with_a_name_is_noticed(
+    path: str, wrong: dict[str, object] | None, why: str
+) -> None:
+    world = a_world()
+    seen = shown(world)
+    was = seen.pop(path)
+    if wrong is not None:
+        seen[path] = was._replace(**wrong)  # type: ignore[arg-type]  # of fields
+    with pytest.raises(Broken, match=why):
+        settle(Told(world), seen, bytes_of(world).__getitem__)
+
+
+def test_a_name_that_should_be_gone_is_noticed() -> None:
+    world = a_world()
+    seen = shown(world)
+    apply(world, Op(10, "unlink", "w1/second"))
+    seen["w1/closed"] = seen["w1/closed"]._replace(links=1)
+    with pytest.raises(Broken, match="should not be"):
+        settle(Told(world), seen, bytes_of(world).__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("path", "at"), [("w1/closed", 4999), ("w1/written", 3), ("w1/written", 7000)]
+)
+def test_one_wrong_byte_is_noticed(path: str, at: int) -> None:
+    world = a_world()
+    data = bytes_of(world)
+    wrong = bytearray(data[path])
+    wrong[at] ^= 1
+    with pytest.raises(Broken, match=f"{path}: bytes"):
+        settle(Told(world), shown(world), {**data, path: bytes(wrong)}.__getitem__)
