@@ -183,7 +183,11 @@ class Database:
             await self._log_is_long.wait()
             self._log_is_long = trio.Event()
             self._checkpointed = self._writes
-            await trio.to_thread.run_sync(_checkpoint, self.path)
+            try:
+                await trio.to_thread.run_sync(_checkpoint, self.path)
+            except sqlite3.DatabaseError as problem:
+                self._check(problem)
+                raise
             if os.fstat(self._wal).st_size > LONG_LOG:
                 # The log starts over only when all of it has been moved, and under a steady stream
                 # of writes the thread never gets there: move the few frames that came meanwhile.

@@ -54,7 +54,7 @@ def is_damage(problem: BaseException) -> bool:
     """Does this error say that the file is not what was written?"""
     code = getattr(problem, "sqlite_errorcode", None) or 0
     is_text = isinstance(problem, UnicodeDecodeError) or "decode to UTF-8" in str(problem)
-    is_row = isinstance(problem, msgspec.DecodeError)
+    is_row = isinstance(problem, msgspec.DecodeError | DamagedState)
     return code & 0xFF in _DAMAGE or code == _CUT_SHORT or is_text or is_row
 
 

@@ -24,6 +24,7 @@ import pyfuse3
 import structlog
 import trio
 
+from cache import quarantine
 from mount import mountinfo
 from mount.asked import answers
 from mount.asked import control_messages as say
@@ -150,7 +151,7 @@ class Control:
         offline = feed.known_offline
         return say.Status(
             state="offline" if offline else "online",
-            reason=feed.reason if offline else session.replayer.waiting_because,
+            reason=feed.reason if offline else session.trouble,
             mountpoint=str(config.mountpoint),
             url=config.url,
             account=config.account,
@@ -167,6 +168,7 @@ class Control:
                 for op in session.journal
                 if op.refused
             ],
+            quarantined=[str(at) for at, _ in quarantine.reports(config.state_dir)],
             cache=say.CacheStatus(cache.bytes, cache.limit),
             transferred=say.TransferredStatus(
                 sent.downloaded_bytes, sent.uploaded_bytes, sent.requests

@@ -18,6 +18,7 @@ from typing import Literal
 
 import platformdirs
 
+from cache import quarantine
 from mount import credentials, mountinfo
 from mount.config import is_loopback, needs_insecure
 from mount.credentials import Login
@@ -54,6 +55,7 @@ def examine() -> Iterator[Finding]:
     yield from check_disks()
     yield from check_servers(credentials.logins())
     yield from check_mounts()
+    yield from check_states()
 
 
 def check_fuse() -> Iterator[Finding]:
@@ -179,3 +181,23 @@ def check_mounts() -> Iterator[Finding]:
         elif mountinfo.mounted_at(Path(record.mountpoint)) is not None:
             what = f"the process of the mount at {record.mountpoint} is gone"
             yield Finding("fail", what, f"run `nearline umount {record.mountpoint}`")
+
+
+def check_states() -> Iterator[Finding]:
+    """Damaged state: still to be salvaged, or put aside when it was."""
+    for state in sorted({Path(record.state_dir) for record in registry.all_records()}):
+        mark = quarantine.marked(state)
+        if mark is not None:
+            what = f"the state in {state} is damaged ({mark.why})"
+            yield Finding("fail", what, "unmount with `nearline umount --now`, and mount again")
+        for directory, report in quarantine.reports(state):
+            yield judge_quarantine(directory, report)
+
+
+def judge_quarantine(directory: Path, report: quarantine.Report) -> Finding:
+    """State that was put aside. What came back under another name, or not at all, is named."""
+    what = f"damaged state was put aside in {directory} ({report.why})"
+    back = f"look at {', '.join(report.recovered)} at the top of the drive" if report.recovered else ""
+    lost = f"write again or delete what reads as EIO: {', '.join(report.lost)}" if report.lost else ""
+    done = "delete it when you need nothing of it"
+    return Finding("warn", what, "; ".join(part for part in (back, lost, done) if part))

@@ -13,7 +13,7 @@ import errno
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -28,6 +28,7 @@ from cache.invalidation import Invalidation, Invalidator
 from cache.journal import Journal
 from cache.manifests import Manifests
 from cache.merge import Merge
+from cache.opening import DamagedState
 from cache.reader import Reader
 from cache.recovery import recover
 from cache.replayer import Replayer
@@ -166,13 +167,28 @@ class Session:
         """Talk to the server until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.reader.run)
-            nursery.start_soon(self.db.tend)
-            nursery.start_soon(self.contents.keep_settled)
-            nursery.start_soon(self.subscriber.run)
-            nursery.start_soon(self.replayer.run)
+            nursery.start_soon(self._while_whole, self.db.tend)
+            nursery.start_soon(self._while_whole, self.db.examine)
+            nursery.start_soon(self._while_whole, self.contents.keep_settled)
+            nursery.start_soon(self._while_whole, self.subscriber.run)
+            nursery.start_soon(self._while_whole, self.replayer.run)
             nursery.start_soon(self._list_root)
             nursery.start_soon(self.account.run)
             task_status.started()
+
+    async def _while_whole(self, part: Callable[[], Awaitable[None]]) -> None:
+        """What works on the state by itself rests once that is found to be damaged: the mount goes
+        on with everything that can be read, and the next one salvages it."""
+        try:
+            await part()
+        except* DamagedState as damage:
+            log.error("resting until the state is salvaged", part=part.__qualname__, why=str(damage))
+
+    @property
+    def trouble(self) -> str | None:
+        """Why something does not go on, for people to read."""
+        damage = self.db.damage
+        return str(DamagedState(damage).strerror) if damage else self.replayer.waiting_because
 
     async def _list_root(self) -> None:
         """The top of the drive is there offline even if nobody has looked at it."""

@@ -173,6 +173,7 @@ class Status(Struct, frozen=True, kw_only=True, tag="status"):
     journal: JournalStatus = JournalStatus()
     uploads: list[UploadStatus] = []
     refused: list[RefusedStatus] = []
+    quarantined: list[str] = []  # directories with state that was damaged
     cache: CacheStatus = CacheStatus()
     transferred: TransferredStatus = TransferredStatus()
     feed: FeedStatus = FeedStatus()

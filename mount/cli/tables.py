@@ -53,6 +53,7 @@ def _work(status: Status) -> list[tuple[str, str]]:
         error = f", waiting: {upload.error}" if upload.error else ""
         found.append(("uploading", f"{upload.path} ({done} of {total}{error})"))
     found += [("refused", f"{r.operation} {r.path}: {r.error}") for r in status.refused]
+    found += [("quarantine", f"damaged state was put aside in {at}") for at in status.quarantined]
     lag = status.feed.lag_seconds
     known = "never" if lag is None else f"{human_seconds(lag)} ago"
     found.append(("changes", f"{status.feed.mode}, last known complete {known}"))

@@ -142,6 +142,8 @@ def test_damage_that_is_met_in_use_is_an_error_and_is_salvaged_next_time(tmp_pat
     path = tmp_path / "tree.sqlite"
     db = Database(path, [tmp_path / "spool"])
     with db.transaction():
+        db.set_meta("drive", "d" * 32)
+        db.set_meta("root", "e" * 32)
         for number in range(200):
             db.run("INSERT INTO pin VALUES (?)", f"{number:032x}")
     db.run("PRAGMA wal_checkpoint(TRUNCATE)")
