@@ -197,7 +197,9 @@ def check_states() -> Iterator[Finding]:
 def judge_quarantine(directory: Path, report: quarantine.Report) -> Finding:
     """State that was put aside. What came back under another name, or not at all, is named."""
     what = f"damaged state was put aside in {directory} ({report.why})"
-    back = f"look at {', '.join(report.recovered)} at the top of the drive" if report.recovered else ""
-    lost = f"write again or delete what reads as EIO: {', '.join(report.lost)}" if report.lost else ""
-    done = "delete it when you need nothing of it"
-    return Finding("warn", what, "; ".join(part for part in (back, lost, done) if part))
+    advice = []
+    if report.recovered:
+        advice.append(f"look at {', '.join(report.recovered)} at the top of the drive")
+    if report.lost:
+        advice.append(f"write again or delete what reads as EIO: {', '.join(report.lost)}")
+    return Finding("warn", what, "; ".join([*advice, "delete it when you need nothing of it"]))

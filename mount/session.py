@@ -182,7 +182,7 @@ class Session:
         try:
             await part()
         except* DamagedState as damage:
-            log.error("resting until the state is salvaged", part=part.__qualname__, why=str(damage))
+            log.error("resting until it is salvaged", part=part.__qualname__, why=str(damage))
 
     @property
     def trouble(self) -> str | None:

@@ -23,7 +23,7 @@ import structlog
 import trio
 from msgspec import json
 
-from cache.opening import DamagedState, NewerState, is_damage, note_damage
+from cache.opening import NewerState, is_damage, note_damage
 from mount import logs, mountinfo
 from mount.asked.control_messages import socket_path
 from mount.config import MountConfig
@@ -190,7 +190,7 @@ def explain(error: BaseException, config: MountConfig) -> BaseException:
             return _no_room(config)
         case NewerState():
             return Failure(str(first))
-        case DamagedState() | sqlite3.DatabaseError() | ValueError() if is_damage(first):
+        case Exception() if is_damage(first):
             note_damage(config.state_dir / "tree.sqlite", str(first))
             return Failure(
                 f"the state in {config.state_dir} is damaged ({first}); mount again: what can be"
