@@ -175,7 +175,6 @@ class Database:
         """`sync` for the start: an earlier process may have left what is not on the disk, and the
         spool files that nothing names any more are about to be deleted."""
         os.fsync(self._wal)
-        self._writes_synced = self._writes
 
     async def tend(self) -> None:
         """Keep the write-ahead log short, until cancelled."""

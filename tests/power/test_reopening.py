@@ -3,6 +3,7 @@ the disk must not need."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -14,19 +15,20 @@ from tests.model.device import Device
 from tests.model.server import Server
 from tests.power.disk import PAGE, Loss, survivors
 from tests.power.reboot import reboot, write_tree
-from tests.power.record import Event
+from tests.power.record import Event, Removed
 from tests.power.recording import recording
 
 pytestmark = pytest.mark.system
-LOSSES = [Loss("ordered", PAGE, 0.0), Loss("ordered", PAGE, 1.0), Loss("harsh", PAGE, 0.0)]
+LOSSES = [Loss("ordered", PAGE, 0.5), Loss("ordered", PAGE, 1.0), Loss("harsh", PAGE, 0.5)]
+SEEDS = range(4)
 BODY = b"what was promised" * 1000
 
 
 def read_after(
-    events: Sequence[Event], loss: Loss, at: Path, server: Server, token: str
+    events: Sequence[Event], loss: Loss, seed: int, at: Path, server: Server, token: str
 ) -> bytes | None:
     """What the file "a" holds after a power loss."""
-    write_tree(survivors(events, loss, Random(1)), at)
+    write_tree(survivors(events, loss, Random(seed)), at)
     device = reboot(at, server, token)
     body: list[bytes] = []
 
@@ -62,8 +64,10 @@ def test_what_was_sent_is_deleted_only_when_the_disk_knows_that_it_was_sent(tmp_
         again.close()
         device.close()
     events = disk.events()
-    for position in range(promised[0], len(events) + 1):
-        for number, loss in enumerate(LOSSES):
-            at = tmp_path / f"{position}-{number}"
-            assert read_after(events[:position], loss, at, server, token) == BODY, position
+    removed = [at for at, event in enumerate(events, 1) if isinstance(event, Removed)]
+    for position in {*removed, *range(promised[0], len(events) + 1, 20)}:
+        for loss, seed in itertools.product(LOSSES, SEEDS):
+            at = tmp_path / f"{position}-{loss.names}-{loss.survival}-{seed}"
+            body = read_after(events[:position], loss, seed, at, server, token)
+            assert body == BODY, (position, loss, seed)
     server.close()
