@@ -26,7 +26,7 @@ import trio
 
 from cache import quarantine
 from mount import mountinfo
-from mount.asked import answers
+from mount.asked import answers, refusals
 from mount.asked import control_messages as say
 from mount.asked.account import Account
 from mount.asked.account_messages import AccountRequest
@@ -163,11 +163,7 @@ class Control:
                 say.UploadStatus(one.path, one.bytes_done, one.bytes_total, one.error)
                 for one in session.uploader.progress.values()
             ],
-            refused=[
-                say.RefusedStatus(session.tree.path(op.ino), op.kind, op.refused)
-                for op in session.journal
-                if op.refused
-            ],
+            refused=refusals.described(session),
             quarantined=[str(at) for at, _ in quarantine.reports(config.state_dir)],
             cache=say.CacheStatus(cache.bytes, cache.limit),
             transferred=say.TransferredStatus(
@@ -200,11 +196,14 @@ class Control:
             nursery.start_soon(self._report, report, files, size)
             await session.replayer.flush()
             nursery.cancel_scope.cancel()
-        if refused := [op for op in session.journal if op.refused]:
+        if refused := session.journal.refused():
             raise Failure(
                 f"{len(refused)} changes were refused by the server and are kept here;"
-                " `nearline status` names them"
+                " `nearline status` names them and says what to do"
             )
+
+    async def retry(self, path: str, report: Report) -> str:
+        return await refusals.retry(self._account, path, report)
 
     async def _report(self, report: Report, files: int, size: int) -> None:
         session = self._session

@@ -20,6 +20,7 @@ import platformdirs
 
 from cache import quarantine
 from mount import credentials, mountinfo
+from mount.asked import control_client
 from mount.config import is_loopback, needs_insecure
 from mount.credentials import Login
 from mount.failures import Failure
@@ -34,6 +35,7 @@ SKEW_WARN_SECONDS, SKEW_FAIL_SECONDS = 30.0, 150.0
 # Below this a journal cannot take in even one ordinary folder; below the second nothing works.
 SPACE_WARN_BYTES, SPACE_FAIL_BYTES = 2 << 30, 100 << 20
 ASK_SECONDS = 10.0
+REFUSALS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ def check_mounts() -> Iterator[Finding]:
     for record in registry.all_records():
         if record.alive:
             yield Finding("ok", f"{record.mountpoint} is mounted (process {record.pid})")
+            yield from check_refusals(record)
         elif mountinfo.mounted_at(Path(record.mountpoint)) is not None:
             what = f"the process of the mount at {record.mountpoint} is gone"
             yield Finding("fail", what, f"run `nearline umount {record.mountpoint}`")
@@ -203,3 +206,20 @@ def judge_quarantine(directory: Path, report: quarantine.Report) -> Finding:
     if report.lost:
         advice.append(f"write again or delete what reads as EIO: {', '.join(report.lost)}")
     return Finding("warn", what, "; ".join([*advice, "delete it when you need nothing of it"]))
+
+
+def check_refusals(record: registry.Record) -> Iterator[Finding]:
+    """What a mount could not send, and never will by itself."""
+    try:
+        refused = control_client.status(Path(record.control)).refused
+    except (control_client.NotAnswering, control_client.MountRefused) as silent:
+        advice = f"see the log in {record.state_dir}"
+        yield Finding("fail", f"the mount at {record.mountpoint} does not answer: {silent}", advice)
+        return
+    for one in refused[:REFUSALS_SHOWN]:
+        where = Path(record.mountpoint, one.path)
+        behind = f" ({one.waiting} more wait for it)" if one.waiting else ""
+        yield Finding("fail", f"{one.operation} of {where}{behind}: {one.error}", one.advice)
+    if len(refused) > REFUSALS_SHOWN:
+        more = f"{len(refused) - REFUSALS_SHOWN} more changes in {record.mountpoint} were refused"
+        yield Finding("fail", more, f"run `nearline status {record.mountpoint}`")

@@ -49,6 +49,9 @@ class ControlHandler(Protocol):
     async def flush(self, report: Report) -> None:
         """Return when the server has every change made before the call; `report` now and then."""
 
+    async def retry(self, path: str, report: Report) -> str:
+        """Try again what was refused for good at `path`; what came of it, for the person."""
+
     async def stop(self, flush: bool) -> None:
         """Begin to unmount and end; with `flush`, first wait until the server has everything."""
 
@@ -194,6 +197,10 @@ async def _perform(handler: ControlHandler, request: say.Request, report: Report
                 await handler.flush(report)
             if scope.cancelled_caught:
                 return say.Failed("the server does not have everything yet", "timeout")
+        case say.RetryRequest(path, timeout):
+            with trio.move_on_after(float("inf") if timeout is None else timeout):
+                return say.Done(await handler.retry(path, report))
+            return say.Failed("the server has not decided yet; it is asked again", "timeout")
         case say.StopRequest(flush):
             await handler.stop(flush)
         case say.PinRequest(path):

@@ -40,6 +40,14 @@ class FlushRequest(Struct, frozen=True, tag="flush"):
     timeout: float | None = None
 
 
+class RetryRequest(Struct, frozen=True, tag="retry"):
+    """Try again what was refused for good at `path` and below it ("" is everything); answer when
+    the server has decided. `Failed` with kind `timeout` after `timeout` seconds."""
+
+    path: str = ""
+    timeout: float | None = None
+
+
 class StopRequest(Struct, frozen=True, tag="stop"):
     """Unmount and end; with `flush` only after the server has everything."""
 
@@ -72,6 +80,7 @@ class CacheClearRequest(Struct, frozen=True, tag="cache_clear"):
 Request = (
     StatusRequest
     | FlushRequest
+    | RetryRequest
     | StopRequest
     | PinRequest
     | UnpinRequest
@@ -120,11 +129,15 @@ class UploadStatus(Struct, frozen=True):
 
 
 class RefusedStatus(Struct, frozen=True):
-    """A change that the server refuses for good. It stays in the journal with its bytes."""
+    """A change that was refused for good. It stays in the journal with its bytes. `since_ns` is
+    when it was made, `waiting` how many changes cannot be sent before it."""
 
     path: str
     operation: str
     error: str
+    since_ns: int = 0
+    waiting: int = 0
+    advice: str = ""
 
 
 class CacheStatus(Struct, frozen=True):

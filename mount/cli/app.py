@@ -17,6 +17,7 @@ _COMMANDS = {
     "mount": ("mount.cli.mounting:mount", "Mount your drive; returns when it is usable."),
     "umount": ("mount.cli.mounting:umount", "Wait for the journal, then unmount."),
     "flush": ("mount.cli.mounting:flush", "Return when the server has everything."),
+    "retry": ("mount.cli.mounting:retry", "Try again what the server refused."),
     "status": ("mount.cli.asking:status", "What the mounts are doing."),
     "doctor": ("mount.cli.asking:doctor", "Check this machine, and say what to do."),
     "pin": ("mount.cli.asking:pin", "Keep a file or folder on this machine."),

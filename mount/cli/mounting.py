@@ -1,4 +1,4 @@
-"""`mount`, `umount`, `flush`: a mount's life."""
+"""`mount`, `umount`, `flush`, `retry`: a mount's life, and what it has sent."""
 
 from __future__ import annotations
 
@@ -152,3 +152,26 @@ def flush(
         raise Failure(f"{directory} does not exist; give the directory of the mount")
     with View("flush") as view:
         unmount.flush(record, timeout=timeout, on_progress=view)
+
+
+def retry(
+    path: Annotated[str | None, Parameter(name="PATH")] = None,
+    /,
+    *,
+    timeout: flags.Timeout = None,
+) -> None:
+    """Try again what was refused at PATH and below it; without PATH, everything in the mount.
+
+    Returns when the server has decided. Exit code 1 when it refused again, or after --timeout."""
+    from mount.asked import control_client
+    from mount.asked import control_messages as say
+    from mount.cli import talking
+    from mount.progress import View
+
+    record, below = (talking.chosen(None), "") if path is None else talking.at(path)
+    with View("retry") as view:
+        done = control_client.ask(
+            Path(record.control), say.RetryRequest(below, timeout), on_progress=view, patience=None
+        )
+    assert isinstance(done, say.Done)
+    print(done.message)

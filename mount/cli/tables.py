@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mount.asked.control_messages import Status
+from mount.asked.control_messages import RefusedStatus, Status
+from mount.cli import listing, times
 from mount.progress import human_bytes, human_seconds
 
 _COLOURS = {"online": "green", "offline": "yellow", "dead": "red"}
@@ -52,12 +53,19 @@ def _work(status: Status) -> list[tuple[str, str]]:
         done, total = human_bytes(upload.bytes_done), human_bytes(upload.bytes_total)
         error = f", waiting: {upload.error}" if upload.error else ""
         found.append(("uploading", f"{upload.path} ({done} of {total}{error})"))
-    found += [("refused", f"{r.operation} {r.path}: {r.error}") for r in status.refused]
+    for refused in status.refused:
+        found += [("refused", _refusal(refused)), ("what to do", refused.advice)]
     found += [("quarantine", f"damaged state was put aside in {at}") for at in status.quarantined]
     lag = status.feed.lag_seconds
     known = "never" if lag is None else f"{human_seconds(lag)} ago"
     found.append(("changes", f"{status.feed.mode}, last known complete {known}"))
     return found
+
+
+def _refusal(refused: RefusedStatus) -> str:
+    since = f", since {times.local(refused.since_ns)}" if refused.since_ns else ""
+    behind = f", {refused.waiting} more wait for it" if refused.waiting else ""
+    return f"{refused.operation} {listing.printable(refused.path)}{since}{behind}: {refused.error}"
 
 
 def _resources(status: Status) -> list[tuple[str, str]]:

@@ -40,6 +40,11 @@ class FakeMount:
             raise
         await report(say.Progress(files_done=2, files_total=2, bytes_done=4, bytes_total=4))
 
+    async def retry(self, path: str, report: control.Report) -> str:
+        self.asked.append(("retry", path))
+        await self.finish.wait()
+        return "all taken"
+
     async def stop(self, flush: bool) -> None:
         self.asked.append(("stop", flush))
 
@@ -83,6 +88,16 @@ async def test_flush_reports_until_it_is_done(mount: tuple[FakeMount, Path]) -> 
     answer = await _ask(path, say.FlushRequest(), on_progress=seen.append)
     assert answer == say.Done()
     assert [progress.files_done for progress in seen] == [1, 2]
+
+
+async def test_retry_is_answered_with_what_came_of_it(mount: tuple[FakeMount, Path]) -> None:
+    fake, path = mount
+    with pytest.raises(control_client.MountRefused) as caught:
+        await _ask(path, say.RetryRequest("a/b", timeout=0.01))
+    assert caught.value.timed_out
+    fake.finish.set()
+    assert await _ask(path, say.RetryRequest("a/b")) == say.Done("all taken")
+    assert fake.asked == [("retry", "a/b")] * 2
 
 
 async def test_flush_fails_when_time_is_up(mount: tuple[FakeMount, Path]) -> None:
@@ -200,6 +215,7 @@ def test_the_status_schema_only_grows() -> None:
     assert plain["journal"].keys() >= {"operations", "bytes"}
     assert plain["uploads"][0].keys() >= {"path", "bytes_done", "bytes_total", "error"}
     assert plain["refused"][0].keys() >= {"path", "operation", "error"}
+    assert plain["refused"][0].keys() >= {"since_ns", "waiting", "advice"}
     assert plain["cache"].keys() >= {"bytes", "limit"}
     assert plain["transferred"].keys() >= {"downloaded_bytes", "uploaded_bytes", "requests"}
     assert plain["feed"].keys() >= {"mode", "lag_seconds"}

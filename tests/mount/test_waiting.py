@@ -119,7 +119,7 @@ async def writes(world: World, change: Callable[[], None], size: int = 1) -> int
 # --- room -----------------------------------------------------------------------------------------
 
 
-async def test_a_writer_who_waits_learns_that_its_drive_is_full() -> None:
+async def test_a_writer_who_waits_learns_that_a_drive_is_full() -> None:
     world = World()
     full = world.replayer.room.refused
     assert await writes(world, lambda: full("drive 1", 0, 0.5)) == errno.EDQUOT

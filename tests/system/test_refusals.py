@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.system import harness
-from tests.system.harness import PASSWORD, Device, Site, run
+from tests.system.harness import PASSWORD, Device, Site, run, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +217,81 @@ def test_without_dev_fuse(place: Site, device: Device) -> None:
     )
     refused(done, 1, "there is no /dev/fuse", "modprobe fuse")
     nothing_made(device)
+
+
+# --- what the server refuses ----------------------------------------------------------------------
+
+
+def test_refused_for_good_is_shown_kept_and_tried_again(place: Site) -> None:
+    """Two devices give a file more attributes together than it may have."""
+    a, b = place.device("ra"), place.device("rb")
+    a.mount()
+    b.mount()
+    (a.at / "dir").mkdir()
+    (a.at / "dir" / "file").write_text("x")
+    a.flush()
+    b.sees("dir/file")
+    for number in range(9):
+        os.setxattr(b.at / "dir" / "file", f"user.b{number}", bytes(64 << 10))
+    b.flush()
+    wait_until(lambda: len(os.listxattr(a.at / "dir" / "file")) == 9, "a has them")
+    for number in range(9):
+        os.setxattr(a.at / "dir" / "file", f"user.a{number}", bytes(64 << 10))
+    flushed = place.cli("flush", a.at, check=False)
+    refused(flushed, 1, "refused", "nearline status")
+    shown = a.status()["refused"]
+    assert {(one["path"], one["operation"]) for one in shown} == {("dir/file", "setxattr")}
+    assert all(one["error"].startswith("too_large: ") and one["advice"] for one in shown)
+    assert os.getxattr(a.at / "dir" / "file", "user.nearline.status") == b"error"
+    (a.at / "another").write_text("goes on")
+    b.sees("another", b"goes on")
+    told = place.cli("status", a.at).stdout
+    assert "refused" in told
+    assert "what to do" in told
+    examined = place.cli("doctor", check=False)
+    assert examined.returncode == 1
+    assert f"setxattr of {a.at}/dir/file" in examined.stdout
+
+    again = place.cli("retry", a.at / "dir", check=False)
+    assert again.returncode == 1
+    assert "nearline: refused again: dir/file (too_large: " in again.stderr
+    assert len(a.status()["refused"]) == len(shown)
+    a.kill()
+    a.umount()
+    a.mount()
+    assert len(a.status()["refused"]) == len(shown)
+    for number in range(9):
+        os.removexattr(b.at / "dir" / "file", f"user.b{number}")
+    b.flush()
+    assert "has taken" in place.cli("retry", a.at).stdout
+    assert place.cli("retry", a.at / "dir" / "file").stdout == "nothing was refused\n"
+    assert a.status()["refused"] == []
+    a.flush()
+    wait_until(lambda: len(os.listxattr(b.at / "dir" / "file")) == 9, "b has those of a")
+    assert place.cli("doctor").returncode == 0
+    a.umount()
+    b.umount()
+
+
+def test_a_name_that_was_refused_is_settled_by_another(place: Site) -> None:
+    """Also what was waiting behind it goes; and what is deleted needs nothing more."""
+    a, b = place.device("na"), place.device("nb")
+    a.mount()
+    for name in ("one", "two"):
+        (a.at / name).mkdir()
+        for number in range(17):
+            os.setxattr(a.at / name, f"user.{number}", bytes(64 << 10))
+        (a.at / name / "inside").write_text(name)
+    refused(place.cli("flush", a.at, check=False), 1, "2 changes were refused")
+    assert [one["waiting"] for one in a.status()["refused"]] == [1, 1]
+    (a.at / "two" / "inside").unlink()
+    (a.at / "two").rmdir()
+    os.removexattr(a.at / "one", "user.1")
+    (a.at / "one").rename(a.at / "three")
+    a.flush()
+    assert a.status()["refused"] == []
+    b.mount()
+    assert b.sees("three/inside", b"one")
+    assert not (b.at / "two").exists()
+    a.umount()
+    b.umount()
