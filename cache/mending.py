@@ -31,6 +31,7 @@ from cache.shapes import Row
 from cache.tree import HISTORY, LOCAL, ROOT
 
 LOST = "damaged: its bytes were lost with a part of the state database"
+UNKNOWN = "damaged: which file it is of was lost; its bytes are a file at the top, recovered N"
 AHEAD = "damaged: what was written last is in the file recovered {} at the top"
 MARGIN = 1000  # numbers that rows nobody can read may have had
 
@@ -213,20 +214,35 @@ class _Mending:
                 self._make_entry(parent["ino"], name, node["ino"])
 
     def _remake_nodes(self) -> None:
-        """What was made here, and of which only the operation is left that says so."""
-        stacks = {layer["ino"]: layer for layer in self._layers.values()}
+        """What was made here, or written as a whole, and of which only the operation is left that
+        says so. The name of what the server knows comes back with its directory's listing."""
+        stacks: dict[int, list[Row]] = defaultdict(list)
+        for number in sorted(self._layers):
+            stacks[self._layers[number]["ino"]].append(self._layers[number])
         for op in self._ops:
             body, ino = self._bodies[op["seq"]], op["ino"]
-            if op["kind"] != "create" or ino in self._nodes or op["file"] in self._live:
+            if ino in self._nodes or op["file"] in self._live:
                 continue
-            known = ino in stacks or "layer" not in self._torn
-            if body.directory or (body.regular and known):
-                kind, mode = ("directory", 0o755) if body.directory else ("file", 0o644)
-                node = self._node(ino, op["file"], kind, mode)
-                node |= {"mtime_ns": op["made_ns"], "size": stacks.get(ino, node)["size"]}
-                parent = self._live.get(body.parent)
-                node["drive"] = parent["drive"] if parent else node["drive"]
-                self._nodes[ino] = self._live[op["file"]] = node
+            stack = stacks.get(ino, [])
+            if op["kind"] == "create" and body.directory:
+                self._remake(op, "directory", 0o755, 0)
+            elif op["kind"] == "create" and body.regular and (stack or "layer" not in self._torn):
+                self._remake(op, "file", 0o644, stack[-1]["size"] if stack else 0)
+            elif op["kind"] == "write" and stack and self._is_whole(stack[0]):
+                self._remake(op, "file", 0o644, stack[-1]["size"])
+            elif op["kind"] in ("create", "write"):
+                op |= {"refused": UNKNOWN, "sent": 0}
+
+    def _remake(self, op: Row, kind: str, mode: int, size: int) -> None:
+        node = self._node(op["ino"], op["file"], kind, mode)
+        parent = self._live.get(self._bodies[op["seq"]].parent)
+        node |= {"mtime_ns": op["made_ns"], "size": size}
+        node["drive"] = parent["drive"] if parent else node["drive"]
+        self._nodes[op["ino"]] = self._live[op["file"]] = node
+
+    def _is_whole(self, layer: Row) -> bool:
+        """Can it be read without what is below it?"""
+        return self._extents[layer["id"]].covers(0, layer["below"])
 
     # Dirty bytes.
 
@@ -254,8 +270,22 @@ class _Mending:
                 ranges.add(start, min(stop, file.size))
         size = max((stop for _, stop in ranges), default=0)
         if size:
-            row = {"id": number, "ino": -1, "below": 0, "size": size, "safe": size}
-            self._layers[number] = row | dict.fromkeys(("version", "average", "instead"))
+            row: Row = {"id": number, "ino": -1, "below": 0, "size": size, "safe": size}
+            row |= dict.fromkeys(("version", "average", "instead"))
+            self._layers[number] = row | self._owner_of(number)
+
+    def _owner_of(self, number: int) -> Row:
+        """Whose layer it was, where the index says so and that is all there is to know: the file's
+        only one, and every byte of the file is in it."""
+        ino = self._found.owners.get(number, 0)
+        node, inodes = self._nodes.get(ino), list(self._found.owners.values())
+        if node is None or inodes.count(ino) != 1 or node["kind"] != "file":
+            return {}
+        if not self._extents[number].covers(0, node["size"]):
+            return {}
+        self._extents[number].cut(node["size"])
+        versions = [op["version"] for op in self._ops if op["ino"] == ino and op["version"]]
+        return {"ino": ino, "size": node["size"], "version": versions[0] if versions else None}
 
     def _settle_layers(self) -> Iterator[Row]:
         """Yields layers that lie over nothing; drops those that nobody needs."""
@@ -300,8 +330,7 @@ class _Mending:
     def _recover(self, layer: Row) -> None:
         """A file of its own at the top of the drive."""
         number, ino = layer["id"], self._next("node")
-        is_whole = self._extents[number].covers(0, layer["below"])
-        name = f"recovered {number}" + ("" if is_whole else " (incomplete)")
+        name = f"recovered {number}" + ("" if self._is_whole(layer) else " (incomplete)")
         while (ROOT, name) in self._entries:
             name += "'"
         layer |= {"ino": ino, "version": None, "instead": None, "below": 0}

@@ -29,13 +29,15 @@ ALL_LAYERS = 1 << 62
 @dataclass
 class Found:
     """`torn`: tables that lack rows. `doubtful`: from which to which layer extents may lack.
-    `highest`: ids given so far, by table. `is_cut`: it is a state from before the end, because the
+    `highest`: ids given so far, by table. `owners`: inodes by layer, as the index has them.
+    `is_cut`: it is a state from before the end, because the
     end of the log is gone."""
 
     rows: dict[str, list[Row]] = field(default_factory=lambda: {name: [] for name in TABLES})
     torn: set[str] = field(default_factory=set)
     doubtful: list[tuple[int, int]] = field(default_factory=list)
     highest: dict[str, int] = field(default_factory=dict)
+    owners: dict[int, int] = field(default_factory=dict)
     is_cut: bool = False
 
 
@@ -51,15 +53,16 @@ def read(image: Image) -> Found:
             found.doubtful += [(0, ALL_LAYERS)] * (name == "extent")
     _read_sequence(image, roots, used, found)
     if found.torn:
-        for root in others:
+        for root in others.values():
             used |= {page.number for page in image.walk(root) if page is not None}
+        _read_owners(image, others.get("layer_ino", 0), found)
         _read_lost_pages(image, found, used)
     return found
 
 
-def _roots(image: Image, used: set[int]) -> tuple[dict[str, int], list[int], bool]:
+def _roots(image: Image, used: set[int]) -> tuple[dict[str, int], dict[str, int], bool]:
     """Root pages of the tables, those of the indexes, and whether all are known."""
-    roots, others, is_whole = dict[str, int](), list[int](), True
+    roots, others, is_whole = dict[str, int](), dict[str, int](), True
     for page in image.walk(1):
         if page is None:
             is_whole = False
@@ -71,7 +74,7 @@ def _roots(image: Image, used: set[int]) -> tuple[dict[str, int], list[int], boo
             elif row["type"] == "table":
                 roots[row["name"]] = row["rootpage"]
             else:
-                others.append(row["rootpage"])
+                others[row["name"]] = row["rootpage"]
     return roots, others, is_whole
 
 
@@ -109,6 +112,14 @@ def _read_sequence(image: Image, roots: dict[str, int], used: set[int], found: F
             for row in _fitting(page, SEQUENCE):
                 if row is not None:
                     found.highest[row["name"]] = row["seq"]
+
+
+def _read_owners(image: Image, root: int, found: Found) -> None:
+    for page in image.walk(root):
+        for cell in [] if page is None else page.cells:
+            match cell.values:
+                case (int(ino), int(layer)):
+                    found.owners[layer] = ino
 
 
 def _read_lost_pages(image: Image, found: Found, used: set[int]) -> None:
