@@ -63,6 +63,7 @@ class VersionReader(Protocol):
 Stack = list[Layer]  # from top to bottom
 # How long a change that nobody fsyncs may be lost to power loss: ext4's commit interval.
 SETTLE_SECONDS = 5.0
+TIDY_AT_ONCE = 500
 
 
 class Contents:
@@ -80,7 +81,6 @@ class Contents:
         self.dirty_bytes = self._count_dirty()
         self._unsettled = self._find_unsettled()  # inodes
         db.on_rollback.append(self._forget_all)
-        spool.sweep({row[0] for row in db.all("SELECT id FROM layer")})
 
     # The stack.
 
@@ -366,6 +366,30 @@ class Contents:
         await self._db.sync()
         del self._condemned[: len(condemned)]
         await self._spool.remove_all(condemned)
+
+    async def tidy(self) -> None:
+        """Delete the spool files that no layer names: a crash left them. Beside everything else, a
+        few at a time, because a long journal has as many files."""
+        found = sorted(await self._spool.found())
+        self._never_use_again(found[-1:])
+        for first in range(0, len(found), TIDY_AT_ONCE):
+            some = found[first : first + TIDY_AT_ONCE]
+            marks = ",".join("?" * len(some))
+            rows = self._db.all(f"SELECT id FROM layer WHERE id IN ({marks})", *some)
+            # What was dropped a moment ago goes when that is on the disk.
+            needed = {row["id"] for row in rows} | {*self._doomed, *self._condemned}
+            await self._spool.remove_all(one for one in some if one not in needed)
+            await trio.lowlevel.checkpoint()
+
+    def _never_use_again(self, highest: list[int]) -> None:
+        """No new layer gets the number of a file that is about to be deleted. (Numbers that power
+        loss took back come again; others do not.)"""
+        row = self._db.one("SELECT seq FROM sqlite_sequence WHERE name = 'layer'")
+        used = 0 if row is None else int(row[0])
+        if highest and highest[0] > used:
+            with self._db.transaction():
+                self._db.run("DELETE FROM sqlite_sequence WHERE name = 'layer'")
+                self._db.run("INSERT INTO sqlite_sequence VALUES ('layer', ?)", highest[0])
 
     def close(self) -> None:
         """The end of the process: what `settle_all` does, without the trio thread's help."""

@@ -253,7 +253,7 @@ class Journal:
         self._db = db
         self._rows = _Memory()
         self._read_upto = 0  # rows up to this `seq` are in memory
-        self._whole = trio.Event()
+        self._whole, self._tried = trio.Event(), trio.Event()
         self._touched: dict[int, Op] = {}  # by `seq`: changed since `_touched_after` commits
         self._touched_after = -1
         self.changed = trio.Event()
@@ -265,13 +265,16 @@ class Journal:
 
     async def load(self) -> None:
         """Read what there is, and let others have their turn now and then."""
-        while not self._whole.is_set():
-            self._read(PIECE)
-            await trio.lowlevel.checkpoint()
+        try:
+            while not self._whole.is_set():
+                self._read(PIECE)
+                await trio.lowlevel.checkpoint()
+        finally:
+            self._tried.set()
 
     async def whole(self) -> None:
-        """Return when all of it is in memory."""
-        await self._whole.wait()
+        """Return when all of it is in memory, or will not be: who asks then learns why."""
+        await self._tried.wait()
 
     @property
     def is_whole(self) -> bool:

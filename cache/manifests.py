@@ -1,15 +1,25 @@
 """Manifests of the versions that were read or written here (`cache.reader.ManifestStore`).
 
 Knows: the `manifest` table. Must not know: who asks. Rebuildable: the server has them all.
+
+Concurrency contract: as `database` has it; `prune` alone looks through the tables in a worker
+thread, with a connection of its own, because a large tree has many versions.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from pathlib import Path
+
 import msgspec
+import trio
 
 from cache.database import Database
 from remote.content import Manifest
 from remote.ids import VersionId
+
+PRUNE_AT_ONCE = 500
 
 
 class Manifests:
@@ -26,11 +36,25 @@ class Manifests:
         with self._db.transaction():
             self._db.run("INSERT OR REPLACE INTO manifest VALUES (?, ?)", version, data)
 
-    def prune(self) -> None:
-        """Forget the manifests of versions that no node has and no upload is making."""
-        with self._db.transaction():
-            self._db.run(
-                "DELETE FROM manifest WHERE version NOT IN"
-                " (SELECT version FROM node WHERE version IS NOT NULL"
-                "  UNION SELECT version FROM op WHERE version IS NOT NULL)"
-            )
+    async def prune(self) -> None:
+        """Forget the manifests of versions that no node has and no upload is making, a few at a
+        time. One that came into use again meanwhile is asked for again."""
+        useless = await trio.to_thread.run_sync(_useless, self._db.path)
+        for first in range(0, len(useless), PRUNE_AT_ONCE):
+            with self._db.transaction():
+                for version in useless[first : first + PRUNE_AT_ONCE]:
+                    self._db.run("DELETE FROM manifest WHERE version = ?", version)
+            await trio.lowlevel.checkpoint()
+
+
+def _useless(path: Path) -> list[VersionId]:
+    sql = (
+        "SELECT version FROM manifest WHERE version NOT IN"
+        " (SELECT version FROM node WHERE version IS NOT NULL"
+        "  UNION SELECT version FROM op WHERE version IS NOT NULL)"
+    )
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            return [row[0] for row in db.execute(sql)]
+    except sqlite3.DatabaseError:
+        return []  # whoever needs what is damaged says so

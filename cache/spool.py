@@ -8,9 +8,9 @@ thread is counted by `lease` and closed only when the last lease ends; every oth
 synchronous on the trio thread, so the cache cannot change under it.
 
 Invariants: a spool file is deleted only by `remove_all`, after the transaction that forgot its
-layer is on the disk, or by `sweep` at start, which deletes files that no layer names (left by a
-crash between the two); foreign files are left alone. Whoever reads asks for bytes that were
-written: a file that is missing or too short is damage (`Damaged`), never zeros.
+layer is on the disk, or when no layer names it (a crash came between the two: `Contents.tidy`);
+foreign files are left alone. Whoever reads asks for bytes that were written: a file that is missing
+or too short is damage (`Damaged`), never zeros.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import trio
@@ -34,6 +35,7 @@ THREADED_WRITE = 256 * 1024
 # Left to the state database beside the spool: were the disk filled to the last byte with content,
 # nothing could be deleted any more, because a deletion is written to the journal first.
 RESERVE_BYTES = 8 << 20
+_NUMBER = re.compile(r"[1-9][0-9]{0,14}")
 
 
 class Damaged(OSError):
@@ -108,7 +110,7 @@ class Spool:
 
     async def sync(self, layer: int) -> None:
         """Return when the layer's bytes survive power loss."""
-        upto = self._written[layer]
+        upto = self._count_written(layer)
         if self._synced[layer] < upto:
             with self.lease(layer) as fd:
                 await trio.to_thread.run_sync(self._sync_file, layer, fd)
@@ -116,9 +118,15 @@ class Spool:
 
     def sync_now(self, layer: int) -> None:
         """`sync` for the end of the process, when nobody waits for the trio thread."""
-        if self._synced[layer] < self._written[layer]:
+        if self._synced[layer] < self._count_written(layer):
             self._sync_file(layer, self._fd(layer))
             self._note_synced(layer, self._written[layer])
+
+    def _count_written(self, layer: int) -> int:
+        """What an earlier process wrote is not taken for synced."""
+        if layer not in self._written and self._path(layer).exists():
+            self._written[layer] = 1
+        return self._written[layer]
 
     def _note_synced(self, layer: int, upto: int) -> None:
         if layer in self._written:  # not removed meanwhile
@@ -144,15 +152,11 @@ class Spool:
         self._named.discard(layer)
         return self._path(layer)
 
-    def sweep(self, known: Set[int]) -> None:
-        """At start: delete files that no layer names, and take nothing of the others for synced."""
-        for name in os.listdir(self._directory):
-            number, _, kind = name.partition(".")
-            if kind == "layer" and number.isdigit():
-                if int(number) in known:
-                    self._written[int(number)] = 1
-                else:
-                    os.unlink(self._directory / name)
+    async def found(self) -> list[int]:
+        """The layers that have a file here."""
+        names = await trio.to_thread.run_sync(os.listdir, self._directory)
+        parts = (name.partition(".") for name in names)
+        return [int(stem) for stem, _, kind in parts if kind == "layer" and _NUMBER.fullmatch(stem)]
 
     def close(self) -> None:
         for fd in self._open.values():

@@ -37,6 +37,11 @@ log = structlog.get_logger(__name__)
 
 STATUS_XATTR = "user.nearline.status"
 READDIR_PAGE = 256
+# These look into the journal. Just after the start it is still being read.
+CHANGES = frozenset(
+    ("mknod", "mkdir", "symlink", "create", "link", "unlink", "rmdir", "rename", "setattr")
+    + ("setxattr", "removexattr", "write")
+)
 DOT, DOTDOT, FIRST = 1, 2, 2  # readdir positions: an entry's is its cookie + FIRST
 
 P = ParamSpec("P")
@@ -52,6 +57,8 @@ def request(
     async def wrapped(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> T:
         self._session.replayer.last_request = trio.current_time()
         try:
+            if handler.__name__ in CHANGES:
+                await self._session.journal.whole()
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise

@@ -160,21 +160,38 @@ class Session:
         if self.tree.find(ROOT) is None:
             self._adopt(await self.client.me())
         self.versions.sweep()
-        self.manifests.prune()
-        self.collector.sweep()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Talk to the server until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.reader.run)
             nursery.start_soon(self._while_whole, self.db.tend)
-            nursery.start_soon(self._while_whole, self.db.examine)
             nursery.start_soon(self._while_whole, self.contents.keep_settled)
-            nursery.start_soon(self._while_whole, self.subscriber.run)
-            nursery.start_soon(self._while_whole, self.replayer.run)
+            nursery.start_soon(self._begin, nursery)
             nursery.start_soon(self._list_root)
             nursery.start_soon(self.account.run)
             task_status.started()
+
+    async def _begin(self, nursery: trio.Nursery) -> None:
+        """What a long journal makes long: the mount is in use meanwhile."""
+        await self._while_whole(self.journal.load)
+        nursery.start_soon(self._while_whole, self.subscriber.run)
+        nursery.start_soon(self._while_whole, self.replayer.run)
+        await self._while_whole(self._tidy)
+
+    async def _tidy(self) -> None:
+        """Delete what is useless, once it is known that the rows which say so are whole."""
+        await self.db.examine()
+        if self.db.damage is not None:
+            return
+        try:
+            self.collector.sweep()
+            await self.manifests.prune()
+            await self.contents.tidy()
+        except DamagedState:
+            raise
+        except OSError as problem:  # a full disk: it stays until the next start
+            log.warning("not tidied up", why=str(problem))
 
     async def _while_whole(self, part: Callable[[], Awaitable[None]]) -> None:
         """What works on the state by itself rests once that is found to be damaged: the mount goes

@@ -217,8 +217,11 @@ async def test_spool_files_that_no_layer_names_go_at_the_next_start(state: State
     (state.directory / "spool" / "999.layer").write_bytes(b"left by a crash")
     (state.directory / "spool" / "notes.txt").write_bytes(b"not ours")
     state.reopen()
+    await state.contents.tidy()
     names = {path.name for path in (state.directory / "spool").iterdir()}
     assert names == {"1.layer", "notes.txt"}
+    await state.save("b", b"new")  # its file is none that was to be deleted
+    assert (state.directory / "spool" / "1000.layer").exists()
 
 
 async def test_content_that_changes_hands_keeps_its_snapshot(state: State) -> None:
@@ -261,3 +264,27 @@ async def test_a_rollback_forgets_what_memory_had_ahead(state: State) -> None:
     assert state.contents.dirty_bytes == 5
     assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"bytes"
     assert state.listing(ROOT) == {"a": node.ino}
+
+
+async def test_files_that_a_crash_left_are_deleted_and_no_others(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.contents.TIDY_AT_ONCE", 2)
+    kept = [await state.save(f"kept{number}", b"bytes") for number in range(3)]
+    crashed = await state.save("crashed", b"bytes")
+    with state.db.transaction():
+        state.contents.discard(crashed.ino)  # and the process died before the file was deleted
+    dropped = await state.save("dropped", b"bytes")
+    state.reopen()
+    spool = state.directory / "spool"
+    (spool / "notes.txt").write_text("not ours")
+    with state.db.transaction():
+        state.contents.discard(dropped.ino)  # power loss may take this back
+    fresh = await state.save("fresh", b"bytes")
+    with state.db.transaction():
+        state.contents.discard(fresh.ino)
+    before = {path.name for path in spool.iterdir()}
+    await state.contents.tidy()
+    assert {path.name for path in spool.iterdir()} == before - {"4.layer"}
+    for node in kept:
+        assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"bytes"

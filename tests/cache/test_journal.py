@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -295,6 +296,21 @@ async def test_who_asks_before_it_is_whole_gets_the_whole_answer(
     await early.load()
     assert dump(early) == [*long, dump(early)[-1]]
     assert len(early) == LONG + 1
+
+
+async def test_who_waits_for_a_table_that_cannot_be_read_learns_it(
+    db: Database, long: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "damaged")
+
+    journal = Journal(db)
+    monkeypatch.setattr(db, "all", fails)
+    with pytest.raises(OSError, match="damaged"):
+        await journal.load()
+    await journal.whole()
+    with pytest.raises(OSError, match="damaged"):
+        journal.get("any")
 
 
 def test_a_row_that_cannot_be_read_is_kept_and_shown(db: Database) -> None:

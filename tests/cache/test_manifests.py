@@ -20,7 +20,7 @@ def state(tmp_path: Path) -> Iterator[State]:
     found.close()
 
 
-def test_they_are_kept_until_nobody_has_their_version(state: State) -> None:
+async def test_they_are_kept_until_nobody_has_their_version(state: State) -> None:
     record = state.born("a", 1)
     assert record.version is not None
     manifests = Manifests(state.db)
@@ -30,7 +30,7 @@ def test_they_are_kept_until_nobody_has_their_version(state: State) -> None:
     with state.db.transaction():
         op = state.journal.add("write", state.listing()["a"], record.id, Body())
         state.journal.rewrite(op, version="7" * 32)
-    manifests.prune()
+    await manifests.prune()
     assert manifests.manifest(record.version) == manifest == manifests.manifest("7" * 32)
     assert manifests.manifest("8" * 32) is None
     manifests.keep_manifest(record.version, EMPTY)

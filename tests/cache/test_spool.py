@@ -135,7 +135,6 @@ async def test_what_an_earlier_process_wrote_is_not_taken_for_synced(
     await first.write(1, 0, b"a")
     first.close()
     disk, second = Disk(monkeypatch), Spool(tmp_path / "spool")
-    second.sweep({1})
     await second.sync(1)
     assert disk.calls == 1
     second.close()
