@@ -28,6 +28,12 @@ def cut(size: int) -> Change:
     return lambda old: old[:size].ljust(size, b"\0")
 
 
+def alike(old: bytes, new: bytes) -> int:
+    """How many bytes from the start are the same."""
+    pairs = enumerate(zip(old, new, strict=False))
+    return next((n for n, pair in pairs if len({*pair}) > 1), min(len(old), len(new)))
+
+
 def temporary(path: str) -> str:
     """Where an editor writes what it will rename over `path`."""
     above, _, name = path.rpartition("/")
@@ -77,10 +83,7 @@ class Person:
         with self._opened(ino):
             old = await self.device.read_all(ino)
             new = change(old)
-            same = next(
-                (n for n, pair in enumerate(zip(old, new, strict=False)) if len({*pair}) > 1),
-                min(len(old), len(new)),
-            )
+            same = alike(old, new)
             if new != old:
                 self._overtake(self.device.tree.node(ino))
             if same < len(new):

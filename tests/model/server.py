@@ -30,7 +30,7 @@ from server.metadata.schema import chunks, files, grants, versions
 from server.people import accounts, sharing, tokens
 from server.people.caller import Caller
 from server.storage import arrivals, leases, uploads
-from server.storage.blobs import BlobKey, Head
+from server.storage.blobs import BlobKey, BlobStore, Head
 from server.storage.quota import Budget
 from server.upkeep import fsck
 from tests.contract.memory import MemoryBlobStore
@@ -45,58 +45,11 @@ def through_wire(message: object, kind: type[T] | Any) -> T:
     return found
 
 
-class Server:
-    """The drives of `accounts`, and what devices may ask of them."""
+class Storage:
+    """What a server has kept."""
 
-    def __init__(self, directory: Path, accounts_: tuple[str, ...] = ("anna",)) -> None:
-        self.db = Database(directory / "server.sqlite")
-        event.listen(self.db._engine, "connect", _do_not_sync)  # this server loses no power
-        self.db.migrate()
-        self.cursors = feed.Cursors(b"s" * 32)
-        self.blobs = MemoryBlobStore()
-        with self.db.write() as conn:
-            for name in accounts_:
-                accounts.insert_account(conn, name, "no password", time.time_ns())
-
-    def token(self, device: str, account: str = "anna") -> str:
-        with self.db.write() as conn:
-            found = accounts.find_account(conn, account)
-            assert found is not None
-            return tokens.new_device(conn, found[0], device, time.time_ns())[0]
-
-    def caller(self, conn: Connection, token: str) -> Caller:
-        return tokens.authenticate(conn, token, time.time_ns())
-
-    def close(self) -> None:
-        self.db.close()
-
-    # What a test does and asks behind every device's back.
-
-    def share(self, token: str, file: str, account: str, role: wire.Role) -> None:
-        """Raises `Refused`: what the server has not heard of, or what cannot be shared."""
-        with self.db.write() as conn:
-            invited = [Invite(account=account, role=role)]
-            sharing.share(conn, self.caller(conn, token), file, invited, time.time_ns())
-
-    def unshare(self, token: str, file: str, account: str) -> None:
-        """Raises `Refused` when there is no such grant."""
-        with self.db.write() as conn:
-            sharing.unshare(conn, self.caller(conn, token), file, account, time.time_ns())
-
-    def granted(self) -> list[str]:
-        """Every file that is shared with somebody."""
-        with self.db.read() as conn:
-            return list(conn.execute(select(grants.c.file)).scalars())
-
-    def forget_feed(self) -> None:
-        """Who asks for what came before this gets a reset page."""
-        with self.db.write() as conn:
-            while retention.prune_feed(conn, time.time_ns() + 1, 0, 1000):
-                pass
-
-    def drive_of(self, file: str) -> str:
-        with self.db.read() as conn:
-            return str(conn.execute(select(files.c.drive).where(files.c.id == file)).scalar_one())
+    def __init__(self, db: Database, blobs: BlobStore) -> None:
+        self.db, self.blobs = db, blobs
 
     def content(self, manifest: Manifest, drive: str) -> bytes:
         with self.db.read() as conn:
@@ -140,6 +93,59 @@ class Server:
         """What the server's own check finds wrong."""
         found = fsck.run(self.db, self.blobs)
         return [f"{each.kind}: {each.what} ({each.path})" for each in found.findings]
+
+
+class Server(Storage):
+    """The drives of `accounts`, and what devices may ask of them."""
+
+    def __init__(self, directory: Path, accounts_: tuple[str, ...] = ("anna",)) -> None:
+        super().__init__(Database(directory / "server.sqlite"), MemoryBlobStore())
+        event.listen(self.db._engine, "connect", _do_not_sync)  # this server loses no power
+        self.db.migrate()
+        self.cursors = feed.Cursors(b"s" * 32)
+        with self.db.write() as conn:
+            for name in accounts_:
+                accounts.insert_account(conn, name, "no password", time.time_ns())
+
+    def token(self, device: str, account: str = "anna") -> str:
+        with self.db.write() as conn:
+            found = accounts.find_account(conn, account)
+            assert found is not None
+            return tokens.new_device(conn, found[0], device, time.time_ns())[0]
+
+    def caller(self, conn: Connection, token: str) -> Caller:
+        return tokens.authenticate(conn, token, time.time_ns())
+
+    def close(self) -> None:
+        self.db.close()
+
+    # What a test does and asks behind every device's back.
+
+    def share(self, token: str, file: str, account: str, role: wire.Role) -> None:
+        """Raises `Refused`: what the server has not heard of, or what cannot be shared."""
+        with self.db.write() as conn:
+            invited = [Invite(account=account, role=role)]
+            sharing.share(conn, self.caller(conn, token), file, invited, time.time_ns())
+
+    def unshare(self, token: str, file: str, account: str) -> None:
+        """Raises `Refused` when there is no such grant."""
+        with self.db.write() as conn:
+            sharing.unshare(conn, self.caller(conn, token), file, account, time.time_ns())
+
+    def granted(self) -> list[str]:
+        """Every file that is shared with somebody."""
+        with self.db.read() as conn:
+            return list(conn.execute(select(grants.c.file)).scalars())
+
+    def forget_feed(self) -> None:
+        """Who asks for what came before this gets a reset page."""
+        with self.db.write() as conn:
+            while retention.prune_feed(conn, time.time_ns() + 1, 0, 1000):
+                pass
+
+    def drive_of(self, file: str) -> str:
+        with self.db.read() as conn:
+            return str(conn.execute(select(files.c.drive).where(files.c.id == file)).scalar_one())
 
 
 @dataclass
