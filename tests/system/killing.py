@@ -32,7 +32,7 @@ import msgspec
 from mount.asked import control_client
 from mount.asked.control_messages import Status, socket_path
 from mount.failures import Failure
-from tests.system.harness import Device, Site, Trouble, nearline, wait_until
+from tests.system.harness import Device, Site, Trouble, nearline, run, wait_until
 from tests.system.kill_model import Node, World, content_broken, names_broken
 from tests.system.kill_sent import Sent, Store
 from tests.system.kill_verifier import COMMON, Broken, look, read_ledger, settle, unexpected
@@ -51,7 +51,8 @@ class Plan:
     """One round. Times are in seconds: `after` the writers began, `gap` between two victims,
     `linger` that they go on when only the server died. `again` are moments at which the mount is
     killed once more: 0 is when its restart begins, 1 is about when it is usable, later ones find it
-    replaying. `server_again` is the same for the server, which comes back `server_back`."""
+    replaying. `server_again` is the same for the server, which comes back `server_back`. `by_hand`:
+    a dead mount is taken away with umount(8)."""
 
     victims: tuple[Victim, ...]
     after: float
@@ -60,6 +61,7 @@ class Plan:
     again: tuple[float, ...]
     server_again: tuple[float, ...]
     server_back: Return
+    by_hand: bool
 
 
 def plan_of(seed: int, number: int) -> Plan:
@@ -75,6 +77,7 @@ def plan_of(seed: int, number: int) -> Plan:
         again=tuple(rng.uniform(0.0, 2.0) for _time in range(rng.choice([0, 0, 0, 0, 1, 1, 2]))),
         server_again=(rng.uniform(0.1, 1.5),) if rng.random() < 0.3 else (),
         server_back=rng.choice(returns),
+        by_hand=rng.random() < 0.7,
     )
 
 
@@ -291,16 +294,20 @@ class Killer:
                 self._start_server()
         if "mount" in plan.victims:
             for moment in plan.again:
-                self._clear()
+                self._clear(plan.by_hand)
                 self._start_and_kill_mount(moment)
-            self._clear()
+            self._clear(plan.by_hand)
             self.device.mount()
         if plan.server_back == "after the mount":
             self._start_server()
 
-    def _clear(self) -> None:
+    def _clear(self, by_hand: bool) -> None:
         """A mount that is dead is in the way of the next one."""
-        if self.device.mounted:
+        if not self.device.mounted:
+            return
+        if by_hand:
+            run("umount", "-l", self.device.at)
+        else:
             self.device.umount()
 
     def _start_server(self) -> None:

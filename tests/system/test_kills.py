@@ -64,7 +64,7 @@ def test_whatever_dies_when_every_promise_is_kept(site: Site, watchdog: Watchdog
             print(f"seed {SEED}, round {number} of {ROUNDS}: {dict(killer.tally)}", flush=True)
 
 
-LARGE = 96 << 20
+LARGE = 40 << 20
 
 
 def status_of(device: Device) -> Status:
@@ -76,14 +76,14 @@ def is_half_sent(device: Device) -> bool:
     return any(LARGE / 4 < one.bytes_done < LARGE * 3 / 4 for one in status_of(device).uploads)
 
 
-@pytest.mark.parametrize("victims", [("mount",), ("server",), ("server", "mount")])
+@pytest.mark.parametrize("victims", [("mount",), ("server",)])
 def test_an_upload_goes_on_from_the_chunks_that_are_there(
     site: Site, victims: tuple[str, ...]
 ) -> None:
     """Both sides say how much was sent: no finished chunk twice, but what was under way."""
     device = site.device("a")
     device.mount()
-    device.site.server.kill()  # or the upload would begin before the file is whole
+    site.server.kill()  # or the upload would begin before the file is whole
     (device.at / "large").write_bytes(noise(LARGE))
     site.server.start()
     wait_until(lambda: is_half_sent(device), "half of it is sent", 90)
@@ -214,7 +214,7 @@ def test_a_name_that_should_be_gone_is_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "at"), [("w1/closed", 4999), ("w1/written", 3), ("w1/written", 7000)]
+    ("path", "at"), [("w1/second", 4999), ("w1/written", 3), ("w1/written", 7000)]
 )
 def test_one_wrong_byte_is_noticed(path: str, at: int) -> None:
     world = a_world()
