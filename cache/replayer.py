@@ -29,6 +29,7 @@ from cache.merge import Merge
 from cache.messages import message
 from cache.resolver import Resolver
 from cache.room import Room
+from cache.spool import Damaged
 from cache.tree import Tree
 from cache.uploader import Uploader
 from remote import wire
@@ -309,18 +310,19 @@ class Replayer:
             self.wake()
 
     def _give_up(self, op: Op, problem: Exception) -> bool:
-        """Mark an upload that the server refused for good; True if it was. A directory above that
-        was not found is made by an operation which is still to be sent: that decides."""
+        """Mark an upload that the server refused for good, or of which the bytes are not on our disk
+        any more; True if it was. A directory above that was not found is made by an operation which
+        is still to be sent: that decides."""
         retry = problem.retry if isinstance(problem, NearlineError) else Retry.LATER
+        retry = Retry.NEVER if isinstance(problem, Damaged) else retry
         if (
             _is_not_found(problem)
             or retry is not Retry.NEVER
             or self._journal.get(op.key) is not op
         ):
             return False
-        self._resolver.refuse(
-            op, problem.problem if isinstance(problem, Refused) else None, str(problem)
-        )
+        said = str(problem.strerror) if isinstance(problem, OSError) else str(problem)
+        self._resolver.refuse(op, problem.problem if isinstance(problem, Refused) else None, said)
         return True
 
     def _has_no_room(self, op: Op, problem: Exception) -> bool:
