@@ -310,9 +310,9 @@ class Replayer:
             self.wake()
 
     def _give_up(self, op: Op, problem: Exception) -> bool:
-        """Mark an upload that the server refused for good, or of which the bytes are not on our disk
-        any more; True if it was. A directory above that was not found is made by an operation which
-        is still to be sent: that decides."""
+        """Mark an upload that the server refused for good, or of which the bytes are gone from our
+        disk; True if it was. A directory above that was not found is made by an operation which is
+        still to be sent: that decides."""
         retry = problem.retry if isinstance(problem, NearlineError) else Retry.LATER
         retry = Retry.NEVER if isinstance(problem, Damaged) else retry
         if (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sqlite3
 from pathlib import Path
 
@@ -52,6 +51,14 @@ def put_log_away(state: Path) -> None:
     with sqlite3.connect(state / "tree.sqlite") as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
+
+
+def spool_file(state: Path, name: str) -> Path:
+    with sqlite3.connect(state / "tree.sqlite") as db:
+        query = "SELECT layer.id FROM layer JOIN entry USING (ino) WHERE name = ?"
+        (layer,) = db.execute(query, (name,)).fetchone()
+    db.close()
+    return state / "spool" / f"{layer}.layer"
 
 
 def content(site: Site, name: str) -> dict[str, bytes]:
@@ -120,12 +127,12 @@ def test_damaged_dirty_bytes_are_errors_and_others_go_on(site: Site, device: Dev
     made = save(device, 6)
     (device.state / "spool" / "notes.txt").write_text("not ours")
     end(device)
-    files = sorted((device.state / "spool").glob("*.layer"), key=os.path.getmtime)
-    files[0].unlink()
-    files[1].write_bytes(files[1].read_bytes()[:100])
+    bad = ["dir 0/file 0", "dir 1/file 1"]
+    gone, cut = (spool_file(device.state, Path(name).name) for name in bad)
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:100])
 
     device.mount()
-    bad = ["dir 0/file 0", "dir 1/file 1"]
     for name in bad:
         assert errno_of(device.at / name) == errno.EIO
     good = {name: dirty for name, dirty in made.items() if name not in bad}
