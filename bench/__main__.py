@@ -100,6 +100,8 @@ def _inputs(arguments: argparse.Namespace, scratch: Path) -> Inputs:
         reads=arguments.reads,
         files=arguments.files,
         small=arguments.small,
+        operations=arguments.operations,
+        spool=arguments.spool,
     )
 
 
@@ -111,6 +113,8 @@ def _given(inputs: Inputs, runs: int) -> Given:
         reads=inputs.reads,
         files=inputs.files,
         small=inputs.small,
+        operations=inputs.operations,
+        spool=inputs.spool,
         runs=runs,
     )
 
@@ -158,6 +162,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--reads", type=int, default=256, help="at random")
     parser.add_argument("--files", type=int, default=2000, help="small ones")
     parser.add_argument("--small", type=parse_size, default=4096, help="size of a small file")
+    parser.add_argument("--operations", type=int, default=100_000, help="in a journal at start")
+    parser.add_argument("--spool", type=parse_size, default=parse_size("50GB"), help="with them")
     parser.add_argument("--data", choices=("random", "half"), default="random")
     parser.add_argument("--seed", default="nearline")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))

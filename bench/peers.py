@@ -15,13 +15,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 import httpx
+import trio
 
-from bench import machine
+from bench import backlog, machine
 from bench.processes import BenchFailure, Network, cpu_seconds, poll, run, stop
 from mount import mountinfo
 from mount.asked import control_client
@@ -72,6 +74,21 @@ class Peer(ABC):
     def cpu(self) -> float:
         """Seconds of processor that the mount and the server have used since they started."""
         return 0.0
+
+    # What only some can do: `None` says that this one cannot.
+
+    def restart(self, operations: int, spool: int) -> float | None:
+        """Seconds from a mount command to the first listing, with so many operations in the journal
+        and so many bytes in the spool, and the server out of reach: none of it is sent."""
+        return None
+
+    def sent(self) -> int | None:
+        """Bytes of content sent by the present mount process."""
+        return None
+
+    def crash(self) -> None:
+        """Kill the mount's process, and mount again with the state that it left."""
+        raise BenchFailure(f"{self.name} cannot be mounted again with its state")
 
     def moved(self) -> int:
         """Bytes on the wire since the start, both directions."""
@@ -202,6 +219,35 @@ class Nearline(Served):
             socket_path(self.base / "state"), FlushRequest(SETTLE_SECONDS), patience=None
         )
 
+    def restart(self, operations: int, spool: int) -> float:
+        if not self.network.isolated:
+            raise BenchFailure("a start without the server needs root")
+        self._unmount()
+        self._mount()  # a new state: it gets its identity
+        self._nearline("umount", str(self.mountpoint), "--timeout", "30")
+        if operations:
+            plan = backlog.plan_of(operations, spool, extents=operations // 5)
+            trio.run(backlog.add, self.base / "state", plan)
+        machine.drop_caches()
+        began = time.perf_counter()
+        run(["unshare", "--net", *self._mount_command()], self._env, START_SECONDS)
+        shown = os.listdir(self.mountpoint)
+        took = time.perf_counter() - began
+        self._note_daemon()
+        self._kill()
+        self._unmount()
+        self._mount()
+        if operations and backlog.TOP not in shown:
+            raise BenchFailure("the mount does not show what its journal made")
+        return took
+
+    def sent(self) -> int:
+        return control_client.status(socket_path(self.base / "state")).transferred.uploaded_bytes
+
+    def crash(self) -> None:
+        self._kill()
+        self._mount()
+
     def _command(self, words: list[str]) -> list[str]:
         return [sys.executable, "-P", "-m", "mount.cli", *words]
 
@@ -210,10 +256,15 @@ class Nearline(Served):
         run(command, self._env, START_SECONDS)
 
     def _mount(self) -> None:
-        state, cache = self.base / "state", self.base / "cache"
-        where = ["--state", str(state), "--cache", str(cache)]
-        self._nearline("mount", self._url, str(self.mountpoint), *where)
-        pid = control_client.status(socket_path(state)).pid
+        run(self.network.inside(self._mount_command()), self._env, START_SECONDS)
+        self._note_daemon()
+
+    def _mount_command(self) -> list[str]:
+        where = ["--state", str(self.base / "state"), "--cache", str(self.base / "cache")]
+        return self._command(["mount", self._url, str(self.mountpoint), *where])
+
+    def _note_daemon(self) -> None:
+        pid = control_client.status(socket_path(self.base / "state")).pid
         self._daemon = (pid, registry.started_at(pid))
 
     def _unmount(self) -> None:
@@ -229,6 +280,8 @@ class Nearline(Served):
         pid, started = self._daemon
         if pid and registry.started_at(pid) == started:
             os.kill(pid, signal.SIGKILL)
+            ended = "the end of the mount"
+            poll(lambda: registry.started_at(pid) != started, ended, timeout=START_SECONDS)
         _detach(self.mountpoint)
 
 

@@ -47,6 +47,8 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     reads: int
     files: int
     small: int
+    operations: int
+    spool: int
     runs: int
 
 

@@ -38,7 +38,8 @@ def _given(report: Report) -> str:
     return (
         f"- {given.data} data from seed {given.seed!r}: "
         f"a large file of {given.size / 2**20:g} MiB, {given.reads} random reads, "
-        f"{given.files} small files of {given.small} bytes; "
+        f"{given.files} small files of {given.small} bytes, "
+        f"{given.operations:,} operations with {given.spool / 1e9:g} GB; "
         f"medians of {given.runs} runs (lowest-highest)"
     )
 

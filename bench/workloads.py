@@ -14,24 +14,27 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import machine
 from bench.data import MIB, PAGE, Kind, content, write_source
 from bench.peers import Peer
-from bench.processes import BenchFailure
+from bench.processes import BenchFailure, poll
 from bench.results import Measure
 
 BIG = "big.bin"
 SMALL_DIRECTORIES = 20
 QUIET_BYTES = 16 * 1024
 QUIET_INTERVALS = 60
+HALF_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
 class Inputs:
     """`size` of the large file and of each write in bytes, `reads` at random, `files` small ones of
-    `small` bytes each. `scratch` holds the sources."""
+    `small` bytes each; `operations` in a journal with `spool` bytes. `scratch` holds the sources.
+    """
 
     scratch: Path
     kind: Kind
@@ -40,6 +43,8 @@ class Inputs:
     reads: int
     files: int
     small: int
+    operations: int
+    spool: int
 
     def source(self, name: str) -> Path:
         """The content of file `name`, made when it is first asked for."""
@@ -219,12 +224,81 @@ def _change(file: Path, at: int, data: bytes) -> None:
         os.pwrite(stream.fileno(), data, at)
 
 
+# --- durability ---------------------------------------------------------------------------------
+
+
+def commit(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
+    """Small files made one after the other: as programs do, and with an fsync of each."""
+    top = peer.mountpoint / f"commit-{run}"
+    data = content(inputs.kind, inputs.rng(f"commit-{run}"), inputs.small)
+    for name, durable in (("create, write, close", False), ("create, write, fsync, close", True)):
+        here = top / ("fsynced" if durable else "closed")
+        here.mkdir(parents=True)
+        peer.settle()
+        machine.drop_caches()
+        files = [here / f"{number:05}" for number in range(inputs.files)]
+        yield _each(name, inputs.files, partial(_save_each, files, data, durable=durable))
+        peer.settle()
+    shutil.rmtree(top)
+    peer.settle()
+
+
+def _save_each(files: Iterable[Path], data: bytes, *, durable: bool) -> None:
+    for number, file in enumerate(files):
+        with file.open("wb", buffering=0) as stream:
+            stream.write(number.to_bytes(8, "big") + data[8:])  # nothing is deduplicated
+            if durable:
+                os.fsync(stream.fileno())
+
+
+# --- starting -----------------------------------------------------------------------------------
+
+
+def start(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
+    """A mount's start, with nothing in its journal and with a long one; the server out of reach."""
+    for operations in (0, inputs.operations):
+        took = peer.restart(operations, inputs.spool)
+        if took is not None:
+            yield Measure(f"mounted, {operations:,} operations in the journal", took, "s", "less")
+
+
+# --- going on after a crash ---------------------------------------------------------------------
+
+
+def resume(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
+    """The mount is killed when half of a large file is sent. What is sent after that, beside what
+    was left: 1 says that nothing was sent twice."""
+    if peer.sent() is None:
+        return
+    name = f"resume-{run}.bin"
+    file = peer.mountpoint / name
+    before = peer.sent() or 0
+    _copy(inputs.source(name), file)
+    half = before + inputs.size // 2
+    poll(lambda: (peer.sent() or 0) >= half, "half of it is sent", timeout=HALF_SECONDS)
+    sent = (peer.sent() or 0) - before
+    moved = peer.moved()
+    peer.crash()
+    peer.settle()
+    left = inputs.size - sent
+    yield Measure("sent after the kill, of what was left", (peer.sent() or 0) / left, "", "less")
+    wire = (_moved_when_quiet(peer) - moved) / left
+    yield Measure("moved after the kill, of what was left", wire, "", "less")
+    peer.cold()
+    _compare(inputs.source(name), file)
+    file.unlink()
+    peer.settle()
+
+
 WORKLOADS: dict[str, Workload] = {
     "write": write,
     "read": read,
     "random": random_read,
     "small": small,
     "edit": edit,
+    "commit": commit,
+    "start": start,
+    "resume": resume,
 }
 
 
