@@ -109,7 +109,7 @@ def _prepare(
     db.execute("PRAGMA cache_size = -16384")
     db.execute("PRAGMA wal_autocheckpoint = 0")  # see `Database.tend`
     why = _schema_damage(db, path)
-    if not why and has_log:
+    if not why and has_log and _columns(db):
         why = _log_damage(db, path, spool, boot)
     is_old = db.execute("PRAGMA user_version").fetchone()[0] > 0
     if is_old and not why and _size(path) + _size(Path(f"{path}-wal")) <= CHECKED_AT_ONCE:
@@ -133,6 +133,8 @@ def _begin(db: sqlite3.Connection) -> None:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version == 0:
         db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        # Into the file itself: where power loss leaves no tables, the log had nothing else in it.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     while version and version != SCHEMA_VERSION:
         steps, version = UPGRADES[version], version + 1
         db.executescript(f"BEGIN; {steps} PRAGMA user_version = {version}; COMMIT;")
@@ -191,9 +193,8 @@ def _is_complete(here: dict[str, set[str]]) -> bool:
 def _log_damage(db: sqlite3.Connection, path: Path, spool: Path | None, boot: str) -> str:
     """SQLite drops the log from the first wrong byte on, which is right after power loss: what was
     synced is whole. After the mere death of a process everything must be there."""
-    rows = db.execute("SELECT key, value FROM meta WHERE key IN ('boot', 'clean')")
-    meta = {row["key"]: row["value"] for row in rows}
-    if meta.get("boot") not in (None, boot) and not meta.get("clean"):
+    last = db.execute("SELECT value FROM meta WHERE key = 'boot'").fetchone()
+    if last is not None and last["value"] != boot:  # also after a clean end: it may have begun anew
         return ""
     from cache.pages import lost_of_log  # only after a mount that was not ended
 
