@@ -6,7 +6,11 @@ A living mount is first flushed (unless told not to), then unmounted by the kern
 unmount, which refuses while anything is open: that refusal, and not our look through /proc, decides
 whether the mount is busy. Only then is there nobody left who could write, and the process ends by
 itself. What was written between the flush and the unmount stays in the journal for the next mount.
-A dead mount is detached lazily, because nothing can be flushed through it.
+A dead mount is detached lazily, because nothing can be flushed through it, and its connection with
+the kernel is cut. It is usually cut already, with the process. But a thread that was telling the
+kernel to forget a name may outlive a kill: it waits for a directory's lock, which an application
+holds that waits for an answer from the process. While it waits, the dead process has its files open
+and its locks, and whoever is in the mount hangs.
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ from mount.failures import Failure
 from mount.starting import process, registry
 
 ENDING_SECONDS = 30.0
-_MNT_DETACH = 2  # umount2(2)
+_MNT_FORCE = 1  # umount2(2); FUSE answers every request that waits with ECONNABORTED
+_MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 
 
@@ -165,15 +170,27 @@ def terminate(record: registry.Record) -> None:
 
 
 def detach(mountpoint: Path, *, lazy: bool) -> None:
-    """Have the kernel unmount. Raises `Busy`, or `Failure` when it may or can not."""
+    """Have the kernel unmount; `lazy` is for a dead mount. Raises `Busy`, or `Failure` when it may
+    or can not."""
     if os.getuid() == 0:
         _umount2(mountpoint, lazy)
-    else:
-        _fusermount(mountpoint, lazy)
+        return
+    if lazy:
+        _cut(mountpoint)
+    _fusermount(mountpoint, lazy)
+
+
+def _cut(mountpoint: Path) -> None:
+    """fusermount3 has no way to cut the connection; who mounted it may, where fusectl is there."""
+    mounted = mountinfo.mounted_at(mountpoint)
+    if mounted is not None:
+        number = mounted.device.rpartition(":")[2]
+        with contextlib.suppress(OSError):
+            Path(f"/sys/fs/fuse/connections/{number}/abort").write_text("1")
 
 
 def _umount2(mountpoint: Path, lazy: bool) -> None:
-    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    flags = _UMOUNT_NOFOLLOW | (_MNT_FORCE | _MNT_DETACH if lazy else 0)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(mountpoint), flags) == 0:
         return

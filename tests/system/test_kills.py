@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from mount.asked import control_client
 from mount.asked.control_messages import Status, socket_path
+from mount.starting import unmount
 from tests.system.harness import Device, Site, noise, wait_until
 from tests.system.kill_model import Node, Op, Seen, World, apply, content, crash
 from tests.system.kill_sent import IN_FLIGHT, Store
 from tests.system.kill_verifier import Broken, Told, settle
-from tests.system.killing import Killer
+from tests.system.killing import ROOT, Killer
 
-ROUNDS = int(os.environ.get("NEARLINE_KILL_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("NEARLINE_KILL_ROUNDS", "6"))
 SEED = int(os.environ.get("NEARLINE_KILL_SEED", "1"))
 AUDIT_EVERY = 10
 ROUND_SECONDS = 120.0
@@ -102,6 +107,35 @@ def test_an_upload_goes_on_from_the_chunks_that_are_there(
     assert LARGE / 4 < before < LARGE
     assert sent < LARGE + IN_FLIGHT * store.largest
     assert len(store.again) <= IN_FLIGHT, store.again
+
+
+def test_a_mount_whose_process_cannot_die_is_taken_away(tmp_path: Path) -> None:
+    """A thread in the kernel outlives the kill, and holds up who is in the mount: see `unmount`."""
+    at = tmp_path / "at"
+    at.mkdir()
+    wedge = subprocess.Popen(
+        [sys.executable, "-m", "tests.system.wedge", at], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert wedge.stdout is not None
+    try:
+        assert wedge.stdout.readline() == b"ready\n"
+        caller = subprocess.Popen(["mkdir", at / "new"], stderr=subprocess.DEVNULL)
+        thread = int(wedge.stdout.readline())
+        wait_until(lambda: state_of(thread) == "D", "it waits for the directory's lock")
+        wedge.kill()
+        wait_until(lambda: state_of(wedge.pid) == "Z", "it is dead")
+        assert state_of(thread) == "D"
+        assert caller.poll() is None
+    finally:
+        unmount.detach(at, lazy=True)
+    assert caller.wait(20) == 1
+    assert wedge.wait(20) == -signal.SIGKILL
+    wedge.stdout.close()
+
+
+def state_of(task: int) -> str:
+    """That of a process's first thread, or of any thread."""
+    return Path(f"/proc/{task}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 # The verifier notices what it is for.
