@@ -38,7 +38,7 @@ from tests.system.kill_sent import Sent, Store
 from tests.system.kill_verifier import COMMON, Broken, look, read_ledger, settle, unexpected
 
 WRITERS = 3
-ENDING_SECONDS = 20.0
+ENDING_SECONDS = 15.0
 ROOT = Path(__file__).resolve().parents[2]
 RECEIVED = "nearline_blob_received_bytes_total "
 
@@ -99,6 +99,7 @@ class Killer:
     worlds: list[World] = field(default_factory=list)
     number: int = 0
     was_offline: bool = False  # the writers' mount may not have found the server yet
+    mount_lives: bool = True
     server_lives: bool = True
     start_seconds: float = 1.0  # what a start takes here and now
 
@@ -241,14 +242,20 @@ class Killer:
             writer.stdout.close()
 
     def _await(self, writer: subprocess.Popen[bytes]) -> None:
-        try:
-            code = writer.wait(ENDING_SECONDS)
-        except subprocess.TimeoutExpired as late:
+        """The writers end when they are told to, or find the mount dead. A dead mount may hang until
+        it is taken away (`mount.starting.unmount` has why); then at the latest they end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            writer.wait(ENDING_SECONDS)
+        if writer.returncode is None and not self.mount_lives:
+            self.tally["dead mounts that hung until umount"] += 1
+            self.device.umount()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                writer.wait(ENDING_SECONDS)
+        if writer.returncode is None:
             writer.send_signal(signal.SIGUSR1)
             pause(1.0)  # for what it says of itself
-            raise Trouble("the writers did not end") from late
-        if code:
-            raise Trouble(f"the writers ended with {code}")
+        if writer.returncode != 0:
+            raise Trouble(f"the writers ended with {writer.returncode} (None: not at all)")
 
     def _status(self) -> Status:
         return control_client.status(socket_path(self.device.state))
@@ -265,6 +272,7 @@ class Killer:
         self.tally["of them during uploads"] += bool(status.uploads)
         self.tally["of them with a journal"] += status.journal.operations > 0
         when = time.monotonic_ns()
+        self.mount_lives = False
         self._kill([status.pid])
         return when
 
@@ -298,6 +306,7 @@ class Killer:
                 self._start_and_kill_mount(moment)
             self._clear(plan.by_hand)
             self.device.mount()
+            self.mount_lives = True
         if plan.server_back == "after the mount":
             self._start_server()
 
