@@ -242,8 +242,8 @@ class Killer:
             writer.stdout.close()
 
     def _await(self, writer: subprocess.Popen[bytes]) -> None:
-        """The writers end when they are told to, or find the mount dead. A dead mount may hang until
-        it is taken away (`mount.starting.unmount` has why); then at the latest they end."""
+        """The writers end when they are told to, or find the mount dead. A dead mount may hang
+        until it is taken away (`mount.starting.unmount` has why); then at the latest they end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             writer.wait(ENDING_SECONDS)
         if writer.returncode is None and not self.mount_lives:
