@@ -5,8 +5,9 @@ Must not know: which order is right (`journal.select`), what an operation says (
 bytes travel (`uploader`), what conflicts mean (`resolver`), the kernel.
 
 Concurrency contract: one `run` task. At most one batch is under way, so the server sees operations
-in the order they were chosen; uploads run beside it, one task each, at most `UPLOADS`. Every
-acknowledgement is one transaction: journal, tree and layers change together.
+in the order they were chosen; uploads run beside it, one task each, at most `UPLOADS`. What failed
+waits in `waits`, not in a task: it takes nobody's place. Every acknowledgement is one transaction:
+journal, tree and layers change together.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from cache.room import Room
 from cache.spool import Damaged
 from cache.tree import Tree
 from cache.uploader import Uploader
+from cache.waits import Line, Waits
 from remote import wire
-from remote.backoff import delay
 from remote.errors import (
     RULES,
     BadRequest,
@@ -42,12 +43,12 @@ from remote.errors import (
     NotFound,
     Problem,
     QuotaExceeded,
-    RateLimited,
     Refused,
     Retry,
     TooLarge,
+    Unavailable,
 )
-from remote.ids import VersionId
+from remote.ids import FileId, VersionId
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,7 @@ BURST_NS = 10_000_000_000
 FEW = 16
 LINGER_NS = 30_000_000  # an operation this young may still be folded away
 SNAPSHOT_EVERY_NS = 30_000_000_000  # a file that is never closed is uploaded this often
+BATCHES = "batches"  # what waits when a batch had no answer at all
 
 
 class ApplyPort(Protocol):
@@ -89,8 +91,8 @@ class Replayer:
         self._merge, self._uploader, self._port = merge, uploader, port
         self._resolver, self._collect = resolver, collect
         self.writers: Counter[int] = Counter()  # inodes open for writing, how often
-        self.waiting_because: str | None = None
         self.room = Room()
+        self._full_because: str | None = None
         self.last_request = float("-inf")  # trio time at which an application last asked something
         # Origins of what somebody waits for: it does not linger, and is snapshotted though open.
         # None: everything.
@@ -98,9 +100,8 @@ class Replayer:
         self._uploading: dict[str, int] = {}  # operation key: its inode
         self._early: dict[str, int] = {}
         self._turned_away: list[tuple[Op, Problem]] = []  # uploads to be resolved between batches
+        self._uploads, self._sends, self._line = Waits(), Waits(), Line()
         self._wake = trio.Event()
-        self._attempt = 0
-        self._retry = trio.Event()
         self._most = BATCH  # operations sent at a time: fewer after a batch was refused as a whole
 
     # Outside.
@@ -111,10 +112,17 @@ class Replayer:
 
     def retry_now(self) -> None:
         """The network is back: do not wait out the backoff."""
-        self._attempt = 0
         self.room.retry_now()
-        self._retry.set()
+        self._uploads.retry_now()
+        self._sends.retry_now()
+        self._line.worked()
         self.wake()
+
+    @property
+    def waiting_because(self) -> str | None:
+        """Why something is not on the server yet; None while all goes well."""
+        full = self._full_because if self.room.is_short else None
+        return self._sends.reason or self._uploads.reason or full
 
     async def flush(self, which: Callable[[Op], bool] | None = None) -> list[Op]:
         """Return when every operation that is in the journal now (of those that `which` picks) has
@@ -150,13 +158,16 @@ class Replayer:
                 changed, began = self._journal.changed, trio.current_time()
                 await self._resolve_uploads()
                 self._merge.settle_free()
+                self._forget_waits()
                 batch, waiting = select(self._journal, self._is_ready, self._most)
                 self._start_uploads(nursery, waiting)
-                if batch:
+                if batch and self._sends.may_try(BATCHES, began):
                     await self._or_wait(functools.partial(self._send, batch))
                 else:
+                    if not batch:  # there is nothing that could wait
+                        self._sends.done(BATCHES)
                     looking = trio.current_time() - began
-                    await self._wait(changed)
+                    await self._wait(changed, began)
                     await self._rest(looking)
 
     async def _rest(self, looking: float) -> None:
@@ -165,7 +176,13 @@ class Replayer:
         if not self._hurries:
             await trio.sleep(min(5 * looking, LONGEST_REST))
 
-    async def _wait(self, changed: trio.Event) -> None:
+    def _forget_waits(self) -> None:
+        """Of what is not in the journal any more."""
+        self._uploader.tidy(self._uploading)
+        self._uploads.only(lambda key: self._journal.get(key) is not None)
+        self._sends.only(lambda key: key == BATCHES or self._journal.get(key) is not None)
+
+    async def _wait(self, changed: trio.Event, looked: float) -> None:
         """Until the journal changes, something wakes us, or time alone makes an operation due."""
         due = self._next_due_ns()
         left = float("inf") if due is None else max(0.001, (due - time.time_ns()) / 1e9)
@@ -174,6 +191,9 @@ class Replayer:
         next_try = self.room.next_try()
         if next_try is not None and not self._uploading:
             left = min(left, max(0.001, next_try - trio.current_time()))
+        upload = self._line.next_try(looked) or self._uploads.next_try(looked)
+        for again in (self._sends.next_try(looked), upload):
+            left = left if again is None else min(left, max(0.001, again - trio.current_time()))
         with trio.move_on_after(left):
             async with trio.open_nursery() as nursery:
                 for event in (changed, self._wake):
@@ -189,18 +209,18 @@ class Replayer:
             return UPLOADS
         if len(self._journal) <= FEW:
             return UPLOADS_WHEN_BUSY
-        oldest = next((op.made_ns for op in self._journal if not op.refused), 0)
-        return 0 if time.time_ns() - oldest < BURST_NS else UPLOADS_WHEN_BUSY
+        oldest = next((op for op in self._journal if not op.refused), None)
+        return 0 if oldest is not None and _is_younger(oldest, BURST_NS) else UPLOADS_WHEN_BUSY
 
     def _is_early_due(self, op: Op) -> bool:
         """Should what is certain of a file that is still being written be sent already?"""
-        is_burst = self._is_busy() and time.time_ns() - op.made_ns < BURST_NS
+        is_burst = self._is_busy() and _is_younger(op, BURST_NS)
         return not is_burst and self._uploader.wants_early(op.ino)
 
     def _next_due_ns(self) -> int | None:
         now, due = time.time_ns(), []
         for op in self._journal.newest_first():
-            if op.made_ns + LINGER_NS <= now:
+            if not _is_younger(op, LINGER_NS):
                 break
             due.append(op.made_ns + LINGER_NS)
         if self.writers:
@@ -211,9 +231,9 @@ class Replayer:
         return op.has_content and op.version is None and self.writers[op.ino] > 0
 
     def _is_ready(self, op: Op) -> bool:
-        if op.sent:
-            return not op.has_content or op.key in self._uploader.ready
-        if not self._is_hurried(op) and time.time_ns() < op.made_ns + LINGER_NS:
+        if not self._sends.may_try(op.key, trio.current_time()):
+            return False
+        if not op.sent and not self._is_hurried(op) and _is_younger(op, LINGER_NS):
             return False
         return not op.has_content or op.key in self._uploader.ready
 
@@ -221,16 +241,19 @@ class Replayer:
         """May a snapshot of the file be taken now?"""
         if op.version is not None or self._is_hurried(op):
             return True
-        now = time.time_ns()
-        if self.writers[op.ino]:
-            return now > op.made_ns + SNAPSHOT_EVERY_NS
-        return now >= op.made_ns + LINGER_NS
+        return not _is_younger(op, SNAPSHOT_EVERY_NS if self.writers[op.ino] else LINGER_NS)
 
     def _start_uploads(self, nursery: trio.Nursery, waiting: list[Op]) -> None:
-        most = self._most_uploads()
-        for op in self._in_turn(waiting):
+        now = trio.current_time()
+        most = self._line.most(now, self._most_uploads())
+        chosen = self._in_turn(waiting)
+        if len(self._uploads):  # what never failed first, and then everybody in turn
+            chosen.sort(key=lambda op: self._uploads.turn(op.key))
+        for op in chosen:
             if len(self._uploading) >= most:
                 return
+            if op.key in self._uploader.ready or not self._uploads.may_try(op.key, now):
+                continue
             if op.ino in self._uploading.values() or op.ino in self._early.values():
                 continue  # one snapshot of an inode at a time, whichever operation it is for
             frozen = self._contents.frozen(op.ino)
@@ -249,14 +272,16 @@ class Replayer:
             return waiting
         self.room.only({self._place(op.ino)[0] for op in waiting})
         chosen, smallest = [], dict[str, tuple[int, Op]]()
+        now = trio.current_time()
         for op in waiting:
             drive, size = self._place(op.ino)
             if not self.room.is_full(drive):
                 chosen.append(op)
+            elif not self._uploads.may_try(op.key, now):
+                continue  # it waits for something else
             elif drive not in smallest or size < smallest[drive][0]:
                 smallest[drive] = (size, op)
         trying = {self._place(ino)[0] for ino in self._uploading.values()}
-        now = trio.current_time()
         for drive, (_, op) in smallest.items():
             if drive not in trying and self.room.may_try(drive, now):
                 chosen.append(op)
@@ -268,29 +293,42 @@ class Replayer:
         return ("", 0) if node is None else (node.drive, node.size)
 
     async def _upload(self, op: Op, key: str) -> None:
-        attempt = 0
+        """One attempt."""
+        below = self._uploader.known_parent(op)
         try:
-            while self._journal.get(op.key) is op and op.key not in self._uploader.ready:
-                below = self._uploader.known_parent(op)
-                try:
-                    await _unwrapped(self._uploader.prepare, op)
-                    self.room.fitted(self._place(op.ino)[0])
-                    self._clear_reason()
-                except (NearlineError, OSError) as problem:  # OSError: reading our own disk
-                    if _is_not_found(problem) and below in (None, op.body.parent):
-                        self._turned_away.append((op, problem.problem))
-                        return
-                    if _is_not_found(problem) and self._uploader.known_parent(op) != below:
-                        continue  # where it is to be made has moved meanwhile
-                    if self._give_up(op, problem) or self._has_no_room(op, problem):
-                        return
-                    await self._back_off(problem, attempt, op)
-                    attempt += 1
+            await _unwrapped(self._uploader.prepare, op)
+            self.room.fitted(self._place(op.ino)[0])
+            self._uploads.done(op.key)
+            self._line.worked()
+            if (why := self._sends.why(op.key)) is not None:
+                self._uploader.fail(op, why)  # its bytes are there; that it waits is shown still
+        except (NearlineError, OSError) as problem:  # OSError: reading our own disk
+            if self._journal.get(op.key) is op:
+                self._upload_failed(op, problem, below)
         finally:
             if self._journal.get(op.key) is not op:
                 self._uploader.forget(op)
             del self._uploading[key]
             self.wake()
+
+    def _upload_failed(self, op: Op, problem: Exception, below: FileId | None) -> None:
+        """What becomes of it; `below` is the directory through which it was tried."""
+        if _is_not_found(problem) and below in (None, op.body.parent):
+            self._turned_away.append((op, problem.problem))
+        elif _is_not_found(problem) and self._uploader.known_parent(op) != below:
+            pass  # where it is to be made has moved meanwhile: again, at once
+        elif not self._give_up(op, problem) and not self._has_no_room(op, problem):
+            self._upload_waits(op, problem)
+
+    def _upload_waits(self, op: Op, problem: Exception) -> None:
+        moved = self._uploader.fail(op, str(problem))
+        told = problem.retry_after if isinstance(problem, NearlineError) else None
+        now, why = trio.current_time(), str(problem)
+        self._uploads.failed(op.key, why, now, random.random(), retry_after=told, moved=moved)
+        if moved:
+            self._line.worked()
+        elif isinstance(problem, NearlineError) and _is_of_the_line(problem):
+            self._line.failed(now, random.random(), retry_after=told)
 
     async def _resolve_uploads(self) -> None:
         """What the server would not even take the bytes of."""
@@ -303,8 +341,11 @@ class Replayer:
         """Best effort: what fails here is sent with the snapshot."""
         try:
             await _unwrapped(self._uploader.send_early, op)
+            self._uploads.done(op.key)
         except (NearlineError, OSError) as problem:
             log.info("early upload stopped", path=self._tree.path(op.ino), why=str(problem))
+            if self._journal.get(op.key) is op:
+                self._upload_waits(op, problem)
         finally:
             del self._early[key]
             self.wake()
@@ -330,27 +371,22 @@ class Replayer:
         if not (isinstance(problem, Refused) and isinstance(problem.problem, QuotaExceeded)):
             return False
         self.room.refused(self._place(op.ino)[0], trio.current_time(), random.random())
-        self._show(problem, op)
+        self._uploads.done(op.key)
+        self._full_because = str(problem)
+        self._uploader.fail(op, str(problem))
         return True
 
-    def _clear_reason(self) -> None:
-        if not self.room.is_short:
-            self.waiting_because = None
-
-    def _show(self, problem: Exception, op: Op | None) -> None:
-        self.waiting_because = str(problem)
-        if op is not None and op.key in self._uploader.progress:
-            self._uploader.progress[op.key].error = str(problem)
-
-    async def _back_off(self, problem: Exception, attempt: int, op: Op | None = None) -> None:
-        wait = delay(attempt, random.random())
-        refusal = problem.problem if isinstance(problem, Refused) else None
-        if isinstance(refusal, RateLimited):
-            wait = max(wait, refusal.retry_after_seconds)
-        self._show(problem, op)
-        self._retry = trio.Event() if self._retry.is_set() else self._retry
-        with trio.move_on_after(wait):
-            await self._retry.wait()
+    def _send_waits(
+        self, key: str, problem: Exception, jitter: float | None = None, *, moved: bool = False
+    ) -> None:
+        """An operation, or all `BATCHES`, are to be sent again later."""
+        chance = random.random() if jitter is None else jitter
+        told = problem.retry_after if isinstance(problem, NearlineError) else None
+        now, why = trio.current_time(), str(problem)
+        self._sends.failed(key, why, now, chance, retry_after=told, moved=moved)
+        op = self._journal.get(key)
+        if op is not None and op.has_content:
+            self._uploader.fail(op, why)
 
     # Batches.
 
@@ -361,8 +397,7 @@ class Replayer:
             await work()
         except OSError as problem:
             log.error("cannot note what the server answered", why=str(problem))
-            await self._back_off(problem, self._attempt)
-            self._attempt += 1
+            self._send_waits(BATCHES, problem)
 
     async def _send(self, batch: list[Op]) -> None:
         with self._db.transaction():
@@ -374,21 +409,19 @@ class Replayer:
             return
         try:
             reply = await self._port.apply(wire.ApplyRequest(ops=keyed))
-            self._clear_reason()
+            self._sends.done(BATCHES)
             self._most = min(BATCH, 2 * self._most)
             await self._take_answers(batch, reply)
         except Refused as refusal:
             await self._refused_whole(batch, refusal)
         except NearlineError as problem:  # what has no answer yet is sent again, as it was
-            await self._back_off(problem, self._attempt)
-            self._attempt += 1
+            self._send_waits(BATCHES, problem)
 
     async def _refused_whole(self, batch: list[Op], refusal: Refused) -> None:
         """No operation was answered. A message that is too large, or that the server cannot read,
         would be so for ever: less is sent, down to the operation whose fault it is."""
         if not isinstance(refusal.problem, BadRequest | TooLarge):
-            await self._back_off(refusal, self._attempt)
-            self._attempt += 1
+            self._send_waits(BATCHES, refusal)
         elif len(batch) > 1:
             self._most = len(batch) // 2
         else:
@@ -396,7 +429,8 @@ class Replayer:
 
     async def _take_answers(self, batch: list[Op], reply: wire.ApplyReply) -> None:
         tainted: set[str] = set()
-        later: Problem | None = None
+        later: list[tuple[Op, Problem]] = []
+        some = any(isinstance(answer, wire.Applied) for answer in reply.results)
         # As they were sent: resolving one may rewrite those behind it.
         touched = [(writes(op), reads(op) | writes(op)) for op in batch]
         for op, answer, (wrote, used) in zip(batch, reply.results, touched, strict=True):
@@ -411,13 +445,12 @@ class Replayer:
             else:
                 missing = answer.chunks if isinstance(answer, ChunksMissing) else ()
                 self._again(op, retry, missing)
-                later = later if retry is Retry.NEVER else answer
+                later += [] if retry is Retry.NEVER else [(op, answer)]
             tainted |= wrote
-        if later is None:
-            self._attempt = 0
-            return
-        await self._back_off(Refused(later), self._attempt)
-        self._attempt += 1
+        jitter = random.random()  # the same for all, so that they go in one batch again
+        for op, problem in later:
+            moved = some and isinstance(problem, Unavailable)  # it was too much for one batch
+            self._send_waits(op.key, Refused(problem), jitter, moved=moved)
 
     def _again(self, op: Op, retry: Retry = Retry.LATER, missing: Sequence[bytes] = ()) -> None:
         """Not applied, and it may be changed again: make it anew and send it later. A refusal that
@@ -431,11 +464,10 @@ class Replayer:
     async def _resolve(self, op: Op, problem: Problem) -> None:
         try:
             await self._resolver.resolve(op, problem)
-            self._retry.set()  # what is made below it waits for that
+            self._uploads.hurry()  # what is made below it waits for that
         except NearlineError as trouble:  # could not ask the server: the answer will be the same
             self._again(op)
-            await self._back_off(trouble, self._attempt)
-            self._attempt += 1
+            self._send_waits(op.key, trouble)
 
     async def _applied_or_put_aside(self, op: Op, answer: wire.Applied) -> None:
         """A fault of ours in one acknowledgement must not end the mount, and with it the access to
@@ -518,6 +550,17 @@ class Replayer:
             except OSError as damage:
                 self._resolver.refuse(op, None, f"damaged state: {damage}")
         return sendable, keyed
+
+
+def _is_younger(op: Op, age_ns: int) -> bool:
+    """Was it made less than so long ago? What seems to be made in the future is not young: then the
+    clock was set back since, and waiting until then might take years."""
+    return 0 <= time.time_ns() - op.made_ns < age_ns
+
+
+def _is_of_the_line(problem: NearlineError) -> bool:
+    """Would others fail in the same way? A refusal is of what was refused, but for "not now"."""
+    return not isinstance(problem, Refused) or problem.patience > 0
 
 
 def _is_not_found(problem: Exception) -> TypeGuard[Refused]:

@@ -14,7 +14,7 @@ on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_fl
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -57,6 +57,7 @@ class Progress:
     bytes_done: int
     bytes_total: int
     error: str | None = None
+    moved: bool = False  # were bytes of it sent since it was last begun?
 
 
 @dataclass
@@ -181,7 +182,9 @@ class Uploader:
         dirty = list(IntervalSet([*dirty, *again])) if again else dirty
         assert op.version is not None
         upload = Upload(op.version, op.file, self.known_parent(op), op.body.base or node.version)
-        self.progress[op.key] = Progress(self._tree.path(op.ino), 0, layer.size)
+        before = self.progress.get(op.key)  # why it failed is shown until it moves again
+        error = before.error if before is not None else None
+        self.progress[op.key] = Progress(self._tree.path(op.ino), 0, layer.size, error)
         cutter = Cutter(average, layer.size, old, dirty, hole_ranges(layer))
         pieces = await _Run(self, op, upload, layer).drive(cutter)
         return Manifest(size=layer.size, average=average, pieces=pieces)
@@ -197,18 +200,37 @@ class Uploader:
             made = next((one for one in ops if one.kind == "create"), None)
         return parent
 
-    async def store(self, upload: Upload, plain: memoryview) -> Encoded:
+    async def store(self, upload: Upload, plain: memoryview, op: Op) -> Encoded:
         """Encode and send one chunk; what was sent is kept in the block cache."""
         encoded = await trio.to_thread.run_sync(encode_chunk, plain)
-        self.sent_bytes += await self._sender.store(upload, encoded)
+        sent = await self._sender.store(upload, encoded)
+        self.sent_bytes += sent
+        progress = self.progress.get(op.key)
+        if sent and progress is not None:
+            progress.moved, progress.error = True, None
         await self._keep_blocks(encoded.descriptor.id, plain)
         return encoded
+
+    def fail(self, op: Op, why: str) -> bool:
+        """Show why the operation waits; whether bytes of it were sent before it failed."""
+        if op.key not in self.progress:
+            size = self._tree.node(op.ino).size
+            self.progress[op.key] = Progress(self._tree.path(op.ino), 0, size)
+        progress = self.progress[op.key]
+        moved, progress.moved, progress.error = progress.moved, False, why
+        return moved
 
     def resend(self, op: Op, missing: Iterable[bytes]) -> None:
         """The server does not have these chunks of the operation's version, or they are not ours to
         refer to: the next `prepare` sends them, though the version it is made from has them."""
         self.ready.pop(op.key, None)
         self._resend.setdefault(op.key, set()).update(missing)
+
+    def tidy(self, under_way: Container[str]) -> None:
+        """Nothing is shown of what has left the journal and is not `under_way`."""
+        for key in [key for key in self.progress if self._journal.get(key) is None]:
+            if key not in under_way:
+                del self.progress[key]
 
     def _rekeyed(self, old: str, new: str) -> None:
         """An operation goes on under another key."""
@@ -272,19 +294,19 @@ class Uploader:
         done = start
         try:
             await self._contents.read_snapshot(op.ino, layer, start, buffer)
-            pieces = await self._send_pieces(early, buffer)
+            pieces = await self._send_pieces(op, early, buffer)
             done += sum(piece.length for piece in pieces)
             early.pieces += pieces
         finally:
             early.upto = done
 
-    async def _send_pieces(self, early: Early, buffer: memoryview) -> list[Piece]:
+    async def _send_pieces(self, op: Op, early: Early, buffer: memoryview) -> list[Piece]:
         lengths = await trio.to_thread.run_sync(lambda: cut(buffer, early.average, final=False))
         pieces: list[Piece] = [Piece(HOLE, length) for length in lengths]
 
         async def send(index: int, view: memoryview) -> None:
             async with self._in_flight:
-                encoded = await self.store(early.upload, view)
+                encoded = await self.store(early.upload, view, op)
             pieces[index] = Piece(encoded.descriptor.id, len(view))
 
         async with trio.open_nursery() as nursery:
@@ -351,7 +373,7 @@ class _Run:
 
     async def _store(self, index: int, data: memoryview, turn: object) -> None:
         try:
-            encoded = await self._uploader.store(self._upload, data)
+            encoded = await self._uploader.store(self._upload, data, self._op)
         finally:
             self._uploader._in_flight.release_on_behalf_of(turn)
         self._pieces[index] = Piece(encoded.descriptor.id, len(data))
