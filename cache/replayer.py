@@ -16,7 +16,6 @@ import contextlib
 import functools
 import random
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol, TypeGuard
 
@@ -30,6 +29,7 @@ from cache.merge import Merge
 from cache.messages import message
 from cache.resolver import Resolver
 from cache.room import Room
+from cache.snapshots import Snapshots
 from cache.spool import Damaged
 from cache.tree import Tree
 from cache.uploader import Uploader
@@ -62,7 +62,6 @@ LONGEST_REST = 0.5
 BURST_NS = 10_000_000_000
 FEW = 16
 LINGER_NS = 30_000_000  # an operation this young may still be folded away
-SNAPSHOT_EVERY_NS = 30_000_000_000  # a file that is never closed is uploaded this often
 BATCHES = "batches"  # what waits when a batch had no answer at all
 
 
@@ -90,7 +89,8 @@ class Replayer:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._merge, self._uploader, self._port = merge, uploader, port
         self._resolver, self._collect = resolver, collect
-        self.writers: Counter[int] = Counter()  # inodes open for writing, how often
+        self.snapshots = Snapshots(tree, journal, contents)
+        self.snapshots.freeze = uploader.snapshot
         self.room = Room()
         self._full_because: str | None = None
         self.last_request = float("-inf")  # trio time at which an application last asked something
@@ -126,8 +126,10 @@ class Replayer:
 
     async def flush(self, which: Callable[[Op], bool] | None = None) -> list[Op]:
         """Return when every operation that is in the journal now (of those that `which` picks) has
-        been acknowledged, or is stuck for good (refused, or behind one that is): the latter."""
-        origins = {op.origin for op in self._journal if which is None or which(op)}
+        been acknowledged, or is stuck for good (refused, or behind one that is): the latter. What
+        is being written is not waited for: whoever wants it has it brought to rest before."""
+        which_or_all = which or (lambda op: not self.snapshots.is_moving(op))
+        origins = {op.origin for op in self._journal if which_or_all(op)}
         with self.hurried(None if which is None else needed(self._journal, origins)):
             self.retry_now()
             while left := [op for op in self._journal if op.origin in origins]:
@@ -223,12 +225,9 @@ class Replayer:
             if not _is_younger(op, LINGER_NS):
                 break
             due.append(op.made_ns + LINGER_NS)
-        if self.writers:
-            due += [op.made_ns + SNAPSHOT_EVERY_NS for op in self._journal if self._is_open(op)]
+        snapshot = self.snapshots.next_due_ns()
+        due += [] if snapshot is None else [snapshot]
         return min((one for one in due if one > now), default=None)
-
-    def _is_open(self, op: Op) -> bool:
-        return op.has_content and op.version is None and self.writers[op.ino] > 0
 
     def _is_ready(self, op: Op) -> bool:
         if not self._sends.may_try(op.key, trio.current_time()):
@@ -239,9 +238,13 @@ class Replayer:
 
     def _is_due(self, op: Op) -> bool:
         """May a snapshot of the file be taken now?"""
+        if self.snapshots.is_moving(op):  # only for who would wait for ever otherwise
+            return any(one is not None and op.origin in one for one in self._hurries)
         if op.version is not None or self._is_hurried(op):
             return True
-        return not _is_younger(op, SNAPSHOT_EVERY_NS if self.writers[op.ino] else LINGER_NS)
+        if self.snapshots.is_open(op.ino):
+            return self.snapshots.is_due(op)
+        return not _is_younger(op, LINGER_NS)
 
     def _start_uploads(self, nursery: trio.Nursery, waiting: list[Op]) -> None:
         now = trio.current_time()

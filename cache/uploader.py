@@ -147,16 +147,20 @@ class Uploader:
             raise BaseGone(f"what was changed cannot be read any more: {problem}") from problem
 
     async def _freeze(self, op: Op, node: Node) -> None:
-        while op.version is None:
-            early = self._early.get(op.ino)
-            goes_on = early is not None and early.upload.file == op.file
-            version = early.upload.version if early and goes_on else new_id()
-            with self._db.transaction():
-                stack = self._contents.stack(op.ino)
-                if not stack or self._contents.freeze(op.ino, version) is not None:
-                    self._journal.rewrite(op, version=version)
-                    return
+        while op.version is None and not self.snapshot(op):
             await self._contents.wait_idle()
+
+    def snapshot(self, op: Op) -> bool:
+        """The operation's content is what the file holds now; False while a write is under way."""
+        early = self._early.get(op.ino)
+        goes_on = early is not None and early.upload.file == op.file
+        version = early.upload.version if early and goes_on else new_id()
+        with self._db.transaction():
+            stack = self._contents.stack(op.ino)
+            if stack and self._contents.freeze(op.ino, version) is None:
+                return False
+            self._journal.rewrite(op, version=version)
+            return True
 
     def _renew(self, op: Op, old: VersionId) -> None:
         fresh = new_id()

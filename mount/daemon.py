@@ -38,6 +38,7 @@ from mount.failures import Failure
 from mount.filesystem import FileSystem
 from mount.kernel import KernelInvalidator, Lookups
 from mount.session import Session
+from mount.writeback import WriteBack
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +79,9 @@ async def _serve(
         await nursery.start(session.run)
         pins = Pins(session)
         account = Account(config, session, invalidator.settled)
-        handler = Control(config, session, pins, account)
+        write_back = WriteBack(config.mountpoint, session.tree, session.replayer)
+        nursery.start_soon(write_back.run)
+        handler = Control(config, session, pins, account, write_back)
         await nursery.start(serve_control, say.socket_path(config.state_dir), handler)
         nursery.start_soon(invalidator.run)
         nursery.start_soon(pins.run)
@@ -142,8 +145,16 @@ async def unmount(mountpoint: Path, *, lazily_if_busy: bool) -> None:
 class Control:
     """Implements `control.ControlHandler`."""
 
-    def __init__(self, config: MountConfig, session: Session, pins: Pins, account: Account) -> None:
-        self._config, self._session, self._pins, self._account = config, session, pins, account
+    def __init__(
+        self,
+        config: MountConfig,
+        session: Session,
+        pins: Pins,
+        account: Account,
+        write_back: WriteBack,
+    ) -> None:
+        self._config, self._session, self._pins = config, session, pins
+        self._account, self._write_back = account, write_back
 
     def status(self) -> say.Status:
         session, config = self._session, self._config
@@ -190,6 +201,7 @@ class Control:
         """Everything that was written, also what only the kernel has yet, is on the server."""
         at = str(self._config.mountpoint)
         await trio.run_process(["sync", "-f", at], check=False, stderr=subprocess.DEVNULL)
+        await self._write_back.open_files()
         session = self._session
         files, size = len(session.journal), session.contents.dirty_bytes
         async with trio.open_nursery() as nursery:

@@ -416,7 +416,7 @@ class FileSystem(pyfuse3.Operations):
         writable, fresh = flags & os.O_ACCMODE != os.O_RDONLY, bool(flags & os.O_TRUNC)
         prefetch = self._session.reader.prefetch()
         if writable:
-            self._session.replayer.writers[node.ino] += 1
+            self._session.replayer.snapshots.opened(node.ino)
         # An inode's bytes change only through this mount (a remote version gets a new inode), so
         # what the kernel has cached stays right.
         return pyfuse3.FileInfo(
@@ -465,9 +465,10 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def fsync(self, fh: int, datasync: bool) -> None:
-        ino = self._handles[fh].ino
-        await self._session.sync_file(ino)
-        self._session.check_quota(ino)
+        session, ino = self._session, self._handles[fh].ino
+        session.replayer.snapshots.at_rest(ino, now=session.config.sync == "remote")
+        await session.sync_file(ino)
+        session.check_quota(ino)
 
     @request
     async def release(self, fh: int) -> None:
@@ -477,11 +478,7 @@ class FileSystem(pyfuse3.Operations):
         handle = self._handles.pop(fh)
         if handle.prefetch is not None:
             handle.prefetch.close()
-        if handle.writable:
-            writers = self._session.replayer.writers
-            writers[handle.ino] -= 1
-            if not writers[handle.ino]:
-                del writers[handle.ino]
-                self._session.replayer.wake()
+        if handle.writable and self._session.replayer.snapshots.closed(handle.ino):
+            self._session.replayer.wake()
         if self._lookups.closed(handle.ino) and handle.ino != ROOT:
             self._session.collector.unused(handle.ino)

@@ -153,7 +153,7 @@ class Waiting:
         """The operations of files that are being written: their snapshots are taken now, or who
         writes one large file would wait for half a minute."""
         found = set()
-        for ino in self._replayer.writers:
+        for ino in self._replayer.snapshots.open_inodes():
             node = self._tree.find(ino)
             op = None if node is None else self._journal.open_content(node.file, ino)
             if op is not None and self._contents.stack(ino):

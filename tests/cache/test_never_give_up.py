@@ -320,7 +320,7 @@ async def test_a_file_that_is_never_closed_is_sent_though_the_clock_was_set_back
     one: Device, clock: MockClock
 ) -> None:
     ino = await save(one, "log", b"a")
-    one.replayer.writers[ino] = 1
+    one.replayer.snapshots.opened(ino)
     for op in one.journal:
         op.made_ns += HOUR_NS
     async with running(one):

@@ -38,7 +38,7 @@ class Replayer:
     """Remembers who is hurried; `flush` returns what `answer` says, when it is set."""
 
     def __init__(self) -> None:
-        self.room, self.writers = Room(), {MINE: 1}
+        self.room, self.snapshots = Room(), self
         self.hurries: list[set[str]] = []
         self.answered = trio.Event()
         self.left: list[Op] = []
@@ -47,6 +47,9 @@ class Replayer:
     def hurried(self, origins: set[str]) -> Iterator[None]:
         self.hurries.append(origins)
         yield
+
+    def open_inodes(self) -> list[int]:
+        return [MINE]
 
     async def flush(self, which: Callable[[Op], bool]) -> list[Op]:
         await self.answered.wait()
