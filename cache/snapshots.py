@@ -87,6 +87,13 @@ class Snapshots:
                 found.append(ino)
         return found
 
+    def put_off(self, before_ns: int) -> list[int]:
+        """The open inodes that were written before then, and could not be frozen because an earlier
+        snapshot of theirs is still on its way."""
+        ops = filter(None, map(self._open_op, self._writers))
+        written = {op.ino for op in ops if op.made_ns < before_ns}
+        return [ino for ino in written if self._contents.frozen(ino) is not None]
+
     def at_rest(self, ino: int, *, now: bool = False) -> None:
         """Everything that was written is here, and nobody writes before this returns. `now`: a
         snapshot is wanted, however young what was written is."""

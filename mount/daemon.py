@@ -79,7 +79,7 @@ async def _serve(
         await nursery.start(session.run)
         pins = Pins(session)
         account = Account(config, session, invalidator.settled)
-        write_back = WriteBack(config.mountpoint, session.tree, session.replayer)
+        write_back = WriteBack(config.mountpoint, session.tree, session.journal, session.replayer)
         nursery.start_soon(write_back.run)
         handler = Control(config, session, pins, account, write_back)
         await nursery.start(serve_control, say.socket_path(config.state_dir), handler)
@@ -201,11 +201,11 @@ class Control:
         """Everything that was written, also what only the kernel has yet, is on the server."""
         at = str(self._config.mountpoint)
         await trio.run_process(["sync", "-f", at], check=False, stderr=subprocess.DEVNULL)
-        await self._write_back.open_files()
         session = self._session
         files, size = len(session.journal), session.contents.dirty_bytes
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report, report, files, size)
+            await self._write_back.open_files()
             await session.replayer.flush()
             nursery.cancel_scope.cancel()
         if refused := session.journal.refused():

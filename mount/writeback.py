@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from cache.journal import Journal
 from cache.replayer import Replayer
 from cache.snapshots import STEP_NS
 from cache.tree import Tree
@@ -30,8 +31,8 @@ AT_ONCE = 100  # paths given to one child
 
 
 class WriteBack:
-    def __init__(self, mountpoint: Path, tree: Tree, replayer: Replayer) -> None:
-        self._mountpoint, self._tree = mountpoint, tree
+    def __init__(self, mountpoint: Path, tree: Tree, journal: Journal, replayer: Replayer) -> None:
+        self._mountpoint, self._tree, self._journal = mountpoint, tree, journal
         self._replayer, self._snapshots = replayer, replayer.snapshots
         self._snapshots.has_asker = True
 
@@ -42,9 +43,14 @@ class WriteBack:
             await self._files(self._snapshots.to_ask())
 
     async def open_files(self) -> None:
-        """Return when everything that was written into open files is here, and was at rest."""
+        """Return when everything that was written into open files is in a snapshot."""
+        began = time.time_ns()
         with self._snapshots.hurry():
             await self._files(self._snapshots.open_inodes())
+            while later := self._snapshots.put_off(began):
+                await self._journal.changed.wait()
+                ready = set(later) - set(self._snapshots.put_off(began))
+                await self._files(list(ready))
 
     async def _files(self, inodes: list[int]) -> None:
         for start in range(0, len(inodes), AT_ONCE):

@@ -77,6 +77,11 @@ async def test_a_file_is_frozen_at_rest_when_what_was_written_is_old(
     assert snapshots.to_ask() == []  # one snapshot at a time
     snapshots.at_rest(ino)
     assert frozen.inodes == [ino]
+    assert snapshots.put_off(clock.now) == [ino]
+    with state.db.transaction():
+        state.contents.commit(ino, state.tree.node(ino).file, f"{1:032x}", 1)
+    assert snapshots.put_off(clock.now) == []
+    assert snapshots.to_ask() == [ino]
 
 
 async def test_the_kernel_is_asked_for_what_nobody_knows_of(state: State, clock: Clock) -> None:
