@@ -106,9 +106,12 @@ def _lost(file: Path, parts: list[tuple[int, int, bytes]]) -> list[Range]:
 
 
 def _go_back(db: Database, ino: int, layer: int, instead: int) -> None:
-    """The layer never was; what it took the place of comes back."""
-    for table, key in (("extent", "layer"), ("layer", "id")):
-        db.run(f"DELETE FROM {table} WHERE {key} = ?", layer)
+    """The layer never was, nor what was written over what it showed; what it took the place of
+    comes back."""
+    over = db.all("SELECT id FROM layer WHERE ino = ? AND id > ? AND below > 0", ino, layer)
+    for gone in (layer, *(row["id"] for row in over)):
+        for table, key in (("extent", "layer"), ("unsettled", "layer"), ("layer", "id")):
+            db.run(f"DELETE FROM {table} WHERE {key} = ?", gone)
     if instead:
         db.run("UPDATE layer SET ino = ? WHERE id = ?", ino, instead)
 

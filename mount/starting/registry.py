@@ -18,6 +18,7 @@ from pathlib import Path
 import platformdirs
 from msgspec import DecodeError, Struct, json
 
+from cache.disk import sync_directory
 from mount import mountinfo
 from mount.asked import control_client
 from mount.config import short_hash
@@ -90,6 +91,7 @@ def write_atomically(file: Path, data: bytes, *, mode: int) -> None:
             stream.flush()
             os.fsync(descriptor)
         fresh.replace(file)
+        sync_directory(file.parent)  # a journal whose `identity.json` is gone cannot start offline
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise

@@ -166,6 +166,35 @@ async def test_a_file_that_was_written_anew_is_the_old_one(state: State) -> None
     assert await content(state, "a") == b"the old one"
 
 
+async def test_what_was_written_over_a_snapshot_that_is_gone_goes_with_it(state: State) -> None:
+    node = await state.save("a", b"the old one")
+    await state.contents.sync(node.ino)
+    state.contents.truncate(node.ino, 0)
+    await state.contents.write(node.ino, 0, b"the new one, and longer")
+    state.contents.freeze(node.ino, f"{7:032x}")
+    state.contents.truncate(node.ino, 500)
+    forget(state)
+    losses = state.lose_power()
+    assert losses.gone_back == {node.ino}
+    assert await content(state, "a") == b"the old one"
+    assert state.tree.node(node.ino).size == len(b"the old one")
+
+
+async def test_what_was_written_anew_again_does_not_go_with_the_snapshot_below(
+    state: State,
+) -> None:
+    node = await state.save("a", b"the old one")
+    await state.contents.sync(node.ino)
+    state.contents.truncate(node.ino, 0)
+    await state.contents.write(node.ino, 0, b"the new one")
+    state.contents.freeze(node.ino, f"{7:032x}")
+    forget(state)
+    state.contents.truncate(node.ino, 0)
+    await state.contents.write(node.ino, 0, b"the newest")
+    state.lose_power()
+    assert await content(state, "a") == b"the newest"
+
+
 async def test_a_file_that_was_written_anew_and_settled_is_the_new_one(state: State) -> None:
     node = await state.save("a", b"the old one")
     await state.contents.sync(node.ino)
