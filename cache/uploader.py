@@ -102,11 +102,13 @@ class Uploader:
     # Snapshots.
 
     async def prepare(self, op: Op) -> None:
-        """Bring the operation's bytes to the server; afterwards `ready` has its content. Raises
-        NearlineError; calling again goes on where it stopped."""
+        """Bring the operation's bytes to the server; afterwards `ready` has its content, unless the
+        operation was folded away meanwhile. Raises NearlineError; calling again goes on where it
+        stopped."""
         node = self._tree.node(op.ino)
-        await self._freeze(op, node)
-        assert op.version is not None
+        await self._freeze(op)
+        if op.version is None:
+            return
         if op.body.renew:
             self._renew(op, op.version)
         layer = self._contents.frozen(op.ino)
@@ -146,8 +148,9 @@ class Uploader:
         except Refused as problem:
             raise BaseGone(f"what was changed cannot be read any more: {problem}") from problem
 
-    async def _freeze(self, op: Op, node: Node) -> None:
-        while op.version is None and not self.snapshot(op):
+    async def _freeze(self, op: Op) -> None:
+        """It may be gone after each wait: renamed over another file, or deleted."""
+        while op.version is None and self._journal.get(op.key) is op and not self.snapshot(op):
             await self._contents.wait_idle()
 
     def snapshot(self, op: Op) -> bool:

@@ -246,3 +246,25 @@ async def test_progress_is_of_the_file_and_follows_a_new_key(bench: Bench) -> No
     assert seen
     assert {(path, total) for path, _, total in seen} == {("a", 3 * MIB)}
     assert bench.uploader.progress == bench.uploader.ready == {}
+
+
+async def test_what_was_folded_away_while_its_snapshot_waited_is_left_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A temporary file that is still being written to disk is renamed over another: its creation
+    is an operation no more."""
+    state = bench.state
+    node = await state.save("a")
+    (op,) = state.journal
+
+    async def meanwhile() -> None:
+        await trio.lowlevel.checkpoint()
+        monkeypatch.undo()
+        state.unlink("a")
+
+    monkeypatch.setattr(state.contents, "freeze", lambda ino, version: None)
+    monkeypatch.setattr(state.contents, "wait_idle", meanwhile)
+    await bench.uploader.prepare(op)
+    assert list(state.journal) == []
+    assert bench.uploader.ready == {}
+    assert not state.tree.node(node.ino).live
