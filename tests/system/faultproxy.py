@@ -17,14 +17,20 @@ import contextlib
 import re
 import struct
 import threading
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 import h11
+import msgspec
 import trio
 
+from remote.errors import RULES, Problem
+from tests.system.faultframes import Distorter, Frames, Mischief
+
 PIECE = 64 * 1024
+REMEMBERED = 20  # answers, for `replay`
 
 
 @dataclass
@@ -32,10 +38,15 @@ class Fault:
     """What befalls the requests that `match` finds; at most `times` of them (None: all).
 
     `latency`: seconds before the request is forwarded. `status`: answered at once with it, never
-    forwarded. `reset_after`: the connection is reset after so many bytes of the answer's body.
+    forwarded, with `retry_after` in its head; `problem`: the same, as the server itself says it.
+    `reset_after`: the connection is reset after so many bytes of the answer's body.
     `corrupt`: the byte at this position of the answer's body is inverted. `truncate`: the body ends
     after so many bytes, and the answer's head says that this is all. `stall`: nothing is forwarded
-    until `lift` is called.
+    until `lift` is called; `stall_after`: so many bytes of the answer's body are, and then nothing.
+    `reset_request_after`, `stall_request_after`: the same for the request's body. `twice`: the
+    request is carried out twice, and answered the second time. `replay`: answered with the last
+    answer that such a request had, whatever it asked; not forwarded. `frames`: what befalls the
+    frames of a WebSocket until the fault is lifted.
     """
 
     match: str
@@ -46,6 +57,14 @@ class Fault:
     corrupt: int | None = None
     truncate: int | None = None
     stall: bool = False
+    retry_after: str | None = None
+    problem: Problem | None = None
+    stall_after: int | None = None
+    reset_request_after: int | None = None
+    stall_request_after: int | None = None
+    twice: bool = False
+    replay: bool = False
+    frames: Mischief | None = None
     befell: int = 0
     _lifted: threading.Event = field(default_factory=threading.Event)
 
@@ -60,6 +79,10 @@ class Fault:
     def lift(self) -> None:
         """The fault is over, also for who is stalled by it."""
         self._lifted.set()
+
+    @property
+    def is_over(self) -> bool:
+        return self._lifted.is_set()
 
     async def stalled(self) -> None:
         await trio.to_thread.run_sync(self._lifted.wait, abandon_on_cancel=True)
@@ -87,6 +110,7 @@ class FaultProxy:
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.url = ""
+        self.answers: dict[str, tuple[h11.Response, bytes]] = {}  # the last one of each request
         self._cut = False
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=[self._run], daemon=True)
@@ -119,6 +143,7 @@ class FaultProxy:
             fault.lift()
         self.faults.clear()
         self.seen.clear()
+        self.answers.clear()
         self._cut = False
 
     def cut(self) -> None:
@@ -167,6 +192,19 @@ class FaultProxy:
     def fault_for(self, request: str) -> Fault | None:
         return next((fault for fault in list(self.faults) if fault.takes(request)), None)
 
+    def remember(self, name: str, response: h11.Response, body: bytearray) -> None:
+        self.answers.pop(name, None)  # the last one is last
+        self.answers[name] = (_shortened(response, len(body)), bytes(body))
+        for old in list(self.answers)[:-REMEMBERED]:
+            del self.answers[old]
+
+    def last_answer(self, fault: Fault) -> tuple[h11.Response, bytes] | None:
+        """The last one that was given to a request such as the fault befalls."""
+        found = (
+            self.answers[name] for name in reversed(self.answers) if re.search(fault.match, name)
+        )
+        return next(found, None)
+
     async def connect(self) -> trio.SocketStream:
         try:
             return await trio.open_tcp_stream(self._host, self._port)
@@ -200,8 +238,11 @@ class _Connection:
                 await trio.sleep(fault.latency)
                 if fault.stall:
                     await fault.stalled()
-            if fault is not None and fault.status is not None:
-                await self._refuse(name, fault.status)
+            last = self._proxy.last_answer(fault) if fault is not None and fault.replay else None
+            if fault is not None and (fault.status is not None or fault.problem is not None):
+                await self._refuse(name, fault)
+            elif last is not None:
+                await self._repeat(name, *last)
             else:
                 await self._forward(request, name, fault or Fault(""))
             if self._here.our_state is not h11.DONE or self._here.their_state is not h11.DONE:
@@ -214,31 +255,68 @@ class _Connection:
             if data:
                 await self._client.send_all(data)
 
-    async def _refuse(self, name: str, status: int) -> None:
+    async def _refuse(self, name: str, fault: Fault) -> None:
+        body, headers = b"the proxy says so", []
+        status = fault.status or 0
+        if fault.problem is not None:
+            body, status = msgspec.json.encode(fault.problem), RULES[type(fault.problem)].status
+            headers = [("Content-Type", "application/json")]
+        if fault.retry_after is not None:
+            headers.append(("Retry-After", fault.retry_after))
+        headers.append(("Content-Length", str(len(body))))
+        await self._repeat(name, h11.Response(status_code=status, headers=headers), body)
+
+    async def _repeat(self, name: str, head: h11.Response, body: bytes) -> None:
+        """Answer without asking the server."""
         while not isinstance(await _event(self._here, self._client), h11.EndOfMessage):
             pass
-        body = b"the proxy says so"
-        head = h11.Response(status_code=status, headers=[("Content-Length", str(len(body)))])
-        self._proxy.seen.append(Seen(name, "", status, len(body)))
+        self._proxy.seen.append(Seen(name, "", head.status_code, len(body)))
         await self._say(head, h11.Data(data=body), h11.EndOfMessage())
 
     async def _forward(self, request: h11.Request, name: str, fault: Fault) -> None:
         there = h11.Connection(h11.CLIENT)
         async with await self._proxy.connect() as server:
             await server.send_all(there.send(request) or b"")
-            while there.our_state is h11.SEND_BODY:
-                event = await _event(self._here, self._client)
-                if not isinstance(event, h11.Data | h11.EndOfMessage):
-                    raise _Reset
-                await server.send_all(there.send(event) or b"")
+            events = await self._send_body(there, server, fault)
+            if fault.twice:
+                await self._before(request, events)
             response = await _event(there, server)
             if isinstance(response, h11.InformationalResponse):
-                await self._tunnel(response, there, server)
+                await self._tunnel(response, there, server, fault)
                 return
             if not isinstance(response, h11.Response):
                 raise _Reset
             asked = dict(request.headers).get(b"range", b"").decode()
             await self._answer(name, asked, response, there, server, fault)
+
+    async def _send_body(
+        self, there: h11.Connection, server: trio.SocketStream, fault: Fault
+    ) -> list[h11.Event]:
+        """Pass on the request's body; what it consisted of."""
+        events: list[h11.Event] = []
+        passed = 0
+        while there.our_state is h11.SEND_BODY:
+            event = await _event(self._here, self._client)
+            if not isinstance(event, h11.Data | h11.EndOfMessage):
+                raise _Reset
+            passed += len(event.data) if isinstance(event, h11.Data) else 0
+            if fault.stall_request_after is not None and passed > fault.stall_request_after:
+                await fault.stalled()
+            if fault.reset_request_after is not None and passed > fault.reset_request_after:
+                _reset(server)
+                raise _Reset
+            await server.send_all(there.send(event) or b"")
+            events.append(event)
+        return events
+
+    async def _before(self, request: h11.Request, events: list[h11.Event]) -> None:
+        """Have the request carried out once before it is, over a connection of its own."""
+        there = h11.Connection(h11.CLIENT)
+        async with await self._proxy.connect() as server:
+            for event in (request, *events):
+                await server.send_all(there.send(event) or b"")
+            await _event(there, server)
+            await _body(there, server)
 
     async def _answer(
         self,
@@ -250,6 +328,7 @@ class _Connection:
         fault: Fault,
     ) -> None:
         body = await _body(there, server)
+        self._proxy.remember(name, response, body)
         if fault.corrupt is not None and fault.corrupt < len(body):
             body[fault.corrupt] ^= 0xFF
         if fault.truncate is not None:
@@ -257,33 +336,66 @@ class _Connection:
             response = _shortened(response, len(body))
         await self._say(response)
         cut = len(body) if fault.reset_after is None else min(fault.reset_after, len(body))
-        for start in range(0, cut, PIECE):
-            await self._say(h11.Data(data=bytes(body[start : min(cut, start + PIECE)])))
+        stall = cut if fault.stall_after is None else min(fault.stall_after, cut)
+        for start, end in ((0, stall), (stall, cut)):
+            if start and fault.stall_after is not None:
+                await fault.stalled()
+            for at in range(start, end, PIECE):
+                await self._say(h11.Data(data=bytes(body[at : min(end, at + PIECE)])))
         self._proxy.seen.append(Seen(name, asked, response.status_code, cut))
         if fault.reset_after is not None:
             raise _Reset
         await self._say(h11.EndOfMessage())
 
     async def _tunnel(
-        self, response: h11.InformationalResponse, there: h11.Connection, server: trio.SocketStream
+        self,
+        response: h11.InformationalResponse,
+        there: h11.Connection,
+        server: trio.SocketStream,
+        fault: Fault,
     ) -> None:
         await self._say(response)
+        down = _Down(self._client, fault)
         early, _ = there.trailing_data
-        if early:
-            await self._client.send_all(early)
+        await down.take(early)
         early, _ = self._here.trailing_data
         if early:
             await server.send_all(early)
         async with trio.open_nursery() as nursery:
-            for source, target in ((self._client, server), (server, self._client)):
-                nursery.start_soon(_pump, source, target, nursery.cancel_scope)
+            nursery.start_soon(_pump, self._client, server.send_all, nursery.cancel_scope)
+            nursery.start_soon(_pump, server, down.take, nursery.cancel_scope)
+            if fault.frames is not None:
+                nursery.start_soon(down.catch_up)
+
+
+class _Down:
+    """The way of frames to the client."""
+
+    def __init__(self, client: trio.SocketStream, fault: Fault) -> None:
+        self._client, self._fault, self._frames = client, fault, Frames()
+        self._distorter, self._sending = Distorter(fault.frames), trio.Lock()
+
+    async def take(self, data: bytes) -> None:
+        for frame in self._frames.feed(data):
+            over = self._fault.is_over
+            for each in [frame] if over else self._distorter.distort(frame):
+                await self._send(each)
+
+    async def catch_up(self) -> None:
+        await self._fault.stalled()
+        for frame in self._distorter.late():
+            await self._send(frame)
+
+    async def _send(self, frame: bytes) -> None:
+        async with self._sending:
+            await self._client.send_all(frame)
 
 
 async def _pump(
-    source: trio.SocketStream, target: trio.SocketStream, over: trio.CancelScope
+    source: trio.SocketStream, give: Callable[[bytes], Awaitable[None]], over: trio.CancelScope
 ) -> None:
     while data := await source.receive_some(PIECE):
-        await target.send_all(data)
+        await give(data)
     over.cancel()
 
 
