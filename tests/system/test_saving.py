@@ -68,13 +68,13 @@ def test_whoever_reads_while_an_editor_saves_sees_whole_saves_only(pair: Pair) -
     with Watcher(pair.b.at / "text" / "letter") as watcher:
         for number in range(1, SAVES + 1):
             save(path, content(number))
-        pair.a.flush()
-        pair.b.sees("text/letter", content(SAVES))
+            if number % 10 == 0:  # those between may be folded into one
+                pair.a.flush()
+                pair.b.sees("text/letter", content(number))
     assert watcher.troubles == []
-    numbers = [whole.get(data, -1) for data in watcher.seen]
-    assert numbers == sorted(numbers)
-    assert numbers[0] == 0
-    assert len(numbers) > 2
+    assert [data[:40] for data in watcher.seen if data not in whole] == []
+    numbers = [whole[data] for data in watcher.seen]
+    assert numbers == sorted(numbers) != []
 
 
 @pytest.fixture
