@@ -241,7 +241,7 @@ def names_broken(world: World, seen: dict[str, Seen]) -> list[str]:
 
 def _node_broken(world: World, path: str, seen: Seen) -> list[str]:
     node = world.at(path)
-    pairs = [
+    pairs: list[tuple[str, object, object]] = [
         ("kind", node.kind, seen.kind),
         ("mode", oct(node.mode), oct(seen.mode)),
         ("attributes", node.xattrs, seen.xattrs),

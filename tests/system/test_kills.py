@@ -21,6 +21,7 @@ import pytest
 from mount.asked import control_client
 from mount.asked.control_messages import Status, socket_path
 from mount.starting import unmount
+from tests.system import harness
 from tests.system.harness import Device, Site, noise, wait_until
 from tests.system.kill_model import Node, Op, Seen, World, apply, content, crash
 from tests.system.kill_sent import IN_FLIGHT, Store
@@ -36,13 +37,12 @@ ROUND_SECONDS = 120.0
 class Watchdog:
     """A round stuck in a mount fails instead of standing still."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self) -> None:
         self._timer: threading.Timer | None = None
 
     def again(self) -> None:
         self.end()
-        self._timer = threading.Timer(ROUND_SECONDS, self._site.kill_daemons)
+        self._timer = threading.Timer(ROUND_SECONDS, _bark)
         self._timer.start()
 
     def end(self) -> None:
@@ -50,10 +50,16 @@ class Watchdog:
             self._timer.cancel()
 
 
-@pytest.fixture
-def watchdog(site: Site) -> Iterator[Watchdog]:
-    """In place of the one that gives a test two minutes."""
-    dog = Watchdog(site)
+def _bark() -> None:
+    for site in list(harness.RUNNING):
+        site.kill_daemons()
+
+
+@pytest.fixture(autouse=True)
+def watchdog() -> Iterator[Watchdog]:
+    """In place of the one that gives a whole test two minutes."""
+    dog = Watchdog()
+    dog.again()
     yield dog
     dog.end()
 
