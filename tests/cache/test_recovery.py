@@ -43,9 +43,10 @@ def state(tmp_path: Path) -> Iterator[State]:
 def forget(state: State, dice: random.Random | None = None) -> int:
     """What the disk does not have: unsettled parts become garbage; all of them, or by chance."""
     gone = 0
-    for layer, start, stop, _ in map(tuple, state.db.all("SELECT * FROM unsettled")):
-        if dice is None or dice.random() < 0.5:
-            gone += 1
+    for layer, start, stop, told in map(tuple, state.db.all("SELECT * FROM unsettled")):
+        is_lost = dice is None or dice.random() < 0.5
+        gone += is_lost or not told  # one that was written over in part has no proof
+        if is_lost:
             with (state.directory / "spool" / f"{layer}.layer").open("r+b") as file:
                 file.seek(start)
                 file.write(b"\xee" * (stop - start))

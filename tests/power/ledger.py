@@ -143,6 +143,7 @@ class Ledger:
             (n for n, done in enumerate(self.acts, 1) if self._is_promise(done, position)),
             default=0,
         )
+        started = max(started, promised)  # an fsync that found nothing to do is no event
         shape = {path: (one.body is None, one.mode, one.xattrs) for path, one in seen.items()}
         moments = [n for n in range(promised, started + 1) if _shape(self.names[n]) == shape]
         if not moments:

@@ -61,11 +61,13 @@ def test_what_was_sent_is_deleted_only_when_the_disk_knows_that_it_was_sent(tmp_
         promised: list[int] = []
         trio.run(save_and_send)
         again = Device(server, disk.at, "a", token)  # the first one is dead: nobody closed it
+        trio.run(again.contents.tidy)
         again.close()
         device.close()
     events = disk.events()
-    removed = [at for at, event in enumerate(events, 1) if isinstance(event, Removed)]
-    for position in {*removed, *range(promised[0], len(events) + 1, 20)}:
+    after = range(promised[0], len(events) + 1)
+    removed = [at for at in after if isinstance(events[at - 1], Removed)]
+    for position in {*removed, *after[::20]}:
         for loss, seed in itertools.product(LOSSES, SEEDS):
             at = tmp_path / f"{position}-{loss.names}-{loss.survival}-{seed}"
             body = read_after(events[:position], loss, seed, at, server, token)
