@@ -1,0 +1,182 @@
+"""The disk under the state directory is full: ENOSPC, and what was acknowledged is there, also
+after the process has died, and when there is room again on the server too."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.harness import Device, Site, noise, run, wait_until
+
+Expected = dict[str, bytes | None]
+
+
+@pytest.fixture
+def device(site: Site) -> Iterator[Device]:
+    """State and block cache on one disk of 40 MB; a file and a directory that the server has."""
+    device = site.device("a", "--cache-size", "32MiB")
+    for directory in (device.state, device.cache):
+        directory.mkdir(mode=0o700)
+    run("mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", device.state)
+    (device.state / "cache").mkdir()
+    run("mount", "--bind", device.state / "cache", device.cache)
+    try:
+        device.mount()
+        (device.at / "known").write_bytes(noise(1_000_000, 1))
+        (device.at / "dir").mkdir()
+        device.flush()
+        yield device
+    finally:
+        if device.mounted:
+            device.umount("--now", check=False)
+        run("umount", device.cache)
+        run("umount", device.state)
+
+
+def fill(device: Device, left: int = 0) -> Path:
+    """Only `left` bytes are free; by default not even what the mount keeps for its journal."""
+    filler = device.state / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(filler, max(0, filler.stat().st_size - left))
+    return filler
+
+
+def offline(site: Site, device: Device) -> None:
+    site.server.stop()
+    wait_until(lambda: device.status()["state"] == "offline", "offline")
+
+
+def attempt(work: Callable[[], object]) -> bool:
+    """Was it done? Anything but ENOSPC is not an answer to a full disk."""
+    try:
+        work()
+    except OSError as refused:
+        if refused.errno != errno.ENOSPC:
+            raise
+        return False
+    return True
+
+
+def names(at: Path) -> set[str]:
+    return {str(path.relative_to(at)) for path in at.rglob("*")}
+
+
+def tree(at: Path) -> Expected:
+    found: Expected = {}
+    for path in sorted(at.rglob("*")):
+        found[str(path.relative_to(at))] = path.read_bytes() if path.is_file() else None
+    return found
+
+
+def synced(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.write(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def test_every_operation_on_a_full_disk_is_done_or_refused(site: Site, device: Device) -> None:
+    """With no room at all even for the journal. What was refused is as before; when there is room
+    everything goes on; the other device shows what this one does."""
+    at = device.at
+    for name in ("renamed", "removed", "linked", "changed"):
+        (at / name).write_bytes(name.encode())
+    (at / "empty").mkdir()
+    device.flush()
+    offline(site, device)
+    filler = fill(device)
+    done: set[str] = set()
+    for _round in range(40):  # the log has some room of its own at first
+        steps: dict[str, Callable[[], object]] = {
+            f"dir{_round}": lambda n=_round: (at / f"dir{n}").mkdir(),  # type: ignore[misc]  # n
+            f"link{_round}": lambda n=_round: os.link(at / "linked", at / f"link{n}"),  # type: ignore[misc]
+            f"sym{_round}": lambda n=_round: os.symlink("linked", at / f"sym{n}"),  # type: ignore[misc]
+        }
+        for name, step in steps.items():
+            if attempt(step):
+                done.add(name)
+        attempt(lambda: os.setxattr(at / "changed", "user.a", bytes(5000)))
+        attempt(lambda: (at / "changed").chmod(0o600))
+    assert len(done) < 3 * 40, "the journal was never full"
+    assert not attempt(lambda: synced(at / "no room", noise(100_000, 3)))
+    moved = attempt(lambda: (at / "renamed").rename(at / "dir" / "moved"))
+    gone = attempt(lambda: (at / "removed").unlink())
+    rmdir = attempt(lambda: (at / "empty").rmdir())
+    now = names(at)
+    assert ("dir/moved" in now, "renamed" in now) == (moved, not moved)
+    assert ("removed" in now) is not gone
+    assert ("empty" in now) is not rmdir
+    assert {*done, "known", "linked", "changed"} <= now
+    filler.unlink()
+    (at / "after").write_bytes(b"there is room")
+    with contextlib.suppress(FileNotFoundError):
+        (at / "no room").unlink()
+    site.server.start()
+    wait_until(lambda: device.status()["state"] == "online", "online", 90)
+    device.flush()
+    other = site.device("other")
+    other.mount()
+    assert tree(other.at) == (found := tree(at))
+    assert done <= found.keys()
+    assert found["known"] == noise(1_000_000, 1)
+    assert found["linked"] == b"linked"
+
+
+def test_killed_while_full_what_was_acknowledged_is_there(site: Site, device: Device) -> None:
+    at, kept = device.at, dict[str, bytes]()
+    offline(site, device)
+    full = False
+    for number in range(200):
+        content = noise(700_000, 100 + number)
+        if not attempt(lambda c=content, n=number: synced(at / f"file{n}", c)):  # type: ignore[misc]  # of this turn
+            full = True
+            break
+        kept[f"file{number}"] = content
+    assert full
+    assert len(kept) > 10
+    filler = fill(device)
+    device.kill()
+    cleaned = device.umount(check=False)
+    assert cleaned.returncode == 0, cleaned
+    again = device.mount(check=False)
+    if again.returncode:  # a mount that has no room to start says so, and harms nothing
+        assert "make room" in again.stderr
+        filler.unlink()
+        device.mount()
+    for name, content in kept.items():
+        assert (at / name).read_bytes() == content
+    assert (at / "known").stat().st_size == 1_000_000
+    filler.unlink(missing_ok=True)
+    site.server.start()
+    wait_until(lambda: device.status()["state"] == "online", "online", 90)
+    device.flush()
+    other = site.device("other")
+    other.mount()
+    for name, content in kept.items():
+        assert (other.at / name).read_bytes() == content
+    assert device.status()["refused"] == []
+
+
+def test_a_block_cache_on_a_full_disk_only_caches_less(site: Site, device: Device) -> None:
+    """Reading goes on from the server; the dirty bytes beside it stay."""
+    other = site.device("other")
+    other.mount()
+    cold = noise(20_000_000, 4)
+    (other.at / "cold").write_bytes(cold)
+    other.flush()
+    device.sees("cold")
+    (device.at / "dirty").write_bytes(b"dirty")
+    fill(device, left=2_000_000)
+    assert (device.at / "cold").read_bytes() == cold
+    assert (device.at / "dirty").read_bytes() == b"dirty"
+    other.sees("dirty", b"dirty")
