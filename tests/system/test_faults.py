@@ -7,12 +7,15 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from remote.errors import RateLimited, Unavailable
 from tests.system.conftest import Proxied
 from tests.system.faultproxy import Fault
 from tests.system.harness import Device, noise, wait_until
@@ -64,6 +67,9 @@ def logged(device: Device, event: str) -> list[dict[str, object]]:
         pytest.param(Fault(EDGE, times=1, status=500), id="server-error"),
         pytest.param(Fault(EDGE, times=1, status=503), id="unavailable"),
         pytest.param(Fault(EDGE, times=1, status=403), id="expired"),
+        pytest.param(Fault(EDGE, times=1, status=404), id="not-found"),
+        pytest.param(Fault(EDGE, times=4, status=503, retry_after="0"), id="busy"),
+        pytest.param(Fault(EDGE, times=2, status=429, retry_after="1"), id="too-often"),
     ],
 )
 def test_a_bad_answer_of_the_edge_is_fetched_again(
@@ -73,6 +79,54 @@ def test_a_bad_answer_of_the_edge_is_fetched_again(
     assert cold.read()
     assert fault.befell == fault.times
     assert proxied.proxy.count(EDGE) > 1
+
+
+LIMITED = RateLimited(message="slow down", retry_after_seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param({"problem": LIMITED}, id="limited"),
+        pytest.param({"problem": Unavailable(message="not now")}, id="unavailable"),
+        pytest.param({"status": 429, "retry_after": "0"}, id="429"),
+        pytest.param({"status": 500}, id="500"),
+        pytest.param({"status": 503, "retry_after": "1"}, id="503"),
+        pytest.param({"latency": 0.3}, id="slow"),
+    ],
+)
+@pytest.mark.parametrize("what", ["^POST /v1/chunks/locate", "^GET /v1/files/[0-9a-f]+/children"])
+def test_a_read_waits_for_what_passes(
+    proxied: Proxied, cold: Cold, what: str, trouble: dict[str, Any]
+) -> None:
+    """Neither EBUSY nor ENETUNREACH reaches the application."""
+    directory = proxied.a.at / f"of {cold.path.name}"
+    directory.mkdir()
+    (directory / "inner").write_bytes(b"inner")
+    proxied.a.flush()
+    fault = proxied.proxy.add(Fault(what, times=2, **trouble))
+    proxied.b.umount()
+    shutil.rmtree(proxied.b.state)  # a new device: it lists and locates everything anew
+    shutil.rmtree(proxied.b.cache)
+    proxied.b.mount()
+    assert cold.read()
+    assert proxied.b.sees(f"of {cold.path.name}/inner").read_bytes() == b"inner"
+    assert fault.befell == 2
+
+
+def test_an_answer_that_stops_in_the_middle_goes_on(proxied: Proxied, cold: Cold) -> None:
+    fault = proxied.proxy.add(Fault(EDGE, times=1, stall_after=300_000))
+    reading = subprocess.Popen(["sha256sum", cold.path], stdout=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: fault.befell, "the read has begun")
+        assert cold.path.name in os.listdir(cold.reader.at)
+        fault.lift()
+        said, _ = reading.communicate(timeout=30)
+        assert said.split()[0] == hashlib.sha256(cold.content).hexdigest()
+    finally:
+        fault.lift()
+        reading.kill()
+        reading.wait()
 
 
 def test_a_refused_url_is_signed_again(proxied: Proxied, cold: Cold) -> None:
