@@ -39,6 +39,8 @@ from remote.wire import Change, Child, EntryRecord, FileRecord, Me, SharedRoot
 
 log = structlog.get_logger(__name__)
 
+GONE = "gone:"  # in `meta`, before the key of a name: see `Merge._ahead`
+
 
 class Merge:
     """`dropped` is called, inside the transaction, with a node that no name means any more."""
@@ -56,8 +58,9 @@ class Merge:
         self._shares, self._kernel, self._dropped = shares, invalidation, dropped
         # Names whose newest record came as an acknowledgement, ahead of the feed: what the feed (or
         # a listing under way) still says of them from before is old, also when the name is gone and
-        # no row could tell: (drive, sequence number) by entry key.
-        self._ahead: dict[str, tuple[str, int]] = {}
+        # no row could tell: (drive, sequence number) by entry key. Names that are gone are in the
+        # database too: after a restart a row tells of all others.
+        self._ahead = self._recall_gone()
         self.changed = trio.Event()  # set, and replaced, after remote changes were applied
 
     # The first contact.
@@ -109,9 +112,11 @@ class Merge:
                     self._db.set_meta(f"seq:{change.drive}", change.seq)
             self._db.set_meta("cursor", cursor)
             self._db.set_meta("seq", seq)
-        self._ahead = {
-            key: (drive, rev) for key, (drive, rev) in self._ahead.items() if rev > self.seq(drive)
-        }
+            told = [key for key, (drive, rev) in self._ahead.items() if rev <= self.seq(drive)]
+            for key in told:
+                self._db.run("DELETE FROM meta WHERE key = ?", GONE + key)
+        for key in told:
+            del self._ahead[key]
         self._kernel.tell()
         if changes or shared is not None:
             self.changed.set()
@@ -124,6 +129,7 @@ class Merge:
                 self._distrust(row["drive"])
             self._db.run("UPDATE node SET listed = NULL WHERE ino = ?", ROOT)
             self._db.run("DELETE FROM meta WHERE key LIKE 'seq:%'")
+            self._db.run("DELETE FROM meta WHERE key GLOB ?", GONE + "*")
             if shared is not None:
                 self._take_shares(shared)
             self._db.set_meta("cursor", cursor)
@@ -191,8 +197,8 @@ class Merge:
         """The server applied `op`; `change` is the state it left. In a transaction."""
         self._journal.remove(op)
         if change.seq > self.seq(change.drive):
-            keys = [entry_key(entry.parent, entry.name) for entry in change.entries]
-            self._ahead |= dict.fromkeys(keys, (change.drive, change.seq))
+            for entry in change.entries:
+                self._note_ahead(entry, change)
         own = {op.file, op.body.other}
         for record in change.files:
             if record.kind == "directory" and record.id not in own:
@@ -205,6 +211,17 @@ class Merge:
         self._merge(structs.replace(change, files=files))
         self._shares.landed(op.ino, change.drive)
         self.settle(op)
+
+    def _note_ahead(self, entry: EntryRecord, change: Change) -> None:
+        key = entry_key(entry.parent, entry.name)
+        self._ahead[key] = (change.drive, change.seq)
+        if entry.file is None:
+            self._db.set_meta(GONE + key, f"{change.seq} {change.drive}")
+
+    def _recall_gone(self) -> dict[str, tuple[str, int]]:
+        rows = self._db.all("SELECT key, value FROM meta WHERE key GLOB ?", GONE + "*")
+        values = ((row["key"].removeprefix(GONE), row["value"].partition(" ")) for row in rows)
+        return {key: (drive, int(rev)) for key, (rev, _, drive) in values}
 
     def settle(self, op: Op) -> None:
         """`op` left the journal: what it alone held back is applied. In a transaction."""

@@ -233,6 +233,30 @@ def test_an_acknowledged_removal_is_not_undone_by_an_older_change(state: State) 
     assert state.tree.node(state.listing()["a"]).file == again.id
 
 
+async def test_an_acknowledged_removal_is_not_undone_after_a_restart(state: State) -> None:
+    """Link is 2, unlink is 3, both acknowledged; the process dies before the feed has said so. The
+    file was written meanwhile: that must not hold back the removal of a name long gone."""
+    first = state.born("a", 1, links=1)
+    node = state.tree.node(state.listing()["a"])
+    state.edits.link(node.ino, ROOT, "b")
+    state.edits.unlink(ROOT, "b", directory=False)
+    await state.contents.write(node.ino, 0, b"written")
+    link, unlink, write = state.journal
+    assert write.kind == "write"
+    linked = later(first, links=2, rev=2)
+    unlinked = later(first, links=1, rev=3)
+    named, gone = state.entry("b", first.id, 2), state.entry("b", None, 3)
+    state.acknowledge(link, 2, [linked], [named])
+    state.acknowledge(unlink, 3, [unlinked], [gone])
+    state.reopen()
+    assert list(state.listing()) == ["a"]
+    state.remote(2, [linked], [named])
+    assert list(state.listing()) == ["a"]
+    state.remote(3, [unlinked], [gone])
+    assert list(state.listing()) == ["a"]
+    assert state.db.all("SELECT key FROM meta WHERE key GLOB 'gone:*'") == []
+
+
 def test_our_own_change_of_a_directory_leaves_its_local_times(state: State) -> None:
     node = state.make("a")
     before = state.tree.node(ROOT).mtime_ns
