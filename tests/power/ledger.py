@@ -134,6 +134,12 @@ class Ledger:
                     found.append((number, body_after(found[-1][1], done.act)))
         return found
 
+    def is_known(self, body: bytes, upto: int) -> bool:
+        """Was it, sector by sector, what some file held among the first `upto` acts?"""
+        files = {done.act.file for done in self.acts[:upto]} - {0}
+        histories = [self.bodies(file, upto) for file in files]
+        return any(explain(body, one, 0) is None for one in histories if one)
+
     # The rules.
 
     def complaint(self, seen: dict[str, Seen], position: int) -> str | None:
@@ -213,13 +219,8 @@ def explain(body: bytes, moments: Sequence[tuple[int, bytes]], base: int) -> str
     possible = [one for _, one in moments[first:]]
     if body in possible:
         return None
-    wrong = "nothing"
-    for epoch in _epochs(possible):
-        found = _explain_by(body, epoch)
-        if found is None:
-            return None
-        wrong = found
-    return wrong
+    wrong = [_explain_by(body, epoch) for epoch in _epochs(possible)]
+    return None if None in wrong else "; or ".join(map(str, wrong))
 
 
 def _epochs(bodies: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

@@ -56,7 +56,13 @@ class Person:
     # What is there.
 
     def _pick(self, *, directory: bool = False) -> str | None:
-        found = [path for path, one in sorted(self._now.items()) if (one.file == 0) is directory]
+        """Anything but the log: what is written into an open file stays in the kernel for a while,
+        which truncates and renames without it."""
+        found = [
+            path
+            for path, one in sorted(self._now.items())
+            if (one.file == 0) is directory and path != "log"
+        ]
         return self._random.choice(found) if found else None
 
     def _free(self) -> str | None:
@@ -206,7 +212,7 @@ class Person:
     def edit(self) -> None:
         """As editors save: a temporary beside the file, renamed over it."""
         path = self._pick()
-        if path is None or path == "log":
+        if path is None:
             return
         temporary = f"{path}~"
         if temporary in self._now:
@@ -221,17 +227,17 @@ class Person:
 
     def move(self) -> None:
         path, free = self._pick(), self._free()
-        if path is not None and free is not None and path != "log":
+        if path is not None and free is not None:
             self._rename(path, free)
 
     def move_over(self) -> None:
         path, other = self._pick(), self._pick()
-        if path and other and path != other and "log" not in (path, other):
+        if path and other and path != other:
             self._rename(path, other)
 
     def remove(self) -> None:
         path = self._pick()
-        if path is not None and path != "log":
+        if path is not None:
             act = Act("unlink", path, self._now[path].file)
             self._do(act, lambda: os.unlink(self.at / path))
 
