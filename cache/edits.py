@@ -21,7 +21,8 @@ import time
 import msgspec
 
 from cache.database import Database
-from cache.journal import DIRECTORY_MOVES, Body, Journal, Op, entry_key, new_id
+from cache.journal import Journal
+from cache.operations import DIRECTORY_MOVES, Body, Op, entry_key, new_id
 from cache.shares import SHARED, Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree
 from remote.ids import FileId, VersionId

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from cache.intervals import IntervalSet, Range
-from cache.journal import Body
+from cache.operations import Body
 from cache.salvage import Found
 from cache.shapes import Row
 from cache.tree import HISTORY, LOCAL, ROOT

@@ -30,7 +30,8 @@ from msgspec import structs
 
 from cache.database import Database
 from cache.invalidation import Invalidation
-from cache.journal import Journal, Op, entry_key, file_key, writes
+from cache.journal import Journal
+from cache.operations import Op, entry_key, file_key, writes
 from cache.shares import Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree, node_from
 from remote.errors import NotKept

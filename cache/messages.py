@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from cache.journal import Op
+from cache.operations import Op
 from cache.tree import Tree
 from remote import wire
 

@@ -29,6 +29,7 @@ import structlog
 
 from cache import quarantine
 from cache.disk import sync_directory
+from cache.operations import Body
 from cache.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
 log = structlog.get_logger(__name__)
@@ -212,8 +213,6 @@ def _check(db: sqlite3.Connection) -> str:
     found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
     if found != "ok":
         return " ".join(found.split())
-    from cache.journal import Body  # which knows this module
-
     decode = msgspec.msgpack.Decoder(Body).decode
     for (body,) in db.execute("SELECT body FROM op"):
         decode(body)
@@ -293,8 +292,8 @@ def _salvage(path: Path, spool: Path | None) -> None:
 def _replace(path: Path, spool: Path | None, why: str, directory: Path) -> quarantine.Report:
     # Only now: they know the journal's types, and the journal knows this module.
     from cache import salvage, spoolfiles
-    from cache.journal import new_id
     from cache.mending import mend
+    from cache.operations import new_id
     from cache.pages import Image
 
     with (

@@ -28,7 +28,7 @@ import structlog
 
 from cache.database import Database
 from cache.intervals import IntervalSet, Range
-from cache.journal import Body, new_id
+from cache.operations import Body, new_id
 from cache.settling import digest, survivors
 
 log = structlog.get_logger(__name__)

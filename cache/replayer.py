@@ -1,7 +1,7 @@
 """Sends the journal to the server, in order, batched, for ever.
 
 Knows: when an operation is due, and what each answer means for the journal.
-Must not know: which order is right (`journal.select`), what an operation says (`messages`), how
+Must not know: which order is right (`operations`), what an operation says (`messages`), how
 bytes travel (`uploader`), what conflicts mean (`resolver`), the kernel.
 
 Concurrency contract: one `run` task. At most one batch is under way, so the server sees operations
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -24,9 +25,10 @@ import trio
 
 from cache.contents import Contents
 from cache.database import Database
-from cache.journal import Body, Journal, Op, needed, new_id, reads, select, stuck, writes
+from cache.journal import Journal
 from cache.merge import Merge
 from cache.messages import message
+from cache.operations import Body, Op, needed, new_id, reads, select, stuck, writes
 from cache.resolver import Resolver
 from cache.room import Room
 from cache.snapshots import Snapshots
@@ -132,11 +134,24 @@ class Replayer:
         origins = {op.origin for op in self._journal if which_or_all(op)}
         with self.hurried(None if which is None else needed(self._journal, origins)):
             self.retry_now()
-            while left := [op for op in self._journal if op.origin in origins]:
-                if self._journal.has_refused and {op.key for op in left} <= stuck(self._journal):
-                    return left
-                await self._journal.changed.wait()
-        return []
+            refused, kept = list[str](), set[str]()
+            while first := self._first(origins, kept):
+                if (now := [op.key for op in self._journal.refused()]) != refused:
+                    refused, kept = now, stuck(self._journal)
+                elif refused and first.key in stuck(self._upto(first)):
+                    kept.add(first.key)
+                else:
+                    await self._journal.changed.wait()
+        return [op for op in self._journal if op.origin in origins]
+
+    def _first(self, origins: set[str], kept: set[str]) -> Op | None:
+        """The first operation of these that can still be sent."""
+        ops = (op for op in self._journal if op.origin in origins)
+        return next((op for op in ops if op.key not in kept), None)
+
+    def _upto(self, last: Op) -> Iterator[Op]:
+        yield from itertools.takewhile(lambda op: op is not last, self._journal)
+        yield last
 
     @contextlib.contextmanager
     def hurried(self, origins: set[str] | None) -> Iterator[None]:

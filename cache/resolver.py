@@ -20,8 +20,9 @@ import structlog
 
 from cache.conflicts import Verdict, conflicted_name, verdict
 from cache.database import Database
-from cache.journal import Body, Journal, Op, new_id
+from cache.journal import Journal
 from cache.merge import Merge
+from cache.operations import Body, Op, new_id
 from cache.tree import ROOT, Tree, node_from
 from cache.uploader import Uploader
 from remote import wire

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from cache.journal import Body
+from cache.operations import Body
 from remote.content import MAX_FILE_SIZE, Manifest
 from remote.wire import EntryRecord, FileRecord, Kind
 

@@ -26,7 +26,8 @@ import time
 from cache.conflicts import marked_name
 from cache.database import Database
 from cache.invalidation import Invalidation
-from cache.journal import Journal, Op, new_id
+from cache.journal import Journal
+from cache.operations import Op, new_id
 from cache.tree import HISTORY, LOCAL, REVOKED, ROOT, Dropped, Entry, Node, Tree, node_from
 from remote.ids import DriveId, FileId
 from remote.wire import FileRecord, Role, SharedRoot

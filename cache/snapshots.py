@@ -20,7 +20,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from cache.contents import Contents
-from cache.journal import Journal, Op
+from cache.journal import Journal
+from cache.operations import Op
 from cache.tree import Tree
 
 EVERY_NS = 30_000_000_000  # a file that is never closed is uploaded this often

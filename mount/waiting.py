@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator
 import trio
 
 from cache.contents import Contents
-from cache.journal import Journal, Op, stuck
+from cache.journal import Journal
+from cache.operations import Op, stuck
 from cache.replayer import Replayer
 from cache.tree import Node, Tree
 

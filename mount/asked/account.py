@@ -20,7 +20,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from cache.journal import Op, new_id
+from cache.operations import Op, new_id
 from cache.tree import HISTORY, LOCAL, REVOKED, Node
 from mount.asked import control_messages as say
 from mount.asked.paths import resolve

@@ -10,7 +10,7 @@ import time
 from itertools import pairwise
 
 from cache import history as versions_of
-from cache.journal import new_id
+from cache.operations import new_id
 from cache.tree import Node
 from mount.asked import account_messages as ask
 from mount.asked import trash

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cache.journal import Op, waiting_behind
+from cache.operations import Op, waiting_behind
 from mount.asked import control_messages as say
 from mount.asked.account import Account, Report
 from mount.failures import Failure

@@ -12,7 +12,7 @@ by itself.
 from __future__ import annotations
 
 from cache.history import restored_name
-from cache.journal import Op
+from cache.operations import Op
 from mount.asked import account_messages as ask
 from mount.asked.account import Account, Report, one_of
 from mount.asked.paths import NoSuchPath, resolve

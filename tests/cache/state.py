@@ -11,8 +11,9 @@ from cache.contents import Contents
 from cache.database import Database
 from cache.edits import Edits
 from cache.invalidation import Invalidation
-from cache.journal import Journal, Op
+from cache.journal import Journal
 from cache.merge import Merge
+from cache.operations import Op
 from cache.reader import Prefetch
 from cache.recovery import Losses, recover
 from cache.shares import Shares

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cache.journal import Op
+from cache.operations import Op
 from cache.tree import ROOT, Node
 from tests.cache.state import ROOT_FILE, State
 

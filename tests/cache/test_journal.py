@@ -13,19 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.database import Database
-from cache.journal import (
-    PIECE,
-    Body,
-    Journal,
-    Op,
-    entry_key,
-    file_key,
-    needed,
-    reads,
-    select,
-    stuck,
-    writes,
-)
+from cache.journal import PIECE, Journal
+from cache.operations import Body, Op, entry_key, file_key, needed, reads, select, stuck, writes
 
 FILES = ("f1", "f2", "f3", "d1", "d2")
 NAMES = ("a", "b")

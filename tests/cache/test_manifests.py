@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cache.journal import Body
 from cache.manifests import Manifests
+from cache.operations import Body
 from remote.content import EMPTY, Manifest, Piece
 from tests.cache.state import State
 

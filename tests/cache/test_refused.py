@@ -11,7 +11,7 @@ import pytest
 import trio.testing
 
 from cache.edits import AGAIN_SECONDS
-from cache.journal import Body, Op, stuck, waiting_behind
+from cache.operations import Body, Op, stuck, waiting_behind
 from cache.tree import ROOT, Node
 from remote import wire
 from remote.errors import Forbidden

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.journal import Op
+from cache.operations import Op
 from cache.snapshots import EVERY_NS, STEP_NS, Snapshots
 from tests.cache.state import State
 

@@ -34,7 +34,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from cache.journal import Body
+from cache.operations import Body
 from cache.tree import ROOT
 from remote.errors import NearlineError
 from tests.model.device import Device

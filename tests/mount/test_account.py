@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from cache.journal import Op
+from cache.operations import Op
 from cache.tree import ROOT
 from mount import credentials
 from mount.asked import account_messages as ask

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cache.journal import Op
+from cache.operations import Op
 from mount import doctor
 from mount.asked import control_client, refusals
 from mount.asked import control_messages as say

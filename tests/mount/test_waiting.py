@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from cache.journal import Body, Op
+from cache.operations import Body, Op
 from cache.room import Room
 from mount.waiting import Waiting
 from remote.errors import Unreachable
