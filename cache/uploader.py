@@ -23,8 +23,9 @@ import trio
 from cache.contents import Contents
 from cache.database import Database
 from cache.intervals import IntervalSet, Range
-from cache.journal import Journal, Op, new_id
+from cache.journal import Journal
 from cache.layers import Layer, changed_ranges, hole_ranges
+from cache.operations import Op, new_id
 from cache.tree import Node, Tree
 from remote.chunking import Cutter, Fresh, Hole, Keep, NeedData, average_for, cut
 from remote.codec import Encoded, encode_chunk

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from cache import uploader as module
-from cache.journal import Op
 from cache.manifests import Manifests
+from cache.operations import Op
 from cache.uploader import Uploader
 from remote.codec import Encoded
 from remote.content import HOLE, Manifest, check_manifest
