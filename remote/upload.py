@@ -19,7 +19,7 @@ import trio
 
 from remote.codec import Encoded
 from remote.content import Descriptor
-from remote.errors import NearlineError, Problem, Refused, Unreachable, UrlRefused
+from remote.errors import NearlineError, Problem, Refused, Retry, Unreachable, UrlRefused
 from remote.ids import FileId, VersionId
 from remote.wire import (
     MAX_BATCH,
@@ -116,12 +116,22 @@ class Sender:
         try:
             reply = await self._port.start_uploads(StartUploads(uploads=starts))
         except NearlineError as problem:
+            if len(uploads) > 1 and problem.retry is Retry.NEVER:
+                await self._ask_halves(list(uploads.values()))
+                return
             for waiting in batch:
                 waiting.answer = outcome.Error(problem)
         else:
             for group, state in zip(uploads.values(), reply.uploads, strict=True):
                 _hand_out(group, state)
         self._queue = [waiting for waiting in self._queue if waiting.answer is None]
+
+    async def _ask_halves(self, groups: list[list[_Waiting]]) -> None:
+        """The request was refused for good as a whole: find whose fault it is. The others have
+        nothing to do with it."""
+        middle = len(groups) // 2
+        for half in (groups[:middle], groups[middle:]):
+            await self._ask([waiting for group in half for waiting in group])
 
 
 def _hand_out(group: list[_Waiting], state: UploadState | Problem) -> None:

@@ -8,7 +8,15 @@ import trio
 import trio.testing
 
 from remote.codec import Encoded, encode_chunk
-from remote.errors import BadUpload, Problem, QuotaExceeded, Refused, Unreachable, UrlRefused
+from remote.errors import (
+    BadRequest,
+    BadUpload,
+    Problem,
+    QuotaExceeded,
+    Refused,
+    Unreachable,
+    UrlRefused,
+)
 from remote.upload import URL_ATTEMPTS, Sender, Upload
 from remote.wire import (
     MAX_BATCH,
@@ -158,6 +166,37 @@ async def test_one_refused_upload_does_not_spoil_the_others() -> None:
         await trio.testing.wait_all_tasks_blocked()
         drive.go.set()
     assert sent == [4]
+
+
+@pytest.mark.parametrize("bad", [0, 3, 8])
+async def test_one_that_makes_the_whole_request_refused_is_found(bad: int) -> None:
+    """Uploads that nobody objects to must not be given up because of who they travelled with."""
+    drive = Drive()
+    sender, sent, refused = Sender(drive), [], []
+    plain = drive.start_uploads
+
+    async def refuse(request: StartUploads) -> StartUploadsReply:
+        reply = await plain(request)
+        if any(one.version == f"{bad}" * 32 for one in request.uploads):
+            raise Refused(BadRequest(message="unreadable"))
+        return reply
+
+    drive.start_uploads = refuse  # type: ignore[method-assign]
+
+    async def store(number: int) -> None:
+        try:
+            sent.append((number, await sender.store(upload(f"{number}"), chunk(f"{number}"))))
+        except Refused:
+            refused.append(number)
+
+    drive.go = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for number in range(9):
+            nursery.start_soon(store, number)
+        await trio.testing.wait_all_tasks_blocked()
+        drive.go.set()
+    assert refused == [bad]
+    assert sorted(sent) == [(number, 1) for number in range(9) if number != bad]
 
 
 async def test_who_is_cancelled_while_asking_takes_nobody_along() -> None:

@@ -1,0 +1,134 @@
+"""Clocks that are wrong, or jump: signed URLs, leases and journals come to no harm.
+
+The server, or a mount, is a process whose `time.time` is another: a `sitecustomize` on its path
+adds what a file says, at every look.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.system import harness
+from tests.system.faultproxy import Fault, FaultProxy
+from tests.system.harness import Device, Site, noise, wait_until
+
+HOOK = """
+import pathlib, time
+_file = pathlib.Path(__file__).with_name("shift")
+_plain, _plain_ns = time.time, time.time_ns
+time.time = lambda: _plain() + int(_file.read_text())
+time.time_ns = lambda: _plain_ns() + int(_file.read_text()) * 10**9
+"""
+DAY = 24 * 3600
+SIZE = 3_000_000
+
+
+class Clock:
+    """Of the processes that are started while it is in the site's environment."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir()
+        (directory / "sitecustomize.py").write_text(HOOK)
+        self.set(0)
+
+    def set(self, seconds: int) -> None:
+        fresh = self._directory / "fresh"
+        fresh.write_text(f"{seconds}")
+        fresh.replace(self._directory / "shift")
+
+    def wear(self, site: Site) -> None:
+        before = os.environ.get("PYTHONPATH", "")
+        site.env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self._directory), before]))
+
+    def take_off(self, site: Site) -> None:
+        del site.env["PYTHONPATH"]
+        if "PYTHONPATH" in os.environ:
+            site.env["PYTHONPATH"] = os.environ["PYTHONPATH"]
+
+
+@dataclass
+class Times:
+    """A server and a mount with clocks of their own, and a mount whose clock is right."""
+
+    proxy: FaultProxy
+    server: Clock
+    mount: Clock
+    a: Device
+    b: Device
+
+
+@pytest.fixture(scope="module")
+def times() -> Iterator[Times]:
+    port = harness.free_port()
+    with (
+        FaultProxy("127.0.0.1", port) as proxy,
+        harness.running(public_url=proxy.url, port=port) as site,
+    ):
+        found = Times(
+            proxy,
+            Clock(site.base / "server-clock"),
+            Clock(site.base / "mount-clock"),
+            site.device("a"),
+            site.device("b"),
+        )
+        site.server.stop()
+        found.server.wear(site)
+        site.server.start()
+        found.mount.wear(site)
+        found.a.mount()
+        found.mount.take_off(site)
+        found.b.mount()
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def right(times: Times) -> Iterator[None]:
+    yield
+    times.proxy.forget()
+    times.server.set(0)
+    times.mount.set(0)
+
+
+@pytest.mark.parametrize("seconds", [-DAY, -600, 600, DAY])
+@pytest.mark.parametrize("who", ["server", "mount"])
+def test_with_a_wrong_clock_bytes_go_both_ways(times: Times, who: str, seconds: int) -> None:
+    clock = times.server if who == "server" else times.mount
+    clock.set(seconds)
+    there, back = noise(SIZE, seconds + DAY), noise(SIZE, seconds + 2 * DAY)
+    name = f"{who}{seconds}"
+    (times.a.at / name).write_bytes(there)
+    times.a.flush()
+    times.b.sees(name, there)
+    (times.b.at / f"{name} back").write_bytes(back)
+    times.b.flush()
+    times.a.sees(f"{name} back", back)
+    assert times.a.status()["reason"] is None
+
+
+def test_urls_that_expire_before_they_are_used_are_signed_again(times: Times) -> None:
+    """The server's clock jumps ahead while PUTs and GETs are held up."""
+    content = noise(SIZE, 77)
+    held = times.proxy.add(Fault("^PUT /blobs/", stall=True, times=2))
+    (times.a.at / "put").write_bytes(content)
+    wait_until(lambda: held.befell, "a PUT is held up")
+    times.server.set(3600)
+    held.lift()
+    times.a.flush()
+    refused = [seen for seen in list(times.proxy.seen) if seen.status == 403]
+    assert any(seen.request.startswith("PUT /blobs/") for seen in refused), "they had expired"
+    times.b.sees("put", content)
+
+
+def test_what_was_saved_while_the_clock_was_ahead_is_sent_when_it_is_right(times: Times) -> None:
+    times.mount.set(365 * DAY)
+    held = times.proxy.add(Fault("^POST /v1/", stall=True))
+    (times.a.at / "from the future").write_bytes(b"saved")
+    times.mount.set(0)
+    held.lift()
+    times.b.sees("from the future", b"saved")
