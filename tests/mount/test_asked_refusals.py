@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 from rich.console import Console
 
 from cache.operations import Op
@@ -56,6 +57,7 @@ class Account:
 def account(tmp_path: Path) -> Iterator[Any]:
     """`d` and what is in it, and `e`, were refused; `d/x` waits behind `d`."""
     state = State(tmp_path)
+    trio.run(state.journal.load)
     directory = state.make("d", "directory")
     state.make("x", parent=directory.ino)
     state.make("e")
