@@ -53,8 +53,12 @@ def recover(db: Database, spool: Path) -> Losses:
     losses = Losses()
     with db.transaction():
         layers = [row["layer"] for row in db.all("SELECT DISTINCT layer FROM unsettled")]
-        for layer in sorted(layers):  # a frozen one before the open one above it
-            _check(db, spool, layer, losses)
+        lost = {layer: gone for layer in layers if (gone := _lost_of(db, spool, layer))}
+        # First whatever comes back is where it was, the newest before what it had replaced.
+        for layer in sorted(lost, reverse=True):
+            _go_back_from(db, layer, losses)
+        for layer in sorted(lost):  # a frozen one before the open one above it
+            _cut_lost(db, layer, lost[layer], losses)
         db.run("DELETE FROM unsettled")
         db.run("UPDATE op SET sent = 1 WHERE refused IS NULL")
         for ino in losses.shortened | losses.gone_back:
@@ -67,20 +71,28 @@ def recover(db: Database, spool: Path) -> Losses:
     return losses
 
 
-def _check(db: Database, spool: Path, layer: int, losses: Losses) -> None:
+def _lost_of(db: Database, spool: Path, layer: int) -> list[Range]:
     parts = db.all("SELECT start, stop, digest FROM unsettled WHERE layer = ?", layer)
-    lost = _lost(spool / f"{layer}.layer", [tuple(part) for part in parts])
-    row = db.one("SELECT * FROM layer WHERE id = ?", layer)
-    if row is None or not lost:
-        return
-    if row["instead"] is not None:
+    return _lost(spool / f"{layer}.layer", [tuple(part) for part in parts])
+
+
+def _in_use(db: Database, layer: int) -> Row | None:
+    """Not one whose place another layer has taken for good, or that is gone already."""
+    return db.one("SELECT * FROM layer WHERE id = ? AND ino != 0", layer)
+
+
+def _go_back_from(db: Database, layer: int, losses: Losses) -> None:
+    row = _in_use(db, layer)
+    if row is not None and row["instead"] is not None:
         _go_back(db, row["ino"], layer, row["instead"])
         losses.gone_back.add(row["ino"])
-        return
-    extents = _extents(db, layer)
-    kept, size = survivors(extents, row["size"], row["safe"], lost)
-    _shorten(db, row, kept, size)
-    if row["ino"]:  # else it is what another one took the place of
+
+
+def _cut_lost(db: Database, layer: int, lost: list[Range], losses: Losses) -> None:
+    row = _in_use(db, layer)
+    if row is not None:
+        kept, size = survivors(_extents(db, layer), row["size"], row["safe"], lost)
+        _shorten(db, row, kept, size)
         losses.shortened.add(row["ino"])
 
 

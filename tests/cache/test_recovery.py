@@ -196,6 +196,18 @@ async def test_what_was_written_anew_again_does_not_go_with_the_snapshot_below(
     assert await content(state, "a") == b"the newest"
 
 
+async def test_what_comes_back_over_a_snapshot_that_is_gone_is_cut_too(state: State) -> None:
+    node = await state.save("a", b"never synced")
+    state.contents.freeze(node.ino, f"{7:032x}")
+    await state.contents.write(node.ino, 3, b"er, n")
+    state.contents.truncate(node.ino, 0)
+    await state.contents.write(node.ino, 0, b"written anew")
+    forget(state)
+    losses = state.lose_power()
+    assert losses.held == {node.ino}
+    assert await content(state, "a") == b""
+
+
 async def test_a_file_that_was_written_anew_and_settled_is_the_new_one(state: State) -> None:
     node = await state.save("a", b"the old one")
     await state.contents.sync(node.ino)
