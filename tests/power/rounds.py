@@ -10,11 +10,12 @@ seen both must be as safe.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,16 +60,28 @@ def play(place: Path, seed: int, *, online: bool, length: int) -> Round:
             if not online:
                 site.server.stop()
             person = Person(device.at, lambda: disk.position, Random(seed))
-            for part in range(STOPS):
-                person.work(length // STOPS)
-                if online:
-                    copies.append(_copy(site, device, disk, place / f"server-{part}"))
-                _interrupt(device, person, part)
-            person.rest()
-            _die(device)
+            with _logs_of_failure(site):
+                for part in range(STOPS):
+                    person.work(length // STOPS)
+                    if online:
+                        copies.append(_copy(site, device, disk, place / f"server-{part}"))
+                    _interrupt(device, person, part)
+                person.rest()
+                _die(device)
         copies.append(Copy(len(disk.events()), _take(site.server.data, place / "server")))
         token = _token(site)
     return Round(seed, person.ledger, disk.events(), usable, copies, token)
+
+
+@contextlib.contextmanager
+def _logs_of_failure(site: Site) -> Iterator[None]:
+    """The mount's log is on the disk that goes away with the round."""
+    try:
+        yield
+    except BaseException:
+        for title, text in site.logs():
+            print(f"--- {title}\n{text}")
+        raise
 
 
 def _interrupt(device: Device, person: Person, part: int) -> None:
