@@ -27,7 +27,13 @@ from tests.cache.damage import Damageable
 from tests.model.device import Device
 from tests.model.test_devices import check_tables
 
-SEEDS = range(int(os.environ.get("NEARLINE_DAMAGE_SEEDS", "2")))
+SEEDS = range(int(os.environ.get("NEARLINE_DAMAGE_SEEDS", "1")))
+LOSSES = [  # each table with its root page or without; in a long run with both
+    (table, with_root)
+    for number, table in enumerate(TABLES)
+    for with_root in (True, False)
+    if len(SEEDS) > 1 or with_root == bool(number % 2)
+]
 FILES = ("tree.sqlite", "tree.sqlite-wal")
 
 
@@ -170,8 +176,7 @@ def lose_table(state: Path, name: str, *, with_root: bool) -> None:
     (state / "tree.sqlite-wal").write_bytes(b"")
 
 
-@pytest.mark.parametrize("with_root", [True, False])
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(("table", "with_root"), LOSSES)
 async def test_a_whole_table_can_be_lost(tmp_path: Path, table: str, with_root: bool) -> None:
     made = await damage.build(tmp_path, is_moved=True)
     state = made.copy(tmp_path / "state")
