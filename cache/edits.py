@@ -435,8 +435,12 @@ class Edits:
 
     def content_changed(self, node: Node) -> None:
         """Bytes or size of a regular file changed: an operation will carry them."""
-        if _is_reachable(node) and self._journal.open_content(node.file, node.ino) is None:
+        op = self._journal.open_content(node.file, node.ino)
+        if _is_reachable(node) and op is None:
             self._journal.add("write", node.ino, node.file, Body())
+        elif op is not None and op.body.before_loss:  # what power loss took is written anew
+            body = msgspec.structs.replace(op.body, before_loss=False)
+            self._journal.rewrite(op, body=body)
         if self._journal.has_refused:
             self._journal.try_again(self._journal.of_file(node.file), AGAIN_SECONDS)
 

@@ -46,7 +46,7 @@ class Body(Struct, omit_defaults=True, gc=False):
     renew: bool = False  # `version` was begun for another file: the snapshot needs a new one
     last_parent: FileId = ""  # write: where the file was, when another device took its last name
     last_name: str = ""
-    torn: bool = False  # power loss took bytes of it: see `recovery`
+    before_loss: bool = False  # of power; the server may have more of its content: see `recovery`
 
 
 class Op(Struct, gc=False):

@@ -11,7 +11,8 @@ with its operation held: an empty file must not travel as if it had been saved.
 
 The server may be ahead of the database: it may have answered what the journal does not know it
 asked. So every operation counts as sent (it is not changed, and keeps its key), and what its answer
-says about content is compared with ours (`Replayer._applied`).
+says about content is compared with ours (`Replayer._applied`): the server got it from this machine,
+at the moment that the database came back to or later, so it has what is here or something newer.
 
 Invariant: one transaction; a crash in the middle begins again.
 """
@@ -63,6 +64,8 @@ def recover(db: Database, spool: Path) -> Losses:
         db.run("UPDATE op SET sent = 1 WHERE refused IS NULL")
         for ino in losses.shortened | losses.gone_back:
             _go_on(db, ino, losses)
+        for row in db.all("SELECT seq, body FROM op WHERE kind IN ('create', 'write')"):
+            _mark(db, row)
         db.trust()
     db.sync_now()
     for name, inodes in vars(losses).items():
@@ -159,8 +162,8 @@ def _go_on(db: Database, ino: int, losses: Losses) -> None:
         )
         if held.rowcount:
             losses.held.add(ino)
-    for row in db.all("SELECT seq, body, version FROM op WHERE ino = ?", ino):
-        _mark_torn(db, row)
+    for row in db.all("SELECT seq, version FROM op WHERE ino = ? AND version IS NOT NULL", ino):
+        _renew(db, row)
 
 
 def _size(db: Database, ino: int) -> int:
@@ -169,13 +172,17 @@ def _size(db: Database, ino: int) -> int:
     return 0 if row is None else int(row["size"])
 
 
-def _mark_torn(db: Database, op: Row) -> None:
+def _renew(db: Database, op: Row) -> None:
     """Its content is not what its upload began with, which the server may have whole: so it is
     another version, of the snapshot if that is still there, else of what came back."""
-    body = msgspec.structs.replace(msgspec.msgpack.decode(op["body"], type=Body), torn=True)
-    fresh = None if op["version"] is None else new_id()
-    if fresh is not None:
-        moved = db.run("UPDATE layer SET version = ? WHERE version = ?", fresh, op["version"])
-        fresh = fresh if moved.rowcount else None
-    packed = msgspec.msgpack.encode(body)
-    db.run("UPDATE op SET version = ?, body = ? WHERE seq = ?", fresh, packed, op["seq"])
+    fresh: str | None = new_id()
+    moved = db.run("UPDATE layer SET version = ? WHERE version = ?", fresh, op["version"])
+    fresh = fresh if moved.rowcount else None
+    db.run("UPDATE op SET version = ? WHERE seq = ?", fresh, op["seq"])
+
+
+def _mark(db: Database, op: Row) -> None:
+    """Whatever the server has of it was sent by this machine at that moment or later."""
+    body = msgspec.msgpack.decode(op["body"], type=Body)
+    packed = msgspec.msgpack.encode(msgspec.structs.replace(body, before_loss=True))
+    db.run("UPDATE op SET body = ? WHERE seq = ?", packed, op["seq"])

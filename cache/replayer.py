@@ -522,11 +522,11 @@ class Replayer:
     def _take_earlier_answer(self, op: Op, version: VersionId, change: wire.Change) -> None:
         """The server had applied the operation, as `version`, before this machine lost power and
         with that the knowledge of it: the answer to a key is given again, whatever is sent with it.
-        Where power loss took bytes of ours, and nobody has written into them since, what the server
-        has is what was saved. Else ours is the next version."""
+        What the server has is newer than what came back here, unless somebody has written into that
+        since: then ours is the next version."""
         later = [one for one in self._journal.of_file(op.file) if one.has_content and one is not op]
         with self._db.transaction():
-            if op.body.torn and not later:
+            if op.body.before_loss and not later:
                 self._contents.discard(op.ino)
                 self._tree.update(op.ino, size=self._tree.node(op.ino).base_size)
                 self._merge.acknowledge(op, change)

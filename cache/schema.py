@@ -10,7 +10,8 @@ SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,        -- account, drive, root, cursor, seq, device, scope; seq:DRIVE;
-                                    -- boot, clean: see `Database.lost_power`
+                                    -- boot, clean: see `Database.lost_power`; gone:ENTRY: see
+                                    -- `Merge`
     value
 ) WITHOUT ROWID;
 
