@@ -28,9 +28,9 @@ from tests.power.rounds import Copy, Round, play
 
 pytestmark = pytest.mark.system
 
-POINTS = int(os.environ.get("NEARLINE_POWER_POINTS", "120"))
+POINTS = int(os.environ.get("NEARLINE_POWER_POINTS", "100"))
 SEED = int(os.environ.get("NEARLINE_POWER_SEED", "1"))
-LENGTH = int(os.environ.get("NEARLINE_POWER_LENGTH", "100"))
+LENGTH = int(os.environ.get("NEARLINE_POWER_LENGTH", "60"))
 REPLAYS = max(10, POINTS // 20)
 
 Things = dict[str, tuple[object, ...]]

@@ -25,7 +25,7 @@ from tests.system.harness import Device, Site, nearline, run, running, wait_unti
 pytestmark = pytest.mark.system
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-POINTS = int(os.environ.get("NEARLINE_POWER_REMOUNTS", "3"))
+POINTS = int(os.environ.get("NEARLINE_POWER_REMOUNTS", "2"))
 SEED = int(os.environ.get("NEARLINE_POWER_SEED", "1"))
 
 

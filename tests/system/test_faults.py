@@ -19,6 +19,7 @@ from remote.errors import RateLimited, Unavailable
 from tests.system.conftest import Proxied
 from tests.system.faultproxy import Fault
 from tests.system.harness import Device, noise, wait_until
+from tests.system.selection import some
 
 EDGE = "^GET /chunks/"
 STORE = "^PUT /blobs/"
@@ -84,18 +85,20 @@ def test_a_bad_answer_of_the_edge_is_fetched_again(
 LIMITED = RateLimited(message="slow down", retry_after_seconds=0.2)
 
 
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        pytest.param({"problem": LIMITED}, id="limited"),
-        pytest.param({"problem": Unavailable(message="not now")}, id="unavailable"),
-        pytest.param({"status": 429, "retry_after": "0"}, id="429"),
-        pytest.param({"status": 500}, id="500"),
-        pytest.param({"status": 503, "retry_after": "1"}, id="503"),
-        pytest.param({"latency": 0.3}, id="slow"),
-    ],
-)
-@pytest.mark.parametrize("what", ["^POST /v1/chunks/locate", "^GET /v1/files/[0-9a-f]+/children"])
+NOT_NOW = [
+    pytest.param({"problem": LIMITED}, id="limited"),
+    pytest.param({"problem": Unavailable(message="not now")}, id="unavailable"),
+    pytest.param({"status": 429, "retry_after": "0"}, id="429"),
+    pytest.param({"status": 500}, id="500"),
+    pytest.param({"status": 503, "retry_after": "1"}, id="503"),
+    pytest.param({"latency": 0.3}, id="slow"),
+]
+LOCATE, CHILDREN = "^POST /v1/chunks/locate", "^GET /v1/files/[0-9a-f]+/children"
+LOCATING = [pytest.param(LOCATE, *one.values, id=f"locate-{one.id}") for one in NOT_NOW]
+LISTING = [pytest.param(CHILDREN, *one.values, id=f"list-{one.id}") for one in NOT_NOW]
+
+
+@pytest.mark.parametrize(("what", "trouble"), [*some(LOCATING, 2), *some(LISTING, 2, 1)])
 def test_a_read_waits_for_what_passes(
     proxied: Proxied, cold: Cold, what: str, trouble: dict[str, Any]
 ) -> None:

@@ -28,7 +28,7 @@ from tests.system.kill_sent import IN_FLIGHT, Store
 from tests.system.kill_verifier import Broken, Told, settle
 from tests.system.killing import ROOT, Killer
 
-ROUNDS = int(os.environ.get("NEARLINE_KILL_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("NEARLINE_KILL_ROUNDS", "4"))
 SEED = int(os.environ.get("NEARLINE_KILL_SEED", "1"))
 AUDIT_EVERY = 10
 ROUND_SECONDS = 120.0

@@ -38,7 +38,7 @@ from tests.system.faultproxy import FaultProxy
 from tests.system.harness import ACCOUNT, Device, Site, wait_until
 from tests.system.persons import MountedPerson
 
-WALKS = int(os.environ.get("NEARLINE_MOUNT_WALKS", "3"))
+WALKS = int(os.environ.get("NEARLINE_MOUNT_WALKS", "2"))
 FIRST = int(os.environ.get("NEARLINE_MOUNT_FIRST", "0"))
 STEPS = 45
 WEIGHTS = plans.WEIGHTS | {"flush": 2, "partition": 4, "crash": 1, "look_around": 3, "agree": 1}

@@ -15,7 +15,7 @@ from bench import backlog
 from bench.data import PAGE
 from tests.system.harness import Site, wait_until
 
-OPERATIONS = int(os.environ.get("NEARLINE_START_OPERATIONS", "5000"))
+OPERATIONS = int(os.environ.get("NEARLINE_START_OPERATIONS", "2000"))
 SENDING_SECONDS = 60.0 + OPERATIONS / 100
 PLAN = backlog.Plan(OPERATIONS, PAGE, apart=100, extents=200)
 
