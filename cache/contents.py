@@ -8,8 +8,8 @@ Concurrency contract: `_stacks` mirrors the `layer` and `extent` tables for the 
 dropped on rollback. Everything is synchronous on the trio thread except the awaits named here:
 `write` awaits the spool (the layer's `writing` count is raised meanwhile, and `freeze` refuses a
 layer that is being written), `read` awaits the network only after it has copied the dirty parts,
-`settle` awaits the disk (a layer that is being settled stays in `_stacks`, unless it is dropped or
-rolled back: then nothing is noted of it).
+`settle` awaits the disk (of a layer that has left `_stacks` meanwhile nothing is noted: the next
+time tells), `settle_all` is alone (`_settling_all`).
 
 Invariants: at most one frozen layer per node, below the open one. Dirty bytes are removed only by
 `commit` (the server has them) and `discard` (no name and no handle is left); a spool file only when
@@ -74,7 +74,7 @@ class Contents:
         self._idle = trio.Event()  # set, and replaced, when a layer stops being written
         self._doomed: list[int] = []  # layers whose spool files go after the transaction
         self._condemned: list[int] = []  # and those that go when the transaction is on the disk
-        self._settling: dict[int, trio.Lock] = {}  # by inode
+        self._settling_all = trio.Lock()  # whoever takes from the front of those is alone
         self._buffer = bytearray(1 << 20)
         self.edits: Edits  # set once by the owner of both; content changes are journaled there
         self.on_change: Callable[[int, int, int], None] = lambda ino, start, stop: None
@@ -108,8 +108,7 @@ class Contents:
 
     def release(self, ino: int) -> None:
         """The kernel forgot the inode: keep nothing of it in memory."""
-        if ino not in self._settling:
-            self._stacks.pop(ino, None)
+        self._stacks.pop(ino, None)
 
     def _forget_all(self) -> None:
         self._stacks.clear()
@@ -198,7 +197,7 @@ class Contents:
         layer = self._open_layer(ino)
         self._writing[layer.id] += 1
         try:
-            whole = await self._spool.write(layer.id, offset, data)
+            whole = await self._write_spool(layer.id, offset, data)
             self._record_write(ino, layer, offset, data, whole)
         finally:
             self._writing[layer.id] -= 1
@@ -207,6 +206,16 @@ class Contents:
                 self._idle.set()
                 self._idle = trio.Event()
         return len(data)
+
+    async def _write_spool(self, layer: int, offset: int, data: bytes | memoryview) -> bytes:
+        """On a full disk, after the files have gone that only wait for the journal to be safe."""
+        try:
+            return await self._spool.write(layer, offset, data)
+        except OSError as full:
+            if full.errno != errno.ENOSPC or not self._condemned:
+                raise
+        await self.settle_all()
+        return await self._spool.write(layer, offset, data)
 
     def _open_layer(self, ino: int) -> Layer:
         """The node's open layer; a new one over what is there if it has none."""
@@ -356,6 +365,10 @@ class Contents:
             await self.settle_all()
 
     async def settle_all(self) -> None:
+        async with self._settling_all:
+            await self._settle_all()
+
+    async def _settle_all(self) -> None:
         for ino in list(self._unsettled):
             try:
                 await self.settle(ino)

@@ -157,6 +157,26 @@ async def test_a_write_under_way_puts_the_snapshot_off(
     assert list(layer.extents) == [(0, 5)]
 
 
+async def test_a_full_disk_gets_back_what_only_waits_to_be_deleted(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that are dropped stay on the disk for some seconds, in case of a power loss."""
+    await state.save("large", b"large")
+    state.unlink("large")
+    state.collector.collect()
+    [large] = state.spool_files()
+    plain = state.spool.write
+
+    async def full(layer: int, offset: int, data: bytes | memoryview) -> bytes:
+        if large in state.spool_files():
+            raise OSError(errno.ENOSPC, "full")
+        return await plain(layer, offset, data)
+
+    monkeypatch.setattr(state.spool, "write", full)
+    node = await state.save("small", b"small")
+    assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"small"
+
+
 async def test_a_failed_write_is_not_believed(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.harness import Device, Site, noise, wait_until
+from tests.system.selection import some
 
 MARK = "(conflicted copy"
 
@@ -55,7 +56,7 @@ def save(path: Path, content: bytes) -> None:
             raise
 
 
-@pytest.mark.parametrize("sync", ["local", "remote"])
+@pytest.mark.parametrize("sync", some(["remote", "local"], 2))
 def test_both_edit_one_file_offline_and_both_are_kept(site: Site, sync: str) -> None:
     """Three times over, the last time also the copy: a name is marked once."""
     options = ["--on-conflict", "copy", "--sync", sync]

@@ -143,6 +143,7 @@ def test_who_waits_is_told_when_the_network_goes_and_nothing_is_lost(calm: Proxi
     calm.b.sees("but this")
     calm.b.sees("kept", kept)
     wait_until(lambda: dirty(calm.a) == 0, "there is room again", 60)
+    wait_until(lambda: calm.a.status()["state"] == "online", "the mount knows", 60)
     assert Writer(calm.a.at / "this now", noise(20_000_000, 13)).failed() == 0
 
 
