@@ -124,6 +124,8 @@ def test_a_mount_without_the_server(site: Site, device: Device) -> None:
     """It starts, reads what it has, fails at once for what it has not, journals what is written."""
     cached, cold = noise(1_000_000, 5), noise(1_000_000, 6)
     writer = another(site)
+    (writer.at / "unseen").mkdir()
+    (writer.at / "unseen" / "file").write_text("nobody has looked here")
     (writer.at / "dir").mkdir()
     (writer.at / "dir" / "cached").write_bytes(cached)
     (writer.at / "dir" / "cold").write_bytes(cold)
@@ -136,7 +138,9 @@ def test_a_mount_without_the_server(site: Site, device: Device) -> None:
     device.umount("--now")
     device.mount()
     wait_until(lambda: device.status()["state"] == "offline", "offline")
-    assert sorted(os.listdir(device.at)) == ["dir", "waiting"]
+    assert sorted(os.listdir(device.at)) == ["dir", "unseen", "waiting"]
+    with pytest.raises(OSError, match="Network is unreachable"):
+        os.listdir(device.at / "unseen")
     assert (device.at / "dir" / "cached").read_bytes() == cached
     assert (device.at / "waiting").read_text() == "before the mount"
     assert (device.at / "dir" / "cold").stat().st_size == len(cold)
