@@ -32,6 +32,7 @@ from cache.database import Database
 from cache.edits import Edits, fail
 from cache.intervals import IntervalSet
 from cache.layers import BASE, ZERO, Layer, Segment, plan_read
+from cache.opening import DamagedState
 from cache.reader import Prefetch
 from cache.settling import Change, Unsettled
 from cache.spool import Spool, pread_all
@@ -362,7 +363,12 @@ class Contents:
             if not (self._unsettled or self._condemned):
                 await self._db.changed.wait()
             await trio.sleep(SETTLE_SECONDS)  # many changes are made safe at once
-            await self.settle_all()
+            try:
+                await self.settle_all()
+            except DamagedState:
+                raise
+            except OSError as problem:  # of the disk; whoever calls fsync is told, too
+                log.error("the journal is not safe from power loss yet", why=str(problem))
 
     async def settle_all(self) -> None:
         async with self._settling_all:
@@ -372,6 +378,8 @@ class Contents:
         for ino in list(self._unsettled):
             try:
                 await self.settle(ino)
+            except DamagedState:
+                raise
             except OSError as problem:
                 log.error("cannot make dirty bytes safe yet", inode=ino, why=str(problem))
         self.sweep()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import random
 import tempfile
@@ -288,6 +289,26 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await trio.sleep(1)
     raise AssertionError("never")
+
+
+async def test_a_disk_that_fails_is_tried_again(
+    state: State, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, failures = state.db.sync, 2
+
+    async def fail_at_first() -> None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise OSError(errno.EIO, "the disk")
+        await plain()
+
+    monkeypatch.setattr(state.db, "sync", fail_at_first)
+    await state.save("a", b"bytes")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(state.contents.keep_settled)
+        await until(lambda: failures < 0 and not state.db.changed.is_set())
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_background_settles_everything(state: State, autojump_clock: object) -> None:
