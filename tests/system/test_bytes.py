@@ -66,12 +66,13 @@ def test_many_readers_fetch_each_block_once(pair: Pair) -> None:
     before = pair.b.downloaded
 
     def read(number: int) -> bool:
-        """Each starts elsewhere, and together they want everything many times."""
+        """Each starts elsewhere, and together they want everything many times. (Blocks begin where
+        chunks do: only who reads every byte is sure to need every one of them.)"""
         with path.open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             places = [(number * 5 + step) % 32 * 256 * 1024 for step in range(32)]
             return all(
-                os.pread(file.fileno(), 128 * 1024, place) == content[place : place + 128 * 1024]
+                os.pread(file.fileno(), 256 * 1024, place) == content[place : place + 256 * 1024]
                 for place in places
             )
 
