@@ -1,0 +1,83 @@
+"""The bytes of one file, whatever is done to it: `fsx` on real mounts.
+
+`NEARLINE_FSX_OPERATIONS` is how many operations, dealt out equally to files of three sizes;
+`NEARLINE_FSX_SEED` which ones.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mount.asked import control_client
+from mount.asked.control_messages import CacheClearRequest, FlushRequest, socket_path
+from tests.system import fsx, harness
+from tests.system.conftest import Pair
+from tests.system.fsx import SHAPES, Shape
+from tests.system.harness import Device, wait_until
+
+OPERATIONS = int(os.environ.get("NEARLINE_FSX_OPERATIONS", "1500"))
+SEED = int(os.environ.get("NEARLINE_FSX_SEED", "1"))
+SECONDS_TO_ARRIVE = 60.0
+SLOWEST = 20  # operations a second
+
+
+@pytest.fixture(autouse=True)
+def watchdog(pair: Pair) -> Iterator[None]:
+    """That of all tests of real mounts, with time for so many operations."""
+    patience = harness.TEST_SECONDS + OPERATIONS / SLOWEST
+    timer = threading.Timer(patience, pair.site.kill_daemons)
+    timer.start()
+    yield
+    timer.cancel()
+
+
+@dataclass
+class OnPair:
+    """A file of two devices, at one of them. Asked without a process for each question."""
+
+    name: str
+    here: Device
+    there: Device
+
+    def path(self) -> Path:
+        return self.here.at / self.name
+
+    def flush(self) -> None:
+        request = FlushRequest(timeout=harness.COMMAND_SECONDS)
+        control_client.ask(socket_path(self.here.state), request, patience=None)
+
+    def clear(self) -> None:
+        control_client.ask(socket_path(self.here.state), CacheClearRequest(), patience=60.0)
+
+    def remount(self) -> None:
+        self.here.umount("--now")
+        self.here.mount()
+
+    def move(self, content: bytes | bytearray) -> None:
+        self.here, self.there = self.there, self.here
+        wait_until(lambda: self._is(content), "the bytes on the other device", SECONDS_TO_ARRIVE)
+
+    def _is(self, content: bytes | bytearray) -> bool:
+        try:
+            with self.path().open("rb") as file:
+                return os.fstat(file.fileno()).st_size == len(content) and file.read() == content
+        except FileNotFoundError:
+            return False
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_every_byte_is_what_was_written_last(pair: Pair, shape: Shape) -> None:
+    places = OnPair(f"fsx-{shape.name}", pair.a, pair.b)
+    fsx.Run(places, SEED, shape, OPERATIONS // len(SHAPES)).go()
+
+
+def test_a_plan_is_the_same_for_the_same_seed() -> None:
+    shape = SHAPES[0]
+    assert list(fsx.plan(7, shape, 500)) == list(fsx.plan(7, shape, 500))
+    assert list(fsx.plan(7, shape, 500)) != list(fsx.plan(8, shape, 500))
