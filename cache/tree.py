@@ -232,6 +232,11 @@ class Tree:
         row = self.db.one("SELECT value FROM xattr WHERE ino = ? AND name = ?", ino, name)
         return None if row is None else bytes(row[0])
 
+    def xattr_sizes(self, ino: int) -> dict[str, int]:
+        """Every attribute's name, with the bytes of its value."""
+        query = "SELECT name, length(value) FROM xattr WHERE ino = ? ORDER BY name"
+        return {row[0]: row[1] for row in self.db.all(query, ino)}
+
     def set_xattr(self, ino: int, name: str, value: bytes | None) -> None:
         if value is None:
             self.db.run("DELETE FROM xattr WHERE ino = ? AND name = ?", ino, name)

@@ -1,10 +1,12 @@
 """Nodes as the kernel wants to see them, and what it asks to change. Pure.
 
-Knows: ownership modes, st_* fields, xattr namespaces. Must not know: requests, storage.
+Knows: ownership modes, st_* fields, which times there are. Must not know: requests, storage.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from dataclasses import dataclass
 
@@ -14,6 +16,10 @@ from cache.tree import HISTORY, Node
 
 # The feed invalidates what changes, so the kernel may believe us for long.
 TIMEOUT_SECONDS = 3600.0
+
+# The state, the wire and the server have 64 bits for nanoseconds: 1677 to 2262. As every file
+# system does, the nearest time that there is stands for one that there is not.
+FIRST_NS, LAST_NS = -(1 << 63), (1 << 63) - 1
 
 TYPE_BITS = {
     "file": stat.S_IFREG,
@@ -30,7 +36,8 @@ KINDS = {bits: kind for kind, bits in TYPE_BITS.items()}
 @dataclass(frozen=True)
 class Ownership:
     """Whose the files seem to be: `uid`/`gid` for all of them, or (None) whose the drive says;
-    `umask` bits are taken from every mode."""
+    `umask` bits are taken from every mode. What is not shown as the drive has it cannot be changed
+    either: the drive keeps it."""
 
     uid: int | None
     gid: int | None
@@ -45,6 +52,22 @@ class Ownership:
             uid, gid = (me if uid is None else uid), (group if gid is None else gid)
         return cls(uid, gid, umask or 0)
 
+    def mode(self, node: Node, asked: int) -> int:
+        """The mode that `chmod(asked)` leaves in the drive."""
+        return (node.mode & self.umask) | (asked & ~self.umask)
+
+    def owners(self, uid: int | None, gid: int | None) -> dict[str, int]:
+        """What `chown` changes in the drive; None is not to be changed. Raises EPERM for another
+        owner than the one that everything has, as vfat does."""
+        changes = {}
+        for name, asked, fixed in (("uid", uid, self.uid), ("gid", gid, self.gid)):
+            if asked is None or asked == fixed:
+                continue
+            if fixed is not None:
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            changes[name] = asked
+        return changes
+
 
 def attributes(node: Node, owner: Ownership, *, writable: bool = True) -> pyfuse3.EntryAttributes:
     """What `stat` shows. Nobody seems to be able to write what this account may only read."""
@@ -56,9 +79,7 @@ def attributes(node: Node, owner: Ownership, *, writable: bool = True) -> pyfuse
     entry.entry_timeout = 0.0 if node.drive == HISTORY else TIMEOUT_SECONDS
     withheld = owner.umask | (0 if writable else 0o222)
     entry.st_mode = pyfuse3.ModeT(TYPE_BITS[node.kind] | (node.mode & ~withheld))
-    entry.st_nlink = node.subdirs + 2 if node.is_directory else max(node.links, 0)
-    if node.is_directory and not node.live:
-        entry.st_nlink = 0
+    entry.st_nlink = links(node)
     entry.st_uid = node.uid if owner.uid is None else owner.uid
     entry.st_gid = node.gid if owner.gid is None else owner.gid
     entry.st_rdev = node.rdev
@@ -69,6 +90,37 @@ def attributes(node: Node, owner: Ownership, *, writable: bool = True) -> pyfuse
     entry.st_mtime_ns = node.mtime_ns
     entry.st_ctime_ns = node.ctime_ns
     return entry
+
+
+def links(node: Node) -> int:
+    """st_nlink. Nobody has looked yet how many directories are in one that was never listed: 1 says
+    that, to `find` for one."""
+    if not node.is_directory:
+        return max(node.links, 0)
+    if not node.live:
+        return 0
+    return 1 if node.listed is None else node.subdirs + 2
+
+
+def changes_asked(
+    node: Node, owner: Ownership, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields
+) -> dict[str, int]:
+    """What `chmod`, `chown` and `utimensat` change in the drive. Raises EPERM; see `Ownership`."""
+    changes = owner.owners(
+        attr.st_uid if fields.update_uid else None, attr.st_gid if fields.update_gid else None
+    )
+    if fields.update_mode:
+        changes["mode"] = owner.mode(node, stat.S_IMODE(attr.st_mode))
+    if fields.update_atime:
+        changes["atime_ns"] = kept_time(attr.st_atime_ns)
+    if fields.update_mtime:
+        changes["mtime_ns"] = kept_time(attr.st_mtime_ns)
+    return changes
+
+
+def kept_time(asked_ns: int) -> int:
+    """The time nearest to `asked_ns` that there is."""
+    return min(max(asked_ns, FIRST_NS), LAST_NS)
 
 
 def missing(name_timeout: float) -> pyfuse3.EntryAttributes:

@@ -28,14 +28,21 @@ import trio
 from cache.history import SUFFIX
 from cache.reader import Prefetch
 from cache.tree import ROOT, Node
-from mount.attributes import KINDS, TIMEOUT_SECONDS, Ownership, attributes, missing
+from mount import xattrs
+from mount.attributes import (
+    KINDS,
+    TIMEOUT_SECONDS,
+    Ownership,
+    attributes,
+    changes_asked,
+    missing,
+)
 from mount.kernel import Lookups
 from mount.session import Session
 from remote.errors import NearlineError
 
 log = structlog.get_logger(__name__)
 
-STATUS_XATTR = "user.nearline.status"
 READDIR_PAGE = 256
 # These look into the journal. Just after the start it is still being read.
 CHANGES = frozenset(
@@ -98,6 +105,7 @@ class FileSystem(pyfuse3.Operations):
     def __init__(self, session: Session, lookups: Lookups, owner: Ownership) -> None:
         super().__init__()
         self._session, self._lookups, self._owner = session, lookups, owner
+        self._xattrs = xattrs.ExtendedAttributes(session.tree, session.edits)
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
 
@@ -285,20 +293,11 @@ class FileSystem(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        changes: dict[str, int] = {}
-        self._session.shares.check_writable(self._session.tree.node(inode))
+        node = self._session.tree.node(inode)
+        self._session.shares.check_writable(node)
+        changes = changes_asked(node, self._owner, attr, fields)
         if fields.update_size:
             self._session.contents.truncate(inode, attr.st_size)
-        if fields.update_mode:
-            changes["mode"] = stat.S_IMODE(attr.st_mode)
-        if fields.update_uid and self._owner.uid is None:
-            changes["uid"] = attr.st_uid
-        if fields.update_gid and self._owner.gid is None:
-            changes["gid"] = attr.st_gid
-        if fields.update_atime:
-            changes["atime_ns"] = attr.st_atime_ns
-        if fields.update_mtime:
-            changes["mtime_ns"] = attr.st_mtime_ns
         if changes:
             self._session.edits.set_attributes(inode, changes)
         return self._attributes(self._session.tree.node(inode))
@@ -319,44 +318,28 @@ class FileSystem(pyfuse3.Operations):
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
         return True  # default_permissions: the kernel has checked
 
-    # Extended attributes: the user namespace. (security.capability is asked for at every write.)
+    # Extended attributes.
 
     @request
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        if not name.startswith(b"user."):
-            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
-        text = decode(name)
-        if text == STATUS_XATTR:
+        text = xattrs.decode(name)
+        if text == xattrs.STATUS:
             return self._session.status_of(inode).encode()
-        value = self._session.tree.xattr(inode, text)
-        if value is None:
-            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
-        return value
+        return self._xattrs.get(inode, text)
 
     @request
     async def setxattr(
         self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
-        self._session.edits.set_xattr(inode, self._own_xattr(name), value)
+        self._xattrs.set(inode, name, value)
 
     @request
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        text = self._own_xattr(name)
-        if self._session.tree.xattr(inode, text) is None:
-            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
-        self._session.edits.set_xattr(inode, text, None)
-
-    def _own_xattr(self, name: bytes) -> str:
-        if not name.startswith(b"user."):
-            raise pyfuse3.FUSEError(errno.ENOTSUP)
-        text = decode(name)
-        if text == STATUS_XATTR:
-            raise pyfuse3.FUSEError(errno.EPERM)
-        return text
+        self._xattrs.remove(inode, name)
 
     @request
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return [name.encode() for name in self._session.tree.xattrs(inode)]
+        return self._xattrs.names(inode)
 
     # Directories.
 

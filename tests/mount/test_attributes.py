@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from cache.tree import Node
-from mount.attributes import KINDS, TYPE_BITS, Ownership, attributes, missing
+from mount.attributes import (
+    FIRST_NS,
+    KINDS,
+    LAST_NS,
+    TYPE_BITS,
+    Ownership,
+    attributes,
+    kept_time,
+    missing,
+)
 from tests.cache.state import State
 
 ANYBODY = Ownership(None, None, 0)
@@ -68,3 +77,32 @@ def test_sizes_links_and_times(state: State) -> None:
 def test_what_is_not_there_may_be_remembered() -> None:
     entry = missing(60.0)
     assert (entry.st_ino, entry.entry_timeout) == (0, 60.0)
+
+
+def test_only_directories_that_were_listed_have_a_link_count(state: State) -> None:
+    directory = state.make("d", "directory")
+    directory.listed = None
+    assert attributes(directory, ANYBODY).st_nlink == 1
+
+
+def test_what_the_umask_hides_chmod_leaves(state: State) -> None:
+    """Somebody with umask=077 makes a script executable, and takes nothing from anybody else."""
+    node = state.make("a")
+    assert node.mode == 0o644
+    assert Ownership(7, 8, 0o077).mode(node, 0o700) == 0o744
+    assert Ownership(7, 8, 0).mode(node, 0o700) == 0o700
+
+
+def test_another_owner_than_everything_has_is_refused() -> None:
+    drive, ours = Ownership(None, None, 0), Ownership(7, 8, 0)
+    assert drive.owners(1, 2) == {"uid": 1, "gid": 2}
+    assert drive.owners(None, None) == {}
+    assert ours.owners(7, 8) == ours.owners(None, None) == {}
+    for uid, gid in ((1, None), (None, 1), (7, 1)):
+        with pytest.raises(PermissionError):
+            ours.owners(uid, gid)
+    assert Ownership(7, None, 0).owners(7, 5) == {"gid": 5}
+
+
+def test_every_time_asked_for_is_one_that_is_kept() -> None:
+    assert [kept_time(ns) for ns in (-5, 0, 1 << 80, -1 << 80)] == [-5, 0, LAST_NS, FIRST_NS]
