@@ -79,6 +79,8 @@ class Merge:
                 self._db.set_meta(key, getattr(me, key))
             self._db.set_meta("device", me.device_id)
             self._db.set_meta("scope", me.scope)
+            self._db.set_meta("used_bytes", me.used_bytes)
+            self._db.set_meta("quota_bytes", me.quota_bytes)
             if self._tree.find(ROOT) is None:
                 self._db.set_meta("cursor", me.cursor)
                 self._db.set_meta("seq", me.seq)
@@ -182,6 +184,7 @@ class Merge:
                 gone = EntryRecord(parent=parent.file, name=name, file=None, rev=as_of)
                 self._merge_entry(gone, {}, listing=True)
             self._tree.update(ino, listed=as_of)
+            self._kernel.forget_attributes(ino)  # how many directories are in it is known now
         self._kernel.tell()
 
     def learn(self, record: FileRecord) -> None:

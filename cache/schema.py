@@ -10,6 +10,7 @@ SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,        -- account, drive, root, cursor, seq, device, scope; seq:DRIVE;
+                                    -- used_bytes, quota_bytes (NULL: none), as last told;
                                     -- boot, clean: see `Database.lost_power`; gone:ENTRY: see
                                     -- `Merge`
     value

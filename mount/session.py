@@ -49,10 +49,11 @@ from remote.ids import FileId, VersionId
 from remote.patience import Patience, PatientReads
 from remote.subscriber import Subscriber
 from remote.upload import Sender
-from remote.wire import Child, Me, VersionsPage
+from remote.wire import Child, VersionsPage
 
 log = structlog.get_logger(__name__)
 
+NO_QUOTA_BYTES = 1 << 46  # what `df` shows where there is no limit
 MIN_FREE_BYTES = 1 << 30  # the block cache leaves at least this much of the disk to others
 
 
@@ -140,7 +141,6 @@ class Session:
         self.versions = Versions(self.db, self.tree, self._versions_of)
         self.contents.on_change = self._content_changed
         self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
-        self.me: Me | None = None
         self._listings: dict[int, trio.Event] = {}
         self.waiting = Waiting(
             config.dirty_limit,
@@ -158,7 +158,7 @@ class Session:
         """Make the state usable. Without the network that works if there was a mount before;
         raises NearlineError (the first contact failed) or ValueError (another drive's state)."""
         if self.tree.find(ROOT) is None:
-            self._adopt(await self.client.me())
+            self.merge.adopt(await self.client.me())
         self.versions.sweep()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -225,10 +225,6 @@ class Session:
         self.spool.close()
         self.db.close(clean=clean)
 
-    def _adopt(self, me: Me) -> None:
-        self.merge.adopt(me)
-        self.me = me
-
     def _online_changed(self) -> None:
         self.waiting.weather_changed()
         self.patience.down(self.subscriber.known_offline)
@@ -244,7 +240,7 @@ class Session:
     async def refresh_account(self) -> None:
         """Quota and use, for statfs; keeps what was known when the server cannot be reached."""
         try:
-            self._adopt(await self.client.me())
+            self.merge.adopt(await self.client.me())
         except NearlineError as problem:
             log.info("account not refreshed", why=str(problem))
 
@@ -327,12 +323,12 @@ class Session:
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     def usage(self) -> tuple[int, int]:
-        """Bytes used and quota of the account as far as known, what waits here included; without
-        a quota the drive seems as large as 64 TiB."""
+        """Bytes used and quota of the account as last told, what waits here included; without a
+        quota the drive seems as large as `NO_QUOTA_BYTES`."""
         self.account.asked()
-        used = (self.me.used_bytes if self.me else 0) + self.contents.dirty_bytes
-        quota = self.me.quota_bytes if self.me and self.me.quota_bytes is not None else 1 << 46
-        return used, quota
+        used, quota = self.db.meta("used_bytes"), self.db.meta("quota_bytes")
+        here = self.contents.dirty_bytes
+        return int(str(used or 0)) + here, NO_QUOTA_BYTES if quota is None else int(str(quota))
 
     def status_of(self, ino: int) -> str:
         """`user.nearline.status` of one inode."""
