@@ -34,16 +34,28 @@ _SIZE = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?) *(?P<unit>[KMGTP]?)(?P<binary
 # Options that FUSE or the kernel carries out; handed on as they are.
 FUSE_FLAGS = frozenset(
     {"allow_other", "allow_root", "default_permissions", "noexec", "nosuid", "nodev"}
+    | {"suid", "dev", "sync", "dirsync"}
 )
-# The opposites cancel what an earlier option (or mount(8)'s `user`) asked for.
-_OPPOSITES = {"exec": "noexec", "suid": "nosuid", "dev": "nodev"}
+ROOT_FLAGS = frozenset({"suid", "dev"})  # FUSE's default is without, for root too
+# Each cancels what an earlier option (or mount(8)'s `user`) asked for.
+_OPPOSITES = {
+    "exec": "noexec", "suid": "nosuid", "nosuid": "suid", "dev": "nodev", "nodev": "dev",
+    "async": "sync",
+}  # fmt: skip
 # Said to mount(8), fstab tools or systemd, not to us. Access times are not kept by the drive.
 _IGNORED = {
-    "defaults", "async", "auto", "noauto", "nouser", "group", "nofail", "_netdev", "relatime",
+    "defaults", "auto", "noauto", "nouser", "nofail", "_netdev", "relatime",
     "norelatime", "atime", "noatime", "strictatime", "nostrictatime", "diratime", "nodiratime",
-    "lazytime", "nolazytime", "nosymfollow", "silent", "loud", "sync", "dirsync",
+    "lazytime", "nolazytime", "silent", "loud",
 }  # fmt: skip
-_IMPLY_SAFE = frozenset({"user", "users", "owner"})
+_IMPLIED = {
+    "user": ("noexec", "nosuid", "nodev"),
+    "users": ("noexec", "nosuid", "nodev"),
+    "owner": ("nosuid", "nodev"),
+    "group": ("nosuid", "nodev"),
+}
+MAX_ID = (1 << 32) - 2  # the one above means "nobody in particular" to chown(2)
+_LARGEST = {"uid": MAX_ID, "gid": MAX_ID, "umask": 0o777, "metrics-port": 65535}
 
 
 @dataclass(frozen=True)
@@ -125,12 +137,14 @@ def _split(strings: Iterable[str]) -> Iterator[tuple[str, str | None]]:
 def _take(options: Options, name: str, value: str | None, sloppy: bool) -> Options:
     if (name in _IGNORED and value is None) or name.startswith(("x-", "X-", "comment")):
         return options
-    if name in _IMPLY_SAFE:
-        return replace(options, fuse_options=options.fuse_options | {"noexec", "nosuid", "nodev"})
-    if name in FUSE_FLAGS and value is None:
-        return replace(options, fuse_options=options.fuse_options | {name})
-    if name in _OPPOSITES and value is None:
-        return replace(options, fuse_options=options.fuse_options - {_OPPOSITES[name]})
+    if name == "remount":
+        raise UsageFailure("a mount cannot be changed (remount); unmount it, then mount it again")
+    if name in _IMPLIED:
+        for implied in _IMPLIED[name]:
+            options = _take_flag(options, implied)
+        return options
+    if (name in FUSE_FLAGS or name in _OPPOSITES) and value is None:
+        return _take_flag(options, name)
     if name in ("ro", "rw") and value is None:
         return replace(options, read_only=name == "ro")
     if name == "insecure" and value is None:
@@ -142,6 +156,12 @@ def _take(options: Options, name: str, value: str | None, sloppy: bool) -> Optio
     if sloppy:
         return options
     raise UsageFailure(f"unknown mount option {name!r}; see `nearline mount --help`")
+
+
+def _take_flag(options: Options, name: str) -> Options:
+    """One flag of FUSE, or the opposite of one."""
+    flags = options.fuse_options - {_OPPOSITES.get(name)} | ({name} & FUSE_FLAGS)
+    return replace(options, fuse_options=flags)
 
 
 _VALUED = {
@@ -187,8 +207,8 @@ def _number(name: str, value: str, base: int) -> int:
         number = int(value, base)
     except ValueError:
         number = -1
-    if number < 0:
-        kind = "an octal number such as 022" if base == 8 else "a number"
+    if not 0 <= number <= _LARGEST[name]:
+        kind = "an octal number such as 022" if base == 8 else f"a number up to {_LARGEST[name]}"
         raise UsageFailure(f"option {name}={value}: the value must be {kind}")
     return number
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 import pyfuse3
 import structlog
@@ -99,9 +100,11 @@ async def _serve(
 
 
 def _fuse_options(config: MountConfig) -> set[str]:
-    options = set(config.fuse_options) | {"default_permissions", "fsname=nearline"}
-    options.add("subtype=nearline")
-    return options
+    """For libfuse, which wants commas escaped. The source is the URL, as mount(8) was told: that is
+    how it knows an entry of fstab that is mounted already."""
+    source = quote(config.url, safe="!#$%&'()*+,-./:;=?@[]_~").replace(",", "\\,")
+    ours = {"default_permissions", f"fsname={source}", "subtype=nearline"}
+    return ours | config.fuse_options
 
 
 async def _raise_read_ahead(mountpoint: Path) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from mount import mountinfo
-from mount.config import MountConfig, needs_insecure
+from mount.config import ROOT_FLAGS, MountConfig, needs_insecure
 from mount.failures import Failure, UsageFailure
 from mount.starting import registry
 from mount.starting.directories import existing
@@ -41,6 +41,7 @@ def check_local(config: MountConfig) -> None:
     check_mountpoint(config.mountpoint)
     check_fuse()
     check_allow_other(config)
+    check_root_flags(config)
     check_identity(config)
     check_space(config)
 
@@ -116,6 +117,15 @@ def check_allow_other(config: MountConfig) -> None:
             f"{min(shared)} needs the line user_allow_other in {FUSE_CONF}; "
             "ask root to add it, or mount without this option"
         )
+
+
+def check_root_flags(config: MountConfig) -> None:
+    """fusermount3 would only warn, and leave the option out."""
+    asked = config.fuse_options & ROOT_FLAGS
+    if asked and os.getuid() != 0:
+        raise Failure(f"only root may mount with {min(asked)}; mount without this option")
+    if config.fuse_options >= {"allow_other", "allow_root"}:
+        raise UsageFailure("allow_other and allow_root exclude each other; give one of them")
 
 
 def user_allow_other() -> bool:

@@ -53,8 +53,21 @@ def test_options_of_mount8_are_understood_or_passed_over() -> None:
 
 def test_a_later_option_wins() -> None:
     assert parse_options(["ro,rw"]).read_only is False
-    assert parse_options(["user,exec,dev"]).fuse_options == {"nosuid"}
+    assert parse_options(["user,exec,dev"]).fuse_options == {"nosuid", "dev"}
     assert parse_options(["uid=5", "uid=6"]).uid == 6
+
+
+def test_what_options_of_mount8_cancel_and_imply() -> None:
+    for text, flags in (
+        ("user", {"noexec", "nosuid", "nodev"}),
+        ("owner,group", {"nosuid", "nodev"}),
+        ("suid,dev,exec", {"suid", "dev"}),
+        ("nosuid,suid", {"suid"}),
+        ("suid,nosuid,dev,users", {"noexec", "nosuid", "nodev"}),
+        ("sync,dirsync", {"sync", "dirsync"}),
+        ("sync,async,defaults", set()),
+    ):
+        assert parse_options([text]).fuse_options == flags, text
 
 
 def test_our_own_options() -> None:
@@ -89,6 +102,11 @@ def test_our_own_options() -> None:
         ("account", "account"),
         ("state=", "state"),
         ("allow_other=1", "allow_other"),
+        ("uid=4294967295", "up to 4294967294"),
+        ("umask=1777", "octal"),
+        ("metrics-port=65536", "65535"),
+        ("nosymfollow", "nosymfollow"),
+        ("remount", "unmount it"),
     ],
 )
 def test_a_bad_option_is_named(text: str, named: str) -> None:

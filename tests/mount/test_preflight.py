@@ -201,3 +201,17 @@ def test_a_first_mount_needs_room_but_a_later_one_may_free_it(
     with Directories(config):
         preflight.remember_identity(config)
     preflight.check_space(config)
+
+
+def test_what_only_root_may_ask_of_fuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(options: str) -> MountConfig:
+        return make_config("http://localhost:1", tmp_path, "ann", parse_options([options]))
+
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    preflight.check_root_flags(asked("suid,dev"))
+    with pytest.raises(UsageFailure, match="exclude"):
+        preflight.check_root_flags(asked("allow_other,allow_root"))
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    preflight.check_root_flags(asked("nosuid,allow_root"))
+    with pytest.raises(Failure, match="only root may mount with suid"):
+        preflight.check_root_flags(asked("suid"))
