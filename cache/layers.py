@@ -77,6 +77,16 @@ def _plan(layers: Sequence[Layer], base_size: int, start: int, stop: int) -> Ite
             yield Segment(ZERO, through, high - through)
 
 
+def stored_bytes(layers: Sequence[Layer], base_bytes: int, size: int) -> int:
+    """At least as many bytes as the file holds that are not holes, and at most its size; 0 only
+    when all of it is known to be a hole. `layers` from top to bottom, over a version that stores
+    `base_bytes`."""
+    stored = base_bytes
+    for layer in reversed(layers):
+        stored = min(stored, layer.below) + layer.extents.total
+    return min(size, stored)
+
+
 def changed_ranges(layer: Layer) -> list[Range]:
     """What a frozen layer directly above the version changed, in the new file's coordinates."""
     changed = IntervalSet(layer.extents)

@@ -16,16 +16,18 @@ import msgspec
 import trio
 
 from cache.database import Database
-from remote.content import Manifest
+from remote.content import HOLE, Manifest
 from remote.ids import VersionId
 
 PRUNE_AT_ONCE = 500
+MAX_HOLES = 50_000  # versions of which it is remembered how much of them is holes
 
 
 class Manifests:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._decoder = msgspec.msgpack.Decoder(Manifest)
+        self._holes: dict[VersionId, int] = {}  # the oldest go first
 
     def manifest(self, version: VersionId) -> Manifest | None:
         row = self._db.one("SELECT data FROM manifest WHERE version = ?", version)
@@ -35,6 +37,20 @@ class Manifests:
         data = msgspec.msgpack.encode(manifest)
         with self._db.transaction():
             self._db.run("INSERT OR REPLACE INTO manifest VALUES (?, ?)", version, data)
+        self._holes.pop(version, None)
+
+    def hole_bytes(self, version: VersionId) -> int:
+        """How many bytes of `version` nobody stores, as far as known: 0 without its manifest."""
+        known = self._holes.get(version)
+        if known is None:
+            manifest = self.manifest(version)
+            if manifest is None:
+                return 0
+            known = sum(piece.length for piece in manifest.pieces if piece.id == HOLE)
+            while len(self._holes) >= MAX_HOLES:
+                del self._holes[next(iter(self._holes))]
+            self._holes[version] = known
+        return known
 
     async def prune(self) -> None:
         """Forget the manifests of versions that no node has and no upload is making, a few at a

@@ -21,6 +21,8 @@ TIMEOUT_SECONDS = 3600.0
 # system does, the nearest time that there is stands for one that there is not.
 FIRST_NS, LAST_NS = -(1 << 63), (1 << 63) - 1
 
+PAGE = 4096  # what st_blocks, which counts 512 bytes, is a multiple of
+
 TYPE_BITS = {
     "file": stat.S_IFREG,
     "directory": stat.S_IFDIR,
@@ -69,8 +71,11 @@ class Ownership:
         return changes
 
 
-def attributes(node: Node, owner: Ownership, *, writable: bool = True) -> pyfuse3.EntryAttributes:
-    """What `stat` shows. Nobody seems to be able to write what this account may only read."""
+def attributes(
+    node: Node, owner: Ownership, *, writable: bool = True, stored: int | None = None
+) -> pyfuse3.EntryAttributes:
+    """What `stat` shows. Nobody seems to be able to write what this account may only read.
+    `stored` are the bytes that are not holes; None: all."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(node.ino)
     entry.generation = 0
@@ -85,7 +90,7 @@ def attributes(node: Node, owner: Ownership, *, writable: bool = True) -> pyfuse
     entry.st_rdev = node.rdev
     entry.st_size = len((node.target or "").encode()) if node.kind == "symlink" else node.size
     entry.st_blksize = 1 << 20
-    entry.st_blocks = -(-node.size // 512)
+    entry.st_blocks = -(-(node.size if stored is None else stored) // PAGE) * (PAGE // 512)
     entry.st_atime_ns = node.atime_ns
     entry.st_mtime_ns = node.mtime_ns
     entry.st_ctime_ns = node.ctime_ns

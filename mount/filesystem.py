@@ -143,7 +143,15 @@ class FileSystem(pyfuse3.Operations):
         return self._attributes(node)
 
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
-        return attributes(node, self._owner, writable=self._session.shares.is_writable(node))
+        writable, stored = self._session.shares.is_writable(node), self._stored(node)
+        return attributes(node, self._owner, writable=writable, stored=stored)
+
+    def _stored(self, node: Node) -> int:
+        """What `st_blocks` tells. Of a file that is being written the kernel may hold bytes that
+        are not here yet, and it will not ask again before a close: nobody may take it for empty
+        meanwhile (GNU tar would not even open it)."""
+        stored = self._session.stored_bytes(node)
+        return max(1, stored) if self._session.replayer.snapshots.is_open(node.ino) else stored
 
     @request
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -400,6 +408,8 @@ class FileSystem(pyfuse3.Operations):
         prefetch = self._session.reader.prefetch()
         if writable:
             self._session.replayer.snapshots.opened(node.ino)
+            if not (fresh or self._session.stored_bytes(node)):
+                self._session.forget_attributes(node.ino)  # see `_stored`
         # An inode's bytes change only through this mount (a remote version gets a new inode), so
         # what the kernel has cached stays right.
         return pyfuse3.FileInfo(

@@ -26,6 +26,7 @@ from cache.database import Database
 from cache.edits import Edits
 from cache.invalidation import Invalidation, Invalidator
 from cache.journal import Journal
+from cache.layers import stored_bytes
 from cache.manifests import Manifests
 from cache.merge import Merge
 from cache.opening import DamagedState
@@ -35,12 +36,13 @@ from cache.replayer import Replayer
 from cache.resolver import Resolver
 from cache.shares import Shares
 from cache.spool import Spool
-from cache.tree import HISTORY, ROOT, Tree
+from cache.tree import HISTORY, ROOT, Node, Tree
 from cache.uploader import Uploader
 from mount.asked.quota import AccountWatch
 from mount.config import MountConfig
 from mount.versions import Versions
 from mount.waiting import Waiting
+from remote.chunking import MIN_AVERAGE, min_size
 from remote.client import ApiClient
 from remote.content import Manifest
 from remote.download import Downloader
@@ -54,6 +56,7 @@ from remote.wire import Child, VersionsPage
 log = structlog.get_logger(__name__)
 
 NO_QUOTA_BYTES = 1 << 46  # what `df` shows where there is no limit
+MIN_HOLE = min_size(MIN_AVERAGE)  # bytes; what is shorter is stored, even if nobody wrote it
 MIN_FREE_BYTES = 1 << 30  # the block cache leaves at least this much of the disk to others
 
 
@@ -100,6 +103,7 @@ class Session:
         self.contents = Contents(self.db, self.tree, self.spool, self.reader)
         self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)
         dropped = self.collector.dropped
+        self.forget_attributes = invalidator.forget_attributes
         told = Invalidation(self.db, invalidator)
         self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
         self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
@@ -245,6 +249,15 @@ class Session:
             log.info("account not refreshed", why=str(problem))
 
     # Directories and versions on demand.
+
+    def stored_bytes(self, node: Node) -> int:
+        """How many bytes of a node are not holes, as far as known: never too few."""
+        if not node.is_regular or node.size < MIN_HOLE:
+            return node.size
+        base = node.base_size - (self.manifests.hole_bytes(node.version) if node.version else 0)
+        if node.size <= base:
+            return node.size
+        return stored_bytes(self.contents.stack(node.ino), base, node.size)
 
     async def ensure_listed(self, ino: int) -> None:
         """Return when every entry of the directory is in the tree. Raises NearlineError."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.layers import BASE, ZERO, Layer, changed_ranges, hole_ranges, plan_read
+from cache.layers import BASE, ZERO, Layer, changed_ranges, hole_ranges, plan_read, stored_bytes
 
 SIZE = 60
 edits = st.lists(
@@ -110,7 +110,20 @@ def test_every_change_is_reported_and_holes_are_zeros(
     assert all(new[at] == 0 for at in holes)
 
 
+@settings(max_examples=400, deadline=None)
+@given(st.integers(0, SIZE), edits)
+def test_never_less_is_stored_than_was_written(
+    base: int, edits: list[tuple[str, int, int]]
+) -> None:
+    stack = Stack(b"\xff" * base)
+    for name, at, size in edits:
+        getattr(stack, name)(at, size)
+        told = stored_bytes(stack.layers, len(stack.base) - stack.base.count(0), len(stack.now))
+        assert len(stack.now) - stack.now.count(0) <= told <= len(stack.now)
+
+
 def test_truncating_to_a_huge_size_costs_nothing() -> None:
     layer = Layer(id=1, ino=7, below=10, size=10**15)
     assert plan_read([layer], 10, 0, 10**15) == [(BASE, 0, 10), (ZERO, 10, 10**15 - 10)]
     assert changed_ranges(layer) == [(10, 10**15)] == hole_ranges(layer)
+    assert stored_bytes([layer], 10, 10**15) == 10

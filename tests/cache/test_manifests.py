@@ -9,7 +9,7 @@ import pytest
 
 from cache.manifests import Manifests
 from cache.operations import Body
-from remote.content import EMPTY, Manifest, Piece
+from remote.content import EMPTY, HOLE, Manifest, Piece
 from tests.cache.state import State
 
 
@@ -35,3 +35,14 @@ async def test_they_are_kept_until_nobody_has_their_version(state: State) -> Non
     assert manifests.manifest("8" * 32) is None
     manifests.keep_manifest(record.version, EMPTY)
     assert manifests.manifest(record.version) == EMPTY
+
+
+def test_what_nobody_stores_is_known_with_the_manifest(state: State) -> None:
+    manifests = Manifests(state.db)
+    assert manifests.hole_bytes("7" * 32) == 0
+    pieces = [Piece(HOLE, 100), Piece(b"c" * 32, 3), Piece(HOLE, 20)]
+    manifests.keep_manifest("7" * 32, Manifest(size=123, average=1 << 20, pieces=pieces))
+    assert manifests.hole_bytes("7" * 32) == 120
+    assert Manifests(state.db).hole_bytes("7" * 32) == 120
+    manifests.keep_manifest("7" * 32, EMPTY)
+    assert manifests.hole_bytes("7" * 32) == 0

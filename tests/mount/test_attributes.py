@@ -66,11 +66,13 @@ def test_sizes_links_and_times(state: State) -> None:
     file.size, file.mtime_ns, file.atime_ns, file.ctime_ns = 513, 1, 2, 3
     entry = attributes(file, ANYBODY)
     assert (entry.st_blocks, entry.st_mtime_ns, entry.st_atime_ns, entry.st_ctime_ns) == (
-        2,
+        8,
         1,
         2,
         3,
     )
+    assert attributes(file, ANYBODY, stored=0).st_blocks == 0
+    assert attributes(file, ANYBODY, stored=4097).st_blocks == 16
     assert (entry.st_ino, entry.st_nlink, entry.generation) == (file.ino, 1, 0)
 
 

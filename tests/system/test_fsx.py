@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mount.asked import control_client
-from mount.asked.control_messages import CacheClearRequest, FlushRequest, socket_path
-from tests.system import fsx, harness
+from tests.system import asking, fsx, harness
 from tests.system.conftest import Pair
 from tests.system.fsx import SHAPES, Shape
 from tests.system.harness import Device, wait_until
@@ -39,7 +37,7 @@ def watchdog(pair: Pair) -> Iterator[None]:
 
 @dataclass
 class OnPair:
-    """A file of two devices, at one of them. Asked without a process for each question."""
+    """A file of two devices, at one of them."""
 
     name: str
     here: Device
@@ -49,11 +47,10 @@ class OnPair:
         return self.here.at / self.name
 
     def flush(self) -> None:
-        request = FlushRequest(timeout=harness.COMMAND_SECONDS)
-        control_client.ask(socket_path(self.here.state), request, patience=None)
+        asking.flush(self.here)
 
     def clear(self) -> None:
-        control_client.ask(socket_path(self.here.state), CacheClearRequest(), patience=60.0)
+        asking.clear_blocks(self.here)
 
     def remount(self) -> None:
         self.here.umount("--now")
