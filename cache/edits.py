@@ -421,17 +421,25 @@ class Edits:
         self._journal.add("setattr", node.ino, node.file, Body(attrs=names))
 
     def set_xattr(self, ino: int, name: str, value: bytes | None) -> None:
+        """Set an attribute; None removes it. What was refused of the file's others is tried again
+        after this, which may have made the room that it lacked."""
         with self._db.transaction():
             node = self._tree.node(ino)
             self._shares.check_writable(node)
             self._tree.set_xattr(ino, name, value)
             self._tree.update(ino, ctime_ns=time.time_ns())
-            self._journal.try_again(self._journal.of_file(node.file))
+            journaled = self._journal.of_file(node.file)
+            refused = [op for op in journaled if op.refused and op.kind == "setxattr"]
+            self._journal.try_again(journaled)
             if not _is_reachable(node) or self._journal.unsent_create(node.file) is not None:
                 return
             ops = self._unsent(node)
             if not any(op.kind == "setxattr" and op.body.xattr == name for op in ops):
                 self._journal.add("setxattr", ino, node.file, Body(xattr=name))
+            for op in refused:
+                if op.body.xattr != name:
+                    self._journal.add("setxattr", ino, node.file, op.body)
+                    self._journal.remove(op)
 
     def content_changed(self, node: Node) -> None:
         """Bytes or size of a regular file changed: an operation will carry them."""

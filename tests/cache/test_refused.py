@@ -349,3 +349,17 @@ async def test_renamed_after_the_refusal_everything_behind_it_goes_too(device: D
     await device.flush()
     assert list(device.journal) == []
     assert (await device.port.file(inner.file)).file.size == len(b"bytes")
+
+
+async def test_what_another_attribute_makes_room_for_is_tried_after_that(device: Device) -> None:
+    """The server takes 1 MiB of attributes of a file."""
+    node = device.edits.create(ROOT, "dir", "directory", 0o755, 0, 0)
+    await device.flush()
+    for number in range(17):
+        device.edits.set_xattr(node.ino, f"user.{number}", bytes(64 << 10))
+    await device.flush()
+    assert [op.body.xattr for op in device.journal.refused()] == ["user.16"]
+    device.edits.set_xattr(node.ino, "user.0", None)
+    assert [op.body.xattr for op in device.journal] == ["user.0", "user.16"]
+    await device.flush()
+    assert list(device.journal) == []
