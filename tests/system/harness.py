@@ -1,12 +1,15 @@
 """A real server process, real mounts, and the certainty that nothing of them is left behind.
 
-Knows: the command line (DESIGN.md section 7), and how to end whatever it started. Must not know:
-what any test proves, anything inside the processes.
+Knows: the command line (DESIGN.md section 7), where its logins are kept, and how to end whatever it
+started. Must not know: what any test proves, anything inside the processes.
 
 A `Site` is one server with its data, one person's home, and that person's devices: mounts of one
 account with state and cache of their own. Everything lies under one temporary directory, and every
 process started for it carries that home in its environment, which is how the site finds what is
 left of them, also of a daemon whose record was lost.
+
+Every site begins as a copy of one that the commands have made (`_Beginning`): making an account takes
+two processes, and there are a hundred sites.
 
 No call can hang: commands have timeouts, and a test that takes longer than `TEST_SECONDS` has its
 daemons killed (`Site.kill_daemons`), so that system calls stuck in a mount come back as errors.
@@ -14,9 +17,10 @@ daemons killed (`Site.kill_daemons`), so that system calls stuck in a mount come
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -29,10 +33,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import trio
+from msgspec import to_builtins
 
-from mount import mountinfo
+from mount import credentials, mountinfo
+from mount.asked import control_client
+from mount.asked import control_messages as say
+from mount.failures import Failure
 from remote.client import ApiClient
 from remote.wire import LoginRequest
 
@@ -199,15 +208,22 @@ class Device:
     def umount(self, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.site.cli("umount", str(self.at), *more, check=check)
 
+    # Asked hundreds of times, so without starting a command for it; `test_commands` does.
+
     def flush(self, seconds: float = COMMAND_SECONDS) -> None:
         """Returns when the server has everything that was written here."""
-        self.site.cli("flush", str(self.at), seconds=seconds)
+        self._ask(say.FlushRequest(seconds), patience=seconds)
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(
-            self.site.cli("status", str(self.at), "--json").stdout,
-        )
+        """What `nearline status --json` prints while the mount answers."""
+        found: dict[str, Any] = to_builtins(self._ask(say.StatusRequest(), COMMAND_SECONDS))
         return found
+
+    def _ask(self, request: say.Request, patience: float) -> say.Reply:
+        try:
+            return control_client.ask(say.socket_path(self.state), request, patience=patience)
+        except Failure as failure:
+            raise Trouble(f"{request} of {self.name}: {failure}") from failure
 
     @property
     def downloaded(self) -> int:
@@ -287,8 +303,11 @@ class Site:
 
     def start(self) -> None:
         """Serve, with an account that this home is logged in to."""
+        beginning = _Beginning.made()
+        shutil.copytree(beginning.data, self.server.data)
+        with mock.patch.dict(os.environ, self.env, clear=True):
+            credentials.save(self.server.url, ACCOUNT, beginning.token)
         self.server.start()
-        self.person(ACCOUNT)
 
     def person(self, account: str) -> None:
         """One more account, that this home is logged in to. From the second on, a mount needs
@@ -379,6 +398,27 @@ class Site:
         for file in files:
             if file.exists() and (text := tail(file)):
                 yield f"{file.parent.name}/{file.name}", text
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """The data of a server that knows one account, and a token of that account."""
+
+    data: Path
+    token: str
+
+    @classmethod
+    @functools.cache
+    def made(cls) -> _Beginning:
+        """Once for all sites of this process."""
+        base = Path(tempfile.mkdtemp(prefix="nearline-beginning-"))
+        atexit.register(shutil.rmtree, base, ignore_errors=True)
+        env, data, password = environment(base, base), base / "data", base / "password"
+        password.write_text(PASSWORD + "\n")
+        where = ["--data", str(data)]
+        run(nearline(), "account", "add", ACCOUNT, *where, "--password-file", password, env=env)
+        token = run(nearline(), "admin", "token", "add", ACCOUNT, "a test", *where, env=env)
+        return cls(data, token.stdout.strip())
 
 
 def environment(home: Path, runtime: Path) -> dict[str, str]:
