@@ -8,8 +8,8 @@ account with state and cache of their own. Everything lies under one temporary d
 process started for it carries that home in its environment, which is how the site finds what is
 left of them, also of a daemon whose record was lost.
 
-Every site begins as a copy of one that the commands have made (`_Beginning`): making an account takes
-two processes, and there are a hundred sites.
+Every site begins as a copy of what the commands have made once (`_Beginning`): making an account
+takes two processes, and there are a hundred sites.
 
 No call can hang: commands have timeouts, and a test that takes longer than `TEST_SECONDS` has its
 daemons killed (`Site.kill_daemons`), so that system calls stuck in a mount come back as errors.
