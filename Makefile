@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Where `make up` mounts, and options for pytest or the benchmark: make test ARGS="-k config"
 DIR ?=
+# For `make conformance`: the source of pjdfstest, and how many random operations on bytes.
+PJDFSTEST ?=
+FSX ?= 30000
 ARGS ?=
 
-.PHONY: help setup up test check bench install-helper install-units
+.PHONY: help setup up test check conformance bench install-helper install-units
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +17,7 @@ help:
 	@echo "make setup                 everything needed to work on Nearline"
 	@echo "make test [ARGS=...]       the tests; those of real mounts need /dev/fuse"
 	@echo "make check                 lint, format, types, layers, the wheel"
+	@echo "make conformance [PJDFSTEST=SOURCE]   POSIX test suites on a real mount (as root, minutes)"
 	@echo "make bench [ARGS=...]      the benchmark, with peers beside us"
 	@echo "make install-helper        mount -t nearline (as root)"
 	@echo "make install-units         systemd units for this user"
@@ -40,6 +44,11 @@ check: $(VENV)/.dev
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pytest tests/mount/test_wheel.py
+
+# The suite is fetched at a pinned commit, unless the path to its source is given: then nothing is.
+conformance: $(VENV)/.dev
+	@$(BIN)/python -m tests.conformance $(if $(PJDFSTEST),--suite $(PJDFSTEST)) $(ARGS)
+	@NEARLINE_FSX_OPERATIONS=$(FSX) $(BIN)/pytest tests/system/test_fsx.py
 
 bench: $(VENV)/.dev
 	@$(BIN)/pip install --quiet --disable-pip-version-check --retries 10 -e '.[bench]'
