@@ -208,7 +208,7 @@ class Merge:
             if record.kind == "directory" and record.id not in own:
                 self._note_directory(record)  # our own edit set its times here already
         files = [
-            self._with_our_ctime(one)
+            self._with_our_times(one)
             for one in change.files
             if one.kind != "directory" or one.id in own
         ]
@@ -257,11 +257,15 @@ class Merge:
         else:
             self._settle_entry(record)
 
-    def _with_our_ctime(self, record: FileRecord) -> FileRecord:
+    def _with_our_times(self, record: FileRecord) -> FileRecord:
         """The edit set ctime here when it happened; git and backup programs would read the file
-        again if it moved when the server heard of it."""
+        again if it moved when the server heard of it. What was made in a directory since then has
+        moved its mtime, and whoever keeps a listing must not see that go back."""
         node = self._tree.live(record.id)
-        return record if node is None else structs.replace(record, ctime_ns=node.ctime_ns)
+        if node is None:
+            return record
+        mtime = max(record.mtime_ns, node.mtime_ns) if node.is_directory else record.mtime_ns
+        return structs.replace(record, ctime_ns=node.ctime_ns, mtime_ns=mtime)
 
     def _settle_entry(self, entry: EntryRecord) -> None:
         """A name that was held back. It may be older than the directory's listing, which was held

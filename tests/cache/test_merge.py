@@ -268,6 +268,23 @@ def test_our_own_change_of_a_directory_leaves_its_local_times(state: State) -> N
     assert state.tree.node(ROOT).rev == 1
 
 
+def test_the_mtime_of_a_directory_does_not_go_back_when_its_making_is_answered(
+    state: State,
+) -> None:
+    """What was made in it meanwhile has moved it; who remembers a listing by it must not be told
+    the old one."""
+    node = state.make("d", "directory")
+    (making,) = state.journal
+    state.make("f", parent=node.ino)
+    now = state.tree.node(node.ino).mtime_ns
+    assert now > node.mtime_ns
+    record = state.record(
+        id=node.file, kind="directory", mtime_ns=node.mtime_ns, version=None, rev=1
+    )
+    state.acknowledge(making, 1, [record], [state.entry("d", node.file, 1)])
+    assert state.tree.node(node.ino).mtime_ns == now
+
+
 def test_a_name_goes_only_after_the_bytes_written_under_it_were_taken(state: State) -> None:
     """The edit reached the server before the delete did: then the delete stands, and no nameless
     node stays alive."""
