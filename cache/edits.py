@@ -388,12 +388,16 @@ class Edits:
 
     # Attributes and content.
 
-    def set_attributes(self, ino: int, changes: dict[str, int]) -> Node:
-        """Change some of ATTRIBUTES; atime stays on this device."""
+    def set_attributes(
+        self, ino: int, changes: dict[str, int], ctime_ns: int | None = None
+    ) -> Node:
+        """Change some of ATTRIBUTES; atime stays on this device. `ctime_ns` is when, if the kernel
+        has shown it to others already; else it is now."""
         with self._db.transaction():
             node = self._tree.node(ino)
             self._shares.check_writable(node)
-            self._tree.update(ino, ctime_ns=time.time_ns(), **changes)
+            moment = time.time_ns() if ctime_ns is None else ctime_ns
+            self._tree.update(ino, ctime_ns=moment, **changes)
             sent = sorted(name for name in changes if name != "atime_ns")
             if sent and _is_reachable(node) and not self._carried(node, sent):
                 self._add_attributes(node, sent)

@@ -123,6 +123,18 @@ def changes_asked(
     return changes
 
 
+def is_bare(fields: pyfuse3.SetattrFields) -> bool:
+    """Is nothing to be changed but ctime? So it is after `chown(path, -1, -1)`."""
+    asked = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_size)
+    return not any((*asked, fields.update_atime, fields.update_mtime))
+
+
+def without_setid(mode: int) -> int:
+    """The mode of a file whose content somebody without privileges has changed."""
+    executable_by_group = mode & stat.S_IXGRP
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if executable_by_group else 0))
+
+
 def kept_time(asked_ns: int) -> int:
     """The time nearest to `asked_ns` that there is."""
     return min(max(asked_ns, FIRST_NS), LAST_NS)

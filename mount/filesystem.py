@@ -35,7 +35,10 @@ from mount.attributes import (
     Ownership,
     attributes,
     changes_asked,
+    is_bare,
+    kept_time,
     missing,
+    without_setid,
 )
 from mount.kernel import Lookups
 from mount.session import Session
@@ -306,8 +309,9 @@ class FileSystem(pyfuse3.Operations):
         changes = changes_asked(node, self._owner, attr, fields)
         if fields.update_size:
             self._session.contents.truncate(inode, attr.st_size)
-        if changes:
-            self._session.edits.set_attributes(inode, changes)
+        if changes or is_bare(fields):
+            moment = kept_time(attr.st_ctime_ns) if fields.update_ctime else None
+            self._session.edits.set_attributes(inode, changes, moment)
         return self._attributes(self._session.tree.node(inode))
 
     @request
@@ -401,7 +405,14 @@ class FileSystem(pyfuse3.Operations):
             self._session.shares.check_readable(node)
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             self._session.contents.truncate(inode, 0)
+            self._take_setid(node, ctx)
         return self._open(node, flags)
+
+    def _take_setid(self, node: Node, ctx: pyfuse3.RequestContext) -> None:
+        """The kernel does it for every other change of content, but leaves O_TRUNC to us."""
+        mode = without_setid(node.mode)
+        if ctx.uid != 0 and mode != node.mode:
+            self._session.edits.set_attributes(node.ino, {"mode": mode})
 
     def _open(self, node: Node, flags: int) -> pyfuse3.FileInfo:
         writable, fresh = flags & os.O_ACCMODE != os.O_RDONLY, bool(flags & os.O_TRUNC)

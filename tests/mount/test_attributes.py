@@ -15,8 +15,10 @@ from mount.attributes import (
     TYPE_BITS,
     Ownership,
     attributes,
+    is_bare,
     kept_time,
     missing,
+    without_setid,
 )
 from tests.cache.state import State
 
@@ -108,3 +110,28 @@ def test_another_owner_than_everything_has_is_refused() -> None:
 
 def test_every_time_asked_for_is_one_that_is_kept() -> None:
     assert [kept_time(ns) for ns in (-5, 0, 1 << 80, -1 << 80)] == [-5, 0, LAST_NS, FIRST_NS]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(0o6755, 0o755), (0o4644, 0o644), (0o2644, 0o2644), (0o2674, 0o674), (0o1777, 0o1777)],
+)
+def test_who_changes_the_content_takes_setuid_and_the_setgid_of_programs_away(
+    before: int, after: int
+) -> None:
+    assert without_setid(before) == after
+
+
+class Fields:
+    """`pyfuse3.SetattrFields`, which only pyfuse3 itself can fill in."""
+
+    update_mode = update_uid = update_gid = update_size = False
+    update_atime = update_mtime = update_ctime = False
+
+
+def test_a_request_that_changes_nothing_but_ctime_is_known() -> None:
+    fields = Fields()
+    fields.update_ctime = True
+    assert is_bare(fields)  # type: ignore[arg-type]  # has the fields that are asked for
+    fields.update_gid = True
+    assert not is_bare(fields)  # type: ignore[arg-type]  # as above

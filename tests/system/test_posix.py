@@ -32,6 +32,13 @@ def device() -> Iterator[Device]:
 
 
 @pytest.fixture(scope="module")
+def other(device: Device) -> Device:
+    other = device.site.device("b", "-o", "allow_other")
+    other.mount()
+    return other
+
+
+@pytest.fixture(scope="module")
 def mounted(device: Device) -> Path:
     return device.at
 
@@ -54,3 +61,78 @@ def test_calls_do_what_posix_says(
         if found := actor.play(directory, text):
             complaints[name] = found
     assert complaints == {}
+
+
+ALL = ("mode", "uid", "gid", "nlink", "size", "rdev", "mtime_ns")
+
+
+def seen(top: Path, *more: str) -> dict[str, tuple[int, ...]]:
+    """The attributes of everything below `top`, ALL and `more`, by path."""
+    found = {}
+    for above, directories, files in os.walk(top):
+        for name in directories + files:
+            path = Path(above, name)
+            status = path.lstat()
+            values = tuple(getattr(status, f"st_{field}") for field in (*ALL, *more))
+            found[str(path.relative_to(top))] = values
+    return found
+
+
+EVERYTHING = """
+    mkdir d
+    mkdir d/deep
+    make regular d/regular
+    make fifo d/fifo
+    make socket d/socket
+    make char d/char
+    make block d/block
+    make symlink d/symlink
+    make dir d/dir
+    link d/regular d/another
+    open d/written O_CREAT|O_RDWR as h
+    write @h hello = 5
+    chmod @h 04755
+    close @h
+    link d/written d/deep/written
+    chmod d/regular 06711
+    lchown d/regular 1000 1001
+    chmod d/dir 03775
+    lchown d/dir 4294967294 7
+    lchown d/symlink 3 4
+    lchown d/fifo 5 6
+    chmod d/char 0
+    utimensat d/regular 1 1234567890123456789
+    utimensat d/symlink 1 4300000000000000002 nofollow
+    utimensat d/char 1 -1
+    utimensat d/dir 1 2
+    lstat d/dir = mode=3775 uid=4294967294 gid=7 mtime=2
+"""
+
+
+def test_attributes_are_the_same_on_the_other_device(
+    actor: Actor, device: Device, other: Device
+) -> None:
+    directory = device.at / "everywhere"
+    directory.mkdir()
+    assert actor.play(directory, EVERYTHING) == []
+    device.flush()
+    here = seen(directory / "d")
+    other.sees("everywhere/d/deep/written")
+    # Of a directory in which something was made, the server says when it heard of that.
+    times_apart = {"deep"}
+    seen(other.at / "everywhere/d")  # the link count of a directory is told when it is listed
+    there = seen(other.at / "everywhere/d")
+    assert {path: there[path] for path in here.keys() - times_apart} == {
+        path: here[path] for path in here.keys() - times_apart
+    }
+
+
+def test_attributes_are_the_same_after_a_new_mount(actor: Actor, device: Device) -> None:
+    """Also ctime: who compares it (git, backup programs) must not read everything again."""
+    directory = device.at / "again"
+    directory.mkdir()
+    assert actor.play(directory, EVERYTHING) == []
+    before = seen(directory, "ctime_ns", "atime_ns", "ino")
+    device.umount()
+    device.mount()
+    assert seen(directory, "ctime_ns", "atime_ns", "ino") == before
