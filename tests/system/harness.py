@@ -235,7 +235,7 @@ class Device:
 
     def clear_cache(self) -> None:
         """Forget every block, here and in the kernel: the next read is a cold one."""
-        self.site.cli("cache", "clear", str(self.at))
+        self._ask(say.CacheClearRequest(), COMMAND_SECONDS)
         drop_page_cache(self.at)
 
     def sees(self, name: str, content: bytes | None = None) -> Path:

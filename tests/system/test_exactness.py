@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.system import fsx
-from tests.system.asking import clear_cache, flush
 from tests.system.conftest import Pair
 from tests.system.harness import noise, run, wait_until
 
@@ -24,7 +23,7 @@ BLOCK = 256 * KIB
 
 def arrives(pair: Pair, name: str, content: bytes | bytearray) -> Path:
     """What `a` has written is on `b`."""
-    flush(pair.a)
+    pair.a.flush()
     return pair.b.sees(name, bytes(content))
 
 
@@ -49,7 +48,7 @@ def test_a_cold_file_is_overwritten_here_and_there(pair: Pair) -> None:
     beyond. Nobody has read the file before; what is around the edits comes from the server."""
     content = bytearray(noise(3 * MIB + 123, 1))
     (pair.a.at / "cold").write_bytes(content)
-    flush(pair.a)
+    pair.a.flush()
     path = pair.b.sees("cold")
     with path.open("r+b", buffering=0) as file:
         for at, length in (
@@ -64,21 +63,21 @@ def test_a_cold_file_is_overwritten_here_and_there(pair: Pair) -> None:
             content[at : at + length] = data
         assert os.pread(file.fileno(), 20, BLOCK - 10) == content[BLOCK - 10 : BLOCK + 10]
     assert path.read_bytes() == content
-    flush(pair.b)
+    pair.b.flush()
     pair.a.sees("cold", bytes(content))
 
 
 def test_a_cold_file_cut_and_extended_is_zeros_where_it_was_cut(pair: Pair) -> None:
     content = noise(MIB, 2)
     (pair.a.at / "cut").write_bytes(content)
-    flush(pair.a)
+    pair.a.flush()
     path = pair.b.sees("cut")
     os.truncate(path, 300_001)
     os.truncate(path, 2 * MIB)
     expected = content[:300_001] + bytes(2 * MIB - 300_001)
     assert path.read_bytes() == expected
-    flush(pair.b)
-    clear_cache(pair.b)
+    pair.b.flush()
+    pair.b.clear_cache()
     assert path.read_bytes() == expected
     pair.a.sees("cut", expected)
 
@@ -94,7 +93,7 @@ def test_a_truncated_and_extended_file_reads_zeros_before_and_after_upload(pair:
             file.truncate(123_457)
             if between == "uploaded in between":
                 os.fsync(file.fileno())
-                flush(pair.a)
+                pair.a.flush()
             file.truncate(600_000)
         expected = content[:123_457] + bytes(600_000 - 123_457)
         assert path.read_bytes() == expected, between
@@ -112,7 +111,7 @@ def test_islands_in_a_sparse_file_are_where_they_were_put(pair: Pair) -> None:
     before = pair.a.uploaded
     path = arrives(pair, "islands", content)
     assert pair.a.uploaded - before < 100_000
-    clear_cache(pair.b)
+    pair.b.clear_cache()
     assert path.read_bytes() == content
 
 
@@ -127,7 +126,7 @@ def test_a_sparse_file_of_a_terabyte_takes_no_space_and_no_time(pair: Pair) -> N
     assert path.stat().st_size == size
     assert 0 < path.stat().st_blocks * 512 <= 3 * MIB
     before, began = pair.a.uploaded, time.monotonic()
-    flush(pair.a)
+    pair.a.flush()
     assert pair.a.uploaded - before < 100_000
     assert time.monotonic() - began < 60
     assert 0 < path.stat().st_blocks * 512 <= 3 * MIB
@@ -169,7 +168,7 @@ def test_tar_and_cp_keep_every_byte_of_a_sparse_file(pair: Pair, tmp_path: Path,
     if when != "open":
         file.close()
     if when == "cold":
-        flush(pair.a)
+        pair.a.flush()
         pair.b.sees(name)
         at = pair.b.at
     archive = tmp_path / "archive.tar"
@@ -236,7 +235,7 @@ def test_of_all_who_create_exclusively_one_wins(pair: Pair) -> None:
     directory.mkdir()
     won = writers(CREATOR, *([str(directory)] for _ in range(5)))
     assert sum(won) == 60 == len(os.listdir(directory))
-    flush(pair.a)
+    pair.a.flush()
     wait_until(lambda: len(os.listdir(pair.b.at / "exclusive")) == 60, "the names on b")
 
 
@@ -257,8 +256,8 @@ def test_what_another_handle_truncates_is_gone_for_all(pair: Pair) -> None:
 def test_stores_through_a_mapping_are_read_at_once_and_sent_after_msync(pair: Pair) -> None:
     path, content = pair.a.at / "mapped", bytearray(noise(600_000, 6))
     path.write_bytes(content)
-    flush(pair.a)
-    clear_cache(pair.a)  # the pages around the stores come from the server
+    pair.a.flush()
+    pair.a.clear_cache()  # the pages around the stores come from the server
     with path.open("r+b", buffering=0) as file, mmap.mmap(file.fileno(), 0) as view:
         for at in (0, BLOCK - 3, 599_990):
             view[at : at + 6] = content[at : at + 6] = b"stored"
@@ -276,8 +275,8 @@ def test_sendfile_splice_and_copy_file_range_copy_exactly(pair: Pair) -> None:
     content = noise(1_300_001, 7)
     source = pair.a.at / "source"
     source.write_bytes(content)
-    flush(pair.a)
-    clear_cache(pair.a)
+    pair.a.flush()
+    pair.a.clear_cache()
     with source.open("rb", buffering=0) as file:
         size = len(content)
         for name in ("sendfile", "copy_file_range", "splice"):
@@ -311,8 +310,8 @@ def test_direct_and_buffered_handles_show_the_same_bytes(pair: Pair) -> None:
     path, content = pair.a.at / "direct", bytearray(noise(BLOCK + 8192, 8))
     aligned = mmap.mmap(-1, 8192)
     path.write_bytes(content)
-    flush(pair.a)
-    clear_cache(pair.a)
+    pair.a.flush()
+    pair.a.clear_cache()
     with path.open("r+b", buffering=0) as cached:
         fd, direct = cached.fileno(), os.open(path, os.O_RDWR | os.O_DIRECT)
         assert os.pread(fd, len(content), 0) == content  # the page cache is full

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system import asking, fsx, harness
+from tests.system import fsx, harness
 from tests.system.conftest import Pair
 from tests.system.fsx import SHAPES, Shape
 from tests.system.harness import Device, wait_until
@@ -47,10 +47,10 @@ class OnPair:
         return self.here.at / self.name
 
     def flush(self) -> None:
-        asking.flush(self.here)
+        self.here.flush()
 
     def clear(self) -> None:
-        asking.clear_blocks(self.here)
+        self.here.clear_cache()
 
     def remount(self) -> None:
         self.here.umount("--now")

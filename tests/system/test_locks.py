@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.asking import flush
 from tests.system.conftest import Pair
 from tests.system.harness import wait_until
 
@@ -171,7 +170,7 @@ def test_a_lock_stays_while_its_file_is_sent(pair: Pair, path: Path, start: Star
     one, other = start(path), start(path)
     assert one.does("flock(fd, LOCK_EX)") == one.does("lockf(fd, LOCK_EX)") == "None"
     assert one.does("os.pwrite(fd, b'locked', 0)") == "6"
-    flush(pair.a)
+    pair.a.flush()
     assert other.does("flock(fd, LOCK_EX | LOCK_NB)") == TAKEN
     assert other.does("lockf(fd, LOCK_EX | LOCK_NB)") == TAKEN
     late = start(path)
@@ -180,7 +179,7 @@ def test_a_lock_stays_while_its_file_is_sent(pair: Pair, path: Path, start: Star
 
 def test_locks_are_not_seen_by_other_devices(pair: Pair, path: Path, start: Start) -> None:
     """Whoever relies on them does so on one machine only."""
-    flush(pair.a)
+    pair.a.flush()
     here, there = start(path), start(pair.b.sees(path.name))
     for take in ("flock(fd, LOCK_EX | LOCK_NB)", "lockf(fd, LOCK_EX | LOCK_NB)"):
         assert here.does(take) == there.does(take) == "None"
