@@ -82,11 +82,12 @@ class Op(NamedTuple):
 
 
 def plan(seed: int, shape: Shape, count: int) -> Iterator[Op]:
-    """`count` operations that are possible in this order."""
+    """`count` operations that are possible in this order; more begin with the same ones."""
     chance, size = random.Random(f"{shape.name} {seed}"), 0
     weights = WEIGHTS | {kind: weight / shape.rare for kind, weight in COSTLY.items()}
-    kinds = chance.choices(list(weights), list(weights.values()), k=count)
-    for number, kind in enumerate(kinds):
+    kinds, each = list(weights), list(weights.values())
+    for number in range(count):
+        kind = chance.choices(kinds, each)[0]
         offset, length = _range(chance, kind, size, shape)
         size = _size_after(kind, offset, length, size)
         yield Op(number, kind, offset, length, chance.getrandbits(30))
@@ -240,9 +241,8 @@ class Run:
             or (one.kind == "shrink" and one.offset <= at)
         ]
         shown = "\n".join(f"  {one}" for one in near[-TAIL:])
-        again = f"NEARLINE_FSX_SEED={self._seed} NEARLINE_FSX_OPERATIONS={self._count}"
-        where = f"shape {self._shape.name}, operation {op.number}; for each shape: {again}"
-        return Wrong(f"{what}\n{where}\nsize {len(self._bytes)}\n{shown}")
+        where = f"seed {self._seed}, shape {self._shape.name}, operation {op.number}"
+        return Wrong(f"{what}\n{where}, size {len(self._bytes)}\n{shown}")
 
     # Writing.
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.system import fsx
 from tests.system.conftest import Pair
-from tests.system.harness import noise, run, wait_until
+from tests.system.harness import drop_page_cache, noise, run, wait_until
 
 KIB, MIB = 1 << 10, 1 << 20
 BLOCK = 256 * KIB
@@ -77,7 +77,8 @@ def test_a_cold_file_cut_and_extended_is_zeros_where_it_was_cut(pair: Pair) -> N
     expected = content[:300_001] + bytes(2 * MIB - 300_001)
     assert path.read_bytes() == expected
     pair.b.flush()
-    pair.b.clear_cache()
+    pair.site.cli("cache", "clear", pair.b.at)
+    drop_page_cache(pair.b.at)
     assert path.read_bytes() == expected
     pair.a.sees("cut", expected)
 

@@ -76,5 +76,5 @@ def test_every_byte_is_what_was_written_last(pair: Pair, shape: Shape) -> None:
 
 def test_a_plan_is_the_same_for_the_same_seed() -> None:
     shape = SHAPES[0]
-    assert list(fsx.plan(7, shape, 500)) == list(fsx.plan(7, shape, 500))
+    assert list(fsx.plan(7, shape, 500)) == list(fsx.plan(7, shape, 800))[:500]
     assert list(fsx.plan(7, shape, 500)) != list(fsx.plan(8, shape, 500))
