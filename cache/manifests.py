@@ -27,7 +27,8 @@ class Manifests:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._decoder = msgspec.msgpack.Decoder(Manifest)
-        self._holes: dict[VersionId, int] = {}  # the oldest go first
+        # 0 also where the manifest is not here. The oldest go first.
+        self._holes: dict[VersionId, int] = {}
 
     def manifest(self, version: VersionId) -> Manifest | None:
         row = self._db.one("SELECT data FROM manifest WHERE version = ?", version)
@@ -43,10 +44,8 @@ class Manifests:
         """How many bytes of `version` nobody stores, as far as known: 0 without its manifest."""
         known = self._holes.get(version)
         if known is None:
-            manifest = self.manifest(version)
-            if manifest is None:
-                return 0
-            known = sum(piece.length for piece in manifest.pieces if piece.id == HOLE)
+            pieces = manifest.pieces if (manifest := self.manifest(version)) else ()
+            known = sum(piece.length for piece in pieces if piece.id == HOLE)
             while len(self._holes) >= MAX_HOLES:
                 del self._holes[next(iter(self._holes))]
             self._holes[version] = known

@@ -42,7 +42,7 @@ from mount.asked.quota import AccountWatch
 from mount.config import MountConfig
 from mount.versions import Versions
 from mount.waiting import Waiting
-from remote.chunking import MIN_AVERAGE, min_size
+from remote.chunking import DEFAULT_AVERAGE, min_size
 from remote.client import ApiClient
 from remote.content import Manifest
 from remote.download import Downloader
@@ -56,7 +56,7 @@ from remote.wire import Child, VersionsPage
 log = structlog.get_logger(__name__)
 
 NO_QUOTA_BYTES = 1 << 46  # what `df` shows where there is no limit
-MIN_HOLE = min_size(MIN_AVERAGE)  # bytes; what is shorter is stored, even if nobody wrote it
+MIN_HOLE = min_size(DEFAULT_AVERAGE)  # bytes; shorter ones are stored with what is around them
 MIN_FREE_BYTES = 1 << 30  # the block cache leaves at least this much of the disk to others
 
 

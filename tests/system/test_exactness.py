@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,14 +28,19 @@ def arrives(pair: Pair, name: str, content: bytes | bytearray) -> Path:
     return pair.b.sees(name, bytes(content))
 
 
-def writers(script: str, *arguments: list[str]) -> list[int]:
-    """Run a script in as many processes at once as there are lists of arguments; what each
-    printed, a number."""
+def writers(
+    script: str, *arguments: list[str], meanwhile: Callable[[], None] = lambda: None
+) -> list[int]:
+    """Run a script in as many processes at once as there are lists of arguments, and `meanwhile`
+    again and again; what each printed, a number."""
     command = [sys.executable, "-c", "import os, sys\n" + script]
     running = [
         subprocess.Popen([*command, *words], stdout=subprocess.PIPE, text=True)
         for words in arguments
     ]
+    while any(one.poll() is None for one in running):
+        meanwhile()
+        time.sleep(0.01)
     told = [one.communicate(timeout=60)[0] for one in running]
     assert [one.returncode for one in running] == [0] * len(running)
     return [int(text or 0) for text in told]
@@ -205,7 +211,8 @@ for number in range(count):
 def test_appends_of_several_processes_are_all_there_and_whole(pair: Pair) -> None:
     path, count = pair.a.at / "log", 400
     path.touch()
-    writers(APPENDER, *([str(path), str(who), str(count)] for who in range(6)))
+    processes = [[str(path), str(who), str(count)] for who in range(6)]
+    writers(APPENDER, *processes, meanwhile=pair.a.flush)  # snapshots are taken in between
     content = path.read_bytes()
     records = content.splitlines()
     assert sorted(records) == sorted(
