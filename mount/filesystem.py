@@ -40,6 +40,7 @@ from mount.attributes import (
     missing,
     without_setid,
 )
+from mount.interrupts import CALLER, Caller
 from mount.kernel import Lookups
 from mount.session import Session
 from remote.errors import NearlineError
@@ -66,6 +67,8 @@ def request(
     @functools.wraps(handler)
     async def wrapped(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> T:
         self._session.replayer.last_request = trio.current_time()
+        if args and isinstance(args[-1], pyfuse3.RequestContext):
+            CALLER.set(Caller(args[-1].pid))
         try:
             if handler.__name__ in CHANGES:
                 await self._session.journal.whole()
@@ -88,6 +91,7 @@ class Handle:
     writable: bool = False
     fresh: bool = False  # was empty when it was opened: made by that, or truncated
     prefetch: Prefetch | None = None
+    opener: int = 0  # the thread; pyfuse3 does not say who reads or syncs
 
 
 def decode(name: bytes) -> str:
@@ -359,7 +363,7 @@ class FileSystem(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         self._session.subscriber.active()
         await self._session.ensure_listed(inode)
-        return self._handle(Handle(inode))
+        return self._handle(Handle(inode, opener=ctx.pid))
 
     @request
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -388,10 +392,9 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        session = self._session
-        await session.db.sync()
-        if session.config.sync == "remote":
-            await session.waiting.until_sent(session.tree.node(self._handles[fh].ino))
+        handle = self._handles[fh]
+        CALLER.set(Caller(handle.opener))
+        await self._session.sync_directory(handle.ino)
 
     # Files.
 
@@ -421,10 +424,11 @@ class FileSystem(pyfuse3.Operations):
             self._session.replayer.snapshots.opened(node.ino)
             if not (fresh or self._session.stored_bytes(node)):
                 self._session.forget_attributes(node.ino)  # see `_stored`
+        handle = Handle(node.ino, writable, fresh, prefetch, CALLER.get().thread)
         # An inode's bytes change only through this mount (a remote version gets a new inode), so
         # what the kernel has cached stays right.
         return pyfuse3.FileInfo(
-            fh=pyfuse3.FileHandleT(self._handle(Handle(node.ino, writable, fresh, prefetch))),
+            fh=pyfuse3.FileHandleT(self._handle(handle)),
             keep_cache=True,
         )
 
@@ -439,9 +443,10 @@ class FileSystem(pyfuse3.Operations):
     async def read(  # type: ignore[override]  # any buffer will do: pyfuse3 asks for no more
         self, fh: int, off: int, size: int
     ) -> bytes | memoryview:
-        handle = self._handles[fh]
-        self._session.shares.check_readable(self._session.tree.node(handle.ino))
-        return await self._session.contents.read(handle.ino, off, size, handle.prefetch)
+        session, handle = self._session, self._handles[fh]
+        session.shares.check_readable(session.tree.node(handle.ino))
+        CALLER.set(Caller(handle.opener, handle.ino))
+        return await session.contents.read(handle.ino, off, size, handle.prefetch)
 
     @request
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -455,6 +460,7 @@ class FileSystem(pyfuse3.Operations):
     @request
     async def flush(self, fh: int) -> None:
         handle = self._handles[fh]
+        CALLER.set(Caller(handle.opener))
         remote = self._session.config.sync == "remote"
         if handle.writable and remote and not self._is_unused(handle):
             await self._session.sync_file(handle.ino)
@@ -469,7 +475,9 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def fsync(self, fh: int, datasync: bool) -> None:
-        session, ino = self._session, self._handles[fh].ino
+        handle = self._handles[fh]
+        CALLER.set(Caller(handle.opener))
+        session, ino = self._session, handle.ino
         session.replayer.snapshots.at_rest(ino, now=session.config.sync == "remote")
         await session.sync_file(ino)
         session.check_quota(ino)

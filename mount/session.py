@@ -40,6 +40,7 @@ from cache.tree import HISTORY, ROOT, Node, Tree
 from cache.uploader import Uploader
 from mount.asked.quota import AccountWatch
 from mount.config import MountConfig
+from mount.interrupts import InterruptibleReader, Interrupts
 from mount.versions import Versions
 from mount.waiting import Waiting
 from remote.chunking import DEFAULT_AVERAGE, min_size
@@ -98,9 +99,11 @@ class Session:
             min_free_bytes=MIN_FREE_BYTES,
         )
         downloader = Downloader(self._reads, patience=self.patience)
+        self.interrupts = Interrupts()
         self.reader = Reader(self.blocks, downloader, self.manifests)
         self.spool = Spool(spool)
-        self.contents = Contents(self.db, self.tree, self.spool, self.reader)
+        reader = InterruptibleReader(self.reader, self.interrupts)
+        self.contents = Contents(self.db, self.tree, self.spool, reader)
         self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)
         dropped = self.collector.dropped
         self.forget_attributes = invalidator.forget_attributes
@@ -173,6 +176,7 @@ class Session:
             nursery.start_soon(self._while_whole, self.contents.keep_settled)
             nursery.start_soon(self._begin, nursery)
             nursery.start_soon(self._list_root)
+            nursery.start_soon(self.interrupts.run)
             nursery.start_soon(self.account.run)
             task_status.started()
 
@@ -260,13 +264,15 @@ class Session:
         return stored_bytes(self.contents.stack(node.ino), base, node.size)
 
     async def ensure_listed(self, ino: int) -> None:
-        """Return when every entry of the directory is in the tree. Raises NearlineError."""
+        """Return when every entry of the directory is in the tree. Raises NearlineError, and
+        InterruptedError when the caller is told to end."""
         node = self.tree.node(ino)
         if node.drive == HISTORY:
             await self.versions.look_again(node)
             return
         if node.is_directory and node.listed is None and node.live:
-            await self.list_directory(ino)
+            with self.interrupts.watched():
+                await self.list_directory(ino)
 
     async def list_directory(self, ino: int) -> None:
         """Ask the server for the directory, once however many callers wait."""
@@ -313,7 +319,8 @@ class Session:
 
     async def _versions_of(self, file: FileId, cursor: str | None) -> VersionsPage:
         self.require_online()
-        return await self._reads.versions(file, cursor)
+        with self.interrupts.watched():
+            return await self._reads.versions(file, cursor)
 
     def require_online(self) -> None:
         """Fail at once while it is known that the server cannot be reached."""
@@ -323,10 +330,20 @@ class Session:
     # Durability.
 
     async def sync_file(self, ino: int) -> None:
-        """What fsync promises: on this machine's disk; with --sync=remote, on the server."""
+        """What fsync promises: on this machine's disk; with --sync=remote, on the server. Raises
+        InterruptedError when the caller is told to end: the server will have it all the same."""
         await self.contents.sync(ino)
+        await self._until_sent(ino)
+
+    async def sync_directory(self, ino: int) -> None:
+        """The same for a directory and the names in it."""
+        await self.db.sync()
+        await self._until_sent(ino)
+
+    async def _until_sent(self, ino: int) -> None:
         if self.config.sync == "remote":
-            await self.waiting.until_sent(self.tree.node(ino))
+            with self.interrupts.watched():
+                await self.waiting.until_sent(self.tree.node(ino))
 
     def check_quota(self, ino: int) -> None:
         """Raise OSError (EDQUOT) while the drive has no room for the bytes that were written into
