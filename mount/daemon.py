@@ -11,11 +11,12 @@ mounted and failing (ENOTCONN), so that nobody writes into the empty directory u
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ import structlog
 import trio
 
 from cache import quarantine
-from mount import mountinfo
+from mount import connection, mountinfo
 from mount.asked import answers, refusals
 from mount.asked import control_messages as say
 from mount.asked.account import Account
@@ -45,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 REPORT_SECONDS = 0.2
 SYNC_SECONDS = 20.0
-MAX_REQUESTS = 256  # handled at once: cold reads that wait must not starve getattr
+MAX_REQUESTS = 8192  # handled at once; each that waits costs some KiB, and must not starve others
 
 
 async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> None:
@@ -61,13 +62,26 @@ async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
             pyfuse3.init(filesystem, str(at), _fuse_options(config))
             ended_well = False
             try:
-                await _serve(config, session, invalidator, ready)
+                with _tended(at):
+                    await _serve(config, session, invalidator, ready)
                 ended_well = True
             finally:
                 # After a failure the mountpoint stays, answering ENOTCONN: see the header.
                 pyfuse3.close(unmount=ended_well and mountinfo.mounted_at(at) is not None)
     finally:
         session.close()
+
+
+@contextlib.contextmanager
+def _tended(mountpoint: Path) -> Iterator[None]:
+    """With the kernel's settings for it, and somebody who cleans up after us if need be."""
+    mount = mountinfo.mounted_at(mountpoint)
+    if mount is None:
+        yield
+        return
+    connection.allow_many_requests(mount)
+    with connection.guarded(mount):
+        yield
 
 
 async def _serve(
