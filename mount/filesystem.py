@@ -92,6 +92,7 @@ class Handle:
     fresh: bool = False  # was empty when it was opened: made by that, or truncated
     prefetch: Prefetch | None = None
     opener: int = 0  # the thread; pyfuse3 does not say who reads or syncs
+    given_up: bool = False  # who waited for the server was told to end, and has had EINTR
 
 
 def decode(name: bytes) -> str:
@@ -462,8 +463,8 @@ class FileSystem(pyfuse3.Operations):
         handle = self._handles[fh]
         CALLER.set(Caller(handle.opener))
         remote = self._session.config.sync == "remote"
-        if handle.writable and remote and not self._is_unused(handle):
-            await self._session.sync_file(handle.ino)
+        if handle.writable and remote and not (handle.given_up or self._is_unused(handle)):
+            await self._sync(handle)
         if handle.writable:
             self._session.check_quota(handle.ino)
 
@@ -479,8 +480,15 @@ class FileSystem(pyfuse3.Operations):
         CALLER.set(Caller(handle.opener))
         session, ino = self._session, handle.ino
         session.replayer.snapshots.at_rest(ino, now=session.config.sync == "remote")
-        await session.sync_file(ino)
+        await self._sync(handle)
         session.check_quota(ino)
+
+    async def _sync(self, handle: Handle) -> None:
+        try:
+            await self._session.sync_file(handle.ino)
+        except InterruptedError:
+            handle.given_up = True  # the close that follows, at the program's end, waits no more
+            raise
 
     @request
     async def release(self, fh: int) -> None:

@@ -7,6 +7,7 @@ runs it for long. NEARLINE_KILL_KEEP=DIR keeps ledgers and state of a round that
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import signal
@@ -115,12 +116,12 @@ def test_an_upload_goes_on_from_the_chunks_that_are_there(
     assert len(store.again) <= IN_FLIGHT, store.again
 
 
-def test_a_mount_whose_process_cannot_die_is_taken_away(tmp_path: Path) -> None:
-    """A thread in the kernel outlives the kill, and holds up who is in the mount: see `unmount`."""
-    at = tmp_path / "at"
+@contextlib.contextmanager
+def wedged(at: Path, *guarded: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Somebody who waits in the mount for a process that is dead, and its thread that is not."""
     at.mkdir()
     wedge = subprocess.Popen(
-        [sys.executable, "-m", "tests.system.wedge", at], cwd=ROOT, stdout=subprocess.PIPE
+        [sys.executable, "-m", "tests.system.wedge", at, *guarded], cwd=ROOT, stdout=subprocess.PIPE
     )
     assert wedge.stdout is not None
     try:
@@ -129,14 +130,29 @@ def test_a_mount_whose_process_cannot_die_is_taken_away(tmp_path: Path) -> None:
         thread = int(wedge.stdout.readline())
         wait_until(lambda: state_of(thread) == "D", "it waits for the directory's lock")
         wedge.kill()
-        wait_until(lambda: state_of(wedge.pid) == "Z", "it is dead")
-        assert state_of(thread) == "D"
-        assert caller.poll() is None
+        yield caller, thread
     finally:
         unmount.detach(at, lazy=True)
+        assert wedge.wait(20) == -signal.SIGKILL
+        wedge.stdout.close()
     assert caller.wait(20) == 1
-    assert wedge.wait(20) == -signal.SIGKILL
-    wedge.stdout.close()
+
+
+def test_a_mount_whose_process_cannot_die_is_taken_away(tmp_path: Path) -> None:
+    """A thread in the kernel outlives the kill, and holds up who is in the mount: see `unmount`."""
+    with wedged(tmp_path / "at") as (caller, thread):
+        process = Path(f"/proc/{thread}/status").read_text().split("Tgid:")[1].split()[0]
+        wait_until(lambda: state_of(int(process)) == "Z", "it is dead")
+        assert state_of(thread) == "D"
+        assert caller.poll() is None
+
+
+def test_whoever_waits_in_a_mount_that_is_killed_gets_an_error_at_once(tmp_path: Path) -> None:
+    """Of the same thread the guard of a real mount makes an end: see `mount/connection.py`."""
+    with wedged(tmp_path / "at", "guarded") as (caller, _):
+        assert caller.wait(20) == 1
+        with pytest.raises(OSError, match="not connected"):
+            os.listdir(tmp_path / "at")
 
 
 def state_of(task: int) -> str:

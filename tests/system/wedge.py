@@ -1,10 +1,11 @@
 """A file system whose process cannot die: killed, it leaves a thread that waits in the kernel.
 
-    python -m tests.system.wedge MOUNTPOINT
+    python -m tests.system.wedge MOUNTPOINT [guarded]
 
-Knows: pyfuse3. It says "ready" when mounted, and the number of the thread when `mkdir` was called
-in it: the caller holds the directory's lock until it gets an answer, which never comes, and the
-thread waits for the lock to tell the kernel that it should forget a name of the directory.
+Knows: pyfuse3; `guarded` is what a real mount has besides (`mount/connection.py`). It says "ready"
+when mounted, and the number of the thread when `mkdir` was called in it: the caller holds the
+directory's lock until it gets an answer, which never comes, and the thread waits for the lock to
+tell the kernel that it should forget a name of the directory.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import os
 import stat
 import sys
 import threading
+from contextlib import nullcontext
+from pathlib import Path
 
 import pyfuse3
 import trio
+
+from mount import connection, mountinfo
 
 
 class Wedge(pyfuse3.Operations):
@@ -48,13 +53,16 @@ class Wedge(pyfuse3.Operations):
         raise AssertionError
 
 
-async def serve(mountpoint: str) -> None:
+async def serve(mountpoint: str, guarded: bool) -> None:
     pyfuse3.init(Wedge(), mountpoint, {"fsname=wedge", "subtype=nearline"})
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(pyfuse3.main)
-        print("ready", flush=True)
+    mount = mountinfo.mounted_at(Path(mountpoint))
+    assert mount is not None
+    with connection.guarded(mount) if guarded else nullcontext():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pyfuse3.main)
+            print("ready", flush=True)
 
 
 if __name__ == "__main__":
     os.umask(0)
-    trio.run(serve, sys.argv[1])
+    trio.run(serve, sys.argv[1], sys.argv[2:] == ["guarded"])
