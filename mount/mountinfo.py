@@ -1,6 +1,6 @@
-"""What the kernel has mounted, and who holds it, learned without touching any mount.
+"""What the kernel has mounted, learned without touching any mount.
 
-Knows: /proc/self/mountinfo and /proc/PID (proc(5)). Must not know: Nearline's own records
+Knows: /proc/self/mountinfo (proc(5)). Must not know: Nearline's own records
 (`registry`). Invariant: nothing here calls stat, open or listdir on or below a mountpoint, because
 a mount whose process is dead or wedged answers such calls with an error, or never.
 
@@ -9,9 +9,7 @@ Where there is no /proc (macOS) nothing is known: every function answers empty.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,28 +20,18 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 @dataclass(frozen=True)
 class Mounted:
     """One line of mountinfo; `id` is the kernel's number for the mount, `device` the MAJOR:MINOR
-    that names its backing device in /sys/class/bdi."""
+    that names its backing device in /sys/class/bdi, `parent` the mount that it is mounted in."""
 
     id: int
     mountpoint: Path
     fstype: str
     source: str
     device: str = ""
+    parent: int = 0
 
     @property
     def is_nearline(self) -> bool:
         return self.fstype == FSTYPE
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process that has something open in a mount, or its working directory there."""
-
-    pid: int
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.pid})"
 
 
 def parse(text: str) -> list[Mounted]:
@@ -53,7 +41,8 @@ def parse(text: str) -> list[Mounted]:
         left, _, right = line.partition(" - ")
         fields, (fstype, source, *_) = left.split(" "), right.split(" ")
         mounted = Path(_unescape(fields[4]))
-        found.append(Mounted(int(fields[0]), mounted, fstype, _unescape(source), fields[2]))
+        number, parent = int(fields[0]), int(fields[1])
+        found.append(Mounted(number, mounted, fstype, _unescape(source), fields[2], parent))
     return found
 
 
@@ -79,53 +68,3 @@ def containing(path: Path) -> Mounted | None:
     """The mount that the absolute path `path` lies in (no symbolic link is followed)."""
     under = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
     return max(under, key=lambda mount: (len(mount.mountpoint.parts), mount.id), default=None)
-
-
-def holders(mountpoint: Path, *, besides: frozenset[int] = frozenset()) -> list[Holder]:
-    """The processes that keep `mountpoint` busy, as far as this user may see them."""
-    mount = mounted_at(mountpoint)
-    if mount is None:
-        return []
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) not in besides:
-            process = Path("/proc", entry)
-            if any(_holds(process, mount)):
-                found.append(Holder(int(entry), _name(process)))
-    return found
-
-
-def _holds(process: Path, mount: Mounted) -> Iterator[bool]:
-    """For each thing the process has in use, whether it is in `mount`. Links are read, which tells
-    a path without visiting it; a process that is gone or not ours holds nothing we can name."""
-    for link in ("cwd", "root"):
-        yield _points_into(process / link, mount.mountpoint)
-    for number in _list(process / "fdinfo"):
-        yield f"mnt_id:\t{mount.id}\n" in _read(process / "fdinfo" / number)
-    for mapping in _list(process / "map_files"):
-        yield _points_into(process / "map_files" / mapping, mount.mountpoint)
-
-
-def _points_into(link: Path, mountpoint: Path) -> bool:
-    try:
-        return Path(os.readlink(link)).is_relative_to(mountpoint)
-    except OSError:
-        return False
-
-
-def _list(directory: Path) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
-
-
-def _name(process: Path) -> str:
-    return _read(process / "comm").strip() or "process"

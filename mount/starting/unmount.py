@@ -23,27 +23,35 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mount import mountinfo
+from mount import holders, mountinfo
 from mount.asked import control_client
 from mount.asked.control_messages import FlushRequest, Progress
 from mount.failures import Failure
+from mount.holders import Holder
 from mount.starting import process, registry
 
 ENDING_SECONDS = 30.0
+NAMED = 5  # of those who keep a mount busy
 _MNT_FORCE = 1  # umount2(2); FUSE answers every request that waits with ECONNABORTED
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 
 
 class Busy(Failure):
-    """Something is open in the mount, by the processes that `by` names ("" when we cannot see)."""
+    """The mount is in use by `holders` (none when we cannot see them); `by` says it in words."""
 
-    def __init__(self, mountpoint: Path, by: str = "") -> None:
-        whose = f" by {by}" if by else ""
-        super().__init__(f"{mountpoint} is in use{whose}; close what is open there and try again")
+    def __init__(self, mountpoint: Path, holders: Sequence[Holder] = ()) -> None:
+        by = ", ".join(map(str, holders[:NAMED]))
+        if len(holders) > NAMED:
+            by += f", and {len(holders) - NAMED} more"
+        hidden = f"by what this user may not see (`sudo fuser -vm {mountpoint}` does)"
+        super().__init__(
+            f"{mountpoint} is in use: {by or hidden}; close that and try again, or "
+            f"`{_lazily(mountpoint)}`, which lets go once it is closed"
+        )
         self.by = by
 
 
@@ -74,7 +82,7 @@ def unmount(
         return f"its process was gone; what was not uploaded is kept in {record.state_dir}"
     if mounted is not None:
         _end_living(record, timeout=timeout, now=now, on_progress=on_progress)
-    _await_end(record)
+    _await_end(record, mounted)
     return ""
 
 
@@ -126,10 +134,12 @@ def _end_living(
 
 def _refuse_busy(record: registry.Record) -> None:
     mountpoint = Path(record.mountpoint)
-    holders = mountinfo.holders(mountpoint, besides=frozenset({record.pid}))
-    if holders:
-        more = " and others" if len(holders) > 5 else ""
-        raise Busy(mountpoint, ", ".join(map(str, holders[:5])) + more)
+    if found := holders.of(mountpoint, besides=frozenset({record.pid})):
+        raise Busy(mountpoint, found)
+
+
+def _lazily(mountpoint: Path) -> str:
+    return f"{'umount -l' if os.getuid() == 0 else 'fusermount3 -uz'} {mountpoint}"
 
 
 def flush(
@@ -151,12 +161,14 @@ def flush(
         raise
 
 
-def _await_end(record: registry.Record) -> None:
+def _await_end(record: registry.Record, mounted: mountinfo.Mounted | None = None) -> None:
     if process.wait_gone(record.pid, ENDING_SECONDS):
         registry.remove(record)
         return
+    found = [] if mounted is None else holders.elsewhere(mounted.device)
+    who = f": {', '.join(map(str, found[:NAMED]))}" if found else ""
     raise Failure(
-        f"{record.mountpoint} is unmounted but its process {record.pid} has not ended; "
+        f"{record.mountpoint} is unmounted but its process {record.pid} has not ended{who}; "
         f"see the log in {record.state_dir}, then `kill {record.pid}`"
     )
 

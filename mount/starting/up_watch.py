@@ -158,8 +158,8 @@ class Watch:
             if record is not None:
                 unmount.flush(record, timeout=None, on_progress=view)
                 unmount.terminate(record)
-            by = busy.by or "somebody"
-            return f"Everything is sent, and {here} is unmounted, though {by} had it open."
+            by = f": {busy.by}" if busy.by else ""
+            return f"Everything is sent, and {here} is unmounted, though it was in use{by}."
         return note or f"Everything is sent, and {here} is unmounted."
 
     def _leave(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mount import mountinfo
+from mount import holders, mountinfo
 from mount.failures import Failure
 from mount.starting import registry
 from mount.starting.registry import Record
@@ -78,16 +78,16 @@ def test_holders_are_named_by_what_they_have_open(tmp_path: Path) -> None:
     assert by_file.stdout is not None
     by_file.stdout.readline()
     try:
-        found = {holder.pid: holder for holder in mountinfo.holders(proc)}
+        found = {holder.pid: holder for holder in holders.of(proc)}
         assert by_file.pid in found
-        assert str(found[by_cwd.pid]) == f"cat ({by_cwd.pid})"
+        assert str(found[by_cwd.pid]).startswith(f"cat ({by_cwd.pid}) of ")
         assert by_cwd.pid not in {
-            holder.pid for holder in mountinfo.holders(proc, besides=frozenset({by_cwd.pid}))
+            holder.pid for holder in holders.of(proc, besides=frozenset({by_cwd.pid}))
         }
     finally:
         by_file.communicate()
         by_cwd.communicate()
-    assert mountinfo.holders(tmp_path) == []
+    assert holders.of(tmp_path) == []
 
 
 def test_a_record_is_kept_found_and_removed(home: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_busy_mount_is_not_unmounted_and_says_who_holds_it(
 ) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=here) as busy:
         assert main(["umount", here]) == 1
-        assert f"in use by cat ({busy.pid}); close" in capfd.readouterr().err
+        assert f"in use: cat ({busy.pid}) of " in capfd.readouterr().err
         assert main(["umount", here, "--now"]) == 1
         busy.communicate()
     assert mountinfo.mounted_at(place.mountpoint) is not None
