@@ -110,7 +110,7 @@ class Merge:
             if shared is not None:
                 self._take_shares(shared)
             for change in changes:
-                self._merge(change)
+                self._merge(self._with_times_of_edits(change))
                 if change.drive != self._tree.own_drive:
                     self._db.set_meta(f"seq:{change.drive}", change.seq)
             self._db.set_meta("cursor", cursor)
@@ -253,9 +253,17 @@ class Merge:
         self._db.run("DELETE FROM shadow WHERE key = ?", key)
         record = _unpack(key, row["record"])
         if isinstance(record, FileRecord):
-            self._merge_file(record)
+            self._merge_file(self._not_earlier(record))
         else:
             self._settle_entry(record)
+
+    def _not_earlier(self, record: FileRecord) -> FileRecord:
+        """A record that was held back is older than what was made in the directory since then."""
+        node = self._tree.live(record.id)
+        if node is None or record.kind != "directory":
+            return record
+        mtime, ctime = max(record.mtime_ns, node.mtime_ns), max(record.ctime_ns, node.ctime_ns)
+        return structs.replace(record, mtime_ns=mtime, ctime_ns=ctime)
 
     def _with_our_times(self, record: FileRecord) -> FileRecord:
         """The edit set ctime here when it happened; git and backup programs would read the file
@@ -266,6 +274,20 @@ class Merge:
             return record
         mtime = max(record.mtime_ns, node.mtime_ns) if node.is_directory else record.mtime_ns
         return structs.replace(record, ctime_ns=node.ctime_ns, mtime_ns=mtime)
+
+    def _with_times_of_edits(self, change: Change) -> Change:
+        """A directory has the times of the edit that waits to be answered: this is most often the
+        same edit, and the feed was faster than the answer."""
+        pending = self._journal.is_pending
+        edited = {one.parent for one in change.entries if pending(entry_key(one.parent, one.name))}
+        nodes = {file: self._tree.live(file) for file in edited}
+        files = [
+            structs.replace(one, mtime_ns=node.mtime_ns, ctime_ns=node.ctime_ns)
+            if (node := nodes.get(one.id)) is not None
+            else one
+            for one in change.files
+        ]
+        return structs.replace(change, files=files) if edited else change
 
     def _settle_entry(self, entry: EntryRecord) -> None:
         """A name that was held back. It may be older than the directory's listing, which was held

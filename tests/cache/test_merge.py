@@ -13,7 +13,7 @@ import pytest
 from cache.tree import ROOT
 from remote.errors import NotKept
 from remote.wire import Me
-from tests.cache.state import ROOT_FILE, State
+from tests.cache.state import ROOT_FILE, State, new_file
 
 
 @pytest.fixture
@@ -283,6 +283,25 @@ def test_the_mtime_of_a_directory_does_not_go_back_when_its_making_is_answered(
     )
     state.acknowledge(making, 1, [record], [state.entry("d", node.file, 1)])
     assert state.tree.node(node.ino).mtime_ns == now
+
+
+def test_the_times_of_a_directory_stay_when_the_feed_tells_of_an_edit_before_its_answer(
+    state: State,
+) -> None:
+    node = state.make("a")
+    before = state.tree.node(ROOT)
+    (op,) = state.journal
+    state.send(op)
+    root = state.record(id=ROOT_FILE, kind="directory", mtime_ns=before.mtime_ns + 5, rev=1)
+    record = state.record(id=node.file, mtime_ns=node.mtime_ns, version=None, rev=1)
+    named = state.entry("a", node.file, 1)
+    state.remote(1, [record, root], [named])
+    state.acknowledge(op, 1, [record, root], [named])
+    after = state.tree.node(ROOT)
+    assert (after.mtime_ns, after.ctime_ns) == (before.mtime_ns, before.ctime_ns)
+    assert after.rev == 1
+    state.remote(2, [later(root, rev=2)], [state.entry("b", new_file(), 2)])
+    assert state.tree.node(ROOT).mtime_ns == before.mtime_ns + 5
 
 
 def test_a_name_goes_only_after_the_bytes_written_under_it_were_taken(state: State) -> None:
