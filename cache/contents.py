@@ -263,9 +263,12 @@ class Contents:
             if size != layer.size:
                 layer.size = size
                 self._db.run("UPDATE layer SET size = ? WHERE id = ?", size, layer.id)
-            now = time.time_ns()
-            self._tree.update(ino, size=size, mtime_ns=now, ctime_ns=now)
-            self.edits.content_changed(node)
+            self._tree.update(ino, size=size)
+            if self.edits.content_changed(node):
+                # Until the kernel says when. It does at the end, unless what was written last was
+                # written in the tick of a time that it has said: ours would stay, and differ.
+                now = time.time_ns()
+                self._tree.update(ino, mtime_ns=now, ctime_ns=now)
         self.on_change(ino, start, stop)
 
     def _unsettle(self, layer: Layer, start: int, data: bytes | memoryview, whole: bytes) -> None:

@@ -421,6 +421,8 @@ class Edits:
             if op.kind == "setattr":
                 body = Body(attrs=sorted({*op.body.attrs, *names}))
                 self._journal.rewrite(op, body=body)
+                if node.is_directory:  # or what was done in it since would move its mtime again
+                    self._journal.move_to_end(op)
                 return
         self._journal.add("setattr", node.ino, node.file, Body(attrs=names))
 
@@ -445,8 +447,9 @@ class Edits:
                     self._journal.add("setxattr", ino, node.file, op.body)
                     self._journal.remove(op)
 
-    def content_changed(self, node: Node) -> None:
-        """Bytes or size of a regular file changed: an operation will carry them."""
+    def content_changed(self, node: Node) -> bool:
+        """Bytes or size of a regular file changed: an operation will carry them. True if none
+        would have without this change."""
         op = self._journal.open_content(node.file, node.ino)
         if _is_reachable(node) and op is None:
             self._journal.add("write", node.ino, node.file, Body())
@@ -455,6 +458,7 @@ class Edits:
             self._journal.rewrite(op, body=body)
         if self._journal.has_refused:
             self._journal.try_again(self._journal.of_file(node.file), AGAIN_SECONDS)
+        return op is None
 
     # Helpers.
 

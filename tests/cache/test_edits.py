@@ -230,6 +230,15 @@ def test_attributes_fold_into_one_operation(state: State) -> None:
     assert (state.tree.node(node.ino).mode, state.tree.node(node.ino).uid) == (0o640, 7)
 
 
+def test_a_directorys_time_is_set_after_what_was_done_in_it(state: State) -> None:
+    """The server moves a directory's mtime with every entry; rsync and tar set it last."""
+    directory = state.make("d", "directory")
+    for name in ("x", "y"):
+        state.make(name, parent=directory.ino)
+        state.edits.set_attributes(directory.ino, {"mode": 0o700, "mtime_ns": 5})
+    assert state.ops() == ["create d", "create x", "create y", "setattr"]
+
+
 def test_an_access_time_is_nobodys_business(state: State) -> None:
     node = on_server(state, "a")
     state.edits.set_attributes(node.ino, {"atime_ns": 5})
@@ -250,6 +259,16 @@ async def test_a_write_takes_its_mtime_along_and_nothing_else(state: State) -> N
     assert state.ops() == ["write"]
     state.edits.set_attributes(node.ino, {"mode": 0o600})
     assert state.ops() == ["write", "setattr"]
+
+
+async def test_a_time_that_the_kernel_has_said_stays_when_more_is_written(state: State) -> None:
+    """It does not say it again of what it writes in the same tick of its clock."""
+    node = on_server(state, "a")
+    await state.contents.write(node.ino, 0, b"some bytes")
+    assert state.tree.node(node.ino).mtime_ns > node.mtime_ns
+    state.edits.set_attributes(node.ino, {"mtime_ns": 5})
+    await state.contents.write(node.ino, 0, b"others")
+    assert (state.tree.node(node.ino).mtime_ns, state.ops()) == (5, ["write"])
 
 
 def test_one_operation_for_each_extended_attribute(state: State) -> None:
