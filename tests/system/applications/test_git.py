@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.system.applications.trees import arrives
 from tests.system.conftest import Pair
 from tests.system.harness import run
 
 COMMITS = 300
 
 
-def history() -> str:
-    """A repository as git fast-import reads it: `COMMITS` commits, 250 files, some of them large
-    enough to be several blocks."""
+def history(commits: int = COMMITS) -> str:
+    """A repository as git fast-import reads it: that many commits, up to 250 files, some of
+    them large enough to be several blocks."""
     lines = []
-    for number in range(COMMITS):
+    for number in range(commits):
         message = f"commit {number}"
         lines += [
             "commit refs/heads/main",
@@ -64,3 +65,44 @@ def test_a_clone_lives_in_the_mount(pair: Pair, tmp_path: Path) -> None:
     pair.a.sees("clone/log.txt", b"and from b\n")
     run("git", "fsck", "--full", env=env, cwd=clone)
     assert "from b" in run("git", "log", "-1", "--format=%s", env=env, cwd=clone).stdout
+
+
+def test_worktrees_branches_and_packing(pair: Pair, tmp_path: Path) -> None:
+    """What git does with many files at once: a working tree beside, switching it, repacking,
+    pruning; and a bare repository in the mount that is pushed into and cloned from."""
+    env = pair.site.env
+    place = pair.a.at / "git"
+    place.mkdir()
+
+    def git(*words: str | Path, at: Path = place / "main") -> str:
+        return run("git", *words, env=env, cwd=at).stdout
+
+    run("git", "init", "-q", "-b", "main", place / "main", env=env)
+    run("git", "fast-import", "--quiet", env=env, cwd=place / "main", input=history(80))
+    git("checkout", "-q", "main")
+    git("worktree", "add", "-q", "-b", "side", "../side", "HEAD~40")
+    (place / "side" / "only here").write_text("side\n")
+    git("add", "-A", at=place / "side")
+    git("commit", "-q", "-m", "on the side", at=place / "side")
+    git("merge", "-q", "-m", "merged", "side")
+    git("stash", "list")
+    git("rebase", "-q", "HEAD~3")
+    git("worktree", "remove", "../side")
+    git("branch", "-D", "side")
+    git("reflog", "expire", "--expire=now", "--all")
+    git("repack", "-qadf")
+    git("gc", "-q", "--aggressive", "--prune=now")
+    git("fsck", "--full", "--strict")
+    assert git("status", "--porcelain") == ""
+    run("git", "init", "-q", "--bare", "-b", "main", place / "bare.git", env=env)
+    git("push", "-q", "../bare.git", "main")
+    git("fsck", "--full", at=place / "bare.git")
+    run("git", "clone", "-q", place / "bare.git", tmp_path / "out", env=env)
+
+    theirs = arrives(pair, "git")
+    assert sorted(path.name for path in theirs.iterdir()) == ["bare.git", "main"]
+    git("fsck", "--full", "--strict", at=theirs / "main")
+    assert git("status", "--porcelain", at=theirs / "main") == ""
+    assert git("worktree", "list", at=theirs / "main").count("\n") == 1
+    heads = {git("rev-parse", "main", at=at) for at in (place / "main", theirs / "bare.git")}
+    assert heads == {git("rev-parse", "HEAD", at=tmp_path / "out")}
