@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from remote.content import MAX_FILE_SIZE
 from tests.system import fsx
 from tests.system.conftest import Pair
 from tests.system.harness import drop_page_cache, noise, run, wait_until
@@ -185,6 +186,33 @@ def test_tar_and_cp_keep_every_byte_of_a_sparse_file(pair: Pair, tmp_path: Path,
     run("tar", "-C", tmp_path, "-xf", archive)
     assert (tmp_path / name).read_bytes() == content
     assert (tmp_path / "copy").read_bytes() == content
+
+
+def test_seek_finds_data_from_the_start_to_the_end(pair: Pair) -> None:
+    """FUSE, as pyfuse3 has it, does not ask the mount where holes are: none is told, and so no byte
+    is left out."""
+    path = pair.a.at / "seek"
+    path.touch()
+    os.truncate(path, 3 * MIB)
+    with path.open("rb") as file:
+        assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 0
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == 3 * MIB
+        with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
+            os.lseek(file.fileno(), 3 * MIB, os.SEEK_DATA)
+
+
+def test_a_file_that_is_too_large_is_refused_and_keeps_what_it_has(pair: Pair) -> None:
+    """The kernel takes a write at any place into its cache: whoever syncs is told."""
+    path = pair.a.at / "too large"
+    path.write_bytes(b"small")
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        os.truncate(path, MAX_FILE_SIZE + 1)
+    descriptor = os.open(path, os.O_WRONLY)
+    os.pwrite(descriptor, b"x", MAX_FILE_SIZE)
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        os.fsync(descriptor)
+    os.close(descriptor)
+    arrives(pair, "too large", b"small")
 
 
 def test_fallocate_says_that_it_cannot_and_posix_fallocate_can(pair: Pair) -> None:
