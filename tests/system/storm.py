@@ -1,0 +1,180 @@
+"""Threads of processes that do everything at once in the same few directories of a mount.
+
+    python -m tests.system.storm MOUNTPOINT SEED PROCESSES THREADS OPERATIONS
+
+Knows: system calls, and with which errnos each may fail when others change the same names. Must not
+know: the mount. It prints one line for every answer that is not allowed, and at the end how often
+each operation was done and how often it failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import random
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+DIRECTORIES = ("one", "two", "one/in")
+NAMES = 12
+GONE = {errno.ENOENT, errno.ENOTDIR}  # what was there a moment ago, or the directory above it
+KIND = {errno.EISDIR, errno.EEXIST}  # something else has the name now
+# rename and rmdir meet whatever has come in between; a path can lead back into what it moves.
+ALLOWED: dict[str, set[int]] = {
+    "write": GONE | KIND | {errno.ELOOP},
+    "exclusive": GONE | KIND,
+    "read": GONE | KIND | {errno.ELOOP},
+    "append": GONE | KIND | {errno.ELOOP},
+    "rename": GONE | KIND | {errno.ENOTEMPTY, errno.EINVAL, errno.EBUSY},
+    "link": GONE | KIND | {errno.EPERM},
+    "symlink": GONE | KIND,
+    "unlink": GONE | KIND | {errno.EPERM},
+    "mkdir": GONE | KIND,
+    "rmdir": GONE | {errno.ENOTEMPTY},
+    "list": GONE,
+    "stat": GONE,
+    "truncate": GONE | KIND | {errno.ELOOP, errno.EINVAL},
+    "xattr": GONE | {errno.ENODATA, errno.EPERM},  # EPERM: of a symbolic link
+    "mapped": GONE,
+    "sync": GONE | KIND | {errno.ELOOP},
+    "locked": GONE | KIND | {errno.ELOOP, errno.EWOULDBLOCK},
+}
+
+
+class Worker:
+    def __init__(self, at: Path, seed: str) -> None:
+        self._at, self._random = at, random.Random(seed)
+        self.done: Counter[str] = Counter()
+
+    def path(self) -> str:
+        name = f"n{self._random.randrange(NAMES)}"
+        return f"{self._at}/{self._random.choice(DIRECTORIES)}/{name}"
+
+    def open(self, flags: int) -> int:
+        return os.open(self.path(), flags | os.O_NOFOLLOW, 0o644)
+
+    def data(self) -> bytes:
+        return bytes([self._random.randrange(256)]) * self._random.choice((1, 100, 5000, 70_000))
+
+    def write(self) -> None:
+        self.with_file(os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda fd: os.write(fd, self.data()))
+
+    def exclusive(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        self.with_file(flags, lambda fd: os.write(fd, self.data()))
+
+    def read(self) -> None:
+        self.with_file(os.O_RDONLY, lambda fd: os.read(fd, 100_000))
+
+    def append(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self.with_file(flags, lambda fd: os.write(fd, self.data()))
+
+    def rename(self) -> None:
+        os.rename(self.path(), self.path())
+
+    def link(self) -> None:
+        os.link(self.path(), self.path(), follow_symlinks=False)
+
+    def symlink(self) -> None:
+        os.symlink("n0", self.path())
+
+    def unlink(self) -> None:
+        os.unlink(self.path())
+
+    def mkdir(self) -> None:
+        os.mkdir(self.path())
+
+    def rmdir(self) -> None:
+        os.rmdir(self.path())
+
+    def list(self) -> None:
+        os.listdir(f"{self._at}/{self._random.choice(DIRECTORIES)}")
+
+    def stat(self) -> None:
+        os.lstat(self.path())
+
+    def truncate(self) -> None:
+        size = self._random.choice((0, 10, 6000))
+        self.with_file(os.O_WRONLY, lambda fd: os.ftruncate(fd, size))
+
+    def xattr(self) -> None:
+        path = self.path()
+        os.setxattr(path, "user.storm", self.data()[:100], follow_symlinks=False)
+        os.removexattr(path, "user.storm", follow_symlinks=False)
+
+    def mapped(self) -> None:
+        """In a file of this thread's own: a page that another one cuts off is a SIGBUS."""
+        own = f"{self._at}/one/own-{os.getpid()}-{threading.get_native_id()}"
+        fd = os.open(own, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(fd, 8192)
+            with mmap.mmap(fd, 8192) as memory:
+                memory[5000:5005] = b"bytes"
+                memory.flush()
+            os.unlink(own)
+        finally:
+            os.close(fd)
+
+    def sync(self) -> None:
+        def both(fd: int) -> None:
+            os.write(fd, self.data())
+            os.fsync(fd)
+
+        self.with_file(os.O_WRONLY | os.O_CREAT, both)
+
+    def locked(self) -> None:
+        def hold(fd: int) -> None:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(fd, b"mine")
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+        self.with_file(os.O_WRONLY | os.O_CREAT, hold)
+
+    def with_file(self, flags: int, then: Callable[[int], object]) -> None:
+        fd = self.open(flags)
+        try:
+            then(fd)
+        finally:
+            os.close(fd)
+
+    def work(self, operations: int) -> None:
+        for _ in range(operations):
+            name = self._random.choice(list(ALLOWED))
+            self.done[name] += 1
+            try:
+                getattr(self, name)()
+            except OSError as problem:
+                self.done[f"{name}-failed"] += 1
+                if problem.errno not in ALLOWED[name]:
+                    print(f"unexpected: {name}: {problem}", flush=True)
+
+
+def process(at: Path, seed: str, threads: int, operations: int) -> None:
+    workers = [Worker(at, f"{seed}-{number}") for number in range(threads)]
+    running = [threading.Thread(target=one.work, args=[operations]) for one in workers]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    done = sum((one.done for one in workers), Counter())
+    print(*(f"{name}={number}" for name, number in sorted(done.items())), flush=True)
+
+
+def main(at: str, seed: str, processes: str, threads: str, operations: str) -> None:
+    for number in range(int(processes)):
+        if not os.fork():
+            process(Path(at), f"{seed}-{number}", int(threads), int(operations))
+            os._exit(0)
+    for _ in range(int(processes)):
+        if os.wait()[1]:
+            print("unexpected: a process died", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
