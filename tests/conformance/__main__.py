@@ -58,6 +58,7 @@ def place(given: Path | None) -> Iterator[Path]:
     """An empty directory for the suite: in `given`, or on a mount that is made for it."""
     if given is not None:
         with tempfile.TemporaryDirectory(prefix="conformance-", dir=given) as directory:
+            Path(directory).chmod(0o755)  # other users must get through it
             yield Path(directory)
         return
     with harness.running() as site:
