@@ -36,8 +36,9 @@ def test_a_c_project_is_compiled_in_parallel_and_made_again_where_it_changed(pai
     assert run(*again, cwd=theirs, check=False).returncode == 0
     os.utime(theirs / "src" / "lzio.h")
     made = run("make", "-n", "-C", "src", "lua", cwd=theirs).stdout
-    assert "lzio.c" in made or "lzio.o" in made
-    assert "lmathlib.o" not in made.replace("ar rcu", "").split("ranlib")[0].split("liblua.a")[0]
+    compiled = {word for word in made.split() if word.endswith(".c")}
+    assert "lzio.c" in compiled
+    assert "lmathlib.c" not in compiled
     run("make", "-s", "-C", "src", "clean", cwd=theirs)
     pair.b.flush()
     pair.a.misses("lua/src/lua")
