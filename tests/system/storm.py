@@ -22,7 +22,10 @@ from pathlib import Path
 
 DIRECTORIES = ("one", "two", "one/in")
 NAMES = 12
-GONE = {errno.ENOENT, errno.ENOTDIR}  # what was there a moment ago, or the directory above it
+# What was there a moment ago, or the directory above it. ESTALE is the kernel's own:
+# a directory that the other device has moved is found under its new name while a rename is under
+# way, and the kernel, which knows it under the old one, cannot lock both (`__d_unalias`).
+GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 KIND = {errno.EISDIR, errno.EEXIST}  # something else has the name now
 # rename and rmdir meet whatever has come in between; a path can lead back into what it moves.
 ALLOWED: dict[str, set[int]] = {
