@@ -46,8 +46,9 @@ class Collector:
         self.collect()
 
     def collect(self) -> None:
-        """Delete what can be deleted, and the spool files of every layer dropped so far."""
-        if self._candidates:
+        """Delete what can be deleted, and the spool files of every layer dropped so far. What the
+        journal refers to is known when all of it has been read: until then candidates wait."""
+        if self._candidates and not self._journal.is_loading:
             with self._db.transaction():
                 self._waiting |= {ino for ino in self._candidates if not self._decide(ino)}
                 self._candidates.clear()

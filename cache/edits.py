@@ -456,8 +456,7 @@ class Edits:
         elif op is not None and op.body.before_loss:  # what power loss took is written anew
             body = msgspec.structs.replace(op.body, before_loss=False)
             self._journal.rewrite(op, body=body)
-        if self._journal.has_refused:
-            self._journal.try_again(self._journal.of_file(node.file), AGAIN_SECONDS)
+        self._journal.try_again(self._journal.of_file(node.file), AGAIN_SECONDS)
         return op is None
 
     # Helpers.

@@ -8,7 +8,9 @@ without an await between; a rollback takes back in memory what its transaction c
 `Op` stays the object it was. `changed` is set after every change; waiters re-check.
 
 A long journal is not waited for at start: `load` reads it a piece at a time, beside everything
-else. Whoever can wait awaits `whole` before asking; whoever asks earlier has the rest read at once.
+else. Meanwhile `add`, `of_file` and what is asked of one file that was not made here before the
+start are answered at once. Whoever may ask more and can wait awaits `known` or `whole` before;
+whoever does not has the rest read at once.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from remote.ids import FileId
 
 K = TypeVar("K")
 COLUMNS = "seq, key, kind, ino, file, body, version, sent, refused, made_ns"
-PIECE = 500  # rows that `load` reads between two looks at what else there is to do
+# Rows that `load` reads before others have their turn (about a millisecond), and how long it rests
+# then, in seconds, while nobody waits for it: what is done just after the start comes first.
+PIECE = 100
+REST_SECONDS = 0.001
 
 
 class _Memory:
@@ -85,7 +90,10 @@ class Journal:
         self._db = db
         self._rows = _Memory()
         self._read_upto = 0  # rows up to this `seq` are in memory
-        self._whole, self._tried = trio.Event(), trio.Event()
+        self._found = self._last()  # rows up to this `seq` were there before us
+        self._looked_up = set[FileId]()  # all rows of these files are in memory
+        self._whole, self._tried, self._awaited = trio.Event(), trio.Event(), trio.Event()
+        self.is_loading = False
         self._touched: dict[int, Op] = {}  # by `seq`: changed since `_touched_after` commits
         self._touched_after = -1
         self.changed = trio.Event()
@@ -97,16 +105,33 @@ class Journal:
 
     async def load(self) -> None:
         """Read what there is, and let others have their turn now and then."""
+        self.is_loading = True
         try:
             while not self._whole.is_set():
                 self._read(PIECE)
-                await trio.lowlevel.checkpoint()
+                with trio.move_on_after(REST_SECONDS):
+                    await self._awaited.wait()
         finally:
+            self.is_loading = False
             self._tried.set()
 
     async def whole(self) -> None:
         """Return when all of it is in memory, or will not be: who asks then learns why."""
+        self._awaited.set()
         await self._tried.wait()
+
+    async def known(self, file: FileId) -> None:
+        """Return when everything can be asked about this file without reading the rest."""
+        if not self.is_whole and any(self._is_open(op) for op in self.of_file(file)):
+            await self.whole()
+
+    def _is_open(self, op: Op) -> bool:
+        """Does what is done to its file depend on who else, before the start, spoke of that?"""
+        return op.seq <= self._found and bool(op.refused or (op.kind == "create" and not op.sent))
+
+    def _about(self, op: Op) -> _Memory:
+        """All that speaks of the file which `op` makes. Nothing did before that."""
+        return self._rows if op.seq > self._found else self._memory
 
     @property
     def is_whole(self) -> bool:
@@ -121,12 +146,28 @@ class Journal:
     def _read(self, most: int) -> None:
         sql = f"SELECT {COLUMNS} FROM op WHERE seq > ? ORDER BY seq LIMIT ?"
         rows = self._db.all(sql, self._read_upto, most)
-        for row in rows:
-            self._rows.remember(_op(row))
+        self._remember(rows)
         if rows:
             self._read_upto = rows[-1]["seq"]
         if most < 0 or len(rows) < most:
+            self._rows.put_in_order()  # what was added or looked up meanwhile came first
+            self._looked_up.clear()
             self._whole.set()
+
+    def _look_up(self, file: FileId) -> None:
+        """Read the rows of one file that `load` has not come to."""
+        sql = f"SELECT {COLUMNS} FROM op WHERE file = ? AND seq > ? AND seq <= ? ORDER BY seq"
+        self._remember(self._db.all(sql, file, self._read_upto, self._found))
+        self._looked_up.add(file)
+
+    def _remember(self, rows: Iterable[sqlite3.Row]) -> None:
+        for row in rows:
+            if row["seq"] not in self._rows.ops:
+                self._rows.remember(_op(row))
+
+    def _last(self) -> int:
+        row = self._db.one("SELECT MAX(seq) FROM op")
+        return int(row[0] or 0) if row is not None else 0
 
     def _take_back(self) -> None:
         """The transaction that is under way has been rolled back: what it changed is as before."""
@@ -185,7 +226,9 @@ class Journal:
 
     def of_file(self, file: FileId) -> list[Op]:
         """Operations whose own file is `file`, in order."""
-        return list(self._memory.by_file.get(file, ()))
+        if not self.is_whole and file not in self._looked_up:
+            self._look_up(file)
+        return list(self._rows.by_file.get(file, ()))
 
     def is_pending(self, key: str) -> bool:
         """Is there an unacknowledged local change of this record?"""
@@ -198,16 +241,20 @@ class Journal:
     def unsent_create(self, file: FileId) -> Op | None:
         """The file's creation, if the server cannot know of it and nothing else refers to it."""
         ops, key = self.of_file(file), file_key(file)
-        alone = len(ops) == 1 and self._memory.pending[key] == 1 and key not in self._memory.needed
-        return ops[0] if alone and ops[0].kind == "create" and not ops[0].sent else None
+        if len(ops) != 1 or ops[0].kind != "create" or ops[0].sent:
+            return None
+        memory = self._about(ops[0])
+        return ops[0] if memory.pending[key] == 1 and key not in memory.needed else None
 
     def unsent_file(self, file: FileId) -> bool:
         """Is all there is of a file in the journal its creation and what was written into it or set
         on it since, none of it sent? Then the server cannot know of it."""
         ops, key = self.of_file(file), file_key(file)
-        alone = self._memory.pending[key] == len(ops) and key not in self._memory.needed
         own = not any(op.sent or op.body.other for op in ops)
-        return bool(ops) and alone and own and ops[0].kind == "create"
+        if not ops or not own or ops[0].kind != "create":
+            return False
+        memory = self._about(ops[0])
+        return memory.pending[key] == len(ops) and key not in memory.needed
 
     def is_of_others(self, key: str, op: Op) -> bool:
         """Does an operation other than `op` change this record?"""
@@ -254,17 +301,16 @@ class Journal:
         self.rewrite(op, key=new_id(), sent=False)
 
     def remove(self, op: Op) -> None:
-        memory = self._memory
         self._touch(op)
         self._db.run("DELETE FROM op WHERE seq = ?", op.seq)
-        memory.forget(op)
+        self._rows.forget(op)
         self._let_go(op.ino)
         self._wake()
 
     def rewrite(self, op: Op, **fields: object) -> None:
         """Change a row in place: `version`, `sent`, `refused`, `key`; or `body`, `ino`. One that
         says something else now is not refused any more."""
-        memory, ino, old_key = self._memory, op.ino, op.key
+        memory, ino, old_key = self._rows, op.ino, op.key
         self._touch(op)
         memory.uncount(op)
         if "body" in fields:
@@ -306,7 +352,6 @@ class Journal:
                 self.rewrite(op, body=msgspec.structs.replace(op.body, **changes), key=new_id())
 
     def _insert(self, op: Op) -> None:
-        memory = self._memory
         values = (op.key, op.kind, op.ino, op.file, msgspec.msgpack.encode(op.body))
         cursor = self._db.run(
             "INSERT INTO op (key, kind, ino, file, body, version, sent, refused, made_ns)"
@@ -320,7 +365,7 @@ class Journal:
         assert cursor.lastrowid is not None
         op.seq, op.origin = cursor.lastrowid, op.origin or op.key
         self._touch(op)
-        memory.remember(op)
+        self._rows.remember(op)
         self._wake()
 
     def _let_go(self, ino: int) -> None:

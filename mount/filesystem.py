@@ -48,11 +48,6 @@ from remote.errors import NearlineError
 log = structlog.get_logger(__name__)
 
 READDIR_PAGE = 256
-# These look into the journal. Just after the start it is still being read.
-CHANGES = frozenset(
-    ("mknod", "mkdir", "symlink", "create", "link", "unlink", "rmdir", "rename", "setattr")
-    + ("setxattr", "removexattr", "write")
-)
 DOT, DOTDOT, FIRST = 1, 2, 2  # readdir positions: an entry's is its cookie + FIRST
 
 P = ParamSpec("P")
@@ -70,8 +65,6 @@ def request(
         if args and isinstance(args[-1], pyfuse3.RequestContext):
             CALLER.set(Caller(args[-1].pid))
         try:
-            if handler.__name__ in CHANGES:
-                await self._session.journal.whole()
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
@@ -251,8 +244,10 @@ class FileSystem(pyfuse3.Operations):
     async def _remove(self, parent: int, name: bytes, *, directory: bool) -> None:
         text = decode(name)
         await self._session.ensure_listed(parent)
-        if directory and (node := self._session.tree.child(parent, text)) is not None:
+        node = self._session.tree.child(parent, text)
+        if directory and node is not None:
             await self._session.ensure_listed(node.ino)
+        await self._known(node)
         self._session.edits.unlink(parent, text, directory=directory)
         self._session.collector.collect()
 
@@ -276,12 +271,20 @@ class FileSystem(pyfuse3.Operations):
             session.edits.exchange(parent_inode_old, old, parent_inode_new, new)
             return
         over = session.tree.child(parent_inode_new, new)
+        await self._known(session.tree.child(parent_inode_old, old), over)
         if over is not None:
             await session.ensure_listed(over.ino)
             await self._settle_before(parent_inode_old, old)
         replace = not flags & pyfuse3.RENAME_NOREPLACE
         session.edits.rename(parent_inode_old, old, parent_inode_new, new, replace=replace)
         session.collector.collect()
+
+    async def _known(self, *nodes: Node | None) -> None:
+        """Just after the start a long journal is still being read. Return when the part of it that
+        changes of these depend on is there."""
+        for node in nodes:
+            if node is not None:
+                await self._session.journal.known(node.file)
 
     async def _settle_before(self, parent: int, name: str) -> None:
         """A file that takes another's place must be on the disk before it does: after power loss
@@ -309,6 +312,7 @@ class FileSystem(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
+        await self._known(self._session.tree.node(inode))
         node = self._session.tree.node(inode)
         self._session.shares.check_writable(node)
         changes = changes_asked(node, self._owner, attr, fields)
@@ -348,10 +352,12 @@ class FileSystem(pyfuse3.Operations):
     async def setxattr(
         self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
+        await self._known(self._session.tree.node(inode))
         self._xattrs.set(inode, name, value)
 
     @request
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._known(self._session.tree.node(inode))
         self._xattrs.remove(inode, name)
 
     @request

@@ -287,6 +287,45 @@ async def test_who_asks_before_it_is_whole_gets_the_whole_answer(
     assert len(early) == LONG + 1
 
 
+async def test_changes_do_not_wait_for_a_long_journal(db: Database, long: list[bytes]) -> None:
+    journal, old, new = Journal(db), f"{1:032x}", "f" * 32
+    with db.transaction():
+        made = journal.add("create", LONG, new, Body(parent="e" * 32, name="a", regular=True))
+        assert journal.unsent_create(new) is made
+        written = journal.add("write", 1, old, Body())
+        assert journal.open_content(old, 1) is written
+        journal.rewrite(made, body=Body(parent="e" * 32, name="b", regular=True))
+        assert journal.unsent_file(new)
+        journal.move_to_end(made)
+    for file in (old, new, "9" * 32):
+        await journal.known(file)
+    assert not journal.is_whole
+    first = [op.seq for op in journal.of_file(old)]
+    await journal.load()
+    assert [op.seq for op in journal.of_file(old)] == first
+    assert [op.seq for op in journal] == [*range(1, LONG + 1), LONG + 2, LONG + 3]
+    assert dump(journal)[:LONG] == long
+    assert dump(journal) == dump(Journal(db))
+
+
+async def test_what_depends_on_the_rest_of_a_long_journal_waits_for_it(
+    db: Database, long: list[bytes]
+) -> None:
+    made, refused = "a" * 32, "b" * 32
+    with db.transaction():
+        journal = Journal(db)
+        create = journal.add("create", LONG, made, Body(parent="e" * 32, name="a", directory=True))
+        journal.add("create", LONG, "c" * 32, Body(parent=made, name="within"))
+        journal.rewrite(journal.add("write", LONG, refused, Body()), refused="quota: full")
+    for file in (made, refused):
+        early = Journal(db)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(early.load)
+            await early.known(file)
+            assert early.is_whole
+    assert Journal(db).unsent_create(create.file) is None  # it has a file in it
+
+
 async def test_who_waits_for_a_table_that_cannot_be_read_learns_it(
     db: Database, long: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
