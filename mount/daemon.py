@@ -18,7 +18,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,10 +27,10 @@ import trio
 
 from cache import quarantine
 from mount import connection, mountinfo
-from mount.asked import answers, refusals
 from mount.asked import control_messages as say
+from mount.asked import refusals
 from mount.asked.account import Account
-from mount.asked.account_messages import AccountRequest
+from mount.asked.account_messages import AccountAnswer, AccountRequest
 from mount.asked.control import Report, serve_control
 from mount.asked.pins import Pins
 from mount.attributes import Ownership
@@ -174,6 +173,8 @@ class Control:
         self._account, self._write_back = account, write_back
 
     def status(self) -> say.Status:
+        from importlib import metadata  # here and below: a start is quicker without
+
         session, config = self._session, self._config
         feed, cache, sent = session.subscriber, session.blocks.stats(), session.client.transferred
         offline = feed.known_offline
@@ -199,7 +200,9 @@ class Control:
             ),
             feed=say.FeedStatus(feed.mode, feed.lag_seconds),
             limits=self._limits(),
-            versions={name: version(name) for name in ("nearline", "pyfuse3", "trio", "lmdb")},
+            versions={
+                name: metadata.version(name) for name in ("nearline", "pyfuse3", "trio", "lmdb")
+            },
             metrics_port=config.metrics_port,
         )
 
@@ -270,7 +273,9 @@ class Control:
     async def warm(self, path: str, report: Report) -> None:
         await self._pins.warm(path, partial(_report_progress, report))
 
-    async def account(self, request: AccountRequest, report: Report) -> answers.Answered:
+    async def account(self, request: AccountRequest, report: Report) -> AccountAnswer | say.Done:
+        from mount.asked import answers
+
         return await answers.answer(self._account, request, report)
 
     def cache_stats(self) -> say.CacheStats:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import structlog
 
-LOG_NAME = "mount.log"
 _BYTES_PER_FILE = 5 * 1024 * 1024
 _OLD_FILES = 3
 

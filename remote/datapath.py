@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from typing import TypeAlias, cast
-
-import httpx
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from remote.errors import Busy, NearlineError, ProtocolError, Unreachable, UrlRefused
+from remote.late import Late
 from remote.transport import (
     REQUEST_ID,
     Transport,
@@ -25,6 +24,11 @@ from remote.transport import (
     transport_errors,
 )
 from remote.wire import PresignedPut
+
+if TYPE_CHECKING:
+    import httpx
+else:
+    httpx = Late("httpx")
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -54,8 +58,9 @@ class DataPath(Transport):
         url = httpx.URL(put.url)
         where = f"upload to {url.host}"
         with self._noted("PUT", url.path, length[REQUEST_ID], SLOW_TRANSFER_SECONDS):
+            data = await self._pools.data()
             with transport_errors(where):
-                response = await self._data.put(url, content=self._slices(view), headers=headers)
+                response = await data.put(url, content=self._slices(view), headers=headers)
             self.transferred.requests += 1
             if not (response.is_success or response.status_code == 412):
                 raise _data_refusal(response, where)
@@ -84,9 +89,10 @@ class DataPath(Transport):
             "Accept-Encoding": "identity",
             REQUEST_ID: new_request_id(),
         }
+        data = await self._pools.data()
         noted = self._noted("GET", signed.path, headers[REQUEST_ID], SLOW_TRANSFER_SECONDS)
         with noted, transport_errors(where):
-            async with self._data.stream("GET", signed, headers=headers) as response:
+            async with data.stream("GET", signed, headers=headers) as response:
                 self.transferred.requests += 1
                 _check_range(response, start, end_exclusive, where)
                 await self._fill(response, target, where)

@@ -6,16 +6,16 @@ Knows: httpx-ws, and the many ways in which a session of it ends. Must not know:
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
-import httpcore
-import httpx_ws
 import msgspec
-import wsproto.utilities
+import trio
 
 from remote.errors import NearlineError, ProtocolError, Unreachable
+from remote.late import Late
 from remote.transport import (
     REQUEST_ID,
     Transferred,
@@ -25,17 +25,17 @@ from remote.transport import (
 )
 from remote.wire import Hint
 
+if TYPE_CHECKING:
+    import httpcore
+    import httpx_ws
+    import wsproto.utilities
+else:
+    httpcore, httpx_ws, wsproto = Late("httpcore"), Late("httpx_ws"), Late("wsproto")
+
 _PATH = "/v1/changes/live"
 
 # How much httpx-ws reads from the socket at a time (it calls this the message size).
 _READ_SIZE = 64 * 1024
-
-_SESSION_ERRORS = (
-    httpcore.NetworkError,
-    httpcore.TimeoutException,
-    httpx_ws.HTTPXWSException,
-    wsproto.utilities.ProtocolError,
-)
 
 
 class NoWebSocket(Unreachable):
@@ -55,9 +55,11 @@ class Live(Transport):
         """
         where = f"the change feed of {self.base_url}"
         headers = self._headers()
+        api = await self._pools.api()
+        await trio.to_thread.run_sync(importlib.import_module, "httpx_ws", abandon_on_cancel=True)
         session: AbstractAsyncContextManager[httpx_ws.AsyncWebSocketSession] = httpx_ws.aconnect_ws(
             f"{self.base_url}{_PATH}",
-            self._api,
+            api,
             params={"cursor": cursor},
             headers=headers,
             max_message_size_bytes=_READ_SIZE,
@@ -114,7 +116,14 @@ def _cause_of(group: BaseExceptionGroup[BaseException], where: str) -> BaseExcep
     """The one error that the end of a WebSocket session stands for; `group` itself if several
     things happened that are not all about the network (a cancellation, a bug)."""
     leaves = list(_leaves(group))
-    foreign = [each for each in leaves if not isinstance(each, (*_SESSION_ERRORS, NearlineError))]
+    of_network = (
+        httpcore.NetworkError,
+        httpcore.TimeoutException,
+        httpx_ws.HTTPXWSException,
+        wsproto.utilities.ProtocolError,
+        NearlineError,
+    )
+    foreign = [each for each in leaves if not isinstance(each, of_network)]
     if foreign:
         return foreign[0] if len(leaves) == 1 else group
     named = [each for each in leaves if isinstance(each, NearlineError)]

@@ -18,22 +18,29 @@ import copy
 import functools
 import ipaddress
 import os
+import re
 import secrets
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
 
-import httpx
 import msgspec
 import structlog
+import trio
 
 from remote.errors import AnyProblem, Busy, NearlineError, ProtocolError, Refused, Unreachable
+from remote.late import Late
+
+if TYPE_CHECKING:
+    import httpx
+else:
+    httpx = Late("httpx")
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +57,8 @@ KEEPALIVE_SECONDS = 30.0
 
 # A request that took longer than this is worth a line in the log.
 SLOW_SECONDS = 5.0
+
+_OUR_MACHINE = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?(/|$)")
 
 AGAIN_LATER = frozenset({408, 409, 425, 429})
 
@@ -82,6 +91,47 @@ class Timeouts:
         return httpx.Timeout(connect=self.connect, read=read, write=self.write, pool=None)
 
 
+class Pools:
+    """The connections to one server, opened when the first of them is needed."""
+
+    def __init__(self, base_url: str, user_agent: str, timeouts: Timeouts) -> None:
+        self._base_url, self._user_agent, self._timeouts = base_url, user_agent, timeouts
+        self._opening = trio.Lock()
+        self._open: tuple[httpx.AsyncClient, httpx.AsyncClient] | None = None
+
+    async def api(self) -> httpx.AsyncClient:
+        return (await self._opened())[0]
+
+    async def data(self) -> httpx.AsyncClient:
+        return (await self._opened())[1]
+
+    async def _opened(self) -> tuple[httpx.AsyncClient, httpx.AsyncClient]:
+        if self._open is not None:
+            return self._open
+        async with self._opening:
+            if self._open is None:
+                # In a thread: it loads the HTTP libraries and the system's certificates.
+                self._open = await trio.to_thread.run_sync(self._make, abandon_on_cancel=True)
+        return self._open
+
+    def _make(self) -> tuple[httpx.AsyncClient, httpx.AsyncClient]:
+        make: Callable[..., httpx.AsyncClient] = functools.partial(
+            httpx.AsyncClient,
+            headers={"User-Agent": self._user_agent},
+            # One context for both pools: loading the system's certificates takes tens of ms.
+            verify=httpx.create_ssl_context(),
+            timeout=self._timeouts.as_httpx(),
+            # A proxy from the environment must not get between us and our own machine.
+            trust_env=not _is_loopback(httpx.URL(self._base_url).host),
+        )
+        api = make(base_url=self._base_url, limits=_pool(API_CONNECTIONS))
+        return api, make(limits=_pool(DATA_CONNECTIONS))
+
+    async def close(self) -> None:
+        for client in self._open or ():
+            await client.aclose()
+
+
 class Transport:
     """A server, as `token` sees it. Use as an async context manager, under trio.
 
@@ -105,20 +155,7 @@ class Transport:
         self._token = token
         self._insecure = insecure
         self._timeouts = timeouts or Timeouts()
-        make = functools.partial(
-            httpx.AsyncClient,
-            # One context for both pools: loading the system's certificates takes tens of ms.
-            verify=httpx.create_ssl_context(),
-            timeout=self._timeouts.as_httpx(),
-            # A proxy from the environment must not get between us and our own machine.
-            trust_env=not _is_loopback(httpx.URL(base_url).host),
-        )
-        self._api = make(
-            base_url=self.base_url,
-            headers={"User-Agent": user_agent},
-            limits=_pool(API_CONNECTIONS),
-        )
-        self._data = make(headers={"User-Agent": user_agent}, limits=_pool(DATA_CONNECTIONS))
+        self._pools = Pools(self.base_url, user_agent, self._timeouts)
 
     async def __aenter__(self) -> Self:
         return self
@@ -129,8 +166,7 @@ class Transport:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._api.aclose()
-        await self._data.aclose()
+        await self._pools.close()
 
     def with_token(self, token: str | None) -> Self:
         """The same server, pools and counters as another device; close only the original."""
@@ -172,8 +208,9 @@ class Transport:
         headers = self._headers() | ({} if content is None else {"Content-Type": MSGPACK})
         given = {name: value for name, value in (params or {}).items() if value is not None}
         with self._noted(method, path, headers[REQUEST_ID], SLOW_SECONDS + read_longer):
+            api = await self._pools.api()
             with transport_errors(self.base_url):
-                response = await self._api.request(
+                response = await api.request(
                     method,
                     path,
                     content=content,
@@ -251,6 +288,8 @@ def check_url(url: str, *, insecure: bool = False) -> None:
     """Raise `InsecureUrl` for http:// to another machine unless `insecure`; `ValueError` for what
     is no http(s) URL with a host. Neither shows the URL's query."""
     if url.startswith("https://") and len(url) > len("https://"):
+        return
+    if _OUR_MACHINE.match(url):  # which needs no library to see
         return
     shown = url.partition("?")[0]
     try:

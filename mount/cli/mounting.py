@@ -96,14 +96,13 @@ def _checked(url: str, where: Path, options: Options, *, foreground: bool) -> Mo
 
 def _leave(url: str, where: Path, options: Options) -> None:
     """Mount in a process of its own, which loads while we check."""
-    from mount import logs
     from mount.starting import launch
 
     with launch.launched() as started:
         config = _checked(url, where, options, foreground=False)
         token = credentials.load(url, config.account)
         started.order(launch.Orders(config, token))
-        started.wait(config.state_dir / logs.LOG_NAME)
+        started.wait(config.state_dir / launch.LOG_NAME)
 
 
 def _stay(config: MountConfig, token: str) -> None:

@@ -10,12 +10,17 @@ back what it made.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    # structlog would load it, for colours on a terminal; a start is quicker without.
+    sys.modules["rich"] = None  # type: ignore[assignment]  # documented: an import of it fails
+
 import errno
 import faulthandler
 import os
 import resource
 import sqlite3
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,7 +119,7 @@ def _redirect(config: MountConfig) -> None:
     if config.foreground:
         logs.configure(config.log_level, None)
         return
-    logs.configure(config.log_level, config.state_dir / logs.LOG_NAME)
+    logs.configure(config.log_level, config.state_dir / launch.LOG_NAME)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     last_words = os.open(config.state_dir / STDERR_NAME, flags, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -237,7 +242,7 @@ def _where_to_look(config: MountConfig) -> str:
 
 
 def log_path(config: MountConfig) -> Path:
-    return config.state_dir / logs.LOG_NAME
+    return config.state_dir / launch.LOG_NAME
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from mount import credentials
 from mount.config import MountConfig
 from mount.failures import Failure, UsageFailure
 
+LOG_NAME = "mount.log"  # in the state directory
 # -P: what lies in the directory that the command is run in must not be taken for our modules.
 COMMAND = [sys.executable, "-P", "-m", "mount.starting.daemon_main"]
 

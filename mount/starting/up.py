@@ -20,7 +20,7 @@ from pathlib import Path
 import platformdirs
 from msgspec import DecodeError, Struct, json
 
-from mount import credentials, logs, mountinfo
+from mount import credentials, mountinfo
 from mount.config import MountConfig, Options, default_cache_dir, default_state_dir, make_config
 from mount.failures import Failure
 from mount.starting import embedded, launch, preflight, registry
@@ -57,7 +57,7 @@ def run(mountpoint: Path, data_dir: Path, options: Options) -> None:
             server.wait_ready()
             token = _token(data_dir, config, settings)
             mounting.order(launch.Orders(config, token, os.getpid()))
-            mounting.wait(config.state_dir / logs.LOG_NAME)
+            mounting.wait(config.state_dir / launch.LOG_NAME)
             _welcome(config)
             Watch(config, server, mounting.process).run()
 

@@ -21,11 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from mount import logs
 from mount.config import MountConfig
 from mount.failures import Failure
 from mount.progress import View
-from mount.starting import registry, unmount
+from mount.starting import launch, registry, unmount
 from mount.starting.up_server import Server
 from remote import backoff
 
@@ -132,7 +131,7 @@ class Watch:
         say("The server runs again.")
 
     def _mount_died(self, code: int) -> str:
-        where = self._config.state_dir / logs.LOG_NAME
+        where = self._config.state_dir / launch.LOG_NAME
         with contextlib.suppress(Failure):  # nothing is mounted any more: nothing to detach
             unmount.detach(self._config.mountpoint, lazy=True)
         return f"the mount's process ended (exit code {code}); see {where}, then start again"

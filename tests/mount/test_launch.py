@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from mount import logs
 from mount.config import MountConfig, Options, make_config
 from mount.failures import Failure, UsageFailure
 from mount.starting import launch, preflight, process, registry
@@ -69,7 +68,7 @@ def start(config: MountConfig, account: str = "ann", parent: int | None = None) 
     named = make_config(config.url, config.mountpoint, account, Options(state=config.state_dir))
     with launch.launched() as started:
         started.order(launch.Orders(named, "secret", parent))
-        started.wait(config.state_dir / logs.LOG_NAME)
+        started.wait(config.state_dir / launch.LOG_NAME)
     return started
 
 
@@ -95,7 +94,7 @@ def test_a_mount_from_start_to_end(config: MountConfig) -> None:
     end(started)
     assert not record.alive
     assert registry.get(config.mountpoint) is None
-    for name in (logs.LOG_NAME, "identity.json"):
+    for name in (launch.LOG_NAME, "identity.json"):
         assert (config.state_dir / name).stat().st_mode & 0o077 == 0
 
 
@@ -135,7 +134,7 @@ def test_later_starts_do_not_ask_the_server(config: MountConfig) -> None:
 def test_a_bug_is_in_the_log(config: MountConfig) -> None:
     with pytest.raises(Failure, match="KeyError: 'what'; see "):
         start(config, "bug")
-    assert "Traceback" in (config.state_dir / logs.LOG_NAME).read_text()
+    assert "Traceback" in (config.state_dir / launch.LOG_NAME).read_text()
 
 
 def test_a_crash_is_said(config: MountConfig) -> None:

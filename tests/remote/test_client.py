@@ -7,6 +7,8 @@ import random
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -716,7 +718,7 @@ async def test_a_cancelled_session_ends_at_once(client: ApiClient, server: FakeS
     assert await client.me() == ME
 
 
-def test_the_certificate_store_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_certificate_store_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[ssl.SSLContext] = []
     real = httpx.create_ssl_context
 
@@ -725,5 +727,21 @@ def test_the_certificate_store_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -
         return made[-1]
 
     monkeypatch.setattr(httpx, "create_ssl_context", counted)
-    ApiClient("https://nas.example", None)
+    async with ApiClient("https://localhost:1", None) as client:
+        for _ in range(2):
+            with pytest.raises(Unreachable):
+                await client.me()
+        with pytest.raises(Unreachable):
+            await client.get_range("https://localhost:1/chunk", 0, 1, bytearray(1))
     assert len(made) == 1
+
+
+def test_http_is_loaded_when_the_first_request_is_made() -> None:
+    program = (
+        "import sys, mount.daemon\n"
+        "from remote.client import ApiClient\n"
+        "for url in 'http://127.0.0.1:1', 'http://localhost:1/', 'https://nas.example':\n"
+        "    ApiClient(url, None)\n"
+        "assert not {'httpx', 'httpx_ws', 'httpcore'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
