@@ -78,9 +78,9 @@ class Peer(ABC):
     # What only some can do: `None` says that this one cannot.
 
     def restart(self, operations: int, spool: int) -> float | None:
-        """Seconds from a mount command to the first listing and the first directory made, with so many
-        operations in the journal and so many bytes in the spool, and the server out of reach: none
-        of it is sent."""
+        """Seconds from a mount command to the first listing and the first directory made, with so
+        many operations in the journal and so many bytes in the spool, and the server out of reach:
+        none of it is sent."""
         return None
 
     def sent(self) -> int | None:
