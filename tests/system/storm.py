@@ -155,7 +155,12 @@ class Worker:
             except OSError as problem:
                 self.done[f"{name}-failed"] += 1
                 if problem.errno not in ALLOWED[name]:
-                    print(f"unexpected: {name}: {problem}", flush=True)
+                    say(f"unexpected: {name}: {problem}")
+
+
+def say(line: str) -> None:
+    """In one piece, whoever else is speaking."""
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
 def process(at: Path, seed: str, threads: int, operations: int) -> None:
@@ -166,7 +171,7 @@ def process(at: Path, seed: str, threads: int, operations: int) -> None:
     for thread in running:
         thread.join()
     done = sum((one.done for one in workers), Counter())
-    print(*(f"{name}={number}" for name, number in sorted(done.items())), flush=True)
+    say(" ".join(f"{name}={number}" for name, number in sorted(done.items())))
 
 
 def main(at: str, seed: str, processes: str, threads: str, operations: str) -> None:
@@ -176,7 +181,7 @@ def main(at: str, seed: str, processes: str, threads: str, operations: str) -> N
             os._exit(0)
     for _ in range(int(processes)):
         if os.wait()[1]:
-            print("unexpected: a process died", flush=True)
+            say("unexpected: a process died")
 
 
 if __name__ == "__main__":
