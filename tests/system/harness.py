@@ -422,11 +422,13 @@ class _Beginning:
 
 
 def environment(home: Path, runtime: Path) -> dict[str, str]:
-    """Ours, without anything of the person who runs the tests."""
+    """Ours, without anything of the person who runs the tests; what was changed in the sources is
+    compiled once, not by every process."""
+    left = {"DBUS_SESSION_BUS_ADDRESS", "PYTHONDONTWRITEBYTECODE"}
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("XDG_", "NEARLINE_", "GIT_")) and name != "DBUS_SESSION_BUS_ADDRESS"
+        if not name.startswith(("XDG_", "NEARLINE_", "GIT_")) and name not in left
     }
     author = {
         f"GIT_{who}_{what}": value

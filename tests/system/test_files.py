@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import filecmp
-import mmap
 import os
 import stat
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -21,28 +19,6 @@ def tree_of(pair: Pair, name: str) -> tuple[Path, Path]:
     """A directory of a test's own, made on `a` and already seen on `b`."""
     (pair.a.at / name).mkdir()
     return pair.a.at / name, pair.b.sees(name)
-
-
-def test_standard_library_is_the_same_on_the_other_device(pair: Pair, tmp_path: Path) -> None:
-    source = tmp_path / "library"
-    skipped = ["--exclude=__pycache__", "--exclude=site-packages", "--exclude=test"]
-    library = sysconfig.get_path("stdlib")
-    source.mkdir()
-    run("tar", "-C", library, *skipped, "-cf", tmp_path / "library.tar", ".")
-    run("tar", "-C", source, "-xf", tmp_path / "library.tar")
-    assert sum(path.is_file() for path in source.rglob("*")) > 500
-    run("cp", "-a", source, pair.a.at / "library")
-    run("diff", "-r", "--no-dereference", source, pair.a.at / "library")
-    pair.a.flush()
-    pair.b.sees("library")
-    run("diff", "-r", "--no-dereference", source, pair.b.at / "library")
-    ours, theirs = (sorted(p.relative_to(at) for p in at.rglob("*"))
-                    for at in (source, pair.b.at / "library"))  # fmt: skip
-    assert ours == theirs
-    for path in ours[:200]:
-        here, there = (source / path).lstat(), (pair.b.at / "library" / path).lstat()
-        assert (here.st_mode, here.st_mtime_ns) == (there.st_mode, there.st_mtime_ns), path
-        assert here.st_size == there.st_size or stat.S_ISDIR(here.st_mode), path
 
 
 def test_edits_travel_both_ways(pair: Pair) -> None:
@@ -178,19 +154,6 @@ def test_saving_by_rename_keeps_identity_and_history(pair: Pair) -> None:
     assert (a / "letter").read_text() == "final"
 
 
-def test_mmap_reads_and_writes(pair: Pair) -> None:
-    a, _b = tree_of(pair, "mapped")
-    data = bytearray(noise(3 << 20, 3))
-    (a / "file").write_bytes(data)
-    pair.a.flush()
-    with (a / "file").open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-        assert view[:] == data
-        view[1_500_000:1_500_010] = data[1_500_000:1_500_010] = b"0123456789"
-        view.flush()
-    pair.a.flush()
-    assert pair.b.sees("mapped/file", bytes(data)).stat().st_size == len(data)
-
-
 def test_an_unlinked_file_lives_while_it_is_open(pair: Pair) -> None:
     a, b = tree_of(pair, "unlinked")
     content = noise(2_000_000, 4)
@@ -245,27 +208,6 @@ def test_exclusive_creation_append_and_errors(pair: Pair) -> None:
     pair.b.sees("errors/" + "ö" * 127, b"a long name")
 
 
-def test_a_sparse_terabyte_costs_nothing(pair: Pair) -> None:
-    a, b = tree_of(pair, "sparse")
-    with (a / "file").open("wb") as file:
-        file.truncate(10**12)
-        file.seek(5 * 10**11)
-        file.write(b"island")
-    before = pair.a.uploaded
-    pair.a.flush()
-    assert pair.a.uploaded - before < 1_000_000
-    pair.b.sees("sparse/file")
-    wait_until(lambda: (b / "file").stat().st_size == 10**12, "the size on b")
-    with (b / "file").open("rb") as file:
-        file.seek(5 * 10**11 - 4)
-        assert file.read(14) == bytes(4) + b"island" + bytes(4)
-        file.seek(10**12 - 10)
-        assert file.read() == bytes(10)
-    os.truncate(a / "file", 3)
-    wait_until(lambda: (b / "file").stat().st_size == 3, "the new size on b")
-    pair.b.sees("sparse/file", bytes(3))
-
-
 def test_status_attribute_tells_where_a_file_is(pair: Pair) -> None:
     a, b = tree_of(pair, "where")
     content = noise(1 << 20, 6)
@@ -296,21 +238,6 @@ def test_statfs_is_of_the_drive(pair: Pair) -> None:
     assert found.f_namemax == 255
     assert 0 < found.f_bavail <= found.f_blocks
     run("df", pair.a.at, seconds=10)
-
-
-def test_a_directory_of_2500_entries_is_listed_whole(pair: Pair) -> None:
-    a, b = tree_of(pair, "many")
-    names = {f"entry {number:05}" for number in range(2500)}
-    for name in names:
-        os.mknod(a / name)
-    listed = os.listdir(a)
-    assert len(listed) == 2500
-    assert set(listed) == names
-    pair.a.flush()
-    wait_until(lambda: len(os.listdir(b)) >= 2500, "2,500 on b")
-    listed = os.listdir(b)
-    assert len(listed) == 2500
-    assert set(listed) == names
 
 
 def test_a_deep_directory_is_removed_from_the_other_device(pair: Pair) -> None:
