@@ -111,6 +111,7 @@ def test_a_truncated_and_extended_file_reads_zeros_before_and_after_upload(pair:
 
 def test_islands_in_a_sparse_file_are_where_they_were_put(pair: Pair) -> None:
     content = bytearray(24 * MIB)
+    pair.a.flush()
     with (pair.a.at / "islands").open("wb", buffering=0) as file:
         file.truncate(len(content))
         for at in (5, 3 * MIB - 1, 3 * MIB + 4096, 17 * MIB + 12345, len(content) - 6):

@@ -106,7 +106,8 @@ def test_a_timer_ends_no_call_and_a_signal_only_its_own(proxied: Proxied, still:
     proxied.a.flush()
     proxied.b.sees("timed")
     proxied.proxy.add(still)
-    timed = "signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)\n" + CALLS["listdir"]
+    begin, end = "signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)", "signal.alarm(0)"
+    timed = f"{begin}\n{CALLS['listdir']}\n{end}"
     first = Caller(still, CALLS["listdir"], at)
     ticking = subprocess.Popen(
         [sys.executable, "-S", "-c", PREAMBLE.format(sigint="handler") + timed, at]
