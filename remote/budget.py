@@ -1,13 +1,17 @@
 """Bounds on what is in flight: a fair quota, and buffers that are used again.
 
-Knows: numbers and bytearrays. Must not know: what is being transferred.
+Knows: numbers and buffers. Must not know: what is being transferred.
 
 Concurrency contract: trio thread only. A `Quota` grants in order of arrival, urgent claims first;
 `BufferPool` has no checkpoint. Buffers are reused because fresh pages are expensive to fault in
-on small machines (a copy into new memory runs at a third of the speed).
+on small machines (a copy into new memory runs at a third of the speed). A fresh one is a mapping of
+its own, which takes memory only as bytes come: of those who wait for a network that stands still
+there can be thousands.
 """
 
 from __future__ import annotations
+
+from mmap import mmap
 
 import trio
 
@@ -69,23 +73,23 @@ class Quota:
 
 
 class BufferPool:
-    """Bytearrays of multiples of `GRAIN`, kept for reuse up to `keep` bytes in all."""
+    """Buffers of multiples of `GRAIN`, kept for reuse up to `keep` bytes in all."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
-        self._idle: dict[int, list[bytearray]] = {}
+        self._idle: dict[int, list[mmap]] = {}
         self._idle_bytes = 0
 
-    def take(self, size: int) -> bytearray:
+    def take(self, size: int) -> mmap:
         """A buffer of at least `size` bytes, with arbitrary content."""
         capacity = max(1, -(-size // GRAIN)) * GRAIN
         idle = self._idle.get(capacity)
         if not idle:
-            return bytearray(capacity)
+            return mmap(-1, capacity)
         self._idle_bytes -= capacity
         return idle.pop()
 
-    def give(self, buffer: bytearray) -> None:
+    def give(self, buffer: mmap) -> None:
         """Take back a buffer that nobody reads or writes any more."""
         if self._idle_bytes + len(buffer) <= self._keep:
             self._idle.setdefault(len(buffer), []).append(buffer)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -215,6 +216,25 @@ async def test_a_buffer_of_a_cancelled_read_is_not_written_to_any_more() -> None
         setup.edge.hold.set()
         await idle(setup)
         assert kept == want
+
+
+async def test_readers_that_wait_take_no_memory() -> None:
+    async with reading(noise(MIB), [MIB]) as setup:
+        await setup.read(0, 1)  # the manifest is here
+        await idle(setup)
+        setup.edge.hold = trio.Event()
+        before = resident_bytes()
+        async with trio.open_nursery() as nursery:
+            for _number in range(300):
+                nursery.start_soon(setup.read, BLOCK_SIZE, MIB - BLOCK_SIZE)
+            await trio.testing.wait_all_tasks_blocked()
+            assert resident_bytes() - before < 50 * MIB
+            setup.edge.hold.set()
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 async def test_many_wide_readers_share_a_budget_smaller_than_any_of_them() -> None:
