@@ -110,13 +110,16 @@ def on_hint(cursor: str | None, seq: int, hint: Hint) -> Apply | Pull | Ignore:
     return Ignore() if cursor is not None and hint.seq < seq else Pull()
 
 
-def on_page(cursor: str | None, page: ChangesPage) -> Apply | Reset | Ignore:
-    """What to do about the `page` that was asked for at `cursor`.
+def on_page(cursor: str | None, seq: int, page: ChangesPage) -> Apply | Reset | Ignore:
+    """What to do about the `page` that was asked for at `cursor` and drive sequence `seq`.
 
-    Raises `ProtocolError` for a page that has more behind it but does not move.
+    Raises `ProtocolError` for a page that has more behind it but does not move, and for one of the
+    past (a proxy may keep answers): for a moment, names that are gone since would be there again.
     """
     if page.reset:
         return Reset(page.cursor, page.seq, page.shared)
+    if page.seq < seq:
+        raise ProtocolError("the change feed went back: an old answer in the place of a new one")
     if page.cursor != cursor:
         return Apply(page.changes, page.cursor, page.seq, page.shared)
     if page.more or page.changes:
@@ -334,7 +337,7 @@ class Subscriber:
     def _take_page(self, cursor: str | None, page: ChangesPage) -> None:
         news = page.changes or page.reset or page.shared is not None
         self._idle_polls = 0 if news else self._idle_polls
-        self._take(on_page(cursor, page))
+        self._take(on_page(cursor, self._seq, page))
 
     def _take(self, step: Apply | Reset | Ignore) -> None:
         match step:

@@ -242,7 +242,7 @@ class Device:
             while more:
                 cursor = self.merge.cursor()
                 page = await self.port.changes(cursor)
-                self._take(on_page(cursor, page))
+                self._take(on_page(cursor, self.merge.seq(self.tree.own_drive), page))
                 more = page.more
 
     def _take(self, step: Apply | Reset | Ignore) -> None:

@@ -638,14 +638,20 @@ def page(cursor: str, **more: bool) -> ChangesPage:
 
 
 def test_what_a_page_means() -> None:
-    assert on_page("c6", page("c7")) == Apply([change(7)], "c7", 7)
-    assert on_page("c6", page("c7", reset=True)) == Reset("c7", 7)
-    assert on_page("c7", page("c7", reset=True)) == Reset("c7", 7)
-    assert on_page("c7", ChangesPage(cursor="c7", seq=7, changes=[])) == Ignore()
+    assert on_page("c6", 6, page("c7")) == Apply([change(7)], "c7", 7)
+    assert on_page("c6", 6, page("c7", reset=True)) == Reset("c7", 7)
+    assert on_page("c7", 7, page("c7", reset=True)) == Reset("c7", 7)
+    assert on_page("c7", 7, ChangesPage(cursor="c7", seq=7, changes=[])) == Ignore()
     with pytest.raises(ProtocolError):
-        on_page("c7", ChangesPage(cursor="c7", seq=7, changes=[], more=True))
+        on_page("c7", 7, ChangesPage(cursor="c7", seq=7, changes=[], more=True))
     with pytest.raises(ProtocolError):
-        on_page("c7", page("c7"))
+        on_page("c7", 7, page("c7"))
+
+
+def test_a_page_of_the_past_is_not_taken_but_a_new_epoch_is() -> None:
+    with pytest.raises(ProtocolError, match="went back"):
+        on_page("c9", 9, page("c7"))
+    assert on_page("c9", 9, page("c7", reset=True)) == Reset("c7", 7)
 
 
 @given(
