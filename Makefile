@@ -34,9 +34,10 @@ setup: $(VENV)/.dev
 up: $(VENV)/.server
 	@$(BIN)/nearline up $(DIR)
 
-# The tests of a file share servers and mounts, so a file stays with one process.
+# The tests of a file share servers and mounts, so a file stays with one process. One process more
+# than there are processors, because some of the time is waiting.
 test: $(VENV)/.dev
-	@$(BIN)/pytest -n auto --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n $$(($$(nproc) + 1)) --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check

@@ -160,7 +160,8 @@ async def test_a_dead_line_is_not_tried_by_everybody(one: Device, clock: MockClo
     async with running(one):
         await trio.sleep(120)
         assert UPLOADS < len(store.tried) < 200
-        assert [at for _, at in store.tried if at > 100], "it goes on"
+        while store.tried[-1][1] < 120:  # it goes on, or `_give_up` says that it does not
+            await trio.sleep(1)
         store.problem = lambda body: None
         await until(one, lambda: not len(one.journal))
 
