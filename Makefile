@@ -37,7 +37,7 @@ up: $(VENV)/.server
 # The tests of a file share servers and mounts, so a file stays with one process. One process more
 # than there are processors, because some of the time is waiting.
 test: $(VENV)/.dev
-	@$(BIN)/pytest -n $$(($$(nproc) + 1)) --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check
