@@ -81,17 +81,17 @@ class Versions:
 
     def _show(self, node: Node, name: str, versions: list[VersionInfo]) -> Node:
         with self._db.transaction():
-            now = self._tree.find(node.ino)
-            if now is None or now.drive == REVOKED:  # not shared any more, since we asked
+            now = self._tree.live(node.file)  # a new version since we asked is a new inode
+            if now is None or now.drive == REVOKED:  # deleted, or not shared any more
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-            directory = self._tree.live(_directory_id(node.file)) or self._directory(node)
+            directory = self._tree.live(_directory_id(now.file)) or self._directory(now)
             wanted = version_names(name, versions)
             for entry in self._tree.entries(directory.ino, 0, 1_000_000):
                 if entry.name not in wanted:
                     self._tree.drop_entry(directory.ino, entry.name, entry.node)
             for shown, version in wanted.items():
                 if self._tree.child(directory.ino, shown) is None:
-                    one = self._version(node, version)
+                    one = self._version(now, version)
                     self._tree.add_entry(directory.ino, shown, one)
             return directory
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from cache.tree import HISTORY, ROOT
 from mount.versions import Versions
@@ -69,3 +70,20 @@ async def test_what_was_seen_before_is_shown_without_the_server(state: State) ->
     assert again is not None
     assert first.ino == again.ino
     assert len(state.listing(again.ino)) == 1
+
+
+async def test_a_new_version_that_comes_while_the_server_is_asked_hides_nothing(
+    state: State,
+) -> None:
+    """The file is a new inode then, and the old one is gone: nobody has it open."""
+    record = state.born("file", size=3)
+
+    async def pages(file: FileId, cursor: str | None) -> VersionsPage:
+        newer = structs.replace(record, version="9" * 32, size=7, rev=2)
+        state.remote(2, [newer], [])
+        state.collector.collect()
+        return VersionsPage(versions=[version(record)])
+
+    shown = await Versions(state.db, state.tree, pages).find(ROOT, "file@@")
+    assert shown is not None
+    assert len(state.listing(shown.ino)) == 1

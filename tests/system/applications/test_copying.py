@@ -48,7 +48,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if os.geteuid() == 0:
         os.chown(top / "secret", 1234, 5678)
         os.lchown(top / "link", 1234, 5678)
-    for number, path in enumerate(sorted(top.rglob("*"), reverse=True)):
+    for number, path in enumerate([*sorted(top.rglob("*"), reverse=True), top]):
         os.utime(path, ns=(0, 10**18 + number * 1_000_003), follow_symlinks=False)
     return top
 
