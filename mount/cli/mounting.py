@@ -128,10 +128,10 @@ def umount(
 
     if timeout is not None and now:
         raise UsageFailure("--now does not wait, so it has no --timeout; give one of the two")
+    mountpoint = resolve_mountpoint(directory)
+    os.chdir("/")  # called inside the mount, this command would itself keep it busy
     with View("umount") as view:
-        note = unmount.unmount(
-            resolve_mountpoint(directory), timeout=timeout, now=now, on_progress=view
-        )
+        note = unmount.unmount(mountpoint, timeout=timeout, now=now, on_progress=view)
     if note:
         print(f"{directory}: {note}")
 

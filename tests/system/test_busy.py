@@ -15,7 +15,7 @@ import pytest
 
 from mount import holders, mountinfo
 from tests.system import harness
-from tests.system.harness import Device, wait_until
+from tests.system.harness import Device, nearline, run, wait_until
 
 WAIT = "; print(flush=True); sys.stdin.read()"
 NOBODY = 65534
@@ -144,3 +144,10 @@ def test_unmounted_lazily_it_goes_on_for_who_has_it_open(device: Device) -> None
     wait_until(lambda: not Path(f"/proc/{pid}/cwd").exists(), "the daemon has ended")
     device.mount()
     assert (device.at / "last").read_text() == "written after it was unmounted"
+
+
+def test_the_command_that_unmounts_does_not_keep_the_mount_busy_itself(device: Device) -> None:
+    if not device.mounted:
+        device.mount()
+    run(nearline(), "umount", ".", env=device.site.env, cwd=device.at)
+    assert not device.mounted
