@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,13 +61,20 @@ class Pair:
         self.b.flush()
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    """Two mounts for the whole module: its tests use names of their own, and break nothing."""
+@contextlib.contextmanager
+def two_devices() -> Iterator[Pair]:
+    """Both mounted, of a site of their own."""
     with harness.running() as site:
         pair = Pair(site, site.device("a"), site.device("b"))
         pair.a.mount()
         pair.b.mount()
+        yield pair
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    """Two mounts for the whole module: its tests use names of their own, and break nothing."""
+    with two_devices() as pair:
         yield pair
 
 

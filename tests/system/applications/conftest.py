@@ -6,14 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system import harness
-from tests.system.conftest import Pair
+from tests.system.conftest import Pair, two_devices
 
 
 @pytest.fixture(scope="package")
 def pair() -> Iterator[Pair]:
-    with harness.running() as site:
-        pair = Pair(site, site.device("a"), site.device("b"))
-        pair.a.mount()
-        pair.b.mount()
+    with two_devices() as pair:
         yield pair
