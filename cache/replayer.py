@@ -323,6 +323,8 @@ class Replayer:
         except (NearlineError, OSError) as problem:  # OSError: reading our own disk
             if self._journal.get(op.key) is op:
                 self._upload_failed(op, problem, below)
+        except Exception:
+            self._put_aside(op, "upload")
         finally:
             if self._journal.get(op.key) is not op:
                 self._uploader.forget(op)
@@ -364,6 +366,8 @@ class Replayer:
             log.info("early upload stopped", path=self._tree.path(op.ino), why=str(problem))
             if self._journal.get(op.key) is op:
                 self._upload_waits(op, problem)
+        except Exception:
+            self._put_aside(op, "early upload")
         finally:
             del self._early[key]
             self.wake()
@@ -486,17 +490,25 @@ class Replayer:
         except NearlineError as trouble:  # could not ask the server: the answer will be the same
             self._again(op)
             self._send_waits(op.key, trouble)
+        except OSError:
+            raise
+        except Exception:
+            self._put_aside(op, "resolution")
 
     async def _applied_or_put_aside(self, op: Op, answer: wire.Applied) -> None:
-        """A fault of ours in one acknowledgement must not end the mount, and with it the access to
-        every other file: nothing of it was stored, its bytes stay, and it is shown."""
         try:
             await self._applied(op, answer)
         except (NearlineError, OSError):
             raise
         except Exception:
-            log.exception("acknowledgement failed", operation=op.kind, file=op.file)
-            op = self._journal.get(op.key) or op  # the rollback read the journal anew
+            self._put_aside(op, "acknowledgement")
+
+    def _put_aside(self, op: Op, what: str) -> None:
+        """While an exception is handled that nobody expects: a fault of ours with one operation
+        must not end the mount, and with it the access to every other file. Its bytes stay, it goes
+        no further, and it is shown."""
+        log.exception("a fault of this program", what=what, operation=op.kind, file=op.file)
+        if self._journal.get(op.key) is op:
             self._resolver.refuse(op, None, "a fault of this program; the mount's log has it")
 
     async def _applied(self, op: Op, answer: wire.Applied) -> None:

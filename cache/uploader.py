@@ -108,7 +108,7 @@ class Uploader:
         stopped."""
         node = self._tree.node(op.ino)
         await self._freeze(op)
-        if op.version is None:
+        if op.version is None or self._is_gone(op):
             return
         if op.body.renew:
             self._renew(op, op.version)
@@ -120,7 +120,7 @@ class Uploader:
             manifest = EMPTY if node.version is None else await self._base_manifest(node)
         else:
             manifest = await self._send(op, node, layer)
-        if self._journal.get(op.key) is op:
+        if not self._is_gone(op):
             base = op.body.base or node.version
             self._keep_manifest(op.version, manifest)
             self.ready[op.key] = Content(version=op.version, base=base, manifest=manifest)
@@ -150,9 +150,13 @@ class Uploader:
             raise BaseGone(f"what was changed cannot be read any more: {problem}") from problem
 
     async def _freeze(self, op: Op) -> None:
-        """It may be gone after each wait: renamed over another file, or deleted."""
-        while op.version is None and self._journal.get(op.key) is op and not self.snapshot(op):
+        while op.version is None and not self._is_gone(op) and not self.snapshot(op):
             await self._contents.wait_idle()
+
+    def _is_gone(self, op: Op) -> bool:
+        """After each wait, also that for this task's first turn, its file may have been deleted,
+        or renamed over another one."""
+        return self._journal.get(op.key) is not op
 
     def snapshot(self, op: Op) -> bool:
         """The operation's content is what the file holds now; False while a write is under way."""
@@ -192,9 +196,10 @@ class Uploader:
         upload = Upload(op.version, op.file, self.known_parent(op), op.body.base or node.version)
         before = self.progress.get(op.key)  # why it failed is shown until it moves again
         error = before.error if before is not None else None
-        self.progress[op.key] = Progress(self._tree.path(op.ino), 0, layer.size, error)
+        progress = Progress(self._tree.path(op.ino), 0, layer.size, error)
+        self.progress[op.key] = progress
         cutter = Cutter(average, layer.size, old, dirty, hole_ranges(layer))
-        pieces = await _Run(self, op, upload, layer).drive(cutter)
+        pieces = await _Run(self, op, upload, layer, progress).drive(cutter)
         return Manifest(size=layer.size, average=average, pieces=pieces)
 
     def known_parent(self, op: Op) -> FileId | None:
@@ -270,6 +275,8 @@ class Uploader:
 
     async def send_early(self, op: Op) -> None:
         """Cut and send what has become certain of a file that is still being written."""
+        if self._is_gone(op):
+            return
         early = self._early.get(op.ino)
         if early is None:
             upload = Upload(new_id(), op.file, self.known_parent(op), None)
@@ -282,13 +289,13 @@ class Uploader:
                 await self._early_step(op, early)
         finally:
             early.running = False
-            if self._journal.get(op.key) is not op:
+            if self._is_gone(op):
                 self._early.pop(op.ino, None)
 
     def _still_growing(self, op: Op, early: Early) -> bool:
         stack = self._contents.stack(op.ino)
         return (
-            self._journal.get(op.key) is op
+            not self._is_gone(op)
             and op.version is None
             and self._early.get(op.ino) is early
             and len(stack) == 1
@@ -351,8 +358,11 @@ def _untouched(node: Node) -> Layer:
 class _Run:
     """One pass of a cutter over a snapshot."""
 
-    def __init__(self, uploader: Uploader, op: Op, upload: Upload, layer: Layer) -> None:
+    def __init__(
+        self, uploader: Uploader, op: Op, upload: Upload, layer: Layer, progress: Progress
+    ) -> None:
         self._uploader, self._op, self._upload, self._layer = uploader, op, upload, layer
+        self._progress = progress
         self._pieces: list[Piece] = []
 
     async def drive(self, cutter: Cutter) -> list[Piece]:
@@ -377,7 +387,7 @@ class _Run:
 
     def _add(self, piece: Piece, done: int) -> None:
         self._pieces.append(piece)
-        self._uploader.progress[self._op.key].bytes_done += done
+        self._progress.bytes_done += done
 
     async def _store(self, index: int, data: memoryview, turn: object) -> None:
         try:
@@ -385,5 +395,4 @@ class _Run:
         finally:
             self._uploader._in_flight.release_on_behalf_of(turn)
         self._pieces[index] = Piece(encoded.descriptor.id, len(data))
-        if self._op.key in self._uploader.progress:
-            self._uploader.progress[self._op.key].bytes_done += len(data)
+        self._progress.bytes_done += len(data)

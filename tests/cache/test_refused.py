@@ -14,7 +14,9 @@ from cache.edits import AGAIN_SECONDS
 from cache.operations import Body, Op, stuck, waiting_behind
 from cache.tree import ROOT, Node
 from remote import wire
+from remote.codec import Encoded
 from remote.errors import Forbidden
+from remote.upload import Upload
 from tests.cache.state import State
 from tests.model.device import Device
 from tests.model.server import Server
@@ -336,6 +338,33 @@ async def test_a_fault_in_an_acknowledgement_is_no_reason_to_make_it_twice(
     assert list(device.journal) == []
     assert list(await device.everything()) == ["/a"]
     assert await device.read_all(device.tree.child(ROOT, "a").ino) == b"bytes"  # type: ignore[union-attr]  # it is there
+
+
+async def test_a_fault_in_an_upload_puts_aside_that_file_only(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other files go on, and it goes on itself when it is asked to."""
+    bad = device.edits.create(ROOT, "bad", "file", 0o644, 0, 0)
+    await device.contents.write(bad.ino, 0, b"bytes of the one")
+    good = device.edits.create(ROOT, "good", "file", 0o644, 0, 0)
+    await device.contents.write(good.ino, 0, b"bytes")
+    store = device.uploader.store
+
+    async def stumble(upload: Upload, plain: memoryview, op: Op) -> Encoded:
+        if op.ino == bad.ino:
+            raise KeyError("a fault of ours")
+        return await store(upload, plain, op)
+
+    monkeypatch.setattr(device.uploader, "store", stumble)
+    await device.flush()
+    assert [op.ino for op in device.journal.refused()] == [bad.ino]
+    assert (await device.port.file(good.file)).file.size == len(b"bytes")
+    monkeypatch.undo()
+    with device.db.transaction():
+        device.journal.try_again(device.journal.refused())
+    await device.flush()
+    assert list(device.journal) == []
+    assert (await device.port.file(bad.file)).file.size == len(b"bytes of the one")
 
 
 async def test_renamed_after_the_refusal_everything_behind_it_goes_too(device: Device) -> None:

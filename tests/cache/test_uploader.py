@@ -12,6 +12,7 @@ import trio
 from cache import uploader as module
 from cache.manifests import Manifests
 from cache.operations import Op
+from cache.tree import ROOT
 from cache.uploader import Uploader
 from remote.codec import Encoded
 from remote.content import HOLE, Manifest, check_manifest
@@ -268,3 +269,34 @@ async def test_what_was_folded_away_while_its_snapshot_waited_is_left_alone(
     assert list(state.journal) == []
     assert bench.uploader.ready == {}
     assert not state.tree.node(node.ino).live
+
+
+async def test_what_was_folded_away_before_the_first_step_is_left_alone(bench: Bench) -> None:
+    """An editor saves again at the very moment when the upload of its last save is begun: that
+    save's operation, whose snapshot was to become the next version, is no more."""
+    state = bench.state
+    await state.save("letter", b"0")
+    await bench.finish(*state.journal)
+    await state.save("temporary", noise(1000, 1))
+    assert bench.uploader.snapshot(*state.journal)
+    state.edits.rename(ROOT, "temporary", ROOT, "letter")
+    (op,) = (one for one in state.journal if one.body.renew)
+    await state.save("temporary", noise(1000, 2))
+    state.edits.rename(ROOT, "temporary", ROOT, "letter")
+    assert op not in list(state.journal)
+    await bench.uploader.prepare(op)
+    assert bench.uploader.ready == bench.uploader.progress == {}
+
+
+async def test_a_growing_file_that_is_gone_before_the_first_step_is_left_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EARLY_STEP", 4 * MIB)
+    state = bench.state
+    node = await state.save("a", noise(9 * MIB))
+    (op,) = state.journal
+    assert bench.uploader.wants_early(node.ino)
+    state.unlink("a")
+    state.collector.collect()
+    await bench.uploader.send_early(op)
+    assert bench.drive.sent == []

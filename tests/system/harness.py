@@ -386,16 +386,20 @@ class Site:
         for pid in self.processes():
             complaints.append(f"process {pid} was left: {_command_line(pid)}")
         self.kill_daemons()
-        return complaints
+        return complaints + self.faults()
+
+    def faults(self) -> list[str]:
+        """Exceptions that no process expected, from the logs."""
+        logs = (file for file in self._log_files() if file.exists())
+        lines = (line for file in logs for line in file.read_text(errors="replace").splitlines())
+        return [f"a fault was logged: {line}" for line in lines if '"exception": ' in line]
+
+    def _log_files(self) -> list[Path]:
+        return [self.server.log, *self.base.glob("state-*/mount.log")]
 
     def logs(self) -> Iterator[tuple[str, str]]:
         """(title, last lines) of every log, for the report of a test that failed."""
-        files = [
-            self.server.log,
-            *self.base.glob("state-*/mount.log"),
-            *self.base.glob("state-*/mount.stderr"),
-        ]
-        for file in files:
+        for file in [*self._log_files(), *self.base.glob("state-*/mount.stderr")]:
             if file.exists() and (text := tail(file)):
                 yield f"{file.parent.name}/{file.name}", text
 
