@@ -7,7 +7,9 @@ the operation that cannot lose anything gives way; what nobody can decide is kep
 from __future__ import annotations
 
 import enum
+import itertools
 import re
+from collections.abc import Iterator
 
 from remote.errors import (
     Exists,
@@ -20,7 +22,7 @@ from remote.errors import (
     WouldLoop,
 )
 
-_MARK = re.compile(r" \(conflicted copy, [^()]* \d{4}-\d\d-\d\d( \d+)?\)(?=(\.[^.]*)?$)")
+_MARK = re.compile(r" \(conflicted copy, [^()]* \d{4}-\d\d-\d\d(?: (\d+))?\)(?=(\.[^.]*)?$)")
 
 
 class Verdict(enum.Enum):
@@ -71,6 +73,14 @@ def conflicted_name(name: str, device: str, day: str, number: int) -> str:
     name = _MARK.sub("", name) or name
     device = device.replace("/", "-").replace("\0", "-").encode()[:64].decode(errors="ignore")
     return marked_name(name, f"conflicted copy, {device} {day}", number)
+
+
+def conflicted_names(name: str, device: str, day: str) -> Iterator[str]:
+    """The names to try, in turn. A conflicted copy that loses again goes on from its own number:
+    the names before may be taken too, where this device cannot see it."""
+    mark = _MARK.search(name)
+    lost = 0 if mark is None else int(mark[1] or 1)
+    return (conflicted_name(name, device, day, number) for number in itertools.count(lost + 1))
 
 
 def marked_name(name: str, mark: str, number: int) -> str:

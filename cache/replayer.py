@@ -314,17 +314,16 @@ class Replayer:
         """One attempt."""
         below = self._uploader.known_parent(op)
         try:
-            await _unwrapped(self._uploader.prepare, op)
-            self.room.fitted(self._place(op.ino)[0])
-            self._uploads.done(op.key)
-            self._line.worked()
-            if (why := self._sends.why(op.key)) is not None:
-                self._uploader.fail(op, why)  # its bytes are there; that it waits is shown still
+            with self._putting_aside(op, "upload"):
+                await _unwrapped(self._uploader.prepare, op)
+                self.room.fitted(self._place(op.ino)[0])
+                self._uploads.done(op.key)
+                self._line.worked()
+                if (why := self._sends.why(op.key)) is not None:
+                    self._uploader.fail(op, why)  # its bytes are there; that it waits is shown
         except (NearlineError, OSError) as problem:  # OSError: reading our own disk
             if self._journal.get(op.key) is op:
                 self._upload_failed(op, problem, below)
-        except Exception:
-            self._put_aside(op, "upload")
         finally:
             if self._journal.get(op.key) is not op:
                 self._uploader.forget(op)
@@ -360,14 +359,13 @@ class Replayer:
     async def _upload_early(self, op: Op, key: str) -> None:
         """Best effort: what fails here is sent with the snapshot."""
         try:
-            await _unwrapped(self._uploader.send_early, op)
-            self._uploads.done(op.key)
+            with self._putting_aside(op, "early upload"):
+                await _unwrapped(self._uploader.send_early, op)
+                self._uploads.done(op.key)
         except (NearlineError, OSError) as problem:
             log.info("early upload stopped", path=self._tree.path(op.ino), why=str(problem))
             if self._journal.get(op.key) is op:
                 self._upload_waits(op, problem)
-        except Exception:
-            self._put_aside(op, "early upload")
         finally:
             del self._early[key]
             self.wake()
@@ -459,7 +457,8 @@ class Replayer:
             if self._journal.get(op.key) is not op:
                 continue  # resolving an earlier one took it along
             if isinstance(answer, wire.Applied):
-                await self._applied_or_put_aside(op, answer)
+                with self._putting_aside(op, "acknowledgement"):
+                    await self._applied(op, answer)
                 continue
             retry = RULES[type(answer)].retry
             if retry is Retry.NEVER and not tainted & used:
@@ -485,31 +484,25 @@ class Replayer:
 
     async def _resolve(self, op: Op, problem: Problem) -> None:
         try:
-            await self._resolver.resolve(op, problem)
+            with self._putting_aside(op, "resolution"):
+                await self._resolver.resolve(op, problem)
             self._uploads.hurry()  # what is made below it waits for that
         except NearlineError as trouble:  # could not ask the server: the answer will be the same
             self._again(op)
             self._send_waits(op.key, trouble)
-        except OSError:
-            raise
-        except Exception:
-            self._put_aside(op, "resolution")
 
-    async def _applied_or_put_aside(self, op: Op, answer: wire.Applied) -> None:
+    @contextlib.contextmanager
+    def _putting_aside(self, op: Op, what: str) -> Iterator[None]:
+        """A fault of ours with one operation must not end the mount, and with it the access to
+        every other file. Its bytes stay, it goes no further, and it is shown."""
         try:
-            await self._applied(op, answer)
+            yield
         except (NearlineError, OSError):
             raise
         except Exception:
-            self._put_aside(op, "acknowledgement")
-
-    def _put_aside(self, op: Op, what: str) -> None:
-        """While an exception is handled that nobody expects: a fault of ours with one operation
-        must not end the mount, and with it the access to every other file. Its bytes stay, it goes
-        no further, and it is shown."""
-        log.exception("a fault of this program", what=what, operation=op.kind, file=op.file)
-        if self._journal.get(op.key) is op:
-            self._resolver.refuse(op, None, "a fault of this program; the mount's log has it")
+            log.exception("a fault of this program", what=what, operation=op.kind, file=op.file)
+            if self._journal.get(op.key) is op:
+                self._resolver.refuse(op, None, "a fault of this program; the mount's log has it")
 
     async def _applied(self, op: Op, answer: wire.Applied) -> None:
         content = self._uploader.ready.get(op.key)

@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from cache.conflicts import Verdict, conflicted_name, verdict
+from cache.conflicts import Verdict, conflicted_name, conflicted_names, verdict
 from cache.database import Database
 from cache.journal import Journal
 from cache.merge import Merge
@@ -27,7 +27,7 @@ from cache.tree import ROOT, Tree, node_from
 from cache.uploader import Uploader
 from remote import wire
 from remote.content import EMPTY
-from remote.errors import NearlineError, Problem, Refused, Unreachable
+from remote.errors import NearlineError, Problem, Refused
 from remote.ids import FileId, VersionId
 
 log = structlog.get_logger(__name__)
@@ -199,12 +199,14 @@ class Resolver:
         self._journal.rewrite(op, body=body, key=new_id(), sent=False)
 
     def _free_name(self, parent: int, name: str) -> str:
-        day = time.strftime("%Y-%m-%d")
-        for number in range(1, 10_000):
-            fresh = conflicted_name(name, self._device, day, number)
-            if self._tree.child(parent, fresh) is None:
+        """Beside `name`, taken neither here nor, as far as it has told, on the server: what our own
+        operations hold back of what that says is not in the tree."""
+        place = self._tree.node(parent).file
+        for fresh in conflicted_names(name, self._device, time.strftime("%Y-%m-%d")):
+            here = self._tree.child(parent, fresh) is not None
+            if not here and self._merge.shadow_of_entry(place, fresh) is None:
                 return fresh
-        raise Unreachable(f"no free name beside {name}")
+        raise AssertionError("there is always another number")
 
     async def _adopt(self, op: Op) -> None:
         """Another device made the same directory: ours becomes it, children and all."""
@@ -243,38 +245,49 @@ class Resolver:
     def _recreate(self, op: Op) -> None:
         """The file was deleted elsewhere while it was changed here: it comes back as a new file,
         in the same place; beside what has taken its name; or at the top when the place is gone too.
-        If it was renamed over another one since, its bytes go on as that one."""
+        If it was renamed over another one since, its bytes go on as that one. If it was deleted
+        here too, it comes back to be deleted again: that leaves its bytes in the trash."""
         heir = next((one for one in self._after(op) if one.kind == "replace"), None)
         if heir is not None and heir.file == op.file:
             self._go_on_as(op, heir)
             return
         with self._db.transaction():
             self._merge.lose(op.ino)
-            node = self._tree.node(op.ino)
             names = self._tree.names(op.ino)
+            removal = None if names else self._removal(op)
             parent, name = names[0] if names else self._beside(op.body)
-            fresh = new_id()
+            place, drive = self._tree.node(parent).file, self._tree.node(parent).drive
+            fresh, links = new_id(), int(removal is None)
             self._journal.remove(op)
-            drive = self._tree.node(parent).drive
-            self._tree.update(op.ino, file=fresh, drive=drive, live=True, links=1, rev=0)
-            if not names:
-                self._tree.add_entry(parent, name, node)
-            body = Body(
-                parent=self._tree.node(parent).file,
-                name=name,
-                regular=True,
-                renew=op.version is not None,
-            )
+            self._tree.update(op.ino, file=fresh, drive=drive, live=bool(links), links=links, rev=0)
+            if not names and removal is None:
+                self._tree.add_entry(parent, name, self._tree.node(op.ino))
+            renew = op.version is not None
+            body = Body(parent=place, name=name, regular=True, renew=renew)
             create = self._journal.add("create", op.ino, fresh, body)
             create.origin = op.origin
             for later in self._journal.of_file(op.file):
                 if later.ino == op.ino:  # its next versions, attributes and names
                     self._journal.refile(later, fresh)
+            if removal is not None:
+                self._redirect(removal, place, name, source=True)
             if op.version is not None:
                 self._journal.rewrite(create, version=op.version)
+            if removal is None and self._uploader.is_written(op.ino):
+                self._carry(op, fresh)
             self._merge.settle(op)
         self._merge.after_commit()
         self._uploader.forget(op)
+
+    def _removal(self, op: Op) -> Op | None:
+        """The operation that takes the last name of its file away."""
+        later = (one for one in self._after(op) if one.kind == "unlink" and one.file == op.file)
+        return max(later, key=lambda one: one.seq, default=None)
+
+    def _carry(self, op: Op, file: FileId) -> None:
+        """What was written last into a file that lost its name here was to be sent no more."""
+        if self._journal.open_content(file, op.ino) is None:
+            self._journal.add("write", op.ino, file, Body()).origin = op.origin
 
     def _beside(self, body: Body) -> tuple[int, str]:
         """A place for a file that has no name any more: as near as can be to where it was."""

@@ -170,6 +170,11 @@ class Uploader:
             self._journal.rewrite(op, version=version)
             return True
 
+    def is_written(self, ino: int) -> bool:
+        """Does it hold bytes that are in no snapshot?"""
+        stack = self._contents.stack(ino)
+        return bool(stack) and not stack[0].frozen
+
     def _renew(self, op: Op, old: VersionId) -> None:
         fresh = new_id()
         with self._db.transaction():

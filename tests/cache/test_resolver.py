@@ -1,0 +1,139 @@
+"""What becomes of refused operations, where the person goes on working meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cache.conflicts import conflicted_name
+from cache.tree import ROOT
+from tests.model.device import Device
+from tests.model.server import Server
+
+NAME = "laptop"  # of both: conflicted copies of one day and name get in each other's way
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    found = Server(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+async def one(server: Server, tmp_path: Path, autojump_clock: object) -> Any:
+    async for device in opened(server, tmp_path / "one"):
+        yield device
+
+
+@pytest.fixture
+async def two(server: Server, tmp_path: Path, autojump_clock: object) -> Any:
+    async for device in opened(server, tmp_path / "two"):
+        yield device
+
+
+async def opened(server: Server, directory: Path) -> Any:
+    device = Device(server, directory, NAME, server.token(directory.name))
+    await device.start()
+    await device.ensure_listed(ROOT)
+    yield device
+    device.close()
+
+
+async def save(device: Device, name: str, data: bytes) -> int:
+    node = device.tree.child(ROOT, name)
+    node = node or device.edits.create(ROOT, name, "file", 0o644, 0, 0)
+    await device.contents.write(node.ino, 0, data)
+    return node.ino
+
+
+def names(device: Device) -> list[str]:
+    return sorted(entry.name for entry in device.tree.entries(ROOT, 0, 1000))
+
+
+def rests(device: Device) -> None:
+    """Nothing is to be sent, and there is nothing that never will be."""
+    assert list(device.journal) == []
+    assert device.contents.dirty_bytes == 0
+    assert device.db.all("SELECT id FROM layer") == []
+
+
+async def both_have_the_same(one: Device, two: Device) -> None:
+    await two.pull()
+    await one.pull()
+    assert await one.everything() == await two.everything()
+    rests(one)
+    rests(two)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+async def test_a_conflicted_name_that_is_taken_on_the_server_is_not_tried_again(
+    one: Device, two: Device, knows: bool
+) -> None:
+    """The other device calls itself the same, and has come first. Here the name is not in the tree:
+    the file has another one by now, and what its creation makes is held back."""
+    day = time.strftime("%Y-%m-%d")
+    taken = ["a", *(conflicted_name("a", NAME, day, number) for number in (1, 2, 3))]
+    for name in taken:
+        await save(one, name, b"one")
+    await one.flush()
+    await save(two, "a", b"two")
+    (op,) = two.journal
+    with two.db.transaction():
+        two.journal.rewrite(op, sent=True)
+    two.edits.link(op.ino, ROOT, "b")
+    two.edits.unlink(ROOT, "a", directory=False)
+    if knows:
+        await two.pull()
+    await two.flush()
+    await both_have_the_same(one, two)
+    assert names(two) == sorted([*taken, "b"])
+
+
+async def test_a_file_deleted_on_both_sides_leaves_its_last_versions_in_the_trash(
+    server: Server, one: Device, two: Device
+) -> None:
+    ino = await written_again(one, two)
+    one.edits.unlink(ROOT, "a", directory=False)
+    await one.flush()
+    assert one.tree.names(ino) == []
+    assert b"v2" in server.trash()
+    assert names(one) == []
+    await both_have_the_same(one, two)
+
+
+async def test_what_was_written_last_into_a_file_that_comes_back_is_sent(
+    one: Device, two: Device
+) -> None:
+    """It lost its name here to another one that was renamed over it."""
+    await written_again(one, two)
+    one.edits.create(ROOT, "b", "symlink", 0o777, 0, 0, target="t")
+    one.edits.rename(ROOT, "b", ROOT, "a")
+    await one.flush()
+    await both_have_the_same(one, two)
+    recovered = [name for name in names(one) if name != "a"]
+    assert len(recovered) == 1
+    node = one.tree.child(ROOT, recovered[0])
+    assert node is not None
+    assert await one.read_all(node.ino) == b"v3"
+
+
+async def written_again(one: Device, two: Device) -> int:
+    """The inode at `one` of "a": it was deleted at `two`, and while what had been written into it
+    was on its way it was written again."""
+    ino = await save(one, "a", b"v1")
+    await one.flush()
+    await two.pull()
+    two.edits.unlink(ROOT, "a", directory=False)
+    await two.flush()
+    await save(one, "a", b"v2")
+    (op,) = one.journal
+    assert one.uploader.snapshot(op)
+    with one.db.transaction():
+        one.journal.rewrite(op, sent=True)
+    await save(one, "a", b"v3")
+    return ino
