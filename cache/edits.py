@@ -22,7 +22,14 @@ import msgspec
 
 from cache.database import Database
 from cache.journal import Journal
-from cache.operations import DIRECTORY_MOVES, Body, Op, entry_key, new_id
+from cache.operations import (
+    CONTENT_AND_ATTRIBUTES,
+    DIRECTORY_MOVES,
+    Body,
+    Op,
+    entry_key,
+    new_id,
+)
 from cache.shares import SHARED, Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree
 from remote.ids import FileId, VersionId
@@ -30,7 +37,6 @@ from remote.wire import Kind
 
 MAX_LINKS = 65000  # ext4's limit
 ATTRIBUTES = frozenset({"mode", "uid", "gid", "mtime_ns", "atime_ns"})
-CONTENT_AND_ATTRIBUTES = frozenset({"write", "setattr", "setxattr"})
 MAKES_A_NAME = frozenset({"create", "link", "rename"})
 # Writing into a file whose change was refused tries it again, but a program that never stops
 # writing shall not make that a stream of refusals.

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from remote.ids import FileId, VersionId, uuid7
 
+CONTENT_AND_ATTRIBUTES = frozenset({"write", "setattr", "setxattr"})  # kinds that change no name
 DIRECTORY_MOVES = "D"  # renames of directories keep their order: the server checks for cycles
 
 

@@ -22,7 +22,7 @@ from cache.conflicts import Verdict, conflicted_name, conflicted_names, verdict
 from cache.database import Database
 from cache.journal import Journal
 from cache.merge import Merge
-from cache.operations import Body, Op, new_id
+from cache.operations import CONTENT_AND_ATTRIBUTES, Body, Op, new_id
 from cache.tree import ROOT, Tree, node_from
 from cache.uploader import Uploader
 from remote import wire
@@ -312,9 +312,13 @@ class Resolver:
                 self._journal.rewrite(write, version=op.version)
             attrs = Body(attrs=["gid", "mode", "uid"])
             self._journal.add("setattr", op.ino, heir.body.other, attrs)
-            for later in self._after(op):
-                if later.seq < write.seq and later.file != op.file:
+            for name in sorted(self._tree.xattrs(op.ino)):
+                self._journal.add("setxattr", op.ino, heir.body.other, Body(xattr=name))
+            for later in [one for one in self._after(op) if one.seq < write.seq]:
+                if later.file != op.file:
                     self._journal.move_to_end(later)
+                elif later.kind in CONTENT_AND_ATTRIBUTES:
+                    self._journal.refile(later, heir.body.other)
             for gone in (op, heir):
                 self._merge.settle(gone)
                 self._uploader.forget(gone)

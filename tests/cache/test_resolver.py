@@ -122,6 +122,21 @@ async def test_what_was_written_last_into_a_file_that_comes_back_is_sent(
     assert await one.read_all(node.ino) == b"v3"
 
 
+async def test_what_was_written_before_the_file_replaced_another_goes_with_it(
+    server: Server, one: Device, two: Device
+) -> None:
+    await save(one, "b", b"to be replaced")
+    ino = await written_again(one, two)
+    one.edits.set_xattr(ino, "user.tag", b"value")
+    one.edits.rename(ROOT, "a", ROOT, "b")
+    await one.flush()
+    await both_have_the_same(one, two)
+    assert names(one) == ["b"]
+    assert await one.read_all(ino) == b"v3"
+    assert one.tree.xattrs(ino) == {"user.tag": b"value"}
+    assert b"v2" in server.history()
+
+
 async def written_again(one: Device, two: Device) -> int:
     """The inode at `one` of "a": it was deleted at `two`, and while what had been written into it
     was on its way it was written again."""
