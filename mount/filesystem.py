@@ -160,6 +160,8 @@ class FileSystem(pyfuse3.Operations):
             if self._lookups.forgotten(ino, times):
                 self._session.contents.release(ino)
                 self._session.collector.unused(ino)
+            elif self._lookups.looks_up(ino):
+                self._session.look_up_again(ino)
 
     @request
     async def mknod(

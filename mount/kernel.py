@@ -37,6 +37,10 @@ class Lookups:
             del self._counts[ino]
         return not self.in_use(ino)
 
+    def looks_up(self, ino: int) -> bool:
+        """After `forgotten`: is there still an answer from which the kernel makes it anew?"""
+        return ino in self._counts
+
     def opened(self, ino: int) -> None:
         self._handles[ino] += 1
 

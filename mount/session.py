@@ -106,7 +106,7 @@ class Session:
         self.contents = Contents(self.db, self.tree, self.spool, reader)
         self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)
         dropped = self.collector.dropped
-        self.forget_attributes = invalidator.forget_attributes
+        self._invalidator = invalidator
         told = Invalidation(self.db, invalidator)
         self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
         self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
@@ -221,6 +221,19 @@ class Session:
             await self.ensure_listed(ROOT)
         except NearlineError as problem:
             log.info("root not listed yet", why=str(problem))
+
+    def forget_attributes(self, ino: int) -> None:
+        self._invalidator.forget_attributes(ino)
+
+    def look_up_again(self, ino: int) -> None:
+        """The kernel has dropped its inode of a file, and makes another one from an answer that was
+        on its way to somebody meanwhile. The size in that may be from before what was written
+        through the first one, and with the write-back cache the kernel asks for a size only once
+        (`fuse_change_attributes_i` in Linux): it shall not keep what it makes."""
+        node = self.tree.find(ino)
+        if node is not None and node.is_regular:
+            for parent, name in self.tree.names(ino):
+                self._invalidator.forget_entry(parent, name)
 
     def close(self) -> None:
         self.blocks.close()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import threading
+from types import SimpleNamespace
 
 import pyfuse3
 import pytest
 import trio
 import trio.testing
 
+from mount.attributes import Ownership
+from mount.filesystem import FileSystem
 from mount.kernel import KernelInvalidator, Lookups
 
 
@@ -18,7 +21,10 @@ def test_an_inode_is_in_use_until_the_last_reference_is_gone() -> None:
     lookups.looked_up(7)
     lookups.looked_up(7)
     lookups.opened(7)
-    assert not lookups.forgotten(7, 2)
+    assert not lookups.forgotten(7, 1)
+    assert lookups.looks_up(7)
+    assert not lookups.forgotten(7, 1)
+    assert not lookups.looks_up(7)
     assert lookups.in_use(7)
     assert lookups.closed(7)
     assert not lookups.in_use(7)
@@ -87,3 +93,24 @@ async def test_a_kernel_that_will_not_is_no_reason_to_end(
         invalidator.forget_entry(1, "b")
         await kernel.was_told(2)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_file_that_the_kernel_makes_anew_from_an_old_answer_is_looked_up_again() -> None:
+    released: list[int] = []
+    again: list[int] = []
+    session = SimpleNamespace(
+        tree=None,
+        edits=None,
+        replayer=SimpleNamespace(last_request=0.0),
+        contents=SimpleNamespace(release=released.append),
+        collector=SimpleNamespace(unused=released.append),
+        look_up_again=again.append,
+    )
+    lookups = Lookups()
+    system = FileSystem(session, lookups, Ownership(None, None, 0))  # type: ignore[arg-type]  # the part of it that is used
+    for ino in (7, 7, 8):
+        lookups.looked_up(ino)
+    await system.forget([(7, 1), (8, 1)])
+    assert (again, released) == ([7], [8, 8])
+    await system.forget([(7, 1)])
+    assert (again, released) == ([7], [8, 8, 7, 7])
