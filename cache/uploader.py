@@ -245,10 +245,15 @@ class Uploader:
         self._resend.setdefault(op.key, set()).update(missing)
 
     def tidy(self, under_way: Container[str]) -> None:
-        """Nothing is shown of what has left the journal and is not `under_way`."""
-        for key in [key for key in self.progress if self._journal.get(key) is None]:
-            if key not in under_way:
-                del self.progress[key]
+        """Nothing is shown or kept of what has left the journal (a local edit may have folded it
+        away when its bytes were there) and is not `under_way`."""
+        for kept in (self.progress, self.ready, self._resend):
+            for key in [key for key in kept if self._journal.get(key) is None]:
+                if key not in under_way:
+                    del kept[key]
+        for ino in [ino for ino, early in self._early.items() if not early.running]:
+            if not self._journal.refers_to(ino):
+                del self._early[ino]
 
     def _rekeyed(self, old: str, new: str) -> None:
         """An operation goes on under another key."""

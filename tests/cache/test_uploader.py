@@ -288,6 +288,22 @@ async def test_what_was_folded_away_before_the_first_step_is_left_alone(bench: B
     assert bench.uploader.ready == bench.uploader.progress == {}
 
 
+async def test_nothing_is_kept_of_what_was_folded_away_when_its_bytes_were_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EARLY_STEP", 4 * MIB)
+    state = bench.state
+    await state.save("a", noise(9 * MIB))
+    (op,) = state.journal
+    await bench.uploader.send_early(op)
+    await bench.uploader.prepare(op)
+    bench.uploader.tidy(())
+    assert list(bench.uploader.ready) == [op.key]
+    state.unlink("a")
+    bench.uploader.tidy(())
+    assert bench.uploader.ready == bench.uploader._early == {}
+
+
 async def test_a_growing_file_that_is_gone_before_the_first_step_is_left_alone(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
