@@ -331,10 +331,15 @@ class Merge:
         )
 
     def _held(self, key: str, record: FileRecord | EntryRecord) -> bool:
-        if not self._holds(key, record):
-            return False
+        """Is it held back, or older than what was? An answer can come when the feed has told of
+        later changes already; what is free and not settled yet must not undo what is newer."""
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
-        if row is None or _unpack(key, row["record"]).rev < record.rev:
+        known = None if row is None else _unpack(key, row["record"]).rev
+        if not self._holds(key, record):
+            if known is not None and known < record.rev:
+                self._db.run("DELETE FROM shadow WHERE key = ?", key)
+            return known is not None and known > record.rev
+        if known is None or known < record.rev:
             packed = msgspec.msgpack.encode(record)
             self._db.run("INSERT OR REPLACE INTO shadow VALUES (?, ?)", key, packed)
         return True
@@ -403,7 +408,7 @@ class Merge:
         newest = max(
             self._tree.entry_rev(parent.ino, entry.name), 0 if listing else parent.listed or 0
         )
-        if entry.rev < newest or (entry.rev == newest and not listing):
+        if entry.rev < newest or (entry.rev == newest and not listing) or self._has_left(entry):
             return
         old = self._tree.child(parent.ino, entry.name)
         new = None if entry.file is None else self._node_for(entry, parent, files)
@@ -450,6 +455,14 @@ class Merge:
         node = self._tree.insert(node_from(record, parent.drive))
         self._tree.replace_xattrs(node.ino, record.xattrs)
         return node
+
+    def _has_left(self, entry: EntryRecord) -> bool:
+        """Is it a directory that moved on since? A listing of where it is now can come first, and
+        what tells of that move later is older than the listing: nothing would bring it back."""
+        node = None if entry.file is None else self._tree.live(entry.file)
+        if node is None or not node.is_directory:
+            return False
+        return any(self._tree.entry_rev(*at) > entry.rev for at in self._tree.names(node.ino))
 
     def _leave_old_place(self, node: Node, parent: Node, name: str) -> None:
         """A directory has one name: the new one wins at once, so that the tree stays a tree."""

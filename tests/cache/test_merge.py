@@ -155,6 +155,20 @@ def test_a_name_in_a_directory_that_is_not_listed_is_left_to_its_listing(state: 
     assert state.tree.node(directory).listed is None
 
 
+def test_a_directory_stays_where_a_listing_has_shown_it_whatever_came_before(state: State) -> None:
+    """It moved to "in" (3) and back (4); the listing of the top tells the last, then the feed."""
+    holder = state.born("in", 1, kind="directory")
+    with state.db.transaction():
+        state.tree.update(state.listing()["in"], listed=1)
+    moved = state.born("d", 2, kind="directory")
+    ino, back = state.listing()["d"], later(moved, rev=4)
+    state.list_directory(ROOT, [("in", holder), ("d", back)], 5)
+    there, gone = state.entry("d", moved.id, 3, holder.id), state.entry("d", None, 4, holder.id)
+    state.remote(3, [later(moved, rev=3)], [state.entry("d", None, 3), there])
+    state.remote(4, [back], [gone, state.entry("d", moved.id, 4)])
+    assert state.listing()["d"] == ino
+
+
 # --- held back ------------------------------------------------------------------------------------
 
 
@@ -338,6 +352,20 @@ def test_a_file_that_moved_elsewhere_while_it_was_edited_here_ends_under_its_new
 # --- reset ----------------------------------------------------------------------------------------
 
 
+def test_a_directory_stays_where_another_device_moved_it_before_its_making_was_answered(
+    state: State,
+) -> None:
+    node = state.make("a", "directory")
+    state.send()
+    (create,) = state.journal
+    record = state.record(id=node.file, kind="directory", rev=1)
+    moved = later(record, rev=2)
+    state.remote(1, [record], [state.entry("a", node.file, 1)])
+    state.remote(2, [moved], [state.entry("a", None, 2), state.entry("b", node.file, 2)])
+    state.acknowledge(create, 1, [record], [state.entry("a", node.file, 1)])
+    assert state.listing() == {"b": node.ino}
+
+
 def test_after_a_reset_listings_are_believed_again_whatever_their_number(state: State) -> None:
     record = state.born("a", 50)
     state.born("gone", 51)
@@ -361,6 +389,17 @@ def test_what_was_held_back_comes_when_the_operation_is_folded_away(state: State
     state.list_directory(ROOT, [("a", theirs)], 1)
     assert state.tree.node(state.listing()["a"]).file == theirs.id
     assert state.db.all("SELECT * FROM shadow") == []
+
+
+def test_what_was_held_back_and_is_free_does_not_undo_what_is_newer(state: State) -> None:
+    state.make("a")
+    theirs = state.record(rev=1)
+    state.remote(1, [theirs], [state.entry("a", theirs.id, 1)])
+    state.unlink("a")
+    moved = [state.entry("a", None, 2), state.entry("b", theirs.id, 2)]
+    state.remote(2, [later(theirs, rev=2)], moved)
+    state.merge.settle_free()
+    assert set(state.listing()) == {"b"}
 
 
 def test_a_change_that_cannot_be_stored_is_asked_for_again(
