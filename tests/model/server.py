@@ -152,7 +152,7 @@ class Server(Storage):
 class Network:
     """How one device reaches the server. `lose_replies`: the request is carried out, the answer
     does not arrive, so many times. `weather`: requests and answers take their time, so what was
-    asked or answered first need not come first."""
+    asked or answered first need not come first. More than `most` requests never end."""
 
     up: bool = True
     lose_replies: int = 0
@@ -160,6 +160,7 @@ class Network:
     reached: trio.Event = field(default_factory=trio.Event)  # set at request number `stop_at`
     stop_at: int = 0
     weather: random.Random | None = None
+    most: int = 5000
 
     async def cross(self) -> None:
         await self._dawdle()
@@ -167,7 +168,7 @@ class Network:
         if self.requests == self.stop_at:
             self.reached.set()
             await trio.lowlevel.checkpoint()
-        assert self.requests < 5000, "this never ends"
+        assert self.requests < self.most, "this never ends"
         if not self.up:
             raise Unreachable("partitioned")
 
