@@ -103,6 +103,9 @@ class Replayer:
         self._early: dict[str, int] = {}
         self._turned_away: list[tuple[Op, Problem]] = []  # uploads to be resolved between batches
         self._uploads, self._sends, self._line = Waits(), Waits(), Line()
+        # Has what was last sent since `lost_touch` arrived? When that changes, `on_weather` is called.
+        self.gets_through = False
+        self.on_weather: Callable[[], None] = lambda: None
         self._wake = trio.Event()
         self._most = BATCH  # operations sent at a time: fewer after a batch was refused as a whole
 
@@ -119,6 +122,15 @@ class Replayer:
         self._sends.retry_now()
         self._line.worked()
         self.wake()
+
+    def lost_touch(self) -> None:
+        """The server cannot be asked what is new any more."""
+        self.gets_through = False
+
+    def _arrives(self, so: bool) -> None:
+        if so != self.gets_through:
+            self.gets_through = so
+            self.on_weather()
 
     @property
     def waiting_because(self) -> str | None:
@@ -319,6 +331,7 @@ class Replayer:
                 self.room.fitted(self._place(op.ino)[0])
                 self._uploads.done(op.key)
                 self._line.worked()
+                self._arrives(True)
                 if (why := self._sends.why(op.key)) is not None:
                     self._uploader.fail(op, why)  # its bytes are there; that it waits is shown
         except (NearlineError, OSError) as problem:  # OSError: reading our own disk
@@ -348,6 +361,7 @@ class Replayer:
             self._line.worked()
         elif isinstance(problem, NearlineError) and _is_of_the_line(problem):
             self._line.failed(now, random.random(), retry_after=told)
+            self._arrives(False)
 
     async def _resolve_uploads(self) -> None:
         """What the server would not even take the bytes of."""
@@ -429,12 +443,14 @@ class Replayer:
             return
         try:
             reply = await self._port.apply(wire.ApplyRequest(ops=keyed))
+            self._arrives(True)
             self._sends.done(BATCHES)
             self._most = min(BATCH, 2 * self._most)
             await self._take_answers(batch, reply)
         except Refused as refusal:
             await self._refused_whole(batch, refusal)
         except NearlineError as problem:  # what has no answer yet is sent again, as it was
+            self._arrives(False)
             self._send_waits(BATCHES, problem)
 
     async def _refused_whole(self, batch: list[Op], refusal: Refused) -> None:

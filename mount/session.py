@@ -156,8 +156,9 @@ class Session:
             self.contents,
             self.replayer,
             self.require_online,
-            lambda: self.subscriber.known_offline,
+            lambda: self.subscriber.known_offline and not self.replayer.gets_through,
         )
+        self.replayer.on_weather = self._weather_changed
 
     # Life.
 
@@ -246,7 +247,14 @@ class Session:
         self.spool.close()
         self.db.close(clean=clean)
 
+    def _weather_changed(self) -> None:
+        self.waiting.weather_changed()
+        if self.subscriber.known_offline and self.replayer.gets_through:
+            self.subscriber.poke()  # its own next try may be far away
+
     def _online_changed(self) -> None:
+        if not self.subscriber.online:
+            self.replayer.lost_touch()
         self.waiting.weather_changed()
         self.patience.down(self.subscriber.known_offline)
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)

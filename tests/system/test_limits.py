@@ -147,6 +147,21 @@ def test_who_waits_is_told_when_the_network_goes_and_nothing_is_lost(calm: Proxi
     assert Writer(calm.a.at / "this now", noise(20_000_000, 13)).failed() == 0
 
 
+def test_who_waits_goes_on_waiting_while_only_the_feed_is_down(calm: Proxied) -> None:
+    """What is sent arrives, so there will be room."""
+    feed = calm.proxy.add(Fault("^GET /v1/changes", status=503))
+    calm.proxy.cut()
+    calm.proxy.mend()
+    wait_until(lambda: calm.a.status()["state"] == "offline", "the feed is down")
+    (calm.a.at / "small").write_bytes(b"bytes")
+    wait_until(lambda: dirty(calm.a) == 0, "it was sent all the same")
+    large = noise(20_000_000, 15)
+    assert Writer(calm.a.at / "large though offline", large).failed() == 0
+    assert calm.a.status()["state"] == "offline"
+    feed.lift()
+    calm.b.sees("large though offline", large)
+
+
 def test_eviction_never_touches_dirty_bytes(calm: Proxied) -> None:
     """The block cache is filled over and over while dirty bytes wait; offline they are all read
     back, also by the process after the one that was killed, and at last elsewhere."""
