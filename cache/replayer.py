@@ -103,9 +103,8 @@ class Replayer:
         self._early: dict[str, int] = {}
         self._turned_away: list[tuple[Op, Problem]] = []  # uploads to be resolved between batches
         self._uploads, self._sends, self._line = Waits(), Waits(), Line()
-        # Has what was last sent since `lost_touch` arrived? When that changes, `on_weather` is called.
-        self.gets_through = False
-        self.on_weather: Callable[[], None] = lambda: None
+        self.gets_through = False  # has what was sent last, since `lost_touch`, arrived?
+        self.on_weather: Callable[[], None] = lambda: None  # that has changed
         self._wake = trio.Event()
         self._most = BATCH  # operations sent at a time: fewer after a batch was refused as a whole
 
