@@ -173,7 +173,8 @@ class Merge:
             for child in children:
                 listed.add(child.entry.name)
                 self._merge_file(child.file)
-                self._merge_entry(child.entry, {child.file.id: child.file}, listing=True)
+                entry = self._not_before(child.entry, as_of)
+                self._merge_entry(entry, {child.file.id: child.file}, listing=True)
             parent = self._tree.node(ino)
             rows = self._db.all(
                 "SELECT name FROM entry JOIN node USING (ino) WHERE parent = ? AND drive != ?",
@@ -186,6 +187,12 @@ class Merge:
             self._tree.update(ino, listed=as_of)
             self._kernel.forget_attributes(ino)  # how many directories are in it is known now
         self._kernel.tell()
+
+    def _not_before(self, entry: EntryRecord, as_of: int) -> EntryRecord:
+        """An answer tells also of names that it has left as they were. For the server these are no
+        newer by that, and a listing that came after the answer is not older than it."""
+        rev = self._ahead.get(entry_key(entry.parent, entry.name), ("", 0))[1]
+        return structs.replace(entry, rev=rev) if entry.rev < rev <= as_of else entry
 
     def learn(self, record: FileRecord) -> None:
         """What the server answered about one file. In a transaction."""

@@ -349,6 +349,22 @@ def test_a_file_that_moved_elsewhere_while_it_was_edited_here_ends_under_its_new
     assert set(state.listing()) == {"b"}
 
 
+def test_a_listing_is_believed_about_a_name_that_an_answer_has_left_as_it_was(
+    state: State,
+) -> None:
+    """As that to a rename over the name, which keeps the file that it means."""
+    record = state.born("a", 1)
+    state.edits.set_attributes(state.listing()["a"], {"mode": 0o600})
+    (op,) = state.journal
+    state.acknowledge(op, 5, [later(record, rev=5)], [state.entry("a", record.id, 5)])
+    state.edits.rename(ROOT, "a", ROOT, "b")
+    (refused,) = state.journal
+    with state.db.transaction():
+        state.journal.remove(refused)
+    state.list_directory(ROOT, [("a", record)], 6)
+    assert set(state.listing()) == {"a"}
+
+
 # --- reset ----------------------------------------------------------------------------------------
 
 
