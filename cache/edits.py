@@ -202,7 +202,7 @@ class Edits:
     def _remove_name(self, parent: int, name: str, node: Node) -> None:
         """Take the name away; the node stops being live with its last one."""
         now = time.time_ns()
-        links = node.links - 1
+        links = max(0, node.links - 1)  # of a directory the server may have said that it is gone
         self._tree.drop_entry(parent, name, node)
         self._tree.update(node.ino, links=links, ctime_ns=now, live=links > 0)
         if links == 0:

@@ -398,3 +398,19 @@ def test_the_journal_survives_the_process(state: State) -> None:
     state.reopen()
     assert [msgspec.structs.replace(op, origin="") for op in state.journal] == before
     assert state.journal.is_pending(f"E{ROOT_FILE}/b")
+
+
+def test_a_directory_that_the_server_has_no_more_is_collected_when_it_is_removed_here(
+    state: State,
+) -> None:
+    """The answer to another change of it told so, before the feed took its name."""
+    record = state.born("d", 1, kind="directory")
+    ino = state.listing()["d"]
+    with state.db.transaction():
+        state.tree.update(ino, listed=1)
+    state.remote(2, [msgspec.structs.replace(record, links=0, rev=2)], [])
+    state.unlink("d")
+    with state.db.transaction():
+        state.journal.remove(*state.journal)
+    state.collector.collect()
+    assert state.tree.find(ino) is None
