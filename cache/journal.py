@@ -267,6 +267,15 @@ class Journal:
                 return op if op.ino == ino and op.version is None and not op.sent else None
         return None
 
+    def first_content(self, op: Op) -> Op:
+        """The operation whose snapshot is the next of the inode of `op`, which waits for one: that
+        of the file which the inode was before it replaced another may still be to be taken."""
+        own = sum(one.ino == op.ino for one in self.of_file(op.file))
+        if self._memory.inodes[op.ino] == own:
+            return op  # of_file has told: they are in order, and `op` is the only one without
+        of_inode = (one for one in self if one.ino == op.ino and one.has_content)
+        return next((one for one in of_inode if one.version is None), op)
+
     # Changes: inside a transaction of the caller's.
 
     def add(self, kind: str, ino: int, file: FileId, body: Body) -> Op:

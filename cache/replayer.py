@@ -285,8 +285,7 @@ class Replayer:
                 continue
             if op.ino in self._uploading.values() or op.ino in self._early.values():
                 continue  # one snapshot of an inode at a time, whichever operation it is for
-            frozen = self._contents.frozen(op.ino)
-            if frozen is not None and frozen.version != op.version:
+            if op.version is None and self._contents.frozen(op.ino) is not None:
                 continue  # an earlier snapshot of the same inode goes first
             if self._is_due(op):
                 self._uploading[op.key] = op.ino
@@ -467,10 +466,11 @@ class Replayer:
         later: list[tuple[Op, Problem]] = []
         some = any(isinstance(answer, wire.Applied) for answer in reply.results)
         # As they were sent: resolving one may rewrite those behind it.
-        touched = [(writes(op), reads(op) | writes(op)) for op in batch]
-        for op, answer, (wrote, used) in zip(batch, reply.results, touched, strict=True):
-            if self._journal.get(op.key) is not op:
-                continue  # resolving an earlier one took it along
+        sent = [(op.key, writes(op), reads(op) | writes(op)) for op in batch]
+        for op, answer, (key, wrote, used) in zip(batch, reply.results, sent, strict=True):
+            if self._journal.get(key) is not op:  # an earlier one took it along, or made it anew
+                tainted |= set() if isinstance(answer, wire.Applied) else wrote
+                continue
             if isinstance(answer, wire.Applied):
                 with self._putting_aside(op, "acknowledgement"):
                     await self._applied(op, answer)

@@ -254,7 +254,8 @@ class Resolver:
         with self._db.transaction():
             self._merge.lose(op.ino)
             names = self._tree.names(op.ino)
-            removal = None if names else self._removal(op)
+            was_removed_here = not (names or self._tree.node(op.ino).live)
+            removal = self._removal(op) if was_removed_here else None
             parent, name = names[0] if names else self._beside(op.body)
             place, drive = self._tree.node(parent).file, self._tree.node(parent).drive
             fresh, links = new_id(), int(removal is None)

@@ -104,7 +104,7 @@ class Snapshots:
         if op is None or self._contents.frozen(ino) is not None:
             return
         if now or self._hurry or _is_old(op.made_ns, EVERY_NS - STEP_NS):
-            self.freeze(op)
+            self.freeze(self._journal.first_content(op))
 
     def asked(self, inodes: Iterable[int], since_ns: int) -> None:
         """They were asked for. What was not at rest then never will be, that way: its name is gone,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from cache.conflicts import conflicted_name
 from cache.tree import ROOT
@@ -152,3 +153,42 @@ async def written_again(one: Device, two: Device) -> int:
         one.journal.rewrite(op, sent=True)
     await save(one, "a", b"v3")
     return ino
+
+
+async def test_what_one_name_was_taken_from_here_and_the_other_there_comes_back(
+    one: Device, two: Device
+) -> None:
+    """The last name went there, where nobody knew of what was written here."""
+    ino = await save(one, "a", b"old")
+    one.edits.link(ino, ROOT, "b")
+    await one.sync()
+    await two.pull()
+    await save(one, "a", b"new")
+    one.edits.unlink(ROOT, "a", directory=False)
+    for name in ("a", "b"):
+        two.edits.unlink(ROOT, name, directory=False)
+    await save(two, "b", b"another")
+    await two.sync()
+    await one.sync()
+    await both_have_the_same(one, two)
+    assert sorted(entry.node.size for entry in one.tree.entries(ROOT, 0, 10)) == [3, 7]
+    one.collector.collect()
+    assert one.db.all("SELECT ino FROM node WHERE NOT live") == []
+
+
+async def test_an_empty_file_is_sent_again_when_its_next_version_is_frozen_already(
+    one: Device, two: Device
+) -> None:
+    """The answer to its creation was lost with the process."""
+    node = one.edits.create(ROOT, "a", "file", 0o644, 0, 0)
+    (create,) = one.journal
+    assert one.uploader.snapshot(create)
+    with one.db.transaction():
+        one.journal.rewrite(create, sent=True)
+    await save(one, "a", b"bytes")
+    write = list(one.journal)[-1]
+    assert one.uploader.snapshot(write)
+    with trio.fail_after(5):
+        await one.sync()
+    assert one.tree.node(node.ino).size == 5
+    await both_have_the_same(one, two)

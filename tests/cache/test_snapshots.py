@@ -10,6 +10,7 @@ import pytest
 
 from cache.operations import Op
 from cache.snapshots import EVERY_NS, STEP_NS, Snapshots
+from cache.tree import ROOT
 from tests.cache.state import State
 
 
@@ -122,3 +123,21 @@ async def test_in_a_hurry_every_rest_will_do(state: State) -> None:
     with frozen.snapshots.hurry():
         frozen.snapshots.at_rest(ino)
     assert frozen.inodes == [ino]
+
+
+async def test_what_was_written_before_a_file_replaced_another_is_frozen_first(
+    state: State, clock: Clock
+) -> None:
+    """Both operations take their bytes from one inode, where the one would wait for the other."""
+    state.born("letter")
+    draft = state.born("draft", 2, size=0)
+    ino = state.listing()["draft"]
+    await state.contents.write(ino, 0, b"1")
+    state.edits.rename(ROOT, "draft", ROOT, "letter")
+    await state.contents.write(ino, 0, b"2")
+    frozen = Frozen(state)
+    frozen.snapshots.opened(ino)
+    frozen.snapshots.at_rest(ino, now=True)
+    first, last = (op for op in state.journal if op.has_content)
+    assert first.file == draft.id
+    assert (first.version, last.version) == (f"{1:032x}", None)
