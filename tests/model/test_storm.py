@@ -116,7 +116,7 @@ class Storm:
 
 
 def check_nothing_is_left(device: Device) -> None:
-    assert list(device.journal) == []
+    assert list(device.journal) == [], list(device.journal)
     assert device.contents.dirty_bytes == 0, device.contents.dirty_bytes
     assert not device.uploader.progress
     assert not device.uploader.ready
@@ -124,7 +124,7 @@ def check_nothing_is_left(device: Device) -> None:
         rows = [tuple(row) for row in device.db.all(f"SELECT * FROM {table}")]
         assert rows == [], table
     dead = [tuple(row) for row in device.db.all("SELECT * FROM node WHERE NOT live")]
-    assert dead == []
+    assert dead == [], dead
     check_tables(device)
 
 
