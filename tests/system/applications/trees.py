@@ -6,6 +6,7 @@ adds to every file, which is about the device and not about the file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -104,7 +105,9 @@ def arrives(pair: Pair, name: str, *, ignored: tuple[str, ...] = (), contents: b
     def there() -> dict[str, Entry]:
         try:
             return entries(theirs, ignored=ignored)
-        except FileNotFoundError:  # a name that is going
+        except OSError as problem:  # a name, or an attribute, that is going
+            if problem.errno not in (errno.ENOENT, errno.ENODATA):
+                raise
             return {}
 
     try:
