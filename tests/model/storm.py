@@ -73,6 +73,7 @@ class Plan:
     names: int = 4  # in each directory
     crashes: bool = False
     partitions: bool = False
+    resets: bool = False  # the server forgets now and then what the feed has told
 
     def dice(self, *whose: object) -> random.Random:
         """A chance of one's own: what others draw changes nothing."""

@@ -46,6 +46,7 @@ def plan_of(seed: int) -> Plan:
         names=dice.randrange(1, 6),
         crashes=seed % 4 == 2,
         partitions=seed % 4 == 3,
+        resets=seed % 5 == 4,
     )
 
 
@@ -86,10 +87,18 @@ class Storm:
         async with trio.open_nursery() as nursery:
             for site in sites:
                 nursery.start_soon(site.live)
+            if self._plan.resets:
+                nursery.start_soon(self._forget)
             for site in sites:
                 await site.is_calm.wait()
             await self._come_to_rest(sites)
             nursery.cancel_scope.cancel()
+
+    async def _forget(self) -> None:
+        dice = self._plan.dice("server")
+        while True:
+            await trio.sleep(dice.choice((0.5, 2, 10)))
+            self._server.forget_feed()
 
     async def _come_to_rest(self, sites: list[Site]) -> None:
         for device in self.devices:
