@@ -68,7 +68,7 @@ def verdict(kind: str, problem: Problem, *, directory: bool) -> Verdict:
 
 
 def conflicted_name(name: str, device: str, day: str, number: int) -> str:
-    """The name a conflict loser gets beside the winner. A conflicted copy that loses again gets
+    """The name a conflict loser gets beside the winner. A conflicted copy that loses again has
     another number, not another mark."""
     name = _MARK.sub("", name) or name
     device = device.replace("/", "-").replace("\0", "-").encode()[:64].decode(errors="ignore")

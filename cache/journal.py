@@ -272,7 +272,7 @@ class Journal:
         of the file which the inode was before it replaced another may still be to be taken."""
         own = sum(one.ino == op.ino for one in self.of_file(op.file))
         if self._memory.inodes[op.ino] == own:
-            return op  # of_file has told: they are in order, and `op` is the only one without
+            return op  # all are of its file, where content is added only when the last is frozen
         of_inode = (one for one in self if one.ino == op.ino and one.has_content)
         return next((one for one in of_inode if one.version is None), op)
 
@@ -358,7 +358,8 @@ class Journal:
                 field: new for field in ("parent", "new_parent") if getattr(op.body, field) == old
             }
             if changes:
-                self.rewrite(op, body=msgspec.structs.replace(op.body, **changes), key=new_id())
+                body = msgspec.structs.replace(op.body, **changes)
+                self.rewrite(op, body=body, key=new_id(), sent=False)
 
     def _insert(self, op: Op) -> None:
         values = (op.key, op.kind, op.ino, op.file, msgspec.msgpack.encode(op.body))

@@ -93,6 +93,7 @@ class Replayer:
         self._resolver, self._collect = resolver, collect
         self.snapshots = Snapshots(tree, journal, contents)
         self.snapshots.freeze = uploader.snapshot
+        uploader.on_arrival = lambda: self._arrives(True)
         self.room = Room()
         self._full_because: str | None = None
         self.last_request = float("-inf")  # trio time at which an application last asked something
@@ -329,7 +330,6 @@ class Replayer:
                 self.room.fitted(self._place(op.ino)[0])
                 self._uploads.done(op.key)
                 self._line.worked()
-                self._arrives(True)
                 if (why := self._sends.why(op.key)) is not None:
                     self._uploader.fail(op, why)  # its bytes are there; that it waits is shown
         except (NearlineError, OSError) as problem:  # OSError: reading our own disk
@@ -369,7 +369,7 @@ class Replayer:
                 await self._or_wait(functools.partial(self._resolve, op, problem))
 
     async def _upload_early(self, op: Op, key: str) -> None:
-        """Best effort: what fails here is sent with the snapshot."""
+        """Best effort: what cannot be sent now is sent with the snapshot."""
         try:
             with self._putting_aside(op, "early upload"):
                 await _unwrapped(self._uploader.send_early, op)

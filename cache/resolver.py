@@ -255,7 +255,7 @@ class Resolver:
             self._merge.lose(op.ino)
             names = self._tree.names(op.ino)
             was_removed_here = not (names or self._tree.node(op.ino).live)
-            removal = self._removal(op) if was_removed_here else None
+            removal = self._removal(op, op.file) if was_removed_here else None
             parent, name = names[0] if names else self._beside(op.body)
             place, drive = self._tree.node(parent).file, self._tree.node(parent).drive
             fresh, links = new_id(), int(removal is None)
@@ -270,8 +270,9 @@ class Resolver:
             for later in self._journal.of_file(op.file):
                 if later.ino == op.ino:  # its next versions, attributes and names
                     self._journal.refile(later, fresh)
-            if removal is not None:
-                self._redirect(removal, place, name, source=True)
+            if removal is not None:  # it, and what came before it, is about names from before
+                again = Body(parent=place, name=name)
+                self._journal.add("unlink", op.ino, fresh, again).origin = removal.origin
             if op.version is not None:
                 self._journal.rewrite(create, version=op.version)
             if removal is None and self._uploader.is_written(op.ino):
@@ -280,9 +281,9 @@ class Resolver:
         self._merge.after_commit()
         self._uploader.forget(op)
 
-    def _removal(self, op: Op) -> Op | None:
-        """The operation that takes the last name of its file away."""
-        later = (one for one in self._after(op) if one.kind == "unlink" and one.file == op.file)
+    def _removal(self, op: Op, file: FileId) -> Op | None:
+        """The last operation on its inode that takes a name of `file` away."""
+        later = (one for one in self._after(op) if one.kind == "unlink" and one.file == file)
         return max(later, key=lambda one: one.seq, default=None)
 
     def _carry(self, op: Op, file: FileId) -> None:
@@ -302,8 +303,11 @@ class Resolver:
 
     def _go_on_as(self, op: Op, heir: Op) -> None:
         """The write `op` and the replace `heir` that followed it are one write of the file that was
-        replaced, as they would have been had they not been sent yet."""
+        replaced, as they would have been had they not been sent yet (but extended attributes that
+        only the replaced file had stay). If that was deleted since, it is to be deleted again, even
+        if that has been answered: the write may bring it back."""
         with self._db.transaction():
+            removal = self._removal(op, heir.body.other)
             self._journal.remove(op)
             self._journal.remove(heir)
             body = Body(base=heir.body.base, renew=op.version is not None)
@@ -316,7 +320,9 @@ class Resolver:
             for name in sorted(self._tree.xattrs(op.ino)):
                 self._journal.add("setxattr", op.ino, heir.body.other, Body(xattr=name))
             for later in [one for one in self._after(op) if one.seq < write.seq]:
-                if later.file != op.file:
+                if later is removal:
+                    self._journal.refile(later, later.file)
+                elif later.file != op.file:
                     self._journal.move_to_end(later)
                 elif later.kind in CONTENT_AND_ATTRIBUTES:
                     self._journal.refile(later, heir.body.other)

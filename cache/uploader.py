@@ -97,6 +97,7 @@ class Uploader:
         self.ready: dict[str, Content] = {}  # by operation key
         self.progress: dict[str, Progress] = {}
         self.sent_bytes = 0
+        self.on_arrival: Callable[[], None] = lambda: None  # bytes were taken
         self._resend: dict[str, set[bytes]] = {}  # by operation key: known chunks to send anyway
         journal.on_rekey = self._rekeyed
 
@@ -223,6 +224,8 @@ class Uploader:
         encoded = await trio.to_thread.run_sync(encode_chunk, plain)
         sent = await self._sender.store(upload, encoded)
         self.sent_bytes += sent
+        if sent:
+            self.on_arrival()
         progress = self.progress.get(op.key)
         if sent and progress is not None:
             progress.moved, progress.error = True, None

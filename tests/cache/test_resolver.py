@@ -12,6 +12,8 @@ import trio
 
 from cache.conflicts import conflicted_name
 from cache.tree import ROOT
+from remote import wire
+from remote.errors import Unreachable
 from tests.model.device import Device
 from tests.model.server import Server
 
@@ -107,6 +109,53 @@ async def test_a_file_deleted_on_both_sides_leaves_its_last_versions_in_the_tras
     await both_have_the_same(one, two)
 
 
+@pytest.mark.parametrize("way", ["link", "rename", "replace"])
+async def test_also_by_whatever_names_it_went(
+    server: Server, one: Device, two: Device, way: str
+) -> None:
+    await save(one, "b", b"to be replaced")
+    ino = await written_again(one, two)
+    if way == "replace":
+        one.edits.rename(ROOT, "a", ROOT, "b")
+        last = "b"
+    elif way == "rename":
+        one.edits.rename(ROOT, "a", ROOT, "c")
+        last = "c"
+    else:
+        one.edits.link(ino, ROOT, "d")
+        one.edits.unlink(ROOT, "a", directory=False)
+        one.edits.rename(ROOT, "d", ROOT, "c")
+        last = "c"
+    one.edits.unlink(ROOT, last, directory=False)
+    await one.flush()
+    assert b"v2" in server.trash()
+    assert names(one) == ([] if way == "replace" else ["b"])
+    await both_have_the_same(one, two)
+
+
+async def test_also_when_the_server_has_deleted_what_it_replaced(
+    server: Server, one: Device, two: Device
+) -> None:
+    """All in one batch: the removal is of what the server has, and is done."""
+    await save(one, "b", b"to be replaced")
+    ino = await save(one, "a", b"v1")
+    await one.flush()
+    await two.pull()
+    two.edits.unlink(ROOT, "a", directory=False)
+    await two.flush()
+    await save(one, "a", b"v2")
+    (write,) = one.journal
+    await one.uploader.prepare(write)
+    with one.db.transaction():
+        one.journal.rewrite(write, sent=True)
+    one.edits.rename(ROOT, "a", ROOT, "b")
+    one.edits.unlink(ROOT, "b", directory=False)
+    await one.flush()
+    assert names(one) == one.tree.names(ino) == []
+    assert b"v2" in server.trash()
+    await both_have_the_same(one, two)
+
+
 async def test_what_was_written_last_into_a_file_that_comes_back_is_sent(
     one: Device, two: Device
 ) -> None:
@@ -192,3 +241,27 @@ async def test_an_empty_file_is_sent_again_when_its_next_version_is_frozen_alrea
         await one.sync()
     assert one.tree.node(node.ino).size == 5
     await both_have_the_same(one, two)
+
+
+async def test_nothing_has_arrived_while_nobody_answers(
+    one: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty file has nothing to upload."""
+
+    async def unreachable(request: wire.ApplyRequest) -> wire.ApplyReply:
+        raise Unreachable("no network")
+
+    seen: list[bool] = []
+    one.replayer.on_weather = lambda: seen.append(one.replayer.gets_through)
+    one.edits.create(ROOT, "empty", "file", 0o644, 0, 0)
+    with monkeypatch.context() as offline, trio.move_on_after(5):
+        offline.setattr(one.port, "apply", unreachable)
+        await one.flush()
+    assert seen == []
+    await one.flush()
+    assert seen == [True]
+    one.replayer.lost_touch()
+    assert not one.replayer.gets_through
+    await save(one, "a", b"bytes")
+    await one.flush()
+    assert seen == [True, True]
