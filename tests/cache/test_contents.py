@@ -82,6 +82,7 @@ class File:
 
     async def reopen(self, *_: int) -> None:
         self.state.reopen()
+        await self.state.contents.tidy()  # as at every start
 
     async def settle(self, *_: int) -> None:
         await self.state.contents.settle_all()
