@@ -257,29 +257,33 @@ class Resolver:
             was_removed_here = not (names or self._tree.node(op.ino).live)
             removal = self._removal(op, op.file) if was_removed_here else None
             parent, name = names[0] if names else self._beside(op.body)
-            place, drive = self._tree.node(parent).file, self._tree.node(parent).drive
-            fresh, links = new_id(), int(removal is None)
-            self._journal.remove(op)
-            self._tree.update(op.ino, file=fresh, drive=drive, live=bool(links), links=links, rev=0)
-            if not names and removal is None:
-                self._tree.add_entry(parent, name, self._tree.node(op.ino))
-            renew = op.version is not None
-            body = Body(parent=place, name=name, regular=True, renew=renew)
-            create = self._journal.add("create", op.ino, fresh, body)
-            create.origin = op.origin
-            for later in self._journal.of_file(op.file):
-                if later.ino == op.ino:  # its next versions, attributes and names
-                    self._journal.refile(later, fresh)
+            fresh = self._make_anew(op, parent, name, live=removal is None)
             if removal is not None:  # it, and what came before it, is about names from before
-                again = Body(parent=place, name=name)
+                again = Body(parent=self._tree.node(parent).file, name=name)
                 self._journal.add("unlink", op.ino, fresh, again).origin = removal.origin
-            if op.version is not None:
-                self._journal.rewrite(create, version=op.version)
-            if removal is None and self._uploader.is_written(op.ino):
+            elif self._uploader.is_written(op.ino):
                 self._carry(op, fresh)
             self._merge.settle(op)
         self._merge.after_commit()
         self._uploader.forget(op)
+
+    def _make_anew(self, op: Op, parent: int, name: str, *, live: bool) -> FileId:
+        """The inode goes on as a new file, with all that was to be sent for it. The creation stands
+        for `op`; unless it is `live` it has no name here."""
+        place, fresh = self._tree.node(parent), new_id()
+        self._journal.remove(op)
+        self._tree.update(op.ino, file=fresh, drive=place.drive, live=live, links=int(live), rev=0)
+        if live and not self._tree.names(op.ino):
+            self._tree.add_entry(parent, name, self._tree.node(op.ino))
+        body = Body(parent=place.file, name=name, regular=True, renew=op.version is not None)
+        create = self._journal.add("create", op.ino, fresh, body)
+        create.origin = op.origin
+        for later in self._journal.of_file(op.file):
+            if later.ino == op.ino:  # its next versions, attributes and names
+                self._journal.refile(later, fresh)
+        if op.version is not None:
+            self._journal.rewrite(create, version=op.version)
+        return fresh
 
     def _removal(self, op: Op, file: FileId) -> Op | None:
         """The last operation on its inode that takes a name of `file` away."""

@@ -6,7 +6,7 @@ As in `test_replayer`: two devices of one drive without HTTP, and time is trio's
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,6 @@ Put = Callable[[wire.PresignedPut, bytes | memoryview], object]
 def clock() -> MockClock:
     """pytest-trio runs a test under it that asks for it itself."""
     return MockClock(autojump_threshold=0.02)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    found = Server(tmp_path)
-    yield found
-    found.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,6 @@ COPY = re.compile(r" \(conflicted copy, \w+ [-0-9]+\)")
 def clock() -> trio.testing.MockClock:
     """pytest-trio runs the test under it."""
     return trio.testing.MockClock(autojump_threshold=0.02)
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    found = Server(tmp_path)
-    yield found
-    found.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ from tests.model.device import Device
 from tests.model.server import Server
 
 NAME = "laptop"  # of both: conflicted copies of one day and name get in each other's way
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    found = Server(tmp_path)
-    yield found
-    found.close()
 
 
 @pytest.fixture
@@ -138,12 +130,7 @@ async def test_also_when_the_server_has_deleted_what_it_replaced(
 ) -> None:
     """All in one batch: the removal is of what the server has, and is done."""
     await save(one, "b", b"to be replaced")
-    ino = await save(one, "a", b"v1")
-    await one.flush()
-    await two.pull()
-    two.edits.unlink(ROOT, "a", directory=False)
-    await two.flush()
-    await save(one, "a", b"v2")
+    ino = await written_where_it_is_gone(one, two)
     (write,) = one.journal
     await one.uploader.prepare(write)
     with one.db.transaction():
@@ -187,15 +174,21 @@ async def test_what_was_written_before_the_file_replaced_another_goes_with_it(
     assert b"v2" in server.history()
 
 
-async def written_again(one: Device, two: Device) -> int:
-    """The inode at `one` of "a": it was deleted at `two`, and while what had been written into it
-    was on its way it was written again."""
+async def written_where_it_is_gone(one: Device, two: Device) -> int:
+    """The inode at `one` of "a": it was deleted at `two`, and then "v2" was written into it."""
     ino = await save(one, "a", b"v1")
     await one.flush()
     await two.pull()
     two.edits.unlink(ROOT, "a", directory=False)
     await two.flush()
     await save(one, "a", b"v2")
+    return ino
+
+
+async def written_again(one: Device, two: Device) -> int:
+    """The inode at `one` of "a": it was deleted at `two`, and while what had been written into it
+    was on its way it was written again."""
+    ino = await written_where_it_is_gone(one, two)
     (op,) = one.journal
     assert one.uploader.snapshot(op)
     with one.db.transaction():
