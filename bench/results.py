@@ -88,3 +88,9 @@ def ahead(ours: Sequence[Measure], theirs: Sequence[Measure]) -> float | None:
     if not mine or not other:
         return None
     return mine / other if ours[0].better == "more" else other / mine
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank quantile: a value that was measured."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]

@@ -21,7 +21,7 @@ from bench import machine
 from bench.data import MIB, PAGE, Kind, content, write_source
 from bench.peers import Peer
 from bench.processes import BenchFailure, poll
-from bench.results import Measure
+from bench.results import Measure, quantile
 
 BIG = "big.bin"
 SMALL_DIRECTORIES = 20
@@ -117,8 +117,8 @@ def random_read(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
         if peer.wired:
             per_read = (_moved_when_quiet(peer) - moved) / inputs.reads
             yield Measure("moved per read", per_read / 1024, "KiB", "less")
-    yield Measure("p50", _quantile(took, 0.50) * 1000, "ms", "less")
-    yield Measure("p95", _quantile(took, 0.95) * 1000, "ms", "less")
+    yield Measure("p50", quantile(took, 0.50) * 1000, "ms", "less")
+    yield Measure("p95", quantile(took, 0.95) * 1000, "ms", "less")
     with inputs.source(BIG).open("rb", buffering=0) as source:
         if pages != [os.pread(source.fileno(), PAGE, at) for at in offsets]:
             raise BenchFailure("a random read returned wrong bytes")
@@ -369,9 +369,3 @@ def _moved_when_quiet(peer: Peer) -> int:
             return now
         before = now
     return before
-
-
-def _quantile(values: list[float], share: float) -> float:
-    """The nearest-rank quantile: a value that was measured."""
-    ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
