@@ -12,8 +12,6 @@ import msgspec
 import pytest
 
 from remote import errors
-from server.api import passwords
-from server.front.guard import TooSlow, patient
 from server.storage.edge import Edge
 from tests.server.conftest import Start
 from tests.server.harness import MSGPACK, Client, Failed, Running, make_chunk, noise
@@ -170,26 +168,6 @@ def test_a_body_that_does_not_come_is_not_waited_for(start: Start) -> None:
     anna.make("a")  # others are as before
 
 
-def test_a_body_in_pieces_is_taken() -> None:
-    messages = [{"type": "http.request", "body": b"a", "more_body": True}] * 2
-    messages.append({"type": "http.request", "body": b"b", "more_body": False})
-    messages.append({"type": "http.disconnect"})
-
-    async def receive() -> Any:
-        return messages.pop(0)
-
-    async def never() -> Any:
-        await asyncio.Event().wait()
-
-    async def take() -> list[Any]:
-        wait = patient(receive, 10)
-        return [await wait() for _ in range(4)]
-
-    assert [each["type"] for each in asyncio.run(take())][2:] == ["http.request", "http.disconnect"]
-    with pytest.raises(TooSlow):
-        asyncio.run(patient(never, 0.001)())  # type: ignore[arg-type]
-
-
 # --- headers ------------------------------------------------------------------------------------
 
 
@@ -314,28 +292,6 @@ def test_one_password_for_many_names_is_slowed_down_too(start: Start) -> None:
             server.client().log_in(f"name-{n}", "guess")
         seen.append(failed.value.status)
     assert seen == [401] * 10 + [429] * 2
-
-
-def test_passwords_do_not_queue_up_for_ever(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not those of logins, of links that are made, or of links that are opened."""
-    server = start()
-    anna = server.account("anna")
-    file = anna.make("a")
-    made = make_link(anna, file, password="right")
-    monkeypatch.setattr(passwords, "MAX_WAITING", 0)
-    for work in (
-        lambda: server.client().log_in("anna", "guess"),
-        lambda: make_link(anna, file, password="another"),
-    ):
-        with pytest.raises(Failed) as failed:
-            work()
-        assert isinstance(failed.value.problem, errors.RateLimited)
-    visitor = Visitor.at(server.url, made)
-    refused = visitor.post("right")
-    visitor.http.close()
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-    assert "Too many passwords at once" in refused.text
-    assert "set-cookie" not in refused.headers
 
 
 def test_many_links_are_not_many_more_tries(start: Start) -> None:
