@@ -29,8 +29,9 @@ from server.api import (
 )
 from server.api.exchange import HANDLERS
 from server.front.answers import Send
+from server.front.bodies import Receive
 from server.front.connections import Connections
-from server.front.guard import Guard, Receive
+from server.front.guard import Guard
 from server.front.observed import Observed
 from server.public.documents import Library
 from server.public.documents_http import ContentServer
@@ -38,7 +39,7 @@ from server.public.documents_origin import CONTENT, Origins, refuse
 from server.service import Service
 from server.settings import Settings
 from server.storage.edge import Edge
-from server.storage.intake import Intake, Patience
+from server.storage.intake import Intake
 
 ROUTES = (
     session.login,
@@ -93,10 +94,8 @@ def create_app(settings: Settings) -> Application:
 
 
 def _edge_of(service: Service) -> Edge:
-    tunables = service.settings.tunables
-    patience = Patience(tunables.body_seconds, tunables.body_floor)
     blobs, signer, metrics, threads = service.blobs, service.signer, service.metrics, service.files
-    intake = Intake(blobs, signer, service.reception, metrics, threads, patience)
+    intake = Intake(blobs, signer, service.reception, metrics, threads)
     return Edge(blobs, signer, intake.put, metrics, threads)
 
 
@@ -108,7 +107,7 @@ class Application:
         self._edge = _edge_of(service)
         tunables = service.settings.tunables
         self.connections = Connections(tunables, service.metrics)
-        self._guard = Guard(service.settings, service.metrics, service.known)
+        self._guard = Guard(service.settings, service.metrics, service.known, service.tries)
         self._origins = Origins(tunables.content_url)
         self._content = ContentServer(
             Library(service.db.read, service.blobs),

@@ -54,6 +54,9 @@ class Metrics:
         )
 
         self.connections = Gauge("nearline_connections", "Open connections", registry=self.registry)
+        self.body_bytes = Gauge(
+            "nearline_body_bytes", "Room taken by bodies of requests", registry=self.registry
+        )
         self.polls = Gauge(
             "nearline_long_polls", "Long polls waiting for changes", registry=self.registry
         )

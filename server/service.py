@@ -4,7 +4,7 @@ Knows: the parts and how they are put together. Must not know: HTTP messages.
 
 Threads: the event loop never touches SQLite or a disk's queue. `reads` answers questions from
 snapshots; `writes` is a single thread, so write transactions wait in its queue and not for a lock;
-`passwords` bounds the memory that Argon2 takes; `files` moves stored objects.
+`passwords`, behind the `desk`, bounds the memory that Argon2 takes; `files` moves stored objects.
 
 What is stored is noted and verified by `reception`, which shares these threads.
 """
@@ -26,8 +26,10 @@ from remote.wire import Applied, Keyed, PresignedPut
 from server.changes.fanout import LocalFanout
 from server.changes.feed import Cursors
 from server.drive import commits
+from server.front import passwords
 from server.front.known import KnownCallers
 from server.front.limits import Places, TokenBuckets
+from server.front.tries import Tries
 from server.gauges import Gauges
 from server.metadata.db import Database
 from server.metrics import Metrics
@@ -75,10 +77,8 @@ class Service:
         self.fanout = LocalFanout()
         self.metrics = Metrics()
         tunables = settings.tunables
-        self.login_tries = TokenBuckets(tunables.login_burst, tunables.login_seconds_per_try)
-        self.login_tries_from = TokenBuckets(
-            10 * tunables.login_burst, tunables.login_seconds_per_try / 10
-        )
+        self.tries = Tries(tunables)
+        self.locked_links = TokenBuckets(30, 2)  # links made with a password, per account
         self.login_failures = TokenBuckets(1, 60)  # audit rows, per address and name
         self.login_failures_from = TokenBuckets(60, 60)  # audit rows, per address
         self.known = KnownCallers()
@@ -87,7 +87,8 @@ class Service:
         self.upload_ns = tunables.upload_days * 86_400 * 10**9
         self.reads = Pool(4, "read")
         self.writes = Pool(1, "write")
-        self.passwords = Pool(2, "password")
+        self.passwords = Pool(passwords.THREADS, "password")
+        self.desk = passwords.Desk(self.passwords)
         self.files = Pool(8, "file")
         pools = {"read": self.reads, "write": self.writes, "password": self.passwords}
         queues = pools | {"file": self.files}

@@ -41,10 +41,13 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     served then, so that what is downloaded has nothing in common with the pages.
 
     Limits are generous: they are for programs gone wild and for attackers. Rates are requests a
-    second, above a burst; who exceeds one is first slowed down, then refused. `head_seconds` is how
+    second, above a burst; who exceeds one is first slowed down, then refused. `refusal_rate` and
+    `refusal_burst` are of answers to one address that refuse it something. `head_seconds` is how
     long a request's head may take, `body_seconds` how long nothing of a body may arrive,
-    `body_floor` how many bytes a second of a chunk must arrive on average after that,
-    `send_seconds` how long a client may take nothing of an answer. `sockets_per_account` counts
+    `body_floor` how many bytes a second of one must arrive on average after that,
+    `body_total_seconds` how long a whole one may take, `body_limit` how large one may be that is no
+    chunk, `body_memory_bytes` how much of all bodies is held at a time, `send_seconds` how long a
+    client may take nothing of an answer. `sockets_per_account` counts
     open change feeds. `metrics_token` is asked for at /metrics and /schema if it is set; the server
     is not ready with less than `min_free_bytes` of disk. Requests above `slow_seconds` are logged
     as such.
@@ -72,6 +75,8 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     account_burst: Annotated[int, msgspec.Meta(ge=1)] = 5000
     address_rate: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
     address_burst: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    refusal_rate: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    refusal_burst: Annotated[int, msgspec.Meta(ge=1)] = 1000
     connections: Annotated[int, msgspec.Meta(ge=1)] = 2000
     connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 500
     head_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
@@ -79,6 +84,8 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     head_lines: Annotated[int, msgspec.Meta(ge=16)] = 100
     body_seconds: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     body_floor: Annotated[float, msgspec.Meta(gt=0)] = 1024.0
+    body_total_seconds: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    body_memory_bytes: Annotated[int, msgspec.Meta(ge=1 << 23)] = 192 * 1024 * 1024
     send_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     keep_alive_seconds: Annotated[int, msgspec.Meta(ge=1)] = 75
 
@@ -102,6 +109,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_origin(self.public_url)
+        if self.tunables.body_memory_bytes < 4 * self.tunables.body_limit:
+            raise BadSettings("body_memory_bytes: write at least four times body_limit")
         if self.tunables.content_url is not None:
             _check_content_origin(self.tunables.content_url, self.public_url)
         try:

@@ -29,7 +29,8 @@ from remote.errors import (
     Unavailable,
 )
 from server.front.answers import JSON, MSGPACK, MSGPACK_NAMES, headers_for, wants_msgpack
-from server.front.guard import TooSlow
+from server.front.bodies import TooSlow, body_of
+from server.front.redaction import shown_path
 from server.service import Service, check_present, token_of
 
 log = structlog.get_logger("nearline.api")
@@ -59,12 +60,11 @@ async def body(request: AnyRequest, kind: type[T], *, public: bool = False) -> T
     """The request's body as a `kind`. Raises `Refused(BadRequest)`.
 
     Unless the endpoint is `public`, who has no good token can neither make the server take in a
-    large body nor learn what is wrong with one: that is answered `Unauthorized`.
+    body nor learn what is wrong with one: that is answered `Unauthorized`.
     """
     if not public:
         check_present(token_in(request))
-        if not _is_small(request):
-            await _authenticate(request)
+        await _vouch(request)
     raw = await request.body()
     try:
         if len(raw) <= _INLINE_BYTES:
@@ -78,13 +78,17 @@ async def body(request: AnyRequest, kind: type[T], *, public: bool = False) -> T
         raise
 
 
-async def _authenticate(request: AnyRequest) -> None:
-    await service_of(request).read(token_in(request), lambda _conn, _caller: None)
+async def _vouch(request: AnyRequest) -> None:
+    """Have the body taken as that of a good token: one that was good a moment ago does for a small
+    body, one that is good now for any. Raises `Refused`."""
+    arriving = body_of(cast(Any, request.scope))
+    if arriving.length and (not arriving.is_trusted or arriving.length > _INLINE_BYTES):
+        arriving.trust(await _authenticate(request))
 
 
-def _is_small(request: AnyRequest) -> bool:
-    announced: str = request.headers.get("content-length", "")
-    return announced.isdigit() and len(announced) < 10 and int(announced) <= _INLINE_BYTES
+async def _authenticate(request: AnyRequest) -> str:
+    """The account that asks. Raises `Refused(Unauthorized)`."""
+    return await service_of(request).read(token_in(request), lambda _conn, caller: caller.account)
 
 
 def reply(request: Any, message: object, status: int = 200) -> Reply:
@@ -115,11 +119,11 @@ def _content_type(request: Any) -> str:
 # --- refusals -----------------------------------------------------------------------------------
 
 
-def _refusal(request: AnyRequest, problem: Problem, status: int, **headers: str) -> Reply:
+def _refusal(request: AnyRequest, problem: Problem, status: int) -> Reply:
     kind = str(type(problem).__struct_config__.tag)
     service_of(request).metrics.refusals.labels(kind).inc()
     answer = reply(request, problem, status)
-    answer.headers.update(headers_for(problem) | headers)
+    answer.headers.update(headers_for(problem))
     return answer
 
 
@@ -135,9 +139,8 @@ def on_http(request: AnyRequest, error: Exception) -> Reply:
 
 
 def on_too_slow(request: AnyRequest, error: Exception) -> Reply:
-    """The rest of the body may still come, and is of no use any more."""
     problem = Unavailable(message="the request's body did not arrive in time; send it again")
-    return _refusal(request, problem, 408, Connection="close")
+    return _refusal(request, problem, 408)
 
 
 def on_busy(request: AnyRequest, error: Exception) -> Reply:
@@ -149,7 +152,7 @@ def on_busy(request: AnyRequest, error: Exception) -> Reply:
 
 
 def on_unforeseen(request: AnyRequest, error: Exception) -> Reply:
-    log.error("request_failed", path=request.scope["path"], exc_info=error)
+    log.error("request_failed", path=shown_path(request.scope["path"]), exc_info=error)
     problem = Unavailable(message="the server failed; its log says why")
     return _refusal(request, problem, 500)
 

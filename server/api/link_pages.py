@@ -6,7 +6,7 @@
     GET  /s/SECRET/FILE/download      to the signed URL of the file's content
     GET  /s/SECRET/DIRECTORY/zip      to that of the directory's archive
 
-Knows: which page answers what, the cookie, how often a password may be tried. Must not know: what a
+Knows: which page answers what, the cookie. Must not know: what a
 link reaches (`links`), how pages look (`pages`).
 
 Whatever does not work is answered with one page that tells no reason. Nothing is written for a
@@ -16,9 +16,8 @@ request before the link is known to be good and its password, if it has one, to 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
@@ -27,10 +26,9 @@ from litestar.datastructures import Cookie
 from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection, Row
 
-from remote.errors import Refused
-from server.api import passwords
+from remote.errors import Problem, Refused
 from server.api.exchange import AnyRequest, service_of
-from server.front.limits import TokenBuckets
+from server.front.answers import headers_for
 from server.front.proxies import limited_as
 from server.people import accounts, audit
 from server.public import links, links_pages, links_tree, pages
@@ -97,42 +95,48 @@ async def archive(request: AnyRequest, secret: FromPath[str], file_id: FromPath[
 
 @post("/s/{secret:str}", request_max_body_size=_FORM_BYTES)
 async def unlock(request: AnyRequest, secret: FromPath[str]) -> Page:
-    service, here = service_of(request), f"/s/{secret}"
+    service, here, form = service_of(request), f"/s/{secret}", await request.body()
     link = await _off_loop(service, lambda conn: links.open_link(conn, secret, time.time_ns()))
     if link is None:
         return _page(pages.gone_page(), 404)
     if link.password is None:
         return _redirect(here)
-    tries = _tries(service, link, _address(request))
-    for buckets, key in tries:
-        wait = buckets.take(key, time.monotonic())
-        if wait:
-            return _too_many(here, "Too many wrong passwords.", wait)
-    given = _field(await request.body(), request.headers.get("content-type", ""), "password")
+    given = _field(form, request.headers.get("content-type", ""), "password")
     try:
-        right = await passwords.off_loop(service, accounts.password_matches, link.password, given)
-    except Refused:
-        return _too_many(here, "Too many passwords at once.", 1.0)
-    await _note(service, link, _address(request), right)
-    if not right:
+        return await _try(service, here, link, _address(request), given)
+    except Refused as refused:
+        return _too_many(here, refused.problem)
+
+
+async def _try(service: Service, here: str, link: Link, address: str, given: str) -> Page:
+    """Answer the password `given`. Raises `Refused(RateLimited)`."""
+    tried = await service.tries.begin(("link", link.id), address)
+    holder, check = limited_as(address), accounts.check_password
+    checked = await service.desk.run("visit", holder, check, link.password, given)
+    await _note(service, link, address, checked.is_right)
+    if not checked.is_right:
         return _page(pages.password_page(here, "This is not the password."), 403)
-    for buckets, key in tries:
-        buckets.give_back(key, time.monotonic())
-    return _unlocked(service, here, link)
+    service.tries.was_right(tried)
+    if checked.renewed is not None:
+        await _renew(service, link, checked.renewed)
+    return _unlocked(service, here, link.id, checked.renewed or link.password)
 
 
-def _tries(service: Service, link: Link, address: str) -> tuple[tuple[TokenBuckets, Hashable], ...]:
-    """What a try counts for: guessing this link's password, and passwords at all, so that whoever
-    has many links does not have many more tries."""
-    client = limited_as(address)
-    return (service.links.tries, (link.id, client)), (service.login_tries_from, client)
+async def _renew(service: Service, link: Link, hashed: str) -> None:
+    """Keep another hash of the link's password. Cookies are bound to the one before: who has one
+    is asked for the password once more."""
+
+    def work() -> None:
+        with service.db.write() as conn:
+            links.renew_password(conn, link, hashed)
+
+    await asyncio.get_running_loop().run_in_executor(service.writes, work)
 
 
-def _too_many(here: str, what: str, wait: float) -> Page:
-    seconds = max(1, math.ceil(wait))
-    fault = f"{what} Try again in {seconds} seconds."
+def _too_many(here: str, problem: Problem) -> Page:
+    fault = problem.message[:1].upper() + problem.message[1:] + "."
     refused = _page(pages.password_page(here, fault), 429)
-    refused.headers["retry-after"] = str(seconds)
+    refused.headers.update(headers_for(problem))
     return refused
 
 
@@ -255,10 +259,10 @@ def _redirect(url: str) -> Page:
     return Response(b"", status_code=303, headers=pages.HEADERS | {"location": url})
 
 
-def _unlocked(service: Service, here: str, link: Link) -> Page:
+def _unlocked(service: Service, here: str, link: str, password: str) -> Page:
     """Back to the link, with a cookie that only its own URL is sent."""
     answer = _redirect(here)
-    proof = service.links.cookie(link.id, link.password, time.time_ns())
+    proof = service.links.cookie(link, password, time.time_ns())
     answer.set_cookie(
         Cookie(
             key=COOKIE,

@@ -8,13 +8,14 @@ from litestar import delete, get, post
 from litestar.params import FromPath
 from sqlalchemy import Connection
 
+from remote.errors import RateLimited, Refused
 from remote.wire_account import LinkMade, LinksReply, MakeLink
-from server.api import passwords
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
 from server.people import accounts
 from server.people.caller import Caller
 from server.public import links
+from server.service import Service
 
 
 @post("/v1/files/{file_id:str}/links")
@@ -23,20 +24,29 @@ async def make(request: AnyRequest, file_id: FromPath[str]) -> Reply:
     service, token = service_of(request), token_in(request)
     wanted = await body(request, MakeLink)
 
-    def check(conn: Connection, caller: Caller) -> None:
+    def check(conn: Connection, caller: Caller) -> str:
         links.check_make(conn, caller, file_id, wanted, time.time_ns())
+        return caller.account
 
     hashed = None
     if wanted.password is not None:
         # Hashing is dear: only for who may make the link.
-        await service.read(token, check)
-        hashed = await passwords.off_loop(service, accounts.hash_password, wanted.password)
+        account = await service.read(token, check)
+        hashed = await _hashed(service, account, wanted.password)
 
     def work(conn: Connection, caller: Caller) -> LinkMade:
         info, secret = links.make(conn, caller, file_id, wanted, hashed, time.time_ns())
         return LinkMade(link=info, url=f"{service.settings.public_url}/s/{secret}")
 
     return reply(request, await service.write(token, work))
+
+
+async def _hashed(service: Service, account: str, password: str) -> str:
+    wait = service.locked_links.take(account, time.monotonic())
+    if wait:
+        message = f"too many links with a password; try again in {max(1.0, wait):.0f} s"
+        raise Refused(RateLimited(message=message, retry_after_seconds=round(wait, 3)))
+    return await service.desk.run("link", account, accounts.hash_password, password)
 
 
 @get("/v1/files/{file_id:str}/links")

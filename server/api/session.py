@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from litestar import get, post
 from sqlalchemy import Connection, select
 
-from remote.errors import RateLimited, Refused, Unauthorized
+from remote.errors import Refused, Unauthorized
 from remote.wire import LoginReply, LoginRequest, Me
-from server.api import passwords
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.changes import feed
-from server.front.limits import TokenBuckets
 from server.front.proxies import client_of, limited_as
+from server.front.tries import Try
 from server.metadata.schema import accounts as accounts_table
 from server.metadata.schema import drives
 from server.people import accounts, audit, tokens
+from server.people.accounts import Checked
 from server.people.caller import Caller
 from server.service import Service
 
@@ -29,54 +28,53 @@ async def login(request: AnyRequest) -> Reply:
     service = service_of(request)
     wanted = await body(request, LoginRequest, public=True)
     address = client_of(cast(Any, request.scope))
-    tries = _buckets(service, address, wanted.account)
-    for buckets, key in tries:
-        wait = buckets.take(key, time.monotonic())
-        if wait:
-            raise Refused(_too_many(wait))
-    answer = await _log_in(service, wanted, address)
-    for buckets, key in tries:
-        buckets.give_back(key, time.monotonic())
-    return reply(request, answer)
-
-
-def _buckets(
-    service: Service, address: str, account: str
-) -> tuple[tuple[TokenBuckets, Hashable], ...]:
-    """What a try counts for: guessing one account's password, and one's password for many names."""
-    client = limited_as(address)
-    one = service.login_tries, (client, account.casefold())
-    return one, (service.login_tries_from, client)
-
-
-def _too_many(wait: float) -> RateLimited:
-    message = f"too many logins; try again in {max(1.0, wait):.0f} s"
-    return RateLimited(message=message, retry_after_seconds=round(wait, 3))
+    return reply(request, await _log_in(service, wanted, address))
 
 
 async def _log_in(service: Service, wanted: LoginRequest, address: str) -> LoginReply:
     loop = asyncio.get_running_loop()
 
-    def find() -> tuple[str, str, str] | None:
+    def find() -> Found | None:
         with service.db.read() as conn:
-            return accounts.find_account(conn, wanted.account)
-
-    def add(account: str) -> tuple[str, str]:
-        with service.db.write() as conn:
-            now_ns = time.time_ns()
-            token, device = tokens.new_device(conn, account, wanted.device, now_ns)
-            caller = tokens.authenticate(conn, token, now_ns)
-            audit.note(conn, caller, "login", device, now_ns, name=wanted.device, address=address)
-            return token, device
+            found = accounts.find_account(conn, wanted.account)
+            return None if found is None else Found(*found)
 
     found = await loop.run_in_executor(service.reads, find)
-    hashed = found[2] if found is not None else None
-    right = await passwords.off_loop(service, accounts.password_matches, hashed, wanted.password)
-    if found is None or not right:
-        await _note_failure(service, wanted.account, found[0] if found else None, address)
+    # A name that there is not is counted as one that there is.
+    named = wanted.account.casefold() if found is None else found.account
+    tried = await service.tries.begin(("account", named), address)
+    checked = await _check(service, found, wanted.password, tried)
+    if found is None or not checked.is_right:
+        await _note_failure(service, wanted.account, found and found.account, address)
         raise Refused(Unauthorized(message="wrong account name or password"))
-    token, device = await loop.run_in_executor(service.writes, add, found[0])
-    return LoginReply(token=token, account=found[1], device_id=device)
+
+    def add() -> tuple[str, str]:
+        with service.db.write() as conn:
+            now = time.time_ns()
+            if checked.renewed is not None:
+                accounts.renew_password(conn, found.account, found.hashed, checked.renewed)
+            token, device = tokens.new_device(conn, found.account, wanted.device, now)
+            caller = tokens.authenticate(conn, token, now)
+            audit.note(conn, caller, "login", device, now, name=wanted.device, address=address)
+            return token, device
+
+    token, device = await loop.run_in_executor(service.writes, add)
+    service.tries.was_right(tried)
+    return LoginReply(token=token, account=found.name, device_id=device)
+
+
+class Found(NamedTuple):
+    """An account with the hash of its password."""
+
+    account: str
+    name: str
+    hashed: str
+
+
+async def _check(service: Service, found: Found | None, given: str, tried: Try) -> Checked:
+    kind = "login at home" if tried.at_home else "login"
+    holder, hashed = limited_as(tried.address), None if found is None else found.hashed
+    return await service.desk.run(kind, holder, accounts.check_password, hashed, given)
 
 
 async def _note_failure(service: Service, name: str, account: str | None, address: str) -> None:

@@ -7,6 +7,8 @@ uvicorn parses, buffers and answers; what it does not limit is limited here:
 - places: so many connections in all, and of one address. A trusted proxy's address is not counted.
 - heads: a request's must be there in time and be of bounded size and plain target; trailers, which
   nobody sends, are refused.
+- requests ahead of their turn: uvicorn takes in what comes while another request of the connection
+  is under way. One may wait so, and the bodies of all that do have room of their own (`behind`).
 - readers: a connection on which something waits to be sent and nothing of it goes for too long is
   cut, also one that is being closed already: closing waits for the peer to read.
 
@@ -21,11 +23,11 @@ import time
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from server.front import targets
-from server.front.limits import Places
+from server.front.limits import Places, Room
 from server.front.proxies import TrustedProxies, limited_as
 from server.metrics import Metrics
 from server.settings import Tunables
@@ -45,6 +47,7 @@ class Connections:
         self._metrics = metrics
         self._proxies = TrustedProxies(tunables.trusted_proxies)
         self._places = Places(tunables.connections, tunables.connections_per_address)
+        self.behind = Room(tunables.body_memory_bytes // 8)
         self._open: dict[_Watched, str] = {}
         metrics.connections.set_function(lambda: self._places.taken)
 
@@ -131,6 +134,8 @@ class Http(HttpToolsProtocol, _Watched):
         self._head_since: float | None = None
         self._head_bytes = 0
         self._in_head = True
+        self._behind = 0
+        self._ahead: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -140,6 +145,10 @@ class Http(HttpToolsProtocol, _Watched):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._ahead is not None:  # uvicorn tells only the last request
+            self._ahead.disconnected = True
+            self._ahead.message_event.set()
+        self._its_turn()
         self._limits.leave(self)
 
     def held_up(self, now: float, tunables: Tunables) -> str | None:
@@ -183,7 +192,9 @@ class Http(HttpToolsProtocol, _Watched):
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes, self._head_since = False, 0, None
         self._check_head()
+        before = self.cycle
         super().on_headers_complete()
+        self._ahead = before if self.pipeline else None
 
     def _check_head(self) -> None:
         tunables = self._limits.tunables
@@ -193,6 +204,28 @@ class Http(HttpToolsProtocol, _Watched):
             raise ValueError("the head is too large")
         if not targets.is_origin_form(self.url):
             raise ValueError("the target is not of visible ASCII")
+        if self.pipeline:
+            raise ValueError("a request waits already")
+
+    def on_body(self, body: bytes) -> None:
+        if self.pipeline:
+            if not self._limits.behind.take(self._address(), len(body)):
+                self._status = 503
+                raise ValueError("there is no room for what comes ahead of its turn")
+            self._behind += len(body)
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        self._its_turn()
+        super().on_response_complete()
+
+    def _its_turn(self) -> None:
+        """What waits is begun, or given up: its body is counted as any other, or is none."""
+        self._limits.behind.give_back(self._address(), self._behind)
+        self._behind, self._ahead = 0, None
+
+    def _address(self) -> str:
+        return limited_as(self.client[0]) if self.client else ""
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn calls this for whatever the parser does not take."""

@@ -1,7 +1,8 @@
-"""How often, and how many at once.
+"""How often, how many at once, and how much.
 
-Knows: token buckets (a burst, then a steady rate), and places of which each may hold some. Must not
-know: who tries or holds, the clock (an argument, seconds). Pure.
+Knows: token buckets (a burst, then a steady rate), places of which each may hold some, and room of
+which none may take what the others need. Must not know: who tries or holds, the clock (an argument,
+seconds). Pure.
 
 Concurrency: each object belongs to one thread, the event loop's.
 """
@@ -81,5 +82,36 @@ class Places:
         """Give back a place that `holder` took."""
         self.taken -= 1
         self._held[holder] -= 1
+        if not self._held[holder]:
+            del self._held[holder]
+
+
+class Room:
+    """`total` units, of which nobody has more than is left for all others.
+
+    So one alone may have half, two a third each, and so on: who comes anew always finds some.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._held: Counter[Hashable] = Counter()
+        self.taken = 0
+
+    def has(self, holder: Hashable, amount: int) -> bool:
+        """Whether `holder` could take `amount` more."""
+        return self._held[holder] + amount <= self._total - self.taken - amount
+
+    def take(self, holder: Hashable, amount: int) -> bool:
+        """Take `amount` for `holder`; False, and nothing is taken, if there is not as much."""
+        if not self.has(holder, amount):
+            return False
+        self._held[holder] += amount
+        self.taken += amount
+        return True
+
+    def give_back(self, holder: Hashable, amount: int) -> None:
+        """Give back what `holder` took."""
+        self.taken -= amount
+        self._held[holder] -= amount
         if not self._held[holder]:
             del self._held[holder]

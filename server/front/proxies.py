@@ -77,9 +77,19 @@ def client_of(scope: MutableMapping[str, Any]) -> str:
 
 def limited_as(address: str) -> str:
     """What of `address` limits count: an IPv6 client has a whole /64 to come from."""
+    return _network_of(address, 64)
+
+
+def site_of(address: str) -> str:
+    """What a second limit counts: many who come by IPv6 have a whole /48, which is 65,536 networks.
+    An IPv4 address is its own site."""
+    return _network_of(address, 48)
+
+
+def _network_of(address: str, bits: int) -> str:
     parsed = parse(address)
     if isinstance(parsed, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((parsed, 64), strict=False))
+        return str(ipaddress.ip_network((parsed, bits), strict=False))
     return str(parsed) if parsed is not None else address
 
 

@@ -216,6 +216,13 @@ def still_serves(conn: Connection, link: str, now_ns: int) -> Row[Any] | None:
     return row if row is not None and _is_open(conn, row, now_ns) else None
 
 
+def renew_password(conn: Connection, link: Row[Any], hashed: str) -> None:
+    """Store `hashed`, of the same password as the hash in the row `link`; nothing if that is there
+    no more."""
+    same = (links.c.id == link.id) & (links.c.password == link.password)
+    conn.execute(update(links).where(same).values(password=hashed))
+
+
 def _is_open(conn: Connection, row: Row[Any], now_ns: int) -> bool:
     if row.revoked_ns is not None or (row.expires_ns is not None and row.expires_ns <= now_ns):
         return False

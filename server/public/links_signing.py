@@ -9,8 +9,7 @@ may have one (its callers have checked), HTTP messages.
 The URLs are signed like those of the edge, with its key. A cookie is bound to the link and to the
 password hash of that moment, so it proves nothing for another link or after a new password.
 
-Concurrency: any thread; nothing changes after it was made, but `tries` and `notes`, which are the
-event loop's.
+Concurrency: any thread; nothing changes after it was made, but `notes`, which is the event loop's.
 """
 
 from __future__ import annotations
@@ -42,13 +41,12 @@ class Wanted(NamedTuple):
 
 
 class LinkSigner:
-    """`tries` are of passwords, per (link, address); `notes` are audit rows, per the same, so that
-    nobody without an account fills the log."""
+    """`notes` are audit rows, per (link, address), so that nobody without an account fills the
+    log."""
 
     def __init__(self, keys: Keys, settings: Settings) -> None:
         tunables = settings.tunables
         self.origin = tunables.content_url or settings.public_url
-        self.tries = TokenBuckets(tunables.login_burst, tunables.login_seconds_per_try)
         self.notes = TokenBuckets(20, 60)
         self._seconds = tunables.get_url_seconds
         self._edge, self._edge_id = keys.edge, keys.edge_id

@@ -47,7 +47,7 @@ class Answer(Exception):
 
 
 class Put(Protocol):
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], send: Send) -> None:
         """Answer a presigned upload, or raise `Answer` or `BadSignature` (`intake`)."""
 
 
@@ -64,7 +64,7 @@ class Edge:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         try:
             if scope["method"] == "PUT" and scope["path"].startswith("/blobs/"):
-                await self.put(scope, receive, send)
+                await self.put(scope, send)
             elif scope["method"] in ("GET", "HEAD") and scope["path"].startswith("/chunks/"):
                 await self._get(scope, send)
             else:

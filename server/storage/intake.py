@@ -2,8 +2,8 @@
 
     PUT /blobs/DRIVE/CHUNK?expires=...&signature=...
 
-Knows: what was signed, streaming a body into the store, how slow a body may be. Must not know:
-accounts, files, the database: a good signature is the whole authorisation.
+Knows: what was signed, streaming a body into the store. Must not know: accounts, files, the
+database: a good signature is the whole authorisation; how slow a body may be (`bodies`).
 
 A PUT whose URL says `proof` is to show that the sender has the bytes of a chunk that may or may not
 be in the drive already. Nothing may tell them which: the whole body is taken in, written, checked
@@ -11,7 +11,8 @@ block by block to be what the chunk's id says, and made durable, and then the an
 Every other PUT of an object that is there is answered 412, as early as possible.
 
 Whatever ends a PUT before its object is there leaves nothing behind. Bodies of at most `WHOLE`
-bytes, the usual chunk, cost one hop to a thread.
+bytes, the usual chunk, cost one hop to a thread; while there is little room for bodies, they go to
+the disk in smaller pieces.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ import time
 from collections.abc import MutableMapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from remote.content import BadContent, Descriptor
+from remote.errors import RateLimited, Refused
+from server.front.answers import headers_for
+from server.front.bodies import Body, TooSlow, body_of
 from server.metrics import Metrics
 from server.storage.arrivals import Arrival, Proof
 from server.storage.blobs import BlobKey, BlobStore, BlobWriter, Head
-from server.storage.edge import PIECE, Answer, Receive, Send, header_of, send_answer, target_of
+from server.storage.edge import PIECE, Answer, Send, header_of, send_answer, target_of
 from server.storage.signer import UrlSigner
 from server.storage.verification import Checker
 
@@ -47,18 +51,6 @@ class Reception(Protocol):
         """How the live upload of `version` said it would store the chunk."""
 
 
-class Patience(NamedTuple):
-    """How long a body is waited for: never `idle` seconds for nothing, and on average at least
-    `floor` bytes a second, from `idle` seconds on."""
-
-    idle: float
-    floor: float
-
-    def left(self, waited: float, taken: int) -> float:
-        """Seconds to wait for the next bytes, after `waited` seconds in all for `taken` bytes."""
-        return min(self.idle, max(0.0, self.idle + taken / self.floor - waited))
-
-
 @dataclass(frozen=True)
 class Intake:
     """`threads` does what blocks."""
@@ -68,15 +60,14 @@ class Intake:
     reception: Reception
     metrics: Metrics
     threads: Executor
-    patience: Patience
 
-    async def put(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def put(self, scope: MutableMapping[str, Any], send: Send) -> None:
         """Answer one PUT. Raises `edge.Answer` or `signing.BadSignature` for every refusal."""
         head = _promised(scope)
         permit = self.signer.check_put(target_of(scope), head.length, head.sha256, time.time_ns())
         if header_of(scope, b"if-none-match") != b"*":
             raise Answer(400, "If-None-Match: * is required")
-        body = _Body(receive, self.patience)
+        body = _trusted(body_of(scope), permit.key.drive)
         if permit.proof is None:
             arrival = Arrival(permit.key, head)
             if not await self._take(body, arrival, _Taken()):
@@ -88,7 +79,7 @@ class Intake:
         etag = b'"%s"' % permit.key.chunk.hex().encode()
         await send_answer(send, Answer(200, "", (b"etag", etag)))
 
-    async def _prove(self, body: _Body, key: BlobKey, head: Head, version: str) -> Arrival:
+    async def _prove(self, body: _Pieces, key: BlobKey, head: Head, version: str) -> Arrival:
         descriptor = await self.reception.promise_of(version, key)
         if descriptor is None or descriptor.sha256 != head.sha256:
             raise Answer(403, "the upload is over, or promised other bytes; ask for another URL")
@@ -96,7 +87,7 @@ class Intake:
         made = await self._take(body, arrival, Checker(descriptor))
         return arrival._replace(made=made)
 
-    async def _take(self, body: _Body, arrival: Arrival, inspector: _Inspector) -> bool:
+    async def _take(self, body: _Pieces, arrival: Arrival, inspector: _Inspector) -> bool:
         """Take the body in as the object it should be; False if the object was there already."""
         loop, threads, expected = asyncio.get_running_loop(), self.threads, arrival.head.length
         await body.gather(min(expected + 1, WHOLE))
@@ -111,7 +102,7 @@ class Intake:
                 await loop.run_in_executor(threads, _absorb, body.pieces, writer, inspector)
             return await loop.run_in_executor(threads, _finish, writer, inspector, arrival.head)
 
-    def _take_whole(self, body: _Body, arrival: Arrival, inspector: _Inspector) -> bool:
+    def _take_whole(self, body: _Pieces, arrival: Arrival, inspector: _Inspector) -> bool:
         if self._is_needless(arrival):
             return False
         with self.blobs.create(arrival.key) as writer:
@@ -151,23 +142,25 @@ class _Taken:
     def finish(self) -> None: ...
 
 
-class _Body:
+class _Pieces:
     """A request's body as it arrives. `pieces` are the last ones gathered; they are not joined: new
     large buffers cost page faults. `more` follows."""
 
-    def __init__(self, receive: Receive, patience: Patience) -> None:
-        self._receive, self._patience = receive, patience
-        self._waited, self._taken = 0.0, 0
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._taken = 0
         self.pieces: list[bytes] = []
         self.more = True
 
     async def gather(self, limit: int) -> None:
-        """The next bytes: until the body ends, or there are at least `limit`.
+        """The next bytes, in place of those before: until the body ends, or there are at least
+        `limit`, or no room for more.
 
-        Raises `Answer` when it breaks off, or is too slow.
+        Raises `Answer` when it breaks off, or is too slow, or there is no room at all.
         """
         self.pieces, until = [], self._taken + limit
-        while self.more and self._taken < until:
+        self._body.let_go()
+        while self.more and self._taken < until and (not self.pieces or self._body.has_room()):
             message = await self._next()
             if message["type"] != "http.request":
                 raise Answer(400, "the body ended early")
@@ -177,17 +170,28 @@ class _Body:
             self.more = message.get("more_body", False)
 
     async def _next(self) -> MutableMapping[str, Any]:
-        """Only waiting counts against the sender, not what we do with the bytes meanwhile."""
-        clock = asyncio.get_running_loop().time
-        began = clock()
         try:
-            async with asyncio.timeout(self._patience.left(self._waited, self._taken)):
-                return await self._receive()
-        except TimeoutError:
-            hint = (b"connection", b"close")
-            raise Answer(408, "the body is too slow; try again", hint) from None
-        finally:
-            self._waited += clock() - began
+            return await self._body()
+        except TooSlow:
+            raise Answer(408, "the body is too slow; try again") from None
+        except Refused as refused:
+            raise _no_room(refused) from None
+
+
+def _trusted(body: Body, drive: str) -> _Pieces:
+    """`body`, that of a good signature for `drive`. Raises `Answer`."""
+    try:
+        body.trust(drive)
+    except Refused as refused:
+        raise _no_room(refused) from None
+    return _Pieces(body)
+
+
+def _no_room(refused: Refused) -> Answer:
+    headers = headers_for(refused.problem).items()
+    status = 429 if isinstance(refused.problem, RateLimited) else 413
+    named = [(name.lower().encode(), value.encode()) for name, value in headers]
+    return Answer(status, refused.problem.message, *named)
 
 
 def _absorb(pieces: list[bytes], writer: BlobWriter, inspector: _Inspector) -> None:

@@ -23,12 +23,13 @@ from hypothesis import strategies as st
 
 from remote.codec import encode_chunk
 from remote.content import Descriptor
+from server.front.bodies import Bodies, begin, end
 from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.arrivals import Arrival
 from server.storage.blobs import BlobKey, LocalBlobStore
 from server.storage.edge import Edge
-from server.storage.intake import Intake, Patience
+from server.storage.intake import Intake
 from server.storage.keys import load_keys
 from server.storage.signer import UrlSigner
 from tests.remote.fuzzing import fuzz, mutated
@@ -60,6 +61,7 @@ class Place:
     signer: UrlSigner
     reception: Reception
     edge: Edge
+    bodies: Bodies
 
     def request(
         self,
@@ -85,10 +87,14 @@ class Place:
         async def receive() -> Any:
             return rest.pop(0) if rest else {"type": "http.disconnect"}
 
+        begin(self.bodies, scope, receive)
+
         async def send(message: Any) -> None:
             sent.append(message)
 
         await self.edge(scope, receive, send)
+        end(scope)
+        assert self.bodies.held == 0
         assert sent[0]["type"] == "http.response.start"
         body = b"".join(message.get("body", b"") for message in sent[1:])
         return int(sent[0]["status"]), body
@@ -108,10 +114,10 @@ def place() -> Iterator[Place]:
         settings = Settings(Path(name) / "data", ORIGIN)
         signer = UrlSigner(load_keys(settings.keys), settings)
         blobs, metrics, reception = LocalBlobStore(settings.blobs), Metrics(), Reception()
-        patience = Patience(30, 1024)
-        intake = Intake(blobs, signer, reception, metrics, threads, patience)
+        intake = Intake(blobs, signer, reception, metrics, threads)
         edge = Edge(blobs, signer, intake.put, metrics, threads)
-        yield Place(settings.blobs, blobs, signer, reception, edge)
+        room = Bodies(settings.tunables, metrics)
+        yield Place(settings.blobs, blobs, signer, reception, edge, room)
 
 
 def signed_put(place: Place, proof: str | None) -> tuple[bytes, list[tuple[bytes, bytes]]]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from argon2 import PasswordHasher
 
 from remote import errors
-from server.api import passwords
-from server.front.guard import TooSlow, patient
+from server.people import accounts
 from server.storage.edge import Edge
 from tests.server.conftest import Start
-from tests.server.harness import MSGPACK, Client, Failed, Running, make_chunk, noise
+from tests.server.harness import MSGPACK, Client, Failed, Running, make_chunk, noise, run
 from tests.server.linking import Visitor, make_link
 
 SECURITY = {
@@ -170,26 +172,6 @@ def test_a_body_that_does_not_come_is_not_waited_for(start: Start) -> None:
     anna.make("a")  # others are as before
 
 
-def test_a_body_in_pieces_is_taken() -> None:
-    messages = [{"type": "http.request", "body": b"a", "more_body": True}] * 2
-    messages.append({"type": "http.request", "body": b"b", "more_body": False})
-    messages.append({"type": "http.disconnect"})
-
-    async def receive() -> Any:
-        return messages.pop(0)
-
-    async def never() -> Any:
-        await asyncio.Event().wait()
-
-    async def take() -> list[Any]:
-        wait = patient(receive, 10)
-        return [await wait() for _ in range(4)]
-
-    assert [each["type"] for each in asyncio.run(take())][2:] == ["http.request", "http.disconnect"]
-    with pytest.raises(TooSlow):
-        asyncio.run(patient(never, 0.001)())  # type: ignore[arg-type]
-
-
 # --- headers ------------------------------------------------------------------------------------
 
 
@@ -306,6 +288,13 @@ def test_signed_urls_are_not_counted(start: Start) -> None:
     assert {anna.http.get(url).status_code for _ in range(60)} == {200}
 
 
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Argon2 is dear on purpose; what is counted does not depend on that."""
+    monkeypatch.setattr(accounts, "HASHER", PasswordHasher(1, 8, 1))
+
+
+@pytest.mark.usefixtures("cheap")
 def test_one_password_for_many_names_is_slowed_down_too(start: Start) -> None:
     server = start(login_burst=1, login_seconds_per_try=36000)
     seen = []
@@ -316,28 +305,7 @@ def test_one_password_for_many_names_is_slowed_down_too(start: Start) -> None:
     assert seen == [401] * 10 + [429] * 2
 
 
-def test_passwords_do_not_queue_up_for_ever(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not those of logins, of links that are made, or of links that are opened."""
-    server = start()
-    anna = server.account("anna")
-    file = anna.make("a")
-    made = make_link(anna, file, password="right")
-    monkeypatch.setattr(passwords, "MAX_WAITING", 0)
-    for work in (
-        lambda: server.client().log_in("anna", "guess"),
-        lambda: make_link(anna, file, password="another"),
-    ):
-        with pytest.raises(Failed) as failed:
-            work()
-        assert isinstance(failed.value.problem, errors.RateLimited)
-    visitor = Visitor.at(server.url, made)
-    refused = visitor.post("right")
-    visitor.http.close()
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-    assert "Too many passwords at once" in refused.text
-    assert "set-cookie" not in refused.headers
-
-
+@pytest.mark.usefixtures("cheap")
 def test_many_links_are_not_many_more_tries(start: Start) -> None:
     server = start(login_burst=1, login_seconds_per_try=36_000.0)
     anna = server.account("anna")
@@ -347,3 +315,79 @@ def test_many_links_are_not_many_more_tries(start: Start) -> None:
     for visitor in visitors:
         visitor.http.close()
     assert answers == 10 * [403] + [429]
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def test_only_the_very_path_of_health_is_not_counted(start: Start) -> None:
+    server = start(address_burst=6, address_rate=1 / 3600)
+    with httpx.Client(base_url=server.url) as client:
+        near = ["/healthz/", "/healthzz", "/readyz/x", "/blobs", "/chunks", "/content"]
+        assert 429 not in {client.get(path).status_code for path in near}
+        assert {client.get(path).status_code for path in near} == {429}
+        assert [client.get(path).status_code for path in ("/healthz", "/readyz")] == [200] * 2
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/chunks/a/b", 403),
+        ("PUT", "/chunks/a/b", 405),
+        ("PUT", "/blobs/a/b", 403),
+        ("GET", "/content/a/b/c", 403),
+        ("POST", "/content/a/b/c", 405),
+        ("POST", "/healthz", 405),
+        ("GET", "/v1//me", 400),
+        ("GET", "/healthz?a=1&a=1", 400),
+        ("POST", "/chunks/a/b", 413),
+    ],
+)
+def test_what_is_refused_is_counted_by_address(
+    refusing: Running, method: str, path: str, status: int
+) -> None:
+    """Whatever is refused without having been counted as a request."""
+    content = bytes(30_000) if status == 413 else b"x" if method == "PUT" else b""
+    headers = {"If-None-Match": "*", "x-amz-checksum-sha256": "A" * 43 + "="}
+    with httpx.Client(base_url=refusing.url, headers=headers) as client:
+        client.headers["X-Forwarded-For"] = f"192.0.2.{next(strangers)}"
+        answers = [client.request(method, path, content=content) for _ in range(5)]
+    assert [each.status_code for each in answers] == [status] * 3 + [429] * 2
+    assert int(answers[-1].headers["retry-after"]) > 3000
+    assert answers[-1].headers["connection"] == "close"
+    assert answers[-1].headers["x-request-id"]
+
+
+strangers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that refuses an address something three times, then once an hour."""
+    more = {"trusted_proxies": ["127.0.0.1"], "refusal_burst": 3, "refusal_rate": 1 / 3600}
+    running = run(tmp_path_factory.mktemp("refusing"), **more)
+    yield running
+    running.stop()
+
+
+def test_what_is_right_is_not_refused_for_what_was_wrong(refusing: Running) -> None:
+    anna = refusing.account("anna")
+    chunk = make_chunk(noise(100, "right beside wrong"))
+    file, version = anna.store("a", chunk)
+    url = anna.locate(file=file, version=version, chunks=[chunk.id]).chunks[0].url
+    assert [anna.http.get(url + "x").status_code for _ in range(5)] == [403] * 3 + [429] * 2
+    assert anna.http.get(url).content == chunk.data
+    assert anna.http.get("/healthz").status_code == 200
+    headers = {"Authorization": f"Bearer {anna.token}"}
+    assert {anna.http.get("/nothing", headers=headers).status_code for _ in range(5)} == {404}
+    assert {anna.http.get("/v1/me").status_code for _ in range(5)} == {401}  # counted as requests
+
+
+def test_an_ipv6_site_cannot_have_all_of_the_server(start: Start) -> None:
+    server = start(address_burst=1, address_rate=1 / 3600, trusted_proxies=["127.0.0.1"])
+
+    def get(address: str) -> int:
+        return httpx.get(f"{server.url}/v1/me", headers={"X-Forwarded-For": address}).status_code
+
+    assert [get(f"2001:db8:1:{n}::1") for n in range(6)] == [401] * 4 + [429] * 2
+    assert get("2001:db8:2::1") == 401

@@ -10,14 +10,11 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
 from remote import errors, wire
 from server.storage.arrivals import Arrival
 from server.storage.blobs import BlobKey, Head
-from server.storage.intake import Patience
 from tests.server.conftest import Start
 from tests.server.harness import (
     Chunk,
@@ -110,15 +107,6 @@ def test_a_body_that_only_trickles_is_given_up(start: Start) -> None:
             at += 1
         assert everything(raw).startswith(b"HTTP/1.1 408 ")
     assert nothing_left(server, anna.me.drive, chunk.id)
-
-
-@given(st.floats(0, 1e4), st.integers(0, 1 << 26))
-def test_nobody_is_waited_for_longer_than_the_floor_allows(waited: float, taken: int) -> None:
-    patience = Patience(30.0, 1024.0)
-    left = patience.left(waited, taken)
-    assert 0 <= left <= 30
-    assert waited + left <= max(waited, 30 + taken / 1024 + 1e-6)
-    assert left == 30 or taken < 1024 * (waited + 30)
 
 
 # --- sizes --------------------------------------------------------------------------------------

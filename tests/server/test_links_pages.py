@@ -64,7 +64,7 @@ def visit(server: Running) -> Iterator[Visit]:
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Argon2 is dear on purpose; what is checked here does not depend on that."""
     hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(accounts, "hash_password", hasher.hash)
+    monkeypatch.setattr(accounts, "HASHER", hasher)
 
 
 class Seen(HTMLParser):

@@ -19,10 +19,11 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from remote import wire_account
-from server.front import logs
+from server.front import logs, redaction
 from server.people.accounts import add_account
+from server.service import Service
 from tests.server.conftest import Start
-from tests.server.harness import Client, Failed, make_chunk, noise, until
+from tests.server.harness import Client, Failed, Running, make_chunk, noise, until
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "correct-horse-battery-staple"
@@ -107,6 +108,70 @@ def test_a_flood_is_not_one_of_the_log_too(start: Start) -> None:
         server.stop()
     assert answers == [401, 429, 429, 429]
     assert [each["status"] for each in seen] == [401]
+
+
+def test_refusals_beyond_their_rate_are_not_logged(start: Start) -> None:
+    with structlog.testing.capture_logs() as seen:
+        server = start(refusal_burst=4, refusal_rate=1 / 3600)
+        paths = ["/chunks/a/b", "/v1//me", "/v1/me", "/s/nothing"] * 5
+        answers = [httpx.get(server.url + path).status_code for path in paths]
+        anna = server.account("anna")
+        anna.http.get("/nothing", headers={"Authorization": f"Bearer {anna.token}"})
+        server.stop()
+    told = [(each["path"], each["status"]) for each in seen if each["event"] == "request"]
+    assert told == [
+        ("/chunks/a/b", 403),
+        ("/v1//me", 400),
+        ("/v1/me", 401),
+        ("/s/[link]", 404),
+        ("/v1/me", 200),
+        ("/nothing", 404),
+    ]
+    assert answers.count(429) == 8  # those that no other rate slows down
+
+
+@pytest.mark.parametrize(
+    "path", ["/chunks/" + "x" * 7000, "/v1/" + "%F0%9F%98%80" * 500, "/healthz" + "/y" * 200]
+)
+def test_paths_are_cut(server: Running, path: str) -> None:
+    with structlog.testing.capture_logs() as seen:
+        httpx.get(server.url + path)
+        until(lambda: any(each["event"] == "request" for each in seen))
+    logged = next(each["path"] for each in seen if each["event"] == "request")
+    assert logged.endswith("[cut]")
+    assert 190 < len(logged.removesuffix("[cut]").encode()) <= 200
+
+
+def test_whoever_logs_a_path_cuts_it(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("x" * 100)
+
+    monkeypatch.setattr(Service, "read", fail)
+    id = "0" * 32
+    with structlog.testing.capture_logs() as seen:
+        token = {"Authorization": "Bearer x"}
+        httpx.get(f"{server.url}/v1/files/{id}/children/{'x' * 300}", headers=token)
+        httpx.get(f"{server.url}/v1/files/{id}", headers=token)
+        until(lambda: any(each["event"] == "request_failed" for each in seen))
+    paths = [each["path"] for each in seen]
+    assert max(len(each) for each in paths) <= 205
+    assert redaction.shown_path("/s/" + "x" * 43) == "/s/[link]"
+
+
+def test_no_value_is_long(log: io.StringIO) -> None:
+    """Whoever logs what: the net under it."""
+    structlog.get_logger("nearline.test").info("x" * 9000, body={"a": "y" * 9000}, n=1)
+    logging.getLogger("some.library").warning("z" * 9000)
+    try:
+        raise ValueError("v" * 90_000)
+    except ValueError:
+        logging.getLogger("some.library").exception("failed")
+    seen = lines(log)
+    assert len(seen) == 3
+    assert seen[0]["n"] == 1
+    assert max(len(line) for line in log.getvalue().splitlines()[:2]) < 6000
+    assert len(log.getvalue().splitlines()[2]) < 30_000
+    assert log.getvalue().count("[cut]") == 4
 
 
 def test_a_run_of_everything_leaves_no_secret_in_the_log(tmp_path: Path) -> None:

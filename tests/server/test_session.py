@@ -207,7 +207,7 @@ def test_wire_types_are_strict(anna: Client) -> None:
         b'{"account": "a", "password": "b", "device": "c", "extra": 1}',
         b'{"account": 1, "password": "b", "device": "c"}',
         b'{"account": "\xff", "password": "b", "device": "c"}',
-        b"[" * 100_000,
+        b"[" * 20_000,
     ]
     for body in wrong:
         headers = {"Content-Type": "application/json"}
