@@ -11,12 +11,13 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, exists, insert, select, update
 
+from remote.chunking import check_cut
 from remote.content import HOLE, BadContent, Descriptor, Manifest, check_manifest, fingerprint
 from remote.errors import BadUpload, ChunksMissing, Exists, NotFound, Refused
 from remote.wire import MAX_BATCH, Content, Span
@@ -70,10 +71,10 @@ _VERSION = select(versions).where(
 def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
     """Make `content.version` an uploaded version of `file`.
 
-    Raises `Refused` with BadUpload (the manifest contradicts itself or a chunk), ChunksMissing
-    (upload these first) or Exists (the version id is taken).
+    Raises `Refused` with BadUpload (the manifest contradicts itself or a chunk, or is cut into far
+    too many pieces), ChunksMissing (upload these first) or Exists (the version id is taken).
     """
-    wanted = _checked_pieces(content.manifest)
+    wanted = _checked_pieces(content.manifest, check_cut)
     _check_possession(tx, Upload(content.version, file, tx.drive), wanted)
     _check_chunks(tx, wanted)
     _check_version_free(tx, content.version)
@@ -196,10 +197,12 @@ def under(manifest: Manifest, span: Span) -> list[bytes]:
     return list(found)
 
 
-def _checked_pieces(manifest: Manifest) -> dict[bytes, int]:
-    """The plain length of each chunk that `manifest` names."""
+def _checked_pieces(manifest: Manifest, *more: Callable[[Manifest], None]) -> dict[bytes, int]:
+    """The plain length of each chunk that `manifest` names, if it passes the check of every
+    manifest and `more` ones."""
     try:
-        check_manifest(manifest)
+        for check in (check_manifest, *more):
+            check(manifest)
     except BadContent as error:
         raise Refused(BadUpload(message=str(error))) from error
     lengths: dict[bytes, int] = {}
