@@ -136,12 +136,12 @@ async def test_what_another_program_cut_too_finely_is_cut_anew(bench: Bench) -> 
     assert not is_well_cut(manifest)
     with state.db.transaction():
         bench.manifests.keep_manifest(version, manifest)
-    await state.contents.write(node.ino, 100, b"changed")
+    await state.contents.write(node.ino, 199_000, b"changed")
     await bench.uploader.prepare(next(iter(state.journal)))
     again = next(iter(bench.uploader.ready.values())).manifest
     check_cut(again, few=0)
     first, hole = again.pieces
-    assert bench.drive.plain[first.id] == data[:100] + b"changed" + data[107:]
+    assert bench.drive.plain[first.id] == data[:199_000] + b"changed" + data[199_007:]
     assert hole.id == HOLE
 
 
