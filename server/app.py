@@ -32,7 +32,6 @@ from server.front.answers import Send
 from server.front.connections import Connections
 from server.front.guard import Guard, Receive
 from server.front.observed import Observed
-from server.public.documents import Library
 from server.public.documents_http import ContentServer
 from server.public.documents_origin import CONTENT, Origins, refuse
 from server.service import Service
@@ -111,11 +110,11 @@ class Application:
         self._guard = Guard(service.settings, service.metrics, service.known)
         self._origins = Origins(tunables.content_url)
         self._content = ContentServer(
-            Library(service.db.read, service.blobs),
+            service.library,
             service.links,
             service.metrics,
-            service.reads,
-            service.files,
+            service.visits,
+            service.bodies,
             tunables.send_seconds,
         )
         self._api = Litestar(

@@ -4,7 +4,9 @@ Knows: the parts and how they are put together. Must not know: HTTP messages.
 
 Threads: the event loop never touches SQLite or a disk's queue. `reads` answers questions from
 snapshots; `writes` is a single thread, so write transactions wait in its queue and not for a lock;
-`passwords` bounds the memory that Argon2 takes; `files` moves stored objects.
+`passwords` bounds the memory that Argon2 takes; `files` moves stored objects. Whoever visits a link
+has threads of their own: `visits` answers their questions and `bodies` puts their content together,
+so that no account waits behind visitors.
 
 What is stored is noted and verified by `reception`, which shares these threads.
 """
@@ -34,6 +36,8 @@ from server.metrics import Metrics
 from server.people import tokens
 from server.people.caller import Caller
 from server.pools import Pool
+from server.public import links_tree
+from server.public.documents import Library
 from server.public.links_signing import LinkSigner
 from server.settings import Settings
 from server.storage.blobs import BlobKey, LocalBlobStore
@@ -82,6 +86,8 @@ class Service:
         self.login_failures = TokenBuckets(1, 60)  # audit rows, per address and name
         self.login_failures_from = TokenBuckets(60, 60)  # audit rows, per address
         self.known = KnownCallers()
+        self.library = Library(self.db.read, self.blobs)
+        self.counts = links_tree.Counts()
         self.sockets = Places(tunables.connections, tunables.sockets_per_account)
         self._seen = tokens.SeenThisHour()
         self.upload_ns = tunables.upload_days * 86_400 * 10**9
@@ -89,8 +95,10 @@ class Service:
         self.writes = Pool(1, "write")
         self.passwords = Pool(2, "password")
         self.files = Pool(8, "file")
-        pools = {"read": self.reads, "write": self.writes, "password": self.passwords}
-        queues = pools | {"file": self.files}
+        self.visits = Pool(2, "visit")
+        self.bodies = Pool(4, "body")
+        queues = {"read": self.reads, "write": self.writes, "password": self.passwords}
+        queues |= {"file": self.files, "visit": self.visits, "body": self.bodies}
         self.reception = Reception(
             self.db, self.blobs, self.reads, self.writes, self.files, self.metrics
         )
@@ -110,7 +118,8 @@ class Service:
         self.fanout.close()
         self.janitor.close()
         self.reception.close()
-        for pool in (self.files, self.reads, self.writes, self.passwords):
+        visitors = (self.bodies, self.visits)
+        for pool in (*visitors, self.files, self.reads, self.writes, self.passwords):
             pool.shutdown(wait=True, cancel_futures=pool is not self.writes)
         self.db.close()
 

@@ -41,13 +41,14 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     served then, so that what is downloaded has nothing in common with the pages.
 
     Limits are generous: they are for programs gone wild and for attackers. Rates are requests a
-    second, above a burst; who exceeds one is first slowed down, then refused. `head_seconds` is how
-    long a request's head may take, `body_seconds` how long nothing of a body may arrive,
-    `body_floor` how many bytes a second of a chunk must arrive on average after that,
-    `send_seconds` how long a client may take nothing of an answer. `sockets_per_account` counts
-    open change feeds. `metrics_token` is asked for at /metrics and /schema if it is set; the server
-    is not ready with less than `min_free_bytes` of disk. Requests above `slow_seconds` are logged
-    as such.
+    second, above a burst; who exceeds one is first slowed down, then refused. `visitor_rate` is
+    that of visits to links, pages and downloads, from one address; `link_rate` that of one link,
+    from all addresses together. `head_seconds` is how long a request's head may take,
+    `body_seconds` how long nothing of a body may arrive, `body_floor` how many bytes a second of a
+    chunk must arrive on average after that, `send_seconds` how long a client may take nothing of an
+    answer. `sockets_per_account` counts open change feeds. `metrics_token` is asked for at /metrics
+    and /schema if it is set; the server is not ready with less than `min_free_bytes` of disk.
+    Requests above `slow_seconds` are logged as such.
     """
 
     public_url: str | None = None
@@ -72,6 +73,10 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     account_burst: Annotated[int, msgspec.Meta(ge=1)] = 5000
     address_rate: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
     address_burst: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    visitor_rate: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    visitor_burst: Annotated[int, msgspec.Meta(ge=1)] = 200
+    link_rate: Annotated[float, msgspec.Meta(gt=0)] = 100.0
+    link_burst: Annotated[int, msgspec.Meta(ge=1)] = 1000
     connections: Annotated[int, msgspec.Meta(ge=1)] = 2000
     connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 500
     head_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0

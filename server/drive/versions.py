@@ -66,6 +66,11 @@ _VERSION = select(versions).where(
     versions.c.id == bindparam("id"),
     versions.c.status == "uploaded",
 )
+_SIZE = select(versions.c.size).where(
+    versions.c.file == bindparam("file"),
+    versions.c.id == bindparam("id"),
+    versions.c.status == "uploaded",
+)
 
 
 def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
@@ -163,6 +168,15 @@ def read(conn: Connection, file: str, version: str | None) -> Row[Any]:
     if row is None:
         raise Refused(NotFound(message=f"file {file} has no version {version}"))
     return row
+
+
+def size_of(conn: Connection, file: str, version: str) -> int:
+    """The bytes of an uploaded version of `file`; its manifest, which may be large, is not read.
+    Raises `Refused(NotFound)`."""
+    size: int | None = conn.execute(_SIZE, {"file": file, "id": version}).scalar()
+    if size is None:
+        raise Refused(NotFound(message=f"file {file} has no version {version}"))
+    return size
 
 
 def manifest_of(row: Row[Any]) -> Manifest:

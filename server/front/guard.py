@@ -3,15 +3,19 @@
 Knows: targets, proxies, rates, headers that keep browsers and caches from doing harm. Must not
 know: routes, accounts' rights.
 
-Rates count requests of the API and of pages, not signed URLs: those were given out by requests that
-were counted. They are of one process, and start full.
+Rates count requests of the API and of pages, not signed URLs of chunks: those were given out by
+requests that were counted. Visits to links, their pages and the URLs of their content, which may be
+asked for any part of it any number of times, have rates of their own: by address, so that many
+links are not many more visits, and by link, so that many addresses are not. Rates are of one
+process, and start full.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Hashable, Iterator, MutableMapping
 from typing import Any, NamedTuple
 
 from remote.errors import BadRequest, Problem, RateLimited
@@ -26,12 +30,16 @@ from server.settings import Settings
 
 Receive = Callable[[], Awaitable[Message]]
 Headers = list[tuple[bytes, bytes]]
+Turn = tuple[str, TokenBuckets, Hashable]
+"""What is counted, where, and for whom."""
 
 PATIENCE_SECONDS = 2.0
 """A request above the rate waits so long for its turn. Most clients, who have few requests under
 way at a time, are slowed down that way and never refused."""
 
 UNCOUNTED = ("/blobs/", "/chunks/", "/content/", "/healthz", "/readyz")
+VISITED = ("/content/", "/s/")
+"""Followed by what names the link: its id, or its secret."""
 
 _ALWAYS: Headers = [
     (b"cache-control", b"no-store"),
@@ -63,6 +71,8 @@ class Guard:
         self._proxies = TrustedProxies(tunables.trusted_proxies)
         self._addresses = _paced(tunables.address_rate, tunables.address_burst)
         self._accounts = _paced(tunables.account_rate, tunables.account_burst)
+        self._visitors = _paced(tunables.visitor_rate, tunables.visitor_burst)
+        self._links = _paced(tunables.link_rate, tunables.link_burst)
         self._metrics, self._known = metrics, known
         self._defaults = _ALWAYS + (_WITH_TLS if settings.public_url.startswith("https:") else [])
 
@@ -76,17 +86,25 @@ class Guard:
         if header(scope, b"transfer-encoding"):
             problem = BadRequest(message="send a Content-Length, and no Transfer-Encoding")
             return Turned(problem, 411, close=True)
-        if scope["path"].startswith(UNCOUNTED):
-            return None
         return await self._paced(scope)
 
+    def _turns(self, scope: MutableMapping[str, Any]) -> Iterator[Turn]:
+        """What this request counts for, the narrowest first: whoever has no turn by that takes none
+        from others."""
+        client = limited_as(client_of(scope))
+        if scope["path"].startswith(VISITED):
+            link = scope["path"].split("/")[2]
+            yield "visitor", self._visitors, client
+            yield "link", self._links, hashlib.sha256(link.encode()).digest()
+        if not scope["path"].startswith(UNCOUNTED):
+            yield "address", self._addresses, client
+            known = self._known.of(token_of(header(scope, b"authorization").decode("latin-1")))
+            if known is not None:
+                yield "account", self._accounts, known.account
+
     async def _paced(self, scope: MutableMapping[str, Any]) -> Turned | None:
-        """Wait for this request's turn, by its address and then by its account."""
-        known = self._known.of(token_of(header(scope, b"authorization").decode("latin-1")))
-        turns = [("address", self._addresses, limited_as(client_of(scope)))]
-        if known is not None:
-            turns.append(("account", self._accounts, known.account))
-        for what, buckets, key in turns:
+        """Wait for each of this request's turns."""
+        for what, buckets, key in self._turns(scope):
             booked, seconds = buckets.book(key, time.monotonic(), PATIENCE_SECONDS)
             if not booked:
                 self._metrics.limited.labels(what).inc()

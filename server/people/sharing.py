@@ -83,7 +83,7 @@ def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
     """The grants at and above `file`, nearest first: all of them for the drive's owner, for others
     their own."""
     row = access.require(conn, caller, file, "viewer")
-    query = _GRANTS.where(grants.c.file.in_(access.ancestors(conn, file)))
+    query = _GRANTS.where(grants.c.file.in_(access.above(file)))
     if not access.owns_drive(caller, row.drive):
         query = query.where(grants.c.account == caller.account)
     found = sorted(conn.execute(query).all(), key=lambda each: each.file != file)
