@@ -42,7 +42,7 @@ from server.public.links_signing import LinkSigner
 from server.settings import Settings
 from server.storage.blobs import BlobKey, LocalBlobStore
 from server.storage.keys import load_keys
-from server.storage.quota import Budget
+from server.storage.quota import Budget, Limits
 from server.storage.reception import Reception
 from server.storage.signer import UrlSigner
 from server.storage.uploads import Terms
@@ -210,8 +210,9 @@ class Service:
 
     def terms(self, conn: Connection, caller: Caller) -> Terms:
         """How uploads are leased in the write transaction of `conn`."""
-        budget = Budget(conn, caller, self.settings.tunables.pending_limit_bytes)
-        return Terms(self.upload_ns, budget, self._put_url)
+        tunables = self.settings.tunables
+        limits = Limits(tunables.pending_limit_bytes, tunables.pending_limit_chunks)
+        return Terms(self.upload_ns, Budget(conn, caller, limits), self._put_url)
 
     def _put_url(self, drive: str, descriptor: Descriptor, proof: str | None) -> PresignedPut:
         return self.signer.put(drive, descriptor, time.time_ns(), proof)

@@ -31,14 +31,15 @@ class BadSettings(ValueError):
 class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings that may stand in the configuration file.
 
-    Seconds, bytes and counts. `get_url_seconds` is how long a signed GET lives,
-    `put_url_seconds` how long a presigned PUT may be begun, `upload_days` how long an upload
-    session and its leases live after they were last used, `pending_limit_bytes` how much may be
-    promised to the uploads into one drive at a time, `collect_seconds` how often the server
-    collects garbage by itself (0: never). Overwritten versions and the trash are kept for
-    `keep_days`, the newest `keep_versions` of a file whatever their age; an account may have its
-    own. `content_url` is another origin of this server, from which alone the downloads of links are
-    served then, so that what is downloaded has nothing in common with the pages.
+    Seconds, bytes and counts. `get_url_seconds` is how long a signed GET lives, `put_url_seconds`
+    how long a presigned PUT may be begun, `upload_days` how long an upload session and its leases
+    live after they were last used, `pending_limit_bytes` how much may be promised to the uploads
+    into one drive at a time, `pending_limit_chunks` how many sessions and chunks that have not come
+    one uploader may have in a drive at a time, `collect_seconds` how often the server collects
+    garbage by itself (0: never). Overwritten versions and the trash are kept for `keep_days`, the
+    newest `keep_versions` of a file whatever their age; an account may have its own. `content_url`
+    is another origin of this server, from which alone the downloads of links are served then, so
+    that what is downloaded has nothing in common with the pages.
 
     Limits are generous: they are for programs gone wild and for attackers. Rates are requests a
     second, above a burst; who exceeds one is first slowed down, then refused. `visitor_rate` is
@@ -57,6 +58,7 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     put_url_seconds: _UrlSeconds = 900
     upload_days: Annotated[int, msgspec.Meta(ge=1, le=90)] = 7
     pending_limit_bytes: Annotated[int, msgspec.Meta(ge=1 << 28)] = 1 << 36
+    pending_limit_chunks: Annotated[int, msgspec.Meta(ge=10)] = 20_000
     keep_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 30
     keep_versions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10
     body_limit: Annotated[int, msgspec.Meta(ge=65536)] = 16 * 1024 * 1024

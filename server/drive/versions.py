@@ -274,4 +274,4 @@ def _check_version_free(tx: Mutation, version: str) -> None:
         if row.status == "uploaded" or not (is_over or row.account == tx.caller.account):
             raise Refused(Exists(message=f"there is a version {version} already"))
     if found:
-        leases.end(tx.conn, version)
+        leases.end(tx.conn, [version])

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from sqlalchemy import Connection, event, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from remote import wire
 from remote.wire_account import LinkMade
@@ -24,6 +24,7 @@ from server.public import links, links_tree
 from server.public.links import Places
 from tests.server.harness import Client, Failed, Running, make_chunk, new_id, noise
 from tests.server.linking import Visitor, links_of, make_link, revoke
+from tests.server.lookups import steps_of
 
 DAY = 86_400 * 10**9
 Visit = Callable[[LinkMade], Visitor]
@@ -309,25 +310,6 @@ def in_many_places(conn: Connection, places: int, names: int) -> tuple[str, str,
     last = plant(conn, drive, new_id(), (top, "last"), kind="directory")
     called = [(parent, f"name {number}") for parent in found for number in range(names)]
     return top, plant(conn, drive, new_id(), *called, kind="file"), last
-
-
-def steps_of(conn: Connection, work: Callable[[], object]) -> int:
-    """How much SQLite does for `work`, in hundreds of the steps of its machine, and statements."""
-    counted = 0
-
-    def count(*_: object) -> None:
-        nonlocal counted
-        counted += 1
-
-    driver: Any = conn.connection.driver_connection
-    driver.set_progress_handler(count, 100)
-    event.listen(conn, "before_cursor_execute", count)
-    try:
-        work()
-    finally:
-        driver.set_progress_handler(None, 0)
-        event.remove(conn, "before_cursor_execute", count)
-    return counted
 
 
 class Link(NamedTuple):
