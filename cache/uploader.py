@@ -27,7 +27,7 @@ from cache.journal import Journal
 from cache.layers import Layer, changed_ranges, hole_ranges
 from cache.operations import Op, new_id
 from cache.tree import Node, Tree
-from remote.chunking import Cutter, Fresh, Hole, Keep, NeedData, average_for, cut
+from remote.chunking import Cutter, Fresh, Hole, Keep, NeedData, average_for, cut, is_well_cut
 from remote.codec import Encoded, encode_chunk
 from remote.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
 from remote.errors import NearlineError, Refused, Retry
@@ -196,7 +196,10 @@ class Uploader:
         else:
             average = self._contents.average(layer, average_for(layer.size, None))
             old, dirty = [], [(0, layer.size)]
-        again = ranges_of(old, self._resend.get(op.key, set()), layer.size)
+        unwanted = self._resend.get(op.key, set())
+        if base is not None and not is_well_cut(base):  # of another program: cut all of it anew
+            unwanted = {piece.id for piece in old if piece.id != HOLE}
+        again = ranges_of(old, unwanted, layer.size)
         dirty = list(IntervalSet([*dirty, *again])) if again else dirty
         assert op.version is not None
         upload = Upload(op.version, op.file, self.known_parent(op), op.body.base or node.version)

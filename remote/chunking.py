@@ -32,7 +32,7 @@ from typing import TypeAlias
 
 from pyfastcdc import FastCDC
 
-from remote.content import HOLE, Piece
+from remote.content import HOLE, BadContent, Manifest, Piece
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Range: TypeAlias = tuple[int, int]
@@ -47,6 +47,9 @@ GIB = 1 << 30
 # A chunk of average size should cross the uplink in about this time, so that a broken connection
 # costs seconds and progress is seen to move.
 CHUNK_SECONDS = 4.0
+
+# So many pieces of any length are always fine: what they cost is no more than a request's.
+FEW_PIECES = 1024
 
 # One boundary rolls over pairs of bytes: it is certain when so many bytes follow it.
 _LOOKAHEAD = 2
@@ -87,6 +90,36 @@ def min_size(average: int) -> int:
 def max_size(average: int) -> int:
     """No chunk is longer; and so many bytes always suffice to find the next boundary."""
     return usable_average(average) * 4
+
+
+def check_cut(manifest: Manifest, few: int = FEW_PIECES) -> None:
+    """Raise `BadContent` if `manifest` has more pieces than its size and average explain.
+
+    What `Cutter` makes always passes: of each segment only the last chunk is shorter than
+    `min_size`, and no hole is. Beyond `few` pieces others are held to that too, because whoever
+    reads a file pays for each of its pieces, however short.
+    """
+    shortest = min_size(manifest.average)
+    holes = [piece.length for piece in manifest.pieces if piece.id == HOLE]
+    chunks = len(manifest.pieces) - len(holes)
+    zeros = sum(holes)
+    most_chunks = few + (manifest.size - zeros) // shortest + len(holes) + 1
+    most_holes = few + zeros // shortest
+    if chunks > most_chunks or len(holes) > most_holes:
+        raise BadContent(
+            f"{chunks} chunks and {len(holes)} holes are more than {manifest.size} bytes cut at an"
+            f" average of {manifest.average} have; cut the file anew, with chunks and holes of at"
+            f" least {shortest} bytes"
+        )
+
+
+def is_well_cut(manifest: Manifest) -> bool:
+    """Whether `check_cut` lets `manifest` pass."""
+    try:
+        check_cut(manifest)
+    except BadContent:
+        return False
+    return True
 
 
 def cut(data: Buffer, average: int, *, final: bool) -> list[int]:

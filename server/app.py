@@ -33,7 +33,6 @@ from server.front.bodies import Receive
 from server.front.connections import Connections
 from server.front.guard import Guard
 from server.front.observed import Observed
-from server.public.documents import Library
 from server.public.documents_http import ContentServer
 from server.public.documents_origin import CONTENT, Origins, refuse
 from server.service import Service
@@ -110,11 +109,11 @@ class Application:
         self._guard = Guard(service.settings, service.metrics, service.known, service.tries)
         self._origins = Origins(tunables.content_url)
         self._content = ContentServer(
-            Library(service.db.read, service.blobs),
+            service.library,
             service.links,
             service.metrics,
-            service.reads,
-            service.files,
+            service.visits,
+            service.downloads,
             tunables.send_seconds,
         )
         self._api = Litestar(

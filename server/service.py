@@ -5,6 +5,8 @@ Knows: the parts and how they are put together. Must not know: HTTP messages.
 Threads: the event loop never touches SQLite or a disk's queue. `reads` answers questions from
 snapshots; `writes` is a single thread, so write transactions wait in its queue and not for a lock;
 `passwords`, behind the `desk`, bounds the memory that Argon2 takes; `files` moves stored objects.
+Whoever visits a link has threads of their own: `visits` answers their questions and `downloads`
+puts their content together, so that no account waits behind visitors.
 
 What is stored is noted and verified by `reception`, which shares these threads.
 """
@@ -36,11 +38,13 @@ from server.metrics import Metrics
 from server.people import tokens
 from server.people.caller import Caller
 from server.pools import Pool
+from server.public import links_tree
+from server.public.documents import Library
 from server.public.links_signing import LinkSigner
 from server.settings import Settings
 from server.storage.blobs import BlobKey, LocalBlobStore
 from server.storage.keys import load_keys
-from server.storage.quota import Budget
+from server.storage.quota import Budget, Limits
 from server.storage.reception import Reception
 from server.storage.signer import UrlSigner
 from server.storage.uploads import Terms
@@ -82,6 +86,8 @@ class Service:
         self.login_failures = TokenBuckets(1, 60)  # audit rows, per address and name
         self.login_failures_from = TokenBuckets(60, 60)  # audit rows, per address
         self.known = KnownCallers()
+        self.library = Library(self.db.read, self.blobs)
+        self.counts = links_tree.Counts()
         self.sockets = Places(tunables.connections, tunables.sockets_per_account)
         self._seen = tokens.SeenThisHour()
         self.upload_ns = tunables.upload_days * 86_400 * 10**9
@@ -90,8 +96,10 @@ class Service:
         self.passwords = Pool(passwords.THREADS, "password")
         self.desk = passwords.Desk(self.passwords)
         self.files = Pool(8, "file")
-        pools = {"read": self.reads, "write": self.writes, "password": self.passwords}
-        queues = pools | {"file": self.files}
+        self.visits = Pool(2, "visit")
+        self.downloads = Pool(4, "download")
+        queues = {"read": self.reads, "write": self.writes, "password": self.passwords}
+        queues |= {"file": self.files, "visit": self.visits, "download": self.downloads}
         self.reception = Reception(
             self.db, self.blobs, self.reads, self.writes, self.files, self.metrics
         )
@@ -111,7 +119,8 @@ class Service:
         self.fanout.close()
         self.janitor.close()
         self.reception.close()
-        for pool in (self.files, self.reads, self.writes, self.passwords):
+        visitors = (self.downloads, self.visits)
+        for pool in (*visitors, self.files, self.reads, self.writes, self.passwords):
             pool.shutdown(wait=True, cancel_futures=pool is not self.writes)
         self.db.close()
 
@@ -202,8 +211,9 @@ class Service:
 
     def terms(self, conn: Connection, caller: Caller) -> Terms:
         """How uploads are leased in the write transaction of `conn`."""
-        budget = Budget(conn, caller, self.settings.tunables.pending_limit_bytes)
-        return Terms(self.upload_ns, budget, self._put_url)
+        tunables = self.settings.tunables
+        limits = Limits(tunables.pending_limit_bytes, tunables.pending_limit_chunks)
+        return Terms(self.upload_ns, Budget(conn, caller, limits), self._put_url)
 
     def _put_url(self, drive: str, descriptor: Descriptor, proof: str | None) -> PresignedPut:
         return self.signer.put(drive, descriptor, time.time_ns(), proof)

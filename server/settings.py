@@ -31,23 +31,25 @@ class BadSettings(ValueError):
 class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings that may stand in the configuration file.
 
-    Seconds, bytes and counts. `get_url_seconds` is how long a signed GET lives,
-    `put_url_seconds` how long a presigned PUT may be begun, `upload_days` how long an upload
-    session and its leases live after they were last used, `pending_limit_bytes` how much may be
-    promised to the uploads into one drive at a time, `collect_seconds` how often the server
-    collects garbage by itself (0: never). Overwritten versions and the trash are kept for
-    `keep_days`, the newest `keep_versions` of a file whatever their age; an account may have its
-    own. `content_url` is another origin of this server, from which alone the downloads of links are
-    served then, so that what is downloaded has nothing in common with the pages.
+    Seconds, bytes and counts. `get_url_seconds` is how long a signed GET lives, `put_url_seconds`
+    how long a presigned PUT may be begun, `upload_days` how long an upload session and its leases
+    live after they were last used, `pending_limit_bytes` how much may be promised to the uploads
+    into one drive at a time, `pending_limit_chunks` how many sessions and chunks that have not come
+    one uploader may have in a drive at a time, `collect_seconds` how often the server collects
+    garbage by itself (0: never). Overwritten versions and the trash are kept for `keep_days`, the
+    newest `keep_versions` of a file whatever their age; an account may have its own. `content_url`
+    is another origin of this server, from which alone the downloads of links are served then, so
+    that what is downloaded has nothing in common with the pages.
 
     Limits are generous: they are for programs gone wild and for attackers. Rates are requests a
     second, above a burst; who exceeds one is first slowed down, then refused. `refusal_rate` and
-    `refusal_burst` are of answers to one address that refuse it something. `head_seconds` is how
-    long a request's head may take, `body_seconds` how long nothing of a body may arrive,
-    `body_floor` how many bytes a second of one must arrive on average after that,
-    `body_total_seconds` how long a whole one may take, `body_limit` how large one may be that is no
-    chunk, `body_memory_bytes` how much of all bodies is held at a time, `send_seconds` how long a
-    client may take nothing of an answer. `sockets_per_account` counts
+    `refusal_burst` are of answers to one address that refuse it something. `visitor_rate` is that
+    of visits to links, pages and downloads, from one address; `link_rate` that of one link, from
+    all addresses together. `head_seconds` is how long a request's head may take, `body_seconds` how
+    long nothing of a body may arrive, `body_floor` how many bytes a second of one must arrive on
+    average after that, `body_total_seconds` how long a whole one may take, `body_limit` how large
+    one may be that is no chunk, `body_memory_bytes` how much of all bodies is held at a time,
+    `send_seconds` how long a client may take nothing of an answer. `sockets_per_account` counts
     open change feeds. `metrics_token` is asked for at /metrics and /schema if it is set; the server
     is not ready with less than `min_free_bytes` of disk. Requests above `slow_seconds` are logged
     as such.
@@ -59,6 +61,7 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     put_url_seconds: _UrlSeconds = 900
     upload_days: Annotated[int, msgspec.Meta(ge=1, le=90)] = 7
     pending_limit_bytes: Annotated[int, msgspec.Meta(ge=1 << 28)] = 1 << 36
+    pending_limit_chunks: Annotated[int, msgspec.Meta(ge=10)] = 20_000
     keep_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 30
     keep_versions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10
     body_limit: Annotated[int, msgspec.Meta(ge=65536)] = 16 * 1024 * 1024
@@ -77,6 +80,10 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     address_burst: Annotated[int, msgspec.Meta(ge=1)] = 10_000
     refusal_rate: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     refusal_burst: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    visitor_rate: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    visitor_burst: Annotated[int, msgspec.Meta(ge=1)] = 200
+    link_rate: Annotated[float, msgspec.Meta(gt=0)] = 100.0
+    link_burst: Annotated[int, msgspec.Meta(ge=1)] = 1000
     connections: Annotated[int, msgspec.Meta(ge=1)] = 2000
     connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 500
     head_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0

@@ -31,7 +31,7 @@ from server.api.exchange import AnyRequest, service_of
 from server.front.answers import headers_for
 from server.front.proxies import limited_as
 from server.people import accounts, audit
-from server.public import links, links_pages, links_tree, pages
+from server.public import links, links_pages, pages
 from server.public.documents_zip import MAX_MEMBERS
 from server.public.links import Inside
 from server.public.links_signing import COOKIE_SECONDS, ZIP, Wanted
@@ -51,8 +51,10 @@ _FORM_BYTES = 16 * 1024
 async def top(
     request: AnyRequest, secret: FromPath[str], after: FromQuery[str | None] = None
 ) -> Page:
+    places = service_of(request).library.places
+
     def look(conn: Connection, link: Link) -> Page:
-        return _shown(conn, link, secret, link.file, after)
+        return _shown(conn, link, secret, link.file, after, places)
 
     return await _visit(request, secret, look)
 
@@ -64,16 +66,20 @@ async def below(
     file_id: FromPath[str],
     after: FromQuery[str | None] = None,
 ) -> Page:
+    places = service_of(request).library.places
+
     def look(conn: Connection, link: Link) -> Page:
-        return _shown(conn, link, secret, file_id, after)
+        return _shown(conn, link, secret, file_id, after, places)
 
     return await _visit(request, secret, look)
 
 
 @get("/s/{secret:str}/{file_id:str}/download")
 async def download(request: AnyRequest, secret: FromPath[str], file_id: FromPath[str]) -> Page:
+    places = service_of(request).library.places
+
     def look(conn: Connection, link: Link) -> Begin:
-        row = _inside(conn, link, file_id).row
+        row = _inside(conn, link, file_id, places).row
         if row.kind != "file":
             raise _Closed
         return Begin(link, Wanted(link.id, file_id, row.version))
@@ -83,10 +89,13 @@ async def download(request: AnyRequest, secret: FromPath[str], file_id: FromPath
 
 @get("/s/{secret:str}/{file_id:str}/zip")
 async def archive(request: AnyRequest, secret: FromPath[str], file_id: FromPath[str]) -> Page:
+    counts, places = service_of(request).counts, service_of(request).library.places
+
     def look(conn: Connection, link: Link) -> Page | Begin:
-        if _inside(conn, link, file_id).row.kind != "directory":
+        row = _inside(conn, link, file_id, places).row
+        if row.kind != "directory":
             raise _Closed
-        if links_tree.count_below(conn, file_id, MAX_MEMBERS) > MAX_MEMBERS:
+        if counts.below(conn, file_id, row.drive, MAX_MEMBERS) > MAX_MEMBERS:
             return _page(pages.too_many_page(MAX_MEMBERS), 409)
         return Begin(link, Wanted(link.id, file_id, ZIP))
 
@@ -96,7 +105,10 @@ async def archive(request: AnyRequest, secret: FromPath[str], file_id: FromPath[
 @post("/s/{secret:str}", request_max_body_size=_FORM_BYTES)
 async def unlock(request: AnyRequest, secret: FromPath[str]) -> Page:
     service, here, form = service_of(request), f"/s/{secret}", await request.body()
-    link = await _off_loop(service, lambda conn: links.open_link(conn, secret, time.time_ns()))
+    places = service.library.places
+    link = await _off_loop(
+        service, lambda conn: links.open_link(conn, secret, time.time_ns(), places)
+    )
     if link is None:
         return _page(pages.gone_page(), 404)
     if link.password is None:
@@ -167,7 +179,7 @@ async def _visit(
 
     def work(conn: Connection) -> Page | Begin:
         now_ns = time.time_ns()
-        link = links.open_link(conn, secret, now_ns)
+        link = links.open_link(conn, secret, now_ns, service.library.places)
         if link is None:
             raise _Closed
         password = link.password
@@ -228,21 +240,23 @@ async def _off_loop(service: Service, work: Callable[[Connection], T]) -> T:
         with service.db.read() as conn:
             return work(conn)
 
-    return await asyncio.get_running_loop().run_in_executor(service.reads, job)
+    return await asyncio.get_running_loop().run_in_executor(service.visits, job)
 
 
 # --- what there is to see -----------------------------------------------------------------------
 
 
-def _shown(conn: Connection, link: Link, secret: str, file: str, after: str | None) -> Page:
-    html = links_pages.page(conn, link, secret, file, after)
+def _shown(
+    conn: Connection, link: Link, secret: str, file: str, after: str | None, places: links.Places
+) -> Page:
+    html = links_pages.page(conn, link, secret, file, after, places)
     if html is None:
         raise _Closed
     return _page(html)
 
 
-def _inside(conn: Connection, link: Link, file: str) -> Inside:
-    found = links.inside(conn, link, file)
+def _inside(conn: Connection, link: Link, file: str, places: links.Places) -> Inside:
+    found = links.inside(conn, link, file, places)
     if found is None:
         raise _Closed
     return found

@@ -11,12 +11,13 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, exists, insert, select, update
 
+from remote.chunking import check_cut
 from remote.content import HOLE, BadContent, Descriptor, Manifest, check_manifest, fingerprint
 from remote.errors import BadUpload, ChunksMissing, Exists, NotFound, Refused
 from remote.wire import MAX_BATCH, Content, Span
@@ -65,15 +66,20 @@ _VERSION = select(versions).where(
     versions.c.id == bindparam("id"),
     versions.c.status == "uploaded",
 )
+_SIZE = select(versions.c.size).where(
+    versions.c.file == bindparam("file"),
+    versions.c.id == bindparam("id"),
+    versions.c.status == "uploaded",
+)
 
 
 def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
     """Make `content.version` an uploaded version of `file`.
 
-    Raises `Refused` with BadUpload (the manifest contradicts itself or a chunk), ChunksMissing
-    (upload these first) or Exists (the version id is taken).
+    Raises `Refused` with BadUpload (the manifest contradicts itself or a chunk, or is cut into far
+    too many pieces), ChunksMissing (upload these first) or Exists (the version id is taken).
     """
-    wanted = _checked_pieces(content.manifest)
+    wanted = _checked_pieces(content.manifest, check_cut)
     _check_possession(tx, Upload(content.version, file, tx.drive), wanted)
     _check_chunks(tx, wanted)
     _check_version_free(tx, content.version)
@@ -164,6 +170,15 @@ def read(conn: Connection, file: str, version: str | None) -> Row[Any]:
     return row
 
 
+def size_of(conn: Connection, file: str, version: str) -> int:
+    """The bytes of an uploaded version of `file`; its manifest, which may be large, is not read.
+    Raises `Refused(NotFound)`."""
+    size: int | None = conn.execute(_SIZE, {"file": file, "id": version}).scalar()
+    if size is None:
+        raise Refused(NotFound(message=f"file {file} has no version {version}"))
+    return size
+
+
 def manifest_of(row: Row[Any]) -> Manifest:
     return _decode_manifest(row.manifest)
 
@@ -196,10 +211,12 @@ def under(manifest: Manifest, span: Span) -> list[bytes]:
     return list(found)
 
 
-def _checked_pieces(manifest: Manifest) -> dict[bytes, int]:
-    """The plain length of each chunk that `manifest` names."""
+def _checked_pieces(manifest: Manifest, *more: Callable[[Manifest], None]) -> dict[bytes, int]:
+    """The plain length of each chunk that `manifest` names, if it passes the check of every
+    manifest and `more` ones."""
     try:
-        check_manifest(manifest)
+        for check in (check_manifest, *more):
+            check(manifest)
     except BadContent as error:
         raise Refused(BadUpload(message=str(error))) from error
     lengths: dict[bytes, int] = {}
@@ -257,4 +274,4 @@ def _check_version_free(tx: Mutation, version: str) -> None:
         if row.status == "uploaded" or not (is_over or row.account == tx.caller.account):
             raise Refused(Exists(message=f"there is a version {version} already"))
     if found:
-        leases.end(tx.conn, version)
+        leases.end(tx.conn, [version])

@@ -3,16 +3,19 @@
 Knows: targets, proxies, rates, who may send how large a body, headers that keep browsers and caches
 from doing harm. Must not know: routes beyond what is said here, accounts' rights.
 
-Rates count requests of the API and of pages, not signed URLs: those were given out by requests that
-were counted. What is refused to strangers is counted whatever it was sent to. Rates are of one
-process, and start full.
+Rates count requests of the API and of pages, not signed URLs of chunks: those were given out by
+requests that were counted. Visits to links, their pages and the URLs of their content, which may be
+asked for any part of it any number of times, have rates of their own: by address, so that many
+links are not many more visits, and by link, so that many addresses are not. What is refused to
+strangers is counted whatever it was sent to. Rates are of one process, and start full.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Callable, Hashable, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from typing import Any, NamedTuple
 
 from remote.errors import BadRequest, Problem, RateLimited, Refused
@@ -28,6 +31,8 @@ from server.service import token_of
 from server.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]
+Turn = tuple[str, TokenBuckets, Hashable]
+"""What is counted, where, and for whom."""
 
 PATIENCE_SECONDS = 2.0
 """A request above the rate waits so long for its turn. Most clients, who have few requests under
@@ -37,6 +42,9 @@ _HEALTH = frozenset({"/healthz", "/readyz"})
 _SIGNED = ("/blobs/", "/chunks/", "/content/")
 _LOGIN, _LINK = "/v1/login", "/s/"
 """What takes a password: whoever sends one is a stranger, with a token too."""
+
+_VISITED = ("/content/", _LINK)
+"""Followed by what names the link: its id, or its secret."""
 
 REFUSALS = frozenset({400, 401, 403, 404, 405, 411, 413})
 """Answers that a stranger has so many of. Not 412 and 416, which follow a good signature."""
@@ -84,6 +92,8 @@ class Guard:
         self._sites = _paced(_SITE * tunables.address_rate, _SITE * tunables.address_burst)
         self._accounts = _paced(tunables.account_rate, tunables.account_burst)
         self._refusals = _paced(tunables.refusal_rate, tunables.refusal_burst)
+        self._visitors = _paced(tunables.visitor_rate, tunables.visitor_burst)
+        self._links = _paced(tunables.link_rate, tunables.link_burst)
         self.bodies = Bodies(tunables, metrics)
         self._metrics, self._known, self._tries, self._clock = metrics, known, tries, clock
         self._defaults = _ALWAYS + (_WITH_TLS if settings.public_url.startswith("https:") else [])
@@ -103,7 +113,9 @@ class Guard:
             self._take_in(scope, receive, known)
         except Refused as refused:
             return Turned(refused.problem, close=True)
-        return None if is_free(scope["path"]) else await self._paced(scope, known)
+        if known is not None:
+            self._tries.is_home(("account", known.account), client_of(scope))
+        return await self._paced(scope, known)
 
     def _take_in(
         self, scope: MutableMapping[str, Any], receive: Receive, known: Known | None
@@ -114,17 +126,26 @@ class Guard:
             if body.length:
                 _judge(body, scope, known)
 
-    async def _paced(self, scope: MutableMapping[str, Any], known: Known | None) -> Turned | None:
-        """Wait for this request's turn, by its address and then by its account."""
-        client = client_of(scope)
+    def _turns(self, scope: MutableMapping[str, Any], known: Known | None) -> Iterator[Turn]:
+        """What this request counts for, the narrowest first: whoever has no turn by that takes none
+        from others."""
+        client, path = client_of(scope), scope["path"]
         address, site = limited_as(client), site_of(client)
-        turns: list[tuple[str, TokenBuckets, Hashable]] = [("address", self._addresses, address)]
+        if path.startswith(_VISITED):
+            link = path.split("/")[2]
+            yield "visitor", self._visitors, address
+            yield "link", self._links, hashlib.sha256(link.encode()).digest()
+        if is_free(path):
+            return
+        yield "address", self._addresses, address
         if site != address:
-            turns.append(("address", self._sites, site))
+            yield "address", self._sites, site
         if known is not None:
-            turns.append(("account", self._accounts, known.account))
-            self._tries.is_home(("account", known.account), client)
-        for what, buckets, key in turns:
+            yield "account", self._accounts, known.account
+
+    async def _paced(self, scope: MutableMapping[str, Any], known: Known | None) -> Turned | None:
+        """Wait for each of this request's turns."""
+        for what, buckets, key in self._turns(scope, known):
             booked, seconds = buckets.book(key, self._clock(), PATIENCE_SECONDS)
             if not booked:
                 self._metrics.limited.labels(what).inc()

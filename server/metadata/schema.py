@@ -105,6 +105,10 @@ drives = Table(
     Column("reserved_bytes", BigInteger, nullable=False, server_default=text("0")),
     # Changes up to this sequence number have been pruned: an older cursor is answered `reset`.
     Column("floor_seq", BigInteger, nullable=False, server_default=text("0")),
+    # The part of reserved_bytes that is of chunks.unshown.
+    Column("unshown_bytes", BigInteger, nullable=False, server_default=text("0")),
+    # How many chunks are pending and not unshown.
+    Column("promised_chunks", BigInteger, nullable=False, server_default=text("0")),
 )
 
 files = Table(
@@ -223,6 +227,9 @@ chunks = Table(
     Column("device", Id),
     # When the stored object was read back and found to be what `id` says; null: not yet.
     Column("verified_ns", BigInteger),
+    # 1: pending, and only who does not own the drive has asked for it: what it takes is counted by
+    # what they asked for (`uploaders`), which must not depend on what the drive has.
+    Column("unshown", Integer, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("drive", "id"),
     sqlite_with_rowid=False,
 )
@@ -246,10 +253,26 @@ uploads = Table(
     Column("version", Id, primary_key=True),
     Column("file", Id, nullable=False),
     Column("drive", Id, ForeignKey("drives.id"), nullable=False),
-    Column("device", Id, ForeignKey("devices.id"), nullable=False),
+    Column("device", Id, ForeignKey("devices.id"), nullable=False, index=True),
     Column("created_ns", BigInteger, nullable=False),
     # From then on the session is unknown and its leases protect nothing. Moved on by every use.
     Column("expires_ns", BigInteger, nullable=False, index=True),
+)
+
+uploaders = Table(
+    "uploaders",
+    metadata,
+    # What one uploader has under way in a drive; there is a row while there are sessions.
+    Column("drive", Id, ForeignKey("drives.id"), nullable=False),
+    # accounts.id whose sessions these are; of a token for a single folder, its devices.id.
+    Column("holder", Id, nullable=False),
+    # How many there are in `uploads`.
+    Column("sessions", BigInteger, nullable=False),
+    # How many of their leases in `upload_chunks` are not proven, and the plain bytes of those.
+    Column("asked_chunks", BigInteger, nullable=False),
+    Column("asked_bytes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("drive", "holder"),
+    sqlite_with_rowid=False,
 )
 
 upload_chunks = Table(

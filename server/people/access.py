@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Row, Select, bindparam, select
 
 from remote.errors import Forbidden, NotFound, Refused
 from remote.wire import Role
@@ -33,6 +33,7 @@ _FILE = (
 _above = select(bindparam("id", type_=files.c.id.type).label("id")).cte("above", recursive=True)
 _above = _above.union(select(entries.c.parent).where(entries.c.file == _above.c.id))
 _ANCESTORS = select(_above.c.id)
+_IS_ABOVE = select(_above.c.id).where(_above.c.id == bindparam("directory")).limit(1)
 _GRANTED = select(grants.c.role).where(
     grants.c.account == bindparam("account"), grants.c.file.in_(_ANCESTORS)
 )
@@ -43,9 +44,20 @@ def find(conn: Connection, file: str) -> Row[Any] | None:
     return conn.execute(_FILE, {"id": file}).first()
 
 
+def above(file: str) -> Select[str]:
+    """A query for `file` and every directory above it, over all links, to ask others with: there
+    may be more of them than a statement has parameters."""
+    return _ANCESTORS.params(id=file)
+
+
 def ancestors(conn: Connection, file: str) -> set[str]:
     """`file` and every directory above it, over all links."""
     return set(conn.execute(_ANCESTORS, {"id": file}).scalars())
+
+
+def is_below(conn: Connection, file: str, directory: str) -> bool:
+    """Whether `file` is `directory`, or below it by one of its names."""
+    return conn.execute(_IS_ABOVE, {"id": file, "directory": directory}).first() is not None
 
 
 def role_of(conn: Connection, caller: Caller, file: Row[Any] | str) -> Role | None:
@@ -54,7 +66,7 @@ def role_of(conn: Connection, caller: Caller, file: Row[Any] | str) -> Role | No
     if row is None:
         return None
     if caller.folder is not None:
-        reaches = row.owner == caller.account and caller.folder in ancestors(conn, row.id)
+        reaches = row.owner == caller.account and is_below(conn, row.id, caller.folder)
         return "editor" if reaches else None
     if row.owner == caller.account:
         return "owner"

@@ -27,6 +27,7 @@ from server.metadata.schema import accounts, devices, drives, entries
 from server.people import access, audit, tokens
 from server.people.accounts import account_id, is_good, opened
 from server.people.caller import Caller
+from server.storage import uploads
 
 MAX_TOKENS = 1000
 """Good tokens of one account, beyond which none is made but by logging in."""
@@ -114,9 +115,13 @@ def revoke(conn: Connection, caller: Caller, device: str, now_ns: int) -> None:
 
 
 def _revoke(conn: Connection, which: Any, now_ns: int) -> str | None:
-    """Returns the name of the device, None if there is none such with a token."""
-    alive = update(devices).where(which, devices.c.revoked_ns.is_(None))
-    return conn.execute(alive.values(revoked_ns=now_ns).returning(devices.c.name)).scalar()
+    """Returns the name of the device, None if there is none such with a token. Its uploads end."""
+    alive = update(devices).where(which, devices.c.revoked_ns.is_(None)).values(revoked_ns=now_ns)
+    row = conn.execute(alive.returning(devices.c.id, devices.c.name)).first()
+    if row is None:
+        return None
+    uploads.end_of_device(conn, row.id)
+    return str(row.name)
 
 
 # --- for the administrator ----------------------------------------------------------------------

@@ -6,7 +6,8 @@ tree (`access`), how shared files are shown (`views`), HTTP.
 The rules: only the owner of a drive shares what is in it; an editor may not share on, nor make
 links. A directory or a regular file is shared, never a symlink, and never the whole drive. A grant
 follows its file through renames and moves, sleeps while the file is in the trash, and ends with it.
-Who was given something may leave it.
+Who was given something may leave it. Who loses a share, or may only read by
+now, loses the uploads they have under way in its drive.
 
 Every function is called in a write transaction (but `list_grants`) and returns the news to publish
 after the commit.
@@ -26,6 +27,7 @@ from server.metadata.schema import accounts as people
 from server.metadata.schema import drives, files, grants
 from server.people import access, accounts, audit
 from server.people.caller import Caller
+from server.storage import uploads
 
 MAX_SHARED_WITH_ONE = 200
 """Files that one account may share with one other: what is shared is told as one list."""
@@ -51,7 +53,10 @@ def share(
         _check_room(conn, row, account)
         mine = (grants.c.file == file) & (grants.c.account == account)
         # Another role is no other grant: when it was given decides names, and what is known.
-        if not conn.execute(update(grants).where(mine).values(role=user.role)).rowcount:
+        if conn.execute(update(grants).where(mine).values(role=user.role)).rowcount:
+            if user.role != "editor":
+                uploads.end_of_account(conn, row.drive, account)
+        else:
             given = {"file": file, "account": account, "role": user.role, "since_seq": head_seq}
             conn.execute(insert(grants), given | {"granted_by": caller.account, "at_ns": now_ns})
         audit.note(conn, caller, "share", file, now_ns, account=account, role=user.role)
@@ -75,6 +80,8 @@ def unshare(
     ).rowcount
     if not gone:
         raise Refused(NotFound(message=f"this file itself is not shared with {account_name!r}"))
+    drive = conn.execute(select(files.c.drive).where(files.c.id == file)).scalar_one()
+    uploads.end_of_account(conn, drive, str(account))
     audit.note(conn, caller, "unshare", file, now_ns, account=account)
     return [News(account_topic(str(account)))]
 
@@ -83,7 +90,7 @@ def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
     """The grants at and above `file`, nearest first: all of them for the drive's owner, for others
     their own."""
     row = access.require(conn, caller, file, "viewer")
-    query = _GRANTS.where(grants.c.file.in_(access.ancestors(conn, file)))
+    query = _GRANTS.where(grants.c.file.in_(access.above(file)))
     if not access.owns_drive(caller, row.drive):
         query = query.where(grants.c.account == caller.account)
     found = sorted(conn.execute(query).all(), key=lambda each: each.file != file)

@@ -8,14 +8,15 @@ verified since its upload can be served.
 
 Concurrency: blocking; each `next` may come from another thread, one at a time. Nothing is held
 between two of them, neither a transaction nor a file, so an iterator may be dropped at any point.
-Memory: the manifest, the descriptors of `AHEAD` chunks, and `PIECE` bytes.
+Memory: an outline of the manifest, which downloads of one version share, the descriptors of `AHEAD`
+chunks, and `PIECE` bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
@@ -26,12 +27,13 @@ from remote.content import (
     BadContent,
     Descriptor,
     Manifest,
-    Piece,
     block_count,
     check_descriptor,
 )
 from server.drive import versions
 from server.drive.records import pages
+from server.public.links import Places
+from server.public.outlines import Outline, Outlines, Part
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore
 
 AHEAD = 16
@@ -48,15 +50,21 @@ class Damaged(RuntimeError):
 
 @dataclass(frozen=True)
 class Library:
-    """Where content comes from."""
+    """Where content comes from. What is remembered of it is shared by all who have a document."""
 
     read: ReadTransaction
     blobs: BlobStore
+    outlines: Outlines = field(default_factory=Outlines)
+    places: Places = field(default_factory=Places)
 
     def open(self, conn: Connection, file: str, version: str, drive: str) -> Document:
         """The content of an uploaded version. Raises `errors.Refused` with NotFound."""
-        row = versions.read(conn, file, version)
-        return Document(self, drive, version, versions.manifest_of(row))
+        size = versions.size_of(conn, file, version)
+
+        def read() -> Manifest:
+            return versions.manifest_of(versions.read(conn, file, version))
+
+        return Document(self, drive, version, self.outlines.of(version, size, read))
 
 
 @dataclass(frozen=True)
@@ -66,18 +74,18 @@ class Document:
     library: Library
     drive: str
     version: str
-    manifest: Manifest
+    outline: Outline
 
     @property
     def size(self) -> int:
-        return self.manifest.size
+        return self.outline.size
 
     def read(self, start: int, end: int) -> Iterator[Buffer]:
         """The bytes [start, end) in order, at most `PIECE` at a time.
 
         Raises `Damaged` before the first byte that cannot be vouched for.
         """
-        for batch in pages(_under(self.manifest.pieces, start, end), AHEAD):
+        for batch in pages(self.outline.under(start, end), AHEAD):
             known = self._descriptors([part.piece.id for part in batch])
             for part in batch:
                 if part.piece.id == HOLE:
@@ -91,7 +99,7 @@ class Document:
             found = versions.descriptors(conn, self.version, wanted)
         return {descriptor.id: descriptor for descriptor in found}
 
-    def _chunk(self, descriptor: Descriptor, part: _Part) -> Iterator[Buffer]:
+    def _chunk(self, descriptor: Descriptor, part: Part) -> Iterator[Buffer]:
         """Bytes [start, end) of a chunk, some blocks with one read."""
         try:
             check_descriptor(descriptor)
@@ -115,28 +123,7 @@ class Document:
         ]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Bytes [start, end) of a piece."""
-
-    piece: Piece
-    start: int
-    end: int
-
-
-def _under(manifest_pieces: Sequence[Piece], start: int, end: int) -> Iterator[_Part]:
-    """The parts of pieces that lie in [start, end) of the file."""
-    offset = 0
-    for piece in manifest_pieces:
-        if offset >= end:
-            return
-        after = offset + piece.length
-        if after > start:
-            yield _Part(piece, max(start - offset, 0), min(end - offset, piece.length))
-        offset = after
-
-
-def _cut(blocks: list[Buffer], part: _Part, first: int) -> Iterator[Buffer]:
+def _cut(blocks: list[Buffer], part: Part, first: int) -> Iterator[Buffer]:
     """What of `blocks`, the first of which is number `first`, belongs to the part."""
     at = first * BLOCK_SIZE
     for block in blocks:

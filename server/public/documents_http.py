@@ -132,7 +132,7 @@ class ContentServer:
         try:
             top = await self._ask(
                 lambda conn: links_tree.served_directory(
-                    conn, wanted.link, wanted.file, time.time_ns()
+                    conn, self.library, wanted.link, wanted.file, time.time_ns()
                 )
             )
             headers = [*_headers(top.name + ".zip"), (b"accept-ranges", b"none")]

@@ -5,8 +5,8 @@ counted. Must not know: HTTP, pages, passwords' hashing, signed URLs.
 
 Invariants:
 - The secret is 256 random bits, told once; only its SHA-256 is stored, and it is looked up by that.
-- A link reaches its file and what is below it at this moment. Nothing about that is kept: every
-  function here asks the tree anew, so what was moved out, or into the trash, is out of reach.
+- A link reaches its file and what is below it at this moment. Nothing about that is believed later:
+  every function here asks the tree anew, so what was moved out, or into the trash, is out of reach.
 - A link that was revoked, has expired, is used up, or whose file is in the trash is None, exactly
   like one that never was.
 - `downloads` never goes over `max_downloads`: it is compared and counted in one statement.
@@ -17,21 +17,26 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections import defaultdict
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
 
 from remote.errors import BadRequest, NotFound, Refused, TooLarge
 from remote.wire_account import LinkInfo, LinksReply, MakeLink
-from server.drive.records import pages
-from server.metadata.schema import entries, files, links
+from server.drive.records import IN_LIMIT
+from server.metadata.schema import drives, entries, files, links
 from server.people import access, audit
 from server.people.accounts import new_id
 from server.people.caller import Caller
 
 MAX_LINKS = 1000
 """Links of one drive that are good at a time: they are told as one list."""
+_PLACES_AT_A_TIME = (1, 49)
+"""Directories of a file's names looked at: almost always the first is good. Then `IN_LIMIT`."""
 LINKABLE = ("directory", "file")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _LATEST_NS = 1 << 63
@@ -41,12 +46,38 @@ _BY_ID = select(links).where(links.c.id == bindparam("link"))
 _NAMES = (
     select(entries.c.name)
     .where(entries.c.file == bindparam("file"))
+    .order_by(entries.c.parent, entries.c.name)  # as the index has them: the others are not read
+    .limit(1)
+)
+_NAME_IN = (
+    select(entries.c.name)
+    .where(entries.c.file == bindparam("file"), entries.c.parent == bindparam("parent"))
     .order_by(entries.c.name)
     .limit(1)
 )
-_ABOVE = select(entries.c.file, entries.c.parent, entries.c.name).where(
-    entries.c.file.in_(bindparam("ids", expanding=True))
+_place = (
+    select(func.min(entries.c.parent).label("parent"))
+    .where(entries.c.file == bindparam("file"), entries.c.parent > bindparam("after"))
+    .cte("place", recursive=True)
 )
+_next = (
+    select(func.min(entries.c.parent))
+    .where(entries.c.file == bindparam("file"), entries.c.parent > _place.c.parent)
+    .correlate(_place)
+    .scalar_subquery()
+)
+_place = _place.union_all(select(_next).where(_place.c.parent.is_not(None)))
+_PLACES = select(_place.c.parent).where(_place.c.parent.is_not(None)).limit(bindparam("count"))
+"""The directories that have names of a file, each once: one step through the index for each,
+however many names there are in one."""
+_name = (entries.c.file, entries.c.parent, entries.c.name)
+_above = (
+    select(*_name)
+    .where(entries.c.file.in_(bindparam("ids", expanding=True)))
+    .cte("above", recursive=True)
+)
+_ABOVE = select(_above.union(select(*_name).where(entries.c.file == _above.c.parent)))
+_HEAD = select(drives.c.head_seq).where(drives.c.id == bindparam("drive"))
 _COUNT = (
     update(links)
     .where(
@@ -177,7 +208,7 @@ def _told(conn: Connection, row: Row[Any]) -> LinkInfo:
     return LinkInfo(
         id=row.id,
         file=row.file,
-        name=_name(conn, row.file),
+        name=_name_of(conn, row.file),
         created_ns=row.created_ns,
         expires_ns=row.expires_ns,
         has_password=row.password is not None,
@@ -186,8 +217,8 @@ def _told(conn: Connection, row: Row[Any]) -> LinkInfo:
     )
 
 
-def _name(conn: Connection, file: str) -> str:
-    """The first of its names; in the trash the last one it had."""
+def _name_of(conn: Connection, file: str) -> str:
+    """One of its names, always the same; in the trash the last one it had."""
     name = conn.execute(_NAMES, {"file": file}).scalar()
     if name is None:
         lost = select(files.c.trashed_name).where(files.c.id == file)
@@ -198,22 +229,58 @@ def _name(conn: Connection, file: str) -> str:
 # --- for whoever has the URL --------------------------------------------------------------------
 
 
-def open_link(conn: Connection, secret: str, now_ns: int) -> Row[Any] | None:
+class Places:
+    """In which directory a file was found below another, and since which change of the drive it was
+    found in none: of the `most` that were asked for last.
+
+    A file may have tens of thousands of names (backups make such), and whoever visits a link must
+    not have them gone through each time. What is remembered is looked at again before it is
+    believed, so it may be wrong. Concurrency: any thread.
+    """
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._most = most
+        self._lock = threading.Lock()  # guards the one below
+        self._known: OrderedDict[tuple[str, str], str | int] = OrderedDict()
+
+    def known(self, file: str, top: str) -> str | int | None:
+        """The directory, or the `head_seq` at which there was none."""
+        with self._lock:
+            found = self._known.get((file, top))
+            if found is not None:
+                self._known.move_to_end((file, top))
+            return found
+
+    def note(self, file: str, top: str, found: str | int) -> None:
+        with self._lock:
+            self._known[file, top] = found
+            self._known.move_to_end((file, top))
+            if len(self._known) > self._most:
+                self._known.popitem(last=False)
+
+    def note_listed(self, files: Iterable[Row[Any]], top: str, directory: str) -> None:
+        """These were seen in a directory below `top`, and may be asked for next."""
+        for file in files:
+            if file.links > 1:
+                self.note(file.id, top, directory)
+
+
+def open_link(conn: Connection, secret: str, now_ns: int, places: Places) -> Row[Any] | None:
     """The link that `secret` opens at this moment."""
     if not _SECRET.fullmatch(secret):
         return None
     row = conn.execute(_BY_SECRET, {"hashed": _hash(secret)}).first()
-    if row is None or not _is_open(conn, row, now_ns):
+    if row is None or not _is_open(conn, row, now_ns, places):
         return None
     used_up = row.max_downloads is not None and row.downloads >= row.max_downloads
     return None if used_up else row
 
 
-def still_serves(conn: Connection, link: str, now_ns: int) -> Row[Any] | None:
+def still_serves(conn: Connection, link: str, now_ns: int, places: Places) -> Row[Any] | None:
     """The link with id `link`, for a download that was begun through it: it may be used up by now,
     but not revoked, expired or in the trash."""
     row = conn.execute(_BY_ID, {"link": link}).first()
-    return row if row is not None and _is_open(conn, row, now_ns) else None
+    return row if row is not None and _is_open(conn, row, now_ns, places) else None
 
 
 def renew_password(conn: Connection, link: Row[Any], hashed: str) -> None:
@@ -223,47 +290,83 @@ def renew_password(conn: Connection, link: Row[Any], hashed: str) -> None:
     conn.execute(update(links).where(same).values(password=hashed))
 
 
-def _is_open(conn: Connection, row: Row[Any], now_ns: int) -> bool:
+def _is_open(conn: Connection, row: Row[Any], now_ns: int, places: Places) -> bool:
     if row.revoked_ns is not None or (row.expires_ns is not None and row.expires_ns <= now_ns):
         return False
     file = access.find(conn, row.file)
-    return file is not None and file.root in access.ancestors(conn, row.file)
+    return file is not None and _way(conn, file, file.root, places) is not None
 
 
-def inside(conn: Connection, link: Row[Any], file: str) -> Inside | None:
+def inside(conn: Connection, link: Row[Any], file: str, places: Places) -> Inside | None:
     """`file` as the link reaches it at this moment; None: it does not.
 
-    Of a file with several names the first one inside counts: a name that it has elsewhere in the
-    drive is not told.
+    Of a file with several names one inside counts, that by which it was found last: a name that it
+    has elsewhere in the drive is not told.
     """
-    if file == link.file:
-        row = access.find(conn, file)
-        return None if row is None else Inside(row, (Step(file, _name(conn, file)),))
-    above = access.ancestors(conn, file)
-    if link.file not in above:
-        return None
-    names: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    for page in pages(above):
-        for each in conn.execute(_ABOVE, {"ids": page}):
-            names[each.file].append((each.name, each.parent))
-    way = _climb(names, file, link.file)
     row = access.find(conn, file)
-    if way is None or row is None:
+    if row is None:
         return None
-    return Inside(row, (Step(link.file, _name(conn, link.file)), *way))
+    if file == link.file:
+        return Inside(row, (Step(file, _name_of(conn, file)),))
+    way = _way(conn, row, link.file, places)
+    return None if way is None else Inside(row, (Step(link.file, _name_of(conn, link.file)), *way))
 
 
-def _climb(names: dict[str, list[tuple[str, str]]], file: str, top: str) -> list[Step] | None:
-    """The way from below `top` to `file`. Only what is no directory has several names."""
-    for name, parent in sorted(names.get(file, ())):
-        way = [Step(file, name)]
-        while parent != top and parent in names:
-            above, grandparent = names[parent][0]
-            way.append(Step(parent, above))
-            parent = grandparent
-        if parent == top:
-            return way[::-1]
+def _way(conn: Connection, file: Row[Any], top: str, places: Places) -> list[Step] | None:
+    """The way from below `top` to `file`; None: there is none."""
+    known = places.known(file.id, top)
+    if isinstance(known, str) and (way := _by_way_of(conn, file.id, [known], top)) is not None:
+        return way[1]
+    seq: int = conn.execute(_HEAD, {"drive": file.drive}).scalar_one()
+    if known == seq:
+        return None
+    for some in _places(conn, file.id):
+        found = _by_way_of(conn, file.id, some, top)
+        if found is not None:
+            places.note(file.id, top, found[0])
+            return found[1]
+    places.note(file.id, top, seq)
     return None
+
+
+def _by_way_of(
+    conn: Connection, file: str, directories: Sequence[str], top: str
+) -> tuple[str, list[Step]] | None:
+    """The first of `directories` that is below `top` and has a name of `file`, and the way through
+    it."""
+    above = {row.file: row for row in conn.execute(_ABOVE, {"ids": directories})}
+    for directory in directories:
+        way = _climb(above, directory, top)
+        if way is not None:
+            name = conn.execute(_NAME_IN, {"file": file, "parent": directory}).scalar()
+            if name is not None:
+                return directory, [*way, Step(file, name)]
+    return None
+
+
+def _places(conn: Connection, file: str) -> Iterator[Sequence[str]]:
+    """The directories that have names of `file`, some at a time."""
+    after = ""
+    for count in chain(_PLACES_AT_A_TIME, repeat(IN_LIMIT)):
+        where = {"file": file, "after": after, "count": count}
+        found = conn.execute(_PLACES, where).scalars().all()
+        if found:
+            yield found
+        if len(found) < count:
+            return
+        after = found[-1]
+
+
+def _climb(above: Mapping[str, Any], directory: str, top: str) -> list[Step] | None:
+    """The way from below `top` down to `directory`; `above` has the one name of each directory."""
+    way: list[Step] = []
+    while directory != top:
+        entry = above.get(directory)
+        if entry is None:
+            return None
+        way.append(Step(directory, entry.name))
+        directory = entry.parent
+    return way[::-1]
 
 
 def begin_download(conn: Connection, link: Row[Any], now_ns: int) -> bool:

@@ -17,16 +17,21 @@ from server.public.links import Inside
 
 
 def page(
-    conn: Connection, link: Row[Any], secret: str, file: str, after: str | None
+    conn: Connection,
+    link: Row[Any],
+    secret: str,
+    file: str,
+    after: str | None,
+    places: links.Places,
 ) -> bytes | None:
     """The page of a regular file or directory; None: the link does not reach it, or it is neither,
     or `after` is no position in a listing."""
-    found = links.inside(conn, link, file)
+    found = links.inside(conn, link, file, places)
     if found is None:
         return None
     here = _Here(link, f"/s/{secret}", found)
     if found.row.kind == "directory":
-        return here.folder(conn, after)
+        return here.folder(conn, after, places)
     return here.file() if found.row.kind == "file" else None
 
 
@@ -52,13 +57,14 @@ class _Here:
             self._link.expires_ns,
         )
 
-    def folder(self, conn: Connection, after: str | None) -> bytes | None:
+    def folder(self, conn: Connection, after: str | None, places: links.Places) -> bytes | None:
         directory = self._found.row.id
         try:
             mark = None if after is None else read_mark(after, str)
         except Refused:
             return None
         rows = links_tree.listing(conn, directory, mark, links_tree.PAGE + 1)
+        places.note_listed(rows, self._link.file, directory)
         lines = [self._line(row) for row in rows[: links_tree.PAGE]]
         more = None
         if len(rows) > links_tree.PAGE:

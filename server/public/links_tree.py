@@ -10,14 +10,16 @@ revoked meanwhile raises `LinkGone`.
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, literal, select
+from sqlalchemy import Connection, Row, bindparam, func, literal, select
 
 from remote.errors import NotFound, Refused
-from server.metadata.schema import entries, files
+from server.metadata.schema import drives, entries, files
 from server.public import links
 from server.public.documents import Document, Library
 from server.public.documents_zip import Content, Member
@@ -25,8 +27,16 @@ from server.public.documents_zip import Content, Member
 PAGE = 500
 
 _MEMBERS = select(
-    entries.c.name, files.c.id, files.c.kind, files.c.mode, files.c.mtime_ns, files.c.size
+    entries.c.name,
+    files.c.id,
+    files.c.kind,
+    files.c.mode,
+    files.c.mtime_ns,
+    files.c.size,
+    files.c.links,
 ).join(files, entries.c.file == files.c.id)
+
+_HEAD = select(drives.c.head_seq).where(drives.c.id == bindparam("drive"))
 
 
 class LinkGone(LookupError):
@@ -41,6 +51,31 @@ def listing(
     if after is not None:
         query = query.where(entries.c.name > after)
     return conn.execute(query.order_by(entries.c.name).limit(limit)).all()
+
+
+class Counts:
+    """How many entries there are below directories, remembered as long as nothing changes in their
+    drive, of the `most` that were asked for last.
+
+    Concurrency: any thread. One counts at a time: who asks for the same meanwhile has it then.
+    """
+
+    def __init__(self, most: int = 1000) -> None:
+        self._most = most
+        self._lock = threading.Lock()  # guards the one below
+        self._known: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
+
+    def below(self, conn: Connection, directory: str, drive: str, limit: int) -> int:
+        """As `count_below` in the snapshot of `conn`."""
+        seq = conn.execute(_HEAD, {"drive": drive}).scalar_one()
+        with self._lock:
+            known = self._known.pop(directory, None)
+            if known is None or known[:2] != (seq, limit):
+                known = (seq, limit, count_below(conn, directory, limit))
+            self._known[directory] = known
+            while len(self._known) > self._most:
+                self._known.popitem(last=False)
+            return known[2]
 
 
 def count_below(conn: Connection, directory: str, limit: int) -> int:
@@ -58,15 +93,17 @@ def served(
 
     Raises `LinkGone`, or `Refused` with NotFound.
     """
-    found = _reached(conn, link, file, now_ns)
+    found = _reached(conn, link, file, now_ns, library.places)
     if found is None or found.row.kind != "file":
         raise Refused(NotFound(message="the link does not show this file any more"))
     return found, library.open(conn, file, version, found.row.drive)
 
 
-def served_directory(conn: Connection, link: str, directory: str, now_ns: int) -> Member:
+def served_directory(
+    conn: Connection, library: Library, link: str, directory: str, now_ns: int
+) -> Member:
     """A directory, for an archive that was begun through the link. Raises like `served`."""
-    found = _reached(conn, link, directory, now_ns)
+    found = _reached(conn, link, directory, now_ns, library.places)
     if found is None or found.row.kind != "directory":
         raise Refused(NotFound(message="the link does not show this directory any more"))
     return Member(directory, found.name, "directory", found.row.mode, found.row.mtime_ns)
@@ -82,14 +119,16 @@ class LinkTree:
 
     def members(self, directory: str, after: str | None) -> list[Member]:
         with self.library.read() as conn:
-            if _reached(conn, self.link, directory, self.now_ns()) is None:
+            link = _link(conn, self.link, self.now_ns(), self.library.places)
+            if links.inside(conn, link, directory, self.library.places) is None:
                 return []
             rows = listing(conn, directory, after)
+        self.library.places.note_listed(rows, link.file, directory)
         return [Member(row.id, row.name, row.kind, row.mode, row.mtime_ns) for row in rows]
 
     def content(self, file: str) -> Content | None:
         with self.library.read() as conn:
-            found = _reached(conn, self.link, file, self.now_ns())
+            found = _reached(conn, self.link, file, self.now_ns(), self.library.places)
             if found is None or found.row.version is None:
                 return None
             row = found.row
@@ -97,8 +136,14 @@ class LinkTree:
         return Content(document, row.mode, row.mtime_ns)
 
 
-def _reached(conn: Connection, link: str, file: str, now_ns: int) -> links.Inside | None:
-    row = links.still_serves(conn, link, now_ns)
+def _reached(
+    conn: Connection, link: str, file: str, now_ns: int, places: links.Places
+) -> links.Inside | None:
+    return links.inside(conn, _link(conn, link, now_ns, places), file, places)
+
+
+def _link(conn: Connection, link: str, now_ns: int, places: links.Places) -> Row[Any]:
+    row = links.still_serves(conn, link, now_ns, places)
     if row is None:
         raise LinkGone(link)
-    return links.inside(conn, row, file)
+    return row

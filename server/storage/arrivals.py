@@ -15,6 +15,7 @@ neither: see `collect`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,9 +29,10 @@ from server.drive.records import pages
 from server.metadata.schema import chunks, files, upload_chunks, uploads
 from server.people import access
 from server.people.caller import Caller
-from server.storage import quota
+from server.storage import leases, quota
 from server.storage.blobs import BlobKey, BlobStore, Head
 from server.storage.leases import THERE, Upload, known_chunks, possessed
+from server.storage.quota import Sums
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Descriptor).decode
@@ -43,10 +45,11 @@ _ARRIVED = (
         chunks.c.sha256 == bindparam("s"),
         chunks.c.stored_length == bindparam("l"),
         chunks.c.state == "pending",
+        chunks.c.unshown == bindparam("h"),
     )
-    .values(state="uploaded", uploaded_ns=bindparam("now"), verified_ns=None)
+    .values(state="uploaded", uploaded_ns=bindparam("now"), verified_ns=None, unshown=0)
 )
-_ROW = select(chunks.c.state, chunks.c.stored_length).where(
+_ROW = select(chunks.c.state, chunks.c.stored_length, chunks.c.unshown).where(
     chunks.c.drive == bindparam("drive"), chunks.c.id == bindparam("chunk")
 )
 _PROMISES = (
@@ -73,12 +76,8 @@ _ADOPT = (
         descriptor=bindparam("how"),
         device=bindparam("by"),
         verified_ns=bindparam("verified"),
+        unshown=0,
     )
-)
-_PROVEN = (
-    update(upload_chunks)
-    .where(upload_chunks.c.version == bindparam("v"), upload_chunks.c.chunk == bindparam("i"))
-    .values(proven=1)
 )
 _DEVICE = select(uploads.c.device).where(uploads.c.version == bindparam("version"))
 
@@ -100,42 +99,34 @@ class Arrival(NamedTuple):
     proof: Proof | None = None
 
 
-class _Settled(NamedTuple):
-    """A chunk became uploaded: the bytes that were promised, and those that are stored."""
-
-    promised: int
-    stored: int
-
-
 def arrived(
     conn: Connection, blobs: BlobStore, arrivals: Sequence[Arrival], now_ns: int
 ) -> list[BlobKey]:
     """Mark chunks uploaded whose objects are stored. Returns those that are to be verified."""
     unverified: list[BlobKey] = []
-    sums: dict[str, _Settled] = {}
+    sums: defaultdict[str, Sums] = defaultdict(Sums)
     for arrival in arrivals:
         done = _settle(conn, blobs, arrival, now_ns) if arrival.made else None
         if done is not None:
-            drive = arrival.key.drive
-            promised, stored = sums.get(drive, (0, 0))
-            sums[drive] = _Settled(promised + done.promised, stored + done.stored)
+            sums[arrival.key.drive] += done
             if arrival.proof is None:
                 unverified.append(arrival.key)
         if arrival.proof is not None:
-            conn.execute(_PROVEN, {"v": arrival.proof.version, "i": arrival.key.chunk})
-    for drive, (promised, stored) in sums.items():
-        quota.settle(conn, drive, promised, stored)
+            version, descriptor = arrival.proof
+            leases.prove(conn, version, arrival.key.chunk, descriptor.length)
+    for drive, change in sums.items():
+        quota.change(conn, drive, change)
     return unverified
 
 
-def _settle(conn: Connection, blobs: BlobStore, arrival: Arrival, now_ns: int) -> _Settled | None:
+def _settle(conn: Connection, blobs: BlobStore, arrival: Arrival, now_ns: int) -> Sums | None:
     """What changed by this; None: nothing."""
     key, head, _, proof = arrival
     found = blobs.stat(key)
     if found is None or found.length != head.length:
         return None  # taken away since; what is there now has an event of its own
     if proof is None and _mark(conn, key, head, now_ns):
-        return _Settled(head.length, head.length)
+        return Sums(used=head.length, reserved=-head.length, promised=-1)
     row = conn.execute(_ROW, {"drive": key.drive, "chunk": key.chunk}).first()
     if row is None:
         blobs.delete(key)
@@ -147,12 +138,13 @@ def _settle(conn: Connection, blobs: BlobStore, arrival: Arrival, now_ns: int) -
     return _adopt_other(conn, blobs, key, row, now_ns)
 
 
-def _mark(conn: Connection, key: BlobKey, head: Head, now_ns: int) -> bool:
-    where = {"d": key.drive, "i": key.chunk, "s": head.sha256, "l": head.length}
+def _mark(conn: Connection, key: BlobKey, head: Head, now_ns: int, unshown: int = 0) -> bool:
+    """Mark a chunk that is stored as it was promised, almost always by the drive's owner."""
+    where = {"d": key.drive, "i": key.chunk, "s": head.sha256, "l": head.length, "h": unshown}
     return conn.execute(_ARRIVED, where | {"now": now_ns}).rowcount == 1
 
 
-def _adopt_proof(conn: Connection, key: BlobKey, row: Any, proof: Proof, now_ns: int) -> _Settled:
+def _adopt_proof(conn: Connection, key: BlobKey, row: Any, proof: Proof, now_ns: int) -> Sums:
     """What was checked on its way in needs no other promise to be believed, and no verification."""
     device = conn.execute(_DEVICE, {"version": proof.version}).scalar()
     how = _encode(proof.descriptor)
@@ -161,14 +153,14 @@ def _adopt_proof(conn: Connection, key: BlobKey, row: Any, proof: Proof, now_ns:
 
 def _adopt_other(
     conn: Connection, blobs: BlobStore, key: BlobKey, row: Any, now_ns: int
-) -> _Settled | None:
+) -> Sums | None:
     """The object is not as the first promise said: adopt the lease that it fulfils, or remove it.
 
     What is there is read again: the event may have been of an object that is there no more.
     """
     head = blobs.head(key)
-    if head is not None and _mark(conn, key, head, now_ns):
-        return _Settled(head.length, head.length)
+    if head is not None and _mark(conn, key, head, now_ns, row.unshown):
+        return Sums(used=head.length) - Sums.of_pending([row])
     promises = conn.execute(_PROMISES, {"drive": key.drive, "chunk": key.chunk}).all()
     for how, device in promises:
         descriptor = _decode(how)
@@ -187,12 +179,12 @@ def _adopt(
     now_ns: int,
     *,
     verified_ns: int | None,
-) -> _Settled:
+) -> Sums:
     descriptor = _decode(how)
     stored = {"s": descriptor.sha256, "l": descriptor.stored_length, "how": how, "by": device}
     here = {"d": key.drive, "i": key.chunk, "now": now_ns, "verified": verified_ns}
     conn.execute(_ADOPT, here | stored)
-    return _Settled(row.stored_length, descriptor.stored_length)
+    return Sums(used=descriptor.stored_length) - Sums.of_pending([row])
 
 
 class Unready(NamedTuple):

@@ -18,6 +18,7 @@ them as if it were not there.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from sqlalchemy import (
     Connection,
     Row,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -45,7 +47,7 @@ from server.metadata.schema import chunks, devices, upload_chunks, uploads, vers
 from server.people import access
 from server.people.caller import Caller
 from server.storage import quota
-from server.storage.quota import Budget
+from server.storage.quota import Amount, Budget, Sums
 
 THERE = ("uploaded", "doomed")
 """States of a chunk that the drive has."""
@@ -58,15 +60,23 @@ _decode = msgspec.msgpack.Decoder(Descriptor).decode
 
 
 class Upload(NamedTuple):
-    """A live session of the caller's: what leases hang on."""
+    """A live session of the caller's: what leases hang on. `holder` is whose promises they are (see
+    `uploaders`); none is named where nothing is leased."""
 
     version: str
     file: str
     drive: str
+    holder: str = ""
 
 
 _KNOWN = select(
-    chunks.c.id, chunks.c.state, chunks.c.descriptor, chunks.c.device, chunks.c.verified_ns
+    chunks.c.id,
+    chunks.c.state,
+    chunks.c.descriptor,
+    chunks.c.device,
+    chunks.c.verified_ns,
+    chunks.c.stored_length,
+    chunks.c.unshown,
 ).where(chunks.c.drive == bindparam("drive"), chunks.c.id.in_(bindparam("ids", expanding=True)))
 _chunk_of_lease = (upload_chunks.c.drive == chunks.c.drive) & (upload_chunks.c.chunk == chunks.c.id)
 _LEASED = (
@@ -100,23 +110,42 @@ _SENT = (
     )
 )
 _SHOWN = union(_READABLE, _SENT)
-_other = upload_chunks.alias("other")
-_PROMISED_ALONE = (
-    select(chunks.c.drive, chunks.c.id, chunks.c.stored_length)
-    .join_from(upload_chunks, chunks, _chunk_of_lease)
-    .where(
-        upload_chunks.c.version == bindparam("version"),
-        chunks.c.state == "pending",
-        ~exists().where(
-            _other.c.drive == chunks.c.drive,
-            _other.c.chunk == chunks.c.id,
-            _other.c.version != upload_chunks.c.version,
-        ),
-        # A bad object was taken away from under a version: the row stays until it is back.
-        ~exists().where(
-            version_chunks.c.drive == chunks.c.drive, version_chunks.c.chunk == chunks.c.id
-        ),
+_of_versions = upload_chunks.c.version.in_(bindparam("versions", expanding=True))
+_holder = case((devices.c.folder.is_(None), devices.c.account), else_=devices.c.id)
+SESSIONS = (
+    select(uploads.c.drive, _holder.label("holder"), func.count().label("sessions"))
+    .join(devices, uploads.c.device == devices.c.id)
+    .group_by(uploads.c.drive, _holder)
+)
+"""What `uploaders.sessions` should be."""
+ASKED = (
+    select(
+        uploads.c.drive,
+        _holder.label("holder"),
+        func.count().label("chunks"),
+        func.sum(chunks.c.length).label("bytes"),
     )
+    .join_from(upload_chunks, chunks, _chunk_of_lease)
+    .join(uploads, uploads.c.version == upload_chunks.c.version)
+    .join(devices, uploads.c.device == devices.c.id)
+    .where(upload_chunks.c.proven == 0)
+    .group_by(uploads.c.drive, _holder)
+)
+"""What `uploaders.asked_chunks` and `asked_bytes` should be; no row: 0."""
+_HOLDERS = SESSIONS.where(uploads.c.version.in_(bindparam("versions", expanding=True)))
+_ASKED = ASKED.where(_of_versions)
+_PROMISED = (
+    select(chunks.c.drive, chunks.c.id)
+    .join_from(upload_chunks, chunks, _chunk_of_lease)
+    .where(_of_versions, chunks.c.state == "pending")
+    .distinct()
+)
+_unheld = ~exists().where(
+    upload_chunks.c.drive == chunks.c.drive, upload_chunks.c.chunk == chunks.c.id
+) & ~exists().where(
+    # A bad object was taken away from under a version: the row stays until it is back.
+    version_chunks.c.drive == chunks.c.drive,
+    version_chunks.c.chunk == chunks.c.id,
 )
 _PROMISE_OF = (
     select(func.coalesce(upload_chunks.c.descriptor, chunks.c.descriptor))
@@ -147,13 +176,17 @@ def take(
     wanted = _checked(descriptors)
     known = known_chunks(conn, upload.drive, wanted)
     fresh = [descriptor for id, descriptor in wanted.items() if id not in known]
-    shown, asked = None, 0
-    if not access.owns_drive(caller, upload.drive):
-        shown = possessed(conn, caller, upload, list(wanted), now_ns)
-        counted = shown | _held(conn, upload, wanted)
-        asked = sum(d.length for id, d in wanted.items() if id not in counted)
-    budget.take(upload.drive, sum(d.stored_length for d in fresh), asked)
+    owner = access.owns_drive(caller, upload.drive)
+    shown = None if owner else possessed(conn, caller, upload, list(wanted), now_ns)
+    before = _unproven(conn, upload, wanted)
+    now = set[bytes]() if shown is None else wanted.keys() - shown
+    asked = Amount.of(wanted[id].length for id in now - before)
+    budget.take(upload.drive, upload.holder, Amount.of(d.stored_length for d in fresh), asked)
+    answered = Amount.of(wanted[id].length for id in before - now)
+    quota.release(conn, upload.drive, upload.holder, asked=answered)
     _promise(conn, caller, upload.drive, fresh, now_ns)
+    if owner:
+        _show(conn, upload.drive, [row for row in known.values() if row.unshown])
     _keep(conn, upload.drive, [id for id, row in known.items() if row.state == "doomed"])
     _record(conn, upload, wanted, known, shown)
     there = {id for id, row in known.items() if row.state in THERE}
@@ -198,18 +231,68 @@ def promise_of(
     return None if found is None else _decode(found)
 
 
-def end(conn: Connection, version: str) -> None:
-    """End an upload session: its leases, and the promises that nobody else leases. What was stored
-    is left to garbage collection; what is still coming finds no row (`arrivals`)."""
-    alone = conn.execute(_PROMISED_ALONE, {"version": version}).all()
-    uploading = (versions.c.id == version) & (versions.c.status == "uploading")
+def end(conn: Connection, ended: Iterable[str]) -> None:
+    """End the upload sessions of these versions: their leases, and the promises that nobody else
+    leases. What was stored is left to garbage collection; what is still coming finds no row
+    (`arrivals`)."""
+    for page in pages(ended):
+        _end(conn, page)
+
+
+def _end(conn: Connection, ended: Sequence[str]) -> None:
+    these = {"versions": ended}
+    promised: defaultdict[str, list[bytes]] = defaultdict(list)
+    for row in conn.execute(_PROMISED, these):
+        promised[row.drive].append(row.id)
+    asked = {(row.drive, row.holder): row for row in conn.execute(_ASKED, these)}
+    for row in conn.execute(_HOLDERS, these).all():
+        more = asked.get((row.drive, row.holder))
+        amount = quota.NONE if more is None else Amount(more.chunks, more.bytes)
+        quota.release(conn, row.drive, row.holder, row.sessions, amount)
+    uploading = versions.c.id.in_(ended) & (versions.c.status == "uploading")
     conn.execute(delete(versions).where(uploading))
-    conn.execute(delete(uploads).where(uploads.c.version == version))
-    for page in pages(alone):
-        drive = page[0].drive
-        mine = (chunks.c.drive == drive) & chunks.c.id.in_([row.id for row in page])
-        conn.execute(delete(chunks).where(mine))
-        quota.release(conn, drive, sum(row.stored_length for row in page))
+    conn.execute(delete(uploads).where(uploads.c.version.in_(ended)))
+    for drive, ids in promised.items():
+        for page in pages(ids):
+            _forget_promises(conn, drive, page)
+
+
+def _forget_promises(conn: Connection, drive: str, ids: Sequence[bytes]) -> None:
+    """Those of `ids` that are promised to nobody any more."""
+    mine = (chunks.c.drive == drive) & chunks.c.id.in_(ids) & (chunks.c.state == "pending")
+    gone = delete(chunks).where(mine, _unheld)
+    rows = conn.execute(gone.returning(chunks.c.stored_length, chunks.c.unshown)).all()
+    quota.change(conn, drive, -Sums.of_pending(rows))
+
+
+def let_go(conn: Connection, version: str, limit: int) -> int:
+    """Let go of up to `limit` leases of an upload session; how many there were."""
+    mine = upload_chunks.c.version == version
+    some = conn.execute(select(upload_chunks.c.chunk).where(mine).limit(limit)).scalars().all()
+    for page in pages(some):
+        those = mine & upload_chunks.c.chunk.in_(page)
+        for row in conn.execute(ASKED.where(those)).all():
+            quota.release(conn, row.drive, row.holder, asked=Amount(row.chunks, row.bytes))
+        conn.execute(delete(upload_chunks).where(those))
+    return len(some)
+
+
+def prove(conn: Connection, version: str, chunk: bytes, length: int) -> None:
+    """Whoever uploads `version` has sent a chunk of `length` bytes."""
+    if conn.execute(_PROVE, {"v": version, "i": chunk}).rowcount == 1:
+        row = conn.execute(_HOLDERS, {"versions": [version]}).one()
+        quota.release(conn, row.drive, row.holder, asked=Amount(1, length))
+
+
+_PROVE = (
+    update(upload_chunks)
+    .where(
+        upload_chunks.c.version == bindparam("v"),
+        upload_chunks.c.chunk == bindparam("i"),
+        upload_chunks.c.proven == 0,
+    )
+    .values(proven=1)
+)
 
 
 def known_chunks(conn: Connection, drive: str, wanted: Iterable[bytes]) -> dict[bytes, Row[Any]]:
@@ -234,12 +317,13 @@ def _checked(descriptors: Iterable[Descriptor]) -> dict[bytes, Descriptor]:
     return wanted
 
 
-def _held(conn: Connection, upload: Upload, ids: Iterable[bytes]) -> set[bytes]:
-    """Those of `ids` that the upload leases already."""
+def _unproven(conn: Connection, upload: Upload, ids: Iterable[bytes]) -> set[bytes]:
+    """Those of `ids` that the upload leases and that were not shown."""
     found: set[bytes] = set()
     for page in pages(ids):
         mine = (upload_chunks.c.version == upload.version) & upload_chunks.c.chunk.in_(page)
-        found.update(conn.execute(select(upload_chunks.c.chunk).where(mine)).scalars())
+        query = select(upload_chunks.c.chunk).where(mine, upload_chunks.c.proven == 0)
+        found.update(conn.execute(query).scalars())
     return found
 
 
@@ -257,11 +341,21 @@ def _promise(
             "descriptor": _encode(descriptor),
             "created_ns": now_ns,
             "device": caller.device,
+            "unshown": int(not access.owns_drive(caller, drive)),
         }
         for descriptor in descriptors
     ]
     if rows:
         conn.execute(insert(chunks), rows)
+
+
+def _show(conn: Connection, drive: str, rows: Sequence[Row[Any]]) -> None:
+    """The drive's owner promises these pending chunks too, which only others had."""
+    for page in pages(row.id for row in rows):
+        mine = (chunks.c.drive == drive) & chunks.c.id.in_(page)
+        conn.execute(update(chunks).where(mine).values(unshown=0))
+    unshown = sum(row.stored_length for row in rows)
+    quota.change(conn, drive, Sums(unshown=-unshown, promised=len(rows)))
 
 
 def _keep(conn: Connection, drive: str, doomed: Sequence[bytes]) -> None:

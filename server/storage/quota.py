@@ -1,93 +1,137 @@
 """How much may still be promised in a drive.
 
-Knows: an account's quota, what its drive uses and has promised, and the bound on promises. Must not
-know: chunks' states beyond that, uploads, who wants the room and what for.
+Knows: an account's quota, what its drive uses and has promised, who has how much under way, and the
+bounds on promises. Must not know: which chunks, uploads beyond their number, what the room is for.
 
 A drive's `used_bytes` + `reserved_bytes` stay within its owner's quota, whoever writes. Bytes are
-reserved when a chunk is promised (`Budget`), used when its object has come (`settle`), and free
-again when the promise ends without one (`release`). Only new chunks take room: whatever is done
-without them is never refused here.
+reserved when a chunk is promised (`Budget`), used when its object has come, and free again when the
+promise ends without one. Only new chunks take room: whatever is done without them is never refused
+here. A promise costs more than its bytes, so each counts as `LEAST` at least where it is asked how
+much is promised at one time, and each uploader may have so many sessions and promises.
 
 Who does not own the drive may not learn which chunks are in it, so for them a chunk that they have
 not shown to possess counts alike whether it is there or not, by its plain length: `Budget` charges
 them for what they ask, not for what is new, and counts what all such callers have asked for and
-not yet shown. That is never less than what they have reserved. The numbers are not told them.
+not yet shown. What they have reserved by that is `unshown_bytes`, and is not counted twice. The
+numbers are not told them.
 
-Concurrency: a `Budget` lives as long as one write transaction.
+All of this is sums that are kept, in `drives` and `uploaders`, so what one uploader has promised
+does not make it slower for another to ask. Whoever changes a chunk's state or a lease changes them
+in the same transaction (`change`, `hold`); fsck adds them up anew.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from remote.errors import QuotaExceeded, RateLimited, Refused
-from server.metadata.schema import accounts, chunks, devices, drives, upload_chunks, uploads
+from server.metadata.schema import accounts, drives, uploaders
 from server.people import access
 from server.people.caller import Caller
 
 OTHERS_SHARE = 4
 """Those who do not own a drive may together have promised this part of the bound on promises."""
+LEAST = 64 * 1024
+"""Bytes that a promised chunk counts as at least: the smallest average that a file is cut at."""
 RETRY_SECONDS = 30.0
 
-_ROOM = (
-    select(accounts.c.quota_bytes, drives.c.used_bytes, drives.c.reserved_bytes)
-    .join_from(drives, accounts, drives.c.owner == accounts.c.id)
-    .where(drives.c.id == bindparam("drive"))
-)
-_unproven = (
-    select(upload_chunks.c.chunk)
-    .join_from(uploads, devices, uploads.c.device == devices.c.id)
-    .join(drives, uploads.c.drive == drives.c.id)
-    .join(upload_chunks, upload_chunks.c.version == uploads.c.version)
-    .where(
-        uploads.c.drive == bindparam("drive"),
-        or_(devices.c.account != drives.c.owner, devices.c.folder.is_not(None)),
-        upload_chunks.c.proven == 0,
-    )
-)
-_proven = (
-    select(upload_chunks.c.chunk)
-    .where(upload_chunks.c.drive == chunks.c.drive, upload_chunks.c.chunk == chunks.c.id)
-    .where(upload_chunks.c.proven != 0)
-    .exists()
-)
-_asked = _unproven.subquery()
-_ASKED = select(func.coalesce(func.sum(chunks.c.length), 0)).join_from(
-    _asked, chunks, (chunks.c.id == _asked.c.chunk) & (chunks.c.drive == bindparam("drive"))
-)
-_ONLY_ASKED = select(func.coalesce(func.sum(chunks.c.stored_length), 0)).where(
-    chunks.c.drive == bindparam("drive"),
-    chunks.c.id.in_(_unproven),
-    chunks.c.state == "pending",
-    ~_proven,
-)
+
+class Limits(NamedTuple):
+    """How much may be promised at one time: `bytes` in a drive, and `promises` to one uploader in a
+    drive, which are sessions and chunks."""
+
+    bytes: int
+    promises: int
+
+
+class Amount(NamedTuple):
+    """Chunks: how many, and their bytes."""
+
+    chunks: int = 0
+    bytes: int = 0
+
+    @classmethod
+    def of(cls, lengths: Iterable[int]) -> Amount:
+        """Chunks of these lengths."""
+        found = list(lengths)
+        return cls(len(found), sum(found))
+
+
+NONE = Amount()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Those of a drive that are over its chunks (see `drives`), or what is added to them."""
+
+    used: int = 0
+    reserved: int = 0
+    unshown: int = 0
+    promised: int = 0
+
+    @classmethod
+    def of_pending(cls, rows: Iterable[Any]) -> Sums:
+        """What pending chunks, each with its `stored_length` and `unshown`, make up."""
+        found = cls()
+        for row in rows:
+            length, hidden = row.stored_length, bool(row.unshown)
+            found += cls(0, length, length if hidden else 0, 0 if hidden else 1)
+        return found
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.used + other.used,
+            self.reserved + other.reserved,
+            self.unshown + other.unshown,
+            self.promised + other.promised,
+        )
+
+    def __neg__(self) -> Sums:
+        return Sums(-self.used, -self.reserved, -self.unshown, -self.promised)
+
+    def __sub__(self, other: Sums) -> Sums:
+        return self + -other
 
 
 @dataclass
 class Room:
     """A drive's numbers as its owner may see them (`asked` 0), or as others may: `promised` without
-    what only such callers have promised, and `asked` with all that they ask for."""
+    what only such callers have promised, and `asked` with all that they ask for. `chunks` are those
+    of `promised` for the owner, of `asked` for others; `held` are the caller's own promises."""
 
     quota: int | None
     used: int
     promised: int
     asked: int = 0
+    chunks: int = 0
+    held: int = 0
 
 
 def refusal(
-    room: Room, more: int, limit: int, *, owner: bool
+    room: Room, more: Amount, limits: Limits, *, owner: bool
 ) -> QuotaExceeded | RateLimited | None:
-    """Why `more` bytes may not be promised; None: they may. `limit` bounds what is promised."""
+    """Why `more` may not be promised; None: it may."""
+    if not more.chunks:
+        return None
     promised = room.promised if owner else room.asked
-    if more and promised + more > (limit if owner else limit // OTHERS_SHARE):
-        message = "too much is promised to uploads under way; finish or abandon some"
-        return RateLimited(message=message, retry_after_seconds=RETRY_SECONDS)
+    weight = max(promised + more.bytes, (room.chunks + more.chunks) * LEAST)
+    most = limits.bytes if owner else limits.bytes // OTHERS_SHARE
+    if weight > most or room.held + more.chunks > limits.promises:
+        return _too_much()
     taken = room.used + room.promised + room.asked
-    if more and room.quota is not None and taken + more > room.quota:
-        return QuotaExceeded(message=_full(room, more) if owner else _FULL)
+    if room.quota is not None and taken + more.bytes > room.quota:
+        return QuotaExceeded(message=_full(room, more.bytes) if owner else _FULL)
     return None
+
+
+def _too_much() -> RateLimited:
+    message = "too much is promised to uploads under way; finish or abandon some"
+    return RateLimited(message=message, retry_after_seconds=RETRY_SECONDS)
 
 
 _FULL = "the drive of the owner has no room for this; ask them to make some"
@@ -101,65 +145,123 @@ def _full(room: Room, more: int) -> str:
     )
 
 
+# --- asking -------------------------------------------------------------------------------------
+
+_here = uploaders.c.drive == bindparam("drive")
+_mine = _here & (uploaders.c.holder == bindparam("holder"))
+_NUMBERS = (
+    select(
+        accounts.c.quota_bytes,
+        drives.c.used_bytes,
+        drives.c.reserved_bytes,
+        drives.c.unshown_bytes,
+        drives.c.promised_chunks,
+    )
+    .join_from(drives, accounts, drives.c.owner == accounts.c.id)
+    .where(drives.c.id == bindparam("drive"))
+)
+_ASKED = select(
+    func.coalesce(func.sum(uploaders.c.asked_chunks), 0).label("chunks"),
+    func.coalesce(func.sum(uploaders.c.asked_bytes), 0).label("bytes"),
+).where(_here)
+_HELD = select(uploaders.c.sessions, uploaders.c.asked_chunks).where(_mine)
+
+
 class Budget:
-    """What may still be promised in each drive, in one write transaction of one caller. `limit` is
-    how many bytes of a drive may be promised at one time."""
+    """What may still be promised in each drive, in one write transaction of one caller.
 
-    def __init__(self, conn: Connection, caller: Caller, limit: int) -> None:
-        self._conn, self._caller, self._limit = conn, caller, limit
-        self._rooms: dict[str, Room] = {}
+    What is taken is in the sums at once, so a savepoint that is undone gives it back.
+    """
 
-    def take(self, drive: str, fresh: int, asked: int) -> None:
-        """Reserve `fresh` bytes, the stored length of chunks that are new; `asked` are the plain
-        lengths of those that the caller has not shown to possess.
+    def __init__(self, conn: Connection, caller: Caller, limits: Limits) -> None:
+        self._conn, self._caller, self._limits = conn, caller, limits
 
-        The last thing that may refuse: what is taken is not given back when a savepoint is undone.
+    def begin(self, drive: str, holder: str) -> None:
+        """Count one more session of `holder`. Raises `Refused` with RateLimited."""
+        if self._room(drive, holder).held >= self._limits.promises:
+            raise Refused(_too_much())
+        hold(self._conn, drive, holder, sessions=1)
+
+    def take(self, drive: str, holder: str, fresh: Amount, asked: Amount) -> None:
+        """Reserve `fresh`, the stored lengths of chunks that are new; `asked` are the plain lengths
+        of those that the caller has not shown to possess.
+
         Raises `Refused` with QuotaExceeded or RateLimited.
         """
         owner = access.owns_drive(self._caller, drive)
         more = fresh if owner else asked
-        if more:
-            room = self._room(drive, owner)
-            problem = refusal(room, more, self._limit, owner=owner)
+        if more.chunks:
+            problem = refusal(self._room(drive, holder), more, self._limits, owner=owner)
             if problem is not None:
                 raise Refused(problem)
-            if owner:
-                room.promised += more
-            else:
-                room.asked += more
-        if fresh:
-            _add(self._conn, drive, reserved=fresh)
+        if owner:
+            change(self._conn, drive, Sums(reserved=fresh.bytes, promised=fresh.chunks))
+        else:
+            change(self._conn, drive, Sums(reserved=fresh.bytes, unshown=fresh.bytes))
+            hold(self._conn, drive, holder, asked=asked)
 
-    def _room(self, drive: str, owner: bool) -> Room:
-        if drive not in self._rooms:
-            here = {"drive": drive}
-            row = self._conn.execute(_ROOM, here).one()
-            room = Room(row.quota_bytes, row.used_bytes, row.reserved_bytes)
-            if not owner:
-                room.promised -= self._conn.execute(_ONLY_ASKED, here).scalar_one()
-                room.asked = self._conn.execute(_ASKED, here).scalar_one()
-            self._rooms[drive] = room
-        return self._rooms[drive]
+    def _room(self, drive: str, holder: str) -> Room:
+        row = self._conn.execute(_NUMBERS, {"drive": drive}).one()
+        numbers = (row.quota_bytes, row.used_bytes)
+        held = self._held(drive, holder)
+        if access.owns_drive(self._caller, drive):
+            chunks: int = row.promised_chunks
+            return Room(*numbers, row.reserved_bytes, chunks=chunks, held=held + chunks)
+        asked = self._conn.execute(_ASKED, {"drive": drive}).one()
+        promised = row.reserved_bytes - row.unshown_bytes
+        return Room(*numbers, promised, asked.bytes, asked.chunks, held)
 
-
-def settle(conn: Connection, drive: str, promised: int, stored: int) -> None:
-    """What was promised as `promised` bytes has come, as `stored` bytes."""
-    _add(conn, drive, used=stored, reserved=-promised)
+    def _held(self, drive: str, holder: str) -> int:
+        row = self._conn.execute(_HELD, {"drive": drive, "holder": holder}).first()
+        return 0 if row is None else row.sessions + row.asked_chunks
 
 
-def unsettle(conn: Connection, drive: str, stored: int) -> None:
-    """What had come is not good, and is promised again."""
-    _add(conn, drive, used=-stored, reserved=stored)
+# --- keeping the sums ---------------------------------------------------------------------------
+
+_ADD = (
+    update(drives)
+    .where(drives.c.id == bindparam("drive"))
+    .values(
+        used_bytes=drives.c.used_bytes + bindparam("used"),
+        reserved_bytes=drives.c.reserved_bytes + bindparam("reserved"),
+        unshown_bytes=drives.c.unshown_bytes + bindparam("unshown"),
+        promised_chunks=drives.c.promised_chunks + bindparam("promised"),
+    )
+)
+_HOLD = (
+    update(uploaders)
+    .where(uploaders.c.drive == bindparam("d"), uploaders.c.holder == bindparam("h"))
+    .values(
+        sessions=uploaders.c.sessions + bindparam("more_sessions"),
+        asked_chunks=uploaders.c.asked_chunks + bindparam("more_asked_chunks"),
+        asked_bytes=uploaders.c.asked_bytes + bindparam("more_asked_bytes"),
+    )
+)
+_FORGET = delete(uploaders).where(_mine, uploaders.c.sessions == 0)
 
 
-def release(conn: Connection, drive: str, promised: int) -> None:
-    """Promises of `promised` bytes have ended."""
-    _add(conn, drive, reserved=-promised)
+def change(conn: Connection, drive: str, by: Sums) -> None:
+    """Chunks of the drive have changed: add to its sums."""
+    if by != Sums():
+        conn.execute(_ADD, dataclasses.asdict(by) | {"drive": drive})
 
 
-def _add(conn: Connection, drive: str, *, used: int = 0, reserved: int = 0) -> None:
-    changed = {
-        "used_bytes": drives.c.used_bytes + used,
-        "reserved_bytes": drives.c.reserved_bytes + reserved,
-    }
-    conn.execute(update(drives).where(drives.c.id == drive).values(changed))
+def hold(
+    conn: Connection, drive: str, holder: str, sessions: int = 0, asked: Amount = NONE
+) -> None:
+    """Sessions of `holder` have begun, or leases that are not proven were made."""
+    if sessions == 0 and asked == NONE:
+        return
+    more = {"sessions": sessions, "asked_chunks": asked.chunks, "asked_bytes": asked.bytes}
+    added = {f"more_{column}": value for column, value in more.items()}
+    if conn.execute(_HOLD, added | {"d": drive, "h": holder}).rowcount == 0:
+        conn.execute(insert(uploaders), more | {"drive": drive, "holder": holder})
+
+
+def release(
+    conn: Connection, drive: str, holder: str, sessions: int = 0, asked: Amount = NONE
+) -> None:
+    """Sessions of `holder` have ended, or leases were proven or let go of."""
+    hold(conn, drive, holder, -sessions, Amount(-asked.chunks, -asked.bytes))
+    if sessions:
+        conn.execute(_FORGET, {"drive": drive, "holder": holder})

@@ -4,8 +4,10 @@ Knows: whose a session is, for which drive, and when it is over. Must not know: 
 (`leases`), how bytes arrive (`edge`), what a version is for (`versions`).
 
 A session belongs to the account that began it (begun with a token for a single folder: to that
-device) and dies `upload_days` after its last use. From then on it is unknown to everybody, whether
-or not its rows are still there.
+device) and dies `upload_days` after its last use, or with the token for a single folder. From then
+on it is unknown to everybody, whether or not its rows are still there. When an account loses a
+share in the drive, or the device that began it is revoked, it ends at once, and what it had
+promised is free for others.
 """
 
 from __future__ import annotations
@@ -13,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, select, update
 
 from remote.content import Descriptor
 from remote.errors import Exists, Forbidden, Refused, UploadUnknown
 from remote.wire import StartUpload, UploadState
-from server.changes.views import view_of
-from server.metadata.schema import devices, uploads, versions
+from server.metadata.schema import devices, files, grants, uploads, versions
 from server.people import access
 from server.people.caller import Caller
 from server.storage import leases
@@ -36,7 +37,9 @@ class Terms(NamedTuple):
 
 
 _SESSION = (
-    select(uploads, devices.c.account)
+    select(
+        uploads, devices.c.account, devices.c.folder, devices.c.expires_ns.label("token_ends_ns")
+    )
     .join(devices, uploads.c.device == devices.c.id)
     .where(uploads.c.version == bindparam("version"))
 )
@@ -51,16 +54,15 @@ def start(
         return UploadState(version=wanted.version, status="uploaded", expires_ns=now_ns, chunks=[])
     row = conn.execute(_SESSION, {"version": wanted.version}).first()
     if row is not None and row.expires_ns <= now_ns:
-        leases.end(conn, wanted.version)
+        leases.end(conn, [wanted.version])
         row = None
     if row is None:
-        _begin(conn, caller, wanted, drive, now_ns)
+        row = _begin(conn, caller, wanted, drive, terms, now_ns)
     elif not _is_of(row, caller) or row.drive != drive:
         raise Refused(Exists(message=f"version {wanted.version} is being uploaded by another"))
     elif row.file != wanted.file:
         _move(conn, wanted.version, wanted.file)
-    upload = Upload(wanted.version, wanted.file, drive)
-    return _lease(conn, caller, upload, wanted.descriptors, terms, now_ns)
+    return _lease(conn, caller, row, wanted.file, wanted.descriptors, terms, now_ns)
 
 
 def extend(
@@ -74,8 +76,7 @@ def extend(
     """Lease more chunks, or the same again: a ticket for each, with a fresh URL where needed."""
     row = session(conn, caller, version, now_ns)
     _check_access(conn, caller, row)
-    upload = Upload(version, row.file, row.drive)
-    return _lease(conn, caller, upload, descriptors, terms, now_ns)
+    return _lease(conn, caller, row, row.file, descriptors, terms, now_ns)
 
 
 def state(conn: Connection, caller: Caller, version: str, now_ns: int) -> UploadState:
@@ -90,7 +91,24 @@ def abandon(conn: Connection, caller: Caller, version: str, now_ns: int) -> None
     session(conn, caller, version, now_ns)
     if caller.scope != "full":
         raise Refused(Forbidden(message="this token may only read"))
-    leases.end(conn, version)
+    leases.end(conn, [version])
+
+
+def end_of_account(conn: Connection, drive: str, account: str) -> None:
+    """End every session of `account` in `drive`, in which it has less to write by now. What it may
+    still do there it begins again."""
+    mine = (uploads.c.drive == drive) & (devices.c.account == account)
+    _end_all(conn, mine)
+
+
+def end_of_device(conn: Connection, device: str) -> None:
+    """End every session that `device` began. Its account's other devices begin theirs again."""
+    _end_all(conn, devices.c.id == device)
+
+
+def _end_all(conn: Connection, which: ColumnElement[bool]) -> None:
+    query = select(uploads.c.version).join(devices, uploads.c.device == devices.c.id)
+    leases.end(conn, conn.execute(query.where(which)).scalars().all())
 
 
 def session(conn: Connection, caller: Caller, version: str, now_ns: int) -> Row[Any]:
@@ -122,8 +140,21 @@ def _check_access(conn: Connection, caller: Caller, row: Row[Any]) -> None:
 
 def _edits_in(conn: Connection, caller: Caller, drive: str) -> bool:
     """Whether there is a place in `drive`, which is another's, where the file could be born."""
-    shared = view_of(conn, caller).shared
-    return any(root.drive == drive and root.role == "editor" for root in shared)
+    here = {"drive": drive, "account": caller.account}
+    return caller.folder is None and conn.execute(_EDITED, here).first() is not None
+
+
+_EDITED = (
+    select(grants.c.file)
+    .join(files, grants.c.file == files.c.id)
+    .where(
+        grants.c.account == bindparam("account"),
+        grants.c.role == "editor",
+        files.c.drive == bindparam("drive"),
+        files.c.links > 0,
+    )
+    .limit(1)
+)
 
 
 def _drive_for(conn: Connection, caller: Caller, wanted: StartUpload) -> str:
@@ -153,25 +184,34 @@ def _move(conn: Connection, version: str, file: str) -> None:
     conn.execute(update(uploads).where(uploads.c.version == version).values(file=file))
 
 
-def _begin(conn: Connection, caller: Caller, wanted: StartUpload, drive: str, now_ns: int) -> None:
+def _begin(
+    conn: Connection, caller: Caller, wanted: StartUpload, drive: str, terms: Terms, now_ns: int
+) -> Row[Any]:
+    holder = caller.account if caller.folder is None else caller.device
+    terms.budget.begin(drive, holder)
     both = {"file": wanted.file, "drive": drive, "device": caller.device, "created_ns": now_ns}
     version = {"id": wanted.version, "status": "uploading", "size": 0, "mtime_ns": now_ns}
     conn.execute(insert(versions), both | version | {"base": wanted.base})
     conn.execute(insert(uploads), both | {"version": wanted.version, "expires_ns": now_ns})
+    return conn.execute(_SESSION, {"version": wanted.version}).one()
 
 
 def _lease(
     conn: Connection,
     caller: Caller,
-    upload: Upload,
+    row: Row[Any],
+    file: str,
     descriptors: Sequence[Descriptor],
     terms: Terms,
     now_ns: int,
 ) -> UploadState:
-    expires_ns = now_ns + terms.lease_ns
-    moved = update(uploads).where(uploads.c.version == upload.version)
+    """Lease for the session `row`, which is of `file` by now."""
+    holder, expires_ns = row.account, now_ns + terms.lease_ns
+    if row.folder is not None:
+        holder = row.device
+        expires_ns = min(expires_ns, row.token_ends_ns or expires_ns)
+    moved = update(uploads).where(uploads.c.version == row.version)
     conn.execute(moved.values(expires_ns=expires_ns))
+    upload = Upload(row.version, file, row.drive, holder)
     found = leases.take(conn, caller, upload, descriptors, terms.budget, terms.sign, now_ns)
-    return UploadState(
-        version=upload.version, status="uploading", expires_ns=expires_ns, chunks=found
-    )
+    return UploadState(version=row.version, status="uploading", expires_ns=expires_ns, chunks=found)

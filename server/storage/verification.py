@@ -32,6 +32,7 @@ from server.people import audit
 from server.storage import quota
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore, Head
 from server.storage.leases import THERE, known_chunks
+from server.storage.quota import Sums
 
 PIECE = 1024 * 1024
 
@@ -255,7 +256,7 @@ def _condemn(conn: Connection, verdict: Verdict, now_ns: int) -> bool:
     key, length = verdict.suspect.key, verdict.suspect.length
     if conn.execute(_BAD, _stay(verdict.suspect)).rowcount != 1:
         return False
-    quota.unsettle(conn, key.drive, length)
+    quota.change(conn, key.drive, Sums(used=-length, reserved=length, promised=1))
     chunk = key.chunk.hex()
     audit.note(conn, None, "chunk_bad", chunk, now_ns, drive=key.drive, why=verdict.why)
     return True

@@ -48,13 +48,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, func, select
 
 from server.drive import retention
 from server.drive.records import pages
 from server.metadata.db import Database
-from server.metadata.schema import chunks, upload_chunks, uploads, versions
+from server.metadata.schema import chunks, uploads
 from server.people import audit
+from server.storage import leases
 from server.storage.blobs import BlobKey, BlobStore
 from server.upkeep.collect_chunks import BATCH, DAY, Clock, Collected, Options, Walk
 
@@ -128,13 +129,9 @@ def _end_one_upload(conn: Connection, found: Collected, now_ns: int) -> bool:
     version = conn.execute(expired).scalar()
     if version is None:
         return False
-    of = upload_chunks.c.version == version
-    some = select(upload_chunks.c.chunk).where(of).limit(LEASES)
-    if conn.execute(delete(upload_chunks).where(of, upload_chunks.c.chunk.in_(some))).rowcount:
+    if leases.let_go(conn, version, LEASES):
         return True
-    uploading = (versions.c.id == version) & (versions.c.status == "uploading")
-    conn.execute(delete(versions).where(uploading))
-    conn.execute(delete(uploads).where(uploads.c.version == version))
+    leases.end(conn, [version])
     found.uploads += 1
     return True
 

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, delete, exists, select, tuple_, update
+from sqlalchemy import Connection, Row, bindparam, case, delete, exists, select, tuple_, update
 
 from server.drive.records import pages
 from server.metadata.db import Database
-from server.metadata.schema import chunks, drives, upload_chunks, uploads, version_chunks
+from server.metadata.schema import chunks, upload_chunks, uploads, version_chunks
 from server.settings import LONGEST_URL_SECONDS
+from server.storage import quota
 from server.storage.blobs import BlobKey, BlobStore
+from server.storage.quota import Sums
 
 SECOND = 10**9
 DAY = 86_400 * SECOND
@@ -204,13 +206,13 @@ class Walk:
         """Forget promises, and what may have been stored for them unasked."""
         old = chunks.c.created_ns <= self.clock() - self.grace_ns
         mine = _those(drive, ids) & (chunks.c.state == "pending") & old & _unheld
-        rows = conn.execute(select(chunks.c.id, chunks.c.stored_length).where(mine)).all()
+        columns = (chunks.c.id, chunks.c.stored_length, chunks.c.unshown)
+        rows = conn.execute(select(*columns).where(mine)).all()
         for row in rows:
             self.blobs.delete(BlobKey(drive, row.id))
         _forget(conn, drive, [row.id for row in rows])
-        lengths = [row.stored_length for row in rows]
-        settle(conn, drive, reserved=-sum(lengths))
-        return lengths
+        quota.change(conn, drive, -Sums.of_pending(rows))
+        return [row.stored_length for row in rows]
 
     def _doom(self, conn: Connection, drive: str, ids: Sequence[bytes]) -> list[int]:
         mine = _those(drive, ids) & (chunks.c.state == "uploaded") & _unheld
@@ -237,7 +239,7 @@ class Walk:
         decided = update(chunks).where(mine).values(state="deleting")
         rows = conn.execute(decided.returning(chunks.c.id, chunks.c.stored_length)).all()
         lengths = [row.stored_length for row in rows]
-        settle(conn, drive, used=-sum(lengths))
+        quota.change(conn, drive, Sums(used=-sum(lengths)))
         self._count(Verdict.DELETE, lengths)
         return [row.id for row in rows]
 
@@ -252,8 +254,10 @@ def _revive(conn: Connection, drive: str, ids: Sequence[bytes]) -> list[int]:
 def _finish(conn: Connection, drive: str, ids: Sequence[bytes], now_ns: int) -> None:
     """The objects are gone: the rows go too, or wait for an upload that has begun since."""
     mine = _those(drive, ids) & (chunks.c.state == "deleting")
-    wanted = _changed(conn, update(chunks).where(mine & _leased).values(**renewed(now_ns)))
-    settle(conn, drive, reserved=sum(wanted))
+    unshown = case((_leased.where(upload_chunks.c.proven != 0), 0), else_=1)
+    wanted = update(chunks).where(mine & _leased).values(**renewed(now_ns), unshown=unshown)
+    rows = conn.execute(wanted.returning(chunks.c.stored_length, chunks.c.unshown)).all()
+    quota.change(conn, drive, Sums.of_pending(rows))
     _forget(conn, drive, conn.execute(select(chunks.c.id).where(mine & _unheld)).scalars().all())
 
 
@@ -261,16 +265,6 @@ def renewed(now_ns: int) -> dict[str, Any]:
     """The columns of a chunk whose object is gone and that is to be uploaded again."""
     gone = dict.fromkeys(("uploaded_ns", "doomed_ns", "device", "verified_ns"))
     return {"state": "pending", "created_ns": now_ns, **gone}
-
-
-def settle(conn: Connection, drive: str, used: int = 0, reserved: int = 0) -> None:
-    """Add to a drive's sums (schema.py says what they are of)."""
-    if used or reserved:
-        sums = {
-            "used_bytes": drives.c.used_bytes + used,
-            "reserved_bytes": drives.c.reserved_bytes + reserved,
-        }
-        conn.execute(update(drives).where(drives.c.id == drive).values(**sums))
 
 
 def _those(drive: str, ids: Sequence[bytes]) -> Any:

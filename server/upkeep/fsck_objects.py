@@ -21,10 +21,12 @@ from sqlalchemy import Connection, Row, bindparam, select, tuple_, update
 from remote.content import BadContent, Descriptor
 from server.metadata.db import Database
 from server.metadata.schema import chunks, version_chunks
+from server.storage import quota
 from server.storage.arrivals import Arrival, arrived
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore, Head
+from server.storage.quota import Sums
 from server.storage.verification import check_object
-from server.upkeep.collect_chunks import renewed, settle
+from server.upkeep.collect_chunks import renewed
 from server.upkeep.fsck_content import GO_BACK, descriptor_of
 from server.upkeep.fsck_findings import Finding, Found, Names
 from server.upkeep.fsck_tree import REPAIR, RESTORE
@@ -140,7 +142,8 @@ class Objects:
         self.blobs.set_aside(key)
         mine = (chunks.c.drive == key.drive) & (chunks.c.id == key.chunk)
         conn.execute(update(chunks).where(mine).values(**renewed(time.time_ns())))
-        settle(conn, key.drive, used=-chunk.stored_length, reserved=chunk.stored_length)
+        length = chunk.stored_length
+        quota.change(conn, key.drive, Sums(used=-length, reserved=length, promised=1))
         return True
 
     def _adopt(self, conn: Connection, key: BlobKey) -> bool:

@@ -14,8 +14,9 @@ from cache.manifests import Manifests
 from cache.operations import Op
 from cache.tree import ROOT
 from cache.uploader import Uploader
+from remote.chunking import check_cut, is_well_cut
 from remote.codec import Encoded
-from remote.content import HOLE, Manifest, check_manifest
+from remote.content import HOLE, Manifest, Piece, block_hash, check_manifest
 from remote.errors import Unreachable
 from remote.ids import FileId, VersionId
 from remote.upload import Upload
@@ -119,6 +120,29 @@ async def test_a_file_and_a_change_in_its_middle(bench: Bench) -> None:
     assert bench.drive.content(second) == data
     assert len(bench.drive.sent) - sent <= 2  # the neighbourhood only
     assert second.average == first.average
+
+
+async def test_what_another_program_cut_too_finely_is_cut_anew(bench: Bench) -> None:
+    """The server would refuse it again as it is; its holes stay holes."""
+    state, data = bench.state, noise(200_000)
+    node = await state.save("a", data)
+    state.contents.truncate(node.ino, 10 * MIB)
+    (op,) = state.journal
+    await bench.uploader.prepare(op)
+    version = bench.uploader.ready[op.key].version
+    await bench.finish(op)
+    fine = [Piece(block_hash(data[at : at + 100]), 100) for at in range(0, len(data), 100)]
+    manifest = Manifest(10 * MIB, MIB, [*fine, Piece(HOLE, 10 * MIB - len(data))])
+    assert not is_well_cut(manifest)
+    with state.db.transaction():
+        bench.manifests.keep_manifest(version, manifest)
+    await state.contents.write(node.ino, 199_000, b"changed")
+    await bench.uploader.prepare(next(iter(state.journal)))
+    again = next(iter(bench.uploader.ready.values())).manifest
+    check_cut(again, few=0)
+    first, hole = again.pieces
+    assert bench.drive.plain[first.id] == data[:199_000] + b"changed" + data[199_007:]
+    assert hole.id == HOLE
 
 
 async def test_holes_are_not_stored(bench: Bench) -> None:

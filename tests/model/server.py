@@ -31,7 +31,7 @@ from server.people import accounts, sharing, tokens
 from server.people.caller import Caller
 from server.storage import arrivals, leases, uploads
 from server.storage.blobs import BlobKey, BlobStore, Head
-from server.storage.quota import Budget
+from server.storage.quota import Budget, Limits
 from server.upkeep import fsck
 from tests.contract.memory import MemoryBlobStore
 
@@ -261,7 +261,7 @@ class Port:
         request = through_wire(request, wire.StartUploads)
         with self._server.db.write() as conn:
             caller = self._server.caller(conn, self._token)
-            terms = uploads.Terms(LEASE_NS, Budget(conn, caller, 1 << 40), _sign)
+            terms = uploads.Terms(LEASE_NS, Budget(conn, caller, Limits(1 << 40, 1 << 20)), _sign)
             states = [self._start(conn, caller, one, terms) for one in request.uploads]
         await self._network.answer(may_be_lost=True)
         return wire.StartUploadsReply(uploads=states)  # type: ignore[arg-type]  # every Problem

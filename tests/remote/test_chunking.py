@@ -11,8 +11,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from remote import chunking
-from remote.chunking import Cutter, Fresh, Hole, Keep, NeedData, Range, average_for, cut, max_size
-from remote.content import HOLE, Piece, block_hash
+from remote.chunking import (
+    FEW_PIECES,
+    Cutter,
+    Fresh,
+    Hole,
+    Keep,
+    NeedData,
+    Range,
+    average_for,
+    check_cut,
+    cut,
+    is_well_cut,
+    max_size,
+    min_size,
+)
+from remote.content import HOLE, BadContent, Manifest, Piece, block_hash
 
 AVERAGE = 4096
 MIB = 1 << 20
@@ -258,6 +272,35 @@ def test_old_holes_stay_holes_where_nothing_was_written() -> None:
     assert drive.read == 100
 
 
+def of_pieces(*pieces: Piece) -> Manifest:
+    return Manifest(sum(piece.length for piece in pieces), MIB, list(pieces))
+
+
+def test_a_file_of_nothing_but_tails_and_holes_is_well_cut() -> None:
+    """The most pieces that a cut can make: between the shortest holes, one byte each."""
+    tail, hole = Piece(b"i" * 32, 1), Piece(HOLE, min_size(MIB))
+    check_cut(of_pieces(*[tail, hole] * 5000, tail), few=0)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [(), (Piece(HOLE, 1 << 60),), (Piece(b"j" * 32, MIB),) * 10],
+    ids=["alone", "beside a huge hole", "beside long chunks"],
+)
+def test_too_many_pieces_for_the_size_are_refused(around: tuple[Piece, ...]) -> None:
+    short = Piece(b"i" * 32, 1000)
+    few, many = [short] * FEW_PIECES, [short] * (FEW_PIECES + 50)
+    check_cut(of_pieces(*few, *around))
+    with pytest.raises(BadContent, match="cut the file anew, with chunks and holes of at least"):
+        check_cut(of_pieces(*many, *around))
+
+
+def test_too_many_short_holes_are_refused() -> None:
+    tail, hole = Piece(b"i" * 32, 1), Piece(HOLE, min_size(MIB) // 2)
+    assert is_well_cut(of_pieces(*[tail, hole] * FEW_PIECES))
+    assert not is_well_cut(of_pieces(*[tail, hole] * (2 * FEW_PIECES + 2)))
+
+
 def test_the_machine_refuses_wrong_use() -> None:
     cutter = Cutter(AVERAGE, 10_000, None, [], [])
     with pytest.raises(RuntimeError, match="no bytes were asked for"):
@@ -303,6 +346,7 @@ def test_an_incremental_cut_equals_a_full_cut(
     incremental = Drive(after, extra=extra).pieces(old, [*dirty, *holes], holes)
     assert incremental == Drive(after).pieces(holes=known_zero)
     assert all(a.id != HOLE or b.id != HOLE for a, b in pairwise(incremental))
+    check_cut(Manifest(new_size, AVERAGE, incremental), few=0)
 
 
 def with_zeros(data: bytes, zeros: list[Range]) -> bytes:

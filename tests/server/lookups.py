@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Connection, Row, event, func, select, update
 
 from server.metadata import schema
 from server.metadata.schema import chunks, drives
 from server.storage.blobs import BlobKey
+from server.upkeep import fsck_content
+from server.upkeep.fsck_findings import Names
 from tests.server.harness import Client, Running, until
 
 
@@ -49,7 +52,7 @@ def settled(server: Running) -> None:
 
 
 def check_sums(server: Running, drive: str) -> None:
-    """The drive's sums are those of its chunks."""
+    """The drive's sums are those of its chunks, and every sum is what fsck makes it."""
     with server.app.service.db.read() as conn:
         pending = chunks.c.state == "pending"
         row = conn.execute(
@@ -60,6 +63,28 @@ def check_sums(server: Running, drive: str) -> None:
         ).one()
         sums = select(drives.c.used_bytes, drives.c.reserved_bytes).where(drives.c.id == drive)
         assert tuple(conn.execute(sums).one()) == tuple(row)
+        found = [each.finding.what for each in fsck_content.check_sums(conn, Names(conn))]
+        assert found == []
+
+
+def steps_of(conn: Connection, work: Callable[[], object]) -> int:
+    """How much the database does for `work`: statements, and hundreds of the steps of SQLite's
+    machine."""
+    counted = 0
+
+    def count(*_: object) -> None:
+        nonlocal counted
+        counted += 1
+
+    driver: Any = conn.connection.driver_connection
+    driver.set_progress_handler(count, 100)
+    event.listen(conn, "before_cursor_execute", count)
+    try:
+        work()
+    finally:
+        driver.set_progress_handler(None, 0)
+        event.remove(conn, "before_cursor_execute", count)
+    return counted
 
 
 def nothing_left(server: Running, drive: str, chunk: bytes) -> bool:

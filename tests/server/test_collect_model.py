@@ -31,9 +31,9 @@ from server.metadata.db import Database
 from server.people import accounts, tokens
 from server.people.caller import Caller
 from server.storage import arrivals, uploads
-from server.storage.arrivals import Arrival
+from server.storage.arrivals import Arrival, Proof
 from server.storage.blobs import BlobKey, BlobMissing, BlobReader, Head, Stored
-from server.storage.quota import Budget
+from server.storage.quota import Budget, Limits
 from server.upkeep import collect, fsck, fsck_content
 from server.upkeep.collect_chunks import DAY, SECOND, Collected, Options
 from server.upkeep.fsck_findings import Names
@@ -132,11 +132,13 @@ class World:
             accounts.insert_account(conn, "anna", "none", 1)
             row = conn.execute(select(schema.drives)).one()
             _, device = tokens.new_device(conn, row.owner, "d", 1)
+            _, weak = tokens.new_device(conn, row.owner, "w", 1, folder=row.root)
         self.caller = Caller(row.owner, "anna", device, "full", row.id)
+        self.guest = Caller(row.owner, "anna", weak, "full", row.id, folder=row.root)
         self.root = row.root
-        self.sessions: dict[str, tuple[str, list[Chunk]]] = {}
-        self.urls: list[tuple[Descriptor, int]] = []
-        self.puts: list[Descriptor] = []
+        self.sessions: dict[str, tuple[str, list[Chunk], Caller]] = {}
+        self.urls: list[tuple[Descriptor, str | None, int]] = []
+        self.puts: list[tuple[Descriptor, str | None]] = []
         self.events: list[Arrival] = []
         self.located: list[tuple[BlobKey, int]] = []
         self.files: dict[str, str] = {}
@@ -155,38 +157,47 @@ class World:
         numbers = self.random.sample(range(len(CHUNKS)), self.random.randint(1, 2))
         chunks = [self.random.choice(CHUNKS[number]) for number in numbers]
         file = self.any(self.files) if self.random.random() < 0.3 else None
-        self.lease(new_id(), file or new_id(), chunks)
+        who = self.guest if self.random.random() < 0.3 else self.caller
+        self.lease(new_id(), file or new_id(), chunks, who)
 
     def resume(self) -> None:
         if (version := self.any(self.sessions)) is not None:
             self.lease(version, *self.sessions[version])
 
-    def lease(self, version: str, file: str, chunks: list[Chunk]) -> None:
+    def lease(self, version: str, file: str, chunks: list[Chunk], who: Caller) -> None:
         wanted = wire.StartUpload(
             version=version, file=file, descriptors=[chunk.descriptor for chunk in chunks]
         )
+        if who is self.guest and file in self.born and file not in self.files:
+            return  # what is in the trash is its owner's alone
         with self.db.write() as conn:
-            terms = uploads.Terms(LEASE_NS, Budget(conn, self.caller, 1 << 40), self.sign)
-            uploads.start(conn, self.caller, wanted, terms, self.now_ns)
-        self.sessions[version] = (file, chunks)
+            terms = uploads.Terms(LEASE_NS, Budget(conn, who, Limits(1 << 40, 1 << 20)), self.sign)
+            uploads.start(conn, who, wanted, terms, self.now_ns)
+        self.sessions[version] = (file, chunks, who)
 
     def sign(self, drive: str, descriptor: Descriptor, proof: str | None) -> wire.PresignedPut:
-        assert (drive, proof) == (self.caller.drive, None)
-        self.urls.append((descriptor, self.now_ns + PUT_NS))
+        assert drive == self.caller.drive
+        self.urls.append((descriptor, proof, self.now_ns + PUT_NS))
         return wire.PresignedPut(url="/", headers={}, expires_ns=0)
 
     def begin_put(self) -> None:
-        self.urls = [url for url in self.urls if url[1] > self.now_ns]
+        self.urls = [url for url in self.urls if url[2] > self.now_ns]
         if (url := self.any(self.urls)) is not None:
-            self.puts.append(url[0])
+            self.puts.append(url[:2])
 
     def end_put(self) -> None:
-        if (descriptor := self.any(self.puts)) is None:
+        """Who is to show that they have the bytes has the whole of them looked at, there or not."""
+        if (put := self.any(self.puts)) is None:
             return
-        self.puts.remove(descriptor)
+        self.puts.remove(put)
+        descriptor, proof = put
         key = BlobKey(self.caller.drive, descriptor.id)
-        if self.store.put(key, BODIES[descriptor.sha256]):
-            self.events.append(Arrival(key, Head(descriptor.stored_length, descriptor.sha256)))
+        head = Head(descriptor.stored_length, descriptor.sha256)
+        made = self.store.put(key, BODIES[descriptor.sha256])
+        if proof is not None:
+            self.events.append(Arrival(key, head, made, Proof(proof, descriptor)))
+        elif made:
+            self.events.append(Arrival(key, head))
 
     def deliver(self) -> None:
         """Any event, not the oldest; and sometimes it comes again."""
@@ -208,16 +219,17 @@ class World:
     def commit(self) -> None:
         if (version := self.any(self.sessions)) is None:
             return
-        file, chunks = self.sessions[version]
+        file, chunks, who = self.sessions[version]
         manifest = manifest_of(*(WHOLE[chunk.id] for chunk in chunks))
         content = wire.Content(version=version, manifest=manifest)
         if file in self.files:
-            result = self.apply(wire.Write(file=file, content=content, mtime_ns=1))
+            result = self.apply(wire.Write(file=file, content=content, mtime_ns=1), who)
         else:
             file = new_id() if file in self.born else file  # what was deleted stays deleted
             fields: Any = {"kind": "file", "mode": 0o644, "mtime_ns": 1, "content": content}
             name = f"f{next(self.names)}"
-            result = self.apply(wire.Create(file=file, parent=self.root, name=name, **fields))
+            create = wire.Create(file=file, parent=self.root, name=name, **fields)
+            result = self.apply(create, who)
             if isinstance(result, wire.Applied):
                 self.files[file] = name
                 self.born.add(file)
@@ -240,18 +252,24 @@ class World:
     def abandon(self) -> None:
         if (version := self.any(self.sessions)) is None:
             return
-        del self.sessions[version]
+        who = self.sessions.pop(version)[2]
         with self.db.write() as conn:
             of = select(schema.uploads.c.expires_ns).where(schema.uploads.c.version == version)
             if (conn.execute(of).scalar() or 0) > self.now_ns:
-                uploads.abandon(conn, self.caller, version, self.now_ns)
+                uploads.abandon(conn, who, version, self.now_ns)
+
+    def revoke(self) -> None:
+        """The guest's token ends, and is as good as a new one."""
+        with self.db.write() as conn:
+            uploads.end_of_device(conn, self.guest.device)
+        self.sessions = {v: each for v, each in self.sessions.items() if each[2] is self.caller}
 
     # --- the tree ---
 
-    def apply(self, op: wire.Op) -> Any:
+    def apply(self, op: wire.Op, who: Caller | None = None) -> Any:
         with self.db.write() as conn:
             keyed = wire.Keyed(key=new_id(), op=op)
-            results, _ = commits.apply(conn, self.caller, [keyed], self.now_ns)
+            results, _ = commits.apply(conn, who or self.caller, [keyed], self.now_ns)
         return results[0]
 
     def unlink(self) -> None:
@@ -347,7 +365,9 @@ class World:
         with self.db.read() as conn:
             assert conn.execute(select(schema.chunks)).all() == []
             drive = conn.execute(select(schema.drives)).one()
+            assert conn.execute(select(schema.uploaders)).all() == []
         assert (drive.used_bytes, drive.reserved_bytes) == (0, 0)
+        assert (drive.unshown_bytes, drive.promised_chunks) == (0, 0)
         assert self.store.objects == {}
 
 
@@ -361,6 +381,7 @@ WEIGHTS = {
     World.commit: 12,
     World.whole: 6,
     World.abandon: 1,
+    World.revoke: 1,
     World.unlink: 3,
     World.revert: 2,
     World.empty_trash: 2,

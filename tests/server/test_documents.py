@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import io
 import stat
+import threading
 import time
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ import pytest
 from remote import wire
 from remote.codec import encode_chunk
 from remote.content import HOLE, Manifest, Piece
+from server.drive import versions
 from server.public import documents, documents_http, documents_zip
 from server.public.documents import Damaged, Library
 from server.public.documents_http import ContentServer
@@ -279,6 +282,41 @@ def test_who_has_left_is_sent_no_more(server: Running, anna: Client, visitor: Vi
     asyncio.run(content_server(server)(scope_of(url), left, send))
     assert len(sent) < 10
     assert all(each["more_body"] for each in sent[1:])
+
+
+def test_no_account_waits_behind_visitors(server: Running, anna: Client, visitor: Visitor) -> None:
+    """All threads that answer visitors are busy, and accounts are answered."""
+    service = server.app.service
+    busy = threading.Event()
+    for pool in (service.visits, service.bodies):
+        for _ in range(pool._max_workers):
+            pool.submit(busy.wait, 20)
+    with ThreadPoolExecutor(1) as browser:
+        page = browser.submit(visitor.get)
+        chunk = make_chunk(noise(100, "not a visitor's"))
+        file, version = anna.store("a", chunk)
+        url = anna.locate(file=file, version=version, chunks=[chunk.id]).chunks[0].url
+        assert anna.http.get(url).content == chunk.data
+        assert not page.done()
+        busy.set()
+        assert page.result(20).status_code == 200
+
+
+def test_a_manifest_is_decoded_once_for_all_its_ranges(
+    visitor: Visitor, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def manifest_of(row: Any) -> Manifest:
+        decoded.append(row.id)
+        return decode(row)
+
+    decode = versions.manifest_of
+    monkeypatch.setattr(versions, "manifest_of", manifest_of)
+    for at in range(0, 1000, 100):
+        got = visitor.http.get(url, headers={"Range": f"bytes={at}-{at}"})
+        assert got.content == WHOLE[at : at + 1]
+    assert len(decoded) == 1
 
 
 def test_memory_is_constant(server: Running, anna: Client) -> None:

@@ -120,6 +120,19 @@ REPAIRABLE = {
     ),
     "used bytes": ("sums", "UPDATE drives SET used_bytes = 7"),
     "reserved bytes": ("sums", "UPDATE drives SET reserved_bytes = 0"),
+    "bytes that are only asked for": ("sums", "UPDATE drives SET unshown_bytes = 7"),
+    "promised chunks": ("sums", "UPDATE drives SET promised_chunks = 7"),
+    "what an uploader holds": ("sums", "UPDATE uploaders SET asked_bytes = 7, sessions = 7"),
+    "an uploader that was forgotten": ("sums", "DELETE FROM uploaders"),
+    "an uploader that has nothing": (
+        "sums",
+        "INSERT INTO uploaders (drive, holder, sessions, asked_chunks, asked_bytes)"
+        " VALUES (:drive, 'nobody', 0, 1, 1)",
+    ),
+    "only asked for although it is there": (
+        "state",
+        "UPDATE chunks SET unshown = 1 WHERE id = :text",
+    ),
     "a reference that vanished": (
         "references",
         "DELETE FROM version_chunks WHERE version = :new",

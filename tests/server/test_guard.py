@@ -295,6 +295,34 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("cheap")
+def test_visits_have_a_rate_by_address_and_by_link(start: Start) -> None:
+    """Downloads too, and whatever part of them is asked for."""
+    slow = {"visitor_rate": 1 / 3600, "link_rate": 1 / 3600}
+    server = start(visitor_burst=4, link_burst=6, trusted_proxies=["127.0.0.1"], **slow)
+    anna = server.account("anna")
+    file, _ = anna.store("a", make_chunk(noise(100, "visited")))
+    one, other = (Visitor.at(server.url, make_link(anna, file)) for _ in range(2))
+
+    def get(path: str, address: str) -> httpx.Response:
+        return one.http.get(path, headers={"X-Forwarded-For": address, "Range": "bytes=0-0"})
+
+    def seen(path: str, *addresses: str) -> list[int]:
+        return [get(path, address).status_code for address in addresses]
+
+    content = get(f"{one.url}/{file}/download", "1.1.1.1").headers["location"]
+    assert seen(content, *["1.1.1.1"] * 4) == [206, 206, 206, 429]
+    refused = get(content, "1.1.1.1")
+    assert int(refused.headers["retry-after"]) > 3000
+    assert refused.json()["type"] == "rate_limited"
+    assert seen(other.url, "1.1.1.1", "2.2.2.2") == [429, 200]  # another link is no more visits
+    assert seen(content, *["3.3.3.3"] * 3, *["4.4.4.4"] * 3) == [206, 206, 206, 429, 429, 429]
+    assert seen(one.url, *["5.5.5.5"] * 4) == [200] * 4  # its pages are counted apart
+    limited = server.app.service.metrics.limited
+    assert limited.labels("visitor")._value.get() == 3
+    assert limited.labels("link")._value.get() == 3
+    assert anna.refresh().account == anna.me.account
+
+
 def test_one_password_for_many_names_is_slowed_down_too(start: Start) -> None:
     server = start(login_burst=1, login_seconds_per_try=36000)
     seen = []

@@ -5,19 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from remote import wire
 from remote.wire_account import LinkMade
 from server.front.limits import TokenBuckets
 from server.metadata import schema
-from server.public import links
+from server.metadata.db import Database
+from server.people import accounts
+from server.public import links, links_tree
+from server.public.links import Places
 from tests.server.harness import Client, Failed, Running, make_chunk, new_id, noise
 from tests.server.linking import Visitor, links_of, make_link, revoke
+from tests.server.lookups import steps_of
 
 DAY = 86_400 * 10**9
 Visit = Callable[[LinkMade], Visitor]
@@ -205,9 +212,9 @@ def test_a_link_expires(server: Running, anna: Client) -> None:
     made = make_link(anna, anna.make("a"), expires_ns=now + DAY)
     secret = made.url.rpartition("/")[2]
     with server.app.service.db.read() as conn:
-        assert links.open_link(conn, secret, now + DAY - 1) is not None
-        assert links.open_link(conn, secret, now + DAY) is None
-        assert links.still_serves(conn, made.link.id, now + DAY) is None
+        assert links.open_link(conn, secret, now + DAY - 1, Places()) is not None
+        assert links.open_link(conn, secret, now + DAY, Places()) is None
+        assert links.still_serves(conn, made.link.id, now + DAY, Places()) is None
 
 
 # --- what a link reaches ------------------------------------------------------------------------
@@ -264,6 +271,163 @@ def test_a_name_elsewhere_in_the_drive_is_not_told(anna: Client, visit: Visit) -
     assert visitor.get(f"/{file}").status_code == 404
 
 
+MANY = 3000
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> Iterator[Database]:
+    """A database of nobody but anna."""
+    db = Database(tmp_path / "db.sqlite")
+    db.migrate()
+    with db.write() as conn:
+        accounts.insert_account(conn, "anna", "none", 1)
+    yield db
+    db.close()
+
+
+def plant(conn: Connection, drive: Any, id: str, *names: tuple[str, str], kind: str) -> str:
+    """A file with these (parent, name)."""
+    numbers = dict.fromkeys(
+        ("mode", "uid", "gid", "mtime_ns", "ctime_ns", "size", "rdev", "rev"), 0
+    )
+    row = {"id": id, "drive": drive.id, "kind": kind, "links": len(names)}
+    conn.execute(insert(schema.files), numbers | row)
+    places = [{"parent": parent, "name": name, "file": id, "rev": 0} for parent, name in names]
+    conn.execute(insert(schema.entries), places)
+    return id
+
+
+def in_many_places(conn: Connection, places: int, names: int) -> tuple[str, str, str]:
+    """(inside, file, inside too): a directory of the root, with a file that has `names` names in
+    each of `places` directories below it and beside it, and one more directory."""
+    drive = conn.execute(select(schema.drives)).one()
+    top = plant(conn, drive, new_id(), (drive.root, f"top {places} {names}"), kind="directory")
+    found = []
+    for beside in (drive.root, top):
+        for number in range(places):
+            name = f"{places} {names} {number}"
+            found.append(plant(conn, drive, new_id(), (beside, name), kind="directory"))
+    last = plant(conn, drive, new_id(), (top, "last"), kind="directory")
+    called = [(parent, f"name {number}") for parent in found for number in range(names)]
+    return top, plant(conn, drive, new_id(), *called, kind="file"), last
+
+
+class Link(NamedTuple):
+    """The columns of a link that matter here."""
+
+    file: str
+    revoked_ns: None = None
+    expires_ns: None = None
+
+
+def visited(conn: Connection, link: Any, file: str, places: Places) -> str | None:
+    """The name by which a visitor of `link` sees `file`; None: it is out of reach."""
+    assert links._is_open(conn, link, 1, places)
+    found = links.inside(conn, link, file, places)
+    return None if found is None else found.name
+
+
+@pytest.mark.parametrize(("places", "names"), [(1, MANY), (MANY, 1)])
+@pytest.mark.parametrize("target", ["directory", "file", "another directory"])
+def test_a_file_with_very_many_names_costs_no_more_to_visit(
+    quiet: Database, places: int, names: int, target: str
+) -> None:
+    """From the second time on, also where the one name is the last of all, or there is none."""
+    with quiet.write() as conn:
+        one, many = in_many_places(conn, 1, 1), in_many_places(conn, places, names)
+    with quiet.read() as conn:
+        work = []
+        for top, file, last in (one, many):
+            link = Link({"directory": top, "file": file, "another directory": last}[target])
+            known = Places()
+            seen = visited(conn, link, file, known)
+            assert (seen is None) is (target == "another directory")
+            work.append(steps_of(conn, partial(visited, conn, link, file, known)))
+    assert work[1] <= 2 * work[0] + 10
+
+
+def test_what_was_just_listed_is_not_looked_for(quiet: Database) -> None:
+    with quiet.write() as conn:
+        top, file, _ = in_many_places(conn, MANY, 1)
+    with quiet.read() as conn:
+        link, known, unknown = Link(top), Places(), Places()
+        (directory,) = links_tree.listing(conn, top, None, 1)
+        known.note_listed(links_tree.listing(conn, directory.id, None), top, directory.id)
+        work = [
+            steps_of(conn, partial(visited, conn, link, file, each)) for each in (known, unknown)
+        ]
+    assert 20 * work[0] < work[1]
+
+
+def test_what_is_remembered_of_places_is_not_believed(quiet: Database) -> None:
+    with quiet.write() as conn:
+        top, file, last = in_many_places(conn, 70, 2)
+    known, link = Places(), Link(top)
+
+    def seen(link: Link = link) -> str | None:
+        with quiet.read() as conn:
+            return visited(conn, link, file, known)
+
+    def change(where: Any, **values: object) -> None:
+        with quiet.write() as conn:
+            conn.execute(update(schema.entries).where(where).values(**values))
+            conn.execute(update(schema.drives).values(head_seq=schema.drives.c.head_seq + 1))
+
+    assert seen() == "name 0"
+    entries = schema.entries.c
+    found = known.known(file, top)
+    change((entries.parent == found) & (entries.name == "name 0"), name="renamed")
+    assert seen() == "name 1"
+    change(entries.file == found, parent=last)  # it moved, and is still below
+    assert seen() == "name 1"
+    assert seen(Link(last)) == "name 1"
+    with quiet.read() as conn:
+        root = conn.execute(select(schema.drives.c.root)).scalar_one()
+    change(entries.file == found, parent=root, name="moved out")
+    assert seen(Link(last)) is None
+    change(entries.file == found, parent=last)
+    assert seen(Link(last)) == "name 1"
+
+
+def test_places_are_remembered_up_to_a_bound() -> None:
+    places = Places(most=2)
+    for number in range(5):
+        places.note(str(number), "top", number)
+        places.note("often", "top", "here")
+    assert places.known("often", "top") == "here"
+    assert [places.known(str(number), "top") for number in range(5)] == [None] * 4 + [4]
+
+
+def test_what_a_zip_would_hold_is_counted_once(
+    quiet: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quiet.write() as conn:
+        drive = conn.execute(select(schema.drives)).one()
+        tops = [in_many_places(conn, number, 1)[0] for number in (3, 5)]
+    counts, counted = links_tree.Counts(most=1), []
+    count_below = links_tree.count_below
+
+    def count(conn: Connection, directory: str, limit: int) -> int:
+        counted.append(directory)
+        return count_below(conn, directory, limit)
+
+    monkeypatch.setattr(links_tree, "count_below", count)
+
+    def below(directory: str, limit: int = 100) -> int:
+        with quiet.read() as conn:
+            return counts.below(conn, directory, drive.id, limit)
+
+    assert [below(tops[0]) for _ in range(3)] == [7] * 3
+    assert len(counted) == 1
+    assert below(tops[0], limit=2) == 3  # one too many is enough
+    assert [below(tops[1]), below(tops[0])] == [11, 7]  # only one is remembered
+    assert len(counted) == 4
+    with quiet.write() as conn:
+        plant(conn, drive, new_id(), (tops[0], "another"), kind="file")
+        conn.execute(update(schema.drives).values(head_seq=drive.head_seq + 1))
+    assert below(tops[0]) == 8
+
+
 # --- how downloads are counted ------------------------------------------------------------------
 
 
@@ -301,7 +465,7 @@ def test_the_count_itself_refuses_what_is_over(server: Running, anna: Client) ->
     secret, now = made.url.rpartition("/")[2], time.time_ns()
     db = server.app.service.db
     with db.read() as conn:
-        seen = [links.open_link(conn, secret, now) for _ in range(2)]
+        seen = [links.open_link(conn, secret, now, Places()) for _ in range(2)]
     begun = []
     for link in seen:
         assert link is not None

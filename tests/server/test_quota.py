@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Connection, select
 
 from remote import errors, wire
 from remote.codec import encode_chunk
 from remote.content import BLOCK_SIZE, Descriptor, block_count, block_hash, chunk_id
-from server.storage.quota import OTHERS_SHARE, Room, refusal
+from remote.wire_account import MakeToken, TokenReply
+from server.metadata import schema
+from server.metadata.db import Database
+from server.people import accounts, devices, tokens
+from server.people.caller import Caller
+from server.storage import uploads
+from server.storage.quota import LEAST, OTHERS_SHARE, Amount, Budget, Limits, Room, refusal
 from tests.server.conftest import Start
 from tests.server.harness import (
     Chunk,
@@ -23,8 +33,8 @@ from tests.server.harness import (
     new_id,
     noise,
 )
-from tests.server.lookups import check_sums, expire, row_of, set_quota, settled
-from tests.server.test_sharing import share
+from tests.server.lookups import check_sums, expire, row_of, set_quota, settled, steps_of
+from tests.server.test_sharing import share, unshare
 
 
 def promise(length: int, seed: str = "") -> Chunk:
@@ -54,13 +64,31 @@ def content(version: str, *chunks: Chunk) -> wire.Content:
 def test_what_is_let_in_fits(
     used: int, promised: int, more: int, limit: int, quota: int | None, owner: bool
 ) -> None:
+    limit *= LEAST  # so that the number of chunks is not what refuses
     numbers = Room(quota, used, promised)
-    problem = refusal(numbers, more, limit, owner=owner)
+    problem = refusal(numbers, Amount(min(more, 1), more), Limits(limit, 1), owner=owner)
     if more == 0:
         assert problem is None
     elif problem is None:
         assert quota is None or used + promised + more <= quota
         assert (promised if owner else 0) + more <= (limit if owner else limit // OTHERS_SHARE)
+
+
+@given(st.integers(0, 20), st.integers(1, 20), st.integers(0, 20), st.booleans())
+def test_a_chunk_counts_as_some_bytes_at_least(
+    promised: int, more: int, most: int, owner: bool
+) -> None:
+    limits = Limits((most if owner else most * OTHERS_SHARE) * LEAST, 1000)
+    numbers = Room(None, 0, promised, promised, chunks=promised)
+    problem = refusal(numbers, Amount(more, more), limits, owner=owner)
+    assert (problem is None) is (promised + more <= most)
+
+
+@given(st.integers(0, 20), st.integers(1, 20), st.integers(0, 40), st.booleans())
+def test_each_uploader_has_so_many_promises(held: int, more: int, most: int, owner: bool) -> None:
+    room, limits = Room(None, 0, 0, held=held), Limits(1 << 40, most)
+    problem = refusal(room, Amount(more, more), limits, owner=owner)
+    assert (problem is None) is (held + more <= most)
 
 
 # --- an account's own drive ---------------------------------------------------------------------
@@ -274,3 +302,207 @@ def test_editors_may_promise_only_a_part(start: Start) -> None:
     answer = ben.start(new_id(), new_id(), large[1], parent=folder)
     assert isinstance(answer, errors.RateLimited)
     assert anna.start(new_id(), new_id(), large[2]).status == "uploading"
+
+
+def test_an_uploader_may_have_so_many_sessions_and_promises(start: Start) -> None:
+    """Of each drive, and without taking any from others."""
+    server = start(pending_limit_chunks=10)
+    anna, ben, eve = (server.account(name) for name in ("anna", "ben", "eve"))
+    folder = anna.mkdir("shared")
+    share(anna, folder, ben)
+    share(anna, folder, eve)
+    chunks = [promise(1, str(number)) for number in range(10)]
+
+    def begin(who: Client, *promised: Chunk) -> Any:
+        return who.start(new_id(), new_id(), *promised, parent=folder)
+
+    for who in (ben, eve, anna):
+        version = new_id()
+        who.start(version, new_id(), *chunks[:6], parent=folder)
+        assert isinstance(begin(who, *chunks[6:8]), wire.UploadState)  # 2 sessions, 8 chunks
+        for refused in (begin(who, chunks[9]), begin(who)):
+            assert isinstance(refused, errors.RateLimited)
+        who.request("DELETE", f"/v1/uploads/{version}", object)
+        assert isinstance(begin(who, *chunks[:2]), wire.UploadState)
+        check_sums(server, anna.me.drive)
+    ben.start(new_id(), new_id(), *chunks[:9])
+    check_sums(server, ben.me.drive)
+
+
+def test_what_others_asked_for_and_the_owner_wants_too(
+    server: Running, anna: Client, ben: Client
+) -> None:
+    """Whoever comes first, in whatever form it arrives, and whoever gives up."""
+    folder = anna.mkdir("shared")
+    share(anna, folder, ben)
+    drive = anna.me.drive
+
+    for number, ending in enumerate(("ben sends", "anna sends", "ben leaves", "anna leaves")):
+        chunk = make_chunk(noise(1000 + number, ending))
+        versions = new_id(), new_id()
+        before = room(anna)
+        asked = ben.start(versions[0], new_id(), chunk, parent=folder)
+        check_sums(server, drive)
+        own = anna.start(versions[1], new_id(), chunk)
+        check_sums(server, drive)
+        if ending == "ben sends":
+            ben.put(asked.chunks[0], chunk)
+        elif ending == "anna sends":
+            anna.put(own.chunks[0], chunk)
+        for who, version in ((ben, versions[0]), (anna, versions[1])):
+            if ending != f"{'anna' if who is ben else 'ben'} leaves":
+                continue
+            who.request("DELETE", f"/v1/uploads/{version}", object)
+        settled(server)
+        check_sums(server, drive)
+        for who, version in ((anna, versions[1]), (ben, versions[0])):
+            if not ending.endswith("leaves"):
+                who.request("DELETE", f"/v1/uploads/{version}", object)
+        check_sums(server, drive)
+        assert (room(anna)[0] > before[0]) is ending.endswith("sends")
+
+
+def test_a_late_put_of_the_owners_may_be_what_others_asked_for(
+    server: Running, anna: Client, ben: Client
+) -> None:
+    folder = anna.mkdir("shared")
+    share(anna, folder, ben)
+    chunk, version = make_chunk(noise(1500, "late")), new_id()
+    late = anna.start(version, new_id(), chunk).chunks[0]
+    anna.request("DELETE", f"/v1/uploads/{version}", object)
+    ben.start(new_id(), new_id(), chunk, parent=folder)
+    assert anna.put(late, chunk).status_code == 200
+    settled(server)
+    check_sums(server, anna.me.drive)
+    row = row_of(server, anna.me.drive, chunk.id)
+    assert row is not None
+    assert (row.state, row.unshown) == ("uploaded", 0)
+
+
+# --- what it costs ------------------------------------------------------------------------------
+
+
+def test_asking_costs_the_same_whatever_others_have_promised(tmp_path: Path) -> None:
+    db = Database(tmp_path / "db.sqlite")
+    db.migrate()
+    with db.write() as conn:
+        accounts.insert_account(conn, "anna", "none", 1)
+        drive = conn.execute(select(schema.drives)).one()
+        _, full = tokens.new_device(conn, drive.owner, "laptop", 1)
+        _, weak = tokens.new_device(conn, drive.owner, "script", 1, folder=drive.root)
+    own = Caller(drive.owner, "anna", full, "full", drive.id)
+    guest = Caller(drive.owner, "anna", weak, "full", drive.id, folder=drive.root)
+
+    def begin(conn: Connection, who: Caller, *promised: Chunk) -> None:
+        descriptors = [each.descriptor for each in promised]
+        wanted = wire.StartUpload(version=new_id(), file=new_id(), descriptors=descriptors)
+        budget = Budget(conn, who, Limits(1 << 40, 1 << 20))
+        put = wire.PresignedPut(url="/", headers={}, expires_ns=0)
+        uploads.start(conn, who, wanted, uploads.Terms(10**9, budget, lambda *_: put), 1)
+
+    def work() -> list[int]:
+        found = []
+        for who in (own, guest):
+            with db.write() as conn:
+                small = promise(100, f"{who.device} {new_id()}")
+                found.append(steps_of(conn, partial(begin, conn, who, small)))
+        return found
+
+    before = work()
+    with db.write() as conn:
+        for number in range(4):
+            tiny = [promise(1, f"{number} {each}") for each in range(1000)]
+            begin(conn, guest, *tiny)
+    after = work()
+    db.close()
+    assert all(late <= early + 5 for late, early in zip(after, before, strict=True))
+
+
+# --- who may not go on --------------------------------------------------------------------------
+
+
+def sessions_of(server: Running, drive: str) -> set[str]:
+    with server.app.service.db.read() as conn:
+        mine = select(schema.uploads.c.version).where(schema.uploads.c.drive == drive)
+        return set(conn.execute(mine).scalars())
+
+
+@pytest.mark.parametrize("ending", ["taken back", "given up", "read only"])
+def test_who_loses_a_share_loses_the_uploads_in_its_drive(
+    server: Running, anna: Client, ben: Client, ending: str
+) -> None:
+    eve = server.account("eve")
+    folder = anna.mkdir("shared")
+    for who in (ben, eve):
+        share(anna, folder, who)
+    both, bens = promise(3000, "both"), promise(5000, "ben's")
+    kept = make_chunk(noise(7000, "sent"))
+    versions = {who: new_id() for who in "abce"}
+    anna.start(versions["a"], new_id(), promise(1000, "anna's"))
+    begun = ben.start(versions["b"], new_id(), both, bens, kept, parent=folder)
+    ben.put(begun.chunks[2], kept)
+    ben.start(versions["c"], new_id(), promise(2000, "elsewhere"))
+    eve.start(versions["e"], new_id(), both, parent=folder)
+    settled(server)
+    assert room(anna) == (7000, 9000)
+    if ending == "read only":
+        share(anna, folder, ben, "viewer")
+    else:
+        unshare(anna if ending == "taken back" else ben, folder, ben.me.account)
+    assert room(anna) == (7000, 4000)
+    assert sessions_of(server, anna.me.drive) == {versions["a"], versions["e"]}
+    assert sessions_of(server, ben.me.drive) == {versions["c"]}
+    assert row_of(server, anna.me.drive, bens.id) is None
+    check_sums(server, anna.me.drive)
+    check_sums(server, ben.me.drive)
+    with pytest.raises(Failed) as failed:
+        ben.request("GET", f"/v1/uploads/{versions['b']}", wire.UploadState)
+    assert isinstance(failed.value.problem, errors.UploadUnknown)
+    if ending == "taken back":
+        share(anna, folder, ben)
+        again = ben.start(versions["b"], new_id(), kept, parent=folder)
+        assert again.chunks[0].state == "needed"
+
+
+def test_another_role_that_still_writes_ends_nothing(
+    server: Running, anna: Client, ben: Client
+) -> None:
+    folder = anna.mkdir("shared")
+    share(anna, folder, ben)
+    ben.start(new_id(), new_id(), promise(100, "goes on"), parent=folder)
+    share(anna, folder, ben)
+    assert room(anna) == (0, 100)
+
+
+@pytest.mark.parametrize("who", ["its account", "the administrator"])
+@pytest.mark.parametrize("weak", [True, False])
+def test_who_loses_a_device_loses_its_uploads(
+    server: Running, anna: Client, who: str, weak: bool
+) -> None:
+    folder = anna.mkdir("folder")
+    limits = {"folder": folder} if weak else {}
+    reply = anna.request("POST", "/v1/devices", TokenReply, MakeToken(name="lost", **limits))
+    lost = Client(anna.http, reply.token)
+    lost.refresh()
+    lost.start(new_id(), new_id(), promise(300, "lost"), parent=folder)
+    mine = new_id()
+    anna.start(mine, new_id(), promise(100, "mine"))
+    assert room(anna) == (0, 400)
+    if who == "its account":
+        anna.request("DELETE", f"/v1/devices/{reply.device_id}", type(None))
+    else:
+        devices.revoke_device(server.data, reply.device_id)
+    assert room(anna) == (0, 100)
+    assert sessions_of(server, anna.me.drive) == {mine}
+    check_sums(server, anna.me.drive)
+
+
+def test_an_upload_ends_with_the_token_for_a_single_folder(server: Running, anna: Client) -> None:
+    folder, until_ns = anna.mkdir("folder"), time.time_ns() + 3600 * 10**9
+    for limits, expected in (({"folder": folder}, True), ({}, False)):
+        wanted = MakeToken(name="short", expires_ns=until_ns, **limits)
+        token = anna.request("POST", "/v1/devices", TokenReply, wanted).token
+        client = Client(anna.http, token)
+        client.refresh()
+        begun = client.start(new_id(), new_id(), promise(300, str(limits)), parent=folder)
+        assert (begun.expires_ns == until_ns) is expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -14,6 +15,8 @@ from sqlalchemy import Connection, inspect, text
 import server.metadata.db
 from server.metadata.db import HEAD, Database, DataTooNew
 from server.metadata.schema import metadata
+from server.upkeep import fsck_content
+from server.upkeep.fsck_findings import Names
 
 
 def migrated(path: Path) -> Database:
@@ -53,6 +56,52 @@ def _shape(conn: Connection) -> dict[str, object]:
         )
         for name in metadata.tables
     }
+
+
+SOME_UPLOADS = (
+    "INSERT INTO accounts (id, name, name_key, password, created_ns) VALUES"
+    " ('anna', 'anna', 'anna', '', 0), ('ben', 'ben', 'ben', '', 0)",
+    "INSERT INTO drives (id, owner, root, head_seq, epoch, used_bytes, reserved_bytes) VALUES"
+    " ('home', 'anna', 'root', 0, '', 70, 360)",
+    "INSERT INTO devices (id, account, name, token_sha256, scope, created_ns, folder) VALUES"
+    " ('a', 'anna', '', x'01', 'full', 0, NULL), ('f', 'anna', '', x'02', 'full', 0, 'folder'),"
+    " ('b', 'ben', '', x'03', 'full', 0, NULL), ('c', 'ben', '', x'04', 'full', 0, NULL)",
+    "INSERT INTO uploads (version, file, drive, device, created_ns, expires_ns) SELECT"
+    " id || '1', '', 'home', id, 0, 0 FROM devices",
+    "INSERT INTO chunks (drive, id, state, length, stored_length, sha256, descriptor, created_ns)"
+    " VALUES ('home', x'01', 'pending', 900, 100, x'', x'', 0),"
+    " ('home', x'02', 'pending', 900, 200, x'', x'', 0),"
+    " ('home', x'03', 'uploaded', 90, 70, x'', x'', 0),"
+    " ('home', x'04', 'pending', 90, 60, x'', x'', 0)",
+    "INSERT INTO upload_chunks (version, drive, chunk, proven) VALUES"
+    " ('a1', 'home', x'01', 1), ('b1', 'home', x'01', 0), ('c1', 'home', x'02', 0),"
+    " ('b1', 'home', x'02', 0), ('b1', 'home', x'03', 0), ('f1', 'home', x'03', 1),"
+    " ('f1', 'home', x'02', 0)",
+)
+
+
+def test_sums_that_are_kept_begin_right(tmp_path: Path) -> None:
+    db = Database(tmp_path / "a.sqlite")
+    with db.write() as conn:
+        config = Config()
+        folder = Path(server.metadata.db.__file__).parent / "migrations"
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0002")
+        for statement in SOME_UPLOADS:
+            conn.exec_driver_sql(statement)
+    db.migrate()
+    with db.read() as conn:
+        assert list(fsck_content.check_sums(conn, Names(conn))) == []
+        held = conn.exec_driver_sql("SELECT * FROM uploaders ORDER BY holder").all()
+        unshown = conn.exec_driver_sql("SELECT id FROM chunks WHERE unshown = 1").scalars().all()
+    db.close()
+    assert held == [
+        ("home", "anna", 1, 0, 0),
+        ("home", "ben", 2, 4, 900 + 900 + 900 + 90),
+        ("home", "f", 1, 1, 900),
+    ]
+    assert unshown == [b"\x02"]
 
 
 def test_head_is_the_newest_migration() -> None:

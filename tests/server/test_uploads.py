@@ -14,6 +14,7 @@ from sqlalchemy import update
 from remote import errors, wire
 from remote.codec import encode_chunk
 from remote.content import Manifest, Piece
+from server.drive import versions
 from server.metadata import schema
 from server.storage.blobs import BlobKey
 from tests.server.conftest import Start
@@ -260,6 +261,27 @@ def test_manifests_must_add_up(anna: Client) -> None:
     sparse = Manifest(size=1 << 50, average=1 << 20, pieces=[Piece(b"", 1 << 50)])
     anna.make("hole", content=wire.Content(version=new_id(), manifest=sparse))
     assert anna.children()["hole"].size == 1 << 50
+
+
+def test_a_manifest_has_no_more_pieces_than_its_size_and_average_explain(
+    server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was there before stays as it is: read, and brought back."""
+    chunk, file, version = make_chunk(b"x"), new_id(), new_id()
+    fine = Manifest(size=3000, average=1 << 20, pieces=[Piece(chunk.id, 1)] * 3000)
+    anna.upload(version, file, chunk)
+    create = anna.create("a", file=file, content=wire.Content(version=version, manifest=fine))
+    answer = anna.refused(create)
+    assert isinstance(answer, errors.BadUpload)
+    assert "cut the file anew" in answer.message
+    with monkeypatch.context() as before:
+        before.setattr(versions, "check_cut", lambda _: None)
+        anna.do(create)
+    assert anna.file(file, version=version, manifest=True).manifest == fine
+    second, whole = new_id(), make_chunk(b"x" * 3000)
+    anna.upload(second, file, whole)
+    anna.do(wire.Write(file=file, content=content(second, whole), mtime_ns=1))
+    anna.do(wire.Revert(file=file, version=version, as_version=new_id(), mtime_ns=1))
 
 
 def test_sessions_belong_to_their_account(anna: Client, ben: Client) -> None:
