@@ -32,9 +32,10 @@ _FILE = (
 
 _above = select(bindparam("id", type_=files.c.id.type).label("id")).cte("above", recursive=True)
 _above = _above.union(select(entries.c.parent).where(entries.c.file == _above.c.id))
-_ANCESTORS = select(_above.c.id)
+ANCESTORS = select(_above.c.id)
+"""The ids of file `id` and of every directory above it, over all links."""
 _GRANTED = select(grants.c.role).where(
-    grants.c.account == bindparam("account"), grants.c.file.in_(_ANCESTORS)
+    grants.c.account == bindparam("account"), grants.c.file.in_(ANCESTORS)
 )
 
 
@@ -45,7 +46,7 @@ def find(conn: Connection, file: str) -> Row[Any] | None:
 
 def ancestors(conn: Connection, file: str) -> set[str]:
     """`file` and every directory above it, over all links."""
-    return set(conn.execute(_ANCESTORS, {"id": file}).scalars())
+    return set(conn.execute(ANCESTORS, {"id": file}).scalars())
 
 
 def role_of(conn: Connection, caller: Caller, file: Row[Any] | str) -> Role | None:
