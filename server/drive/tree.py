@@ -28,6 +28,7 @@ from remote.errors import (
     TooLarge,
     WouldLoop,
 )
+from remote.ids import mark_of
 from server.drive import names, versions
 from server.drive.mutation import Mutation
 from server.drive.records import attributes
@@ -79,6 +80,9 @@ def create(tx: Mutation, op: wire.Create) -> None:
     if op.content is not None:
         versions.commit(tx, op.file, op.content, op.mtime_ns)
         version, size = op.content.version, op.content.manifest.size
+    made_under = None
+    if op.kind == "symlink" and not tx.is_whole:
+        made_under = mark_of(access.entrance(tx.conn, tx.caller, op.parent))
     tx.insert_file(
         op.file,
         kind=op.kind,
@@ -91,6 +95,7 @@ def create(tx: Mutation, op: wire.Create) -> None:
         version=version,
         target=op.target,
         rdev=op.rdev,
+        made_under=made_under,
     )
     if op.xattrs:
         tx.set_xattrs(op.file, op.xattrs)

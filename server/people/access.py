@@ -65,6 +65,17 @@ def role_of(conn: Connection, caller: Caller, file: Row[Any] | str) -> Role | No
     return max(granted, key=_RANK.__getitem__, default=None)
 
 
+def entrance(conn: Connection, caller: Caller, place: str) -> str:
+    """The topmost directory at or above directory `place` on which the caller has a role: what they
+    see of the drive from there."""
+    if caller.folder is not None:
+        return caller.folder
+    above = ancestors(conn, place)
+    given = select(grants.c.file).where(grants.c.account == caller.account)
+    found = above.intersection(conn.execute(given).scalars())
+    return min(found, key=lambda each: len(ancestors(conn, each)), default=place)
+
+
 def owns_drive(caller: Caller, drive: str) -> bool:
     """Whether everything in `drive` is the caller's to see: what is not may not be told apart from
     what is not there."""

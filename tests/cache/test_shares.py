@@ -404,18 +404,23 @@ def test_a_file_that_was_moved_into_a_folder_made_here_is_not_taken_along(
 def test_a_database_from_before_shares_is_brought_up_to_date(tmp_path: Path) -> None:
     state = State(tmp_path)
     state.make("kept")
+    state.make("symlink", "symlink")
     state.close()
     db = sqlite3.connect(tmp_path / "tree.sqlite", isolation_level=None)
     db.executescript(
         "DROP INDEX node_drive; ALTER TABLE node DROP COLUMN drive; DROP TABLE share;"
         "ALTER TABLE layer DROP COLUMN safe; ALTER TABLE layer DROP COLUMN instead;"
-        "DROP TABLE unsettled; PRAGMA user_version = 1;"
+        "DROP TABLE unsettled; ALTER TABLE node DROP COLUMN made_under;"
+        "PRAGMA user_version = 1;"
     )
     db.close()
     opened = Database(tmp_path / "tree.sqlite")
     node = Tree(opened).child(ROOT, "kept")
     assert node is not None
     assert (node.drive, node.kind) == ("e" * 32, "file")
+    symlink = Tree(opened).child(ROOT, "symlink")
+    assert symlink is not None
+    assert symlink.made_under == b""  # nobody knows any more whether it was made here
     assert opened.all("SELECT * FROM share") == []
     opened.close()
     assert list(tmp_path.glob("*quarantine*")) == []

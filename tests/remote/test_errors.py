@@ -58,7 +58,8 @@ def test_tags_are_the_wire_and_do_not_change() -> None:
     assert " ".join(tags) == (
         "bad_name bad_request bad_upload chunks_missing exists forbidden is_a_directory"
         " name_too_long not_a_directory not_empty not_found other_reach quota_exceeded"
-        " rate_limited stale too_large too_many_links unauthorized unavailable upload_unknown would_loop"
+        " rate_limited stale too_large too_many_links unauthorized unavailable upload_unknown"
+        " would_loop"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from remote import errors, wire
+from remote.ids import mark_of
 from remote.wire_account import MakeToken, SharesReply, TokenReply
 from tests.server.harness import Client, Failed, Running, new_id
 from tests.server.linking import Visitor, make_link, revoke
@@ -244,6 +245,29 @@ def test_what_stays_within_reach_or_would_be_lost_keeps_its_names(place: Place) 
     anna.do(wire.Unlink(file=place.plan, parent=place.deep, name="plan"))
     assert anna.children(place.deep).keys() == {"ben's"}
     assert reaches(ben, place.plan)
+
+
+# --- under what symlinks were made --------------------------------------------------------------
+
+
+def test_a_symlink_tells_what_its_maker_reached(place: Place) -> None:
+    anna, ben = place.anna, place.ben
+    share(anna, place.deep, ben)
+    made = {"kind": "symlink", "target": "x"}
+    anna.make("anna's", place.deep, **made)
+    ben.make("ben's", place.deep, **made)
+    ben.make("a file", place.deep)
+    wanted = MakeToken(name="weak", folder=place.deep)
+    token = anna.request("POST", "/v1/devices", TokenReply, wanted).token
+    weak = Client(anna.http, token)
+    weak.make("a script's", place.deep, **made)
+    told = {name: record.made_under for name, record in anna.children(place.deep).items()}
+    assert told == {
+        "anna's": b"",
+        "ben's": mark_of(place.team),
+        "a file": b"",
+        "a script's": mark_of(place.deep),
+    }
 
 
 # --- what remains is told -----------------------------------------------------------------------
