@@ -62,7 +62,7 @@ class Mutation:
     the (directory, file) pairs of entries that went: who sees only a part of the drive must be told
     of a file that left it. `taken` are the same entries, with who made them. `returned` are files
     that are back from the trash: those with whom they are shared see them again, and were not
-    listening."""
+    listening. `left` are names of others that went with what the owner moved out."""
 
     conn: Connection
     caller: Caller
@@ -75,6 +75,7 @@ class Mutation:
     lost: set[tuple[str, str]] = field(default_factory=set)
     taken: list[Taken] = field(default_factory=list)
     returned: set[str] = field(default_factory=set)
+    left: list[str] = field(default_factory=list)
 
     @property
     def is_whole(self) -> bool:

@@ -79,6 +79,7 @@ class _Leaving:
         lost = was - frozenset[str]().union(*(self.reach(name.parent) for name in own))
         for name in others if own else []:
             if lost & self.reach(name.parent):
+                self.tx.left.append(name.name)
                 self.tx.drop_entry(name.parent, name.name)
                 self.tx.lose_link(self.tx.file(file), name.parent, name.name)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from sqlalchemy import event, update
 
 from remote import errors, wire
 from remote.ids import mark_of
 from remote.wire_account import MakeToken, SharesReply, TokenReply
+from server.metadata import schema
+from server.people import audit
 from tests.server.harness import Client, Failed, Running, new_id
 from tests.server.linking import Visitor, make_link, revoke
 from tests.server.test_sharing import Follower, share, shared, unshare
@@ -158,7 +162,9 @@ def test_a_hidden_name_goes_when_the_owner_moves_the_file_out(place: Place) -> N
     assert [at for at, file in mine.names.items() if file == place.plan] == [(anna.me.root, "plan")]
 
 
-def test_a_hidden_name_goes_when_the_owner_moves_the_directory_out(place: Place) -> None:
+def test_a_hidden_name_goes_when_the_owner_moves_the_directory_out(
+    server: Running, place: Place
+) -> None:
     anna, ben = place.anna, place.ben
     inner = anna.make("inner", place.deep)
     made = ben.make("made by ben", place.deep)
@@ -167,6 +173,10 @@ def test_a_hidden_name_goes_when_the_owner_moves_the_directory_out(place: Place)
     anna.do(move(place.deep, place.team, "deep", anna.me.root))
     assert anna.children(place.team).keys() == {"plan"}
     assert anna.children(place.deep).keys() == {"inner", "made by ben"}
+    with server.app.service.db.read() as conn:
+        last = audit.read(conn, account=anna.me.account)[-1]
+    assert (last.action, last.detail["how_many_gone"]) == ("rename", 2)
+    assert set(last.detail["names_gone"]) == {f".{inner}", f".{made}"}
     assert not reaches(ben, inner)
     assert not reaches(ben, made)
 
@@ -235,6 +245,44 @@ def test_an_editor_who_moves_a_directory_does_not_make_the_owners_links_go(place
     ben.do(move(place.deep, place.team, "deep", place.team, "renamed"))
     anna.do(move(place.plan, place.team, "plan", anna.me.root))
     assert anna.children(place.deep).keys() == {"the owner's"}
+
+
+def test_a_name_from_before_counts_as_the_owners_and_is_told(server: Running, place: Place) -> None:
+    """Who made it nobody knows: nothing is taken away, and it is not kept quiet either."""
+    anna, ben = place.anna, place.ben
+    ben.do(link(place.plan, place.deep, "old"))
+    with server.app.service.db.write() as conn:
+        old = schema.entries.c.parent == place.deep
+        conn.execute(update(schema.entries).where(old).values(made_by=None))
+    share(anna, place.deep, ben)
+    anna.do(move(place.plan, place.team, "plan", place.other))
+    assert anna.children(place.deep).keys() == {"old"}
+    unshare(anna, place.other, ben.me.account)
+    reply = anna.request("GET", f"/v1/files/{place.other}/shares", SharesReply)
+    assert {(one.account, one.name) for one in reply.reached} == {(ben.me.account, "old")}
+
+
+def test_a_move_looks_into_a_directory_only_if_it_leaves_a_reach(
+    server: Running, place: Place
+) -> None:
+    anna = place.anna
+    private = anna.mkdir("private")
+    asked: list[str] = []
+
+    def note(*args: Any) -> None:
+        asked.append(args[2])
+
+    engine = server.app.service.db._engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        anna.do(move(place.deep, place.team, "deep", place.team, "deeper"))
+        assert not any("below" in each for each in asked)
+        anna.do(move(place.deep, place.team, "deeper", private))
+        assert sum("below" in each for each in asked) == 1
+        anna.do(move(place.deep, private, "deeper", anna.me.root))
+        assert sum("below" in each for each in asked) == 1
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
 
 
 def test_what_stays_within_reach_or_would_be_lost_keeps_its_names(place: Place) -> None:

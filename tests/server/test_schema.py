@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -53,6 +54,38 @@ def _shape(conn: Connection) -> dict[str, object]:
         )
         for name in metadata.tables
     }
+
+
+def test_names_and_symlinks_from_before_are_there_and_nobody_is_said_to_have_made_them(
+    tmp_path: Path,
+) -> None:
+    db = Database(tmp_path / "a.sqlite")
+    with db.write() as conn:
+        config = Config()
+        folder = Path(server.metadata.db.__file__).parent / "migrations"
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0002")
+        for statement in (
+            "INSERT INTO accounts (id, name, name_key, password, created_ns)"
+            " VALUES ('a', 'anna', 'anna', '', 1)",
+            "INSERT INTO drives (id, owner, root, head_seq, epoch, used_bytes)"
+            " VALUES ('d', 'a', 'r', 1, 'e', 0)",
+            *(
+                "INSERT INTO files (id, drive, kind, mode, uid, gid, mtime_ns, ctime_ns, size,"
+                f" links, rdev, rev, target) VALUES ('{file}', 'd', '{kind}', 0, 0, 0, 1, 1, 0, 1,"
+                " 0, 1, NULL)"
+                for file, kind in (("r", "directory"), ("s", "symlink"))
+            ),
+            "INSERT INTO entries VALUES ('r', 'link', 's', 1)",
+        ):
+            conn.execute(text(statement))
+    db.migrate()
+    with db.read() as conn:
+        entry = conn.execute(text("SELECT * FROM entries")).one()
+        symlink = conn.execute(text("SELECT * FROM files WHERE id = 's'")).one()
+    assert (entry.name, entry.file, entry.made_by, symlink.made_under) == ("link", "s", None, None)
+    db.close()
 
 
 def test_head_is_the_newest_migration() -> None:
