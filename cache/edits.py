@@ -127,7 +127,8 @@ class Edits:
         )
 
     def link(self, ino: int, parent: int, name: str) -> Node:
-        """Another name for a file. Raises EEXIST, ENOENT, EPERM (directory), EMLINK."""
+        """Another name for a file. Raises EEXIST, ENOENT, EPERM (directory), EMLINK,
+        EXDEV (it would change who reaches the file)."""
         with self._db.transaction():
             node, directory = self._tree.node(ino), self._directory(parent)
             if node.is_directory:
@@ -136,6 +137,7 @@ class Edits:
                 raise fail(errno.ENOENT)
             if node.drive != directory.drive:
                 raise fail(errno.EXDEV)
+            self._shares.check_reach(directory, {place for place, _ in self._tree.names(ino)})
             if node.links >= MAX_LINKS:
                 raise fail(errno.EMLINK)
             self._check_free(parent, name)
@@ -218,7 +220,8 @@ class Edits:
     def rename(
         self, parent: int, name: str, new_parent: int, new_name: str, *, replace: bool = True
     ) -> None:
-        """Move a name, over what the new name meant unless `replace` is false."""
+        """Move a name, over what the new name meant unless `replace` is false. Raises EXDEV where
+        that would change who reaches what is moved."""
         with self._db.transaction():
             source, target = self._directory(parent), self._directory(new_parent)
             node, over = self._child(parent, name), self._find(new_parent, new_name)
@@ -230,6 +233,7 @@ class Edits:
                 raise fail(errno.EXDEV)
             if over is not None and over.file == node.file:
                 return  # two names of one file: rename(2) says do nothing
+            self._shares.check_reach(target, {parent})
             if node.is_directory and self._tree.is_under(new_parent, node.ino):
                 raise fail(errno.EINVAL)
             if over is not None:
@@ -372,6 +376,7 @@ class Edits:
                 self._check_of_drive(node)
             if source.drive != target.drive:
                 raise fail(errno.EXDEV)
+            self._shares.check_reach(target, {parent})
             for node, place in ((one, new_parent), (other, parent)):
                 if node.is_directory and self._tree.is_under(place, node.ino):
                     raise fail(errno.EINVAL)

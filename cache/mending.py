@@ -143,6 +143,7 @@ class _Mending:
         best: dict[str, Row] = {}
         for node in self._nodes.values():
             node.setdefault("drive", self._meta["drive"])
+            node.setdefault("made_under", b"" if node["kind"] == "symlink" else None)
             other = best.get(node["file"])
             if node["live"] and (other is None or _rank(node, named) > _rank(other, named)):
                 best[node["file"]] = node

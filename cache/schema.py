@@ -5,7 +5,7 @@ Knows: SQL. Must not know: what the rows are for, how a database is opened (`ope
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 CREATE TABLE meta (
@@ -40,7 +40,8 @@ CREATE TABLE node (
     base_file TEXT,                 -- regular: the file that `version` is of
     subdirs   INTEGER NOT NULL DEFAULT 0,  -- directory: entries that are directories
     rev       INTEGER NOT NULL,     -- drive sequence number of the last remote record merged
-    listed    INTEGER               -- directory: seq of its complete listing; NULL: not listed
+    listed    INTEGER,              -- directory: seq of its complete listing; NULL: not listed
+    made_under BLOB                 -- symlink: wire.FileRecord.made_under; NULL: made here
 );
 CREATE UNIQUE INDEX node_file ON node (file) WHERE live;
 CREATE INDEX node_dead ON node (ino) WHERE NOT live;
@@ -150,5 +151,9 @@ UPDATE layer SET safe = size;
 CREATE TABLE unsettled (layer INTEGER NOT NULL REFERENCES layer (id) ON DELETE CASCADE,
     start INTEGER NOT NULL, stop INTEGER NOT NULL, digest BLOB NOT NULL,
     PRIMARY KEY (layer, start)) WITHOUT ROWID;
+""",
+    3: """
+ALTER TABLE node ADD COLUMN made_under BLOB;
+UPDATE node SET made_under = x'' WHERE kind = 'symlink';
 """,
 }

@@ -96,6 +96,7 @@ _node: dict[str, Check] = {
     "subdirs": _int(-1, 1 << 40),
     "rev": _int(0, NS),
     "listed": _or_null(_int(0, NS)),
+    "made_under": _or_null(_blob),
 }
 _layer: dict[str, Check] = {
     "id": _null,
@@ -109,6 +110,9 @@ _layer: dict[str, Check] = {
 
 def _without(columns: Mapping[str, Check], name: str) -> dict[str, Check]:
     return {column: check for column, check in columns.items() if column != name}
+
+
+_OLD_NODE = _without(_node, "made_under")
 
 
 def _is_meta(key: Any) -> bool:
@@ -155,8 +159,10 @@ TABLES: dict[str, Table] = {
         "ino",
         [
             _node,
-            {**_without(_node, "drive"), "drive": _text},  # brought up from schema 1
-            _without(_node, "drive"),
+            {**_without(_OLD_NODE, "drive"), "drive": _text, "made_under": _or_null(_blob)},
+            _OLD_NODE,  # of schema 3; the one before was brought up from schema 1
+            {**_without(_OLD_NODE, "drive"), "drive": _text},
+            _without(_OLD_NODE, "drive"),
         ],
     ),
     "share": Table(

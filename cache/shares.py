@@ -22,6 +22,7 @@ import hashlib
 import os
 import sqlite3
 import time
+from collections.abc import Collection
 
 from cache.conflicts import marked_name
 from cache.database import Database
@@ -81,6 +82,24 @@ class Shares:
                 if holder.drive == node.drive:
                     todo.append(holder)
         return "viewer"
+
+    def check_reach(self, place: Node, known: Collection[int]) -> None:
+        """Raise OSError (EXDEV) where a name in directory `place` would change who reaches what has
+        names in the directories `known`, as far as this account can see: in another's drive its
+        owner decides that. What this account cannot see the server refuses."""
+        if place.drive in (self._tree.own_drive, LOCAL) or place.ino in known:
+            return
+        reach = self._reach(place)
+        if not any(self._reach(self._tree.node(one)) == reach for one in known):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    def _reach(self, place: Node) -> frozenset[FileId]:
+        """What is shared at and above a directory."""
+        found, here = set[FileId](), place
+        while here.drive == place.drive:
+            found |= {here.file} & self._roles.keys()
+            here = self._tree.node(self._tree.parent(here.ino))
+        return frozenset(found)
 
     def is_writable(self, node: Node) -> bool:
         return self.role(node) != "viewer"
@@ -206,9 +225,9 @@ class Shares:
                 self._kernel.forget_attributes(row["ino"])
 
     def _try_again(self, drives: set[DriveId]) -> None:
-        """What was refused because the role was too weak, where it is not any more."""
+        """What was refused for what is shared with whom, where that is otherwise now."""
         for op in list(self._journal):
-            if op.refused and op.refused.startswith("forbidden"):
+            if op.refused and op.refused.startswith(("forbidden", "other_reach")):
                 node = self._tree.find(op.ino)
                 if node is not None and node.drive in drives and self.is_writable(node):
                     self._ask_again(op)

@@ -57,6 +57,7 @@ class Node(Struct):
     subdirs: int
     rev: int
     listed: int | None
+    made_under: bytes | None = None
 
     @property
     def is_directory(self) -> bool:
@@ -274,4 +275,5 @@ def node_from(record: FileRecord, drive: str) -> Node:
         subdirs=0,
         rev=record.rev,
         listed=None,
+        made_under=record.made_under,
     )

@@ -72,7 +72,12 @@ class Ownership:
 
 
 def attributes(
-    node: Node, owner: Ownership, *, writable: bool = True, stored: int | None = None
+    node: Node,
+    owner: Ownership,
+    *,
+    writable: bool = True,
+    stored: int | None = None,
+    target: str | None = None,
 ) -> pyfuse3.EntryAttributes:
     """What `stat` shows. Nobody seems to be able to write what this account may only read.
     `stored` are the bytes that are not holes; None: all."""
@@ -88,7 +93,8 @@ def attributes(
     entry.st_uid = node.uid if owner.uid is None else owner.uid
     entry.st_gid = node.gid if owner.gid is None else owner.gid
     entry.st_rdev = node.rdev
-    entry.st_size = len((node.target or "").encode()) if node.kind == "symlink" else node.size
+    shown = node.target if target is None else target
+    entry.st_size = len((shown or "").encode()) if node.kind == "symlink" else node.size
     entry.st_blksize = 1 << 20
     entry.st_blocks = -(-(node.size if stored is None else stored) // PAGE) * (PAGE // 512)
     entry.st_atime_ns = node.atime_ns

@@ -23,6 +23,7 @@ from mount.failures import UsageFailure
 
 Sync = Literal["local", "remote"]
 OnConflict = Literal["history", "copy"]
+Symlinks = Literal["all", "inside"]
 
 GIB = 1 << 30
 DEFAULT_CACHE_SIZE = 20 * GIB
@@ -71,6 +72,7 @@ class MountConfig:
     cache_size: int = DEFAULT_CACHE_SIZE
     sync: Sync = "local"
     on_conflict: OnConflict = "history"
+    symlinks: Symlinks = "all"
     read_only: bool = False
     foreground: bool = False
     insecure: bool = False
@@ -93,6 +95,7 @@ class Options:
     cache_size: int | None = None
     sync: Sync | None = None
     on_conflict: OnConflict | None = None
+    symlinks: Symlinks | None = None
     read_only: bool | None = None
     insecure: bool | None = None
     dirty_limit: int | None = None
@@ -174,6 +177,7 @@ _VALUED = {
     "dirty-limit": "dirty_limit",
     "sync": "sync",
     "on-conflict": "on_conflict",
+    "symlinks": "symlinks",
     "account": "account",
     "log-level": "log_level",
     "metrics-port": "metrics_port",
@@ -195,6 +199,8 @@ def _take_value(options: Options, name: str, value: str) -> Options:
         parsed = one_of(name, value, get_args(Sync))
     elif name == "on-conflict":
         parsed = one_of(name, value, get_args(OnConflict))
+    elif name == "symlinks":
+        parsed = one_of(name, value, get_args(Symlinks))
     elif name == "log-level":
         parsed = one_of(name, value, ("debug", "info", "warning", "error"))
     else:

@@ -145,7 +145,8 @@ class FileSystem(pyfuse3.Operations):
 
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
         writable, stored = self._session.shares.is_writable(node), self._stored(node)
-        return attributes(node, self._owner, writable=writable, stored=stored)
+        target = self._session.symlinks.target(node) if node.kind == "symlink" else None
+        return attributes(node, self._owner, writable=writable, stored=stored, target=target)
 
     def _stored(self, node: Node) -> int:
         """What `st_blocks` tells. Of a file that is being written the kernel may hold bytes that
@@ -297,7 +298,7 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        return (self._session.tree.node(inode).target or "").encode()
+        return self._session.symlinks.target(self._session.tree.node(inode)).encode()
 
     # Attributes.
 

@@ -41,6 +41,7 @@ from cache.uploader import Uploader
 from mount.asked.quota import AccountWatch
 from mount.config import MountConfig
 from mount.interrupts import InterruptibleReader, Interrupts
+from mount.symlinks import Symlinks
 from mount.versions import Versions
 from mount.waiting import Waiting
 from remote.chunking import DEFAULT_AVERAGE, min_size
@@ -90,6 +91,7 @@ class Session:
         if self.db.lost_power:
             recover(self.db, spool)
         self.tree = Tree(self.db)
+        self.symlinks = Symlinks(self.tree, inside=config.symlinks == "inside")
         self.journal = Journal(self.db)
         self.manifests = Manifests(self.db)
         self.blocks = BlockCache.open(

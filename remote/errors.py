@@ -72,6 +72,11 @@ class NameTooLong(Problem, frozen=True, kw_only=True, tag="name_too_long"): ...
 class TooManyLinks(Problem, frozen=True, kw_only=True, tag="too_many_links"): ...
 
 
+class OtherReach(Problem, frozen=True, kw_only=True, tag="other_reach"):
+    """The new name would change who reaches the file, which is for the owner of its drive alone to
+    decide. A copy is a file of its own: that is what `mv` makes of EXDEV."""
+
+
 class Stale(Problem, frozen=True, kw_only=True, tag="stale"):
     """A precondition no longer holds: the name now means another file, or the version moved on."""
 
@@ -117,6 +122,7 @@ AnyProblem = (
     | BadName
     | NameTooLong
     | TooManyLinks
+    | OtherReach
     | Stale
     | ChunksMissing
     | UploadUnknown
@@ -160,6 +166,7 @@ RULES: dict[type[Problem], Rule] = {
     BadName: Rule(422, errno.EILSEQ, Retry.NEVER),
     NameTooLong: Rule(422, errno.ENAMETOOLONG, Retry.NEVER),
     TooManyLinks: Rule(409, errno.EMLINK, Retry.NEVER),
+    OtherReach: Rule(409, errno.EXDEV, Retry.NEVER),
     Stale: Rule(412, errno.ESTALE, Retry.NEVER),
     ChunksMissing: Rule(409, errno.EIO, Retry.REPAIR),
     UploadUnknown: Rule(404, errno.EIO, Retry.REPAIR),

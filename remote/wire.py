@@ -41,7 +41,8 @@ Nanoseconds = int
 class FileRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A file's state after change `rev`. `mode` holds the permission bits only (07777). `version`
     is the current uploaded version of a regular file. `links` is the number of entries naming the
-    file; 0 means it is gone from the tree (trash)."""
+    file; 0 means it is gone from the tree (trash). `made_under` is of a symlink that somebody made
+    who does not own the drive whole: `ids.mark_of` the topmost directory that they reached."""
 
     id: FileId
     kind: Kind
@@ -56,6 +57,7 @@ class FileRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     target: str | None = None
     rdev: int = 0
     xattrs: dict[str, bytes] = {}
+    made_under: bytes = b""
     rev: int
 
 

@@ -40,11 +40,26 @@ class Grant(Struct, frozen=True, kw_only=True):
     at_ns: Nanoseconds
 
 
+class Reached(Struct, frozen=True, kw_only=True):
+    """`account` reaches `file`, which is below the directory asked about, under `name` in `parent`:
+    by a grant on that file or directory itself, or by one above a name that it has elsewhere."""
+
+    account: str
+    role: Role
+    file: FileId
+    parent: FileId
+    name: str
+
+
 class SharesReply(Struct):
-    """Who has access. The owner sees every grant at or above the file; others see their own."""
+    """Who has access. The owner sees every grant at or above the file, and what else is reached of
+    what it holds, which remains when those are taken back; others see their own grants.
+    `more_reached`: there is more of that than is told."""
 
     owner: str
     grants: list[Grant]
+    reached: list[Reached] = []
+    more_reached: bool = False
 
 
 class SharedReply(Struct):

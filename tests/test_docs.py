@@ -97,6 +97,7 @@ def test_every_mount_option_is_described() -> None:
     options = re.findall(r"`([a-z-]+=)`", guide)
     values = {"uid": "1", "gid": "1", "umask": "022", "sync": "local", "on-conflict": "copy"}
     values |= {"cache-size": "1G", "dirty-limit": "1G", "metrics-port": "1", "log-level": "info"}
+    values |= {"symlinks": "inside"}
     for option in options:
         parse_options([option + values.get(option[:-1], "x")])
     assert {option[:-1] for option in options} >= {*values, "state", "cache", "account"}

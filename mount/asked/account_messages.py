@@ -55,10 +55,26 @@ class Grant(Struct, frozen=True, kw_only=True):
     at_ns: int
 
 
+class Reached(Struct, frozen=True, kw_only=True):
+    """`account` reaches something in the folder, called `name`, otherwise than by a grant on it or
+    above: `path` is where; None: at a place that this mount has not seen. It is there as part of
+    what is shared elsewhere, or shared by itself."""
+
+    account: str
+    role: Role
+    name: str
+    path: str | None
+
+
 class Shares(Struct, frozen=True, kw_only=True, tag="shares"):
+    """`reached` is what remains to somebody when the grants on the folder and above are taken back;
+    only its owner is told. `more_reached`: there is more of it."""
+
     path: str
     owner: str
     grants: list[Grant]
+    reached: list[Reached] = []
+    more_reached: bool = False
 
 
 class SharedPlace(Struct, frozen=True, kw_only=True):

@@ -22,6 +22,8 @@ _RETRY = "then run `nearline retry`"
 _ADVICE = {
     "forbidden": "ask the owner for the role of an editor, then run `nearline retry`; or copy it to"
     " a folder of your own",
+    "other_reach": "copy it there and delete it here (what the owner has shared or published would"
+    " change by a move); or move it back, which settles it",
     "bad_name": "give it another name",
     "name_too_long": "give it a shorter name",
     "too_large": "make it smaller, or take attributes away, and it is sent",

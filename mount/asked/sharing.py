@@ -26,7 +26,8 @@ async def share(account: Account, request: ask.ShareRequest, report: Report) -> 
 
 
 async def unshare(account: Account, request: ask.UnshareRequest, report: Report) -> ask.Shares:
-    """Take the grant back; the answer tells which others are left, also those above."""
+    """Take the grant back; the answer tells which others are left, also those above, and what is
+    still reached otherwise."""
     node = await account.known(request.path, report)
     await account.client.unshare(node.file, request.account)
     return _shares(account, request.path, await account.client.shares(node.file))
@@ -48,7 +49,23 @@ def _shares(account: Account, path: str, reply: wire.SharesReply) -> ask.Shares:
         )
         for grant in reply.grants
     ]
-    return ask.Shares(path=path, owner=reply.owner, grants=grants)
+    reached = [
+        ask.Reached(account=one.account, role=one.role, name=one.name, path=_path_of(account, one))
+        for one in reply.reached
+    ]
+    return ask.Shares(
+        path=path,
+        owner=reply.owner,
+        grants=grants,
+        reached=reached,
+        more_reached=reply.more_reached,
+    )
+
+
+def _path_of(account: Account, reached: wire.Reached) -> str | None:
+    """Of that very name: the file may have others."""
+    above = account.path_of(reached.parent)
+    return None if above is None else f"{above}/{reached.name}".lstrip("/")
 
 
 async def shared(account: Account, _request: ask.SharedRequest, _report: Report) -> ask.Shared:

@@ -42,6 +42,10 @@ def mount(
         Literal["history", "copy"] | None,
         Parameter(help="Whether an overtaken version is also left as a copy."),
     ] = None,
+    symlinks: Annotated[
+        Literal["all", "inside"] | None,
+        Parameter(help="Which targets of symlinks that others made are shown."),
+    ] = None,
     read_only: Annotated[bool, Parameter(negative="", help="Refuse every change.")] = False,
     foreground: Annotated[bool, Parameter(negative="", help="Stay here, log here.")] = False,
     insecure: flags.Insecure = False,
@@ -54,6 +58,7 @@ def mount(
         cache_size=None if cache_size is None else parse_size(cache_size),
         sync=sync,
         on_conflict=on_conflict,
+        symlinks=symlinks,
         read_only=read_only or None,
         insecure=insecure or None,
     )

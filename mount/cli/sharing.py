@@ -12,6 +12,7 @@ from mount.asked.control_messages import Done
 from mount.cli import flags, listing, talking, times
 from mount.failures import UsageFailure
 
+_SHOWN = 20
 OtherAccount = Annotated[str, Parameter(name="ACCOUNT")]
 
 
@@ -33,7 +34,10 @@ def share(
 
 
 def unshare(path: flags.Path, account: OtherAccount, /) -> None:
-    """Take back from ACCOUNT what it was given on PATH."""
+    """Take back from ACCOUNT what it was given on PATH.
+
+    What it still reaches by other ways (a folder above or inside that is shared too, a hard link in
+    another shared folder) is printed."""
     record, below = talking.at(path)
     request = wanted.UnshareRequest(below, account)
     left = talking.ask(record, request, wanted.Shares, "unshare")
@@ -43,6 +47,11 @@ def unshare(path: flags.Path, account: OtherAccount, /) -> None:
     for one in still:
         where = "a folder above" if one.path is None else _called(one.path)
         print(f"{name} still sees it as {one.role} of {listing.printable(where)}.")
+    reached = [one for one in left.reached if one.account.casefold() == account.casefold()]
+    for place in reached[:_SHOWN]:
+        print(f"{name} still reaches {_place(place)} as {place.role}.")
+    if left.more_reached or len(reached) > _SHOWN:
+        print("There is more that is still reached; `nearline shares` lists it.")
 
 
 def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
@@ -67,6 +76,15 @@ def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
         ],
         nothing="",
     )
+    if found.reached:
+        print("\nIn it, and not by the above:")
+        listing.show(
+            ["ACCOUNT", "ROLE", "REACHES"],
+            [[one.account, one.role, _place(one)] for one in found.reached],
+            nothing="",
+        )
+    if found.more_reached:
+        print("There is more; take some of it back, and look again.")
 
 
 def shared(directory: flags.Mount = None, /, *, json: flags.Json = False) -> None:
@@ -88,6 +106,10 @@ def leave(path: flags.Path, /) -> None:
     record, below = talking.at(path)
     talking.ask(record, wanted.LeaveRequest(below), Done, "leave")
     print(f"{listing.printable(below)} is not shared with you any more.")
+
+
+def _place(one: wanted.Reached) -> str:
+    return listing.printable(f"(elsewhere)/{one.name}" if one.path is None else one.path)
 
 
 def _called(path: str) -> str:

@@ -154,7 +154,7 @@ class _Batch:
         tree.perform(tx, op)
         change = tx.change()
         self._record(head, change, tx)
-        self.audited.append(audit.of_operation(self.caller, op, self.now_ns))
+        self.audited.append(audit.of_operation(self.caller, op, self.now_ns, tx.left))
         return Applied(change=change, overtaken=tx.overtaken)
 
     def _drive_of(self, op: Op) -> str:

@@ -10,7 +10,7 @@ changed through it gets `rev = seq` and `ctime_ns = now_ns`, and is in the chang
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
@@ -20,20 +20,23 @@ from remote.errors import (
     NotADirectory,
     NotEmpty,
     NotFound,
+    OtherReach,
     Refused,
     Stale,
     TooManyLinks,
 )
 from remote.wire import Change, EntryRecord
 from server.drive.records import file_records
-from server.drive.rules import MAX_LINKS, check_name
+from server.drive.rules import MAX_LINKS, MAX_LINKS_OF_OTHERS, check_name
 from server.metadata.schema import entries, files, xattrs
 from server.people import access
 from server.people.caller import Caller
+from server.people.reach import reach_of
 
-_ENTRY = select(entries.c.file).where(
+_ENTRY = select(entries.c.file, entries.c.made_by).where(
     entries.c.parent == bindparam("parent"), entries.c.name == bindparam("name")
 )
+_PLACES = select(entries.c.parent).where(entries.c.file == bindparam("file")).distinct()
 _ANY_CHILD = select(entries.c.name).where(entries.c.parent == bindparam("parent")).limit(1)
 _TOUCH_PARENT = (
     update(files)
@@ -45,12 +48,21 @@ _DROP_ENTRY = delete(entries).where(
 )
 
 
+class Taken(NamedTuple):
+    """An entry that went; `made_by` as in the table."""
+
+    parent: str
+    file: str
+    made_by: str | None
+
+
 @dataclass
 class Mutation:
     """`seq` is the sequence number this operation's change will have in drive `drive`. `lost` are
     the (directory, file) pairs of entries that went: who sees only a part of the drive must be told
-    of a file that left it. `returned` are files that are back from the trash: those with whom they
-    are shared see them again, and were not listening."""
+    of a file that left it. `taken` are the same entries, with who made them. `returned` are files
+    that are back from the trash: those with whom they are shared see them again, and were not
+    listening. `left` are names of others that went with what the owner moved out."""
 
     conn: Connection
     caller: Caller
@@ -61,7 +73,14 @@ class Mutation:
     touched: dict[str, None] = field(default_factory=dict)
     names: dict[tuple[str, str], str | None] = field(default_factory=dict)
     lost: set[tuple[str, str]] = field(default_factory=set)
+    taken: list[Taken] = field(default_factory=list)
     returned: set[str] = field(default_factory=set)
+    left: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Is the whole drive the caller's?"""
+        return access.owns_drive(self.caller, self.drive)
 
     # --- reading, with access ---
 
@@ -100,6 +119,20 @@ class Mutation:
         if row.kind == "directory" and self.conn.execute(_ANY_CHILD, {"parent": row.id}).first():
             raise Refused(NotEmpty(message=f"directory {row.id} is not empty"))
 
+    def check_reach(self, place: str, *known: str) -> None:
+        """Raise `Refused(OtherReach)` if a name in directory `place` changes who reaches what has
+        names in the directories `known`; the owner decides that, and nobody else."""
+        if self.is_whole or place in known:
+            return
+        reach = reach_of(self.conn, place, self.now_ns)
+        if not any(reach_of(self.conn, each, self.now_ns) == reach for each in known):
+            message = "there it would be reached by others than where it is; copy it instead"
+            raise Refused(OtherReach(message=message))
+
+    def places(self, file: str) -> list[str]:
+        """The directories in which the file has names."""
+        return list(self.conn.execute(_PLACES, {"file": file}).scalars())
+
     # --- changing ---
 
     def update(self, file: str, **values: object) -> None:
@@ -121,13 +154,16 @@ class Mutation:
             self.conn.execute(insert(xattrs), rows)
 
     def add_entry(self, parent: str, name: str, file: str) -> None:
+        made_by = None if self.is_whole else self.caller.account
         row = {"parent": parent, "name": name, "file": file, "rev": self.seq}
-        self.conn.execute(insert(entries), row)
+        self.conn.execute(insert(entries), row | {"made_by": made_by})
         self._entry_changed(parent, name, file)
 
     def drop_entry(self, parent: str, name: str) -> None:
-        if (file := self.meaning(parent, name)) is not None:
-            self.lost.add((parent, file))
+        row = self.conn.execute(_ENTRY, {"parent": parent, "name": name}).first()
+        if row is not None:
+            self.lost.add((parent, row.file))
+            self.taken.append(Taken(parent, row.file, row.made_by))
         self.conn.execute(_DROP_ENTRY, {"p": parent, "n": name})
         self._entry_changed(parent, name, None)
 
@@ -138,8 +174,9 @@ class Mutation:
 
     def gain_link(self, row: Row[Any]) -> None:
         """One more entry names the file; a file in the trash is back in the tree."""
-        if row.links >= MAX_LINKS:
-            raise Refused(TooManyLinks(message=f"a file has at most {MAX_LINKS} names"))
+        most = MAX_LINKS if self.is_whole else MAX_LINKS_OF_OTHERS
+        if row.links >= most:
+            raise Refused(TooManyLinks(message=f"a file has at most {most} names"))
         if row.links == 0:
             self.returned.add(row.id)
         back = {"trashed_ns": None, "trashed_parent": None, "trashed_name": None}

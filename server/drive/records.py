@@ -78,6 +78,7 @@ def file_record(row: Row[Any], attrs: dict[str, bytes]) -> FileRecord:
         target=row.target,
         rdev=row.rdev,
         xattrs=attrs,
+        made_under=row.made_under or b"",
         rev=row.rev,
     )
 

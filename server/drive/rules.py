@@ -15,6 +15,9 @@ RESERVED_AT_ROOT = "Shared"
 MAX_TARGET_BYTES = 4095
 MAX_XATTRS_TOTAL = 1024 * 1024
 MAX_LINKS = 65_000
+MAX_LINKS_OF_OTHERS = 1000
+"""Names that who does not own the drive whole may give a file: its owner's next move of the file
+looks at each of them."""
 _INT64 = 1 << 63
 _DEVICE_KINDS = ("char", "block")
 

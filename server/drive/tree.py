@@ -28,7 +28,8 @@ from remote.errors import (
     TooLarge,
     WouldLoop,
 )
-from server.drive import versions
+from remote.ids import mark_of
+from server.drive import names, versions
 from server.drive.mutation import Mutation
 from server.drive.records import attributes
 from server.drive.rules import (
@@ -48,6 +49,7 @@ def perform(tx: Mutation, op: wire.Op) -> None:
     for name in _names(op):
         check_length(name)
     _OPERATIONS[type(op)](tx, op)
+    names.take_back(tx)
 
 
 def anchor(op: wire.Op) -> str:
@@ -78,6 +80,9 @@ def create(tx: Mutation, op: wire.Create) -> None:
     if op.content is not None:
         versions.commit(tx, op.file, op.content, op.mtime_ns)
         version, size = op.content.version, op.content.manifest.size
+    made_under = None
+    if op.kind == "symlink" and not tx.is_whole:
+        made_under = mark_of(access.entrance(tx.conn, tx.caller, op.parent))
     tx.insert_file(
         op.file,
         kind=op.kind,
@@ -90,6 +95,7 @@ def create(tx: Mutation, op: wire.Create) -> None:
         version=version,
         target=op.target,
         rdev=op.rdev,
+        made_under=made_under,
     )
     if op.xattrs:
         tx.set_xattrs(op.file, op.xattrs)
@@ -129,6 +135,7 @@ def link(tx: Mutation, op: wire.Link) -> None:
     row, parent = tx.file(op.file), tx.directory(op.parent)
     if row.kind == "directory":
         raise Refused(IsADirectory(message="a directory has one name"))
+    tx.check_reach(op.parent, *tx.places(op.file))
     tx.check_free(parent, op.name)
     tx.gain_link(row)
     tx.add_entry(op.parent, op.name, op.file)
@@ -182,6 +189,7 @@ def rename(tx: Mutation, op: wire.Rename) -> None:
     if there == op.file:
         _nothing(tx, op.file, (op.parent, op.name), (op.new_parent, op.new_name))
         return
+    tx.check_reach(op.new_parent, op.parent)
     check_name(op.new_name, at_root=parent.id == parent.root)
     _check_no_loop(tx, row, op.new_parent)
     if there is not None:
@@ -201,6 +209,7 @@ def replace(tx: Mutation, op: wire.Replace) -> None:
     if op.file == op.target:
         _nothing(tx, op.file, (op.parent, op.name), (op.new_parent, op.new_name))
         return
+    tx.check_reach(op.new_parent, op.parent)
     row, target = _regular(tx.file(op.file)), _regular(tx.file(op.target))
     if op.base is not None and target.version != op.base:
         tx.overtaken = target.version
@@ -223,6 +232,7 @@ def exchange(tx: Mutation, op: wire.Exchange) -> None:
     if op.file == op.other:
         _nothing(tx, op.file, (op.parent, op.name), (op.other_parent, op.other_name))
         return
+    tx.check_reach(op.other_parent, op.parent)
     _check_no_loop(tx, tx.file(op.file), op.other_parent)
     _check_no_loop(tx, tx.file(op.other), op.parent)
     tx.drop_entry(op.parent, op.name)

@@ -141,6 +141,16 @@ files = Table(
     # put back, because the content went on as another file's (a Replace).
     Column("trashed_parent", Id, index=True),
     Column("trashed_name", Name),
+    # Of a symlink that somebody made who does not own the drive whole: ids.mark_of the topmost
+    # directory that they reached then. Null: its owner made it, or it is from before this was kept.
+    Column("made_under", LargeBinary(8)),
+    # The files of a drive that have several names.
+    Index(
+        "ix_files_linked",
+        "drive",
+        sqlite_where=text("links > 1"),
+        postgresql_where=text("links > 1"),
+    ),
     # The trash of a drive by time; nothing of a file in the tree is in it.
     Index(
         "ix_files_trash",
@@ -159,6 +169,9 @@ entries = Table(
     Column("file", Id, ForeignKey("files.id"), nullable=False, index=True),
     # drives.head_seq of the change that gave the name this meaning.
     Column("rev", BigInteger, nullable=False),
+    # accounts.id of who made it without owning the drive whole (a grantee; a token for a single
+    # folder). Null: the owner did, or it is from before this was kept.
+    Column("made_by", Id),
     PrimaryKeyConstraint("parent", "name"),
     sqlite_with_rowid=False,
 )

@@ -32,10 +32,11 @@ _FILE = (
 
 _above = select(bindparam("id", type_=files.c.id.type).label("id")).cte("above", recursive=True)
 _above = _above.union(select(entries.c.parent).where(entries.c.file == _above.c.id))
-_ANCESTORS = select(_above.c.id)
+ANCESTORS = select(_above.c.id)
+"""The ids of file `id` and of every directory above it, over all links."""
 _IS_ABOVE = select(_above.c.id).where(_above.c.id == bindparam("directory")).limit(1)
 _GRANTED = select(grants.c.role).where(
-    grants.c.account == bindparam("account"), grants.c.file.in_(_ANCESTORS)
+    grants.c.account == bindparam("account"), grants.c.file.in_(ANCESTORS)
 )
 
 
@@ -47,12 +48,12 @@ def find(conn: Connection, file: str) -> Row[Any] | None:
 def above(file: str) -> Select[str]:
     """A query for `file` and every directory above it, over all links, to ask others with: there
     may be more of them than a statement has parameters."""
-    return _ANCESTORS.params(id=file)
+    return ANCESTORS.params(id=file)
 
 
 def ancestors(conn: Connection, file: str) -> set[str]:
     """`file` and every directory above it, over all links."""
-    return set(conn.execute(_ANCESTORS, {"id": file}).scalars())
+    return set(conn.execute(ANCESTORS, {"id": file}).scalars())
 
 
 def is_below(conn: Connection, file: str, directory: str) -> bool:
@@ -74,6 +75,17 @@ def role_of(conn: Connection, caller: Caller, file: Row[Any] | str) -> Role | No
         return None
     granted = conn.execute(_GRANTED, {"id": row.id, "account": caller.account}).scalars()
     return max(granted, key=_RANK.__getitem__, default=None)
+
+
+def entrance(conn: Connection, caller: Caller, place: str) -> str:
+    """The topmost directory at or above directory `place` on which the caller has a role: what they
+    see of the drive from there."""
+    if caller.folder is not None:
+        return caller.folder
+    above = ancestors(conn, place)
+    given = select(grants.c.file).where(grants.c.account == caller.account)
+    found = above.intersection(conn.execute(given).scalars())
+    return min(found, key=lambda each: len(ancestors(conn, each)), default=place)
 
 
 def owns_drive(caller: Caller, drive: str) -> bool:

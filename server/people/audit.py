@@ -10,6 +10,7 @@ Tree operations are noted under their wire tags (`create`, `rename`, ...); the r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -66,6 +67,8 @@ _TOLD: dict[type[wire.Op], tuple[str, ...]] = {
 which name; not what is in attributes and symlinks."""
 
 MAX_READ = 10_000
+_MAX_TOLD = 50
+"""Names in one row."""
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -96,12 +99,17 @@ def note(
     conn.execute(insert(audit), row(caller, action, subject, now_ns, **detail))
 
 
-def of_operation(caller: Caller, op: wire.Op, now_ns: int) -> dict[str, Any]:
-    """The row of an operation that was applied; its action is the operation's tag."""
+def of_operation(
+    caller: Caller, op: wire.Op, now_ns: int, left: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The row of an operation that was applied; its action is the operation's tag. `left` are names
+    of others that went with it: the first of them are told."""
     told = ((name, getattr(op, name)) for name in _TOLD[type(op)])
     detail = {name: value for name, value in told if value is not None and value is not UNSET}
     if isinstance(op, wire.Create | wire.Write) and op.content is not None:
         detail["version"] = op.content.version
+    if left:
+        detail |= {"names_gone": left[:_MAX_TOLD], "how_many_gone": len(left)}
     return row(caller, str(op.__struct_config__.tag), op.file, now_ns, **detail)
 
 

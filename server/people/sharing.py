@@ -25,7 +25,7 @@ from remote.wire_account import Grant, Invite, SharesReply
 from server.changes.fanout import News, account_topic
 from server.metadata.schema import accounts as people
 from server.metadata.schema import drives, files, grants
-from server.people import access, accounts, audit
+from server.people import access, accounts, audit, remaining
 from server.people.caller import Caller
 from server.storage import uploads
 
@@ -88,7 +88,7 @@ def unshare(
 
 def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
     """The grants at and above `file`, nearest first: all of them for the drive's owner, for others
-    their own."""
+    their own. And for the owner what of `file` is reached otherwise."""
     row = access.require(conn, caller, file, "viewer")
     query = _GRANTS.where(grants.c.file.in_(access.above(file)))
     if not access.owns_drive(caller, row.drive):
@@ -107,7 +107,10 @@ def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
         )
         for each in found
     ]
-    return SharesReply(owner=names[row.owner], grants=told)
+    reply = SharesReply(owner=names[row.owner], grants=told)
+    if row.kind == "directory" and access.owns_drive(caller, row.drive):
+        reply.reached, reply.more_reached = remaining.remaining(conn, file, row.drive)
+    return reply
 
 
 def _shareable(conn: Connection, caller: Caller, file: str) -> Row[Any]:

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.conflicts import Verdict, conflicted_name, verdict
-from remote.errors import RULES, AnyProblem, Exists, NotEmpty, NotFound, Retry, Stale, TooLarge
+from remote.errors import (
+    RULES,
+    AnyProblem,
+    Exists,
+    NotEmpty,
+    NotFound,
+    OtherReach,
+    Retry,
+    Stale,
+    TooLarge,
+)
 from remote.wire import Op
 
 KINDS = [one.__struct_config__.tag for one in get_args(Op)]
@@ -26,6 +36,10 @@ FINAL = [kind for kind in get_args(AnyProblem) if RULES[kind].retry is Retry.NEV
         ("rename", Stale(), Verdict.DROP),
         ("write", NotFound(), Verdict.RECREATE),
         ("write", TooLarge(), Verdict.KEEP),
+        ("link", OtherReach(), Verdict.KEEP),
+        ("rename", OtherReach(), Verdict.KEEP),
+        ("replace", OtherReach(), Verdict.DROP),
+        ("exchange", OtherReach(), Verdict.DROP),
         ("unlink", NotEmpty(), Verdict.DROP),
         ("setattr", NotFound(), Verdict.DROP),
     ],

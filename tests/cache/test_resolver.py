@@ -258,3 +258,70 @@ async def test_nothing_has_arrived_while_nobody_answers(
     await save(one, "a", b"bytes")
     await one.flush()
     assert seen == [True, True]
+
+
+# --- what the owner has shared or published meanwhile -------------------------------------------
+
+
+@pytest.fixture
+async def guest(tmp_path: Path, autojump_clock: object) -> Any:
+    """Ben's device, with anna's `d` and the directory `in` in it, in which there is `b`; `a` is in
+    `d`. While he is away she shares `in` with cleo, who he does not know of."""
+    server = Server(tmp_path / "three", ("anna", "ben", "cleo"))
+    anna = Device(server, tmp_path / "anna", "anna's", server.token("anna's"))
+    ben = Device(server, tmp_path / "ben", "ben's", server.token("ben's", "ben"))
+    for device in (anna, ben):
+        await device.start()
+        await device.ensure_listed(ROOT)
+    d = anna.edits.create(ROOT, "d", "directory", 0o755, 0, 0)
+    inner = anna.edits.create(d.ino, "in", "directory", 0o755, 0, 0)
+    for place, name in ((d, "a"), (inner, "b")):
+        made = anna.edits.create(place.ino, name, "file", 0o644, 0, 0)
+        await anna.contents.write(made.ino, 0, name.encode())
+    await anna.flush()
+    server.share(server.token("x"), d.file, "ben", "editor")
+    await ben.sync()
+    before = await ben.everything()
+    server.share(server.token("y"), inner.file, "cleo", "viewer")
+    yield ben, before
+    anna.close()
+    ben.close()
+    server.close()
+
+
+@pytest.mark.parametrize("way", ["rename", "link"])
+async def test_a_name_that_others_would_reach_is_kept_until_it_is_taken_back(
+    guest: tuple[Device, Any], way: str
+) -> None:
+    ben, before = guest
+    there, _ = await ben.place("Shared/anna/d/in/x")
+    here, _ = await ben.place("Shared/anna/d/a")
+    if way == "rename":
+        ben.edits.rename(here, "a", there, "x")
+    else:
+        ben.edits.link((await ben.resolve("Shared/anna/d/a")).ino, there, "x")
+    await ben.sync()
+    (op,) = ben.journal
+    assert str(op.refused).startswith("other_reach: ")
+    assert await ben.read_all((await ben.resolve("Shared/anna/d/in/x")).ino) == b"a"
+    if way == "rename":
+        ben.edits.rename(there, "x", here, "a")
+    else:
+        ben.edits.unlink(there, "x", directory=False)
+    await ben.sync()
+    rests(ben)
+    assert await ben.everything() == before
+
+
+@pytest.mark.parametrize("way", ["replace", "exchange"])
+async def test_what_nobody_could_settle_is_as_the_owner_has_it(
+    guest: tuple[Device, Any], way: str
+) -> None:
+    ben, before = guest
+    there, _ = await ben.place("Shared/anna/d/in/b")
+    here, _ = await ben.place("Shared/anna/d/a")
+    work = ben.edits.rename if way == "replace" else ben.edits.exchange
+    work(here, "a", there, "b")
+    await ben.sync()
+    rests(ben)
+    assert await ben.everything() == before

@@ -181,6 +181,50 @@ def test_nothing_goes_from_one_drive_to_another(state: State, shared: FileRecord
     assert state.ops() == ["create own"]
 
 
+def test_a_name_is_not_given_where_others_would_reach_the_file(state: State) -> None:
+    """Two folders of bob's, one of which has another in it that is shared by itself."""
+    one, other, nested = folder(state), folder(state), folder(state)
+    share(state, root(one, "one"), root(other, "other"), root(nested, None, "viewer"))
+    file, plain = state.record(), folder(state)
+    state.list_directory(
+        at(state, "Shared/bob/one").ino, [("f", file), ("nested", nested), ("plain", plain)], 5
+    )
+    state.list_directory(at(state, "Shared/bob/other").ino, [("g", state.record())], 5)
+    for place in ("one/nested", "one/plain"):
+        state.list_directory(at(state, f"Shared/bob/{place}").ino, [], 5)
+    start, edits = at(state, "Shared/bob/one").ino, state.edits
+    for place in ("other", "one/nested"):
+        there = at(state, f"Shared/bob/{place}").ino
+        assert refusal(edits.link, at(state, "Shared/bob/one/f").ino, there, "x") == errno.EXDEV
+        assert refusal(edits.rename, start, "f", there, "x") == errno.EXDEV
+        assert refusal(edits.rename, start, "plain", there, "x") == errno.EXDEV
+    there = at(state, "Shared/bob/other").ino
+    assert refusal(edits.rename, start, "f", there, "g") == errno.EXDEV
+    assert refusal(edits.exchange, start, "f", there, "g") == errno.EXDEV
+    made = state.make("made here", parent=start)
+    assert refusal(edits.rename, start, "made here", there, "x") == errno.EXDEV
+    assert [op.ino for op in state.journal] == [made.ino]  # nothing else was to be sent
+    edits.link(at(state, "Shared/bob/one/f").ino, at(state, "Shared/bob/one/plain").ino, "x")
+    edits.rename(start, "f", at(state, "Shared/bob/one/plain").ino, "f")
+    edits.rename(start, "plain", start, "renamed")
+    state.make("new", parent=there)
+
+
+def test_a_file_that_is_shared_alone_gets_no_name_in_a_shared_folder(state: State) -> None:
+    single, place = state.record(), folder(state)
+    share(state, root(single, "single"), root(place, "place"))
+    state.list_directory(at(state, "Shared/bob/place").ino, [], 5)
+    there = at(state, "Shared/bob/place").ino
+    assert refusal(state.edits.link, at(state, "Shared/bob/single").ino, there, "x") == errno.EXDEV
+
+
+def test_in_ones_own_drive_names_are_given_anywhere(state: State, shared: FileRecord) -> None:
+    inner = state.make("d", "directory")
+    state.make("f")
+    state.edits.rename(ROOT, "f", inner.ino, "f")
+    assert state.tree.child(inner.ino, "f") is not None
+
+
 def test_what_is_arranged_here_is_not_changed_by_hand(state: State, shared: FileRecord) -> None:
     top, bob = at(state, "Shared"), at(state, "Shared/bob")
     assert refusal(state.make, "x", "file", top.ino) == errno.EROFS
@@ -360,18 +404,23 @@ def test_a_file_that_was_moved_into_a_folder_made_here_is_not_taken_along(
 def test_a_database_from_before_shares_is_brought_up_to_date(tmp_path: Path) -> None:
     state = State(tmp_path)
     state.make("kept")
+    state.make("symlink", "symlink")
     state.close()
     db = sqlite3.connect(tmp_path / "tree.sqlite", isolation_level=None)
     db.executescript(
         "DROP INDEX node_drive; ALTER TABLE node DROP COLUMN drive; DROP TABLE share;"
         "ALTER TABLE layer DROP COLUMN safe; ALTER TABLE layer DROP COLUMN instead;"
-        "DROP TABLE unsettled; PRAGMA user_version = 1;"
+        "DROP TABLE unsettled; ALTER TABLE node DROP COLUMN made_under;"
+        "PRAGMA user_version = 1;"
     )
     db.close()
     opened = Database(tmp_path / "tree.sqlite")
     node = Tree(opened).child(ROOT, "kept")
     assert node is not None
     assert (node.drive, node.kind) == ("e" * 32, "file")
+    symlink = Tree(opened).child(ROOT, "symlink")
+    assert symlink is not None
+    assert symlink.made_under == b""  # nobody knows any more whether it was made here
     assert opened.all("SELECT * FROM share") == []
     opened.close()
     assert list(tmp_path.glob("*quarantine*")) == []

@@ -188,6 +188,21 @@ async def test_nothing_waits_when_the_server_has_it(site: Site) -> None:
     assert site.server.named("shares") == [(record.id,)]
 
 
+async def test_what_is_reached_otherwise_is_told_by_its_path(site: Site) -> None:
+    team = site.state.born("team", kind="directory")
+    other = site.state.born("other", seq=2, kind="directory")
+    known, unknown = (
+        account.Reached(account="ben", role="editor", file="a" * 32, parent=parent, name="plan")
+        for parent in (other.id, "b" * 32)
+    )
+    reply = account.SharesReply("anna", [], [known, unknown], True)
+    site.server.replies |= {"unshare": None, "shares": reply}
+    told = await site.ask(ask.UnshareRequest("team", "ben"))
+    assert [one.path for one in told.reached] == ["other/plan", None]
+    assert told.more_reached
+    assert site.server.named("unshare") == [(team.id, "ben")]
+
+
 async def test_what_waits_is_reported_and_given_up_when_offline(
     site: Site, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -46,6 +46,8 @@ TRASHED = messages.TrashedFile(
 )  # fmt: skip
 GRANT = messages.Grant(account="ben", role="viewer", path="a", granted_by="anna", at_ns=NOON)
 SHARES = messages.Shares(path="a", owner="anna", grants=[GRANT])
+REACHED = messages.Reached(account="ben", role="editor", name="plan", path="other/plan")
+ALSO = messages.Shares(path="a", owner="anna", grants=[], reached=[REACHED], more_reached=True)
 PLACE = messages.SharedPlace(path="Shared/ben/x", owner="ben", role="editor", kind="file", size=3)
 RESTORED = messages.Restored(path="letter.txt", version=ID)
 
@@ -120,7 +122,10 @@ CASES: list[tuple[list[str], Any, Any, str]] = [
      "ben is editor of the whole drive"),
     (["unshare", "/m/a/b", "BEN"], messages.UnshareRequest("a/b", "BEN"), SHARES,
      "BEN still sees it as viewer of a."),
+    (["unshare", "/m/a/b", "BEN"], messages.UnshareRequest("a/b", "BEN"), ALSO,
+     "BEN still reaches other/plan as editor.\nThere is more"),
     (["shares", "/m/a"], messages.SharesRequest("a"), SHARES, "anna     owner"),
+    (["shares", "/m/a"], messages.SharesRequest("a"), ALSO, "ben      editor  other/plan"),
     (["shared"], messages.SharedRequest(), messages.Shared([PLACE]), "Shared/ben/x  ben    editor"),
     (["leave", "/m/Shared/ben/x"], messages.LeaveRequest("Shared/ben/x"), say.Done(), "not shared"),
     (["link", "/m/a", "--expires", "1d 2h", "--max-downloads", "3"],

@@ -74,7 +74,7 @@ def test_our_own_options() -> None:
     options = parse_options(
         [
             "uid=1000,gid=100,umask=027,allow_other,default_permissions,account=ann,state=/s,"
-            "cache=/c,cache-size=1GiB,sync=remote,on-conflict=copy,insecure"
+            "cache=/c,cache-size=1GiB,sync=remote,on-conflict=copy,insecure,symlinks=inside"
         ]
     )
     assert options == Options(
@@ -84,6 +84,7 @@ def test_our_own_options() -> None:
         cache_size=1 << 30,
         sync="remote",
         on_conflict="copy",
+        symlinks="inside",
         insecure=True,
         uid=1000,
         gid=100,

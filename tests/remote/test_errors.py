@@ -57,8 +57,9 @@ def test_tags_are_the_wire_and_do_not_change() -> None:
     tags = sorted(str(kind.__struct_config__.tag) for kind in RULES)
     assert " ".join(tags) == (
         "bad_name bad_request bad_upload chunks_missing exists forbidden is_a_directory"
-        " name_too_long not_a_directory not_empty not_found quota_exceeded rate_limited stale"
-        " too_large too_many_links unauthorized unavailable upload_unknown would_loop"
+        " name_too_long not_a_directory not_empty not_found other_reach quota_exceeded"
+        " rate_limited stale too_large too_many_links unauthorized unavailable upload_unknown"
+        " would_loop"
     )
 
 

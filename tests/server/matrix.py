@@ -6,6 +6,7 @@ two cells of a line is only who asks. What a request uses up is made anew for ea
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from server.people import accounts, tokens
 from tests.server.harness import (
     EMPTY,
     Client,
+    Failed,
     Running,
     make_chunk,
     manifest_of,
@@ -42,14 +44,15 @@ class Ask(NamedTuple):
 class Scene:
     """Anna's drive with a directory that she shares, and everybody who may come to it.
 
-    `shared` holds `file`, whose content is `chunk`; `beside` is another directory of hers. `links`
-    maps what a link is of to its secret.
+    `shared` holds `file`, whose content is `chunk`, and `inner`, a directory that is shared with
+    one more; `beside` is another directory of hers. `secret` is that of a link to `shared`.
     """
 
     def __init__(self, server: Running) -> None:
         self.server = server
         self.owner = self._person("owner")
         self.shared, self.beside = self.owner.mkdir("shared"), self.owner.mkdir("beside")
+        self.inner = self.owner.mkdir("inner", self.shared)
         self.chunk = make_chunk(noise(500, "matrix"))
         self.file, self.version = self.owner.store("file", self.chunk, parent=self.shared)
         names = ("editor", "viewer", "stranger", "revoked")
@@ -57,6 +60,7 @@ class Scene:
         self.guest = self._person("guest")
         for role in ("editor", "viewer"):
             self.grant(self.shared, people[role], role)
+        self.grant(self.inner, self.guest, "viewer")
         self.grant(self.shared, people["revoked"], "editor")
         with server.app.service.db.write() as conn:
             mine = schema.grants.c.account == self._account(people["revoked"])
@@ -203,8 +207,27 @@ def _link(scene: Scene, _by: Client) -> Ask:
     return _apply(wire.Link(file=scene.fresh().file, parent=scene.shared, name=new_id()))
 
 
+def _link_deeper(scene: Scene, _by: Client) -> Ask:
+    """To where somebody else comes too."""
+    return _apply(wire.Link(file=scene.fresh().file, parent=scene.inner, name=new_id()))
+
+
+def _link_hidden(scene: Scene, by: Client) -> Ask:
+    """A file that the owner has moved out, when the sender had given it a name that stays."""
+    op = scene.fresh()
+    with contextlib.suppress(Failed):
+        by.batch(wire.Link(file=op.file, parent=scene.shared, name=new_id()))
+    move = {"new_parent": scene.owner.me.root, "new_name": new_id()}
+    scene.owner.do(wire.Rename(file=op.file, parent=op.parent, name=op.name, **move))
+    return Ask(f"/v1/files/{op.file}")
+
+
 def _rename(scene: Scene, _by: Client) -> Ask:
     return _moved(scene, scene.shared)
+
+
+def _move_deeper(scene: Scene, _by: Client) -> Ask:
+    return _moved(scene, scene.inner)
 
 
 def _move_out(scene: Scene, _by: Client) -> Ask:
@@ -223,8 +246,22 @@ def _replace(scene: Scene, _by: Client) -> Ask:
     return _apply(wire.Replace(file=op.file, parent=op.parent, name=op.name, **over))
 
 
-def _exchange(scene: Scene, _by: Client) -> Ask:
-    op, old = scene.fresh(), scene.fresh()
+def _replace_deeper(scene: Scene, _by: Client) -> Ask:
+    op, old = scene.fresh(), scene.fresh(scene.inner)
+    over = {"new_parent": old.parent, "new_name": old.name, "target": old.file}
+    return _apply(wire.Replace(file=op.file, parent=op.parent, name=op.name, **over))
+
+
+def _exchange(scene: Scene, by: Client) -> Ask:
+    return _exchanged(scene, scene.shared)
+
+
+def _exchange_deeper(scene: Scene, _by: Client) -> Ask:
+    return _exchanged(scene, scene.inner)
+
+
+def _exchanged(scene: Scene, place: str) -> Ask:
+    op, old = scene.fresh(), scene.fresh(place)
     other = {"other_parent": old.parent, "other_name": old.name, "other": old.file}
     return _apply(wire.Exchange(file=op.file, parent=op.parent, name=op.name, **other))
 
@@ -274,6 +311,7 @@ ASKS: dict[str, Make] = {
     "GET /v1/files/{file_id}": _of("file", "/v1/files/{}"),
     "GET /v1/files/{file_id} (root)": lambda scene, _: Ask(f"/v1/files/{scene.owner.me.root}"),
     "GET /v1/files/{file_id} (in the trash)": lambda s, _: Ask(f"/v1/files/{s.trashed()}"),
+    "GET /v1/files/{file_id} (moved out, a name left behind)": _link_hidden,
     "GET /v1/files/{file_id}/children": _of("shared", "/v1/files/{}/children"),
     "GET /v1/files/{file_id}/versions": _of("file", "/v1/files/{}/versions"),
     "GET /v1/files/{file_id}/changes": _of("file", "/v1/files/{}/changes"),
@@ -301,12 +339,17 @@ ASKS: dict[str, Make] = {
     "POST /v1/chunks/locate": _locate,
     "POST /v1/changes/apply (create)": lambda scene, _: _create(scene, scene.shared),
     "POST /v1/changes/apply (create outside)": lambda scene, _: _create(scene, scene.owner.me.root),
+    "POST /v1/changes/apply (create deeper)": lambda scene, _: _create(scene, scene.inner),
     "POST /v1/changes/apply (write)": _write,
     "POST /v1/changes/apply (link)": _link,
+    "POST /v1/changes/apply (link deeper)": _link_deeper,
     "POST /v1/changes/apply (rename)": _rename,
+    "POST /v1/changes/apply (rename deeper)": _move_deeper,
     "POST /v1/changes/apply (rename, out)": _move_out,
     "POST /v1/changes/apply (replace)": _replace,
+    "POST /v1/changes/apply (replace deeper)": _replace_deeper,
     "POST /v1/changes/apply (exchange)": _exchange,
+    "POST /v1/changes/apply (exchange deeper)": _exchange_deeper,
     "POST /v1/changes/apply (unlink)": _unlink,
     "POST /v1/changes/apply (setattr)": lambda s, _: _apply(wire.SetAttr(file=s.file, mode=0o600)),
     "POST /v1/changes/apply (setxattr)": lambda scene, _: _apply(

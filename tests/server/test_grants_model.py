@@ -1,19 +1,25 @@
 """Tree, grants and versions of one drive, and what each of three accounts may know of them, against
 a model made of dictionaries.
 
-Anna owns the drive; ben and cleo are given roles on files of it, and lose them again. Anybody tries
-anything. The model says who has which role on which file, and which versions a file has. The server
-side is the real commit path, share table and feed on a real database, without HTTP.
+Anna owns the drive; ben and cleo are given roles on files of it, and lose them again; some files
+have a public link. Anybody tries anything. The model says who has which role on which file, which
+names a file has and who made them, and which versions. The server side is the real commit path,
+share table and feed on a real database, without HTTP.
 
 Checked after every step, for each account: its role on every file; what is shared with it; that its
 feed told it every change of what it sees, that what left its sight is told as deleted, and that
-nothing else was told. And of every file: its versions, the current one, and that none ever went.
+nothing else was told. And of every file: its names, its versions, the current one, and that none
+ever went. After every name that ben or cleo gave: that nobody reaches anything more or less by it.
+After every grant that was taken back: that what is still reached is told, and nothing else.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import random
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +31,7 @@ from sqlalchemy import select
 from remote import errors, wire
 from remote.content import EMPTY
 from remote.errors import Refused
-from remote.wire_account import Invite
+from remote.wire_account import Invite, MakeLink
 from server.changes import feed
 from server.changes.views import View, view_of
 from server.drive import commits
@@ -33,21 +39,26 @@ from server.metadata import schema
 from server.metadata.db import Database
 from server.people import access, accounts, sharing, tokens
 from server.people.caller import Caller
+from server.public import links
 
 WHO = st.sampled_from(["anna", "ben", "cleo"])
-GRANTEE = st.sampled_from(["ben", "cleo"])
 ROLE = st.sampled_from(["editor", "viewer"])
 NAMES = st.sampled_from(["a", "b", "c"])
 INDEX = st.integers(0, 30)
+GRANTEES = ("ben", "cleo")
+GRANTEE = st.sampled_from(GRANTEES)
 RANK = {None: 0, "viewer": 1, "editor": 2, "owner": 3}
 
 
 @dataclass
 class Model:
-    """`entries` (directory, name) -> file; every file ever; grants; versions, oldest first."""
+    """`entries` (directory, name) -> file; every file ever; grants; versions, oldest first;
+    `makers` of entries other than anna, with the step; `published` files by their link."""
 
     root: str
     kinds: dict[str, str] = field(default_factory=dict)
+    makers: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
+    published: dict[str, str] = field(default_factory=dict)
     entries: dict[tuple[str, str], str] = field(default_factory=dict)
     grants: dict[tuple[str, str], str] = field(default_factory=dict)
     versions: dict[str, list[str]] = field(default_factory=dict)
@@ -74,6 +85,69 @@ class Model:
     def seen_by(self, who: str) -> set[str]:
         return {file for file in self.kinds if self.role(who, file)}
 
+    # --- names ---
+
+    def name(self, who: str, place: str, name: str, file: str, step: int) -> None:
+        self.entries[place, name] = file
+        self.makers[place, name] = (who if who != "anna" else "", step)
+
+    def unname(self, place: str, name: str) -> str:
+        """Take a name away; who had made it."""
+        del self.entries[place, name]
+        return self.makers.pop((place, name))[0]
+
+    def reach(self, place: str) -> set[str]:
+        return self.above(place) & ({file for file, _ in self.grants} | set(self.published))
+
+    def changes_reach(self, who: str, place: str, known: set[str]) -> type[errors.Problem] | None:
+        """What is refused to `who`, for a name in `place` of what has names in `known`."""
+        if who == "anna" or any(self.reach(each) == self.reach(place) for each in known):
+            return None
+        return errors.OtherReach
+
+    def reached(self) -> dict[str, set[tuple[str, str]]]:
+        """Of every file in the tree: who reaches it, as what; links are visitors."""
+        return {
+            file: {(who, role) for who in GRANTEES if (role := self.role(who, file))}
+            | {("visitor", link) for at, link in self.published.items() if at in self.above(file)}
+            for file in self.kinds
+            if self.links(file)
+        }
+
+    def left(self, place: str, file: str, maker: str) -> None:
+        """Anna has taken a name of `file` out of `place`: names of others go that it has left
+        behind there."""
+        for each in [one for one in self.kinds if file in self.above(one)]:
+            names = [at for at, meant in self.entries.items() if meant == each]
+            if self.kinds[each] == "directory" or not (maker or any(map(self.by_other, names))):
+                continue
+            others = {at for at in names if file not in self.above(at[0]) and self.is_others(at)}
+            own = set(names) - others
+            lost = self.reach(place) - set().union(*(self.reach(parent) for parent, _ in own))
+            for at in others if own else set():
+                if self.reach(at[0]) & lost:
+                    self.unname(*at)
+
+    def by_other(self, at: tuple[str, str]) -> bool:
+        return bool(self.makers[at][0])
+
+    def is_others(self, at: tuple[str, str]) -> bool:
+        """Made by somebody else, or carried along by them with a directory since."""
+        carried = [one for one, meant in self.entries.items() if meant in self.above(at[0])]
+        since = self.makers[at][1]
+        return self.by_other(at) or any(
+            self.by_other(one) and self.makers[one][1] > since for one in carried
+        )
+
+    def remaining(self, top: str) -> set[tuple[str, str, str]]:
+        """Who reaches something below `top`, under which name, not by a grant at or above it."""
+        found = set()
+        for (place, name), file in self.entries.items():
+            ways = {file} if top in self.above(place) else {file} | self.above(place)
+            if file != top and top in self.above(file):
+                found |= {(who, place, name) for at, who in self.grants if at in ways}
+        return found
+
 
 class GrantsMachine(RuleBasedStateMachine):
     @initialize()
@@ -82,6 +156,7 @@ class GrantsMachine(RuleBasedStateMachine):
         self.db = Database(Path(self.folder.name) / "db.sqlite")
         self.db.migrate()
         self.numbers = itertools.count(1)
+        self.seen: set[str] = set()  # what happened at all
         self.callers: dict[str, Caller] = {}
         self.cursors = feed.Cursors(b"s")
         with self.db.write() as conn:
@@ -100,6 +175,8 @@ class GrantsMachine(RuleBasedStateMachine):
         self.head = 0
         for parent, name, kind in ((0, "a", "directory"), (0, "b", "directory"), (1, "c", "file")):
             self.create("anna", parent, name, kind)
+        for file in (1, 2):
+            self.share("anna", file, "ben", "editor")
 
     def teardown(self) -> None:
         if hasattr(self, "db"):
@@ -146,7 +223,20 @@ class GrantsMachine(RuleBasedStateMachine):
     def check(self, answer: object, expected: type[errors.Problem] | None) -> bool:
         """True if it was done."""
         assert isinstance(answer, expected or wire.Applied), (answer, expected)
+        self.seen.add(type(answer).__name__)
+        self.step = next(self.numbers)
         return expected is None
+
+    def nobody_reaches_otherwise(self, who: str, before: dict[str, set[tuple[str, str]]]) -> None:
+        """After a name was given by `who`."""
+        if who != "anna":
+            now = self.model.reached()
+            assert {file: now[file] for file in before} == before
+
+    def left(self, place: str, file: str, maker: str) -> None:
+        names = len(self.model.entries)
+        self.model.left(place, file, maker)
+        self.seen |= {"a name went"} if len(self.model.entries) < names else set()
 
     @rule(who=WHO, parent=INDEX, name=NAMES, kind=st.sampled_from(["file", "directory"]))
     def create(self, who: str, parent: int, name: str, kind: str) -> None:
@@ -165,8 +255,10 @@ class GrantsMachine(RuleBasedStateMachine):
         if expected is None and (place, name) in self.model.entries:
             expected = errors.Exists
         if self.check(self.apply(who, op), expected):
+            before = self.model.reached()
             self.model.kinds[file] = kind
-            self.model.entries[place, name] = file
+            self.model.name(who, place, name, file, self.step)
+            self.nobody_reaches_otherwise(who, before)
             self.model.versions[file] = [version] if kind == "file" else []
 
     @rule(who=WHO, entry=INDEX)
@@ -177,7 +269,9 @@ class GrantsMachine(RuleBasedStateMachine):
         holds = any(parent == file for parent, _ in self.model.entries)
         expected = self.may(who, place) or (errors.NotEmpty if holds else None)
         if self.check(self.apply(who, wire.Unlink(file=file, parent=place, name=name)), expected):
-            del self.model.entries[place, name]
+            maker = self.model.unname(place, name)
+            if who == "anna":
+                self.left(place, file, maker)
 
     @rule(who=WHO, entry=INDEX, goal=INDEX, name=NAMES)
     def move(self, who: str, entry: int, goal: int, name: str) -> None:
@@ -187,11 +281,47 @@ class GrantsMachine(RuleBasedStateMachine):
             return
         op = wire.Rename(file=file, parent=place, name=old, new_parent=place_to, new_name=name)
         expected = self.may(who, place) or self.may(who, place_to) or self.directory(place_to)
+        expected = expected or self.model.changes_reach(who, place_to, {place})
         if expected is None and file in self.model.above(place_to):
             expected = errors.WouldLoop
         if self.check(self.apply(who, op), expected):
-            del self.model.entries[place, old]
-            self.model.entries[place_to, name] = file
+            before = self.model.reached()
+            maker = self.model.unname(place, old)
+            self.model.name(who, place_to, name, file, self.step)
+            self.nobody_reaches_otherwise(who, before)
+            if who == "anna":
+                self.left(place, file, maker)
+
+    @rule(who=WHO, entry=INDEX, other=INDEX)
+    def exchange(self, who: str, entry: int, other: int) -> None:
+        one, two = self.pick_entry(entry), self.pick_entry(other)
+        (place, name), file = one
+        (place_to, name_to), file_to = two
+        if file == file_to or file not in self.model.kinds:
+            return
+        op = wire.Exchange(
+            file=file,
+            parent=place,
+            name=name,
+            other=file_to,
+            other_parent=place_to,
+            other_name=name_to,
+        )
+        expected = self.may(who, place) or self.may(who, place_to)
+        expected = expected or self.model.changes_reach(who, place_to, {place})
+        if expected is None and (
+            file in self.model.above(place_to) or file_to in self.model.above(place)
+        ):
+            expected = errors.WouldLoop
+        if self.check(self.apply(who, op), expected):
+            before = self.model.reached()
+            makers = self.model.unname(place, name), self.model.unname(place_to, name_to)
+            self.model.name(who, place_to, name_to, file, self.step)
+            self.model.name(who, place, name, file_to, self.step)
+            self.nobody_reaches_otherwise(who, before)
+            if who == "anna":
+                self.left(place, file, makers[0])
+                self.left(place_to, file_to, makers[1])
 
     @rule(who=WHO, file=INDEX, goal=INDEX, name=NAMES)
     def link(self, who: str, file: int, goal: int, name: str) -> None:
@@ -200,8 +330,12 @@ class GrantsMachine(RuleBasedStateMachine):
             return
         op = wire.Link(file=source, parent=place, name=name)
         expected = self.may(who, source) or self.may(who, place) or self.directory(place)
+        known = {parent for (parent, _), file in self.model.entries.items() if file == source}
+        expected = expected or self.model.changes_reach(who, place, known)
         if self.check(self.apply(who, op), expected):
-            self.model.entries[place, name] = source
+            before = self.model.reached()
+            self.model.name(who, place, name, source, self.step)
+            self.nobody_reaches_otherwise(who, before)
 
     @rule(who=WHO, file=INDEX)
     def write(self, who: str, file: int) -> None:
@@ -239,7 +373,7 @@ class GrantsMachine(RuleBasedStateMachine):
             return
         answer = self.apply(who, wire.Recover(file=gone, parent=place, name=name))
         if self.check(answer, None):
-            self.model.entries[place, name] = gone
+            self.model.name(who, place, name, gone, self.step)
 
     @rule(who=WHO, file=INDEX, to=GRANTEE, role=ROLE)
     def share(self, who: str, file: int, to: str, role: str) -> None:
@@ -272,6 +406,34 @@ class GrantsMachine(RuleBasedStateMachine):
             who = self.callers["anna" if by else to]
             sharing.unshare(conn, who, file, to, next(self.numbers))
         del self.model.grants[file, to]
+        self.what_remains_is_told(file)
+
+    def what_remains_is_told(self, file: str) -> None:
+        if self.model.kinds[file] != "directory":
+            return
+        with self.db.read() as conn:
+            reply = sharing.list_grants(conn, self.callers["anna"], file)
+        told = {(one.account, one.parent, one.name) for one in reply.reached}
+        assert told == self.model.remaining(file)
+        self.seen |= {"something remained"} if told else set()
+
+    @rule(file=INDEX)
+    def publish(self, file: int) -> None:
+        target = self.pick(file)
+        if target == self.model.root or not self.model.links(target):
+            return
+        if target in self.model.published:
+            return
+        with self.db.write() as conn:
+            made = links.make(conn, self.callers["anna"], target, MakeLink(), None, 1)
+        self.model.published[target] = made[0].id
+
+    @rule(number=INDEX)
+    def withdraw(self, number: int) -> None:
+        if self.model.published:
+            target = list(self.model.published)[number % len(self.model.published)]
+            with self.db.write() as conn:
+                links.revoke(conn, self.callers["anna"], self.model.published.pop(target), 2)
 
     # --- what must hold ---
 
@@ -292,6 +454,21 @@ class GrantsMachine(RuleBasedStateMachine):
                 for root in shared:
                     outer = (self.model.above(root.file.id) - {root.file.id}) & granted
                     assert (root.name is None) == bool(outer)
+
+    @invariant()
+    def names_are_the_models(self) -> None:
+        table = schema.entries
+        mine = schema.files.c.drive == self.callers["anna"].drive
+        with self.db.read() as conn:
+            found = conn.execute(
+                select(table).join(schema.files, table.c.file == schema.files.c.id).where(mine)
+            )
+            assert {(row.parent, row.name): row.file for row in found} == self.model.entries
+            for who in GRANTEES:
+                account = self.callers[who].account
+                by = conn.execute(select(table).where(table.c.made_by == account)).all()
+                made = {at for at, (maker, _) in self.model.makers.items() if maker == who}
+                assert {(row.parent, row.name) for row in by} == made
 
     @invariant()
     def versions_are_the_models(self) -> None:
@@ -352,3 +529,68 @@ GrantsMachine.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestGrants = GrantsMachine.TestCase
+
+
+# --- the same rules, in walks that use names much -----------------------------------------------
+
+WALKS, STEPS = 5, 80
+WEIGHTS = {"link": 12, "move": 10, "exchange": 2, "create": 3, "unlink": 2, "share": 2}
+WEIGHTS |= {"unshare": 1, "publish": 1, "withdraw": 1, "recover": 1}
+
+
+class Walk(GrantsMachine):
+    """From two folders that ben edits, one of which cleo knows a part of, with files in each."""
+
+    def set_out(self) -> None:
+        self.begin()
+        root = self.model.root
+        team, other = (self.put("anna", root, name, "directory") for name in "xy")
+        deep, inner = (self.put("anna", team, name, "directory") for name in "xy")
+        for place, to in ((team, "ben"), (other, "ben"), (deep, "cleo")):
+            self.share("anna", self.number(place), to, "editor")
+        for place in (team, other, deep, inner):
+            for who in ("anna", "ben"):
+                self.put(who, place, who, "file")
+
+    def number(self, file: str) -> int:
+        return list(self.model.kinds).index(file)
+
+    def put(self, who: str, place: str, name: str, kind: str) -> str:
+        self.create(who, self.number(place), name, kind)
+        return self.model.entries[place, name]
+
+    def places(self) -> list[str]:
+        kinds = self.model.kinds
+        return [one for one in kinds if kinds[one] == "directory" and self.model.links(one)]
+
+    def walk(self, chance: random.Random) -> None:
+        draw: dict[str, Callable[[], object]] = {
+            "who": lambda: chance.choices(("anna", "ben", "cleo"), (4, 5, 1))[0],
+            "to": lambda: chance.choice(GRANTEES),
+            "role": lambda: chance.choice(("editor", "editor", "viewer")),
+            "name": lambda: chance.choice("abcdefghijkl"),
+            "kind": lambda: chance.choice(("file", "file", "directory")),
+            "by": lambda: chance.random() < 0.9,
+            "goal": lambda: self.number(chance.choice(self.places())),
+            "parent": lambda: self.number(chance.choice(self.places())),
+        }
+        step = getattr(self, chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0])
+        wanted = inspect.signature(step).parameters
+        step(**{each: draw.get(each, lambda: chance.randrange(1000))() for each in wanted})
+        self.everybody_has_their_role()
+        self.names_are_the_models()
+        self.feeds_tell_what_is_seen_and_nothing_else()
+
+
+def test_who_reaches_what_by_names_is_as_the_model_says() -> None:
+    seen: set[str] = set()
+    for seed in range(WALKS):
+        walk, chance = Walk(), random.Random(seed)
+        try:
+            walk.set_out()
+            for _ in range(STEPS):
+                walk.walk(chance)
+        finally:
+            walk.teardown()
+        seen |= walk.seen
+    assert seen >= {"OtherReach", "a name went", "something remained"}

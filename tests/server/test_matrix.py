@@ -4,7 +4,8 @@ The columns: the drive's *owner*; an *editor* and a *viewer* of one of its direc
 *stranger*; somebody whose grant was taken back (*revoked*); the owner's tokens that may only read
 (*reader*), that are for that directory alone (*folder*), for another one alone (*elsewhere*), that
 have *expired*, and that were revoked (*ended*); and a *visitor* without any token, who has a link's
-URL at most.
+URL at most. *Deeper* is a directory in the shared one that is shared with one more besides: only
+the owner brings there what has a history already.
 
 `ok` is success, in a batch that of its one operation; `none` is a success that did nothing, as what
 was named is not the sender's; a number is the status of the refusal, in a batch that of the
@@ -45,6 +46,7 @@ POST /v1/files
 GET /v1/files/{file_id}               | ok    ok     ok     404      404     ok     ok     404       401     401   401
   (root)                              | ok    404    404    404      404     ok     404    404       401     401   401
   (in the trash)                      | ok    404    404    404      404     ok     404    404       401     401   401
+  (moved out, a name left behind)     | ok    404    404    404      404     ok     404    404       401     401   401
 GET /v1/files/{file_id}/children      | ok    ok     ok     404      404     ok     ok     404       401     401   401
 GET /v1/files/{file_id}/versions      | ok    ok     ok     404      404     ok     ok     404       401     401   401
 GET /v1/files/{file_id}/changes       | ok    ok     ok     404      404     ok     ok     404       401     401   401
@@ -71,12 +73,17 @@ POST /v1/chunks/locate                | ok    ok     ok     404      404     ok 
 POST /v1/changes/apply
   (create)                            | ok    ok     403    404      404     403    ok     404       401     401   401
   (create outside)                    | ok    404    404    404      404     403    404    404       401     401   401
+  (create deeper)                     | ok    ok     403    404      404     403    ok     404       401     401   401
   (write)                             | ok    ok     403    404      404     403    ok     404       401     401   401
   (link)                              | ok    ok     403    404      404     403    ok     404       401     401   401
+  (link deeper)                       | ok    409    403    404      404     403    409    404       401     401   401
   (rename)                            | ok    ok     403    404      404     403    ok     404       401     401   401
+  (rename deeper)                     | ok    409    403    404      404     403    409    404       401     401   401
   (rename, out)                       | ok    404    403    404      404     403    404    404       401     401   401
   (replace)                           | ok    ok     403    404      404     403    ok     404       401     401   401
+  (replace deeper)                    | ok    409    403    404      404     403    409    404       401     401   401
   (exchange)                          | ok    ok     403    404      404     403    ok     404       401     401   401
+  (exchange deeper)                   | ok    409    403    404      404     403    409    404       401     401   401
   (unlink)                            | ok    ok     403    404      404     403    ok     404       401     401   401
   (setattr)                           | ok    ok     403    404      404     403    ok     404       401     401   401
   (setxattr)                          | ok    ok     403    404      404     403    ok     404       401     401   401

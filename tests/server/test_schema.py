@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,20 @@ def _shape(conn: Connection) -> dict[str, object]:
     }
 
 
+def of_revision(path: Path, revision: str, rows: Sequence[str]) -> Database:
+    """A database as it was at an earlier revision, with what the statements `rows` put there."""
+    db = Database(path)
+    with db.write() as conn:
+        config = Config()
+        folder = Path(server.metadata.db.__file__).parent / "migrations"
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = conn
+        command.upgrade(config, revision)
+        for statement in rows:
+            conn.exec_driver_sql(statement)
+    return db
+
+
 SOME_UPLOADS = (
     "INSERT INTO accounts (id, name, name_key, password, created_ns) VALUES"
     " ('anna', 'anna', 'anna', '', 0), ('ben', 'ben', 'ben', '', 0)",
@@ -81,15 +96,7 @@ SOME_UPLOADS = (
 
 
 def test_sums_that_are_kept_begin_right(tmp_path: Path) -> None:
-    db = Database(tmp_path / "a.sqlite")
-    with db.write() as conn:
-        config = Config()
-        folder = Path(server.metadata.db.__file__).parent / "migrations"
-        config.set_main_option("script_location", str(folder))
-        config.attributes["connection"] = conn
-        command.upgrade(config, "0002")
-        for statement in SOME_UPLOADS:
-            conn.exec_driver_sql(statement)
+    db = of_revision(tmp_path / "a.sqlite", "0002", SOME_UPLOADS)
     db.migrate()
     with db.read() as conn:
         assert list(fsck_content.check_sums(conn, Names(conn))) == []
@@ -102,6 +109,31 @@ def test_sums_that_are_kept_begin_right(tmp_path: Path) -> None:
         ("home", "f", 1, 1, 900),
     ]
     assert unshown == [b"\x02"]
+
+
+SOME_NAMES = (
+    "INSERT INTO accounts (id, name, name_key, password, created_ns)"
+    " VALUES ('a', 'anna', 'anna', '', 1)",
+    "INSERT INTO drives (id, owner, root, head_seq, epoch, used_bytes)"
+    " VALUES ('d', 'a', 'r', 1, 'e', 0)",
+    "INSERT INTO files"
+    " (id, drive, kind, mode, uid, gid, mtime_ns, ctime_ns, size, links, rdev, rev) VALUES"
+    " ('r', 'd', 'directory', 0, 0, 0, 1, 1, 0, 1, 0, 1),"
+    " ('s', 'd', 'symlink', 0, 0, 0, 1, 1, 0, 1, 0, 1)",
+    "INSERT INTO entries VALUES ('r', 'link', 's', 1)",
+)
+
+
+def test_names_and_symlinks_from_before_are_there_and_nobody_is_said_to_have_made_them(
+    tmp_path: Path,
+) -> None:
+    db = of_revision(tmp_path / "a.sqlite", "0002", SOME_NAMES)
+    db.migrate()
+    with db.read() as conn:
+        entry = conn.execute(text("SELECT * FROM entries")).one()
+        symlink = conn.execute(text("SELECT * FROM files WHERE id = 's'")).one()
+    assert (entry.name, entry.file, entry.made_by, symlink.made_under) == ("link", "s", None, None)
+    db.close()
 
 
 def test_head_is_the_newest_migration() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mount.symlinks import NOWHERE
 from tests.system import harness
 from tests.system.faultproxy import Fault, FaultProxy
 from tests.system.harness import Device, Site, noise, wait_until
@@ -242,6 +243,54 @@ def test_nothing_is_renamed_from_one_drive_into_another_but_copied(people: Peopl
     people.anna.sees("inbox/mine.txt", b"for anna")
     assert not mine.exists()
     assert (top / "mine.txt").read_bytes() == b"for anna"
+
+
+def test_between_two_shared_folders_it_is_copied_too_and_a_hidden_name_goes(
+    people: People,
+) -> None:
+    for name in ("from", "to"):
+        people.folder(name)
+        people.share(name, "ben")
+        people.ben.sees(f"Shared/anna/{name}")
+    (people.anna.at / "from/plan").write_bytes(b"plan")
+    people.ben.sees("Shared/anna/from/plan", b"plan")
+    shared = people.ben.at / "Shared/anna"
+    assert error_of(os.link, shared / "from/plan", shared / "to/plan") == errno.EXDEV
+    assert error_of(os.rename, shared / "from/plan", shared / "to/plan") == errno.EXDEV
+    os.link(shared / "from/plan", shared / "from/.hidden")
+    people.anna.sees("from/.hidden", b"plan")
+    os.rename(people.anna.at / "from/plan", people.anna.at / "private plan")
+    people.anna.flush()
+    wait_until(lambda: os.listdir(shared / "from") == [], "both names are gone")
+    wait_until(lambda: os.listdir(people.anna.at / "from") == [], "here too")
+    assert (people.anna.at / "private plan").read_bytes() == b"plan"
+    assert people.ben.status()["refused"] == []
+
+
+def test_a_symlink_of_an_editors_that_leads_out_is_broken_if_asked_for(people: People) -> None:
+    top = people.folder("links")
+    people.share("links", "ben")
+    people.ben.sees("Shared/anna/links")
+    secret = people.site.base / "secret"
+    secret.write_bytes(b"anna's")
+    there = people.ben.at / "Shared/anna/links"
+    (there / "file").write_bytes(b"ben's")
+    (there / "out").symlink_to(secret)
+    (there / "in").symlink_to("file")
+    (top / "own").symlink_to(secret)
+    people.anna.sees("links/in", b"ben's")
+    people.anna.sees("links/out", b"anna's")  # as it is, unless asked otherwise
+    people.anna.umount()
+    people.anna.mount("--symlinks", "inside")
+    assert (top / "in").read_bytes() == b"ben's"
+    assert (top / "own").read_bytes() == b"anna's"
+    assert os.readlink(top / "out") == NOWHERE
+    assert os.lstat(top / "out").st_size == len(NOWHERE)
+    for work in (lambda: (top / "out").read_bytes(), lambda: (top / "out").write_bytes(b"x")):
+        with pytest.raises(NotADirectoryError):
+            work()
+    people.anna.umount()
+    people.anna.mount()
 
 
 def test_a_share_is_there_after_a_restart_without_the_network(people: People) -> None:
