@@ -109,7 +109,7 @@ async def locate(request: AnyRequest) -> Reply:
 
     found = await service.read(token_in(request), work)
     while not isinstance(found, LocateReply):
-        await service.reception.vouch(found)
+        await service.reception.vouch(found, service.whose(token_in(request)))
         found = await service.read(token_in(request), work)
     return reply(request, found)
 

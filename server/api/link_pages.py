@@ -33,6 +33,7 @@ from server.api.exchange import AnyRequest, service_of
 from server.front.limits import TokenBuckets
 from server.front.proxies import limited_as
 from server.people import accounts, audit
+from server.pools import STRANGERS
 from server.public import links, links_pages, links_tree, pages
 from server.public.documents_zip import MAX_MEMBERS
 from server.public.links import Inside
@@ -196,7 +197,7 @@ async def _begin(service: Service, begin: Begin, address: str) -> Page:
                 audit.note(conn, None, "link_download", link.id, now_ns, **about)
         return counted
 
-    if not await asyncio.get_running_loop().run_in_executor(service.writes, count):
+    if not await asyncio.wrap_future(service.writes.submit_for(STRANGERS, count)):
         raise _Closed
     return _redirect(service.links.content_url(wanted, time.time_ns()))
 
@@ -211,7 +212,7 @@ async def _note(service: Service, link: Link, address: str, right: bool) -> None
         with service.db.write() as conn:
             audit.note(conn, None, action, link.id, time.time_ns(), address=address)
 
-    await asyncio.get_running_loop().run_in_executor(service.writes, note)
+    await asyncio.wrap_future(service.writes.submit_for(STRANGERS, note))
 
 
 def _may_note(service: Service, link: Link, address: str) -> bool:
@@ -224,7 +225,7 @@ async def _off_loop(service: Service, work: Callable[[Connection], T]) -> T:
         with service.db.read() as conn:
             return work(conn)
 
-    return await asyncio.get_running_loop().run_in_executor(service.reads, job)
+    return await asyncio.wrap_future(service.reads.submit_for(STRANGERS, job))
 
 
 # --- what there is to see -----------------------------------------------------------------------

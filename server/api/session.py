@@ -21,6 +21,7 @@ from server.metadata.schema import accounts as accounts_table
 from server.metadata.schema import drives
 from server.people import accounts, audit, tokens
 from server.people.caller import Caller
+from server.pools import STRANGERS
 from server.service import Service
 
 
@@ -55,7 +56,6 @@ def _too_many(wait: float) -> RateLimited:
 
 
 async def _log_in(service: Service, wanted: LoginRequest, address: str) -> LoginReply:
-    loop = asyncio.get_running_loop()
 
     def find() -> tuple[str, str, str] | None:
         with service.db.read() as conn:
@@ -69,14 +69,16 @@ async def _log_in(service: Service, wanted: LoginRequest, address: str) -> Login
             audit.note(conn, caller, "login", device, now_ns, name=wanted.device, address=address)
             return token, device
 
-    found = await loop.run_in_executor(service.reads, find)
+    found = await asyncio.wrap_future(service.reads.submit_for(STRANGERS, find))
     hashed = found[2] if found is not None else None
     right = await passwords.off_loop(service, accounts.password_matches, hashed, wanted.password)
     if found is None or not right:
         await _note_failure(service, wanted.account, found[0] if found else None, address)
         raise Refused(Unauthorized(message="wrong account name or password"))
-    token, device = await loop.run_in_executor(service.writes, add, found[0])
-    return LoginReply(token=token, account=found[1], device_id=device)
+    account, name, _ = found
+    made = service.writes.submit_for(account, lambda: add(account))
+    token, device = await asyncio.wrap_future(made)
+    return LoginReply(token=token, account=name, device_id=device)
 
 
 async def _note_failure(service: Service, name: str, account: str | None, address: str) -> None:
@@ -93,7 +95,7 @@ async def _note_failure(service: Service, name: str, account: str | None, addres
             said = {"name": name, "address": address}
             audit.note(conn, None, "login_failed", account, time.time_ns(), **said)
 
-    await asyncio.get_running_loop().run_in_executor(service.writes, work)
+    await asyncio.wrap_future(service.writes.submit_for(STRANGERS, work))
 
 
 @get("/v1/me")

@@ -14,16 +14,15 @@ A refusal rolls its savepoint back. It is stored as the answer to its key only i
 Until then, later operations of the batch on the files of such a refusal are put off too
 (`unavailable`, not stored): on a file that is yet to come they would be refused for good.
 
-All other writers wait for a batch, and its answers are held in memory. So one that has taken
-`MAX_SECONDS` or has made `MAX_BYTES` ends there: what is left of it is `unavailable`, to be sent
-again. At least one operation is done, and in order, so whoever sends the rest again comes to an
-end.
+All other writers wait for a batch, and its answers are held in memory. So one whose time is over
+(`MAX_SECONDS`, or a fraction of one while others wait) or that has made `MAX_BYTES` ends there:
+what is left of it is `unavailable`, to be sent again. At least one operation is done, and in order,
+so whoever sends the rest again comes to an end.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -43,6 +42,7 @@ from server.people.caller import Caller
 
 Result = Applied | AnyProblem
 
+LATER = Unavailable(message="this was too much for one batch; send the rest again")
 MAX_SECONDS = 5.0
 MAX_BYTES = 16 * 1024 * 1024
 """Of encoded changes and answers. One operation alone may make more."""
@@ -52,13 +52,18 @@ _decode_result = msgspec.msgpack.Decoder(Result).decode
 
 
 def apply(
-    conn: Connection, caller: Caller, ops: Sequence[Keyed], now_ns: int
+    conn: Connection,
+    caller: Caller,
+    ops: Sequence[Keyed],
+    now_ns: int,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Result], list[News]]:
-    """Apply `ops` in order, each on its own; `conn` is in a write transaction.
+    """Apply `ops` in order, each on its own; `conn` is in a write transaction. `is_over` says that
+    the time for that is over.
 
     Returns the answers in order, and the news to publish once the transaction is committed.
     """
-    batch = _Batch(conn, caller, now_ns)
+    batch = _Batch(conn, caller, now_ns, is_over)
     batch.recall([keyed.key for keyed in ops])
     results = [batch.answer(keyed) for keyed in ops]
     return results, batch.finish()
@@ -79,6 +84,7 @@ class _Batch:
     conn: Connection
     caller: Caller
     now_ns: int
+    is_over: Callable[[], bool]
     known: dict[str, Result] = field(default_factory=dict)
     heads: dict[str, _Head] = field(default_factory=dict)
     answers: list[dict[str, object]] = field(default_factory=list)
@@ -89,7 +95,7 @@ class _Batch:
     returned: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
     size: int = 0
-    began: float = field(default_factory=time.monotonic)
+    attempts: int = 0
 
     def recall(self, keys: Sequence[str]) -> None:
         """Load the answers that were given before, in the order of `keys`, as far as there is room
@@ -115,14 +121,15 @@ class _Batch:
         return (idempotency.c.device == self.caller.device) & idempotency.c.key.in_(keys)
 
     def _is_spent(self) -> bool:
-        is_long = time.monotonic() - self.began > MAX_SECONDS
-        return bool(self.known) and (is_long or self.size > MAX_BYTES)
+        is_large = bool(self.known) and self.size > MAX_BYTES
+        return is_large or (self.attempts > 0 and self.is_over())
 
     def answer(self, keyed: Keyed) -> Result:
         if keyed.key in self.known:
             return self.known[keyed.key]
         if keyed.key in self.unread or self._is_spent():
-            return Unavailable(message="this was too much for one batch; send the rest again")
+            return LATER
+        self.attempts += 1
         result = self._attempt(keyed.op)
         if isinstance(result, Applied) or RULES[type(result)].retry is Retry.NEVER:
             self.known[keyed.key] = result

@@ -14,6 +14,7 @@ The trash is its owner's alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -45,6 +46,8 @@ EMPTY_FILES: Final = 500
 """Files that one call deletes for good, at most."""
 UNKNOWN: Final = "…/"
 """Begins a path whose upper part is not known any more."""
+_DROPPED: Final = 20
+"""Files that are deleted between two looks at the time."""
 _MAX_TOLD: Final = 50
 
 _directory = files.alias("directory")
@@ -218,8 +221,15 @@ _CHILDREN = (
 )
 
 
-def empty(conn: Connection, caller: Caller, wanted: list[str] | None, now_ns: int) -> EmptiedReply:
+def empty(
+    conn: Connection,
+    caller: Caller,
+    wanted: list[str] | None,
+    now_ns: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> EmptiedReply:
     """Delete for good these files of the caller's trash with what was deleted with them, or all.
+    When `is_over` says that the time for that is over, some.
 
     What is not in the caller's trash is passed over: the same is sent again while there is `more`.
     Raises `Refused(Forbidden)`.
@@ -230,13 +240,24 @@ def empty(conn: Connection, caller: Caller, wanted: list[str] | None, now_ns: in
         ids, more = ids[:EMPTY_FILES], len(ids) > EMPTY_FILES
     else:
         ids, more = _from_below(conn, caller.drive, wanted)
-    gone = purge.drop_files(conn, ids)
+    gone = _drop(conn, ids, is_over)
     more = more or gone < len(ids)
     if gone:
         of = "everything" if wanted is None else wanted[:_MAX_TOLD]
         subject = wanted[0] if wanted is not None and len(wanted) == 1 else None
         audit.note(conn, caller, "trash_empty", subject, now_ns, files=gone, of=of, more=more)
     return EmptiedReply(files=gone, more=more)
+
+
+def _drop(conn: Connection, ids: list[str], is_over: Callable[[], bool]) -> int:
+    """Delete files for good, some at least; returns how many, from the front."""
+    gone = 0
+    for part in pages(ids, _DROPPED):
+        dropped = purge.drop_files(conn, part)
+        gone += dropped
+        if dropped < len(part) or is_over():
+            break
+    return gone
 
 
 def _from_below(conn: Connection, drive: str, wanted: list[str]) -> tuple[list[str], bool]:

@@ -32,6 +32,7 @@ from remote.errors import Refused
 from remote.signing import BadSignature
 from server.front.proxies import client_of, limited_as
 from server.metrics import Metrics
+from server.pools import STRANGERS, FairPool
 from server.public import links_tree
 from server.public.documents import PIECE, Damaged, Document, Library
 from server.public.documents_names import disposition
@@ -71,7 +72,7 @@ class ContentServer:
     library: Library
     signer: LinkSigner
     metrics: Metrics
-    reads: Executor
+    reads: FairPool
     files: Executor
     stall_seconds: float = STALL_SECONDS
     _archives: Counter[str] = field(default_factory=Counter, init=False)
@@ -152,7 +153,7 @@ class ContentServer:
             with self.library.read() as conn:
                 return work(conn)
 
-        return await asyncio.get_running_loop().run_in_executor(self.reads, job)
+        return await asyncio.wrap_future(self.reads.submit_for(STRANGERS, job))
 
     async def _stream(
         self, body: Iterator[Buffer], receive: Receive, send: Send, wanted: Wanted

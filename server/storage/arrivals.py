@@ -195,6 +195,12 @@ def _adopt(
     return _Settled(row.stored_length, descriptor.stored_length)
 
 
+def chunks_of(ops: Iterable[Keyed]) -> set[bytes]:
+    """The chunks that `ops` refer to."""
+    contents = (getattr(keyed.op, "content", None) for keyed in ops)
+    return {piece.id for each in contents if each is not None for piece in each.manifest.pieces}
+
+
 class Unready(NamedTuple):
     """Chunks that operations need: `pending` ones that no event has reported, of which the blob
     store may know more; and `doubtful` ones, which another device uploaded and nobody verified."""

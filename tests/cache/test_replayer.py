@@ -169,6 +169,27 @@ async def test_batches_that_are_too_large_together_go_in_parts(one: Device, two:
     assert await files(two) == {f"/{name}": name.encode() for name in "abcdefg"}
 
 
+async def test_the_rest_of_a_batch_goes_on_at_once(
+    one: Device, two: Device, clock: trio.testing.MockClock
+) -> None:
+    """A server that others wait for answers a part of each batch, and they have had their turn."""
+    for name in "abcdefg":
+        await mkdir(one, name)
+    seen: list[float] = []
+
+    async def answer_two(request: wire.ApplyRequest) -> wire.ApplyReply:
+        seen.append(clock.current_time())
+        reply = await plain(wire.ApplyRequest(ops=request.ops[:2]))
+        later = [Unavailable() for _ in request.ops[2:]]
+        return wire.ApplyReply(results=[*reply.results, *later])
+
+    plain, one.port.apply = one.port.apply, answer_two  # type: ignore[method-assign]
+    await one.flush()
+    assert len(seen) == 4
+    assert max(seen) - min(seen) < 0.01  # of a clock that only waiting moves
+    assert await files(two) == {f"/{name}": None for name in "abcdefg"}
+
+
 async def test_a_refresh_that_fails_does_not_end_it(one: Device, two: Device) -> None:
     """Both rename one file; the loser lists its directories anew, and cannot."""
     await save(one, "a", b"1")
