@@ -28,13 +28,14 @@ from remote.errors import AnyProblem, Refused, Unauthorized, Unavailable
 from remote.wire import Applied, Keyed, PresignedPut
 from server.changes.fanout import LocalFanout
 from server.changes.feed import Cursors
+from server.changes.nesting import Nesting
 from server.drive import commits
 from server.front.known import KnownCallers
 from server.front.limits import Places, TokenBuckets
 from server.gauges import Gauges
 from server.metadata.db import Database
 from server.metrics import Metrics
-from server.people import tokens
+from server.people import sharing, tokens
 from server.people.caller import Caller
 from server.pools import STRANGERS, FairPool, Pool
 from server.public.links_signing import LinkSigner
@@ -89,7 +90,11 @@ class Service:
         )
         self.login_failures = TokenBuckets(1, 60)  # audit rows, per address and name
         self.login_failures_from = TokenBuckets(60, 60)  # audit rows, per address
+        misses = (tunables.share_miss_burst, tunables.share_miss_seconds)
+        self.share_misses = TokenBuckets(*misses)  # names that are no account's, per account
+        self.share_pace = sharing.Pace(tunables.stranger_burst, tunables.stranger_seconds)
         self.known = KnownCallers()
+        self.nesting = Nesting()
         self.sockets = Places(tunables.connections, tunables.sockets_per_account)
         self._seen = tokens.SeenThisHour()
         self.upload_ns = tunables.upload_days * 86_400 * 10**9

@@ -25,11 +25,14 @@ from remote.errors import (
     TooManyLinks,
 )
 from remote.wire import Change, EntryRecord
+from server.drive import depth
+from server.drive.depth import Below
 from server.drive.records import file_records
 from server.drive.rules import MAX_LINKS, check_name
 from server.metadata.schema import entries, files, xattrs
 from server.people import access
 from server.people.caller import Caller
+from server.people.lineage import Lineage
 
 _ENTRY = select(entries.c.file).where(
     entries.c.parent == bindparam("parent"), entries.c.name == bindparam("name")
@@ -50,24 +53,28 @@ class Mutation:
     """`seq` is the sequence number this operation's change will have in drive `drive`. `lost` are
     the (directory, file) pairs of entries that went: who sees only a part of the drive must be told
     of a file that left it. `returned` are files that are back from the trash: those with whom they
-    are shared see them again, and were not listening."""
+    are shared see them again, and were not listening. `moved`: a file that was there before, and
+    still is, is below another directory now, or below one less. `lineage` is the batch's."""
 
     conn: Connection
     caller: Caller
     now_ns: int
     drive: str
     seq: int
+    lineage: Lineage
     overtaken: str | None = None
     touched: dict[str, None] = field(default_factory=dict)
     names: dict[tuple[str, str], str | None] = field(default_factory=dict)
     lost: set[tuple[str, str]] = field(default_factory=set)
     returned: set[str] = field(default_factory=set)
+    moved: bool = False
+    _born: set[str] = field(default_factory=set)
 
     # --- reading, with access ---
 
     def file(self, file: str) -> Row[Any]:
         """The row of a file that the caller may change, in this drive."""
-        row = access.require(self.conn, self.caller, file, "editor")
+        row = access.require(self.conn, self.caller, file, "editor", self.lineage)
         if row.drive != self.drive:
             raise Refused(BadRequest(message="both ends must be in one drive"))
         return row
@@ -96,6 +103,22 @@ class Mutation:
         if self.meaning(parent.id, name) is not None:
             raise Refused(Exists(message=f"there is a {name!r} already"))
 
+    def check_depth(self, kind: str, parent: str, name: str) -> Below | None:
+        """What `add_entry` is to be told of a file of this kind with nothing below it. Raises
+        `Refused(NameTooLong)` if it would be too deep."""
+        if kind != "directory":
+            return None
+        return depth.check(self.conn, self.lineage.place(parent).within(name), depth.EMPTY)
+
+    def check_move(
+        self, row: Row[Any], here: tuple[str, str], there: tuple[str, str]
+    ) -> Below | None:
+        """The same of `row`, which moves from `here` to `there`, each a directory and a name."""
+        if row.kind != "directory":
+            return None
+        was, will_be = (self.lineage.place(parent).within(name) for parent, name in (here, there))
+        return depth.check(self.conn, will_be, Below.of(row), (row.id, was))
+
     def check_empty(self, row: Row[Any]) -> None:
         if row.kind == "directory" and self.conn.execute(_ANY_CHILD, {"parent": row.id}).first():
             raise Refused(NotEmpty(message=f"directory {row.id} is not empty"))
@@ -112,6 +135,8 @@ class Mutation:
         values |= {"id": file, "drive": self.drive, "ctime_ns": self.now_ns, "rev": self.seq}
         self.conn.execute(insert(files), values)
         self.touched[file] = None
+        self._born.add(file)
+        self.lineage.born(file)
 
     def set_xattrs(self, file: str, values: dict[str, bytes]) -> None:
         """Make `values` the extended attributes of `file`."""
@@ -120,14 +145,21 @@ class Mutation:
         if rows:
             self.conn.execute(insert(xattrs), rows)
 
-    def add_entry(self, parent: str, name: str, file: str) -> None:
+    def add_entry(self, parent: str, name: str, file: str, below: Below | None = None) -> None:
+        """`below`: the file is a directory that `check_depth` let in, with so much below it."""
         row = {"parent": parent, "name": name, "file": file, "rev": self.seq}
         self.conn.execute(insert(entries), row)
+        self.lineage.gained(file, parent, name)
+        if below is not None:
+            depth.deepen(self.conn, self.lineage, parent, name, below)
+        if file not in self._born and (parent, file) not in self.lost:
+            self.moved = True
         self._entry_changed(parent, name, file)
 
     def drop_entry(self, parent: str, name: str) -> None:
         if (file := self.meaning(parent, name)) is not None:
             self.lost.add((parent, file))
+            self.lineage.lost(file, parent, name)
         self.conn.execute(_DROP_ENTRY, {"p": parent, "n": name})
         self._entry_changed(parent, name, None)
 
@@ -151,6 +183,9 @@ class Mutation:
         trash: dict[str, object] = {}
         if row.links == 1:
             trash = {"trashed_ns": self.now_ns, "trashed_parent": parent, "trashed_name": name}
+            trash |= {"below_levels": 0, "below_bytes": 0}  # a directory was empty
+        else:
+            self.moved = True
         self.update(row.id, links=row.links - 1, **trash)
 
     # --- the record ---

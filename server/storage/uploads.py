@@ -18,8 +18,7 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from remote.content import Descriptor
 from remote.errors import Exists, Forbidden, Refused, UploadUnknown
 from remote.wire import StartUpload, UploadState
-from server.changes.views import view_of
-from server.metadata.schema import devices, uploads, versions
+from server.metadata.schema import devices, files, grants, uploads, versions
 from server.people import access
 from server.people.caller import Caller
 from server.storage import leases
@@ -39,6 +38,18 @@ _SESSION = (
     select(uploads, devices.c.account)
     .join(devices, uploads.c.device == devices.c.id)
     .where(uploads.c.version == bindparam("version"))
+)
+
+_EDITED = (
+    select(grants.c.file)
+    .join(files, grants.c.file == files.c.id)
+    .where(
+        grants.c.account == bindparam("account"),
+        grants.c.role == "editor",
+        files.c.drive == bindparam("drive"),
+        files.c.links > 0,
+    )
+    .limit(1)
 )
 
 
@@ -122,8 +133,10 @@ def _check_access(conn: Connection, caller: Caller, row: Row[Any]) -> None:
 
 def _edits_in(conn: Connection, caller: Caller, drive: str) -> bool:
     """Whether there is a place in `drive`, which is another's, where the file could be born."""
-    shared = view_of(conn, caller).shared
-    return any(root.drive == drive and root.role == "editor" for root in shared)
+    if caller.folder is not None:
+        return False
+    given = {"account": caller.account, "drive": drive}
+    return conn.execute(_EDITED, given).first() is not None
 
 
 def _drive_for(conn: Connection, caller: Caller, wanted: StartUpload) -> str:
