@@ -23,7 +23,7 @@ _ADVICE = {
     "forbidden": "ask the owner for the role of an editor, then run `nearline retry`; or copy it to"
     " a folder of your own",
     "bad_name": "give it another name",
-    "name_too_long": "give it a shorter name",
+    "name_too_long": "give it a shorter name, or move it to where it is less deep",
     "too_large": "make it smaller, or take attributes away, and it is sent",
     "too_many_links": f"remove other names of the file, {_RETRY}",
     "exists": f"rename one of the two, {_RETRY}",
