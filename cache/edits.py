@@ -20,6 +20,7 @@ import time
 
 import msgspec
 
+from cache import depth
 from cache.database import Database
 from cache.journal import Journal
 from cache.operations import (
@@ -77,10 +78,13 @@ class Edits:
         rdev: int = 0,
         target: str | None = None,
     ) -> Node:
-        """A new file of any kind. Raises EEXIST, ENOENT (the directory is gone), EPERM."""
+        """A new file of any kind. Raises EEXIST, ENOENT (the directory is gone), EPERM,
+        ENAMETOOLONG (a directory that would be too deep)."""
         with self._db.transaction():
             directory = self._directory(parent)
             self._check_free(parent, name)
+            if kind == "directory":
+                depth.check_new(self._tree, directory, name)
             if directory.mode & stat.S_ISGID:
                 gid = directory.gid
                 mode |= stat.S_ISGID if kind == "directory" else 0
@@ -238,6 +242,7 @@ class Edits:
                 raise fail(errno.EINVAL)
             if over is not None:
                 self._check_replaceable(node, over)
+            depth.check_move(self._tree, node, (source, name), (target, new_name))
             self._move(node, parent, name, new_parent, new_name, over)
             body = Body(
                 parent=source.file,
@@ -380,6 +385,9 @@ class Edits:
             for node, place in ((one, new_parent), (other, parent)):
                 if node.is_directory and self._tree.is_under(place, node.ino):
                     raise fail(errno.EINVAL)
+            here, there = (source, name), (target, new_name)
+            depth.check_move(self._tree, one, here, there)
+            depth.check_move(self._tree, other, there, here)
             now = time.time_ns()
             self._tree.drop_entry(parent, name, one)
             self._tree.drop_entry(new_parent, new_name, other)

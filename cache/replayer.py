@@ -484,9 +484,14 @@ class Replayer:
                 later += [] if retry is Retry.NEVER else [(op, answer)]
             tainted |= wrote
         jitter = random.random()  # the same for all, so that they go in one batch again
+        # It was too much for one batch, or others waited, and they have had their turn by now.
+        at_once = some and all(isinstance(problem, Unavailable) for _, problem in later)
         for op, problem in later:
-            moved = some and isinstance(problem, Unavailable)  # it was too much for one batch
-            self._send_waits(op.key, Refused(problem), jitter, moved=moved)
+            if at_once:
+                self._sends.done(op.key)
+            else:
+                moved = some and isinstance(problem, Unavailable)
+                self._send_waits(op.key, Refused(problem), jitter, moved=moved)
 
     def _again(self, op: Op, retry: Retry = Retry.LATER, missing: Sequence[bytes] = ()) -> None:
         """Not applied, and it may be changed again: make it anew and send it later. A refusal that

@@ -19,7 +19,15 @@ import trio
 
 from remote.codec import Encoded
 from remote.content import Descriptor
-from remote.errors import NearlineError, Problem, Refused, Retry, Unreachable, UrlRefused
+from remote.errors import (
+    NearlineError,
+    Problem,
+    Refused,
+    Retry,
+    Unavailable,
+    Unreachable,
+    UrlRefused,
+)
 from remote.ids import FileId, VersionId
 from remote.wire import (
     MAX_BATCH,
@@ -94,7 +102,7 @@ class Sender:
         self._queue.append(waiting)
         try:
             async with self._asking:
-                if waiting.answer is None:
+                while waiting.answer is None:
                     await self._ask(self._queue[:MAX_BATCH])
         finally:
             if waiting in self._queue:
@@ -122,8 +130,11 @@ class Sender:
             for waiting in batch:
                 waiting.answer = outcome.Error(problem)
         else:
+            # A server that others wait for too answers a part; the rest is asked again, at once.
+            is_part = any(not isinstance(state, Unavailable) for state in reply.uploads)
             for group, state in zip(uploads.values(), reply.uploads, strict=True):
-                _hand_out(group, state)
+                if not (is_part and isinstance(state, Unavailable)):
+                    _hand_out(group, state)
         self._queue = [waiting for waiting in self._queue if waiting.answer is None]
 
     async def _ask_halves(self, groups: list[list[_Waiting]]) -> None:

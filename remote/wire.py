@@ -23,6 +23,10 @@ from remote.ids import ChunkId, DriveId, FileId, HexId, VersionId
 
 MAX_BATCH = 1000
 MAX_NAME_BYTES = 255
+MAX_LEVELS = 1000
+"""Of directories in each other."""
+MAX_PATH_BYTES = 65536
+"""Of a directory's path from its drive's root, a slash before each name."""
 MAX_XATTR_BYTES = 65536
 SIGNED_URL_SECONDS = 300
 

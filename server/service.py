@@ -3,10 +3,12 @@
 Knows: the parts and how they are put together. Must not know: HTTP messages.
 
 Threads: the event loop never touches SQLite or a disk's queue. `reads` answers questions from
-snapshots; `writes` is a single thread, so write transactions wait in its queue and not for a lock;
-`passwords`, behind the `desk`, bounds the memory that Argon2 takes; `files` moves stored objects.
-Whoever visits a link has threads of their own: `visits` answers their questions and `downloads`
-puts their content together, so that no account waits behind visitors.
+snapshots; `writes` is a single thread, so write transactions wait in its queue and not for a lock.
+In both queues accounts take turns by the time that they have had (`turns`), so that nobody waits
+for all that somebody else asks; whose a job is, is known before it is queued, and asked again
+inside its transaction. `passwords`, behind the `desk`, bounds the memory that Argon2 takes; `files`
+moves stored objects. Whoever visits a link has threads of their own: `visits` answers their
+questions and `downloads` puts their content together, so that no account waits behind visitors.
 
 What is stored is noted and verified by `reception`, which shares these threads.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, TypeVar
 
@@ -27,6 +29,7 @@ from remote.errors import AnyProblem, Refused, Unauthorized, Unavailable
 from remote.wire import Applied, Keyed, PresignedPut
 from server.changes.fanout import LocalFanout
 from server.changes.feed import Cursors
+from server.changes.nesting import Nesting
 from server.drive import commits
 from server.front import passwords
 from server.front.known import KnownCallers
@@ -35,9 +38,9 @@ from server.front.tries import Tries
 from server.gauges import Gauges
 from server.metadata.db import Database
 from server.metrics import Metrics
-from server.people import tokens
+from server.people import sharing, tokens
 from server.people.caller import Caller
-from server.pools import Pool
+from server.pools import STRANGERS, FairPool, Pool
 from server.public import links_tree
 from server.public.documents import Library
 from server.public.links_signing import LinkSigner
@@ -57,6 +60,11 @@ T = TypeVar("T")
 
 DOUBTS = 5
 """How often a batch looks into chunks that became doubtful meanwhile."""
+
+
+SHARED_SECONDS = 0.05
+"""How long a batch may go on while others wait. They wait for it once, and then for one of each
+account that asks for much."""
 
 
 class _Doubt(NamedTuple):
@@ -85,21 +93,31 @@ class Service:
         self.locked_links = TokenBuckets(30, 2)  # links made with a password, per account
         self.login_failures = TokenBuckets(1, 60)  # audit rows, per address and name
         self.login_failures_from = TokenBuckets(60, 60)  # audit rows, per address
+        misses = (tunables.share_miss_burst, tunables.share_miss_seconds)
+        self.share_misses = TokenBuckets(*misses)  # names that are no account's, per account
+        self.share_pace = sharing.Pace(tunables.stranger_burst, tunables.stranger_seconds)
         self.known = KnownCallers()
         self.library = Library(self.db.read, self.blobs)
         self.counts = links_tree.Counts()
+        self.nesting = Nesting()
         self.sockets = Places(tunables.connections, tunables.sockets_per_account)
         self._seen = tokens.SeenThisHour()
         self.upload_ns = tunables.upload_days * 86_400 * 10**9
-        self.reads = Pool(4, "read")
-        self.writes = Pool(1, "write")
+        self.reads = FairPool(4, "read")
+        self.writes = FairPool(1, "write")
         self.passwords = Pool(passwords.THREADS, "password")
         self.desk = passwords.Desk(self.passwords)
         self.files = Pool(8, "file")
         self.visits = Pool(2, "visit")
         self.downloads = Pool(4, "download")
-        queues = {"read": self.reads, "write": self.writes, "password": self.passwords}
-        queues |= {"file": self.files, "visit": self.visits, "download": self.downloads}
+        queues: dict[str, Pool] = {
+            "read": self.reads,
+            "write": self.writes,
+            "password": self.passwords,
+            "file": self.files,
+            "visit": self.visits,
+            "download": self.downloads,
+        }
         self.reception = Reception(
             self.db, self.blobs, self.reads, self.writes, self.files, self.metrics
         )
@@ -139,10 +157,27 @@ class Service:
                 marked.add_done_callback(_report)
             return done
 
-        return await asyncio.get_running_loop().run_in_executor(self.reads, job)
+        return await asyncio.wrap_future(self.reads.submit_for(self.whose(token), job))
+
+    def whose(self, token: str | None) -> Hashable:
+        """Whose jobs those are that come with `token`, for what does harm to nobody."""
+        known = self.known.of(token)
+        return STRANGERS if known is None else known.account
+
+    async def account_of(self, token: str | None) -> str:
+        """The account that `token` is of. Raises `Refused(Unauthorized)`.
+
+        Asks the database only when the token is not known: who has no good one never gets into the
+        queue of writers.
+        """
+        known = self.known.of(token)
+        if known is not None:
+            return known.account
+        return await self.read(token, lambda _conn, caller: caller.account)
 
     async def write(self, token: str | None, work: Callable[[Connection, Caller], T]) -> T:
         """Authenticate and run `work` in one write transaction, off the loop."""
+        whose = await self.account_of(token)
 
         def job() -> T:
             now_ns = time.time_ns()
@@ -153,7 +188,11 @@ class Service:
                     tokens.mark_seen(conn, caller.device, now_ns)
             return done
 
-        return await asyncio.get_running_loop().run_in_executor(self.writes, job)
+        return await asyncio.wrap_future(self.writes.submit_for(whose, job))
+
+    def turn(self, whose: str) -> Callable[[], bool]:
+        """For a batch of an account that begins now in the write thread: whether it is to end."""
+        return self.writes.turn(whose, commits.MAX_SECONDS, SHARED_SECONDS)
 
     async def apply(self, token: str | None, ops: Sequence[Keyed]) -> list[Applied | AnyProblem]:
         """Commit a batch and publish its news.
@@ -165,35 +204,36 @@ class Service:
         def who(conn: Connection) -> Caller:
             return self._authenticate(conn, token, time.time_ns())
 
+        whose = await self.account_of(token)
+
         def job() -> list[Applied | AnyProblem] | _Doubt:
-            self.reception.flush()
-            doubtful = self.reception.settle(ops, who)
+            is_over = self.turn(whose)
+            ready, doubtful = self.reception.settle(ops, who, is_over)
             if doubtful:
                 return _Doubt(doubtful)
             now_ns = time.time_ns()
             with self.db.write() as conn:
                 caller = self._authenticate(conn, token, now_ns)
-                results, news = commits.apply(conn, caller, ops, now_ns)
+                results, news = commits.apply(conn, caller, ops[:ready], now_ns, is_over)
                 if self._seen.is_first(caller.device, now_ns):
                     tokens.mark_seen(conn, caller.device, now_ns)
             for each in news:
                 self.fanout.publish(each)
-            return results
+            return results + [commits.LATER] * (len(ops) - ready)
 
-        results = await self._without_doubt(job)
+        results = await self._without_doubt(whose, job)
         for keyed, result in zip(ops, results, strict=True):
             answer = "applied" if isinstance(result, Applied) else type(result).__name__
             self.metrics.operations.labels(type(keyed.op).__name__, answer).inc()
         return results
 
-    async def _without_doubt(self, job: Callable[[], T | _Doubt]) -> T:
+    async def _without_doubt(self, whose: str, job: Callable[[], T | _Doubt]) -> T:
         """Run `job` in the write thread, again after each time it named chunks to look into."""
-        loop = asyncio.get_running_loop()
         for _ in range(DOUBTS):
-            done = await loop.run_in_executor(self.writes, job)
+            done = await asyncio.wrap_future(self.writes.submit_for(whose, job))
             if not isinstance(done, _Doubt):
                 return done
-            await self.reception.look_into(done.keys)
+            await self.reception.look_into(done.keys, whose)
         raise Refused(Unavailable(message="the server is still verifying what is referred to"))
 
     def _authenticate(self, conn: Connection, token: str | None, now_ns: int) -> Caller:

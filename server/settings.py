@@ -41,6 +41,10 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     is another origin of this server, from which alone the downloads of links are served then, so
     that what is downloaded has nothing in common with the pages.
 
+    An account may share `share_miss_burst` times with names that are no account's, and then once in
+    `share_miss_seconds`; with somebody who has shared nothing with it `stranger_burst` times, and
+    then once in `stranger_seconds`.
+
     Limits are generous: they are for programs gone wild and for attackers. Rates are requests a
     second, above a burst; who exceeds one is first slowed down, then refused. `refusal_rate` and
     `refusal_burst` are of answers to one address that refuse it something. `visitor_rate` is that
@@ -67,6 +71,10 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     body_limit: Annotated[int, msgspec.Meta(ge=65536)] = 16 * 1024 * 1024
     login_burst: Annotated[int, msgspec.Meta(ge=1)] = 10
     login_seconds_per_try: Annotated[float, msgspec.Meta(gt=0)] = 6.0
+    share_miss_burst: Annotated[int, msgspec.Meta(ge=1)] = 20
+    share_miss_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    stranger_burst: Annotated[int, msgspec.Meta(ge=1)] = 50
+    stranger_seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=300)] = 60.0
     collect_seconds: Annotated[float, msgspec.Meta(ge=0)] = 3600.0
 

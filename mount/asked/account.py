@@ -29,7 +29,7 @@ from mount.failures import Failure
 from mount.session import Session
 from remote import backoff, wire
 from remote.client import ApiClient
-from remote.errors import AnyProblem, NearlineError, Unreachable
+from remote.errors import AnyProblem, NearlineError, Unavailable, Unreachable
 from remote.ids import FileId
 
 log = structlog.get_logger(__name__)
@@ -122,8 +122,23 @@ class Account:
         answers: list[wire.Applied | AnyProblem] = []
         for start in range(0, len(ops), wire.MAX_BATCH):
             batch = [wire.Keyed(key=new_id(), op=op) for op in ops[start : start + wire.MAX_BATCH]]
+            answers += await self._answers(batch)
+        return answers
+
+    async def _answers(self, batch: list[wire.Keyed]) -> list[wire.Applied | AnyProblem]:
+        """A server that others wait for too answers a part of a batch: the rest is sent again,
+        which comes to an end, because each time something was applied."""
+        answers: list[wire.Applied | AnyProblem] = []
+        while batch:
             request = wire.ApplyRequest(batch)
-            answers += (await self.again(partial(self.client.apply, request))).results
+            came = (await self.again(partial(self.client.apply, request))).results
+            done = len(came)
+            while done and isinstance(came[done - 1], Unavailable):
+                done -= 1
+            if not any(isinstance(each, wire.Applied) for each in came):
+                return answers + came
+            answers += came[:done]
+            batch = batch[done:]
         return answers
 
     async def again(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -25,7 +25,7 @@ _ADVICE = {
     "other_reach": "copy it there and delete it here (what the owner has shared or published would"
     " change by a move); or move it back, which settles it",
     "bad_name": "give it another name",
-    "name_too_long": "give it a shorter name",
+    "name_too_long": "give it a shorter name, or move it to where it is less deep",
     "too_large": "make it smaller, or take attributes away, and it is sent",
     "too_many_links": f"remove other names of the file, {_RETRY}",
     "exists": f"rename one of the two, {_RETRY}",

@@ -64,7 +64,7 @@ async def _pull(
     service: Service, token: str | None, cursor: str | None
 ) -> tuple[ChangesPage, View]:
     def work(conn: Connection, caller: Caller) -> tuple[ChangesPage, View]:
-        view = view_of(conn, caller)
+        view = view_of(conn, caller, service.nesting)
         return feed.pull(conn, service.cursors, view, cursor), view
 
     return await service.read(token, work)

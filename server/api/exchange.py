@@ -10,7 +10,7 @@ logged with its traceback and answered 500 with a Problem that tells nothing.
 from __future__ import annotations
 
 import asyncio
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -69,9 +69,9 @@ async def body(request: AnyRequest, kind: type[T], *, public: bool = False) -> T
     try:
         if len(raw) <= _INLINE_BYTES:
             return cast("T", _decode(raw, _content_type(request), kind))
-        loop, pool = asyncio.get_running_loop(), service_of(request).reads
-        message = await loop.run_in_executor(pool, _decode, raw, _content_type(request), kind)
-        return cast("T", message)
+        service, decode = service_of(request), partial(_decode, raw, _content_type(request), kind)
+        whose = service.whose(token_in(request))
+        return cast("T", await asyncio.wrap_future(service.reads.submit_for(whose, decode)))
     except Refused:
         if not public:
             await _authenticate(request)

@@ -85,7 +85,7 @@ async def file_changes(
 
     def work(conn: Connection, caller: Caller) -> object:
         row = access.require(conn, caller, file_id, "viewer")
-        view = view_of(conn, caller)
+        view = view_of(conn, caller, service.nesting)
         return feed.history(conn, service.cursors, view, row.drive, file_id, cursor)
 
     return reply(request, await service.read(token_in(request), work))
@@ -109,7 +109,7 @@ async def locate(request: AnyRequest) -> Reply:
 
     found = await service.read(token_in(request), work)
     while not isinstance(found, LocateReply):
-        await service.reception.vouch(found)
+        await service.reception.vouch(found, service.whose(token_in(request)))
         found = await service.read(token_in(request), work)
     return reply(request, found)
 

@@ -31,6 +31,7 @@ from server.api.exchange import AnyRequest, service_of
 from server.front.answers import headers_for
 from server.front.proxies import limited_as
 from server.people import accounts, audit
+from server.pools import STRANGERS
 from server.public import links, links_pages, pages
 from server.public.documents_zip import MAX_MEMBERS
 from server.public.links import Inside
@@ -142,7 +143,7 @@ async def _renew(service: Service, link: Link, hashed: str) -> None:
         with service.db.write() as conn:
             links.renew_password(conn, link, hashed)
 
-    await asyncio.get_running_loop().run_in_executor(service.writes, work)
+    await asyncio.wrap_future(service.writes.submit_for(STRANGERS, work))
 
 
 def _too_many(here: str, problem: Problem) -> Page:
@@ -212,7 +213,7 @@ async def _begin(service: Service, begin: Begin, address: str) -> Page:
                 audit.note(conn, None, "link_download", link.id, now_ns, **about)
         return counted
 
-    if not await asyncio.get_running_loop().run_in_executor(service.writes, count):
+    if not await asyncio.wrap_future(service.writes.submit_for(STRANGERS, count)):
         raise _Closed
     return _redirect(service.links.content_url(wanted, time.time_ns()))
 
@@ -227,7 +228,7 @@ async def _note(service: Service, link: Link, address: str, right: bool) -> None
         with service.db.write() as conn:
             audit.note(conn, None, action, link.id, time.time_ns(), address=address)
 
-    await asyncio.get_running_loop().run_in_executor(service.writes, note)
+    await asyncio.wrap_future(service.writes.submit_for(STRANGERS, note))
 
 
 def _may_note(service: Service, link: Link, address: str) -> bool:

@@ -49,7 +49,11 @@ _encode = msgspec.msgpack.Encoder().encode
 async def live(socket: Socket) -> None:
     service, token = service_of(socket), token_in(socket)
     try:
-        account, view = await service.read(token, _account_and_view)
+
+        def look(conn: Connection, caller: Caller) -> tuple[str, View]:
+            return caller.account, view_of(conn, caller, service.nesting)
+
+        account, view = await service.read(token, look)
         cursor = socket.query_params.get("cursor")
         if cursor:
             service.cursors.read(cursor)
@@ -59,10 +63,6 @@ async def live(socket: Socket) -> None:
                 await _Pusher(socket, service, token, view).serve()
     except Refused as refused:
         await refuse(cast(Any, socket.scope), cast(Any, socket.send), refused.problem)
-
-
-def _account_and_view(conn: Connection, caller: Caller) -> tuple[str, View]:
-    return caller.account, view_of(conn, caller)
 
 
 @contextmanager
@@ -136,7 +136,7 @@ class _Pusher:
         """Something may have happened anywhere in the view: have it pulled."""
 
         def work(conn: Connection, caller: Caller) -> tuple[View, Position]:
-            view = view_of(conn, caller)
+            view = view_of(conn, caller, self.service.nesting)
             return view, feed.here(conn, view)
 
         self.view, reached = await self.service.read(self.token, work)

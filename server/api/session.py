@@ -20,6 +20,7 @@ from server.metadata.schema import drives
 from server.people import accounts, audit, tokens
 from server.people.accounts import Checked
 from server.people.caller import Caller
+from server.pools import STRANGERS
 from server.service import Service
 
 
@@ -32,14 +33,13 @@ async def login(request: AnyRequest) -> Reply:
 
 
 async def _log_in(service: Service, wanted: LoginRequest, address: str) -> LoginReply:
-    loop = asyncio.get_running_loop()
 
     def find() -> Found | None:
         with service.db.read() as conn:
             found = accounts.find_account(conn, wanted.account)
             return None if found is None else Found(*found)
 
-    found = await loop.run_in_executor(service.reads, find)
+    found = await asyncio.wrap_future(service.reads.submit_for(STRANGERS, find))
     # A name that there is not is counted as one that there is.
     named = wanted.account.casefold() if found is None else found.account
     tried = await service.tries.begin(("account", named), address)
@@ -58,7 +58,8 @@ async def _log_in(service: Service, wanted: LoginRequest, address: str) -> Login
             audit.note(conn, caller, "login", device, now, name=wanted.device, address=address)
             return token, device
 
-    token, device = await loop.run_in_executor(service.writes, add)
+    made = service.writes.submit_for(found.account, add)
+    token, device = await asyncio.wrap_future(made)
     service.tries.was_right(tried)
     return LoginReply(token=token, account=found.name, device_id=device)
 
@@ -91,7 +92,7 @@ async def _note_failure(service: Service, name: str, account: str | None, addres
             said = {"name": name, "address": address}
             audit.note(conn, None, "login_failed", account, time.time_ns(), **said)
 
-    await asyncio.get_running_loop().run_in_executor(service.writes, work)
+    await asyncio.wrap_future(service.writes.submit_for(STRANGERS, work))
 
 
 @get("/v1/me")

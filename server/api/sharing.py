@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from litestar import delete, get, post
 from litestar.params import FromPath
 from sqlalchemy import Connection
 
+from remote.errors import RateLimited, Refused
 from remote.wire_account import SharedReply, ShareRequest, SharesReply
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
@@ -17,6 +19,7 @@ from server.changes.fanout import News
 from server.changes.views import shared_with, with_attributes
 from server.people import sharing
 from server.people.caller import Caller
+from server.service import Service
 
 T = TypeVar("T")
 
@@ -26,11 +29,35 @@ async def share(request: AnyRequest, file_id: FromPath[str]) -> Reply:
     check_id(file_id)
     wanted = await body(request, ShareRequest)
 
+    service = service_of(request)
+
     def work(conn: Connection, caller: Caller) -> tuple[list[News], SharesReply]:
-        news = sharing.share(conn, caller, file_id, wanted.users, time.time_ns())
+        now_ns, pace = time.time_ns(), service.share_pace
+        news = sharing.share(conn, caller, file_id, wanted.users, now_ns, pace)
         return news, sharing.list_grants(conn, caller, file_id)
 
-    return reply(request, await _published(request, work))
+    with _counting_misses(service, await service.account_of(token_in(request))):
+        shares = await _published(request, work)
+    return reply(request, shares)
+
+
+@contextmanager
+def _counting_misses(service: Service, account: str) -> Iterator[None]:
+    """Only names that are no account's count. A try is taken before it is known what it is, so that
+    many at a time are no way around. Raises `Refused(RateLimited)`."""
+    wait = service.share_misses.take(account, time.monotonic())
+    if wait:
+        message = f"too many names that are no account's; share again in {max(1.0, wait):.0f} s"
+        raise Refused(RateLimited(message=message, retry_after_seconds=round(wait, 3)))
+    is_miss = False
+    try:
+        yield
+    except sharing.NoSuchAccount:
+        is_miss = True
+        raise
+    finally:
+        if not is_miss:
+            service.share_misses.give_back(account, time.monotonic())
 
 
 @get("/v1/files/{file_id:str}/shares")
@@ -55,11 +82,14 @@ async def unshare(request: AnyRequest, file_id: FromPath[str], account: FromPath
 
 @get("/v1/shared")
 async def shared(request: AnyRequest) -> Reply:
+    service = service_of(request)
+
     def work(conn: Connection, caller: Caller) -> SharedReply:
-        roots = () if caller.folder is not None else shared_with(conn, caller.account)
+        whole = caller.folder is None
+        roots = shared_with(conn, caller.account, service.nesting) if whole else ()
         return SharedReply(with_attributes(conn, roots))
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return reply(request, await service.read(token_in(request), work))
 
 
 async def _published(

@@ -36,9 +36,11 @@ async def page(
 
 @post("/v1/trash/empty")
 async def empty(request: AnyRequest) -> Reply:
+    service = service_of(request)
     wanted = await body(request, EmptyTrash)
 
     def work(conn: Connection, caller: Caller) -> EmptiedReply:
-        return trash.empty(conn, caller, wanted.files, time.time_ns())
+        is_over = service.turn(caller.account)
+        return trash.empty(conn, caller, wanted.files, time.time_ns(), is_over)
 
-    return reply(request, await service_of(request).write(token_in(request), work))
+    return reply(request, await service.write(token_in(request), work))

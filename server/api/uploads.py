@@ -33,12 +33,12 @@ async def start(request: AnyRequest) -> Reply:
     wanted = await body(request, StartUploads)
 
     def work(conn: Connection, caller: Caller) -> StartUploadsReply:
-        terms = service.terms(conn, caller)
+        terms, is_over = service.terms(conn, caller), service.turn(caller.account)
         left = MAX_BATCH
         begun: list[UploadState | AnyProblem] = []
         for each in wanted.uploads:
             left -= len(each.descriptors)
-            is_late = left < 0 and begun
+            is_late = begun and (left < 0 or is_over())
             begun.append(_LATER if is_late else _start(conn, caller, each, terms))
         return StartUploadsReply(begun)
 
@@ -46,7 +46,7 @@ async def start(request: AnyRequest) -> Reply:
 
 
 _LATER = Unavailable(message=f"at most {MAX_BATCH} descriptors at a time; send the rest again")
-"""All other writers wait while descriptors are taken in."""
+"""All other writers wait while descriptors are taken in. While they do, it may be fewer."""
 
 
 def _start(conn: Connection, caller: Caller, wanted: StartUpload, terms: Terms) -> UploadState:

@@ -18,28 +18,36 @@ from typing import Any
 
 import msgspec
 from msgspec import structs
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 
 from remote.wire import SharedRoot
 from server.changes.fanout import account_topic, drive_topic, grant_topic
-from server.drive.records import attributes, file_record
+from server.changes.nesting import Nesting
+from server.drive.records import attributes, file_record, lightest, pages
 from server.metadata.schema import accounts, devices, drives, entries, files, grants
-from server.people import access
 from server.people.caller import Caller
 
 _LONGEST_SUFFIX = 16
 """What follows a name's last dot and is longer is no suffix to be kept."""
 _SHARED = (
-    select(files, grants.c.role, grants.c.at_ns, accounts.c.name.label("owner_name"))
+    select(
+        files,
+        grants.c.role,
+        grants.c.at_ns,
+        accounts.c.name.label("owner_name"),
+        drives.c.moved_seq,
+    )
     .join_from(grants, files, grants.c.file == files.c.id)
     .join(drives, files.c.drive == drives.c.id)
     .join(accounts, drives.c.owner == accounts.c.id)
     .where(grants.c.account == bindparam("account"), files.c.links > 0)
     .order_by(accounts.c.name_key, grants.c.at_ns, grants.c.file)
 )
-_NAME = (
-    select(entries.c.name).where(entries.c.file == bindparam("file")).order_by(entries.c.name)
-).limit(1)
+_NAMES = (
+    select(entries.c.file, func.min(entries.c.name))
+    .where(entries.c.file.in_(bindparam("ids", expanding=True)))
+    .group_by(entries.c.file)
+)
 _GRANTS_BEGIN = select(grants.c.file, grants.c.since_seq).where(
     grants.c.account == bindparam("account")
 )
@@ -66,15 +74,16 @@ class View:
         return frozenset({self.watch}.union(*self.topics.values()))
 
 
-def view_of(conn: Connection, caller: Caller) -> View:
-    """The caller's view at the moment of `conn`'s snapshot."""
+def view_of(conn: Connection, caller: Caller, nesting: Nesting | None = None) -> View:
+    """The caller's view at the moment of `conn`'s snapshot. `nesting` is what is remembered of
+    views before; None: nothing."""
     watch = account_topic(caller.account)
     if caller.folder is not None:
         only = {caller.drive: (grant_topic(caller.folder),)}
         begin = conn.execute(_TOKEN_BEGINS, {"device": caller.device}).scalar_one()
         begins = {grant_topic(caller.folder): begin}
         return View(caller.drive, only, watch, (), _digest(()), begins)
-    shared = shared_with(conn, caller.account)
+    shared = shared_with(conn, caller.account, nesting)
     topics: dict[str, tuple[str, ...]] = {caller.drive: (drive_topic(caller.drive),)}
     for root in shared:
         if root.name is not None:
@@ -87,18 +96,22 @@ def _begins(conn: Connection, caller: Caller) -> Iterable[Row[Any]]:
     return conn.execute(_GRANTS_BEGIN, {"account": caller.account})
 
 
-def shared_with(conn: Connection, account: str) -> tuple[SharedRoot, ...]:
+def shared_with(
+    conn: Connection, account: str, nesting: Nesting | None = None
+) -> tuple[SharedRoot, ...]:
     """What others share with `account`, in the order of its names' choice. Without attributes: this
     is asked with every request, and others decide how many there are."""
     rows = conn.execute(_SHARED, {"account": account}).all()
     if not rows:
         return ()
-    roots = {row.id for row in rows}
+    nested = (nesting or Nesting()).of(conn, account, rows)
+    names = _names(conn, [row.id for row in rows if row.id not in nested])
     taken: defaultdict[str, set[str]] = defaultdict(set)
     found = []
     for row in rows:
-        below = not roots.isdisjoint(access.ancestors(conn, row.id) - {row.id})
-        name = None if below else _free(taken[row.owner_name], _name(conn, row))
+        name = None
+        if row.id not in nested:
+            name = _free(taken[row.owner_name], names.get(row.id) or str(row.owner_name))
         found.append(
             SharedRoot(
                 file=file_record(row, {}),
@@ -113,17 +126,22 @@ def shared_with(conn: Connection, account: str) -> tuple[SharedRoot, ...]:
 
 
 def with_attributes(conn: Connection, shared: Sequence[SharedRoot]) -> list[SharedRoot]:
-    """`shared` as it is told."""
-    attrs = attributes(conn, [root.file.id for root in shared])
+    """`shared` as it is told. It is one answer, and others decide what is in it: when all that it
+    carries is too much for one, the files with the most attributes are told without."""
+    attrs = attributes(conn, lightest(conn, [root.file.id for root in shared]))
     return [
         structs.replace(root, file=structs.replace(root.file, xattrs=attrs.get(root.file.id, {})))
         for root in shared
     ]
 
 
-def _name(conn: Connection, row: Row[Any]) -> str:
-    """What the owner calls it; a drive's root, which has no entry, is called after its owner."""
-    return conn.execute(_NAME, {"file": row.id}).scalar() or str(row.owner_name)
+def _names(conn: Connection, ids: Sequence[str]) -> dict[str, str]:
+    """What the owners call these files; a drive's root has no entry, and is called after its
+    owner."""
+    found: dict[str, str] = {}
+    for page in pages(ids):
+        found.update(map(tuple, conn.execute(_NAMES, {"ids": page})))
+    return found
 
 
 def _free(taken: set[str], name: str) -> str:

@@ -14,16 +14,15 @@ A refusal rolls its savepoint back. It is stored as the answer to its key only i
 Until then, later operations of the batch on the files of such a refusal are put off too
 (`unavailable`, not stored): on a file that is yet to come they would be refused for good.
 
-All other writers wait for a batch, and its answers are held in memory. So one that has taken
-`MAX_SECONDS` or has made `MAX_BYTES` ends there: what is left of it is `unavailable`, to be sent
-again. At least one operation is done, and in order, so whoever sends the rest again comes to an
-end.
+All other writers wait for a batch, and its answers are held in memory. So one whose time is over
+(`MAX_SECONDS`, or a fraction of one while others wait) or that has made `MAX_BYTES` ends there:
+what is left of it is `unavailable`, to be sent again. At least one operation is done, and in order,
+so whoever sends the rest again comes to an end.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -40,9 +39,11 @@ from server.metadata.schema import audit as audit_table
 from server.metadata.schema import changes, devices, drives, files, grants, idempotency
 from server.people import access, audit
 from server.people.caller import Caller
+from server.people.lineage import Lineage
 
 Result = Applied | AnyProblem
 
+LATER = Unavailable(message="this was too much for one batch; send the rest again")
 MAX_SECONDS = 5.0
 MAX_BYTES = 16 * 1024 * 1024
 """Of encoded changes and answers. One operation alone may make more."""
@@ -52,13 +53,18 @@ _decode_result = msgspec.msgpack.Decoder(Result).decode
 
 
 def apply(
-    conn: Connection, caller: Caller, ops: Sequence[Keyed], now_ns: int
+    conn: Connection,
+    caller: Caller,
+    ops: Sequence[Keyed],
+    now_ns: int,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Result], list[News]]:
-    """Apply `ops` in order, each on its own; `conn` is in a write transaction.
+    """Apply `ops` in order, each on its own; `conn` is in a write transaction. `is_over` says that
+    the time for that is over.
 
     Returns the answers in order, and the news to publish once the transaction is committed.
     """
-    batch = _Batch(conn, caller, now_ns)
+    batch = _Batch(conn, caller, now_ns, is_over)
     batch.recall([keyed.key for keyed in ops])
     results = [batch.answer(keyed) for keyed in ops]
     return results, batch.finish()
@@ -66,11 +72,13 @@ def apply(
 
 @dataclass
 class _Head:
-    """A drive's head row while a batch is applied. `parted`: somebody sees only a part of it."""
+    """A drive's head row while a batch is applied. `moved` is the last change that moved something;
+    `parted`: somebody sees only a part of the drive."""
 
     epoch: str
     before: int
     seq: int
+    moved: int
     parted: bool
 
 
@@ -79,6 +87,7 @@ class _Batch:
     conn: Connection
     caller: Caller
     now_ns: int
+    is_over: Callable[[], bool]
     known: dict[str, Result] = field(default_factory=dict)
     heads: dict[str, _Head] = field(default_factory=dict)
     answers: list[dict[str, object]] = field(default_factory=list)
@@ -88,8 +97,13 @@ class _Batch:
     put_off: set[str] = field(default_factory=set)
     returned: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
+    parts: dict[str, bool] = field(default_factory=dict)
     size: int = 0
-    began: float = field(default_factory=time.monotonic)
+    attempts: int = 0
+    lineage: Lineage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lineage = Lineage(self.conn)
 
     def recall(self, keys: Sequence[str]) -> None:
         """Load the answers that were given before, in the order of `keys`, as far as there is room
@@ -115,14 +129,15 @@ class _Batch:
         return (idempotency.c.device == self.caller.device) & idempotency.c.key.in_(keys)
 
     def _is_spent(self) -> bool:
-        is_long = time.monotonic() - self.began > MAX_SECONDS
-        return bool(self.known) and (is_long or self.size > MAX_BYTES)
+        is_large = bool(self.known) and self.size > MAX_BYTES
+        return is_large or (self.attempts > 0 and self.is_over())
 
     def answer(self, keyed: Keyed) -> Result:
         if keyed.key in self.known:
             return self.known[keyed.key]
         if keyed.key in self.unread or self._is_spent():
-            return Unavailable(message="this was too much for one batch; send the rest again")
+            return LATER
+        self.attempts += 1
         result = self._attempt(keyed.op)
         if isinstance(result, Applied) or RULES[type(result)].retry is Retry.NEVER:
             self.known[keyed.key] = result
@@ -143,6 +158,7 @@ class _Batch:
         except Refused as refused:
             self.conn.exec_driver_sql("ROLLBACK TO SAVEPOINT operation")
             self.conn.exec_driver_sql("RELEASE SAVEPOINT operation")
+            self.lineage.forget()
             return _problem(refused.problem)
         self.conn.exec_driver_sql("RELEASE SAVEPOINT operation")
         return applied
@@ -150,7 +166,7 @@ class _Batch:
     def _perform(self, op: Op) -> Applied:
         drive = self._drive_of(op)
         head = self._head(drive)
-        tx = Mutation(self.conn, self.caller, self.now_ns, drive, head.seq + 1)
+        tx = Mutation(self.conn, self.caller, self.now_ns, drive, head.seq + 1, self.lineage)
         tree.perform(tx, op)
         change = tx.change()
         self._record(head, change, tx)
@@ -165,9 +181,10 @@ class _Batch:
 
     def _head(self, drive: str) -> _Head:
         if drive not in self.heads:
-            query = select(drives.c.head_seq, drives.c.epoch).where(drives.c.id == drive)
-            row = self.conn.execute(query.with_for_update()).one()
-            self.heads[drive] = _Head(row.epoch, row.head_seq, row.head_seq, self._parted(drive))
+            query = select(drives.c.head_seq, drives.c.epoch, drives.c.moved_seq)
+            row = self.conn.execute(query.where(drives.c.id == drive).with_for_update()).one()
+            head, parted = row.head_seq, self._parted(drive)
+            self.heads[drive] = _Head(row.epoch, head, head, row.moved_seq, parted)
         return self.heads[drive]
 
     def _parted(self, drive: str) -> bool:
@@ -178,11 +195,12 @@ class _Batch:
 
     def _record(self, head: _Head, change: Change, tx: Mutation) -> None:
         head.seq = change.seq
+        head.moved = change.seq if tx.moved else head.moved
         self.returned |= tx.returned
         self._tell(drive_topic(change.drive), change)
         if not head.parted:
             return
-        touched = Touched.by(change, tx.lost, lambda file: access.ancestors(self.conn, file))
+        touched = Touched.by(change, tx.lost, self.lineage.above)
         for root in self._roots(touched.directories):
             self._tell(grant_topic(root), trimmed(change, touched, root))
 
@@ -194,15 +212,17 @@ class _Batch:
         self.rows.append(row | {"device": self.caller.device, "payload": payload})
 
     def _roots(self, above: set[str]) -> list[str]:
-        """Which of these files somebody sees without seeing the whole drive."""
+        """Which of these files somebody sees without seeing the whole drive. No operation changes
+        that, so a batch asks once for each."""
         found: set[str] = set()
-        for page in pages(above):
+        for page in pages(above - self.parts.keys()):
             shared = select(grants.c.file).where(grants.c.file.in_(page))
             scoped = select(devices.c.folder).where(
                 devices.c.folder.in_(page), devices.c.revoked_ns.is_(None)
             )
             found.update(self.conn.execute(shared.union(scoped)).scalars())
-        return sorted(found)
+            self.parts |= {file: file in found for file in page}
+        return sorted(file for file in above if self.parts[file])
 
     def finish(self) -> list[News]:
         """Write what the batch collected; the head rows last."""
@@ -214,8 +234,8 @@ class _Batch:
             self.conn.execute(insert(idempotency), self.answers)
         for drive, head in self.heads.items():
             if head.seq > head.before:
-                moved = update(drives).where(drives.c.id == drive)
-                self.conn.execute(moved.values(head_seq=head.seq))
+                values = {"head_seq": head.seq, "moved_seq": head.moved}
+                self.conn.execute(update(drives).where(drives.c.id == drive).values(**values))
         news = [self._news(topic, made) for topic, made in self.topics.items()]
         return news + self._seen_again()
 

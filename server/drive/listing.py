@@ -33,6 +33,7 @@ from server.metadata.schema import accounts, devices, entries, files
 from server.metadata.schema import versions as versions_table
 from server.people import access
 from server.people.caller import Caller
+from server.people.lineage import Lineage
 
 MAX_CHILDREN = 1000
 MAX_VERSIONS = 200
@@ -126,8 +127,9 @@ def by_fingerprint(conn: Connection, caller: Caller, fingerprint: str) -> Finger
         table.c.status == "uploaded",
     )
     query = query.order_by(table.c.created_ns.desc()).limit(MAX_SAME)
+    lineage = Lineage(conn)
     for row in conn.execute(query):
-        if access.role_of(conn, caller, row.file) is not None:
+        if access.role_of(conn, caller, row.file, lineage) is not None:
             return FingerprintReply(
                 file=row.file, version=row.id, manifest=versions.manifest_of(row)
             )

@@ -26,11 +26,14 @@ from remote.errors import (
     TooManyLinks,
 )
 from remote.wire import Change, EntryRecord
+from server.drive import depth
+from server.drive.depth import Below
 from server.drive.records import file_records
 from server.drive.rules import MAX_LINKS, MAX_LINKS_OF_OTHERS, check_name
 from server.metadata.schema import entries, files, xattrs
 from server.people import access
 from server.people.caller import Caller
+from server.people.lineage import Lineage
 from server.people.reach import reach_of
 
 _ENTRY = select(entries.c.file, entries.c.made_by).where(
@@ -62,13 +65,16 @@ class Mutation:
     the (directory, file) pairs of entries that went: who sees only a part of the drive must be told
     of a file that left it. `taken` are the same entries, with who made them. `returned` are files
     that are back from the trash: those with whom they are shared see them again, and were not
-    listening. `left` are names of others that went with what the owner moved out."""
+    listening. `left` are names of others that went with what the owner moved out. `moved`: a file
+    that was there before, and still is, is below another directory now, or below one less.
+    `lineage` is the batch's."""
 
     conn: Connection
     caller: Caller
     now_ns: int
     drive: str
     seq: int
+    lineage: Lineage
     overtaken: str | None = None
     touched: dict[str, None] = field(default_factory=dict)
     names: dict[tuple[str, str], str | None] = field(default_factory=dict)
@@ -76,6 +82,8 @@ class Mutation:
     taken: list[Taken] = field(default_factory=list)
     returned: set[str] = field(default_factory=set)
     left: list[str] = field(default_factory=list)
+    moved: bool = False
+    _born: set[str] = field(default_factory=set)
 
     @property
     def is_whole(self) -> bool:
@@ -86,7 +94,7 @@ class Mutation:
 
     def file(self, file: str) -> Row[Any]:
         """The row of a file that the caller may change, in this drive."""
-        row = access.require(self.conn, self.caller, file, "editor")
+        row = access.require(self.conn, self.caller, file, "editor", self.lineage)
         if row.drive != self.drive:
             raise Refused(BadRequest(message="both ends must be in one drive"))
         return row
@@ -114,6 +122,22 @@ class Mutation:
         check_name(name, at_root=parent.id == parent.root)
         if self.meaning(parent.id, name) is not None:
             raise Refused(Exists(message=f"there is a {name!r} already"))
+
+    def check_depth(self, kind: str, parent: str, name: str) -> Below | None:
+        """What `add_entry` is to be told of a file of this kind with nothing below it. Raises
+        `Refused(NameTooLong)` if it would be too deep."""
+        if kind != "directory":
+            return None
+        return depth.check(self.conn, self.lineage.place(parent).within(name), depth.EMPTY)
+
+    def check_move(
+        self, row: Row[Any], here: tuple[str, str], there: tuple[str, str]
+    ) -> Below | None:
+        """The same of `row`, which moves from `here` to `there`, each a directory and a name."""
+        if row.kind != "directory":
+            return None
+        was, will_be = (self.lineage.place(parent).within(name) for parent, name in (here, there))
+        return depth.check(self.conn, will_be, Below.of(row), (row.id, was))
 
     def check_empty(self, row: Row[Any]) -> None:
         if row.kind == "directory" and self.conn.execute(_ANY_CHILD, {"parent": row.id}).first():
@@ -145,6 +169,8 @@ class Mutation:
         values |= {"id": file, "drive": self.drive, "ctime_ns": self.now_ns, "rev": self.seq}
         self.conn.execute(insert(files), values)
         self.touched[file] = None
+        self._born.add(file)
+        self.lineage.born(file)
 
     def set_xattrs(self, file: str, values: dict[str, bytes]) -> None:
         """Make `values` the extended attributes of `file`."""
@@ -153,10 +179,16 @@ class Mutation:
         if rows:
             self.conn.execute(insert(xattrs), rows)
 
-    def add_entry(self, parent: str, name: str, file: str) -> None:
+    def add_entry(self, parent: str, name: str, file: str, below: Below | None = None) -> None:
+        """`below`: the file is a directory that `check_depth` let in, with so much below it."""
         made_by = None if self.is_whole else self.caller.account
         row = {"parent": parent, "name": name, "file": file, "rev": self.seq}
         self.conn.execute(insert(entries), row | {"made_by": made_by})
+        self.lineage.gained(file, parent, name)
+        if below is not None:
+            depth.deepen(self.conn, self.lineage, parent, name, below)
+        if file not in self._born and (parent, file) not in self.lost:
+            self.moved = True
         self._entry_changed(parent, name, file)
 
     def drop_entry(self, parent: str, name: str) -> None:
@@ -164,6 +196,7 @@ class Mutation:
         if row is not None:
             self.lost.add((parent, row.file))
             self.taken.append(Taken(parent, row.file, row.made_by))
+            self.lineage.lost(row.file, parent, name)
         self.conn.execute(_DROP_ENTRY, {"p": parent, "n": name})
         self._entry_changed(parent, name, None)
 
@@ -188,6 +221,9 @@ class Mutation:
         trash: dict[str, object] = {}
         if row.links == 1:
             trash = {"trashed_ns": self.now_ns, "trashed_parent": parent, "trashed_name": name}
+            trash |= {"below_levels": 0, "below_bytes": 0}  # a directory was empty
+        else:
+            self.moved = True
         self.update(row.id, links=row.links - 1, **trash)
 
     # --- the record ---

@@ -25,11 +25,12 @@ from sqlalchemy import Row, bindparam, select
 from server.drive.mutation import Mutation, Taken
 from server.metadata.schema import entries, files
 from server.people import access
+from server.people.lineage import ABOVE
 from server.people.reach import reach_of
 
 _NAMES = select(entries).where(entries.c.file == bindparam("file"))
 _MOVED_BY_OTHERS = select(entries.c.rev).where(
-    entries.c.file.in_(access.ANCESTORS), entries.c.made_by.is_not(None)
+    entries.c.file.in_(ABOVE), entries.c.made_by.is_not(None)
 )
 _below = select(bindparam("top", type_=files.c.id.type).label("id")).cte("below", recursive=True)
 _below = _below.union_all(select(entries.c.file).where(entries.c.parent == _below.c.id))

@@ -24,7 +24,7 @@ from sqlalchemy import BindParameter, Connection, bindparam, delete, exists, sel
 from server.drive.records import pages
 from server.metadata.schema import files, grants, links, version_chunks, versions, xattrs
 
-CHUNKS = 50_000
+CHUNKS = 10_000
 """About how many references to chunks one call lets go of."""
 
 _CHUNK_BYTES = 1 << 20

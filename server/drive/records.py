@@ -48,6 +48,20 @@ def attributes(conn: Connection, ids: Sequence[str]) -> dict[str, dict[str, byte
     return found
 
 
+def lightest(conn: Connection, ids: Sequence[str]) -> list[str]:
+    """Those of `ids` that have attributes and fit one answer together, least first."""
+    sizes: dict[str, int] = {}
+    for page in pages(ids):
+        sizes.update(map(tuple, conn.execute(_XATTR_BYTES, {"ids": page})))
+    total, taken = 0, list[str]()
+    for id, size in sorted(sizes.items(), key=lambda each: (each[1], each[0])):
+        total += size
+        if total > PAGE_BYTES:
+            break
+        taken.append(id)
+    return taken
+
+
 def fitting(conn: Connection, ids: Sequence[str]) -> int:
     """How many of `ids`, from the front, have attributes that one answer has room for; at least
     one, if there are any."""

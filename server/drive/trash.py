@@ -14,6 +14,7 @@ The trash is its owner's alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -24,15 +25,17 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    literal,
     or_,
     select,
 )
 
 from remote.errors import NotADirectory, Refused
+from remote.wire import MAX_LEVELS, MAX_PATH_BYTES
 from remote.wire_account import EmptiedReply, TrashItem, TrashPage
 from server.drive import purge
 from server.drive.listing import read_mark, write_mark
-from server.drive.records import attributes, file_record, fitting, pages
+from server.drive.records import PAGE_BYTES, attributes, file_record, fitting, pages
 from server.metadata.schema import drives, entries, files
 from server.people import access, audit
 from server.people.caller import Caller
@@ -45,6 +48,8 @@ EMPTY_FILES: Final = 500
 """Files that one call deletes for good, at most."""
 UNKNOWN: Final = "…/"
 """Begins a path whose upper part is not known any more."""
+_DROPPED: Final = 20
+"""Files that are deleted between two looks at the time."""
 _MAX_TOLD: Final = 50
 
 _directory = files.alias("directory")
@@ -112,9 +117,10 @@ def page(
     query = query.order_by(files.c.trashed_ns.desc(), files.c.id.desc()).limit(limit + 1)
     found = conn.execute(query, {"drive": caller.drive, "parent": parent}).all()
     shown = found[: fitting(conn, [each.id for each in found[:limit]])]
-    more = len(found) > len(shown)
-    mark = write_mark((shown[-1].trashed_ns, shown[-1].id)) if more else None
-    return TrashPage(items=_items(conn, caller.drive, shown, keep_ns), next=mark)
+    items = _items(conn, caller.drive, shown, keep_ns)
+    more = len(found) > len(items)
+    mark = write_mark((items[-1].trashed_ns, items[-1].file.id)) if more else None
+    return TrashPage(items=items, next=mark)
 
 
 def _of_directory(conn: Connection, caller: Caller, parent: str) -> Any:
@@ -124,21 +130,27 @@ def _of_directory(conn: Connection, caller: Caller, parent: str) -> Any:
     return _FROM_LIVE if row.links else _WITH
 
 
-def _items(conn: Connection, drive: str, rows: Any, keep_ns: int) -> list[TrashItem]:
+def _items(conn: Connection, drive: str, rows: Sequence[Row[Any]], keep_ns: int) -> list[TrashItem]:
+    """As many of `rows`, from the first, as a page has room for paths; at least one."""
     attrs = attributes(conn, [row.id for row in rows])
-    paths = _Paths(conn, drive)
-    return [
-        TrashItem(
+    paths, size = _Paths(conn, drive), 0
+    items: list[TrashItem] = []
+    for row in rows:
+        path = paths.of(row.trashed_parent) + row.trashed_name
+        size += len(path.encode())
+        if items and size > PAGE_BYTES:
+            break
+        item = TrashItem(
             file=file_record(row, attrs.get(row.id, {})),
-            path=paths.of(row.trashed_parent) + row.trashed_name,
+            path=path,
             parent=row.trashed_parent,
             name=row.trashed_name,
             trashed_ns=row.trashed_ns,
             expires_ns=row.trashed_ns + keep_ns,
             inside=_count_inside(conn, row),
         )
-        for row in rows
-    ]
+        items.append(item)
+    return items
 
 
 def _count_inside(conn: Connection, row: Row[Any]) -> int:
@@ -150,51 +162,57 @@ def _count_inside(conn: Connection, row: Row[Any]) -> int:
 
 # --- paths --------------------------------------------------------------------------------------
 
-_PLACE = (
-    select(
-        files.c.trashed_parent,
-        files.c.trashed_name,
-        entries.c.parent,
-        entries.c.name,
-    )
+_parent = func.coalesce(entries.c.parent, files.c.trashed_parent).label("parent")
+_name = func.coalesce(entries.c.name, files.c.trashed_name).label("name")
+_up = (
+    select(files.c.id, _parent, _name, literal(1).label("level"))
     .outerjoin(entries, entries.c.file == files.c.id)
     .where(files.c.id == bindparam("id"))
+    .cte("up", recursive=True)
 )
+_up = _up.union_all(
+    select(files.c.id, _parent, _name, _up.c.level + 1)
+    .join_from(_up, files, files.c.id == _up.c.parent)
+    .outerjoin(entries, entries.c.file == files.c.id)
+    .where(_up.c.level <= MAX_LEVELS)
+)
+_UP = select(_up).order_by(_up.c.level)
 
 
 class _Paths:
-    """Paths of directories of one drive from its root, through the trash where they are there."""
+    """Paths of directories of one drive from its root, through the trash where they are there.
+
+    One question for each directory, however deep it is. The trash may be deeper than any tree: what
+    was moved before it was deleted makes a chain of places that never were one path. So a path has
+    at most `MAX_LEVELS` names and `MAX_PATH_BYTES`.
+    """
 
     def __init__(self, conn: Connection, drive: str) -> None:
         self._conn = conn
         root = conn.execute(select(drives.c.root).where(drives.c.id == drive)).scalar_one()
-        self._known: dict[str, str] = {root: ""}
+        self._root: str = root
+        self._known: dict[str, str] = {}
 
     def of(self, directory: str) -> str:
         """With a slash at the end; empty for the root. Begins with `UNKNOWN` where the directories
-        above have been deleted for good."""
-        above: list[tuple[str, str]] = []
-        at, seen = directory, set[str]()
-        while at not in self._known:
-            seen.add(at)
-            parent, name = self._place(at)
-            if parent is None or parent in seen:
-                self._known[at] = UNKNOWN
-                break
-            above.append((at, name))
-            at = parent
-        path = self._known[at]
-        for id, name in reversed(above):
-            path = self._known[id] = f"{path}{name}/"
-        return path
+        above have been deleted for good, or are too many."""
+        if directory not in self._known:
+            self._known[directory] = self._climb(directory)
+        return self._known[directory]
 
-    def _place(self, id: str) -> tuple[str | None, str]:
-        row = self._conn.execute(_PLACE, {"id": id}).first()
-        if row is None:
-            return None, ""
-        if row.parent is not None:
-            return row.parent, row.name
-        return row.trashed_parent, row.trashed_name
+    def _climb(self, directory: str) -> str:
+        names, size, start = list[str](), 0, UNKNOWN
+        for row in self._conn.execute(_UP, {"id": directory}):
+            if row.id == self._root:
+                start = ""
+                break
+            if row.parent is None or len(names) == MAX_LEVELS:
+                break
+            size += len(row.name.encode()) + 1
+            if size > MAX_PATH_BYTES:
+                break
+            names.append(row.name)
+        return start + "".join(f"{name}/" for name in reversed(names))
 
 
 # --- emptying -----------------------------------------------------------------------------------
@@ -218,8 +236,15 @@ _CHILDREN = (
 )
 
 
-def empty(conn: Connection, caller: Caller, wanted: list[str] | None, now_ns: int) -> EmptiedReply:
+def empty(
+    conn: Connection,
+    caller: Caller,
+    wanted: list[str] | None,
+    now_ns: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> EmptiedReply:
     """Delete for good these files of the caller's trash with what was deleted with them, or all.
+    When `is_over` says that the time for that is over, some.
 
     What is not in the caller's trash is passed over: the same is sent again while there is `more`.
     Raises `Refused(Forbidden)`.
@@ -230,13 +255,24 @@ def empty(conn: Connection, caller: Caller, wanted: list[str] | None, now_ns: in
         ids, more = ids[:EMPTY_FILES], len(ids) > EMPTY_FILES
     else:
         ids, more = _from_below(conn, caller.drive, wanted)
-    gone = purge.drop_files(conn, ids)
+    gone = _drop(conn, ids, is_over)
     more = more or gone < len(ids)
     if gone:
         of = "everything" if wanted is None else wanted[:_MAX_TOLD]
         subject = wanted[0] if wanted is not None and len(wanted) == 1 else None
         audit.note(conn, caller, "trash_empty", subject, now_ns, files=gone, of=of, more=more)
     return EmptiedReply(files=gone, more=more)
+
+
+def _drop(conn: Connection, ids: list[str], is_over: Callable[[], bool]) -> int:
+    """Delete files for good, some at least; returns how many, from the front."""
+    gone = 0
+    for part in pages(ids, _DROPPED):
+        dropped = purge.drop_files(conn, part)
+        gone += dropped
+        if dropped < len(part) or is_over():
+            break
+    return gone
 
 
 def _from_below(conn: Connection, drive: str, wanted: list[str]) -> tuple[list[str], bool]:

@@ -75,6 +75,7 @@ def create(tx: Mutation, op: wire.Create) -> None:
     tx.check_free(parent, op.name)
     if access.find(tx.conn, op.file) is not None:
         raise Refused(Exists(message=f"there is a file {op.file} already"))
+    below = tx.check_depth(op.kind, op.parent, op.name)
     size = len(op.target.encode()) if op.target is not None else 0
     version = None
     if op.content is not None:
@@ -99,7 +100,7 @@ def create(tx: Mutation, op: wire.Create) -> None:
     )
     if op.xattrs:
         tx.set_xattrs(op.file, op.xattrs)
-    tx.add_entry(op.parent, op.name, op.file)
+    tx.add_entry(op.parent, op.name, op.file, below)
 
 
 def write(tx: Mutation, op: wire.Write) -> None:
@@ -151,8 +152,9 @@ def recover(tx: Mutation, op: wire.Recover) -> None:
     if name is None:
         raise Refused(NotFound(message="where it was is not known; name a place for it"))
     tx.check_free(parent, name)
+    below = tx.check_depth(row.kind, parent.id, name)
     tx.gain_link(row)
-    tx.add_entry(parent.id, name, op.file)
+    tx.add_entry(parent.id, name, op.file, below)
 
 
 def _place(tx: Mutation, row: Row[Any], op: wire.Recover) -> str:
@@ -192,10 +194,11 @@ def rename(tx: Mutation, op: wire.Rename) -> None:
     tx.check_reach(op.new_parent, op.parent)
     check_name(op.new_name, at_root=parent.id == parent.root)
     _check_no_loop(tx, row, op.new_parent)
+    below = tx.check_move(row, (op.parent, op.name), (op.new_parent, op.new_name))
     if there is not None:
         _make_way(tx, row, op, there)
     tx.drop_entry(op.parent, op.name)
-    tx.add_entry(op.new_parent, op.new_name, op.file)
+    tx.add_entry(op.new_parent, op.new_name, op.file, below)
     tx.update(op.file)
 
 
@@ -233,12 +236,15 @@ def exchange(tx: Mutation, op: wire.Exchange) -> None:
         _nothing(tx, op.file, (op.parent, op.name), (op.other_parent, op.other_name))
         return
     tx.check_reach(op.other_parent, op.parent)
-    _check_no_loop(tx, tx.file(op.file), op.other_parent)
-    _check_no_loop(tx, tx.file(op.other), op.parent)
-    tx.drop_entry(op.parent, op.name)
-    tx.drop_entry(op.other_parent, op.other_name)
-    tx.add_entry(op.parent, op.name, op.other)
-    tx.add_entry(op.other_parent, op.other_name, op.file)
+    row, other = tx.file(op.file), tx.file(op.other)
+    here, there = (op.parent, op.name), (op.other_parent, op.other_name)
+    _check_no_loop(tx, row, op.other_parent)
+    _check_no_loop(tx, other, op.parent)
+    below, below_other = tx.check_move(row, here, there), tx.check_move(other, there, here)
+    tx.drop_entry(*here)
+    tx.drop_entry(*there)
+    tx.add_entry(*here, op.other, below_other)
+    tx.add_entry(*there, op.file, below)
     tx.update(op.file)
     tx.update(op.other)
 
@@ -290,7 +296,7 @@ def _regular(row: Row[Any]) -> Row[Any]:
 
 
 def _check_no_loop(tx: Mutation, row: Row[Any], new_parent: str) -> None:
-    if row.kind == "directory" and row.id in access.ancestors(tx.conn, new_parent):
+    if row.kind == "directory" and row.id in tx.lineage.above(new_parent):
         raise Refused(WouldLoop(message="a directory cannot move into itself"))
 
 

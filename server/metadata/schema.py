@@ -11,6 +11,8 @@ Invariants:
 - A drive's rows in `changes` have consecutive `seq`, and `drives.head_seq` is the last of them.
 - `files.links` is the number of `entries` rows naming the file (1 for a drive's root, which has
   none); 0 exactly when `trashed_ns` is set.
+- A directory's `below_levels` is at least one more than that of each directory in it; its
+  `below_bytes` likewise with the name there and a slash.
 - A `versions` row with status `uploaded` has all its chunks in `version_chunks`, and each of those
   in `chunks` with state `uploaded`.
 """
@@ -109,6 +111,9 @@ drives = Table(
     Column("unshown_bytes", BigInteger, nullable=False, server_default=text("0")),
     # How many chunks are pending and not unshown.
     Column("promised_chunks", BigInteger, nullable=False, server_default=text("0")),
+    # Sequence number of the last change after which something was below another directory than
+    # before. What is below what is worked out once for each (changes.nesting).
+    Column("moved_seq", BigInteger, nullable=False, server_default=text("0")),
 )
 
 files = Table(
@@ -151,6 +156,10 @@ files = Table(
         sqlite_where=text("links > 1"),
         postgresql_where=text("links > 1"),
     ),
+    # How far the directories below a directory reach at most: levels, and bytes of the longest path
+    # from it, a slash before each name (drive.depth). 0 for all else.
+    Column("below_levels", Integer, nullable=False, server_default=text("0")),
+    Column("below_bytes", BigInteger, nullable=False, server_default=text("0")),
     # The trash of a drive by time; nothing of a file in the tree is in it.
     Index(
         "ix_files_trash",

@@ -13,14 +13,16 @@ weak is answered `forbidden`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, bindparam, select
 
 from remote.errors import Forbidden, NotFound, Refused
 from remote.wire import Role
-from server.metadata.schema import drives, entries, files, grants
+from server.metadata.schema import drives, files, grants
 from server.people.caller import Caller
+from server.people.lineage import ABOVE, IS_ABOVE, Lineage
 
 _RANK: Final[dict[Role, int]] = {"viewer": 1, "editor": 2, "owner": 3}
 
@@ -30,13 +32,8 @@ _FILE = (
     .where(files.c.id == bindparam("id"))
 )
 
-_above = select(bindparam("id", type_=files.c.id.type).label("id")).cte("above", recursive=True)
-_above = _above.union(select(entries.c.parent).where(entries.c.file == _above.c.id))
-ANCESTORS = select(_above.c.id)
-"""The ids of file `id` and of every directory above it, over all links."""
-_IS_ABOVE = select(_above.c.id).where(_above.c.id == bindparam("directory")).limit(1)
 _GRANTED = select(grants.c.role).where(
-    grants.c.account == bindparam("account"), grants.c.file.in_(ANCESTORS)
+    grants.c.account == bindparam("account"), grants.c.file.in_(ABOVE)
 )
 
 
@@ -48,32 +45,45 @@ def find(conn: Connection, file: str) -> Row[Any] | None:
 def above(file: str) -> Select[str]:
     """A query for `file` and every directory above it, over all links, to ask others with: there
     may be more of them than a statement has parameters."""
-    return ANCESTORS.params(id=file)
+    return ABOVE.params(id=file)
 
 
 def ancestors(conn: Connection, file: str) -> set[str]:
     """`file` and every directory above it, over all links."""
-    return set(conn.execute(ANCESTORS, {"id": file}).scalars())
+    return set(conn.execute(ABOVE, {"id": file}).scalars())
 
 
 def is_below(conn: Connection, file: str, directory: str) -> bool:
     """Whether `file` is `directory`, or below it by one of its names."""
-    return conn.execute(_IS_ABOVE, {"id": file, "directory": directory}).first() is not None
+    return conn.execute(IS_ABOVE, {"id": file, "directory": directory}).first() is not None
 
 
-def role_of(conn: Connection, caller: Caller, file: Row[Any] | str) -> Role | None:
-    """The role of `caller` on `file` (an id, or a row from `find`); None: none."""
+def role_of(
+    conn: Connection, caller: Caller, file: Row[Any] | str, lineage: Lineage | None = None
+) -> Role | None:
+    """The role of `caller` on `file` (an id, or a row from `find`); None: none. `lineage` is what
+    the transaction remembers of the tree, where it asks more than once."""
     row = find(conn, file) if isinstance(file, str) else file
     if row is None:
         return None
     if caller.folder is not None:
-        reaches = row.owner == caller.account and is_below(conn, row.id, caller.folder)
+        if row.owner != caller.account:
+            return None
+        if lineage is None:
+            reaches = is_below(conn, row.id, caller.folder)
+        else:
+            reaches = caller.folder in lineage.above(row.id)
         return "editor" if reaches else None
     if row.owner == caller.account:
         return "owner"
     if row.links == 0:
         return None
-    granted = conn.execute(_GRANTED, {"id": row.id, "account": caller.account}).scalars()
+    granted: Iterable[Role]
+    if lineage is None:
+        granted = conn.execute(_GRANTED, {"id": row.id, "account": caller.account}).scalars()
+    else:
+        roles = lineage.granted(caller.account, row.drive)
+        granted = [roles[each] for each in lineage.above(row.id) if each in roles] if roles else ()
     return max(granted, key=_RANK.__getitem__, default=None)
 
 
@@ -100,14 +110,16 @@ def require_whole(caller: Caller) -> None:
         raise Refused(Forbidden(message="this token is for less; log in to do that"))
 
 
-def require(conn: Connection, caller: Caller, file: str, need: Role) -> Row[Any]:
-    """The row of `file` if `caller` has at least role `need` on it.
+def require(
+    conn: Connection, caller: Caller, file: str, need: Role, lineage: Lineage | None = None
+) -> Row[Any]:
+    """The row of `file` if `caller` has at least role `need` on it. `lineage` as in `role_of`.
 
     Raises `Refused` with NotFound (no role, or no such file) or Forbidden (a weaker role, or a
     token that may only read).
     """
     row = find(conn, file)
-    role = None if row is None else role_of(conn, caller, row)
+    role = None if row is None else role_of(conn, caller, row, lineage)
     if row is None or role is None:
         raise Refused(NotFound(message=f"there is no file {file}"))
     if _RANK[role] < _RANK[need]:

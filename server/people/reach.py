@@ -14,13 +14,13 @@ from __future__ import annotations
 from sqlalchemy import Connection, bindparam, or_, select, union
 
 from server.metadata.schema import devices, grants, links
-from server.people.access import ANCESTORS
+from server.people.lineage import ABOVE
 
 _ROOTS = union(
-    select(grants.c.file).where(grants.c.file.in_(ANCESTORS)),
+    select(grants.c.file).where(grants.c.file.in_(ABOVE)),
     *(
         select(column).where(
-            column.in_(ANCESTORS),
+            column.in_(ABOVE),
             table.c.revoked_ns.is_(None),
             or_(table.c.expires_ns.is_(None), table.c.expires_ns > bindparam("now")),
         )

@@ -9,54 +9,123 @@ follows its file through renames and moves, sleeps while the file is in the tras
 Who was given something may leave it. Who loses a share, or may only read by
 now, loses the uploads they have under way in its drive.
 
+A share appears at once and unasked, and costs whom it is given to something with every request. So
+there is a bound on what one account is given by all others, and a lower one on what it is given by
+those whom it does not know, one by one and together: strangers fill neither its view nor the room
+of its friends. An account knows those with whom it has shared something itself.
+
 Every function is called in a write transaction (but `list_grants`) and returns the news to publish
 after the commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 
-from remote.errors import BadRequest, NotFound, Refused, TooLarge
+from remote.errors import BadRequest, NotFound, RateLimited, Refused, TooLarge
 from remote.wire_account import Grant, Invite, SharesReply
 from server.changes.fanout import News, account_topic
+from server.front.limits import TokenBuckets
 from server.metadata.schema import accounts as people
 from server.metadata.schema import drives, files, grants
 from server.people import access, accounts, audit, remaining
 from server.people.caller import Caller
+from server.people.lineage import ABOVE
 from server.storage import uploads
 
 MAX_SHARED_WITH_ONE = 200
 """Files that one account may share with one other: what is shared is told as one list."""
 MAX_GRANTS_ON_ONE = 1000
+MAX_GIVEN = 2000
+"""Files that one account is given by all others."""
+MAX_FROM_STRANGER = 40
+"""Files that one account is given by another that it does not know."""
+MAX_FROM_STRANGERS = 400
+"""Files that one account is given by all whom it does not know."""
+MAX_TOLD = 10_000
+"""Grants in one answer, the nearest first."""
 
 _GRANTS = (
     select(grants, people.c.name, people.c.name_key)
     .join(people, grants.c.account == people.c.id)
-    .order_by(people.c.name_key)
+    .order_by(grants.c.file != bindparam("id"), people.c.name_key, grants.c.file)
 )
 
 
+_known = grants.alias("known")
+
+
+class NoSuchAccount(Refused):
+    """A name that is no account's was shared with. Who tries many names finds out which are."""
+
+
+class Pace:
+    """How fast strangers may share with one account: a burst for each of them, ten times that for
+    all of them together, refilled one in `seconds` each. `clock` tells seconds.
+
+    Concurrency: the write thread.
+    """
+
+    def __init__(
+        self, burst: int, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._one = TokenBuckets(burst, seconds)
+        self._all = TokenBuckets(10 * burst, seconds / 10)
+
+    def check(self, giver: str, given: str) -> None:
+        """`giver`, a stranger, shares with `given`. Raises `Refused(RateLimited)`."""
+        now = self._clock()
+        wait = self._one.take((giver, given), now) or self._all.take(given, now)
+        if wait:
+            message = f"they do not know you; share more with them in {max(1.0, wait):.0f} s"
+            raise Refused(RateLimited(message=message, retry_after_seconds=round(wait, 3)))
+
+
 def share(
-    conn: Connection, caller: Caller, file: str, users: Sequence[Invite], now_ns: int
+    conn: Connection,
+    caller: Caller,
+    file: str,
+    users: Sequence[Invite],
+    now_ns: int,
+    pace: Pace | None = None,
 ) -> list[News]:
-    """Give each of `users` their role on `file`. Raises `Refused`; then nobody was given one."""
+    """Give each of `users` their role on `file`. Raises `Refused`; then nobody was given one.
+
+    That is `NoSuchAccount` for a name that is no account's, TooLarge where there is no room for
+    more, RateLimited for strangers who share faster than `pace`.
+    """
     row = _shareable(conn, caller, file)
     head = select(drives.c.head_seq).where(drives.c.id == row.drive)
     head_seq = conn.execute(head).scalar_one()
     news = []
     for user in users:
         account = _other_account(conn, caller, user.account)
-        _check_room(conn, row, account)
+        is_known = _knows(conn, account, caller.account)
+        if pace is not None and not is_known:
+            pace.check(caller.account, account)
         mine = (grants.c.file == file) & (grants.c.account == account)
         # Another role is no other grant: when it was given decides names, and what is known.
         if conn.execute(update(grants).where(mine).values(role=user.role)).rowcount:
             if user.role != "editor":
                 uploads.end_of_account(conn, row.drive, account)
         else:
+            _check_room(conn, row, account, is_known)
             given = {"file": file, "account": account, "role": user.role, "since_seq": head_seq}
             conn.execute(insert(grants), given | {"granted_by": caller.account, "at_ns": now_ns})
         audit.note(conn, caller, "share", file, now_ns, account=account, role=user.role)
@@ -90,10 +159,10 @@ def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
     """The grants at and above `file`, nearest first: all of them for the drive's owner, for others
     their own. And for the owner what of `file` is reached otherwise."""
     row = access.require(conn, caller, file, "viewer")
-    query = _GRANTS.where(grants.c.file.in_(access.above(file)))
+    query = _GRANTS.where(grants.c.file.in_(ABOVE)).limit(MAX_TOLD)
     if not access.owns_drive(caller, row.drive):
         query = query.where(grants.c.account == caller.account)
-    found = sorted(conn.execute(query).all(), key=lambda each: each.file != file)
+    found = conn.execute(query, {"id": file}).all()
     by = {each.granted_by for each in found} | {row.owner}
     named = select(people.c.id, people.c.name).where(people.c.id.in_(by))
     names = {each.id: each.name for each in conn.execute(named)}
@@ -133,18 +202,40 @@ def _account(conn: Connection, name: str) -> str | None:
 def _other_account(conn: Connection, caller: Caller, name: str) -> str:
     account = _account(conn, name)
     if account is None:
-        raise Refused(NotFound(message=f"there is no account {name!r} on this server"))
+        raise NoSuchAccount(NotFound(message=f"there is no account {name!r} on this server"))
     if account == caller.account:
         raise Refused(BadRequest(message="that is your own account; name another"))
     return account
 
 
-def _check_room(conn: Connection, row: Row[Any], account: str) -> None:
-    on_file = select(func.count()).select_from(grants).where(grants.c.file == row.id)
-    if conn.execute(on_file).scalar_one() >= MAX_GRANTS_ON_ONE:
-        raise Refused(TooLarge(message=f"a file is shared with at most {MAX_GRANTS_ON_ONE}"))
-    to_one = select(func.count()).select_from(grants).join(files, grants.c.file == files.c.id)
+def _knows(conn: Connection, account: str, other: str) -> bool:
+    """Whether `account` has shared something with `other` itself."""
+    given = select(grants.c.file).where(grants.c.account == other, grants.c.granted_by == account)
+    return conn.execute(given.limit(1)).first() is not None
+
+
+def _check_room(conn: Connection, row: Row[Any], account: str, is_known: bool) -> None:
+    def check(which: Select[Any], most: int, message: str) -> None:
+        if conn.execute(which).scalar_one() >= most:
+            raise Refused(TooLarge(message=message))
+
+    count = select(func.count()).select_from(grants)
+    on_file = count.where(grants.c.file == row.id)
+    check(on_file, MAX_GRANTS_ON_ONE, f"a file is shared with at most {MAX_GRANTS_ON_ONE}")
+    to_one = count.join(files, grants.c.file == files.c.id)
     to_one = to_one.where(files.c.drive == row.drive, grants.c.account == account)
-    if conn.execute(to_one).scalar_one() >= MAX_SHARED_WITH_ONE:
-        message = f"at most {MAX_SHARED_WITH_ONE} files are shared with one account; share a folder"
-        raise Refused(TooLarge(message=message))
+    folder = "files are shared with one account; share a folder"
+    check(to_one, MAX_SHARED_WITH_ONE, f"at most {MAX_SHARED_WITH_ONE} {folder}")
+    given = count.where(grants.c.account == account)
+    full = "they have been given as much as there is room for; ask them to leave some of it"
+    check(given, MAX_GIVEN, full)
+    if not is_known:
+        first = "they do not know you; ask them to share something with you first"
+        check(to_one, MAX_FROM_STRANGER, f"at most {MAX_FROM_STRANGER} {folder}, or {first}")
+        check(_from_strangers(account), MAX_FROM_STRANGERS, f"they have no room left, and {first}")
+
+
+def _from_strangers(account: str) -> Select[Any]:
+    """How many files `account` is given by others with whom it has shared nothing."""
+    back = exists().where(_known.c.account == grants.c.granted_by, _known.c.granted_by == account)
+    return select(func.count()).select_from(grants).where(grants.c.account == account, ~back)

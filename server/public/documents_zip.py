@@ -32,8 +32,12 @@ from server.public.documents import PIECE, Document
 from server.public.documents_names import packed
 
 MAX_MEMBERS = 50_000
-_LONGEST_PATH = 60_000
-"""Bytes; the format has room for 65,535, which a tree of 256 directories can exceed."""
+_LONGEST_PATH = 4096
+"""Bytes: no system makes longer ones. The format has room for 65,535."""
+_PATHS = 16 << 20
+"""Bytes of paths in one archive, all of which its index holds; beyond, paths are at most
+`_SHORT_PATH`."""
+_SHORT_PATH = 512
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST, _LAST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
 _TIME_FIELD = struct.Struct("<HHBi")
@@ -87,6 +91,7 @@ def _walk(tree: Tree, top: Member) -> Iterator[tuple[Member, str]]:
     """Every directory and regular file below `top`, with its path; directories come first."""
     first = f"{packed(top.name, top.file)}/"
     yield top, first
+    room = _PATHS
     waiting: list[tuple[str, str]] = [(top.file, first)]
     while waiting:
         directory, prefix = waiting.pop()
@@ -95,8 +100,10 @@ def _walk(tree: Tree, top: Member) -> Iterator[tuple[Member, str]]:
             after = found[-1].name
             for member in found:
                 path = prefix + packed(member.name, member.file)
-                if len(path.encode()) > _LONGEST_PATH:
+                longest = _LONGEST_PATH if room > 0 else _SHORT_PATH
+                if len(path.encode()) > longest:
                     path = f"{first}too deep ({member.file})"
+                room -= len(path.encode())
                 if member.kind == "directory":
                     yield member, path + "/"
                     waiting.append((member.file, path + "/"))

@@ -187,6 +187,12 @@ def _adopt(
     return Sums(used=descriptor.stored_length) - Sums.of_pending([row])
 
 
+def chunks_of(ops: Iterable[Keyed]) -> set[bytes]:
+    """The chunks that `ops` refer to."""
+    contents = (getattr(keyed.op, "content", None) for keyed in ops)
+    return {piece.id for each in contents if each is not None for piece in each.manifest.pieces}
+
+
 class Unready(NamedTuple):
     """Chunks that operations need: `pending` ones that no event has reported, of which the blob
     store may know more; and `doubtful` ones, which another device uploaded and nobody verified."""

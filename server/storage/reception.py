@@ -5,8 +5,9 @@ Knows: which thread notes arrivals and verdicts, and when. Must not know: what t
 
 Arrivals: a stored object is announced to `arrived`, which queues it and makes sure that one `flush`
 is on its way through the write thread. All that gather while earlier transactions run share one
-commit. A batch that needs the chunk and was sent after its PUT was answered is behind that flush in
-the same queue; what a crash forgot in between, `settle` asks the blob store for.
+commit, at most `NOTED` of them. A batch that needs a chunk notes its arrival itself (`settle`), and
+no others: they are not its sender's to wait for. What a crash forgot in between, `settle` asks the
+blob store for.
 
 Verification: what a flush marked is read back by one thread of its own, which nobody waits for,
 from a bounded queue, after a pause in which many gather: that is cheaper, and a reader who is
@@ -15,8 +16,8 @@ look at, it sees to a flush itself. What does not fit the queue, and what was st
 process started, is looked at when it is first asked for (`look_into`), at most `AT_ONCE` objects at
 a time.
 
-Concurrency: `_lock` guards the queues. `flush` and `settle` run in the write thread only: a chunk
-is marked uploaded, and a bad object removed, by that thread alone.
+Concurrency: `_lock` guards the queues. `_flush` and what calls it run in the write thread only: a
+chunk is marked uploaded, and a bad object removed, by that thread alone.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -38,6 +41,7 @@ from remote.wire import Keyed
 from server.metadata.db import Database
 from server.metrics import Metrics
 from server.people.caller import Caller
+from server.pools import OWN, FairPool
 from server.storage import arrivals, leases, verification
 from server.storage.arrivals import Arrival
 from server.storage.blobs import BlobKey, BlobStore
@@ -45,12 +49,28 @@ from server.storage.verification import Suspect, Verdict
 
 log = structlog.get_logger("nearline.server")
 
+T = TypeVar("T")
+
 QUEUE = 20_000
 """Objects waiting to be looked at; more than these wait until they are asked for."""
 PAUSE_SECONDS = 0.25
 STEP = 256
 """Objects whose rows are read at once."""
 AT_ONCE = 2
+NOTED = 500
+"""Arrivals and verdicts of one transaction of the server's own: others wait meanwhile."""
+
+
+SETTLED = 50
+"""Operations whose chunks are looked up between two looks at the time."""
+
+
+class Settled(NamedTuple):
+    """How many operations, from the first, may be applied once the `doubtful` chunks have been
+    looked into."""
+
+    ready: int
+    doubtful: list[BlobKey]
 
 
 class Reception:
@@ -61,7 +81,7 @@ class Reception:
         db: Database,
         blobs: BlobStore,
         reads: Executor,
-        writes: Executor,
+        writes: FairPool,
         files: Executor,
         metrics: Metrics,
     ) -> None:
@@ -114,25 +134,43 @@ class Reception:
 
         return await asyncio.get_running_loop().run_in_executor(self._reads, job)
 
-    def settle(self, ops: Sequence[Keyed], who: Callable[[Connection], Caller]) -> list[BlobKey]:
-        """Mark the chunks that `ops` need and that are stored, although no event said so. Returns
-        those that are to be looked into before `who` may refer to them. In the write thread."""
-        if all(getattr(keyed.op, "content", None) is None for keyed in ops):
-            return []
+    def settle(
+        self,
+        ops: Sequence[Keyed],
+        who: Callable[[Connection], Caller],
+        is_over: Callable[[], bool],
+    ) -> Settled:
+        """Mark the chunks that `ops` need and that are stored, also those of which no event said
+        so; of the first operations at least, when `is_over` says that there is no time for all. In
+        the write thread."""
+        needed = arrivals.chunks_of(ops)
+        if not needed:
+            return Settled(len(ops), [])
+        self._flush(lambda key: key.chunk in needed, len(needed))
+        pending: list[BlobKey] = []
+        doubtful: list[BlobKey] = []
+        ready = 0
         with self._db.read() as conn:
-            found = arrivals.unready(conn, ops, who(conn), time.time_ns())
-        if self._find(found.pending):
-            self.flush()
-        return found.doubtful
+            caller = who(conn)
+            while ready < len(ops) and not (ready and is_over()):
+                part = ops[ready : ready + SETTLED]
+                found = arrivals.unready(conn, part, caller, time.time_ns())
+                pending += found.pending
+                doubtful += found.doubtful
+                ready += len(part)
+        self._find_and_note(pending)
+        return Settled(ready, doubtful)
 
-    def _find(self, keys: Iterable[BlobKey]) -> bool:
-        """Whether any of these objects is there."""
+    def _find_and_note(self, keys: Iterable[BlobKey]) -> None:
+        """Note those of these objects that are there. In the write thread."""
         found = [Arrival(key, head) for key in keys if (head := self._blobs.head(key)) is not None]
         for arrival in found:
             log.info("chunk_found_without_event", chunk=arrival.key.chunk.hex())
         with self._lock:
             self._arrivals += found
-        return bool(found)
+        if found:
+            there = {arrival.key for arrival in found}
+            self._flush(there.__contains__, len(there))
 
     def _see_to_flush(self) -> None:
         with self._lock:
@@ -142,11 +180,21 @@ class Reception:
         self._writes.submit(self.flush).add_done_callback(_report)
 
     def flush(self) -> None:
-        """Note what has gathered, in one transaction. In the write thread."""
+        """Note what has gathered, in one transaction; when it is very much, a part of it, and see
+        to the rest. In the write thread."""
         with self._lock:
-            waiting, self._arrivals = self._arrivals, []
-            verdicts, self._verdicts = self._verdicts, []
             self._flush_queued = False
+        self._flush(lambda _key: True, NOTED)
+        if self.waiting_arrivals or self._verdicts:
+            self._see_to_flush()
+
+    def _flush(self, which: Callable[[BlobKey], bool], most: int) -> None:
+        """Note up to `most` of those whose key is one of `which`."""
+        with self._lock:
+            waiting, self._arrivals = _parted(self._arrivals, lambda each: which(each.key), most)
+            verdicts, self._verdicts = _parted(
+                self._verdicts, lambda each: which(each.suspect.key), most
+            )
         if not waiting and not verdicts:
             return
         try:
@@ -212,23 +260,24 @@ class Reception:
 
     # --- verification, because somebody waits ---
 
-    async def vouch(self, keys: Sequence[BlobKey]) -> None:
-        """Return when each of these chunks may be given to anybody.
+    async def vouch(self, keys: Sequence[BlobKey], whose: Hashable = OWN) -> None:
+        """Return when each of these chunks may be given to anybody. `whose` job that is.
 
         Raises `Refused(Unavailable)` if one is not what it should be, and is to be uploaded again.
         """
-        await self.look_into(keys)
+        await self.look_into(keys, whose)
         if await asyncio.get_running_loop().run_in_executor(self._reads, self._doubtful, keys):
             message = "some of the content is damaged or not there; it can be had once it is"
             raise Refused(Unavailable(message=f"{message} uploaded again"))
 
-    async def look_into(self, keys: Sequence[BlobKey]) -> None:
-        """Return when each of these chunks is verified, or known not to be there.
+    async def look_into(self, keys: Sequence[BlobKey], whose: Hashable = OWN) -> None:
+        """Return when each of these chunks is verified, or known not to be there. `whose` job that
+        is.
 
         Raises `Refused(Unavailable)` when the disk does not let us know.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writes, self._retrieve, keys)
+        await asyncio.wrap_future(self._writes.submit_for(whose, lambda: self._retrieve(keys)))
         suspects = await loop.run_in_executor(self._reads, self._suspects, keys)
         try:
             await asyncio.gather(*(self._judged(suspect) for suspect in suspects))
@@ -237,7 +286,8 @@ class Reception:
             message = "the server cannot read what it stores; its log says why"
             raise Refused(Unavailable(message=message)) from error
         finally:
-            await loop.run_in_executor(self._writes, self.flush)
+            note = partial(self._flush, frozenset(keys).__contains__, 2 * len(keys))
+            await asyncio.wrap_future(self._writes.submit_for(whose, note))
 
     async def _judged(self, suspect: Suspect) -> None:
         """However many wait for one object, it is read once."""
@@ -256,8 +306,7 @@ class Reception:
         """What is pending although its object is there (it was out of reach for a while)."""
         with self._db.read() as conn:
             pending = verification.pending(conn, keys)
-        if self._find(pending):
-            self.flush()
+        self._find_and_note(pending)
 
     def _suspects(self, keys: Sequence[BlobKey]) -> list[Suspect]:
         with self._db.read() as conn:
@@ -266,6 +315,15 @@ class Reception:
     def _doubtful(self, keys: Sequence[BlobKey]) -> bool:
         with self._db.read() as conn:
             return verification.any_doubtful(conn, keys)
+
+
+def _parted(items: list[T], is_wanted: Callable[[T], bool], most: int) -> tuple[list[T], list[T]]:
+    """The first `most` that are wanted, and the others."""
+    taken: list[T] = []
+    left: list[T] = []
+    for item in items:
+        (taken if len(taken) < most and is_wanted(item) else left).append(item)
+    return taken, left
 
 
 def _report(done: Future[None]) -> None:

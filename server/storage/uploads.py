@@ -44,6 +44,18 @@ _SESSION = (
     .where(uploads.c.version == bindparam("version"))
 )
 
+_EDITED = (
+    select(grants.c.file)
+    .join(files, grants.c.file == files.c.id)
+    .where(
+        grants.c.account == bindparam("account"),
+        grants.c.role == "editor",
+        files.c.drive == bindparam("drive"),
+        files.c.links > 0,
+    )
+    .limit(1)
+)
+
 
 def start(
     conn: Connection, caller: Caller, wanted: StartUpload, terms: Terms, now_ns: int
@@ -140,21 +152,10 @@ def _check_access(conn: Connection, caller: Caller, row: Row[Any]) -> None:
 
 def _edits_in(conn: Connection, caller: Caller, drive: str) -> bool:
     """Whether there is a place in `drive`, which is another's, where the file could be born."""
-    here = {"drive": drive, "account": caller.account}
-    return caller.folder is None and conn.execute(_EDITED, here).first() is not None
-
-
-_EDITED = (
-    select(grants.c.file)
-    .join(files, grants.c.file == files.c.id)
-    .where(
-        grants.c.account == bindparam("account"),
-        grants.c.role == "editor",
-        files.c.drive == bindparam("drive"),
-        files.c.links > 0,
-    )
-    .limit(1)
-)
+    if caller.folder is not None:
+        return False
+    given = {"account": caller.account, "drive": drive}
+    return conn.execute(_EDITED, given).first() is not None
 
 
 def _drive_for(conn: Connection, caller: Caller, wanted: StartUpload) -> str:

@@ -13,6 +13,9 @@ from sqlalchemy import Connection, bindparam, select
 
 from server.metadata.schema import accounts, drives, entries, files, versions
 
+LEVELS_TOLD = 100
+"""Directories in a path; each costs a question for each finding."""
+
 
 class Finding(msgspec.Struct):
     """Something that is wrong: `kind` for programs, `what` and `todo` for people.
@@ -72,10 +75,11 @@ class Names:
         return self._drive(drive)[0]
 
     def path(self, file: str) -> str:
-        """Where `file` is in its drive; for people, so what is broken is named as far as known."""
+        """Where `file` is in its drive; for people, so what is broken is named as far as known, and
+        what is very deep from some directory on."""
         names: list[str] = []
         seen: set[str] = set()
-        while file not in seen:
+        while file not in seen and len(names) < LEVELS_TOLD:
             seen.add(file)
             above = self._above(file)
             if above is None:

@@ -15,9 +15,12 @@ from sqlalchemy import Connection, Row, bindparam, case, func, literal, or_, sel
 
 from remote.errors import Refused
 from server.changes.fanout import drive_topic
+from server.drive import depth
+from server.drive.depth import Below
 from server.drive.rules import check_name
 from server.metadata.db import damage
 from server.metadata.schema import accounts, changes, drives, entries, files
+from server.people.lineage import Lineage
 from server.upkeep.fsck_findings import Finding, Fix, Found, Names
 
 RESTORE = "restore a backup, or look at the rows by hand with sqlite3 while the server is stopped"
@@ -181,6 +184,47 @@ def check_names(conn: Connection, names: Names) -> Iterator[Found]:
             yield Found(names.finding("name", what, "rename it", row.file))
 
 
+_DEPTH = (
+    select(
+        entries.c.file,
+        entries.c.parent,
+        entries.c.name,
+        files.c.below_levels,
+        files.c.below_bytes,
+        _above.c.below_levels.label("outer_levels"),
+        _above.c.below_bytes.label("outer_bytes"),
+    )
+    .join_from(entries, files, files.c.id == entries.c.file)
+    .join(_above, _above.c.id == entries.c.parent)
+    .where(files.c.kind == "directory")
+)
+
+
+def check_depth(conn: Connection, names: Names) -> Iterator[Found]:
+    """Each directory knows how far those in it reach."""
+    for row in conn.execute(_DEPTH):
+        if not _is_known(row):
+            what = "reaches further down than the directory it is in knows"
+            fix = _deepen(row.file)
+            yield Found(names.finding("depth", what, REPAIR, row.file), fix)
+
+
+def _is_known(row: Any) -> bool:
+    outer = Below(row.outer_levels, row.outer_bytes)
+    return outer.joined(Below.of(row).under(row.name)) == outer
+
+
+def _deepen(file: str) -> Fix:
+    """Tell it to every directory above."""
+
+    def fix(conn: Connection) -> bool:
+        for row in conn.execute(_DEPTH.where(entries.c.file == file)).all():
+            depth.deepen(conn, Lineage(conn), row.parent, row.name, Below.of(row))
+        return True
+
+    return fix
+
+
 _down = select(drives.c.root.label("id")).cte("down", recursive=True)
 _down = _down.union(select(entries.c.file).where(entries.c.parent == _down.c.id))
 
@@ -202,5 +246,6 @@ CHECKS: tuple[Callable[[Connection, Names], Iterator[Found]], ...] = (
     check_trash,
     check_entries,
     check_names,
+    check_depth,
     check_reachable,
 )

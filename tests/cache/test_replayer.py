@@ -20,7 +20,7 @@ from sqlalchemy import update
 from cache.replayer import BURST_NS, FEW, UPLOADS, UPLOADS_WHEN_BUSY
 from cache.tree import ROOT
 from remote import wire
-from remote.errors import BadRequest, ChunksMissing, Refused, TooLarge, Unavailable
+from remote.errors import BadRequest, ChunksMissing, NameTooLong, Refused, TooLarge, Unavailable
 from server.metadata.schema import accounts
 from tests.model.device import Device
 from tests.model.server import Server
@@ -167,6 +167,57 @@ async def test_batches_that_are_too_large_together_go_in_parts(one: Device, two:
     await one.flush()
     assert list(one.journal) == []
     assert await files(two) == {f"/{name}": name.encode() for name in "abcdefg"}
+
+
+async def test_the_rest_of_a_batch_goes_on_at_once(
+    one: Device, two: Device, clock: trio.testing.MockClock
+) -> None:
+    """A server that others wait for answers a part of each batch, and they have had their turn."""
+    for name in "abcdefg":
+        await mkdir(one, name)
+    seen: list[float] = []
+
+    async def answer_two(request: wire.ApplyRequest) -> wire.ApplyReply:
+        seen.append(clock.current_time())
+        reply = await plain(wire.ApplyRequest(ops=request.ops[:2]))
+        later = [Unavailable() for _ in request.ops[2:]]
+        return wire.ApplyReply(results=[*reply.results, *later])
+
+    plain, one.port.apply = one.port.apply, answer_two  # type: ignore[method-assign]
+    await one.flush()
+    assert len(seen) == 4
+    assert max(seen) - min(seen) < 0.01  # of a clock that only waiting moves
+    assert await files(two) == {f"/{name}": None for name in "abcdefg"}
+
+
+async def test_a_place_that_only_the_server_knows_to_be_too_deep_loses_nothing(
+    one: Device, two: Device
+) -> None:
+    """It stays, is shown, and goes on once it is moved to where it fits."""
+    await mkdir(one, "deep")
+    await save(one, "deep/a", b"1")
+    await save(one, "beside", b"2")
+
+    async def refuse(request: wire.ApplyRequest) -> wire.ApplyReply:
+        if any(getattr(keyed.op, "name", "") == "deep" for keyed in request.ops):
+            rest = [keyed for keyed in request.ops if getattr(keyed.op, "name", "") == "beside"]
+            done = (await plain(wire.ApplyRequest(ops=rest))).results if rest else []
+            results = [
+                done[0] if keyed in rest else NameTooLong(message="too deep")
+                for keyed in request.ops
+            ]
+            return wire.ApplyReply(results=results)
+        return await plain(request)
+
+    plain, one.port.apply = one.port.apply, refuse  # type: ignore[method-assign]
+    await one.flush()
+    assert [op.refused for op in one.journal if op.refused] == ["name_too_long: too deep"]
+    assert (await files(one)).keys() == {"/deep", "/deep/a", "/beside"}
+    assert await files(two) == {"/beside": b"2"}
+    await rename(one, "deep", "shallow")
+    await one.flush()
+    assert list(one.journal) == []
+    assert await files(two) == {"/beside": b"2", "/shallow": None, "/shallow/a": b"1"}
 
 
 async def test_a_refresh_that_fails_does_not_end_it(one: Device, two: Device) -> None:

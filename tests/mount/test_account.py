@@ -412,6 +412,24 @@ async def test_what_does_not_come_back_is_named(site: Site) -> None:
     assert (done.files, done.left) == (2, ["top/bad: the drive is full"])
 
 
+async def test_the_rest_of_a_batch_is_sent_again(site: Site) -> None:
+    """A server that others wait for answers a part."""
+    trash, asked = Trash(site.server), list[int]()
+    top = trash.add("top", kind="directory")
+    leaves = [trash.add(f"top/{n}", top) for n in range(5)]
+
+    def answer_two(request: wire.ApplyRequest) -> wire.ApplyReply:
+        asked.append(len(request.ops))
+        done = trash.apply(wire.ApplyRequest(request.ops[:2])).results
+        return wire.ApplyReply(done + [errors.Unavailable()] * (len(request.ops) - len(done)))
+
+    site.server.replies["apply"] = answer_two
+    done = await site.ask(ask.TrashRestoreRequest(said="top", path="top"))
+    assert (done.files, done.left) == (6, [])
+    assert [op.file for op in trash.recovered] == [top, *leaves]
+    assert asked == [1, 5, 3, 1]
+
+
 async def test_the_newest_of_a_path_is_meant(site: Site) -> None:
     trash = Trash(site.server)
     trash.add("a")

@@ -14,6 +14,7 @@ from remote.errors import (
     Problem,
     QuotaExceeded,
     Refused,
+    Unavailable,
     Unreachable,
     UrlRefused,
 )
@@ -109,6 +110,35 @@ async def test_announcements_gather_while_one_is_under_way() -> None:
     assert len(drive.asked) == 2
     assert sorted(len(one.descriptors) for one in drive.asked[1]) == [5, 5]  # each chunk once
     assert len(drive.has) == 6
+
+
+async def test_a_part_that_was_put_off_is_asked_again_at_once() -> None:
+    """A server that others wait for answers some; nobody hears of the others' refusal."""
+    drive = Drive()
+    sender = Sender(drive)
+    plain = drive.start_uploads
+
+    async def answer_two(request: StartUploads) -> StartUploadsReply:
+        reply = await plain(StartUploads(uploads=request.uploads[:2]))
+        drive.asked[-1] = request.uploads
+        later = [Unavailable() for _ in request.uploads[2:]]
+        return StartUploadsReply(uploads=[*reply.uploads, *later])
+
+    drive.start_uploads = answer_two  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        for number in range(7):
+            version = Upload(f"{number:032x}", "f" * 32, None, None)
+            nursery.start_soon(sender.store, version, chunk(f"{number}"))
+    assert [len(asked) for asked in drive.asked] == [7, 5, 3, 1]
+    assert len(drive.has) == 7
+
+
+async def test_when_nothing_is_begun_that_is_said() -> None:
+    drive = Drive()
+    drive.refuse = {"1" * 32: Unavailable(message="not now")}
+    with pytest.raises(Refused, match="not now"):
+        await Sender(drive).store(upload(), chunk("x"))
+    assert len(drive.asked) == 1
 
 
 async def test_a_request_names_no_more_uploads_than_a_batch_holds() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -20,6 +23,7 @@ from tests.server.harness import (
     manifest_of,
     new_id,
     noise,
+    until,
 )
 
 
@@ -195,9 +199,57 @@ def test_answers_that_are_too_much_are_given_in_part_too(anna: Client) -> None:
 def test_a_batch_that_takes_too_long_is_answered_in_part(
     anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commits, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(commits, "MAX_SECONDS", -1.0)
     ops = [anna.create(name) for name in "abc"]
     results = anna.batch(*ops)
     assert [type(each) for each in results] == [wire.Applied] + 2 * [errors.Unavailable]
     assert [type(each) for each in anna.batch(*ops[1:])] == [wire.Applied, errors.Unavailable]
     assert set(anna.children()) == {"a", "b"}
+
+
+def test_a_batch_makes_way_for_others(
+    server: Running, anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time here is what the operations say they take: each of anna's takes a fortieth of a second
+    of write time, so she may do two before ben, who came later and asks for one, has his turn."""
+    service = server.app.service
+    gate, ticks = threading.Event(), itertools.count()
+    monkeypatch.setattr(service.writes, "_clock", lambda: next(ticks) / 40)
+    service.writes.submit(gate.wait, 20)
+    loop = service.fanout._loop
+    assert loop is not None
+    applied = []
+    for client, names in ((anna, "abcdefgh"), (ben, "x")):
+        ops = [wire.Keyed(key=new_id(), op=client.create(name)) for name in names]
+        asked = asyncio.run_coroutine_threadsafe(service.apply(client.token, ops), loop)
+        applied.append(asked)
+        until(lambda: service.writes.waiting == 1 + len(applied))
+    gate.set()
+    first, second = (each.result(20) for each in applied)
+    done = [isinstance(each, wire.Applied) for each in first]
+    assert 1 <= done.count(True) < 8
+    assert done == sorted(done, reverse=True)
+    assert all(isinstance(each, errors.Unavailable) for each in first if not _is_applied(each))
+    assert _is_applied(second[0])
+
+
+def _is_applied(result: object) -> bool:
+    return isinstance(result, wire.Applied)
+
+
+def test_who_has_no_token_does_not_get_into_the_queue(server: Running, anna: Client) -> None:
+    """Refused while the writers' queue stands still: it was never in it."""
+    gate = threading.Event()
+    held = server.app.service.writes.submit(gate.wait, 20)
+    try:
+        stranger = server.client()
+        stranger.token = "no such token"
+        with pytest.raises(Failed) as failed:
+            stranger.batch(anna.create("a"))
+        assert failed.value.status == 401
+        with pytest.raises(Failed) as failed:
+            stranger.request("POST", "/v1/devices/rotate", wire.Me)
+        assert failed.value.status == 401
+    finally:
+        gate.set()
+        held.result(20)

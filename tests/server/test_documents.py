@@ -288,7 +288,7 @@ def test_no_account_waits_behind_visitors(server: Running, anna: Client, visitor
     """All threads that answer visitors are busy, and accounts are answered."""
     service = server.app.service
     busy = threading.Event()
-    for pool in (service.visits, service.bodies):
+    for pool in (service.visits, service.downloads):
         for _ in range(pool._max_workers):
             pool.submit(busy.wait, 20)
     with ThreadPoolExecutor(1) as browser:
@@ -362,7 +362,7 @@ def test_an_address_has_not_all_of_the_archives(
 def test_a_tree_deeper_than_a_zip_has_room_for(anna: Client, visitor: Visitor) -> None:
     deepest = anna.children()["top"].id
     ops = []
-    for _ in range(300):
+    for _ in range(30):
         ops.append(anna.create("d" * 255, deepest, kind="directory"))
         deepest = ops[-1].file
     anna.batch(*ops)
@@ -371,8 +371,37 @@ def test_a_tree_deeper_than_a_zip_has_room_for(anna: Client, visitor: Visitor) -
     with zipfile.ZipFile(io.BytesIO(got.content)) as zipped:
         assert zipped.testzip() is None
         (found,) = (name for name in zipped.namelist() if name.endswith("/deepest"))
-        assert len(zipped.namelist()) > 301
+        assert len(zipped.namelist()) > 31
+        assert max(len(name.encode()) for name in zipped.namelist()) <= 4096 + 1
         assert zipped.read(found) == b"hello"
+
+
+def test_the_paths_in_an_archive_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its index holds all of them, and many short names may be in one deep place."""
+    names = [f"{n}" for n in range(100)]
+
+    class Wide:
+        """A directory of a long path, in which are many."""
+
+        def members(self, directory: str, after: str | None) -> list[Member]:
+            if after is not None or directory not in ("top", "long"):
+                return []
+            inside = names if directory == "long" else ["long" * 60]
+            return [
+                Member("long" if inside is not names else each, each, "directory", 0o755, 0)
+                for each in inside
+            ]
+
+        def content(self, file: str) -> None:
+            return None
+
+    monkeypatch.setattr(documents_zip, "_PATHS", 2000)
+    monkeypatch.setattr(documents_zip, "_SHORT_PATH", 50)
+    packed = b"".join(archive(Wide(), Member("top", "top", "directory", 0o755, 0)))
+    with zipfile.ZipFile(io.BytesIO(packed)) as zipped:
+        found = zipped.namelist()
+    assert len(found) == len(set(found)) == 102
+    assert sum(map(len, found)) < 2000 + 300 + 51 * 100
 
 
 def test_a_tree_as_a_zip(anna: Client, visitor: Visitor, tmp_path: Path) -> None:

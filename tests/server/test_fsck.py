@@ -110,6 +110,7 @@ def test_healthy_data_has_nothing_to_say(original: Data) -> None:
 
 
 REPAIRABLE = {
+    "how deep a tree is": ("depth", "UPDATE files SET below_levels = 0, below_bytes = 0"),
     "a wrong count of links": ("links", "UPDATE files SET links = 3 WHERE id = :file"),
     "links of what has no name": ("links", "UPDATE files SET links = 1 WHERE id = :trashed"),
     "an entry that vanished": ("links", "DELETE FROM entries WHERE file = :file"),

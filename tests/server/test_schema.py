@@ -160,3 +160,52 @@ def test_commits_survive_power_loss_by_configuration(tmp_path: Path) -> None:
         assert conn.execute(text("PRAGMA synchronous")).scalar() == 2
         assert conn.execute(text("PRAGMA foreign_keys")).scalar() == 1
     db.close()
+
+
+def test_directories_that_were_there_learn_how_deep_they_are(tmp_path: Path) -> None:
+    db = Database(tmp_path / "a.sqlite")
+    with db.write() as conn:
+        conn.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        config = Config()
+        folder = Path(server.metadata.db.__file__).parent / "migrations"
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0002")
+        conn.execute(text("PRAGMA defer_foreign_keys = ON"))
+        conn.execute(text(_ACCOUNT))
+        conn.execute(text(_DRIVE))
+        for file, parent, name in (
+            ("root", "", ""),
+            ("a", "root", "a"),
+            ("é", "a", "é"),
+            ("b", "root", "a longer name"),
+        ):
+            conn.execute(text(_DIRECTORY), {"file": file})
+            if parent:
+                conn.execute(text(_ENTRY), {"parent": parent, "name": name, "file": file})
+    db.migrate()
+    with db.read() as conn:
+        rows = conn.execute(text("SELECT id, below_levels, below_bytes FROM files"))
+        # Levels, and the bytes of the longest path from it, a slash before each name.
+        assert {row.id: tuple(row)[1:] for row in rows} == {
+            "root": (2, 14),
+            "a": (1, 3),
+            "é": (0, 0),
+            "b": (0, 0),
+        }
+    db.close()
+
+
+_ACCOUNT = (
+    "INSERT INTO accounts (id, name, name_key, password, created_ns) VALUES ('x', 'x', 'x', '', 0)"
+)
+_DRIVE = (
+    "INSERT INTO drives (id, owner, root, head_seq, epoch, used_bytes)"
+    " VALUES ('drive', 'x', 'root', 0, 'e', 0)"
+)
+_DIRECTORY = (
+    "INSERT INTO files"
+    " (id, drive, kind, mode, uid, gid, mtime_ns, ctime_ns, size, links, rdev, rev)"
+    " VALUES (:file, 'drive', 'directory', 0, 0, 0, 0, 0, 0, 1, 0, 0)"
+)
+_ENTRY = "INSERT INTO entries (parent, name, file, rev) VALUES (:parent, :name, :file, 0)"

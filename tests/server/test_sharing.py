@@ -12,7 +12,9 @@ from websockets.sync.client import connect
 from remote import errors, wire
 from remote.wire_account import Invite, SharedReply, ShareRequest, SharesReply
 from server.changes import views
+from server.changes.nesting import Nesting, _Known
 from server.people import sharing
+from tests.server.deep import chain, counted
 from tests.server.harness import Client, Failed, Running, new_id, until
 
 
@@ -454,3 +456,185 @@ def test_two_long_names_are_told_apart_within_the_limit(
     names = list(shared(ben))
     assert len(set(names)) == 2
     assert all(name and len(name.encode()) <= 255 for name in names)
+
+
+# --- what others may cost one -------------------------------------------------------------------
+
+
+def test_nesting_is_asked_once_for_all_and_then_remembered(
+    server: Running, anna: Client, ben: Client
+) -> None:
+    """However many files are shared and however deep they are: one question, until something is
+    shared or moved."""
+    ids = chain(server, anna, ["d"] * 200)
+    deep = [anna.make(f"{n}", ids[-1]) for n in range(20)]
+    for file in (ids[50], *deep):
+        share(anna, file, ben)
+    db, follower = server.app.service.db, Follower(ben)
+    with counted(db) as asked:
+        assert [name for name in shared(ben) if name is not None] == ["d"]
+    assert len([each for each in asked if "RECURSIVE" in each]) == 1
+    few = len(asked)
+    for work in (lambda: shared(ben), follower.pull, lambda: anna.make("new", ids[-1])):
+        with counted(db) as asked:
+            work()
+        ben_asks = [each for each in asked if "RECURSIVE" in each and "grants" in each]
+        assert ben_asks == []
+        assert len(asked) < few + 60
+    # What moves is seen at once: one of the deep ones leaves the shared directory.
+    root = anna.me.root
+    moved = {"parent": ids[-1], "name": "7", "new_parent": root, "new_name": "seven"}
+    anna.do(wire.Rename(file=deep[7], **moved))
+    assert {name for name in shared(ben) if name is not None} == {"d", "seven"}
+    anna.do(wire.Rename(file=ids[0], parent=root, name="d", new_parent=root, new_name="e"))
+    with counted(db) as asked:
+        assert {name for name in shared(ben) if name is not None} == {"d", "seven"}
+    assert not [each for each in asked if "RECURSIVE" in each and "grants" in each]
+    unshare(anna, ids[50], ben.me.account)
+    assert {name for name in shared(ben) if name is not None} >= {"0", "seven", "19"}
+
+
+@pytest.mark.parametrize("how", ["link", "unlink", "exchange", "recover"])
+def test_whatever_moves_a_file_is_noticed(anna: Client, ben: Client, how: str) -> None:
+    """Nested or not, in each case otherwise than before."""
+    root, folder = anna.me.root, anna.mkdir("folder")
+    file, other = anna.make("file"), anna.make("other", folder)
+    if how in ("unlink", "recover"):
+        anna.do(wire.Link(file=file, parent=folder, name="inside"))
+    if how == "recover":
+        anna.do(wire.Unlink(file=file, parent=root, name="file"))
+    for each in (folder, file):
+        share(anna, each, ben)
+    before = set(shared(ben))
+    if how == "link":
+        anna.do(wire.Link(file=file, parent=folder, name="inside"))
+    elif how == "unlink":
+        anna.do(wire.Unlink(file=file, parent=folder, name="inside"))
+    elif how == "exchange":
+        places = {"parent": root, "name": "file", "other_parent": folder, "other_name": "other"}
+        anna.do(wire.Exchange(file=file, other=other, **places))
+    else:  # nobody looks while it is in the trash
+        anna.do(wire.Unlink(file=file, parent=folder, name="inside"))
+        anna.do(wire.Recover(file=file, parent=root, name="file"))
+    nested, apart = {"folder", None}, {"folder", "file"}
+    expected = nested if how in ("link", "exchange") else apart
+    assert before == (apart if expected == nested else nested)
+    assert set(shared(ben)) == expected
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    nesting = Nesting(max_roots=10)
+    for number in range(20):
+        known = _Known(0, frozenset({f"{number}a", f"{number}b", f"{number}c"}), frozenset())
+        nesting._note("ben", str(number), known)
+        nesting._note("ben", str(number), known)
+    assert len(nesting._known) == 3
+    assert nesting._roots == 9
+
+
+def test_strangers_fill_neither_the_view_nor_the_room_of_friends(
+    anna: Client, ben: Client, cleo: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "MAX_FROM_STRANGER", 2)
+    monkeypatch.setattr(sharing, "MAX_FROM_STRANGERS", 3)
+    share(ben, ben.mkdir("for cleo"), cleo)  # ben knows cleo
+    for name in "ab":
+        share(anna, anna.mkdir(name), ben)
+    third = anna.mkdir("c")
+    refused = refusal(share, anna, third, ben)
+    assert isinstance(refused, errors.TooLarge)
+    assert "share something with you" in refused.message
+    share(anna, anna.children()["a"].id, ben, "viewer")  # a role is no more than before
+    for name in "uvwxy":  # at once, however much strangers have sent
+        share(cleo, cleo.mkdir(name), ben)
+    assert len(shared(ben)) == 7
+    share(ben, ben.mkdir("for anna"), anna, "viewer")  # and now ben knows anna
+    share(anna, third, ben)
+    assert "c" in shared(ben)
+    monkeypatch.setattr(sharing, "MAX_GIVEN", 8)
+    assert isinstance(refusal(share, cleo, cleo.mkdir("f"), ben), errors.TooLarge)
+
+
+def test_all_strangers_together_are_bounded(
+    server: Running, anna: Client, ben: Client, cleo: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "MAX_FROM_STRANGERS", 2)
+    share(anna, anna.mkdir("a"), ben)
+    share(cleo, cleo.mkdir("c"), ben)
+    refused = refusal(share, cleo, cleo.mkdir("d"), ben)
+    assert isinstance(refused, errors.TooLarge)
+    first = shared(ben)["a"].file.id
+    unshare(ben, first, ben.me.account)  # who has too much leaves some
+    share(cleo, cleo.children()["d"].id, ben)
+
+
+def test_strangers_share_so_fast_and_friends_as_fast_as_they_like() -> None:
+    now = [0.0]
+    pace = sharing.Pace(2, 60, lambda: now[0])
+    for _ in range(2):
+        pace.check("mallory", "ben")
+    with pytest.raises(errors.Refused) as refused:
+        pace.check("mallory", "ben")
+    assert refused.value.retry_after == 60
+    pace.check("mallory", "anna")
+    pace.check("oscar", "ben")
+    now[0] = 60
+    pace.check("mallory", "ben")
+    for number in range(19):  # all together: ten times as many
+        pace.check(f"stranger {number}", "ben")
+    with pytest.raises(errors.Refused):
+        pace.check("one more", "ben")
+
+
+def test_a_stranger_who_takes_back_and_gives_again_is_slowed_down(
+    server: Running, anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.app.service, "share_pace", sharing.Pace(3, 60))
+    folder = anna.mkdir("folder")
+    for _ in range(3):
+        share(anna, folder, ben)
+        unshare(anna, folder, ben.me.account)
+    assert isinstance(refusal(share, anna, folder, ben), errors.RateLimited)
+    share(ben, ben.mkdir("back"), anna)
+    share(anna, folder, ben, "viewer")
+
+
+def test_names_that_are_no_accounts_cannot_be_tried_for_long(
+    server: Running, anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hits and other refusals do not count. When there are no tries left, hits are not told apart
+    from misses."""
+    folder, burst = anna.mkdir("folder"), server.app.service.settings.tunables.share_miss_burst
+
+    def try_name(name: str) -> Any:
+        wanted = ShareRequest(users=[Invite(name, "viewer")])
+        path = f"/v1/files/{folder}/share"
+        return refusal(anna.request, "POST", path, SharesReply, wanted)
+
+    share(anna, folder, ben)
+    for number in range(burst - 1):
+        assert isinstance(try_name(f"nobody {number}"), errors.NotFound)
+    for _ in range(3):
+        share(anna, folder, ben)
+        assert isinstance(try_name(anna.me.account), errors.BadRequest)
+    assert isinstance(try_name("nobody"), errors.NotFound)
+    limited = try_name("nobody")
+    assert isinstance(limited, errors.RateLimited)
+    assert 1 < limited.retry_after_seconds <= 60
+    assert isinstance(try_name(ben.me.account), errors.RateLimited)
+    other = ben.mkdir("of ben")
+    share(ben, other, anna)  # others are not held up
+
+
+def test_the_list_of_what_is_shared_is_bounded_by_what_its_files_carry(
+    anna: Client, ben: Client
+) -> None:
+    """Others decide what is in it: those with the most attributes are told without."""
+    carried = {f"user.{n}": bytes(65_000) for n in range(15)}
+    for number in range(5):
+        share(anna, anna.make(f"large {number}", xattrs=carried), ben)
+    share(anna, anna.make("small", xattrs={"user.x": b"1"}), ben)
+    told = shared(ben)
+    sizes = {name: sum(map(len, root.file.xattrs.values())) for name, root in told.items()}
+    assert sizes["small"] == 1
+    assert sorted(sizes.values()) == [0, 1] + 4 * [15 * 65_000]

@@ -14,6 +14,7 @@ from sqlalchemy import update
 from remote import errors, wire
 from remote.codec import encode_chunk
 from remote.content import Manifest, Piece
+from remote.wire_account import EmptiedReply, EmptyTrash
 from server.drive import versions
 from server.metadata import schema
 from server.storage.blobs import BlobKey
@@ -410,6 +411,30 @@ def test_descriptors_of_many_uploads_are_taken_in_parts(anna: Client) -> None:
     late = [errors.Unavailable, errors.Unavailable]
     assert begin(*wanted) == [wire.UploadState, wire.UploadState, *late]
     assert begin(*wanted[2:]) == [wire.UploadState, wire.UploadState]
+
+
+def test_uploads_and_the_trash_make_way_for_others_too(
+    server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if others waited all the time: something is done, and the rest is to be asked again."""
+    made = [anna.create(f"{number}", kind="fifo") for number in range(50)]
+    anna.batch(*made)
+    anna.batch(*[wire.Unlink(file=op.file, parent=op.parent, name=op.name) for op in made])
+    monkeypatch.setattr(server.app.service, "turn", lambda _whose: lambda: True)
+    wanted = [wire.StartUpload(version=new_id(), file=new_id(), descriptors=[]) for _ in range(3)]
+    path, request = "/v1/files", wire.StartUploads(uploads=wanted)
+    begun = anna.request("POST", path, wire.StartUploadsReply, request).uploads
+    late = [errors.Unavailable, errors.Unavailable]
+    assert [type(each) for each in begun] == [wire.UploadState, *late]
+    gone, more = 0, True
+    while more:
+        reply = anna.request("POST", "/v1/trash/empty", EmptiedReply, EmptyTrash(files=None))
+        assert 0 < reply.files < 50
+        gone, more = gone + reply.files, reply.more
+    assert gone == 50
+    ops = [anna.create(name, kind="fifo") for name in "abc"]
+    answers = [type(each) for each in anna.batch(*ops)]
+    assert answers == [wire.Applied, *late]
 
 
 def test_what_a_crash_left_half_made_is_swept_at_start(start: Start, tmp_path: Path) -> None:

@@ -165,6 +165,22 @@ def test_directories_may_be_deeper_than_any_path_is_long(pair: Pair) -> None:
     pair.site.cli("trash", "list", pair.b.at)
 
 
+def test_a_path_that_would_be_longer_than_64_kib_is_refused_at_the_call(pair: Pair) -> None:
+    top, name = pair.a.at / "long", "n" * 255
+    top.mkdir()
+    at, levels = os.open(top, os.O_RDONLY), 0
+    with fails_with(errno.ENAMETOOLONG):
+        while levels < 300:
+            os.mkdir(name, dir_fd=at)
+            below = os.open(name, os.O_RDONLY, dir_fd=at)
+            os.close(at)
+            at, levels = below, levels + 1
+    os.mkdir("s" * 100, dir_fd=at)  # what fits still does
+    os.close(at)
+    assert levels == (65536 - len("/long")) // 256
+    run("rm", "-r", top)
+
+
 def descend(top: Path, name: str, *, make: bool = False) -> int:
     """How deep it goes; the deepest directory has a file."""
     depth, at = 0, os.open(top, os.O_RDONLY)

@@ -1,0 +1,121 @@
+"""Where files are, as remembered during one transaction: what is above each, and who was given it.
+
+Knows: how the tree is climbed, and that a batch asks for the same directories again and again. Must
+not know: what may be done where (`access`), what an operation does.
+
+Climbing costs the database a row for each level, so it is climbed once for all operations of a
+batch. Invariant: what is remembered is what the transaction sees; whoever changes an entry says so
+(`born`, `gained`, `lost`), and whoever rolls back says `forget`. Memory is bounded.
+
+Concurrency: of one transaction, and its thread.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqlalchemy import Connection, bindparam, select
+
+from remote.wire import Role
+from server.metadata.schema import entries, files, grants
+
+MAX_KNOWN = 50_000
+"""Files of which it is remembered what is above them."""
+
+_above = select(bindparam("id", type_=files.c.id.type).label("id")).cte("above", recursive=True)
+_above = _above.union(select(entries.c.parent).where(entries.c.file == _above.c.id))
+ABOVE = select(_above.c.id)
+"""`id` and every directory above it, over all links."""
+IS_ABOVE = select(_above.c.id).where(_above.c.id == bindparam("directory")).limit(1)
+"""A row if `directory` is one of those."""
+_NAMES = select(entries.c.file, entries.c.parent, entries.c.name).join(
+    _above, entries.c.file == _above.c.id
+)
+_GRANTED = (
+    select(grants.c.file, grants.c.role)
+    .join(files, grants.c.file == files.c.id)
+    .where(grants.c.account == bindparam("account"), files.c.drive == bindparam("drive"))
+)
+
+
+class Place(NamedTuple):
+    """How far below its root a directory is, and the bytes of its path, a slash before each name.
+    The root itself is (0, 0)."""
+
+    levels: int
+    size: int
+
+    def within(self, name: str) -> Place:
+        """The place called `name` in this directory."""
+        return Place(self.levels + 1, self.size + 1 + len(name.encode()))
+
+
+class Lineage:
+    """See above. Ids of files and directories."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self._names: dict[str, set[tuple[str, str]]] = {}
+        self._roles: dict[tuple[str, str], dict[str, Role]] = {}
+
+    def above(self, file: str) -> set[str]:
+        """`file` and every directory above it, over all links."""
+        found, waiting = {file}, [file]
+        while waiting:
+            for parent, _ in self._names_of(waiting.pop()):
+                if parent not in found:
+                    found.add(parent)
+                    waiting.append(parent)
+        return found
+
+    def chain(self, directory: str) -> list[tuple[str, str]]:
+        """`directory` and those above it up to the top, each with its name; the top has none."""
+        found, at = list[tuple[str, str]](), directory
+        seen = set[str]()
+        while at not in seen:  # a damaged tree may have a loop
+            seen.add(at)
+            parent, name = next(iter(self._names_of(at)), ("", ""))
+            found.append((at, name))
+            at = parent or at
+        return found
+
+    def place(self, directory: str) -> Place:
+        names = [name for _, name in self.chain(directory) if name]
+        return Place(len(names), sum(1 + len(name.encode()) for name in names))
+
+    def granted(self, account: str, drive: str) -> dict[str, Role]:
+        """What of `drive` is shared with `account`, each with its role."""
+        if (account, drive) not in self._roles:
+            rows = self._conn.execute(_GRANTED, {"account": account, "drive": drive})
+            self._roles[account, drive] = {row.file: row.role for row in rows}
+        return self._roles[account, drive]
+
+    def born(self, file: str) -> None:
+        """A file was made that has no name yet."""
+        self._names[file] = set()
+
+    def gained(self, file: str, parent: str, name: str) -> None:
+        if file in self._names:
+            self._names[file].add((parent, name))
+
+    def lost(self, file: str, parent: str, name: str) -> None:
+        if file in self._names:
+            self._names[file].discard((parent, name))
+
+    def forget(self) -> None:
+        """Changes were rolled back."""
+        self._names.clear()
+
+    def _names_of(self, file: str) -> set[tuple[str, str]]:
+        if file not in self._names:
+            self._climb(file)
+        return self._names[file]
+
+    def _climb(self, file: str) -> None:
+        if len(self._names) > MAX_KNOWN:
+            self._names.clear()
+        found: dict[str, set[tuple[str, str]]] = {file: set()}
+        for row in self._conn.execute(_NAMES, {"id": file}):
+            found.setdefault(row.file, set()).add((row.parent, row.name))
+            found.setdefault(row.parent, set())
+        self._names |= found
