@@ -22,7 +22,7 @@ class FakeClient:
 
     answer: wire.Me | errors.NearlineError
 
-    def __init__(self, base_url: str, token: str | None, *, insecure: bool = False) -> None: ...
+    def __init__(self, base_url: str, token: str | None, **safety: object) -> None: ...
 
     async def __aenter__(self) -> FakeClient:
         return self

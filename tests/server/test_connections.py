@@ -66,7 +66,7 @@ def cut(server: Running, why: str) -> float:
 
 
 def taken(server: Running) -> int:
-    return server.app.connections._places.taken
+    return server.app.connections.taken
 
 
 # --- heads --------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_a_head_that_is_too_large_is_refused(own: Running, head: bytes) -> None:
 
 def test_what_is_not_http_is_refused(own: Running) -> None:
     with connected(own) as sock:
-        sock.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        sock.sendall(b"\x17\x03\x01 hello\r\n\r\n")
         answer = everything(sock)
     assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b"cache-control: no-store" in answer
