@@ -14,6 +14,8 @@ is asked for each: a mount took 1.6 times the processor for a cold read of what 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import ssl
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -52,7 +54,7 @@ class PinnedTransport(httpx.AsyncHTTPTransport):
         try:
             return await super().handle_async_request(request)
         except httpx.ConnectError as error:
-            if _is_somebody_else(error):
+            if isinstance(error.__cause__, _SomebodyElse):
                 raise NotThatServer(
                     "another program answers there, or the server's key changed: if it did, "
                     "run `nearline login` again"
@@ -60,13 +62,8 @@ class PinnedTransport(httpx.AsyncHTTPTransport):
             raise
 
 
-def _is_somebody_else(error: BaseException | None) -> bool:
-    """Whether TLS failed by what the other side said, and not because it went away."""
-    while error is not None:
-        if isinstance(error, ssl.SSLError):
-            return not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
-        error = error.__cause__ or error.__context__
-    return False
+class _SomebodyElse(httpcore.ConnectError):
+    """As it is called below httpx, which passes the cause on and not the class."""
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
@@ -105,11 +102,17 @@ class _Tcp(httpcore.AsyncNetworkStream):
         tls = _Tls(self._stream, ssl_context, server_hostname)
         try:
             with _named(httpcore.ConnectTimeout, httpcore.ConnectError), _within(timeout):
-                await tls.shake_hands()
+                await self._shake_hands(tls)
         except BaseException:
             await self.aclose()
             raise
         return tls
+
+    async def _shake_hands(self, tls: _Tls) -> None:
+        try:
+            await tls.shake_hands()
+        except ssl.SSLError as error:
+            raise _SomebodyElse(error) from error
 
 
 class _Tls(httpcore.AsyncNetworkStream):
@@ -123,15 +126,20 @@ class _Tls(httpcore.AsyncNetworkStream):
         self._sending = trio.Lock()  # what is encrypted first is sent first
 
     async def shake_hands(self) -> None:
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                await self._flush()
-                await self._receive()
-            else:
-                await self._flush()
-                return
+        """Raises ssl.SSLError for who is not the one, and OSError for who goes away."""
+        while not self._is_done():
+            await self._flush()
+            await self._receive()
+            if self._in.eof:
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        await self._flush()
+
+    def _is_done(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """All that is there, at most `max_bytes`; empty at the end, which is none of HTTP's unless

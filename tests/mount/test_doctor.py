@@ -73,6 +73,17 @@ def test_a_token_that_is_not_valid_any_more(monkeypatch: pytest.MonkeyPatch) -> 
     assert "nearline login http://localhost:1 --account ann" in found.advice
 
 
+def test_a_server_whose_key_is_not_known_is_told_no_token(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote.client, "ApiClient", None)
+    credentials.save(LOGIN.url, LOGIN.account, "token")
+    [found] = doctor.check_servers([LOGIN])
+    assert found.level == "warn"
+    assert "another program" in found.what
+    assert "nearline login http://localhost:1 --account ann" in found.advice
+
+
 def test_a_clock_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [f.level for f in levels(monkeypatch, me(ahead=3600))][:2] == ["ok", "fail"]
 

@@ -265,14 +265,22 @@ class Running:
         assert not self.thread.is_alive(), "the server did not stop"
 
 
-def run(data: Path, origin: str | None = None, **tunables: Any) -> Running:
-    """A server on `data`; `origin` is its public URL, by default where it listens."""
-    sock = socket.create_server(("127.0.0.1", 0))
+def run(
+    data: Path,
+    origin: str | None = None,
+    *,
+    tls_only: bool = False,
+    sock: socket.socket | None = None,
+    **tunables: Any,
+) -> Running:
+    """A server on `data`; `origin` is its public URL, by default where it listens: at `sock`, if
+    that is given. With `tls_only` it speaks no plain HTTP."""
+    sock = sock or socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     app = create_app(Settings(data, origin or url, Tunables(**tunables)))
     up = threading.Event()
     identity = Identity(data)
-    tls = Tls(identity.context, only=False)
+    tls = Tls(identity.context, only=tls_only)
     server = main.Server(main.configure(app), up.set, app.service.stop_waiting, tls)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
