@@ -62,7 +62,8 @@ _LARGEST = {"uid": MAX_ID, "gid": MAX_ID, "umask": 0o777, "metrics-port": 65535}
 @dataclass(frozen=True)
 class MountConfig:
     """One mount. Sizes in bytes. `uid`, `gid` and `umask` override what the drive says about every
-    file; None means the drive's own. `metrics_port` None means no metrics endpoint."""
+    file; None means the drive's own. `metrics_port` None means no metrics endpoint. `pin` is the
+    certificate (PEM) of a server on this machine that is spoken to by an http URL."""
 
     url: str
     mountpoint: Path
@@ -83,6 +84,7 @@ class MountConfig:
     umask: int | None = None
     log_level: str = "info"
     metrics_port: int | None = None
+    pin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,12 @@ def is_loopback(url: str) -> bool:
     """Whether the URL's host is this machine by name: nothing can listen in on the way."""
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
+
+
+def needs_pin(url: str) -> bool:
+    """Whether any program on this machine could answer there, so that the server has to show its
+    key."""
+    return urlsplit(url).scheme == "http" and is_loopback(url)
 
 
 def needs_insecure(url: str) -> bool:

@@ -1,7 +1,9 @@
-"""Tokens: one per (server URL, account), in the system's keyring or in a private file.
+"""Tokens: one per (server URL, account), in the system's keyring or in a private file. And the
+certificate of each server on this machine: one per URL, beside them.
 
 Knows: where a token is kept and who may read it. Must not know: what a token can do, the wire.
-Invariant: a token is never in an argument list, a log line, or a file that others can read.
+Invariant: a token is never in an argument list, a log line, or a file that others can read. A
+certificate that others could have written is not used.
 
 `NEARLINE_TOKEN` in the environment wins over everything kept. Which accounts are logged in where is
 kept beside the tokens in a plain list (a keyring cannot be listed): it holds no secret.
@@ -12,6 +14,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from dataclasses import replace
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 from msgspec import DecodeError, Struct, json
 
-from mount.config import short_hash
+from mount.config import MountConfig, needs_pin, short_hash
 from mount.failures import Failure, UsageFailure
 from mount.starting.registry import write_atomically
 
@@ -67,6 +70,39 @@ def load(url: str, account: str) -> str:
             f"no token for {account} at {url}; run `nearline login {url} --account {account}`"
         )
     return token
+
+
+def keep_certificate(url: str, certificate: str) -> None:
+    """From now on only the holder of this certificate's key (PEM) is the server at `url`."""
+    file = _certificate_file(url)
+    _make_private(file.parent)
+    write_atomically(file, certificate.encode(), mode=0o600)
+
+
+def certificate(url: str) -> str | None:
+    """The certificate that the server at `url` has to show; None before the first login. Raises
+    `Failure` when others could have written it."""
+    try:
+        with _certificate_file(url).open() as stream:
+            if os.fstat(stream.fileno()).st_mode & 0o022:
+                raise Failure(f"others can write {stream.name}; remove it and log in again")
+            return stream.read()
+    except FileNotFoundError:
+        return None
+
+
+def trusting(config: MountConfig) -> MountConfig:
+    """`config` with the certificate of its server, where one is needed. Raises `Failure` that says
+    how to get it."""
+    if not needs_pin(config.url) or config.insecure:
+        return config
+    pin = certificate(config.url)
+    if pin is None:
+        raise Failure(
+            f"the key of the server at {config.url} is not known on this device yet; "
+            f"run `nearline login {config.url} --account {config.account}`"
+        )
+    return replace(config, pin=pin)
 
 
 def logins() -> list[Login]:
@@ -122,6 +158,10 @@ def _entry(url: str, account: str) -> str:
 
 def _token_file(url: str, account: str) -> Path:
     return directory() / f"{short_hash(url, account)}.token"
+
+
+def _certificate_file(url: str) -> Path:
+    return directory() / f"{short_hash(url)}.certificate"
 
 
 def _list_file() -> Path:

@@ -21,7 +21,7 @@ import platformdirs
 from cache import quarantine
 from mount import credentials, mountinfo
 from mount.asked import control_client
-from mount.config import is_loopback, needs_insecure
+from mount.config import is_loopback, needs_insecure, needs_pin
 from mount.credentials import Login
 from mount.failures import Failure
 from mount.progress import human_bytes, human_seconds
@@ -126,14 +126,25 @@ def check_servers(logins: list[Login]) -> Iterator[Finding]:
     for login in logins:
         try:
             token = credentials.load(login.url, login.account)
+            pin = credentials.certificate(login.url)
         except Failure as failure:
             yield Finding("fail", str(failure))
             continue
-        yield from check_server(login, token)
+        if needs_pin(login.url) and pin is None:
+            yield _unknown_key(login)
+        else:
+            yield from check_server(login, token, pin)
 
 
-def check_server(login: Login, token: str) -> Iterator[Finding]:
-    """Ask the server who we are, and compare its clock with ours in the middle of the exchange."""
+def _unknown_key(login: Login) -> Finding:
+    """Such a server is not asked: it may be anybody."""
+    what = f"the key of {login.url} is not known, so another program could answer there"
+    return Finding("warn", what, f"run `nearline login {login.url} --account {login.account}`")
+
+
+def check_server(login: Login, token: str, pin: str | None = None) -> Iterator[Finding]:
+    """Ask the server who we are, and compare its clock with ours in the middle of the exchange.
+    `pin` is the certificate of a server on this machine."""
     import trio
 
     from remote import errors
@@ -141,7 +152,8 @@ def check_server(login: Login, token: str) -> Iterator[Finding]:
     from remote.wire import Me
 
     async def ask() -> tuple[Me, float]:
-        async with ApiClient(login.url, token, insecure=True) as client:
+        insecure = needs_insecure(login.url)
+        async with ApiClient(login.url, token, insecure=insecure, pin=pin) as client:
             with trio.fail_after(ASK_SECONDS):
                 before = time.time()
                 me = await client.me()

@@ -82,7 +82,7 @@ class Session:
         in_use: Callable[[int], bool],
     ) -> None:
         self.config = config
-        self.client = ApiClient(config.url, token, insecure=config.insecure)
+        self.client = ApiClient(config.url, token, insecure=config.insecure, pin=config.pin)
         self.patience = Patience()
         self._reads = PatientReads(self.client, self.patience)
         spool = config.state_dir / "spool"

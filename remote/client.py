@@ -56,8 +56,7 @@ _POLL_GRACE_SECONDS = 10.0
 class ApiClient(Live, DataPath, AccountEndpoints):
     """A server, as `token` sees it. Use as an async context manager, under trio.
 
-    Raises `InsecureUrl` for an http:// `base_url` whose host is not loopback, unless `insecure`;
-    `ValueError` for what is no http(s) URL.
+    `insecure`, `pin` and what is raised: see `transport.Transport`.
     """
 
     # --- session --------------------------------------------------------------------------------

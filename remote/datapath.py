@@ -51,7 +51,7 @@ class DataPath(Transport):
 
     async def put_chunk(self, put: PresignedPut, body: Buffer) -> None:
         """Store `body` where `put` says. That it is there already is success."""
-        check_url(put.url, insecure=self._insecure)
+        check_url(put.url, insecure=self._insecure, pinned=self._is_pinned)
         view = memoryview(body).cast("B")
         length = {"Content-Length": str(len(view)), REQUEST_ID: new_request_id()}
         headers = {**put.headers, **length}
@@ -78,7 +78,7 @@ class DataPath(Transport):
         """Read bytes [start, end_exclusive) of the object at `url` to the start of `into`, as they
         come, without another copy; give their number, which is always all of them. On an error
         `into` holds rubbish. Nothing is verified here (`codec.decode_block`)."""
-        check_url(url, insecure=self._insecure)
+        check_url(url, insecure=self._insecure, pinned=self._is_pinned)
         target = memoryview(into).cast("B")[: end_exclusive - start]
         if not 0 <= start < end_exclusive or len(target) != end_exclusive - start:
             raise ValueError(f"[{start}, {end_exclusive}) does not fit {len(into)} bytes")

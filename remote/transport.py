@@ -39,8 +39,10 @@ from remote.late import Late
 
 if TYPE_CHECKING:
     import httpx
+
+    from remote import pinned
 else:
-    httpx = Late("httpx")
+    httpx, pinned = Late("httpx"), Late("remote.pinned")
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +66,8 @@ AGAIN_LATER = frozenset({408, 409, 425, 429})
 
 
 class InsecureUrl(ValueError):
-    """A URL that would send tokens or content unencrypted to another machine."""
+    """A URL that would send tokens or content unencrypted to another machine, or to whichever
+    program on this one has the port."""
 
 
 @dataclass(slots=True)
@@ -94,8 +97,11 @@ class Timeouts:
 class Pools:
     """The connections to one server, opened when the first of them is needed."""
 
-    def __init__(self, base_url: str, user_agent: str, timeouts: Timeouts) -> None:
+    def __init__(
+        self, base_url: str, user_agent: str, timeouts: Timeouts, pin: str | None = None
+    ) -> None:
         self._base_url, self._user_agent, self._timeouts = base_url, user_agent, timeouts
+        self._pin = pin
         self._opening = trio.Lock()
         self._open: tuple[httpx.AsyncClient, httpx.AsyncClient] | None = None
 
@@ -124,8 +130,15 @@ class Pools:
             # A proxy from the environment must not get between us and our own machine.
             trust_env=not _is_loopback(httpx.URL(self._base_url).host),
         )
-        api = make(base_url=self._base_url, limits=_pool(API_CONNECTIONS))
-        return api, make(limits=_pool(DATA_CONNECTIONS))
+        for_api, for_data = _pool(API_CONNECTIONS), _pool(DATA_CONNECTIONS)
+        api = make(base_url=self._base_url, limits=for_api, mounts=self._mounts(for_api))
+        return api, make(limits=for_data, mounts=self._mounts(for_data))
+
+    def _mounts(self, limits: httpx.Limits) -> dict[str, httpx.AsyncBaseTransport]:
+        """How http:// travels, if not as it is."""
+        if self._pin is None:
+            return {}
+        return {"http://": pinned.PinnedTransport(self._pin, limits)}
 
     async def close(self) -> None:
         for client in self._open or ():
@@ -135,8 +148,11 @@ class Pools:
 class Transport:
     """A server, as `token` sees it. Use as an async context manager, under trio.
 
-    Raises `InsecureUrl` for an http:// `base_url` whose host is not loopback, unless `insecure`;
-    `ValueError` for what is no http(s) URL.
+    `pin` is the certificate (PEM) of a server on this machine: http:// goes over TLS to the holder
+    of its key, and to nobody else. `insecure`: http:// is plain HTTP.
+
+    Raises `InsecureUrl` for an http:// `base_url` unless it is of this machine and `pin` is given,
+    or `insecure`; `ValueError` for what is no http(s) URL.
     """
 
     def __init__(
@@ -145,17 +161,20 @@ class Transport:
         token: str | None,
         *,
         insecure: bool = False,
+        pin: str | None = None,
         user_agent: str = USER_AGENT,
         timeouts: Timeouts | None = None,
         transferred: Transferred | None = None,
     ) -> None:
-        check_url(base_url, insecure=insecure)
+        pin = None if insecure else pin
+        self._is_pinned = pin is not None
+        check_url(base_url, insecure=insecure, pinned=self._is_pinned)
         self.base_url = base_url.rstrip("/")
         self.transferred = transferred if transferred is not None else Transferred()
         self._token = token
         self._insecure = insecure
         self._timeouts = timeouts or Timeouts()
-        self._pools = Pools(self.base_url, user_agent, self._timeouts)
+        self._pools = Pools(self.base_url, user_agent, self._timeouts, pin)
 
     async def __aenter__(self) -> Self:
         return self
@@ -284,12 +303,13 @@ def _ms_since(began: float) -> float:
     return round((time.monotonic() - began) * 1000, 1)
 
 
-def check_url(url: str, *, insecure: bool = False) -> None:
-    """Raise `InsecureUrl` for http:// to another machine unless `insecure`; `ValueError` for what
-    is no http(s) URL with a host. Neither shows the URL's query."""
+def check_url(url: str, *, insecure: bool = False, pinned: bool = False) -> None:
+    """Raise `InsecureUrl` for http:// unless `insecure`, or it is to this machine and the server's
+    certificate is `pinned`; `ValueError` for what is no http(s) URL with a host. Neither shows the
+    URL's query."""
     if url.startswith("https://") and len(url) > len("https://"):
         return
-    if _OUR_MACHINE.match(url):  # which needs no library to see
+    if pinned and _OUR_MACHINE.match(url):  # which needs no library to see
         return
     shown = url.partition("?")[0]
     try:
@@ -298,9 +318,16 @@ def check_url(url: str, *, insecure: bool = False) -> None:
         raise ValueError(f"{shown!r} is not a URL: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"{shown!r} is not an http:// or https:// URL")
-    if parsed.scheme == "http" and not (insecure or _is_loopback(parsed.host)):
-        host = parsed.host
+    if parsed.scheme != "http" or insecure:
+        return
+    host, is_ours = parsed.host, _is_loopback(parsed.host)
+    if not is_ours:
         raise InsecureUrl(f"http://{host} is not encrypted: use https://, or allow it (--insecure)")
+    if not pinned:
+        raise InsecureUrl(
+            f"http://{host} may be anybody's on this machine, and the server's key is not known: "
+            "run `nearline login`, or allow it (--insecure)"
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -350,6 +377,8 @@ def _why(error: httpx.HTTPError) -> str:
     """The root cause, in a few words."""
     if isinstance(error, httpx.TimeoutException):
         return "timed out"
+    if isinstance(error, pinned.NotThatServer):
+        return str(error)
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is not trusted: {cause.verify_message}"

@@ -105,7 +105,7 @@ class Application:
         self.service = service
         self._edge = _edge_of(service)
         tunables = service.settings.tunables
-        self.connections = Connections(tunables, service.metrics)
+        self.connections = Connections(tunables, service.metrics, service.known)
         self._guard = Guard(service.settings, service.metrics, service.known, service.tries)
         self._origins = Origins(tunables.content_url)
         self._content = ContentServer(

@@ -24,15 +24,17 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import structlog
 import uvicorn
 
 from server.front import logs
-from server.front.connections import Config
+from server.front.connections import Config, Http
+from server.front.door import Door
+from server.front.identity import Identity, tell_nothing
 from server.front.listening import CannotListen, check_safe, listening, public_url
-from server.front.tls import Certificate
+from server.front.tls import Certificate, Tls
 from server.settings import BadSettings, Settings, Tunables, read_config
 from server.storage.keys import write_private
 
@@ -88,6 +90,18 @@ def serve(
         _run(settings, sock, certificate, ready)
 
 
+def _tls(data_dir: Path, certificate: Certificate | None) -> Tls:
+    """With the operator's certificate nothing but TLS is spoken; without, plain HTTP too, and
+    clients on this machine know the server by a certificate of its own."""
+    if certificate is not None:
+        tell_nothing(data_dir)
+        return Tls(certificate.context, only=True)
+    identity = Identity(data_dir)
+    identity.tell(data_dir)
+    log.info("identity", fingerprint=identity.fingerprint)
+    return Tls(identity.context, only=False)
+
+
 def _run(
     settings: Settings,
     sock: socket.socket,
@@ -96,6 +110,7 @@ def _run(
 ) -> None:
     from server.app import create_app
 
+    tls = _tls(settings.data_dir, certificate)
     app = create_app(settings)
     announced = settings.data_dir / "server.url"
 
@@ -105,13 +120,14 @@ def _run(
             ready(settings.public_url)
 
     try:
-        server = Server(configure(app, certificate), started, app.service.stop_waiting, certificate)
+        reload = None if certificate is None else certificate.reload
+        server = Server(configure(app), started, app.service.stop_waiting, tls, reload)
         server.run(sockets=[sock])
     finally:
         announced.unlink(missing_ok=True)
 
 
-def configure(app: Application, certificate: Certificate | None = None) -> Config:
+def configure(app: Application) -> Config:
     """How uvicorn is to run `app`."""
     return Config(
         app,
@@ -124,7 +140,6 @@ def configure(app: Application, certificate: Certificate | None = None) -> Confi
         timeout_graceful_shutdown=GRACE_SECONDS,
         ws_per_message_deflate=False,
         ws_max_size=SOCKET_MESSAGE_BYTES,
-        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )
 
 
@@ -151,7 +166,7 @@ class Server(uvicorn.Server):
     stops, stops at once when told, and lets the process end normally after a signal.
 
     `started_callback` is called on the loop when connections are accepted; `stop_waiting` when no
-    more are.
+    more are; `reload` at SIGHUP. Without `tls` it speaks plain HTTP.
     """
 
     def __init__(
@@ -159,38 +174,33 @@ class Server(uvicorn.Server):
         config: Config,
         started_callback: Callable[[], None],
         stop_waiting: Callable[[], None],
-        certificate: Certificate | None = None,
+        tls: Tls | None = None,
+        reload: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(config)
         self._connections = config.connections
         self._started_callback, self._stop_waiting = started_callback, stop_waiting
-        self._certificate = certificate
+        self._tls, self._reload = tls, reload
         self._told = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's, with a limit on how long a TLS handshake may take."""
+        """uvicorn's, with an accept of our own: see `door`."""
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
         self._loop = asyncio.get_running_loop()
-        tls = self.config.ssl
-        seconds = self._connections.tunables.head_seconds if tls is not None else None
-        self.servers = [
-            await self._loop.create_server(
-                self._make_protocol,
-                sock=sock,
-                ssl=tls,
-                ssl_handshake_timeout=seconds,
-                backlog=self.config.backlog,
-            )
-            for sock in sockets or []
+        doors = [
+            Door(sock, self._connections, self._make_protocol, self._tls) for sock in sockets or []
         ]
+        for door in doors:
+            door.open(self.config.backlog)
+        self.servers = cast(list[asyncio.base_events.Server], doors)  # closed and waited for alike
         self.started = True
         self._started_callback()
 
-    def _make_protocol(self) -> asyncio.Protocol:
-        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+    def _make_protocol(self) -> Http:
+        make = cast(type[Http], self.config.http_protocol_class)
         state, app_state = self.server_state, self.lifespan.state
         return make(config=self.config, server_state=state, app_state=app_state)
 
@@ -223,8 +233,8 @@ class Server(uvicorn.Server):
             return
         loop = asyncio.get_running_loop()
         handlers = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop}
-        if self._certificate is not None:
-            handlers[signal.SIGHUP] = self._certificate.reload
+        if self._reload is not None:
+            handlers[signal.SIGHUP] = self._reload
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         try:

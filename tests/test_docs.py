@@ -30,6 +30,7 @@ OURS = ("mount", "cache", "remote", "server", "bench", "tests", "docs", "scripts
 
 # Files that a mount or a server makes; they look like names of Python.
 MADE = frozenset({"mount.log", "mount.log.1", "mount.stderr", "server.log", "server.url"})
+MADE |= {"server.certificate", "server.fingerprint"}
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")

@@ -29,7 +29,7 @@ MountOptions = Annotated[
     ),
 ]
 Insecure = Annotated[
-    bool, Parameter(negative="", help="Allow http to another machine. Others can read along.")
+    bool, Parameter(negative="", help="Allow plain HTTP, whoever may be listening or answering.")
 ]
 Timeout = Annotated[float | None, Parameter(help="Give up after this many seconds.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the stable JSON schema.")]

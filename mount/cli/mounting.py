@@ -71,7 +71,8 @@ def start(url: str, directory: str, options: Options, *, foreground: bool) -> No
     where = resolve_mountpoint(directory)
     if foreground:
         config = _checked(url, where, options, foreground=True)
-        _stay(config, credentials.load(url, config.account))
+        token = credentials.load(url, config.account)
+        _stay(credentials.trusting(config), token)
     else:
         _leave(url, where, options)
 
@@ -106,7 +107,7 @@ def _leave(url: str, where: Path, options: Options) -> None:
     with launch.launched() as started:
         config = _checked(url, where, options, foreground=False)
         token = credentials.load(url, config.account)
-        started.order(launch.Orders(config, token))
+        started.order(launch.Orders(credentials.trusting(config), token))
         started.wait(config.state_dir / launch.LOG_NAME)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 from cyclopts import Parameter
 
 from mount import credentials
 from mount.cli import flags
-from mount.config import absolute, needs_insecure, normal_url, parse_options
+from mount.config import absolute, needs_insecure, needs_pin, normal_url, parse_options
 from mount.failures import Failure, UsageFailure
 
 T = TypeVar("T")
@@ -62,9 +62,12 @@ def serve(
         if tls_cert is None or tls_key is None:
             raise UsageFailure("TLS needs both --tls-cert and --tls-key; give the other one too")
         tls = absolute(tls_cert), absolute(tls_key)
-    embedded.serve(
-        absolute(data), listen, public_url, settings, _serving, tls=tls, insecure=insecure
-    )
+    where = absolute(data)
+
+    def serving(url: str) -> None:
+        _serving(url, embedded.fingerprint(where))
+
+    embedded.serve(where, listen, public_url, settings, serving, tls=tls, insecure=insecure)
 
 
 def check_listen(listen: str) -> None:
@@ -74,11 +77,13 @@ def check_listen(listen: str) -> None:
         raise UsageFailure(f"--listen {listen} is not HOST:PORT; write it like 127.0.0.1:8750")
 
 
-def _serving(url: str) -> None:
+def _serving(url: str, key: str | None) -> None:
     """Tell whoever waits: a person, systemd, or the `up` that started this server."""
     from mount.starting import embedded, process
 
     print(f"Nearline serves at {url}", flush=True)
+    if key is not None:
+        print(f"Its key for programs on this machine is {key}", flush=True)
     process.sd_notify("READY=1")
     if embedded.READY_FD in os.environ:
         descriptor = int(os.environ.pop(embedded.READY_FD))
@@ -109,10 +114,16 @@ def login(
     account: Annotated[str, Parameter(help="The account's name.")],
     password_file: flags.PasswordFile = None,
     token_file: flags.TokenFile = None,
+    fingerprint: Annotated[
+        str | None,
+        Parameter(help="The key that a server on this machine has to have: SHA256:..."),
+    ] = None,
     insecure: flags.Insecure = False,
 ) -> None:
     """Exchange the account's password for a token of this device, and keep the token. Or keep a
-    token that `nearline devices add` made."""
+    token that `nearline devices add` made.
+
+    The key of a server on this machine (http://127.0.0.1) is shown, and kept too."""
     url = normal_url(url)
     if needs_insecure(url) and not insecure:
         raise UsageFailure(
@@ -121,37 +132,69 @@ def login(
         )
     if token_file is not None and password_file is not None:
         raise UsageFailure("give --password-file or --token-file, not both")
+    server = _Server(url, insecure, _met(url, insecure, fingerprint))
     if token_file is not None:
         token = credentials.read_secret("token", "Token: ", token_file)
-        _check_token(url, account, token, insecure)
+        _check_token(server, account, token)
     else:
         prompt = f"Password of {account} at {url}: "
         password = credentials.read_secret("password", prompt, password_file)
-        token = _log_in(url, account, password, insecure)
+        token = _log_in(server, account, password)
+    if server.pin is not None:
+        credentials.keep_certificate(url, server.pin)
     where = credentials.save(url, account, token)
     print(f"Logged in to {url} as {account}; the token is in {where}.")
 
 
-def _log_in(url: str, account: str, password: str, insecure: bool) -> str:
+class _Server(NamedTuple):
+    """Whom to log in to. `pin`: the certificate of a server on this machine."""
+
+    url: str
+    insecure: bool
+    pin: str | None
+
+
+def _met(url: str, insecure: bool, fingerprint: str | None) -> str | None:
+    """The certificate of a server on this machine, before anything is sent to it."""
+    if not needs_pin(url) or insecure:
+        if fingerprint is not None:
+            raise UsageFailure(
+                "--fingerprint is for servers on this machine (http://127.0.0.1) without "
+                "--insecure; leave it out"
+            )
+        return None
+    from mount import first_sight
+
+    shown = first_sight.certificate_of(url)
+    name = first_sight.accepted(url, shown, credentials.certificate(url), fingerprint)
+    print(f"The key of {url} is {name}.", flush=True)
+    return shown
+
+
+def _log_in(server: _Server, account: str, password: str) -> str:
     from mount.starting import embedded
     from remote.client import ApiClient
     from remote.wire import LoginReply, LoginRequest
 
+    url, insecure, pin = server
+
     async def ask() -> LoginReply:
-        async with ApiClient(url, None, insecure=insecure) as client:
+        async with ApiClient(url, None, insecure=insecure, pin=pin) as client:
             return await client.login(LoginRequest(account, password, embedded.device_name()))
 
     unknown = f"{url} does not know the account {account} with this password; try again"
     return _asked(url, ask, unknown).token
 
 
-def _check_token(url: str, account: str, token: str, insecure: bool) -> None:
+def _check_token(server: _Server, account: str, token: str) -> None:
     """Raise `Failure` unless the token is good, and of that account."""
     from remote.client import ApiClient
     from remote.wire import Me
 
+    url, insecure, pin = server
+
     async def ask() -> Me:
-        async with ApiClient(url, token, insecure=insecure) as client:
+        async with ApiClient(url, token, insecure=insecure, pin=pin) as client:
             return await client.me()
 
     found = _asked(url, ask, f"{url} does not know this token; have another one made").account

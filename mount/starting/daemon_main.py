@@ -170,7 +170,8 @@ async def check_server(config: MountConfig, token: str) -> None:
     later one starts without the network."""
     from remote.client import ApiClient
 
-    async with ApiClient(config.url, token, insecure=config.insecure) as client:
+    url, insecure, pin = config.url, config.insecure, config.pin
+    async with ApiClient(url, token, insecure=insecure, pin=pin) as client:
         await client.me()
 
 

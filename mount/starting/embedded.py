@@ -54,6 +54,24 @@ def serve(
         raise Failure(_line(error)) from error
 
 
+def certificate(data_dir: Path) -> str:
+    """The certificate (PEM) by which the server on this data is known. Raises `Failure`."""
+    try:
+        return (data_dir / "server.certificate").read_text()
+    except OSError as error:
+        raise Failure(
+            f"cannot read {error.filename}: {error.strerror}; start the server on this data again"
+        ) from error
+
+
+def fingerprint(data_dir: Path) -> str | None:
+    """Its fingerprint; None for a server that has another certificate, from its operator."""
+    try:
+        return (data_dir / "server.fingerprint").read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
 def add_account(data_dir: Path, name: str, password: str) -> None:
     """Make an account in the server's data. Raises `AccountExists`, `Failure`."""
     accounts = _load("server.people.accounts")

@@ -55,6 +55,7 @@ def run(mountpoint: Path, data_dir: Path, options: Options) -> None:
         with launch.launched() as mounting, Server(data_dir, settings.port) as server:
             server.start()
             server.wait_ready()
+            config = _trusting(data_dir, config)
             token = _token(data_dir, config, settings)
             mounting.order(launch.Orders(config, token, os.getpid()))
             mounting.wait(config.state_dir / launch.LOG_NAME)
@@ -131,6 +132,14 @@ def configure(mountpoint: Path, settings: Settings, options: Options) -> MountCo
         cache=options.cache or default_cache_dir(key, mountpoint),
     )
     return make_config(url, mountpoint, settings.account, options)
+
+
+def _trusting(data_dir: Path, config: MountConfig) -> MountConfig:
+    """`config` with the certificate of the server that has this data: whatever else answers at its
+    port, now or later, is told nothing. Kept for other commands too."""
+    pin = embedded.certificate(data_dir)
+    credentials.keep_certificate(config.url, pin)
+    return replace(config, pin=pin)
 
 
 def _token(data_dir: Path, config: MountConfig, settings: Settings) -> str:

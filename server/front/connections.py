@@ -1,10 +1,13 @@
 """Connections: how many there may be, and how slow.
 
-Knows: uvicorn's protocols, what of a connection tells that its peer holds it up. Must not know:
-what is asked over it.
+Knows: uvicorn's protocols, what of a connection tells that its peer holds it up, whose a
+connection is. Must not know: what is asked over it, how it was accepted (`door`).
 
 uvicorn parses, buffers and answers; what it does not limit is limited here:
-- places: so many connections in all, and of one address. A trusted proxy's address is not counted.
+- places: so many connections in all, of one address, and of one account (`seats`). A connection is
+  counted from the moment it is accepted, by its address; from this machine, by the user whose it
+  is; from a trusted proxy, in all only. One that has shown a good token counts for the account.
+  Where there is no place, the connection of a stranger that has waited longest for its peer goes.
 - heads: a request's must be there in time and be of bounded size and plain target; trailers, which
   nobody sends, are refused.
 - requests ahead of their turn: uvicorn takes in what comes while another request of the connection
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Hashable
 from typing import Any, cast
 
 import uvicorn
@@ -27,9 +31,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from server.front import targets
-from server.front.limits import Places, Room
-from server.front.proxies import TrustedProxies, limited_as
+from server.front.known import KnownCallers
+from server.front.limits import Room
+from server.front.proxies import TrustedProxies, is_loopback, limited_as
+from server.front.seats import Seats
+from server.front.users import Address, UserOf, Users
 from server.metrics import Metrics
+from server.service import token_of
 from server.settings import Tunables
 
 _REASONS = {
@@ -38,39 +46,106 @@ _REASONS = {
     503: b"Service Unavailable",
 }
 
+FAREWELL_SECONDS = 0.25
+"""At the end of the server, what is on its way to a client has so long to get there."""
+
+_SIGNED_PUTS = "/blobs/"
+"""Bodies below it come by a signed URL, so they are of somebody who had a good token."""
+
+
+class Watched:
+    """A connection that can be counted, and say whether its peer holds it up."""
+
+    token: str | None = None
+    """What its last request showed to be its right."""
+
+    def held_up(self, now: float, tunables: Tunables) -> str | None:
+        """Why to cut it at `now`, in seconds of `time.monotonic`; None: there is no reason to."""
+        raise NotImplementedError
+
+    def waits_for_peer(self) -> bool:
+        """Whether nothing would be lost that the server does for it."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """End it at once, whatever waits to be sent."""
+        raise NotImplementedError
+
 
 class Connections:
-    """Every open connection of one server, and the limits on them."""
+    """Every open connection of one server, and the limits on them. `user_of` tells users of this
+    machine apart."""
 
-    def __init__(self, tunables: Tunables, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        tunables: Tunables,
+        metrics: Metrics,
+        known: KnownCallers,
+        user_of: UserOf | None = None,
+    ) -> None:
         self.tunables = tunables
-        self._metrics = metrics
+        self._metrics, self._known = metrics, known
+        self._user_of = user_of or Users().of
         self._proxies = TrustedProxies(tunables.trusted_proxies)
-        self._places = Places(tunables.connections, tunables.connections_per_address)
         self.behind = Room(tunables.body_memory_bytes // 8)
-        self._open: dict[_Watched, str] = {}
-        metrics.connections.set_function(lambda: self._places.taken)
+        each = tunables.connections_per_address, tunables.connections_per_account
+        self._seats: Seats[Watched] = Seats(tunables.connections, *each)
+        self._open: set[Watched] = set()
+        metrics.connections.set_function(lambda: self._seats.taken)
 
-    def enter(self, connection: _Watched, address: str) -> bool:
-        """Count a connection from `address`; False, and it is not counted, if there are too
-        many."""
-        holder = limited_as(address)
-        if not self._places.take(holder, uncounted=self._proxies.trusts(address)):
-            self.cut("too_many")
-            return False
-        self._open[connection] = holder
+    @property
+    def taken(self) -> int:
+        """How many there are."""
+        return self._seats.taken
+
+    def enter(self, connection: Watched, there: Address, here: Address) -> bool:
+        """Count a connection between two addresses; False, and it is not counted, if there are too
+        many, and every one of them is of use to somebody."""
+        holder = self._holder(there, here)
+        while (crowd := self._seats.in_the_way(holder)) is not None:
+            idle = next((each for each in crowd if each.waits_for_peer()), None)
+            if idle is None:
+                self.cut("too_many")
+                return False
+            self._end(idle, "made_room")
+        self._seats.take(connection, holder)
+        self._open.add(connection)
         return True
 
-    def succeed(self, old: _Watched, new: _Watched) -> None:
-        """`new` has the transport of `old` from now on."""
-        holder = self._open.pop(old, None)
-        if holder is not None:
-            self._open[new] = holder
+    def _holder(self, there: Address, here: Address) -> Hashable | None:
+        """Whose places a connection takes. All addresses of this machine are free for all its users
+        to come from, so their user alone counts, if that is known."""
+        address = there[0]
+        if self._proxies.trusts(address):
+            return None
+        user = self._user_of(there, here) if is_loopback(address) else None
+        return limited_as(address) if user is None else user
 
-    def leave(self, connection: _Watched) -> None:
-        holder = self._open.pop(connection, None)
-        if holder is not None:
-            self._places.leave(holder)
+    def succeed(self, old: Watched, new: Watched) -> bool:
+        """`new` takes over the connection and the place of `old`; False if that had none any
+        more."""
+        if old not in self._open:
+            return False
+        self._seats.succeed(old, new)
+        self._open.discard(old)
+        self._open.add(new)
+        return True
+
+    def leave(self, connection: Watched) -> None:
+        self._seats.leave(connection)
+        self._open.discard(connection)
+
+    def recognise(self, connection: Watched) -> None:
+        """Count a connection for its account, as soon as its token has proved to be good."""
+        if connection.token is not None and self._seats.is_stranger(connection):
+            known = self._known.of(connection.token)
+            if known is not None:
+                self._seats.recognise(connection, known.account)
+
+    def served(self, connection: Watched) -> None:
+        """A request of it has been answered."""
+        self.recognise(connection)
+        self._seats.served(connection)
 
     def cut(self, why: str) -> None:
         """A connection is refused or ended because of `why`."""
@@ -81,8 +156,14 @@ class Connections:
         for connection in list(self._open):
             why = connection.held_up(now, self.tunables)
             if why is not None:
-                self.cut(why)
-                connection.transport.abort()
+                self._end(connection, why)
+            else:
+                self.recognise(connection)
+
+    def _end(self, connection: Watched, why: str) -> None:
+        self.cut(why)
+        self.leave(connection)
+        connection.abort()
 
 
 class Config(uvicorn.Config):
@@ -102,30 +183,31 @@ class Config(uvicorn.Config):
         )
 
 
-class _Watched(asyncio.Protocol):
-    """A connection that can say whether its peer holds it up."""
+class _Protocol(asyncio.Protocol, Watched):
+    """A connection that speaks already."""
 
     transport: asyncio.Transport
     _unsent = 0
     _unsent_since = 0.0
 
     def held_up(self, now: float, tunables: Tunables) -> str | None:
-        """Why to cut it at `now`; None: there is no reason to.
-
-        While something waits and nothing is taken, its amount stays the same: the application
-        stops sending above a certain amount.
-        """
+        """While something waits and nothing is taken, its amount stays the same: the application
+        stops sending above a certain amount."""
         unsent = self.transport.get_write_buffer_size()
         if not unsent or unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
             return None
         return "slow_reader" if now - self._unsent_since > tunables.send_seconds else None
 
+    def abort(self) -> None:
+        self.transport.abort()
 
-class Http(HttpToolsProtocol, _Watched):
-    """HTTP/1.1 with limits on heads."""
+
+class Http(HttpToolsProtocol, _Protocol):
+    """HTTP/1.1 with limits on heads. It takes over the place of `arrival`."""
 
     config: Config
+    arrival: Watched
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -140,8 +222,8 @@ class Http(HttpToolsProtocol, _Watched):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._head_since = time.monotonic()
-        if not self._limits.enter(self, self.client[0] if self.client else ""):
-            self._refuse(503)
+        if not self._limits.succeed(self.arrival, self):  # it had to make room a moment ago
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -151,11 +233,23 @@ class Http(HttpToolsProtocol, _Watched):
         self._its_turn()
         self._limits.leave(self)
 
+    def shutdown(self) -> None:
+        """uvicorn's; but a TLS connection is closed when its peer agrees, and one that waits for
+        its next request has a peer that does not listen."""
+        super().shutdown()
+        if self._is_idle():
+            self.loop.call_later(FAREWELL_SECONDS, self.transport.abort)
+
     def held_up(self, now: float, tunables: Tunables) -> str | None:
         since = self._head_since
         if since is not None and now - since > tunables.head_seconds:
             return "slow_head"
         return super().held_up(now, tunables)
+
+    def waits_for_peer(self) -> bool:
+        if self._is_idle():
+            return True
+        return self.cycle.more_body and not self.scope["path"].startswith(_SIGNED_PUTS)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -176,6 +270,7 @@ class Http(HttpToolsProtocol, _Watched):
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
         if isinstance(protocol, Live):
+            protocol.token = self.token
             self._limits.succeed(self, protocol)
 
     # --- told by the parser; what is raised here ends the connection with `_status` ---
@@ -192,6 +287,9 @@ class Http(HttpToolsProtocol, _Watched):
     def on_headers_complete(self) -> None:
         self._in_head, self._head_bytes, self._head_since = False, 0, None
         self._check_head()
+        given = next((value for name, value in self.headers if name == b"authorization"), b"")
+        self.token = token_of(given.decode("latin-1"))
+        self._limits.recognise(self)
         before = self.cycle
         super().on_headers_complete()
         self._ahead = before if self.pipeline else None
@@ -215,10 +313,6 @@ class Http(HttpToolsProtocol, _Watched):
             self._behind += len(body)
         super().on_body(body)
 
-    def on_response_complete(self) -> None:
-        self._its_turn()
-        super().on_response_complete()
-
     def _its_turn(self) -> None:
         """What waits is begun, or given up: its body is counted as any other, or is none."""
         self._limits.behind.give_back(self._address(), self._behind)
@@ -226,6 +320,11 @@ class Http(HttpToolsProtocol, _Watched):
 
     def _address(self) -> str:
         return limited_as(self.client[0]) if self.client else ""
+
+    def on_response_complete(self) -> None:
+        self._its_turn()
+        self._limits.served(self)
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn calls this for whatever the parser does not take."""
@@ -242,9 +341,13 @@ class Http(HttpToolsProtocol, _Watched):
         self.transport.close()
 
 
-class Live(WebSocketsSansIOProtocol, _Watched):
+class Live(WebSocketsSansIOProtocol, _Protocol):
     """A WebSocket. It takes over the connection, and its place, of an `Http`."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         cast(Config, self.config).connections.leave(self)
+
+    def waits_for_peer(self) -> bool:
+        """Only who has a good token is let in."""
+        return False

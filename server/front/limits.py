@@ -69,10 +69,9 @@ class Places:
         self._held: Counter[Hashable] = Counter()
         self.taken = 0
 
-    def take(self, holder: Hashable, *, uncounted: bool = False) -> bool:
-        """Take a place for `holder`; False if there is none. Who is `uncounted` may have any part
-        of the total."""
-        if self.taken >= self._total or (not uncounted and self._held[holder] >= self._each):
+    def take(self, holder: Hashable) -> bool:
+        """Take a place for `holder`; False if there is none."""
+        if self.taken >= self._total or self._held[holder] >= self._each:
             return False
         self._held[holder] += 1
         self.taken += 1

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
 from server.settings import BadSettings
 
 log = structlog.get_logger("nearline.server")
+
+
+class Tls(NamedTuple):
+    """How a server speaks TLS. `only`: it speaks nothing else."""
+
+    context: ssl.SSLContext
+    only: bool
 
 
 class Certificate:

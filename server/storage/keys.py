@@ -5,6 +5,7 @@ Knows: which keys exist and how they are stored. Must not know: what is signed w
     edge.pem      ECDSA P-256: signs GET URLs. nginx or CloudFront are given the public half.
     put.secret    HMAC: signs PUT URLs, which only this server verifies.
     cursor.secret HMAC: authenticates feed cursors.
+    server.pem    the server's own certificate and its key: see `front.identity`.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ class BadKey(RuntimeError):
 def load_keys(directory: Path) -> Keys:
     """The keys in `directory`, made there if they are missing. Raises `BadKey`."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    pem = _load(directory / "edge.pem", _new_edge_key)
+    pem = kept(directory / "edge.pem", _new_edge_key)
     try:
         edge = serialization.load_pem_private_key(pem, password=None)
     except ValueError as error:
         raise BadKey(f"{directory / 'edge.pem'}: {error}") from error
     if not isinstance(edge, ec.EllipticCurvePrivateKey):
         raise BadKey(f"{directory / 'edge.pem'} is not an elliptic curve key")
-    put = _load(directory / "put.secret", lambda: secrets.token_bytes(32))
-    cursor = _load(directory / "cursor.secret", lambda: secrets.token_bytes(32))
+    put = kept(directory / "put.secret", lambda: secrets.token_bytes(32))
+    cursor = kept(directory / "cursor.secret", lambda: secrets.token_bytes(32))
     return Keys(edge, _key_id(edge.public_key()), put, cursor)
 
 
@@ -63,7 +64,8 @@ def _key_id(public: ec.EllipticCurvePublicKey) -> str:
     return "K" + hashlib.sha256(der).hexdigest()[:15].upper()
 
 
-def _load(path: Path, make: Callable[[], bytes]) -> bytes:
+def kept(path: Path, make: Callable[[], bytes]) -> bytes:
+    """What the private file `path` holds; what `make` gives, if there was none."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import trustme
 from msgspec import json
 
-from mount import credentials
+from mount import credentials, first_sight
 from mount.asked.control_messages import Status, UploadStatus
 from mount.cli import main, mounting, starting, tables
 from mount.failures import Failure
 from mount.starting import preflight, registry, unmount
 from remote import client, errors, wire
+from remote.identity import fingerprint
 
 URL = "http://localhost:1"
 DEAD = registry.Record(
@@ -28,6 +30,7 @@ DEAD = registry.Record(
     started=5,
     control="/nowhere/control.sock",
 )
+SHOWN = trustme.CA().cert_pem.bytes().decode()
 HEAVY = {"httpx", "trio", "pyfuse3", "litestar", "uvicorn", "sqlalchemy", "lmdb", "keyring"}
 
 
@@ -188,9 +191,11 @@ class FakeClient:
 
     answer: wire.LoginReply | errors.NearlineError
     asked: wire.LoginRequest
+    safety: dict[str, object]
 
-    def __init__(self, url: str, token: str | None, *, insecure: bool = False) -> None:
+    def __init__(self, url: str, token: str | None, **safety: object) -> None:
         assert token is None
+        FakeClient.safety = safety
 
     async def __aenter__(self) -> FakeClient:
         return self
@@ -207,6 +212,7 @@ class FakeClient:
 @pytest.fixture
 def password(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(client, "ApiClient", FakeClient)
+    monkeypatch.setattr(first_sight, "certificate_of", lambda url: SHOWN)
     (tmp_path / "password").write_text("correct horse\n")
     return str(tmp_path / "password")
 
@@ -239,6 +245,61 @@ def test_login_that_fails(
     assert main(["login", URL, "--account", "ann", "--password-file", password]) == 1
     assert words in one_line(capsys)
     assert list(home.iterdir()) == []
+
+
+def login(password: str, *more: str) -> int:
+    FakeClient.answer = wire.LoginReply("the-token", "ann", "0" * 32)
+    return main(["login", URL, "--account", "ann", "--password-file", password, *more])
+
+
+def test_login_shows_and_keeps_the_key_of_a_server_on_this_machine(
+    password: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert login(password) == 0
+    assert f"The key of {URL} is {fingerprint(SHOWN)}." in capsys.readouterr().out
+    assert FakeClient.safety == {"insecure": False, "pin": SHOWN}
+    assert credentials.certificate(URL) == SHOWN
+    assert login(password) == 0  # the same again
+
+
+def test_another_key_is_refused_before_the_password_is_sent(
+    password: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert login(password) == 0
+    other = trustme.CA().cert_pem.bytes().decode()
+    monkeypatch.setattr(first_sight, "certificate_of", lambda url: other)
+    monkeypatch.setattr(client, "ApiClient", None)
+    assert login(password) == 1
+    assert f"--fingerprint {fingerprint(other)}" in one_line(capsys)
+    assert credentials.certificate(URL) == SHOWN
+    assert login(password, "--fingerprint", fingerprint(SHOWN)) == 1
+    assert "another program answers" in one_line(capsys)
+    monkeypatch.setattr(client, "ApiClient", FakeClient)
+    assert login(password, "--fingerprint", fingerprint(other)) == 0
+    assert credentials.certificate(URL) == other
+
+
+def test_without_tls_no_key_is_asked_for(
+    password: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(first_sight, "certificate_of", None)
+    assert login(password, "--insecure") == 0
+    assert FakeClient.safety == {"insecure": True, "pin": None}
+    assert login(password, "--insecure", "--fingerprint", "SHA256:x") == 2
+    assert "--fingerprint" in one_line(capsys)
+
+
+def test_mount_without_the_servers_key(
+    home: Path,
+    mountpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As after an upgrade from a version that knew of no keys, or with a token from elsewhere."""
+    monkeypatch.setenv("NEARLINE_TOKEN", "the-token")
+    for more in ([], ["--foreground"]):
+        assert main(["mount", URL, str(mountpoint), "--account", "ann", *more]) == 1
+        assert f"run `nearline login {URL} --account ann`" in one_line(capsys)
 
 
 def test_a_mountpoint_is_named_as_the_kernel_names_it(tmp_path: Path) -> None:

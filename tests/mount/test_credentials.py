@@ -10,6 +10,7 @@ import keyring.errors
 import pytest
 
 from mount import credentials
+from mount.config import MountConfig, Options, make_config
 from mount.failures import Failure, UsageFailure
 
 URL = "http://localhost:1"
@@ -118,3 +119,36 @@ def test_a_password_that_cannot_be_had_is_said(
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(UsageFailure, match="--password-file"):
         credentials.read_secret("password", "", None)
+
+
+# --- certificates of servers on this machine ----------------------------------------------------
+
+
+def test_a_certificate_is_kept_for_its_server(home: Path) -> None:
+    assert credentials.certificate(URL) is None
+    credentials.keep_certificate(URL, "one")
+    assert credentials.certificate(URL) == "one"
+    assert credentials.certificate("http://localhost:2") is None
+    [file] = credentials.directory().iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_certificate_that_others_could_have_written_is_not_used(home: Path) -> None:
+    credentials.keep_certificate(URL, "one")
+    [file] = credentials.directory().iterdir()
+    file.chmod(0o620)
+    with pytest.raises(Failure, match="remove it and log in again"):
+        credentials.certificate(URL)
+
+
+def test_which_mounts_need_a_certificate(home: Path) -> None:
+    def config(url: str, **more: bool) -> MountConfig:
+        return make_config(url, Path("/m"), "ann", Options(**more))
+
+    with pytest.raises(Failure, match=f"run `nearline login {URL} --account ann`"):
+        credentials.trusting(config(URL))
+    assert credentials.trusting(config(URL, insecure=True)).pin is None
+    assert credentials.trusting(config("https://localhost:1")).pin is None
+    credentials.keep_certificate(URL, "one")
+    assert credentials.trusting(config(URL)).pin == "one"
+    assert credentials.trusting(config(URL, insecure=True)).pin is None

@@ -22,7 +22,7 @@ class FakeClient:
 
     answer: wire.Me | errors.NearlineError
 
-    def __init__(self, base_url: str, token: str | None, *, insecure: bool = False) -> None: ...
+    def __init__(self, base_url: str, token: str | None, **safety: object) -> None: ...
 
     async def __aenter__(self) -> FakeClient:
         return self
@@ -70,6 +70,17 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_token_that_is_not_valid_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     found = levels(monkeypatch, errors.Refused(errors.Unauthorized(message="expired")))[0]
     assert found.level == "fail"
+    assert "nearline login http://localhost:1 --account ann" in found.advice
+
+
+def test_a_server_whose_key_is_not_known_is_told_no_token(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote.client, "ApiClient", None)
+    credentials.save(LOGIN.url, LOGIN.account, "token")
+    [found] = doctor.check_servers([LOGIN])
+    assert found.level == "warn"
+    assert "another program" in found.what
     assert "nearline login http://localhost:1 --account ann" in found.advice
 
 

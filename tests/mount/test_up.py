@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mount import mountinfo
+from mount import credentials, mountinfo
+from mount.asked import control_client
 from mount.cli import main
 from mount.config import Options
 from mount.failures import Failure
@@ -38,6 +42,17 @@ def test_other_data_means_other_state(home: Path) -> None:
         up.configure(Path("/m"), one, Options()).state_dir
         != up.configure(Path("/m"), two, Options()).state_dir
     )
+
+
+def test_the_mount_trusts_the_server_of_this_data_only(home: Path, tmp_path: Path) -> None:
+    """Whatever answers at the port, and whatever was known of it before."""
+    config = up.configure(Path("/m"), up.Settings(1, "ann", "a"), Options())
+    credentials.keep_certificate(config.url, "that of another")
+    with pytest.raises(Failure, match="start the server on this data again"):
+        up._trusting(tmp_path, config)
+    (tmp_path / "server.certificate").write_text("ours")
+    assert up._trusting(tmp_path, config).pin == "ours"
+    assert credentials.certificate(config.url) == "ours"
 
 
 def test_settings_that_are_torn_are_not_made_anew(tmp_path: Path) -> None:
@@ -94,7 +109,8 @@ class Running:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.read_until("Ctrl-C sends")
+        said = self.read_until("Ctrl-C sends")
+        self.url = said.partition("served from this machine at ")[2].partition(".\n")[0]
 
     def read_until(self, words: str) -> str:
         assert self.process.stdout is not None
@@ -141,14 +157,78 @@ def test_a_server_that_dies_is_started_again_and_a_busy_mount_still_ends(place: 
     running = Running(place)
     assert os.listdir(place) == []  # seen while online, so it can be written to offline
     server = _child(running.process.pid, "serve")
-    os.kill(server, signal.SIGKILL)
-    assert "exit code -9" in running.read_until("runs again")
+    with Thief(int(running.url.rpartition(":")[2])) as thief:
+        os.kill(server, signal.SIGKILL)
+        thief.steal()
+        (place / "hello").write_text("hello")
+        until(lambda: len(thief.got) > 3 and "another program answers" in reason(place))
+    for each in thief.got:
+        assert each.startswith(b"\x16\x03")  # the beginning of TLS, and nothing else
+        assert b"HTTP" not in each
+    assert "runs again" in running.read_until("runs again")
     assert _child(running.process.pid, "serve") != server
-    (place / "hello").write_text("hello")
+    assert main(["flush", str(place), "--timeout", "50"]) == 0
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=place) as busy:
         assert f"though it was in use: cat ({busy.pid}) of " in running.end(signal.SIGTERM)
         busy.communicate()
     assert mountinfo.mounted_at(place) is None
+
+
+class Thief:
+    """Another program, which takes the server's port as soon as it is free and answers everybody
+    in plain HTTP. It has nothing that a program of another user would not have, so whose it is
+    makes no difference. `got` is what each connection brought."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._thread = threading.Thread(target=self._serve)
+        self.got: list[bytes] = []
+
+    def __enter__(self) -> Thief:
+        return self
+
+    def steal(self) -> None:
+        def bound() -> bool:
+            with contextlib.suppress(OSError):
+                self._listener.bind(("127.0.0.1", self._port))
+                return True
+            return False
+
+        until(bound)
+        self._listener.listen()
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            with sock, contextlib.suppress(OSError):
+                sock.settimeout(10)
+                self.got.append(sock.recv(65536))
+                sock.sendall(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+
+
+def reason(place: Path) -> str:
+    record = registry.get(place)
+    assert record is not None
+    return control_client.status(Path(record.control)).reason or ""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
 
 
 def _child(parent: int, word: str) -> int:

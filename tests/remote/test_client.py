@@ -21,6 +21,7 @@ import msgspec
 import pytest
 import structlog
 import trio
+import trustme
 import uvicorn
 
 from mount import logs
@@ -68,6 +69,7 @@ class FakeServer:
     """An ASGI application: `answers[path]` is what that path answers, `asked` what came."""
 
     url: str = ""
+    pin: str = ""
     answers: dict[str, Answer | Callable[[Asked], Answer]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     frames: list[dict[str, Any]] = field(default_factory=list)
@@ -110,8 +112,13 @@ def running() -> Iterator[FakeServer]:
     fake = FakeServer()
     listening = socket.create_server(("127.0.0.1", 0))
     fake.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    fake.pin = issued.cert_chain_pems[0].bytes().decode()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issued.configure_cert(context)
     config = uvicorn.Config(
         fake,
+        ssl_context_factory=lambda *_: context,
         lifespan="off",
         log_level="critical",
         http="h11",
@@ -137,7 +144,7 @@ def server(running: FakeServer) -> FakeServer:
 
 @pytest.fixture
 async def client(server: FakeServer) -> AsyncIterator[ApiClient]:
-    async with ApiClient(server.url, "secret-token") as made:
+    async with ApiClient(server.url, "secret-token", pin=server.pin) as made:
         yield made
 
 
@@ -481,7 +488,7 @@ async def test_bytes_are_counted(client: ApiClient, server: FakeServer) -> None:
 async def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    async with ApiClient(f"http://127.0.0.1:{port}", None) as client:
+    async with ApiClient(f"http://127.0.0.1:{port}", None, insecure=True) as client:
         with pytest.raises(Unreachable) as caught:
             await client.me()
     told = f"cannot connect: http://127.0.0.1:{port}: connection refused"
@@ -489,7 +496,7 @@ async def test_nobody_listens() -> None:
 
 
 async def test_the_name_does_not_exist() -> None:
-    async with ApiClient("http://no-such-host.localhost:1", None) as client:
+    async with ApiClient("http://no-such-host.localhost:1", None, insecure=True) as client:
         with pytest.raises(Unreachable, match=r"cannot connect: http://no-such-host"):
             await client.me()
 
@@ -497,7 +504,7 @@ async def test_the_name_does_not_exist() -> None:
 async def test_nobody_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        async with ApiClient(url, None, timeouts=Timeouts(read=0.05)) as client:
+        async with ApiClient(url, None, insecure=True, timeouts=Timeouts(read=0.05)) as client:
             with pytest.raises(Unreachable, match="timed out"):
                 await client.me()
 
@@ -516,8 +523,11 @@ def test_other_machines_are_spoken_to_over_tls(url: str) -> None:
     ["https://nas.example", "http://localhost:1", "http://127.0.0.7", "http://[::1]:8750",
      "http://up.localhost"],
 )  # fmt: skip
-def test_loopback_and_tls_are_fine(url: str) -> None:
-    check_url(url)
+def test_loopback_with_a_pin_and_tls_are_fine(url: str) -> None:
+    check_url(url, pinned=True)
+    if not url.startswith("https:"):
+        with pytest.raises(InsecureUrl, match="anybody's on this machine"):
+            check_url(url)
 
 
 @pytest.mark.parametrize(
@@ -741,7 +751,7 @@ def test_http_is_loaded_when_the_first_request_is_made() -> None:
         "import sys, mount.daemon\n"
         "from remote.client import ApiClient\n"
         "for url in 'http://127.0.0.1:1', 'http://localhost:1/', 'https://nas.example':\n"
-        "    ApiClient(url, None)\n"
+        "    ApiClient(url, None, pin='a certificate')\n"
         "assert not {'httpx', 'httpx_ws', 'httpcore'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

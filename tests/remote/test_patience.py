@@ -184,5 +184,5 @@ async def test_bytes_are_asked_for_once(clock: trio.testing.MockClock) -> None:
 
 
 def test_the_client_is_a_read_api() -> None:
-    api: ReadApi = ApiClient("http://127.0.0.1:1", None)
+    api: ReadApi = ApiClient("https://127.0.0.1:1", None)
     assert api is not None

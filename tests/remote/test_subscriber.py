@@ -684,5 +684,5 @@ def test_polls_and_retries_are_spaced() -> None:
 
 
 def test_the_client_is_a_feed_api() -> None:
-    api: FeedApi = ApiClient("http://127.0.0.1:1", None)
+    api: FeedApi = ApiClient("https://127.0.0.1:1", None)
     assert api is not None

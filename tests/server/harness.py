@@ -29,6 +29,8 @@ from remote.content import (
 from remote.errors import AnyProblem
 from server import main
 from server.app import Application, create_app
+from server.front.identity import Identity
+from server.front.tls import Tls
 from server.people import accounts, tokens
 from server.settings import Settings, Tunables
 
@@ -229,6 +231,7 @@ class Running:
     data: Path
     server: main.Server
     thread: threading.Thread
+    pin: str
     clients: list[httpx.Client] = field(default_factory=list)
 
     def client(self, account: str | None = None, **login: str) -> Client:
@@ -262,18 +265,28 @@ class Running:
         assert not self.thread.is_alive(), "the server did not stop"
 
 
-def run(data: Path, origin: str | None = None, **tunables: Any) -> Running:
-    """A server on `data`; `origin` is its public URL, by default where it listens."""
+def run(
+    data: Path,
+    origin: str | None = None,
+    *,
+    tls_only: bool = False,
+    sock: socket.socket | None = None,
+    **tunables: Any,
+) -> Running:
+    """A server on `data`; `origin` is its public URL, by default where it listens: at `sock`, if
+    that is given. With `tls_only` it speaks no plain HTTP."""
     tunables = {"refusal_burst": 1_000_000} | tunables  # all tests come from one address
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = sock or socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     app = create_app(Settings(data, origin or url, Tunables(**tunables)))
     up = threading.Event()
-    server = main.Server(main.configure(app), up.set, app.service.stop_waiting)
+    identity = Identity(data)
+    tls = Tls(identity.context, only=tls_only)
+    server = main.Server(main.configure(app), up.set, app.service.stop_waiting, tls)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     assert up.wait(20), "the server did not start"
-    return Running(url, app, data, server, thread)
+    return Running(url, app, data, server, thread, identity.certificate)
 
 
 def until(condition: Callable[[], bool]) -> None:

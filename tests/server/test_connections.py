@@ -6,6 +6,7 @@ Time is an argument of the sweep, so nothing here waits for a limit to pass.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 import time
@@ -14,8 +15,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from server.front.connections import Connections, Watched
+from server.front.known import KnownCallers
+from server.metrics import Metrics
+from server.settings import Tunables
 from tests.server.conftest import Start
-from tests.server.harness import Client, Running, make_chunk, noise, run, until
+from tests.server.harness import Client, Running, make_chunk, new_id, noise, run, until
 
 LATER = 10_000.0
 
@@ -66,7 +71,7 @@ def cut(server: Running, why: str) -> float:
 
 
 def taken(server: Running) -> int:
-    return server.app.connections._places.taken
+    return server.app.connections.taken
 
 
 # --- heads --------------------------------------------------------------------------------------
@@ -137,7 +142,7 @@ def test_a_head_that_is_too_large_is_refused(own: Running, head: bytes) -> None:
 
 def test_what_is_not_http_is_refused(own: Running) -> None:
     with connected(own) as sock:
-        sock.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        sock.sendall(b"\x17\x03\x01 hello\r\n\r\n")
         answer = everything(sock)
     assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b"cache-control: no-store" in answer
@@ -195,11 +200,11 @@ def test_a_reader_that_takes_some_is_not_cut(own: Running) -> None:
 # --- how many -----------------------------------------------------------------------------------
 
 
-def alone(server: Running) -> None:
+def alone(server: Running, others: int = 0) -> None:
     """Close the connections that clients keep for their next request."""
     for client in server.clients:
         client.close()
-    until(lambda: taken(server) == 0)
+    until(lambda: taken(server) == others)
 
 
 def refused(server: Running) -> bool:
@@ -212,14 +217,85 @@ def refused(server: Running) -> bool:
     return False
 
 
+@contextmanager
+def uploading(server: Running, anna: Client, name: str) -> Iterator[socket.socket]:
+    """A connection that is of use, and shows no token: a signed PUT under way."""
+    chunk = make_chunk(noise(1000, name))
+    put = anna.start(new_id(), new_id(), chunk).chunks[0].put
+    head = f"PUT /{put.url.split('/', 3)[3]} HTTP/1.1\r\nHost: x\r\n"
+    head += "".join(f"{field}: {value}\r\n" for field, value in put.headers.items())
+    with connected(server) as sock:
+        sock.sendall(f"{head}\r\n".encode() + chunk.data[:500])
+        yield sock
+        sock.sendall(chunk.data[500:])
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def busy(server: Running) -> int:
+    return sum(not each.waits_for_peer() for each in list(server.app.connections._open))
+
+
 def test_an_address_has_so_many_connections(start: Start) -> None:
     server = start(connections_per_address=2)
-    with connected(server), connected(server):
-        until(lambda: taken(server) == 2)
+    anna = server.account("anna")
+    with uploading(server, anna, "a"), uploading(server, anna, "b"):
+        alone(server, 2)
+        until(lambda: busy(server) == 2)
         assert refused(server)
     until(lambda: taken(server) == 0)
     assert not refused(server)
     assert cut(server, "too_many") == 1
+
+
+def test_who_waits_longest_without_a_word_makes_room(start: Start) -> None:
+    server = start(connections_per_address=2)
+    with connected(server) as first, connected(server) as second:
+        until(lambda: taken(server) == 2)
+        assert not refused(server)
+        assert everything(first) == b""
+        second.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert second.recv(65536).startswith(b"HTTP/1.1 200")
+    assert cut(server, "made_room") == 1
+    assert cut(server, "too_many") == 0
+
+
+def test_idle_connections_do_not_keep_out_or_cut_who_has_a_token(start: Start) -> None:
+    server = start(connections_per_address=3, connections_per_account=1)
+    anna = server.account("anna")
+    until(lambda: taken(server) == 1)
+    kept = next(iter(server.app.connections._open))
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(connected(server))
+        until(lambda: cut(server, "made_room") == 7)
+        assert anna.refresh()
+        assert kept in server.app.connections._open
+        assert server.device(anna.me.account).me.account == anna.me.account
+
+
+def test_users_of_this_machine_are_not_each_others_crowd() -> None:
+    class Idle(Watched):
+        def waits_for_peer(self) -> bool:
+            return True
+
+        def abort(self) -> None:
+            gone.append(self)
+
+    users = {1: 1000, 2: 1000, 3: 2000, 4: 1000, 5: None, 6: None, 7: None}
+    gone: list[Watched] = []
+    tunables = Tunables(connections_per_address=2)
+    places = Connections(
+        tunables, Metrics(), KnownCallers(), lambda there, here: users.get(there[1])
+    )
+    idle = {port: Idle() for port in users}
+    for port, each in idle.items():
+        host = f"127.0.0.{port}"  # each has all of 127.0.0.0/8 to come from
+        if users[port] is None:  # not told: one address
+            host = "127.0.0.1"
+        assert places.enter(each, (host, port), ("127.0.0.1", 8750))
+    assert gone == [idle[1], idle[5]]
+    places = Connections(tunables, Metrics(), KnownCallers(), lambda there, here: 1 // 0)
+    assert places.enter(Idle(), ("192.0.2.1", 1), ("192.0.2.2", 1))  # nobody is asked about others
 
 
 def test_there_are_so_many_connections_in_all(start: Start) -> None:

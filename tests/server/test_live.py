@@ -121,7 +121,8 @@ class Sink:
 async def follow(server: Running, anna: Client) -> Sink:
     """A real subscriber hears of a change although its sockets do not last."""
     sink = Sink()
-    async with ApiClient(server.url, anna.token) as api, trio.open_nursery() as nursery:
+    api = ApiClient(server.url, anna.token, pin=server.pin)
+    async with api, trio.open_nursery() as nursery:
         subscriber = Subscriber(api, sink, jitter=lambda: 0.0)
         nursery.start_soon(subscriber.run)
         await subscriber.sync()

@@ -202,8 +202,8 @@ class Device:
         """Returns when the mount is usable."""
         self.at.mkdir(exist_ok=True)
         where = ["--state", str(self.state), "--cache", str(self.cache)]
-        words = ["mount", self.site.server.url, str(self.at), *where, *self.options, *more]
-        return self.site.cli(*words, check=check)
+        words = [*where, *self.site.plainly, *self.options, *more]
+        return self.site.cli("mount", self.site.server.url, str(self.at), *words, check=check)
 
     def umount(self, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.site.cli("umount", str(self.at), *more, check=check)
@@ -298,6 +298,7 @@ class Site:
         self.env = environment(self.home, runtime)
         self.password_file = base / "password"
         self.password_file.write_text(PASSWORD + "\n")
+        self.proxied = public_url is not None
         self.server = Server(self, public_url, port or free_port())
         self.devices: list[Device] = []
 
@@ -308,6 +309,19 @@ class Site:
         with mock.patch.dict(os.environ, self.env, clear=True):
             credentials.save(self.server.url, ACCOUNT, beginning.token)
         self.server.start()
+        if not self.proxied:
+            with mock.patch.dict(os.environ, self.env, clear=True):
+                credentials.keep_certificate(self.server.url, self.certificate)
+
+    @property
+    def certificate(self) -> str:
+        """By which this site's server is known."""
+        return (self.server.data / "server.certificate").read_text()
+
+    @property
+    def plainly(self) -> list[str]:
+        """What commands are told where a proxy of ours looks into the traffic."""
+        return ["--insecure"] if self.proxied else []
 
     def person(self, account: str) -> None:
         """One more account, that this home is logged in to. From the second on, a mount needs
@@ -316,7 +330,8 @@ class Site:
         self.login(account)
 
     def login(self, account: str = ACCOUNT) -> None:
-        self.cli("login", self.server.url, "--account", account, *self._password)
+        words = ["--account", account, *self._password, *self.plainly]
+        self.cli("login", self.server.url, *words)
 
     @property
     def _password(self) -> list[str]:
@@ -338,7 +353,8 @@ class Site:
         """Ask the server as one more device of the account, past every mount and proxy."""
 
         async def asked() -> T:
-            async with ApiClient(f"http://{self.server.address}", None) as nobody:
+            url = f"http://{self.server.address}"
+            async with ApiClient(url, None, pin=self.certificate) as nobody:
                 login = await nobody.login(LoginRequest(account, PASSWORD, "the tests"))
                 return await question(nobody.with_token(login.token))
 
