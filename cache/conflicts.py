@@ -67,6 +67,8 @@ def verdict(kind: str, problem: Problem, *, directory: bool) -> Verdict:
     """What to do with a refused operation of this kind."""
     if kind == "create" and directory and isinstance(problem, Exists):
         return Verdict.ADOPT
+    if kind == "rename" and directory and isinstance(problem, OtherReach):
+        return Verdict.DROP  # every later move of a directory would wait behind it
     return _RULES.get((kind, type(problem)), Verdict.KEEP)
 
 

@@ -52,6 +52,10 @@ def test_two_directories_of_one_name_are_one() -> None:
     assert verdict("create", Exists(), directory=True) is Verdict.ADOPT
 
 
+def test_no_move_of_a_directory_waits_behind_one_that_is_the_owners_to_make() -> None:
+    assert verdict("rename", OtherReach(), directory=True) is Verdict.DROP
+
+
 @pytest.mark.parametrize("kind", ["create", "write"])
 @pytest.mark.parametrize("problem", FINAL)
 def test_what_carries_bytes_is_never_dropped(kind: str, problem: type[AnyProblem]) -> None:

@@ -275,7 +275,8 @@ async def guest(tmp_path: Path, autojump_clock: object) -> Any:
         await device.ensure_listed(ROOT)
     d = anna.edits.create(ROOT, "d", "directory", 0o755, 0, 0)
     inner = anna.edits.create(d.ino, "in", "directory", 0o755, 0, 0)
-    for place, name in ((d, "a"), (inner, "b")):
+    plain = anna.edits.create(d.ino, "plain", "directory", 0o755, 0, 0)
+    for place, name in ((d, "a"), (inner, "b"), (plain, "c")):
         made = anna.edits.create(place.ino, name, "file", 0o644, 0, 0)
         await anna.contents.write(made.ino, 0, name.encode())
     await anna.flush()
@@ -313,15 +314,19 @@ async def test_a_name_that_others_would_reach_is_kept_until_it_is_taken_back(
     assert await ben.everything() == before
 
 
-@pytest.mark.parametrize("way", ["replace", "exchange"])
+@pytest.mark.parametrize("way", ["replace", "exchange", "rename a directory"])
 async def test_what_nobody_could_settle_is_as_the_owner_has_it(
     guest: tuple[Device, Any], way: str
 ) -> None:
     ben, before = guest
     there, _ = await ben.place("Shared/anna/d/in/b")
     here, _ = await ben.place("Shared/anna/d/a")
-    work = ben.edits.rename if way == "replace" else ben.edits.exchange
-    work(here, "a", there, "b")
+    if way == "replace":
+        ben.edits.rename(here, "a", there, "b")
+    elif way == "exchange":
+        ben.edits.exchange(here, "a", there, "b")
+    else:
+        ben.edits.rename(here, "plain", there, "plain")
     await ben.sync()
     rests(ben)
     assert await ben.everything() == before
