@@ -250,6 +250,7 @@ def test_who_has_no_token_does_not_get_into_the_queue(server: Running, anna: Cli
         with pytest.raises(Failed) as failed:
             stranger.request("POST", "/v1/devices/rotate", wire.Me)
         assert failed.value.status == 401
+        assert not held.done()
     finally:
         gate.set()
         held.result(20)

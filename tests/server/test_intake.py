@@ -13,9 +13,11 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from remote import errors, wire
+from server.storage import reception
 from server.storage.arrivals import Arrival
 from server.storage.blobs import BlobKey, Head
 from tests.server.conftest import Start
+from tests.server.deep import counted
 from tests.server.harness import (
     Chunk,
     Client,
@@ -25,6 +27,7 @@ from tests.server.harness import (
     manifest_of,
     new_id,
     noise,
+    until,
 )
 from tests.server.lookups import (
     change_row,
@@ -57,6 +60,35 @@ def tell(server: Running, *told: Arrival) -> None:
         service.reception.arrived(arrival)
     done: Future[None] = service.writes.submit(service.reception.flush)
     done.result(10)
+
+
+# --- many at a time -----------------------------------------------------------------------------
+
+
+def test_arrivals_of_many_are_noted_in_parts_and_a_batch_notes_its_own(
+    server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for what others have stored."""
+    service = server.app.service
+    monkeypatch.setattr(reception, "NOTED", 2)
+    monkeypatch.setattr(service.reception, "_look_at", lambda _keys: None)  # would flush too
+    chunks = [make_chunk(noise(50, f"{anna.token} {number}")) for number in range(6)]
+    version, file = new_id(), new_id()
+    begun = anna.start(version, file, *chunks)
+    arrivals = []
+    for chunk in chunks:
+        put_object(server, key_of(anna, chunk), chunk.data)
+        head = service.blobs.head(key_of(anna, chunk))
+        assert head is not None
+        arrivals.append(Arrival(key_of(anna, chunk), head))
+    service.reception._arrivals += arrivals  # no flush is on its way
+    anna.make("own", file=file, content=content(version, chunks[4]))
+    assert service.reception.waiting_arrivals == 5
+    with counted(service.db) as asked:
+        service.writes.submit(service.reception.flush).result(10)
+        until(lambda: service.reception.waiting_arrivals == 0 and service.writes.waiting == 0)
+    assert len([each for each in asked if each.startswith("BEGIN IMMEDIATE")]) >= 3
+    assert isinstance(begun, wire.UploadState)
 
 
 # --- slow bodies --------------------------------------------------------------------------------
