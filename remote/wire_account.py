@@ -154,7 +154,8 @@ class MakeToken(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TokenReply(Struct):
-    """`token` is shown this once. After a rotation the one before is good for ten more minutes."""
+    """`token` is shown this once. After a rotation the one before is good until this one is used,
+    for ten minutes at most."""
 
     token: str
     device_id: HexId

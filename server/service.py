@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
 
 import structlog
@@ -57,6 +58,16 @@ class _Doubt(NamedTuple):
     """Chunks to look into before a batch can be applied."""
 
     keys: list[BlobKey]
+
+
+class _Rotated:
+    """Who came with a token that had been rotated and not been used yet."""
+
+    caller: Caller | None = None
+
+    def note(self, caller: Caller) -> None:
+        if caller.is_rotated:
+            self.caller = caller
 
 
 class Service:
@@ -123,13 +134,15 @@ class Service:
             now_ns = time.time_ns()
             with self.db.read() as conn:
                 caller = self._authenticate(conn, token, now_ns)
+                rotated.note(caller)
                 done = work(conn, caller)
             if self._seen.is_first(caller.device, now_ns):
                 marked = self.writes.submit(self._mark_seen, caller.device, now_ns)
                 marked.add_done_callback(_report)
             return done
 
-        return await asyncio.get_running_loop().run_in_executor(self.reads, job)
+        async with self._ending_old(token) as rotated:
+            return await asyncio.get_running_loop().run_in_executor(self.reads, job)
 
     async def write(self, token: str | None, work: Callable[[Connection, Caller], T]) -> T:
         """Authenticate and run `work` in one write transaction, off the loop."""
@@ -137,13 +150,13 @@ class Service:
         def job() -> T:
             now_ns = time.time_ns()
             with self.db.write() as conn:
-                caller = self._authenticate(conn, token, now_ns)
+                caller = self._admit(conn, token, now_ns)
+                rotated.note(caller)
                 done = work(conn, caller)
-                if self._seen.is_first(caller.device, now_ns):
-                    tokens.mark_seen(conn, caller.device, now_ns)
             return done
 
-        return await asyncio.get_running_loop().run_in_executor(self.writes, job)
+        async with self._ending_old(token) as rotated:
+            return await asyncio.get_running_loop().run_in_executor(self.writes, job)
 
     async def apply(self, token: str | None, ops: Sequence[Keyed]) -> list[Applied | AnyProblem]:
         """Commit a batch and publish its news.
@@ -162,10 +175,8 @@ class Service:
                 return _Doubt(doubtful)
             now_ns = time.time_ns()
             with self.db.write() as conn:
-                caller = self._authenticate(conn, token, now_ns)
+                caller = self._admit(conn, token, now_ns)
                 results, news = commits.apply(conn, caller, ops, now_ns)
-                if self._seen.is_first(caller.device, now_ns):
-                    tokens.mark_seen(conn, caller.device, now_ns)
             for each in news:
                 self.fanout.publish(each)
             return results
@@ -194,6 +205,32 @@ class Service:
             raise
         self.known.note(token, caller)
         return caller
+
+    @asynccontextmanager
+    async def _ending_old(self, token: str | None) -> AsyncIterator[_Rotated]:
+        """The first use of a rotated token ends the one before: when the block has ended, and so
+        before anything is answered, in a transaction of its own, for what was asked for may be
+        refused or have been a reading."""
+        rotated = _Rotated()
+        try:
+            yield rotated
+        finally:
+            if rotated.caller is not None:
+                loop, device = asyncio.get_running_loop(), rotated.caller.device
+                await loop.run_in_executor(self.writes, self._end_old, device, token)
+
+    def _admit(self, conn: Connection, token: str | None, now_ns: int) -> Caller:
+        """Authenticate in a write transaction, with all that follows from a token's use."""
+        caller = self._authenticate(conn, token, now_ns)
+        if caller.is_rotated:
+            tokens.end_old(conn, caller.device, token, now_ns)
+        if self._seen.is_first(caller.device, now_ns):
+            tokens.mark_seen(conn, caller.device, now_ns)
+        return caller
+
+    def _end_old(self, device: str, token: str | None) -> None:
+        with self.db.write() as conn:
+            tokens.end_old(conn, device, token, time.time_ns())
 
     def _mark_seen(self, device: str, now_ns: int) -> None:
         with self.db.write() as conn:

@@ -78,7 +78,8 @@ devices = Table(
     # The token reaches this directory and what is below it, and nothing else; null: everything its
     # account reaches. No foreign key: the directory may be emptied from the trash.
     Column("folder", Id, index=True),
-    # After a rotation: the token before, which is good until then.
+    # After a rotation: the token before, which is good until then; 0: the new one has been used,
+    # and who still has this one has a copy.
     Column("old_sha256", LargeBinary(32), unique=True, index=True),
     Column("old_until_ns", BigInteger),
     # About when it was last used (to the hour).

@@ -28,6 +28,7 @@ ACTIONS = frozenset(
         "login_failed",
         "token_make",
         "token_rotate",
+        "token_copied",
         "device_revoke",
         "share",
         "unshare",

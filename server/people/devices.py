@@ -97,10 +97,16 @@ def _check_folder(conn: Connection, caller: Caller, folder: str) -> None:
 
 def rotate(conn: Connection, caller: Caller, presented: str, now_ns: int) -> TokenReply:
     """A new token for the caller's own device, as good for as long as the one before was. The
-    caller's token, `presented`, stays good for ten minutes."""
+    caller's token, `presented`, stays good until that is used, for ten minutes at most."""
     token = tokens.replace(conn, caller.device, presented, now_ns)
     audit.note(conn, caller, "token_rotate", caller.device, now_ns)
     return TokenReply(token=token, device_id=caller.device)
+
+
+def note_copied(conn: Connection, device: str, account: str, address: str, now_ns: int) -> None:
+    """Somebody tried to rotate with a token of `device` that its owner does not use any more."""
+    said = {"device": device, "address": address}
+    audit.note(conn, None, "token_copied", account, now_ns, **said)
 
 
 def revoke(conn: Connection, caller: Caller, device: str, now_ns: int) -> None:

@@ -466,6 +466,24 @@ async def test_another_device_shares_pools_and_counters(
     assert client.transferred.requests == 3
 
 
+async def test_a_token_that_was_exchanged_on_the_way_is_no_refusal(
+    client: ApiClient, server: FakeServer
+) -> None:
+    def only_new(asked: Asked) -> Answer:
+        client.use_token("new-token")  # a rotation ends while this request is under way
+        if asked.headers["authorization"] != "Bearer new-token":
+            return problem(errors.Unauthorized())
+        return packed(ME)
+
+    server.answers["/v1/me"] = only_new
+    assert (await client.me()).account == "ada"
+    assert len(server.asked) == 2
+    server.answers["/v1/me"] = problem(errors.Unauthorized())
+    with pytest.raises(Refused):
+        await client.me()
+    assert len(server.asked) == 3
+
+
 async def test_bytes_are_counted(client: ApiClient, server: FakeServer) -> None:
     server.answers["/v1/login"] = packed(wire.LoginReply("t", "ada", "f" * 32))
     await client.login(LOGIN)
