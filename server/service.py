@@ -24,7 +24,7 @@ from sqlalchemy import Connection
 from remote.content import Descriptor
 from remote.errors import AnyProblem, Refused, Unauthorized, Unavailable
 from remote.wire import Applied, Keyed, PresignedPut
-from server.changes.fanout import LocalFanout
+from server.changes.fanout import LocalFanout, News, account_topic
 from server.changes.feed import Cursors
 from server.drive import commits
 from server.front.known import KnownCallers
@@ -43,6 +43,7 @@ from server.storage.quota import Budget
 from server.storage.reception import Reception
 from server.storage.signer import UrlSigner
 from server.storage.uploads import Terms
+from server.upkeep.beside import Beside
 from server.upkeep.janitor import Janitor
 
 log = structlog.get_logger("nearline.server")
@@ -77,12 +78,12 @@ class Service:
         self.settings = settings
         self.db = Database(settings.database)
         self.db.migrate()
-        keys = load_keys(settings.keys)
+        keys = load_keys(settings.keys, int(time.time()))
         self.blobs = LocalBlobStore(settings.blobs)
         self.blobs.sweep()
         self.signer = UrlSigner(keys, settings)
         self.links = LinkSigner(keys, settings)
-        self.cursors = Cursors(keys.cursor)
+        self.cursors = Cursors(keys.cursor, keys.past_cursors)
         self.fanout = LocalFanout()
         self.metrics = Metrics()
         tunables = settings.tunables
@@ -107,10 +108,12 @@ class Service:
         )
         self.metrics.registry.register(Gauges(self.db, queues, self.reception))
         self.janitor = Janitor(settings, self.db, self.blobs, self.metrics)
+        self.beside = Beside(self.db, self.reads, self._account_touched, self._read_keys)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self.fanout.attach(loop)
         self.janitor.start(loop)
+        self.beside.start(loop)
 
     def stop_waiting(self) -> None:
         """Let long polls and sockets end, so that the process can."""
@@ -119,11 +122,25 @@ class Service:
     def close(self) -> None:
         """Wait for what was begun, then let go of everything."""
         self.fanout.close()
+        self.beside.close()
         self.janitor.close()
         self.reception.close()
         for pool in (self.files, self.reads, self.writes, self.passwords):
             pool.shutdown(wait=True, cancel_futures=pool is not self.writes)
         self.db.close()
+
+    # --- what administrators do beside the server ---
+
+    def _account_touched(self, account: str) -> None:
+        """Let its sockets and long polls look at their token and their view again."""
+        self.fanout.publish(News(account_topic(account)))
+
+    def _read_keys(self) -> None:
+        keys = load_keys(self.settings.keys, int(time.time()))
+        self.signer.use(keys)
+        self.links.use(keys)
+        self.cursors.use(keys.cursor, keys.past_cursors)
+        log.info("keys_read", edge=keys.edge_id)
 
     # --- transactions on behalf of a caller ---
 
@@ -152,8 +169,7 @@ class Service:
             with self.db.write() as conn:
                 caller = self._admit(conn, token, now_ns)
                 rotated.note(caller)
-                done = work(conn, caller)
-            return done
+                return work(conn, caller)
 
         async with self._ending_old(token) as rotated:
             return await asyncio.get_running_loop().run_in_executor(self.writes, job)

@@ -32,8 +32,8 @@ class Locked(NamedTuple):
 
 
 def locked(name: str) -> dict[str, Locked]:
-    """What a lock file has, by name; fails for anything in it that is neither a comment nor an entry
-    with hashes."""
+    """What a lock file has, by name; fails for what in it is neither a comment nor an entry with
+    hashes."""
     text = (ROOT / f"requirements/{name}.txt").read_text()
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     found = {}

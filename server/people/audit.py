@@ -45,6 +45,7 @@ ACTIONS = frozenset(
         "backup",
         "restore",
         "fsck",
+        "keys_rotate",
     }
 )
 

@@ -8,8 +8,8 @@ makes new tokens; a weaker one rotates itself and logs itself out, and no more: 
 itself it cannot have done by a token that it makes.
 
 The functions that take a `data_dir` are for the machine's administrator, as in `accounts`. A
-running server learns of what they revoke when the token is used next; a socket that is open hears
-nothing more, because the token is checked before each hint.
+running server refuses what they revoke when the token is used next, and looks a moment later for
+sockets and polls that are open (`beside`).
 """
 
 from __future__ import annotations
@@ -204,5 +204,6 @@ def revoke_device(data_dir: Path, device: str) -> str:
         name = _revoke(conn, devices.c.id == device, now_ns)
         if name is None:
             raise DeviceUnknown(f"there is no device {device!r} with a token; see `token list`")
-        audit.note(conn, None, "device_revoke", device, now_ns)
+        whose = conn.execute(select(devices.c.account).where(devices.c.id == device)).scalar_one()
+        audit.note(conn, None, "device_revoke", device, now_ns, account=whose)
         return name

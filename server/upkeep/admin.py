@@ -12,6 +12,7 @@ work beside a running server, but for `restore`, which makes a new directory. Wh
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from server.metadata.db import Database, DataTooNew
 from server.people import accounts, audit, devices
 from server.settings import BadSettings, read_config
+from server.storage import keys
 from server.storage.blobs import LocalBlobStore
-from server.upkeep import backup, backup_restore, collect, datalock, fsck, janitor
+from server.upkeep import backup, backup_restore, beside, collect, datalock, fsck, janitor
 from server.upkeep.fsck import Progress
 
 _PAGE = 1000
@@ -128,6 +130,19 @@ def revoke_token(data_dir: Path, device: str) -> str:
     """Refuse a device from its next request on; its name."""
     with _asked(data_dir):
         return devices.revoke_device(data_dir, device)
+
+
+def rotate_keys(data_dir: Path, *, overlap: bool) -> dict[str, Any]:
+    """New keys, which a running server takes up by itself: {edge, until_ns}. `until_ns`: until then
+    what was signed before may still be good."""
+    with _asked(data_dir, keys.BadKey), accounts.opened(data_dir) as db:
+        now = int(time.time())
+        made = keys.rotate_keys(data_dir / "keys", now, overlap=overlap)
+        told = {"edge": made.edge_id, "overlap": overlap}
+        with db.write() as conn:
+            audit.note(conn, None, beside.KEYS, None, time.time_ns(), **told)
+        until = now + keys.URL_SECONDS if overlap else now
+        return {"edge": made.edge_id, "until_ns": until * 10**9}
 
 
 # --- around all of them -------------------------------------------------------------------------

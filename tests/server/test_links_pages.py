@@ -321,7 +321,7 @@ def test_a_cookie_is_for_its_link_and_password_only(
 
 
 def test_what_a_cookie_proves(tmp_path: Path) -> None:
-    signer = LinkSigner(load_keys(tmp_path), Settings(tmp_path, "https://h"))
+    signer = LinkSigner(load_keys(tmp_path, 0), Settings(tmp_path, "https://h"))
     now = 1_800_000_000 * 10**9
     cookie = signer.cookie("link", "hash", now)
     assert signer.proves(cookie, "link", "hash", now + (COOKIE_SECONDS - 1) * 10**9)
