@@ -107,6 +107,15 @@ def read_secret(what: str, prompt: str, file: str | None) -> str:
     return secret
 
 
+def read_new_secret(what: str, prompt: str, file: str | None) -> str:
+    """As `read_secret`, but asked for twice, so that a slip of the hand locks nobody out. Raises
+    `Failure` too when the two differ."""
+    secret = read_secret(what, prompt, file)
+    if file is None and getpass(f"{prompt}(again) ") != secret:
+        raise Failure(f"the two differ, so nothing was changed; give the {what} again")
+    return secret
+
+
 def _first_line(what: str, file: Path) -> str:
     try:
         with file.open() as stream:

@@ -124,6 +124,24 @@ class EmptiedReply(Struct):
     more: bool
 
 
+# --- the password -------------------------------------------------------------------------------
+
+
+class ChangePassword(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Another password for one's own account. `revoke_devices` ends every token but the asking
+    one; without it all go on."""
+
+    old: Password
+    new: Password
+    revoke_devices: bool = False
+
+
+class PasswordReply(Struct):
+    """How many tokens were ended with the old password."""
+
+    devices_revoked: int
+
+
 # --- devices and tokens -------------------------------------------------------------------------
 
 

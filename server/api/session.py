@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Hashable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from litestar import get, post
 from sqlalchemy import Connection, select
 
-from remote.errors import RateLimited, Refused, Unauthorized
+from remote.errors import BadRequest, Forbidden, RateLimited, Refused, Unauthorized
 from remote.wire import LoginReply, LoginRequest, Me
+from remote.wire_account import ChangePassword, PasswordReply
 from server.api import passwords
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.changes import feed
+from server.changes.fanout import News, account_topic
 from server.front.limits import TokenBuckets
 from server.front.proxies import client_of, limited_as
 from server.metadata.schema import accounts as accounts_table
 from server.metadata.schema import drives
-from server.people import accounts, audit, tokens
+from server.people import access, accounts, audit, tokens
 from server.people.caller import Caller
 from server.service import Service
 
@@ -61,8 +63,10 @@ async def _log_in(service: Service, wanted: LoginRequest, address: str) -> Login
         with service.db.read() as conn:
             return accounts.find_account(conn, wanted.account)
 
-    def add(account: str) -> tuple[str, str]:
+    def add(account: str) -> tuple[str, str] | None:
         with service.db.write() as conn:
+            if accounts.is_locked(conn, account):
+                return None
             now_ns = time.time_ns()
             token, device = tokens.new_device(conn, account, wanted.device, now_ns)
             caller = tokens.authenticate(conn, token, now_ns)
@@ -72,11 +76,12 @@ async def _log_in(service: Service, wanted: LoginRequest, address: str) -> Login
     found = await loop.run_in_executor(service.reads, find)
     hashed = found[2] if found is not None else None
     right = await passwords.off_loop(service, accounts.password_matches, hashed, wanted.password)
-    if found is None or not right:
+    made = await loop.run_in_executor(service.writes, add, found[0]) if found and right else None
+    if found is None or made is None:
+        # A locked account looks like a wrong password: that this one is right is nobody's to learn.
         await _note_failure(service, wanted.account, found[0] if found else None, address)
         raise Refused(Unauthorized(message="wrong account name or password"))
-    token, device = await loop.run_in_executor(service.writes, add, found[0])
-    return LoginReply(token=token, account=found[1], device_id=device)
+    return LoginReply(token=made[0], account=found[1], device_id=made[1])
 
 
 async def _note_failure(service: Service, name: str, account: str | None, address: str) -> None:
@@ -94,6 +99,59 @@ async def _note_failure(service: Service, name: str, account: str | None, addres
             audit.note(conn, None, "login_failed", account, time.time_ns(), **said)
 
     await asyncio.get_running_loop().run_in_executor(service.writes, work)
+
+
+# --- another password ---------------------------------------------------------------------------
+
+
+@post("/v1/password")
+async def change_password(request: AnyRequest) -> Reply:
+    """Tries of the old one count as logins do: a token alone must not be enough to guess it."""
+    service, token = service_of(request), token_in(request)
+    wanted = await body(request, ChangePassword)
+    whose = await service.read(token, _own_password)
+    try:
+        accounts.check_password(whose.name, wanted.new)
+    except accounts.BadPassword as error:
+        raise Refused(BadRequest(message=str(error))) from error
+    address = client_of(cast(Any, request.scope))
+    tries = _buckets(service, address, whose.name)
+    for buckets, key in tries:
+        wait = buckets.take(key, time.monotonic())
+        if wait:
+            raise Refused(_too_many(wait))
+    if not await passwords.off_loop(service, accounts.password_matches, whose.hashed, wanted.old):
+        await _note_failure(service, whose.name, whose.account, address)
+        raise Refused(Forbidden(message="the old password is wrong; try again"))
+    for buckets, key in tries:
+        buckets.give_back(key, time.monotonic())
+    hashed = await passwords.off_loop(service, accounts.hash_password, wanted.new)
+
+    def work(conn: Connection, caller: Caller) -> PasswordReply:
+        if _own_password(conn, caller) != whose:
+            raise Refused(Forbidden(message="the old password is wrong; try again"))
+        values = (caller.account, hashed, time.time_ns(), wanted.revoke_devices)
+        return PasswordReply(accounts.replace_password(conn, caller, *values))
+
+    changed = await service.write(token, work)
+    service.fanout.publish(News(account_topic(whose.account)))
+    return reply(request, changed)
+
+
+class _Own(NamedTuple):
+    account: str
+    name: str
+    hashed: str
+
+
+def _own_password(conn: Connection, caller: Caller) -> _Own:
+    access.require_whole(caller)
+    query = select(accounts_table.c.password).where(accounts_table.c.id == caller.account)
+    hashed: str = conn.execute(query).scalar_one()
+    return _Own(caller.account, caller.account_name, hashed)
+
+
+# --- who one is ---------------------------------------------------------------------------------
 
 
 @get("/v1/me")

@@ -57,6 +57,11 @@ accounts = Table(
     # trash is; null: as the server's settings say.
     Column("keep_days", Integer),
     Column("keep_versions", Integer),
+    # Since when it is refused everywhere; null: it is not.
+    Column("locked_ns", BigInteger),
+    # When it was removed: locked for good, its drive emptied, its name given to nobody; null: it
+    # was not.
+    Column("removed_ns", BigInteger),
 )
 
 devices = Table(

@@ -24,6 +24,10 @@ ACTIONS = frozenset(
     {
         "account_add",
         "account_set",
+        "account_passwd",
+        "account_lock",
+        "account_unlock",
+        "account_remove",
         "login",
         "login_failed",
         "token_make",

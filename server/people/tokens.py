@@ -46,6 +46,7 @@ _DEVICE = (
         devices.c.revoked_ns,
         devices.c.old_until_ns,
         accounts.c.name,
+        accounts.c.locked_ns,
         drives.c.id.label("drive"),
     )
     .join_from(devices, accounts, devices.c.account == accounts.c.id)
@@ -96,6 +97,8 @@ def authenticate(conn: Connection, token: str | None, now_ns: int) -> Caller:
         raise Refused(Unauthorized(message="the token is missing or not valid: log in"))
     if row.expires_ns is not None and row.expires_ns <= now_ns:
         raise Refused(Unauthorized(message="the token has expired: log in"))
+    if row.locked_ns is not None:
+        raise Refused(Unauthorized(message="the account is locked: ask who runs the server"))
     return Caller(row.account, row.name, row.id, row.scope, row.drive, row.folder, is_rotated)
 
 

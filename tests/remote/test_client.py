@@ -188,6 +188,8 @@ TRASH = account.TrashPage(items=[])
 EMPTY_TRASH = account.EmptyTrash([FILE])
 MAKE_TOKEN = account.MakeToken(name="backup", scope="read")
 TOKEN = account.TokenReply("t", "f" * 32)
+PASSWORD = account.ChangePassword(old="old one", new="new one", revoke_devices=True)
+PASSWORD_REPLY = account.PasswordReply(devices_revoked=2)
 
 Call = Callable[[ApiClient], Awaitable[Any]]
 CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
@@ -236,6 +238,7 @@ CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
     ("GET", "/v1/devices", "", None, account.DevicesReply([]), lambda c: c.devices()),
     ("POST", "/v1/devices", "", MAKE_TOKEN, TOKEN, lambda c: c.make_token(MAKE_TOKEN)),
     ("POST", "/v1/devices/rotate", "", None, TOKEN, lambda c: c.rotate()),
+    ("POST", "/v1/password", "", PASSWORD, PASSWORD_REPLY, lambda c: c.change_password(PASSWORD)),
 ]  # fmt: skip
 
 
