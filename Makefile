@@ -9,7 +9,7 @@ PJDFSTEST ?=
 FSX ?= 30000
 ARGS ?=
 
-.PHONY: help setup up test check conformance bench install-helper install-units
+.PHONY: help setup up test check lock audit conformance bench install-helper install-units
 .DEFAULT_GOAL := help
 
 help:
@@ -17,16 +17,18 @@ help:
 	@echo "make setup                 everything needed to work on Nearline"
 	@echo "make test [ARGS=...]       the tests; those of real mounts need /dev/fuse"
 	@echo "make check                 lint, format, types, layers, the wheel"
+	@echo "make lock [ARGS=--upgrade] requirements/*.txt anew, after a change of pyproject.toml"
+	@echo "make audit                 known weaknesses of what is locked; asks a source of advisories"
 	@echo "make conformance [PJDFSTEST=SOURCE]   POSIX test suites on a real mount (as root, minutes)"
 	@echo "make bench [ARGS=...]      the benchmark, with peers beside us"
 	@echo "make install-helper        mount -t nearline (as root)"
 	@echo "make install-units         systemd units for this user"
 
 # A working copy that was set up for development stays so; `make up` alone needs less.
-$(VENV)/.dev: pyproject.toml scripts/setup
+$(VENV)/.dev: pyproject.toml scripts/setup requirements/build.txt requirements/dev.txt
 	@scripts/setup dev
 
-$(VENV)/.server: pyproject.toml scripts/setup
+$(VENV)/.server: pyproject.toml scripts/setup requirements/build.txt requirements/server.txt
 	@scripts/setup $(if $(wildcard $(VENV)/.dev),dev,server)
 
 setup: $(VENV)/.dev
@@ -44,7 +46,13 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/pytest tests/mount/test_wheel.py
+	@$(BIN)/pytest tests/test_lock.py tests/mount/test_wheel.py
+
+lock:
+	@scripts/lock $(ARGS)
+
+audit:
+	@scripts/audit
 
 # The suite is fetched at a pinned commit, unless the path to its source is given: then nothing is.
 conformance: $(VENV)/.dev
@@ -52,7 +60,7 @@ conformance: $(VENV)/.dev
 	@NEARLINE_FSX_OPERATIONS=$(FSX) $(BIN)/pytest tests/system/test_fsx.py
 
 bench: $(VENV)/.dev
-	@$(BIN)/pip install --quiet --disable-pip-version-check --retries 10 -e '.[bench]'
+	@scripts/setup bench
 	@$(BIN)/python -m bench $(ARGS)
 
 install-helper: $(VENV)/.server

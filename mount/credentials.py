@@ -91,18 +91,24 @@ def certificate(url: str) -> str | None:
         return None
 
 
-def trusting(config: MountConfig) -> MountConfig:
-    """`config` with the certificate of its server, where one is needed. Raises `Failure` that says
-    how to get it."""
-    if not needs_pin(config.url) or config.insecure:
-        return config
-    pin = certificate(config.url)
+def pin_for(url: str, account: str, *, insecure: bool) -> str | None:
+    """The certificate that the server at `url` has to show; None where none is asked for. Raises
+    `Failure` that says how to get it."""
+    if not needs_pin(url) or insecure:
+        return None
+    pin = certificate(url)
     if pin is None:
         raise Failure(
-            f"the key of the server at {config.url} is not known on this device yet; "
-            f"run `nearline login {config.url} --account {config.account}`"
+            f"the key of the server at {url} is not known on this device yet; "
+            f"run `nearline login {url} --account {account}`"
         )
-    return replace(config, pin=pin)
+    return pin
+
+
+def trusting(config: MountConfig) -> MountConfig:
+    """`config` with the certificate that its server has to show. Raises as `pin_for`."""
+    pin = pin_for(config.url, config.account, insecure=config.insecure)
+    return config if pin is None else replace(config, pin=pin)
 
 
 def logins() -> list[Login]:
@@ -140,6 +146,15 @@ def read_secret(what: str, prompt: str, file: str | None) -> str:
         secret = _first_line(what, Path(file))
     if not secret:
         raise Failure(f"the {what} is empty; give one of at least one character")
+    return secret
+
+
+def read_new_secret(what: str, prompt: str, file: str | None) -> str:
+    """As `read_secret`, but asked for twice, so that a slip of the hand locks nobody out. Raises
+    `Failure` too when the two differ."""
+    secret = read_secret(what, prompt, file)
+    if file is None and getpass(f"{prompt}(again) ") != secret:
+        raise Failure(f"the two differ, so nothing was changed; give the {what} again")
     return secret
 
 

@@ -12,6 +12,7 @@ from remote.ids import FileId, HexId
 from remote.transport import Transport
 from remote.wire import ChangesPage
 from remote.wire_account import (
+    ChangePassword,
     DevicesReply,
     EmptiedReply,
     EmptyTrash,
@@ -19,6 +20,7 @@ from remote.wire_account import (
     LinksReply,
     MakeLink,
     MakeToken,
+    PasswordReply,
     SharedReply,
     ShareRequest,
     SharesReply,
@@ -73,6 +75,11 @@ class AccountEndpoints(Transport):
 
     async def empty_trash(self, request: EmptyTrash) -> EmptiedReply:
         return await self._call("POST", "/v1/trash/empty", EmptiedReply, request)
+
+    # --- password -------------------------------------------------------------------------------
+
+    async def change_password(self, request: ChangePassword) -> PasswordReply:
+        return await self._call("POST", "/v1/password", PasswordReply, request)
 
     # --- devices --------------------------------------------------------------------------------
 

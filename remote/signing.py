@@ -17,7 +17,9 @@ Invariants:
   no two programs on the way can disagree about which object was signed.
 - An ECDSA signature is accepted only in canonical DER with low s (n - s would verify as well), and
   base64 only in its canonical spelling: a URL cannot be altered in any byte and still be accepted.
-- A URL is good while `now < expires`.
+- A URL is good while `now < expires`, and only if `expires` is no further off than any that we sign
+  (`LONGEST_SECONDS`): one that would be good for years was signed by somebody else who has the key.
+  A key that was rotated out has signed nothing that expires later than it says.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -41,6 +44,11 @@ PUT_TAG = b"nearline put v1"
 
 # The order of the group of P-256 (SEC 2 version 2, section 2.4.2).
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+LONGEST_SECONDS = 3600
+"""No URL lives longer, whatever is configured: garbage collection counts on it."""
+SKEW_SECONDS = 60
+"""So much further away an expiry may look: the clock may have been set back since it was signed."""
 
 _ECDSA = ec.ECDSA(hashes.SHA256())
 _TO_CLOUDFRONT = str.maketrans("+=/", "-_~")
@@ -92,10 +100,17 @@ def sign_put(
 
 
 def verify_put(
-    secret: bytes, *, path: str, query: str, length: int, sha256: bytes, now: int
+    secret: bytes,
+    *,
+    path: str,
+    query: str,
+    length: int,
+    sha256: bytes,
+    now: int,
+    until: int | None = None,
 ) -> str | None:
     """The `proof` of a query that permits this very PUT at `now`; raise `BadSignature` if it does
-    not."""
+    not. `until`: the secret was rotated out, and what expires later was not signed with it."""
     _check_path(path)
     match = _PUT_QUERY.fullmatch(query)
     if match is None:
@@ -104,7 +119,7 @@ def verify_put(
     expected = _put_mac(secret, path, length, sha256, expires, proof)
     if not hmac.compare_digest(expected, match[3]):
         raise BadSignature("the signature does not cover this path, length and hash")
-    _check_time(expires, now)
+    check_time(expires, now, until)
     return str(proof) if proof is not None else None
 
 
@@ -147,10 +162,16 @@ def sign_get(key: ec.EllipticCurvePrivateKey, key_id: str, url: str, expires: in
     )
 
 
-def verify_get(public_keys: Mapping[str, ec.EllipticCurvePublicKey], url: str, now: int) -> str:
+def verify_get(
+    public_keys: Mapping[str, ec.EllipticCurvePublicKey],
+    url: str,
+    now: int,
+    until: Mapping[str, int] = MappingProxyType({}),
+) -> str:
     """The resource URL that `url` permits to GET at `now`; raise `BadSignature` if it does not.
 
-    `public_keys` maps key ids to P-256 keys; a rotated-out key is simply absent.
+    `public_keys` maps key ids to P-256 keys. `until` has the ids of those that were rotated out:
+    what expires later was not signed with them. One that is over is simply absent.
     """
     resource, _, query = url.partition("?")
     _check_url(resource)
@@ -167,8 +188,19 @@ def verify_get(public_keys: Mapping[str, ec.EllipticCurvePublicKey], url: str, n
         )
     except InvalidSignature:
         raise BadSignature("the signature does not cover this URL and expiry") from None
-    _check_time(expires, now)
+    check_time(expires, now, until.get(match[3]))
     return resource
+
+
+def check_time(expires: int, now: int, until: int | None = None) -> None:
+    """Raise `BadSignature` unless something that we signed to end at `expires` is good at `now`.
+    `until`: what expires later was not signed with that key."""
+    if now >= expires:
+        raise BadSignature(f"the URL expired {now - expires} s ago")
+    if expires > now + LONGEST_SECONDS + SKEW_SECONDS:
+        raise BadSignature("the URL would be good for longer than any that is signed here")
+    if until is not None and expires > until:
+        raise BadSignature("the URL is signed with a key of before; ask for a new one")
 
 
 def expires_of(url: str) -> int | None:
@@ -193,11 +225,6 @@ def _check_url(url: str) -> None:
     if match is None:
         raise BadSignature("the URL is not absolute, or its host is not in plain lower case")
     _check_path(url[match.end() :])
-
-
-def _check_time(expires: int, now: int) -> None:
-    if now >= expires:
-        raise BadSignature(f"the URL expired {now - expires} s ago")
 
 
 def _canonical_der(signature: str) -> bytes:

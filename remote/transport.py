@@ -34,7 +34,15 @@ import msgspec
 import structlog
 import trio
 
-from remote.errors import AnyProblem, Busy, NearlineError, ProtocolError, Refused, Unreachable
+from remote.errors import (
+    AnyProblem,
+    Busy,
+    NearlineError,
+    ProtocolError,
+    Refused,
+    Unauthorized,
+    Unreachable,
+)
 from remote.late import Late
 
 if TYPE_CHECKING:
@@ -222,6 +230,27 @@ class Transport:
         *,
         params: Params | None = None,
         read_longer: float = 0.0,
+    ) -> httpx.Response:
+        """Send a request and return its answer if it is a good one.
+
+        A token that was exchanged while the request was under way may have ended meanwhile, which
+        is no refusal of this device: it is sent once more with the new one.
+        """
+        token = self._token
+        try:
+            return await self._send_once(method, path, body, params, read_longer)
+        except Refused as refused:
+            if not isinstance(refused.problem, Unauthorized) or token == self._token:
+                raise
+            return await self._send_once(method, path, body, params, read_longer)
+
+    async def _send_once(
+        self,
+        method: str,
+        path: str,
+        body: msgspec.Struct | None,
+        params: Params | None,
+        read_longer: float,
     ) -> httpx.Response:
         content = None if body is None else msgspec.msgpack.encode(body)
         headers = self._headers() | ({} if content is None else {"Content-Type": MSGPACK})

@@ -139,6 +139,24 @@ class EmptiedReply(Struct):
     more: bool
 
 
+# --- the password -------------------------------------------------------------------------------
+
+
+class ChangePassword(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Another password for one's own account. `revoke_devices` ends every token but the asking
+    one; without it all go on."""
+
+    old: Password
+    new: Password
+    revoke_devices: bool = False
+
+
+class PasswordReply(Struct):
+    """How many tokens were ended with the old password."""
+
+    devices_revoked: int
+
+
 # --- devices and tokens -------------------------------------------------------------------------
 
 
@@ -169,7 +187,8 @@ class MakeToken(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TokenReply(Struct):
-    """`token` is shown this once. After a rotation the one before is good for ten more minutes."""
+    """`token` is shown this once. After a rotation the one before is good until this one is used,
+    for ten minutes at most."""
 
     token: str
     device_id: HexId

@@ -43,6 +43,7 @@ from server.storage.intake import Intake
 ROUTES = (
     session.login,
     session.me,
+    session.change_password,
     devices.listed,
     devices.make,
     devices.rotate,

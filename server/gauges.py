@@ -53,7 +53,8 @@ def totals(db: Database) -> Totals:
     with db.read() as conn:
         rows = {row.state: row for row in conn.execute(_CHUNKS)}
         space = conn.execute(_DRIVES).one()
-        people = conn.execute(select(func.count()).select_from(accounts)).scalar_one()
+        there = select(func.count()).select_from(accounts).where(accounts.c.removed_ns.is_(None))
+        people = conn.execute(there).scalar_one()
     uploaded = rows.get("uploaded")
     return Totals(
         accounts=people,

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
 
 import structlog
@@ -27,7 +28,7 @@ from sqlalchemy import Connection
 from remote.content import Descriptor
 from remote.errors import AnyProblem, Refused, Unauthorized, Unavailable
 from remote.wire import Applied, Keyed, PresignedPut
-from server.changes.fanout import LocalFanout
+from server.changes.fanout import LocalFanout, News, account_topic
 from server.changes.feed import Cursors
 from server.changes.nesting import Nesting
 from server.drive import commits
@@ -51,6 +52,7 @@ from server.storage.quota import Budget, Limits
 from server.storage.reception import Reception
 from server.storage.signer import UrlSigner
 from server.storage.uploads import Terms
+from server.upkeep.beside import Beside
 from server.upkeep.janitor import Janitor
 
 log = structlog.get_logger("nearline.server")
@@ -73,6 +75,16 @@ class _Doubt(NamedTuple):
     keys: list[BlobKey]
 
 
+class _Rotated:
+    """Who came with a token that had been rotated and not been used yet."""
+
+    caller: Caller | None = None
+
+    def note(self, caller: Caller) -> None:
+        if caller.is_rotated:
+            self.caller = caller
+
+
 class Service:
     """The parts of a running server. Make it once, `start` it on the loop, `close` it."""
 
@@ -80,12 +92,12 @@ class Service:
         self.settings = settings
         self.db = Database(settings.database)
         self.db.migrate()
-        keys = load_keys(settings.keys)
+        keys = load_keys(settings.keys, int(time.time()))
         self.blobs = LocalBlobStore(settings.blobs)
         self.blobs.sweep()
         self.signer = UrlSigner(keys, settings)
         self.links = LinkSigner(keys, settings)
-        self.cursors = Cursors(keys.cursor)
+        self.cursors = Cursors(keys.cursor, keys.past_cursors)
         self.fanout = LocalFanout()
         self.metrics = Metrics()
         tunables = settings.tunables
@@ -123,10 +135,12 @@ class Service:
         )
         self.metrics.registry.register(Gauges(self.db, queues, self.reception))
         self.janitor = Janitor(settings, self.db, self.blobs, self.metrics)
+        self.beside = Beside(self.db, self.reads, self._account_touched, self._read_keys)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self.fanout.attach(loop)
         self.janitor.start(loop)
+        self.beside.start(loop)
 
     def stop_waiting(self) -> None:
         """Let long polls and sockets end, so that the process can."""
@@ -135,12 +149,26 @@ class Service:
     def close(self) -> None:
         """Wait for what was begun, then let go of everything."""
         self.fanout.close()
+        self.beside.close()
         self.janitor.close()
         self.reception.close()
         visitors = (self.downloads, self.visits)
         for pool in (*visitors, self.files, self.reads, self.writes, self.passwords):
             pool.shutdown(wait=True, cancel_futures=pool is not self.writes)
         self.db.close()
+
+    # --- what administrators do beside the server ---
+
+    def _account_touched(self, account: str) -> None:
+        """Let its sockets and long polls look at their token and their view again."""
+        self.fanout.publish(News(account_topic(account)))
+
+    def _read_keys(self) -> None:
+        keys = load_keys(self.settings.keys, int(time.time()))
+        self.signer.use(keys)
+        self.links.use(keys)
+        self.cursors.use(keys.cursor, keys.past_cursors)
+        log.info("keys_read", edge=keys.edge_id)
 
     # --- transactions on behalf of a caller ---
 
@@ -151,13 +179,15 @@ class Service:
             now_ns = time.time_ns()
             with self.db.read() as conn:
                 caller = self._authenticate(conn, token, now_ns)
+                rotated.note(caller)
                 done = work(conn, caller)
             if self._seen.is_first(caller.device, now_ns):
                 marked = self.writes.submit(self._mark_seen, caller.device, now_ns)
                 marked.add_done_callback(_report)
             return done
 
-        return await asyncio.wrap_future(self.reads.submit_for(self.whose(token), job))
+        async with self._ending_old(token) as rotated:
+            return await asyncio.wrap_future(self.reads.submit_for(self.whose(token), job))
 
     def whose(self, token: str | None) -> Hashable:
         """Whose jobs those are that come with `token`, for what does harm to nobody."""
@@ -182,13 +212,12 @@ class Service:
         def job() -> T:
             now_ns = time.time_ns()
             with self.db.write() as conn:
-                caller = self._authenticate(conn, token, now_ns)
-                done = work(conn, caller)
-                if self._seen.is_first(caller.device, now_ns):
-                    tokens.mark_seen(conn, caller.device, now_ns)
-            return done
+                caller = self._admit(conn, token, now_ns)
+                rotated.note(caller)
+                return work(conn, caller)
 
-        return await asyncio.wrap_future(self.writes.submit_for(whose, job))
+        async with self._ending_old(token) as rotated:
+            return await asyncio.wrap_future(self.writes.submit_for(whose, job))
 
     def turn(self, whose: str) -> Callable[[], bool]:
         """For a batch of an account that begins now in the write thread: whether it is to end."""
@@ -213,10 +242,8 @@ class Service:
                 return _Doubt(doubtful)
             now_ns = time.time_ns()
             with self.db.write() as conn:
-                caller = self._authenticate(conn, token, now_ns)
+                caller = self._admit(conn, token, now_ns)
                 results, news = commits.apply(conn, caller, ops[:ready], now_ns, is_over)
-                if self._seen.is_first(caller.device, now_ns):
-                    tokens.mark_seen(conn, caller.device, now_ns)
             for each in news:
                 self.fanout.publish(each)
             return results + [commits.LATER] * (len(ops) - ready)
@@ -244,6 +271,32 @@ class Service:
             raise
         self.known.note(token, caller)
         return caller
+
+    @asynccontextmanager
+    async def _ending_old(self, token: str | None) -> AsyncIterator[_Rotated]:
+        """The first use of a rotated token ends the one before: when the block has ended, and so
+        before anything is answered, in a transaction of its own, for what was asked for may be
+        refused or have been a reading."""
+        rotated = _Rotated()
+        try:
+            yield rotated
+        finally:
+            if rotated.caller is not None:
+                loop, device = asyncio.get_running_loop(), rotated.caller.device
+                await loop.run_in_executor(self.writes, self._end_old, device, token)
+
+    def _admit(self, conn: Connection, token: str | None, now_ns: int) -> Caller:
+        """Authenticate in a write transaction, with all that follows from a token's use."""
+        caller = self._authenticate(conn, token, now_ns)
+        if caller.is_rotated:
+            tokens.end_old(conn, caller.device, token, now_ns)
+        if self._seen.is_first(caller.device, now_ns):
+            tokens.mark_seen(conn, caller.device, now_ns)
+        return caller
+
+    def _end_old(self, device: str, token: str | None) -> None:
+        with self.db.write() as conn:
+            tokens.end_old(conn, device, token, time.time_ns())
 
     def _mark_seen(self, device: str, now_ns: int) -> None:
         with self.db.write() as conn:

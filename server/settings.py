@@ -15,13 +15,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from remote.signing import LONGEST_SECONDS
 from remote.wire import SIGNED_URL_SECONDS
 from server.front.proxies import TrustedProxies
 
-LONGEST_URL_SECONDS = 3600
-"""No signed URL lives longer, whatever is configured: garbage collection counts on it."""
-
-_UrlSeconds = Annotated[int, msgspec.Meta(ge=30, le=LONGEST_URL_SECONDS)]
+_UrlSeconds = Annotated[int, msgspec.Meta(ge=30, le=LONGEST_SECONDS)]
 
 
 class BadSettings(ValueError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+import structlog
 import trio
 
 from mount import credentials
@@ -17,8 +18,10 @@ from mount.asked.control_messages import Done
 from mount.asked.sharing import in_seconds
 from mount.failures import Failure
 from remote import wire_account as wire
-from remote.errors import Unreachable
+from remote.errors import NearlineError, Unreachable
 from remote.wire_account import DeviceInfo
+
+log = structlog.get_logger(__name__)
 
 
 async def devices(account: Account, _request: ask.DevicesRequest, _report: Report) -> ask.Devices:
@@ -79,8 +82,8 @@ async def make_token(account: Account, request: ask.MakeTokenRequest, report: Re
 
 
 async def rotate(account: Account, _request: ask.RotateRequest, _report: Report) -> Done:
-    """The new token is used from the moment it is there. The one before stays good for ten minutes,
-    and may ask again when the answer was lost."""
+    """The new token is used from the moment it is there, which ends the one before. Until then, and
+    for ten minutes at most, that is good and may ask again when the answer was lost."""
     if os.environ.get(credentials.ENVIRONMENT):
         raise Failure(
             f"this mount has its token from {credentials.ENVIRONMENT}, where a new one cannot be"
@@ -96,12 +99,17 @@ async def rotate(account: Account, _request: ask.RotateRequest, _report: Report)
     account.client.use_token(token)
     url, name = account.config.url, account.config.account
     try:
-        return Done(await trio.to_thread.run_sync(credentials.save, url, name, token))
+        where = await trio.to_thread.run_sync(credentials.save, url, name, token)
     except (Failure, OSError) as problem:
         raise Failure(
             f"the new token is in use, but could not be kept for the next mount ({problem});"
             f" run `nearline login {url} --account {name}` before you unmount"
         ) from problem
+    try:
+        await account.client.me()
+    except NearlineError as problem:  # the next request ends the token before as well
+        log.info("the new token is not used yet", why=str(problem))
+    return Done(where)
 
 
 async def reload_token(account: Account, _request: ask.ReloadTokenRequest, _report: Report) -> Done:

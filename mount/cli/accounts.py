@@ -1,4 +1,4 @@
-"""`account list`, `account set` and `admin token`: who may use a server, and how much of it.
+"""`account` (but for `add`) and `admin token`: who may use a server, and how much of it.
 
 On the machine that has the server's data, also while it runs.
 """
@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from mount.cli import flags, listing, times
+from mount import credentials
+from mount.cli import agreeing, flags, listing, times
 from mount.config import absolute, parse_size
 from mount.failures import UsageFailure
 from mount.progress import human_bytes
@@ -43,7 +44,7 @@ def account_list(*, data: flags.Data, json: flags.Json = False) -> None:
         print_plain({"accounts": found})
         return
     listing.show(
-        ["ACCOUNT", "USED", "RESERVED", "QUOTA", "KEEPS", "DEVICES", "MADE"],
+        ["ACCOUNT", "USED", "RESERVED", "QUOTA", "KEEPS", "DEVICES", "MADE", ""],
         [_account(one) for one in found],
         nothing="There are no accounts; make one with `nearline account add`.",
     )
@@ -61,6 +62,7 @@ def _account(one: dict[str, Any]) -> list[str]:
         ", ".join(kept) or "as the server",
         str(one["devices"]),
         times.local(one["created_ns"]),
+        "" if one["locked_ns"] is None else "locked",
     ]
 
 
@@ -96,6 +98,74 @@ def _number(flag: str, text: str) -> int | None:
     if not text.isascii() or not text.isdecimal():
         raise UsageFailure(f"{flag} {text} is no number; give one, or `default`")
     return int(text)
+
+
+def account_passwd(
+    name: Annotated[str, Parameter(name="NAME")],
+    /,
+    *,
+    data: flags.Data,
+    password_file: flags.PasswordFile = None,
+    revoke_devices: flags.RevokeDevices = False,
+) -> None:
+    """Give an account another password. Its devices go on, unless they are revoked."""
+    prompt = f"New password of {name}: "
+    password = credentials.read_new_secret("password", prompt, password_file)
+    revoked = ask("set_password", absolute(data), name, password, revoke_devices=revoke_devices)
+    print(f"{name} has a new password; {_what_became(revoke_devices, revoked)}.")
+
+
+def _what_became(revoke_devices: bool, revoked: int) -> str:
+    return f"{revoked} devices are refused" if revoke_devices else "its devices go on"
+
+
+def account_lock(name: Annotated[str, Parameter(name="NAME")], /, *, data: flags.Data) -> None:
+    """Refuse an account from its next request on: every device, its password, its links.
+
+    Its files stay, and other accounts go on using what it shares with them."""
+    ask("lock_account", absolute(data), name)
+    print(f"{name} is locked. Undo with: nearline account unlock {name} --data {data}")
+
+
+def account_unlock(name: Annotated[str, Parameter(name="NAME")], /, *, data: flags.Data) -> None:
+    """Let an account in again, with the devices and the password that it had."""
+    ask("unlock_account", absolute(data), name)
+    print(f"{name} may come in again.")
+
+
+def account_remove(
+    name: Annotated[str, Parameter(name="NAME")],
+    /,
+    *,
+    data: flags.Data,
+    yes: Annotated[bool, Parameter(negative="", help="Do not ask.")] = False,
+) -> None:
+    """Delete an account with everything in its drive, for good.
+
+    To keep the files, lock it instead. Its name is not given to anybody again."""
+    where = absolute(data)
+    for line in _leaving(ask("leaving", where, name)):
+        print(line)
+    if not yes and not agreeing.agreed(f"Remove the account {name} for good?"):
+        print("Nothing was removed.")
+        return
+    done = ask("remove_account", where, name)
+    if not done["emptied"]:
+        print(f"{name} is gone. Something else is at work; the next collection empties its drive.")
+        return
+    print(f"{name} is gone. Its space comes back with the next garbage collections.")
+
+
+def _leaving(one: dict[str, Any]) -> list[str]:
+    """What becomes of everything that the account has to do with."""
+    return [
+        f"{one['name']} has {one['files']:,} files, {human_bytes(one['used_bytes'])} with history"
+        " and trash: they are deleted for good.",
+        f"{one['shared']:,} shares with others and {one['links']:,} links to them end at once.",
+        f"{one['received']:,} shares of others with {one['name']} end; what it wrote there stays.",
+        f"{one['devices']:,} devices are refused from their next request on.",
+        "The audit log stays, and the name is not given to anybody again.",
+    ]
 
 
 @token.command(name="list")

@@ -20,9 +20,12 @@ from mount.progress import human_bytes
 
 admin = App(name="admin", help="Look after a server's data, also while it runs.")
 admin.command(token)
+keys = App(name="keys", help="The keys that the server signs with.")
+admin.command(keys)
 
 _Flag = Parameter(negative="")
 _SHOWN_LOST = 20
+_KEYS_TODO = "If others may have had it: nearline admin keys rotate --now --data {}"
 
 # --- garbage collection, fsck -------------------------------------------------------------------
 
@@ -173,7 +176,37 @@ def restore(
     else:
         print(f"{data} is as it was at {times.local(done['at_ns'])}.")
         _show_report(done["checked"])
+        print(f"Its keys are those of the backup. {_KEYS_TODO.format(data)}")
     return 0 if done["checked"]["ok"] else 1
+
+
+# --- keys ---------------------------------------------------------------------------------------
+
+
+@keys.command
+def rotate(
+    *,
+    data: flags.Data,
+    now: Annotated[
+        bool, _Flag, Parameter(help="End at once what was signed before; clients ask again.")
+    ] = False,
+    json: flags.Json = False,
+) -> None:
+    """Make new signing keys; a running server takes them up by itself within seconds.
+
+    URLs that were signed before stay good until they expire, an hour at most. With --now they end
+    at once: for keys that somebody else may have, as from a backup. Cursors stay good."""
+    made = ask("rotate_keys", absolute(data), overlap=not now)
+    if json:
+        print_plain(made)
+        return
+    print(f"URLs are signed with new keys; that of the edge is called {made['edge']}.")
+    if now:
+        print("What was signed before is good no more.")
+    else:
+        print(
+            f"What was signed before is good until {times.local(made['until_ns'])} at the latest."
+        )
 
 
 # --- audit --------------------------------------------------------------------------------------

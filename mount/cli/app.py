@@ -14,6 +14,7 @@ _COMMANDS = {
     "up": ("mount.cli.starting:up", "A server, an account and a mount, in one command."),
     "serve": ("mount.cli.starting:serve", "Run a server in the foreground."),
     "login": ("mount.cli.starting:login", "Get a token for this device, with your password."),
+    "passwd": ("mount.cli.starting:passwd", "Change the password of your account."),
     "mount": ("mount.cli.mounting:mount", "Mount your drive; returns when it is usable."),
     "umount": ("mount.cli.mounting:umount", "Wait for the journal, then unmount."),
     "flush": ("mount.cli.mounting:flush", "Return when the server has everything."),
@@ -51,6 +52,10 @@ def _make() -> App:
     account.command("mount.cli.starting:account_add", name="add", help="Make an account.")
     account.command("mount.cli.accounts:account_list", name="list", help="What each has and may.")
     account.command("mount.cli.accounts:account_set", name="set", help="Change quota and history.")
+    account.command("mount.cli.accounts:account_passwd", name="passwd", help="Another password.")
+    account.command("mount.cli.accounts:account_lock", name="lock", help="Refuse it everywhere.")
+    account.command("mount.cli.accounts:account_unlock", name="unlock", help="Let it in again.")
+    account.command("mount.cli.accounts:account_remove", name="remove", help="Delete it for good.")
     app.command(account)
     cache = App(name="cache", help="The block cache of a mount.")
     cache.command("mount.cli.asking:cache_stats", name="stats", help="How full it is.")

@@ -92,7 +92,7 @@ def add(
 
 @devices.command(name="rotate")
 def rotate(directory: flags.Mount = None, /) -> None:
-    """Exchange this machine's token for a new one; the one before is good for ten minutes more."""
+    """Exchange this machine's token for a new one; the one before ends when that is used."""
     record = talking.chosen(directory)
     done = talking.ask(record, wanted.RotateRequest(), Done, "devices")
     print(f"This device has a new token; it is in {done.message}.")
@@ -112,5 +112,5 @@ def _reload(other: registry.Record) -> None:
     except (control_client.NotAnswering, control_client.MountRefused) as problem:
         raise Failure(
             f"the mount at {other.mountpoint} has the old token still ({problem});"
-            " unmount it and mount it again within ten minutes"
+            " unmount it and mount it again"
         ) from problem

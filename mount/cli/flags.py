@@ -31,6 +31,9 @@ MountOptions = Annotated[
 Insecure = Annotated[
     bool, Parameter(negative="", help="Allow plain HTTP, whoever may be listening or answering.")
 ]
+RevokeDevices = Annotated[
+    bool, Parameter(negative="", help="Also refuse every other device of the account.")
+]
 Timeout = Annotated[float | None, Parameter(help="Give up after this many seconds.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the stable JSON schema.")]
 Path = Annotated[str, Parameter(name="PATH")]

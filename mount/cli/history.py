@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from mount.asked import account_messages as wanted
-from mount.cli import flags, listing, talking, times
-from mount.failures import Failure, UsageFailure
+from mount.cli import agreeing, flags, listing, talking, times
+from mount.failures import Failure
 from mount.progress import human_bytes
 from mount.starting.registry import Record
 
@@ -155,7 +155,7 @@ def empty(
     if path == "":  # the mount itself: all of its trash
         said = path = None
     what = "everything in the trash" if said is None else f"{said} in the trash"
-    if not yes and not _agreed(f"Delete {what} of {record.account} for good?"):
+    if not yes and not agreeing.agreed(f"Delete {what} of {record.account} for good?"):
         print("Nothing was deleted.")
         return
     request = wanted.TrashEmptyRequest(said=said, path=path)
@@ -176,9 +176,3 @@ def _is_in_a_mount(path: str) -> bool:
     except Failure:
         return False
     return True
-
-
-def _agreed(question: str) -> bool:
-    if not sys.stdin.isatty():
-        raise UsageFailure("there is no terminal to ask on; say --yes if that is meant")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

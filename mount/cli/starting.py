@@ -146,6 +146,67 @@ def login(
     print(f"Logged in to {url} as {account}; the token is in {where}.")
 
 
+def passwd(
+    where: Annotated[str | None, Parameter(name="DIR-OR-URL")] = None,
+    /,
+    *,
+    account: flags.Account = None,
+    password_file: Annotated[
+        str | None,
+        Parameter(help="Read the password of now from this file.", allow_leading_hyphen=True),
+    ] = None,
+    new_password_file: Annotated[
+        str | None,
+        Parameter(help="Read the new password from this file.", allow_leading_hyphen=True),
+    ] = None,
+    revoke_devices: flags.RevokeDevices = False,
+    insecure: flags.Insecure = False,
+) -> None:
+    """Change the password of your account, on the server of a mount or at a URL.
+
+    Its devices go on with their tokens, unless they are revoked; this one goes on in any case."""
+    url, name = _kept_login(where, account)
+    token = credentials.load(url, name)
+    old = credentials.read_secret("password", f"Password of {name} at {url}: ", password_file)
+    new = credentials.read_new_secret("new-password", "New password: ", new_password_file)
+    server = _Server(url, insecure, credentials.pin_for(url, name, insecure=insecure))
+    revoked = _change_password(server, token, (old, new), revoke_devices)
+    became = f"{revoked} devices are refused" if revoke_devices else "its devices go on"
+    print(f"{name} has a new password; {became}.")
+
+
+def _kept_login(where: str | None, account: str | None) -> tuple[str, str]:
+    """The (URL, account) that is meant: of a URL, of a mount, or the only one there is."""
+    from mount.cli import talking
+
+    if where is not None and where.startswith(("http://", "https://")):
+        url = normal_url(where)
+        return url, credentials.account_for(url, account)
+    logins = credentials.logins()
+    if where is None and len(logins) == 1:
+        return logins[0].url, logins[0].account
+    record = talking.chosen(where)
+    return record.url, record.account
+
+
+def _change_password(
+    server: _Server, token: str, passwords: tuple[str, str], revoke_devices: bool
+) -> int:
+    from remote.client import ApiClient
+    from remote.wire_account import ChangePassword, PasswordReply
+
+    url, insecure, pin = server
+    old, new = passwords
+    wanted = ChangePassword(old=old, new=new, revoke_devices=revoke_devices)
+
+    async def ask() -> PasswordReply:
+        async with ApiClient(url, token, insecure=insecure, pin=pin) as client:
+            return await client.change_password(wanted)
+
+    unknown = f"{url} does not know this device any more; log in again with `nearline login`"
+    return _asked(url, ask, unknown).devices_revoked
+
+
 class _Server(NamedTuple):
     """Whom to log in to. `pin`: the certificate of a server on this machine."""
 
@@ -213,6 +274,8 @@ def _asked(url: str, ask: Callable[[], Awaitable[T]], unknown: str) -> T:
     except errors.Refused as refused:
         if isinstance(refused.problem, errors.Unauthorized):
             raise Failure(unknown) from refused
+        if isinstance(refused.problem, errors.Forbidden | errors.BadRequest):
+            raise Failure(f"{refused}; nothing was changed") from refused
         raise Failure(f"{url} refused: {refused}; try again later") from refused
     except errors.Unreachable as error:
         raise Failure(f"{error}; check the URL and that the server runs") from error

@@ -78,7 +78,9 @@ def add_account(data_dir: Path, name: str, password: str) -> None:
     try:
         accounts.add_account(data_dir, name, password)
     except accounts.AccountExists as error:
-        raise AccountExists(f"there is already an account {name!r}; choose another name") from error
+        raise AccountExists(f"{error}; choose another name") from error
+    except accounts.BadPassword as error:
+        raise Failure(str(error)) from error
     except accounts.BadAccountName as error:
         raise Failure(
             f"{name!r} cannot be an account; {accounts.BadAccountName.__doc__}"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import Any, cast
 
 from litestar import delete, get, post
 from litestar.params import FromPath
 from sqlalchemy import Connection
 
+from remote.errors import Refused, Unauthorized
 from remote.wire_account import DevicesReply, MakeToken, TokenReply
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
 from server.changes.fanout import News, account_topic
-from server.people import devices
+from server.front.proxies import client_of
+from server.people import devices, tokens
 from server.people.caller import Caller
+from server.service import Service
 
 
 @get("/v1/devices")
@@ -36,12 +41,36 @@ async def make(request: AnyRequest) -> Reply:
 
 @post("/v1/devices/rotate")
 async def rotate(request: AnyRequest) -> Reply:
-    token = token_in(request)
+    service, token = service_of(request), token_in(request)
 
     def work(conn: Connection, caller: Caller) -> TokenReply:
         return devices.rotate(conn, caller, token or "", time.time_ns())
 
-    return reply(request, await service_of(request).write(token, work))
+    try:
+        return reply(request, await service.write(token, work))
+    except Refused as refused:
+        if isinstance(refused.problem, Unauthorized):
+            await _note_copied(service, token, client_of(cast(Any, request.scope)))
+        raise
+
+
+async def _note_copied(service: Service, token: str | None, address: str) -> None:
+    """In the audit log, if the token was one of ours and has been rotated away: once a minute for
+    each device, so that its copy does not fill the disk."""
+    loop = asyncio.get_running_loop()
+
+    def look() -> tuple[str, str] | None:
+        with service.db.read() as conn:
+            return tokens.copied(conn, token)
+
+    def note(device: str, account: str) -> None:
+        with service.db.write() as conn:
+            devices.note_copied(conn, device, account, address, time.time_ns())
+
+    found = await loop.run_in_executor(service.reads, look)
+    if found is None or service.login_failures.take(("copied", found[0]), time.monotonic()):
+        return
+    await loop.run_in_executor(service.writes, note, *found)
 
 
 @delete("/v1/devices/{device_id:str}")

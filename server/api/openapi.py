@@ -43,6 +43,13 @@ _VERSION = {"version": {"type": "string"}, "manifest": {"type": "boolean"}}
 ENDPOINTS = (
     Endpoint("post", "/v1/login", "Log in", wire.LoginRequest, wire.LoginReply, public=True),
     Endpoint("get", "/v1/me", "Who the token is", None, wire.Me),
+    Endpoint(
+        "post",
+        "/v1/password",
+        "Change one's password",
+        account.ChangePassword,
+        account.PasswordReply,
+    ),
     Endpoint("get", "/v1/devices", "One's devices", None, account.DevicesReply),
     Endpoint("post", "/v1/devices", "Make a token", account.MakeToken, account.TokenReply),
     Endpoint("post", "/v1/devices/rotate", "Change one's own token", None, account.TokenReply),

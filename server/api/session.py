@@ -9,15 +9,17 @@ from typing import Any, NamedTuple, cast
 from litestar import get, post
 from sqlalchemy import Connection, select
 
-from remote.errors import Refused, Unauthorized
+from remote.errors import BadRequest, Forbidden, Refused, Unauthorized
 from remote.wire import LoginReply, LoginRequest, Me
+from remote.wire_account import ChangePassword, PasswordReply
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.changes import feed
+from server.changes.fanout import News, account_topic
 from server.front.proxies import client_of, limited_as
 from server.front.tries import Try
 from server.metadata.schema import accounts as accounts_table
 from server.metadata.schema import drives
-from server.people import accounts, audit, tokens
+from server.people import access, accounts, audit, passwords, tokens
 from server.people.accounts import Checked
 from server.people.caller import Caller
 from server.pools import STRANGERS
@@ -45,11 +47,12 @@ async def _log_in(service: Service, wanted: LoginRequest, address: str) -> Login
     tried = await service.tries.begin(("account", named), address)
     checked = await _check(service, found, wanted.password, tried)
     if found is None or not checked.is_right:
-        await _note_failure(service, wanted.account, found and found.account, address)
-        raise Refused(Unauthorized(message="wrong account name or password"))
+        raise await _wrong(service, wanted, found, address)
 
-    def add() -> tuple[str, str]:
+    def add() -> tuple[str, str] | None:
         with service.db.write() as conn:
+            if accounts.is_locked(conn, found.account):
+                return None
             now = time.time_ns()
             if checked.renewed is not None:
                 accounts.renew_password(conn, found.account, found.hashed, checked.renewed)
@@ -58,10 +61,12 @@ async def _log_in(service: Service, wanted: LoginRequest, address: str) -> Login
             audit.note(conn, caller, "login", device, now, name=wanted.device, address=address)
             return token, device
 
-    made = service.writes.submit_for(found.account, add)
-    token, device = await asyncio.wrap_future(made)
+    made = await asyncio.wrap_future(service.writes.submit_for(found.account, add))
+    if made is None:
+        # A locked account looks like a wrong password: that this one is right is nobody's to learn.
+        raise await _wrong(service, wanted, found, address)
     service.tries.was_right(tried)
-    return LoginReply(token=token, account=found.name, device_id=device)
+    return LoginReply(token=made[0], account=found.name, device_id=made[1])
 
 
 class Found(NamedTuple):
@@ -76,6 +81,13 @@ async def _check(service: Service, found: Found | None, given: str, tried: Try) 
     kind = "login at home" if tried.at_home else "login"
     holder, hashed = limited_as(tried.address), None if found is None else found.hashed
     return await service.desk.run(kind, holder, accounts.check_password, hashed, given)
+
+
+async def _wrong(
+    service: Service, wanted: LoginRequest, found: Found | None, address: str
+) -> Refused:
+    await _note_failure(service, wanted.account, found and found.account, address)
+    return Refused(Unauthorized(message="wrong account name or password"))
 
 
 async def _note_failure(service: Service, name: str, account: str | None, address: str) -> None:
@@ -93,6 +105,56 @@ async def _note_failure(service: Service, name: str, account: str | None, addres
             audit.note(conn, None, "login_failed", account, time.time_ns(), **said)
 
     await asyncio.wrap_future(service.writes.submit_for(STRANGERS, work))
+
+
+# --- another password ---------------------------------------------------------------------------
+
+
+@post("/v1/password")
+async def change_password(request: AnyRequest) -> Reply:
+    """Tries of the old one count as logins do: a token alone must not be enough to guess it."""
+    service, token = service_of(request), token_in(request)
+    wanted = await body(request, ChangePassword)
+    whose = await service.read(token, _own_password)
+    try:
+        accounts.check_new_password(whose.name, wanted.new)
+    except accounts.BadPassword as error:
+        raise Refused(BadRequest(message=str(error))) from error
+    address = client_of(cast(Any, request.scope))
+    tried = await service.tries.begin(("account", whose.account), address)
+    desk, holder = service.desk, whose.account
+    checked = await desk.run("change", holder, accounts.check_password, whose.hashed, wanted.old)
+    if not checked.is_right:
+        await _note_failure(service, whose.name, whose.account, address)
+        raise Refused(Forbidden(message="the old password is wrong; try again"))
+    service.tries.was_right(tried)
+    hashed = await desk.run("change", holder, accounts.hash_password, wanted.new)
+
+    def work(conn: Connection, caller: Caller) -> PasswordReply:
+        if _own_password(conn, caller) != whose:
+            raise Refused(Forbidden(message="the old password is wrong; try again"))
+        values = (caller.account, hashed, time.time_ns(), wanted.revoke_devices)
+        return PasswordReply(passwords.replace_password(conn, caller, *values))
+
+    changed = await service.write(token, work)
+    service.fanout.publish(News(account_topic(whose.account)))
+    return reply(request, changed)
+
+
+class _Own(NamedTuple):
+    account: str
+    name: str
+    hashed: str
+
+
+def _own_password(conn: Connection, caller: Caller) -> _Own:
+    access.require_whole(caller)
+    query = select(accounts_table.c.password).where(accounts_table.c.id == caller.account)
+    hashed: str = conn.execute(query).scalar_one()
+    return _Own(caller.account, caller.account_name, hashed)
+
+
+# --- who one is ---------------------------------------------------------------------------------
 
 
 @get("/v1/me")

@@ -59,14 +59,21 @@ class Position(NamedTuple):
 
 
 class Cursors:
-    """Makes and reads cursors; `secret` is the server's own."""
+    """Makes and reads cursors; `secret` is the server's own, `past` are those from before.
 
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+    Concurrency: any thread; the secrets change as a whole.
+    """
+
+    def __init__(self, secret: bytes, past: Sequence[bytes] = ()) -> None:
+        self.use(secret, past)
+
+    def use(self, secret: bytes, past: Sequence[bytes] = ()) -> None:
+        """Make with this one and read with all from now on."""
+        self._secrets = (secret, *past)
 
     def write(self, position: Position) -> str:
         body = msgspec.msgpack.encode(_pack(position))
-        return base64.urlsafe_b64encode(self._mac(body) + body).decode().rstrip("=")
+        return base64.urlsafe_b64encode(_mac(self._secrets[0], body) + body).decode().rstrip("=")
 
     def read(self, cursor: str) -> Position:
         """Raises `Refused(BadRequest)` for anything this server did not write."""
@@ -75,12 +82,13 @@ class Cursors:
         except (binascii.Error, ValueError):
             raise _not_ours() from None
         mac, body = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
-        if not hmac.compare_digest(mac, self._mac(body)):
+        if not any(hmac.compare_digest(mac, _mac(secret, body)) for secret in self._secrets):
             raise _not_ours()
         return _unpack(msgspec.msgpack.decode(body, type=_Packed))
 
-    def _mac(self, body: bytes) -> bytes:
-        return hmac.new(self._secret, b"cursor v2" + body, hashlib.sha256).digest()[:_MAC_BYTES]
+
+def _mac(secret: bytes, body: bytes) -> bytes:
+    return hmac.new(secret, b"cursor v2" + body, hashlib.sha256).digest()[:_MAC_BYTES]
 
 
 _Packed = tuple[str, bytes, int, tuple[tuple[bytes, str, int], ...], bytes]

@@ -37,6 +37,7 @@ PLACES: Mapping[str, Allowed] = MappingProxyType(
     {
         "login": Allowed(200, 8),  # of an address
         "login at home": Allowed(50, 8),  # of an address that logged in before
+        "change": Allowed(20, 2),  # of an account's own
         "link": Allowed(20, 2),  # that is made, of an account
         "visit": Allowed(100, 8),  # of a link, of an address
     }

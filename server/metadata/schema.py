@@ -59,6 +59,11 @@ accounts = Table(
     # trash is; null: as the server's settings say.
     Column("keep_days", Integer),
     Column("keep_versions", Integer),
+    # Since when it is refused everywhere; null: it is not.
+    Column("locked_ns", BigInteger),
+    # When it was removed: locked for good, its drive emptied, its name given to nobody; null: it
+    # was not.
+    Column("removed_ns", BigInteger),
 )
 
 devices = Table(
@@ -80,7 +85,8 @@ devices = Table(
     # The token reaches this directory and what is below it, and nothing else; null: everything its
     # account reaches. No foreign key: the directory may be emptied from the trash.
     Column("folder", Id, index=True),
-    # After a rotation: the token before, which is good until then.
+    # After a rotation: the token before, which is good until then; 0: the new one has been used,
+    # and who still has this one has a copy.
     Column("old_sha256", LargeBinary(32), unique=True, index=True),
     Column("old_until_ns", BigInteger),
     # About when it was last used (to the hour).

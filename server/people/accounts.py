@@ -6,6 +6,7 @@ files, tokens (`tokens`, `devices`).
 Invariants:
 - An account has exactly one drive, made with it, in one transaction.
 - Whoever asks with an unknown account name waits as long as with a wrong password.
+- A name is never given a second time: an account that was removed (`closing`) keeps its row.
 
 The functions that take a `data_dir` are for the machine's administrator: they open the data
 directory themselves and work beside a running server. Each change is in the audit log, without an
@@ -38,6 +39,8 @@ MAX_LIMIT = 1 << 62
 """Bytes: more than any disk, and a column holds it."""
 MAX_KEPT = 1_000_000
 """Days and versions."""
+SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 1024
+"""Characters of a new password; one that was set before this was asked is good as it is."""
 
 HASHER = PasswordHasher(time_cost=3, memory_cost=64 * 1024, parallelism=4)
 """Argon2id with the second choice of RFC 9106, section 4, named here so that what a library
@@ -50,6 +53,10 @@ class AccountExists(ValueError):
 
 class BadAccountName(ValueError):
     """An account name has 1 to 64 of A-Z a-z 0-9 . _ @ + - and begins with none of . @ + -"""
+
+
+class BadPassword(ValueError):
+    """Such a password is not taken; the message says why."""
 
 
 class AccountUnknown(LookupError):
@@ -68,6 +75,7 @@ class AccountInfo(NamedTuple):
     used_bytes: int
     reserved_bytes: int
     devices: int
+    locked_ns: int | None
 
 
 # --- for the administrator ----------------------------------------------------------------------
@@ -76,19 +84,28 @@ class AccountInfo(NamedTuple):
 def add_account(data_dir: Path, name: str, password: str) -> None:
     """Make account `name` with an empty drive in the server's data directory `data_dir`.
 
-    Raises `AccountExists`, `BadAccountName`, or ValueError for an empty password.
+    Raises `AccountExists`, `BadAccountName`, `BadPassword`.
     """
     if not NAME_PATTERN.fullmatch(name):
         raise BadAccountName(f"account name {name!r}: {BadAccountName.__doc__}")
-    if not 1 <= len(password) <= 1024:
-        raise ValueError("a password has 1 to 1024 characters")
+    check_new_password(name, password)
     hashed = hash_password(password)
     with opened(data_dir) as db, db.write() as conn:
-        if find_account(conn, name) is not None:
-            raise AccountExists(f"there is an account {name!r} already")
+        _check_name(conn, name)
         now_ns = time.time_ns()
         account = insert_account(conn, name, hashed, now_ns)
         audit.note(conn, None, "account_add", account, now_ns, name=name)
+
+
+def _check_name(conn: Connection, name: str) -> None:
+    query = select(accounts.c.removed_ns).where(accounts.c.name_key == name.casefold())
+    taken = conn.execute(query).first()
+    if taken is not None and taken.removed_ns is not None:
+        raise AccountExists(
+            f"{name!r} was an account that was removed; its name is not given again"
+        )
+    if taken is not None:
+        raise AccountExists(f"there is an account {name!r} already")
 
 
 def set_account(
@@ -140,9 +157,10 @@ def _infos(conn: Connection, now_ns: int, *which: Any) -> list[AccountInfo]:
             drives.c.used_bytes,
             drives.c.reserved_bytes,
             good,
+            accounts.c.locked_ns,
         )
         .join(drives, drives.c.owner == accounts.c.id)
-        .where(*which)
+        .where(accounts.c.removed_ns.is_(None), *which)
         .order_by(accounts.c.name_key)
     )
     return [AccountInfo(*row) for row in conn.execute(query)]
@@ -173,19 +191,30 @@ def new_id(now_ns: int) -> str:
     return uuid7(now_ns, secrets.token_bytes(10))
 
 
-def find_account(conn: Connection, name: str) -> tuple[str, str, str] | None:
-    """(id, name, password hash) of the account called `name`."""
+def find_account(
+    conn: Connection, name: str, *, removed_too: bool = False
+) -> tuple[str, str, str] | None:
+    """(id, name, password hash) of the account called `name`, unless it was removed."""
     query = select(accounts.c.id, accounts.c.name, accounts.c.password)
-    row = conn.execute(query.where(accounts.c.name_key == name.casefold())).first()
+    query = query.where(accounts.c.name_key == name.casefold())
+    if not removed_too:
+        query = query.where(accounts.c.removed_ns.is_(None))
+    row = conn.execute(query).first()
     return None if row is None else (row.id, row.name, row.password)
 
 
-def account_id(conn: Connection, name: str) -> str:
+def account_id(conn: Connection, name: str, *, removed_too: bool = False) -> str:
     """The id of the account called `name`. Raises `AccountUnknown`."""
-    found = find_account(conn, name)
+    found = find_account(conn, name, removed_too=removed_too)
     if found is None:
         raise AccountUnknown(f"there is no account {name!r}; make it with `account add`")
     return found[0]
+
+
+def is_locked(conn: Connection, account: str) -> bool:
+    """Whether the account with this id is refused everywhere."""
+    query = select(accounts.c.locked_ns).where(accounts.c.id == account)
+    return conn.execute(query).scalar() is not None
 
 
 def insert_account(conn: Connection, name: str, hashed: str, now_ns: int) -> str:
@@ -204,6 +233,19 @@ def insert_account(conn: Connection, name: str, hashed: str, now_ns: int) -> str
 
 
 # --- passwords ----------------------------------------------------------------------------------
+
+
+def check_new_password(name: str, password: str) -> None:
+    """Raise `BadPassword` unless account `name` may have this as its new password.
+
+    Long and not the name is all that is asked: rules about kinds of characters make people choose
+    what is easier to guess (NIST SP 800-63B, section 5.1.1.2).
+    """
+    if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
+        bounds = f"{SHORTEST_PASSWORD} to {LONGEST_PASSWORD}"
+        raise BadPassword(f"a password has {bounds} characters; choose another one")
+    if password.casefold() == name.casefold():
+        raise BadPassword("the account's name is no password; choose another one")
 
 
 def hash_password(password: str) -> str:

@@ -25,10 +25,15 @@ ACTIONS = frozenset(
     {
         "account_add",
         "account_set",
+        "account_passwd",
+        "account_lock",
+        "account_unlock",
+        "account_remove",
         "login",
         "login_failed",
         "token_make",
         "token_rotate",
+        "token_copied",
         "device_revoke",
         "share",
         "unshare",
@@ -45,6 +50,7 @@ ACTIONS = frozenset(
         "backup",
         "restore",
         "fsck",
+        "keys_rotate",
     }
 )
 

@@ -18,3 +18,5 @@ class Caller:
     scope: Scope
     drive: str
     folder: str | None = None
+    is_rotated: bool = False
+    """The token came of a rotation, and the one before is still good: this use ends that."""

@@ -8,8 +8,8 @@ makes new tokens; a weaker one rotates itself and logs itself out, and no more: 
 itself it cannot have done by a token that it makes.
 
 The functions that take a `data_dir` are for the machine's administrator, as in `accounts`. A
-running server learns of what they revoke when the token is used next; a socket that is open hears
-nothing more, because the token is checked before each hint.
+running server refuses what they revoke when the token is used next, and looks a moment later for
+sockets and polls that are open (`beside`).
 """
 
 from __future__ import annotations
@@ -98,10 +98,16 @@ def _check_folder(conn: Connection, caller: Caller, folder: str) -> None:
 
 def rotate(conn: Connection, caller: Caller, presented: str, now_ns: int) -> TokenReply:
     """A new token for the caller's own device, as good for as long as the one before was. The
-    caller's token, `presented`, stays good for ten minutes."""
+    caller's token, `presented`, stays good until that is used, for ten minutes at most."""
     token = tokens.replace(conn, caller.device, presented, now_ns)
     audit.note(conn, caller, "token_rotate", caller.device, now_ns)
     return TokenReply(token=token, device_id=caller.device)
+
+
+def note_copied(conn: Connection, device: str, account: str, address: str, now_ns: int) -> None:
+    """Somebody tried to rotate with a token of `device` that its owner does not use any more."""
+    said = {"device": device, "address": address}
+    audit.note(conn, None, "token_copied", account, now_ns, **said)
 
 
 def revoke(conn: Connection, caller: Caller, device: str, now_ns: int) -> None:
@@ -122,6 +128,16 @@ def _revoke(conn: Connection, which: Any, now_ns: int) -> str | None:
         return None
     uploads.end_of_device(conn, row.id)
     return str(row.name)
+
+
+def revoke_all(conn: Connection, which: Any, now_ns: int) -> int:
+    """Revoke the devices for which the condition `which` holds; returns how many had a token that
+    was good. Their uploads end."""
+    good = conn.execute(select(devices.c.id).where(which, is_good(now_ns))).scalars().all()
+    alive = update(devices).where(which, devices.c.revoked_ns.is_(None)).values(revoked_ns=now_ns)
+    for device in conn.execute(alive.returning(devices.c.id)).scalars().all():
+        uploads.end_of_device(conn, device)
+    return len(good)
 
 
 # --- for the administrator ----------------------------------------------------------------------
@@ -203,5 +219,6 @@ def revoke_device(data_dir: Path, device: str) -> str:
         name = _revoke(conn, devices.c.id == device, now_ns)
         if name is None:
             raise DeviceUnknown(f"there is no device {device!r} with a token; see `token list`")
-        audit.note(conn, None, "device_revoke", device, now_ns)
+        whose = conn.execute(select(devices.c.account).where(devices.c.id == device)).scalar_one()
+        audit.note(conn, None, "device_revoke", device, now_ns, account=whose)
         return name

@@ -9,7 +9,11 @@ Invariants:
   with a stored one; that is of no use, because whoever knew a stored hash whole would still have to
   find 256 random bits that give it. So there is no comparison of secrets here that would have to
   take constant time.
-- A device has one token; for `OVERLAP_NS` after a rotation the one before is good too.
+- A device has one token. After a rotation the one before is good too until the new one is used,
+  and for `OVERLAP_NS` at most: the use says that the answer arrived, so nobody needs the one before
+  any more but somebody who copied it. Whoever authenticates a caller that `is_rotated` calls
+  `end_old` before anything is answered.
+- The hash of a token that ended so is kept: who tries to rotate with it has a copy (`copied`).
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ from server.people.accounts import new_id
 from server.people.caller import Caller
 
 OVERLAP_NS = 10 * 60 * 10**9
-"""How long the token before is good after a rotation, whose answer may have been lost."""
+"""How long the token before is good after a rotation whose answer was lost."""
+_ENDED = 0
+"""In `old_until_ns`: the new token was used."""
 _HOUR_NS = 3600 * 10**9
 
 _DEVICE = (
@@ -38,7 +44,9 @@ _DEVICE = (
         devices.c.folder,
         devices.c.expires_ns,
         devices.c.revoked_ns,
+        devices.c.old_until_ns,
         accounts.c.name,
+        accounts.c.locked_ns,
         drives.c.id.label("drive"),
     )
     .join_from(devices, accounts, devices.c.account == accounts.c.id)
@@ -47,6 +55,11 @@ _DEVICE = (
 _BY_TOKEN = _DEVICE.where(devices.c.token_sha256 == bindparam("hashed"))
 _BY_OLD_TOKEN = _DEVICE.where(
     devices.c.old_sha256 == bindparam("hashed"), devices.c.old_until_ns > bindparam("now")
+)
+_COPIED = select(devices.c.id, devices.c.account).where(
+    devices.c.old_sha256 == bindparam("hashed"),
+    devices.c.old_until_ns == _ENDED,
+    devices.c.revoked_ns.is_(None),
 )
 
 
@@ -72,22 +85,26 @@ def new_device(
 
 def authenticate(conn: Connection, token: str | None, now_ns: int) -> Caller:
     """Who `token` stands for at this moment. Raises `Refused(Unauthorized)`."""
-    row = None
+    row, is_rotated = None, False
     if token:
         hashed = _hash(token)
         row = conn.execute(_BY_TOKEN, {"hashed": hashed}).first()
-        if row is None:
+        if row is not None:
+            is_rotated = (row.old_until_ns or 0) > now_ns
+        else:
             row = conn.execute(_BY_OLD_TOKEN, {"hashed": hashed, "now": now_ns}).first()
     if row is None or row.revoked_ns is not None:
         raise Refused(Unauthorized(message="the token is missing or not valid: log in"))
     if row.expires_ns is not None and row.expires_ns <= now_ns:
         raise Refused(Unauthorized(message="the token has expired: log in"))
-    return Caller(row.account, row.name, row.id, row.scope, row.drive, row.folder)
+    if row.locked_ns is not None:
+        raise Refused(Unauthorized(message="the account is locked: ask who runs the server"))
+    return Caller(row.account, row.name, row.id, row.scope, row.drive, row.folder, is_rotated)
 
 
 def replace(conn: Connection, device: str, presented: str, now_ns: int) -> str:
-    """Give `device` a new token and return it; `presented`, one of its tokens, stays good for
-    `OVERLAP_NS`.
+    """Give `device` a new token and return it; `presented`, one of its tokens, stays good until the
+    new one is used, for `OVERLAP_NS` at most.
 
     That it is the presented one that stays makes a rotation repeatable: when the answer was lost,
     the device still has a token, and the one that nobody received dies.
@@ -97,6 +114,20 @@ def replace(conn: Connection, device: str, presented: str, now_ns: int) -> str:
     changed = update(devices).where(devices.c.id == device)
     conn.execute(changed.values(token_sha256=_hash(token), **old))
     return token
+
+
+def end_old(conn: Connection, device: str, used: str | None, now_ns: int) -> None:
+    """The token `used` of `device` came of a rotation and has arrived: the one before is over."""
+    is_current = (devices.c.id == device) & (devices.c.token_sha256 == _hash(used or ""))
+    good = is_current & (devices.c.old_until_ns > now_ns)
+    conn.execute(update(devices).where(good).values(old_until_ns=_ENDED))
+
+
+def copied(conn: Connection, token: str | None) -> tuple[str, str] | None:
+    """The (device, account) whose token `token` was until the one after it was used. Its owner has
+    that one, so whoever still has this one has a copy."""
+    row = conn.execute(_COPIED, {"hashed": _hash(token or "")}).first()
+    return None if row is None else (row.id, row.account)
 
 
 def mark_seen(conn: Connection, device: str, now_ns: int) -> None:

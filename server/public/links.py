@@ -7,8 +7,8 @@ Invariants:
 - The secret is 256 random bits, told once; only its SHA-256 is stored, and it is looked up by that.
 - A link reaches its file and what is below it at this moment. Nothing about that is believed later:
   every function here asks the tree anew, so what was moved out, or into the trash, is out of reach.
-- A link that was revoked, has expired, is used up, or whose file is in the trash is None, exactly
-  like one that never was.
+- A link that was revoked, has expired, is used up, or whose file is in the trash or of a locked
+  account is None, exactly like one that never was.
 - `downloads` never goes over `max_downloads`: it is compared and counted in one statement.
 """
 
@@ -29,7 +29,7 @@ from remote.errors import BadRequest, NotFound, Refused, TooLarge
 from remote.wire_account import LinkInfo, LinksReply, MakeLink
 from server.drive.records import IN_LIMIT
 from server.metadata.schema import drives, entries, files, links
-from server.people import access, audit
+from server.people import access, accounts, audit
 from server.people.accounts import new_id
 from server.people.caller import Caller
 
@@ -40,6 +40,9 @@ _PLACES_AT_A_TIME = (1, 49)
 LINKABLE = ("directory", "file")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _LATEST_NS = 1 << 63
+SHORTEST_PASSWORD = 4
+"""Characters. Fewer than of an account's: it opens one folder to read, the secret in the link's URL
+has to be known first, and people tell it over the telephone."""
 
 _BY_SECRET = select(links).where(links.c.secret_sha256 == bindparam("hashed"))
 _BY_ID = select(links).where(links.c.id == bindparam("link"))
@@ -124,6 +127,9 @@ def check_make(
         raise Refused(BadRequest(message="the whole drive has no link; make one to a directory"))
     if row.links == 0:
         raise Refused(NotFound(message="the file is in the trash; restore it first"))
+    if wanted.password is not None and len(wanted.password) < SHORTEST_PASSWORD:
+        least = f"{SHORTEST_PASSWORD} characters or more"
+        raise Refused(BadRequest(message=f"a link's password has {least}; choose a longer one"))
     if wanted.expires_ns is not None and not now_ns < wanted.expires_ns < _LATEST_NS:
         raise Refused(BadRequest(message="a link expires in the future; check expires_ns"))
     return row
@@ -294,7 +300,9 @@ def _is_open(conn: Connection, row: Row[Any], now_ns: int, places: Places) -> bo
     if row.revoked_ns is not None or (row.expires_ns is not None and row.expires_ns <= now_ns):
         return False
     file = access.find(conn, row.file)
-    return file is not None and _way(conn, file, file.root, places) is not None
+    if file is None or accounts.is_locked(conn, file.owner):
+        return False
+    return _way(conn, file, file.root, places) is not None
 
 
 def inside(conn: Connection, link: Row[Any], file: str, places: Places) -> Inside | None:

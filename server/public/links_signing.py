@@ -7,9 +7,10 @@ may have one (its callers have checked), HTTP messages.
     /content/LINK/DIRECTORY/zip?...   what is below a directory
 
 The URLs are signed like those of the edge, with its key. A cookie is bound to the link and to the
-password hash of that moment, so it proves nothing for another link or after a new password.
+password hash of that moment, so it proves nothing for another link or after a new password. After a
+rotation of keys both are good for as long as they were made for, as URLs of the edge are.
 
-Concurrency: any thread; nothing changes after it was made, but `notes`, which is the event loop's.
+Concurrency: any thread; keys change as a whole (`_keys`). `notes` is the event loop's.
 """
 
 from __future__ import annotations
@@ -49,19 +50,23 @@ class LinkSigner:
         self.origin = tunables.content_url or settings.public_url
         self.notes = TokenBuckets(20, 60)
         self._seconds = tunables.get_url_seconds
-        self._edge, self._edge_id = keys.edge, keys.edge_id
-        self._public = {keys.edge_id: keys.edge.public_key()}
-        self._cookie = hmac.digest(keys.put, _COOKIE_TAG, hashlib.sha256)
+        self.use(keys)
+
+    def use(self, keys: Keys) -> None:
+        """Sign and verify with these from the next request on."""
+        self._keys = keys
 
     def content_url(self, wanted: Wanted, now_ns: int) -> str:
         """A URL that permits GETs of `wanted` for minutes."""
         expires = now_ns // 10**9 + self._seconds
         url = f"{self.origin}/content/{wanted.link}/{wanted.file}/{wanted.version}"
-        return signing.sign_get(self._edge, self._edge_id, url, expires)
+        keys = self._keys
+        return signing.sign_get(keys.edge, keys.edge_id, url, expires)
 
     def check_content(self, target: str, now_ns: int) -> Wanted:
         """What a GET of raw request target `target` may have. Raises `signing.BadSignature`."""
-        url = signing.verify_get(self._public, self.origin + target, now_ns // 10**9)
+        keys, now = self._keys, now_ns // 10**9
+        url = signing.verify_get(keys.edges, self.origin + target, now, keys.until)
         match = _PATH.fullmatch(url[len(self.origin) :])
         if match is None:
             raise signing.BadSignature("the URL names no content")
@@ -70,7 +75,7 @@ class LinkSigner:
     def cookie(self, link: str, password: str, now_ns: int) -> str:
         """Proof, for an hour, that its holder knew the password that hashes to `password`."""
         expires = now_ns // 10**9 + COOKIE_SECONDS
-        return f"{expires}.{self._mac(link, password, expires)}"
+        return f"{expires}.{_mac(self._keys.put, link, password, expires)}"
 
     def proves(self, cookie: str | None, link: str, password: str, now_ns: int) -> bool:
         """Whether `cookie` is such a proof and still good."""
@@ -78,9 +83,23 @@ class LinkSigner:
         if match is None:
             return False
         expires = int(match[1])
-        right = hmac.compare_digest(match[2], self._mac(link, password, expires))
-        return right and now_ns // 10**9 < expires
+        return any(
+            hmac.compare_digest(match[2], _mac(secret, link, password, expires))
+            and _is_good(expires, now_ns // 10**9, until)
+            for secret, until in self._keys.puts
+        )
 
-    def _mac(self, link: str, password: str, expires: int) -> str:
-        message = f"{link}\n{password}\n{expires}".encode()
-        return hmac.new(self._cookie, message, hashlib.sha256).hexdigest()
+
+def _is_good(expires: int, now: int, until: int | None) -> bool:
+    """Cookies live as long as the longest URL."""
+    try:
+        signing.check_time(expires, now, until)
+    except signing.BadSignature:
+        return False
+    return True
+
+
+def _mac(secret: bytes, link: str, password: str, expires: int) -> str:
+    key = hmac.digest(secret, _COOKIE_TAG, hashlib.sha256)
+    message = f"{link}\n{password}\n{expires}".encode()
+    return hmac.new(key, message, hashlib.sha256).hexdigest()

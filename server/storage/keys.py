@@ -1,51 +1,145 @@
 """The server's secrets: made at first start, kept in DATA/keys, readable by their owner only.
 
-Knows: which keys exist and how they are stored. Must not know: what is signed with them.
+Knows: which keys exist, how they are stored and exchanged. Must not know: what is signed with them.
 
     edge.pem      ECDSA P-256: signs GET URLs. nginx or CloudFront are given the public half.
-    put.secret    HMAC: signs PUT URLs, which only this server verifies.
+    put.secret    HMAC: signs PUT URLs and the cookies of links, which only this server verifies.
     cursor.secret HMAC: authenticates feed cursors.
     server.pem    the server's own certificate and its key: see `front.identity`.
+
+    edge-MOMENT.pub, put-MOMENT.secret, cursor-MOMENT.secret    what was there before a rotation
+
+A rotation makes all three anew. MOMENT is when it was, in unix seconds: URLs that were signed
+before are verified until the last of them has expired, and cursors for as long as the feed itself
+is kept. After that the file means nothing any more, and the next rotation removes it. Of the edge's
+key only the public half is kept. Each step leaves keys that work, so a rotation that was
+interrupted is begun again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from remote.signing import LONGEST_SECONDS, SKEW_SECONDS
+
+NOTICE_SECONDS = 60
+"""How long a running server may take to notice a rotation; it signs as before meanwhile."""
+URL_SECONDS = LONGEST_SECONDS + SKEW_SECONDS + NOTICE_SECONDS
+CURSOR_SECONDS = 90 * 86_400
+"""How long a cursor from before a rotation is taken: as long as a change is kept (`collect`). Older
+ones are refused, and their clients begin from a listing, as they would have had to anyway."""
+
+_PAST = re.compile(r"(edge|put|cursor)-([0-9]{1,15})\.(?:pub|secret)")
+
 
 @dataclass(frozen=True)
 class Keys:
+    """The keys that sign, and those from before rotations that still verify: of URLs each with the
+    latest expiry (unix seconds) that it was ever signed for."""
+
     edge: ec.EllipticCurvePrivateKey
     edge_id: str
     put: bytes
     cursor: bytes
+    past_edges: tuple[tuple[ec.EllipticCurvePublicKey, int], ...] = ()
+    past_puts: tuple[tuple[bytes, int], ...] = ()
+    past_cursors: tuple[bytes, ...] = ()
+
+    @property
+    def edges(self) -> dict[str, ec.EllipticCurvePublicKey]:
+        """What verifies GET URLs, by key id."""
+        past = {key_id(public): public for public, _ in self.past_edges}
+        return past | {self.edge_id: self.edge.public_key()}
+
+    @property
+    def until(self) -> dict[str, int]:
+        """The ids of edge keys from before, with the latest expiry of each."""
+        past = {key_id(public): until for public, until in self.past_edges}
+        return {id: until for id, until in past.items() if id != self.edge_id}
+
+    @property
+    def puts(self) -> tuple[tuple[bytes, int | None], ...]:
+        """What verifies PUT URLs and cookies, the one that signs first."""
+        return ((self.put, None), *self.past_puts)
 
 
 class BadKey(RuntimeError):
     """A key file is damaged or of another kind; restore it, or remove it to make a new one."""
 
 
-def load_keys(directory: Path) -> Keys:
-    """The keys in `directory`, made there if they are missing. Raises `BadKey`."""
+def load_keys(directory: Path, now: int) -> Keys:
+    """The keys in `directory`, made there if they are missing, as they are good at `now` (unix
+    seconds). Raises `BadKey`."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    pem = kept(directory / "edge.pem", _new_edge_key)
-    try:
-        edge = serialization.load_pem_private_key(pem, password=None)
-    except ValueError as error:
-        raise BadKey(f"{directory / 'edge.pem'}: {error}") from error
-    if not isinstance(edge, ec.EllipticCurvePrivateKey):
-        raise BadKey(f"{directory / 'edge.pem'} is not an elliptic curve key")
-    put = kept(directory / "put.secret", lambda: secrets.token_bytes(32))
-    cursor = kept(directory / "cursor.secret", lambda: secrets.token_bytes(32))
-    return Keys(edge, _key_id(edge.public_key()), put, cursor)
+    edge = _private(directory / "edge.pem")
+    past = [each for each in _past(directory) if each.ends > now]
+    return Keys(
+        edge,
+        key_id(edge.public_key()),
+        kept(directory / "put.secret", _new_secret),
+        kept(directory / "cursor.secret", _new_secret),
+        tuple((_public(each.path), each.ends) for each in past if each.kind == "edge"),
+        tuple((each.path.read_bytes(), each.ends) for each in past if each.kind == "put"),
+        tuple(each.path.read_bytes() for each in past if each.kind == "cursor"),
+    )
+
+
+def rotate_keys(directory: Path, now: int, *, overlap: bool = True) -> Keys:
+    """Make every key anew. What was signed before stays good for as long as it was signed for, or
+    without `overlap` ends at once; but for cursors, with which nothing is to be had. Raises
+    `BadKey`."""
+    before = load_keys(directory, now)
+    for each in _past(directory):
+        if each.ends <= now or not (overlap or each.kind == "cursor"):
+            each.path.unlink()
+    write_private(directory / f"cursor-{now}.secret", before.cursor)
+    if overlap:
+        write_private(directory / f"edge-{now}.pub", _public_pem(before.edge))
+        write_private(directory / f"put-{now}.secret", before.put)
+    write_private(directory / "edge.pem", _new_edge_key())
+    write_private(directory / "put.secret", _new_secret())
+    write_private(directory / "cursor.secret", _new_secret())
+    return load_keys(directory, now)
+
+
+class _Past(NamedTuple):
+    """A file with a key from before a rotation, which verifies nothing from `ends` on."""
+
+    path: Path
+    kind: str
+    ends: int
+
+
+def _past(directory: Path) -> list[_Past]:
+    """Of every rotation, the newest first."""
+    found = []
+    for path in directory.iterdir():
+        match = _PAST.fullmatch(path.name)
+        if match is not None:
+            lasts = CURSOR_SECONDS if match[1] == "cursor" else URL_SECONDS
+            found.append(_Past(path, match[1], int(match[2]) + lasts))
+    return sorted(found, key=lambda each: each.ends, reverse=True)
+
+
+# --- the edge's key -----------------------------------------------------------------------------
+
+
+def key_id(public: ec.EllipticCurvePublicKey) -> str:
+    """The key's name in URLs: a key made anew has a new name, so old URLs fail cleanly."""
+    der = public.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return "K" + hashlib.sha256(der).hexdigest()[:15].upper()
 
 
 def _new_edge_key() -> bytes:
@@ -56,12 +150,38 @@ def _new_edge_key() -> bytes:
     )
 
 
-def _key_id(public: ec.EllipticCurvePublicKey) -> str:
-    """The key's name in URLs: a key made anew has a new name, so old URLs fail cleanly."""
-    der = public.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+def _public_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return "K" + hashlib.sha256(der).hexdigest()[:15].upper()
+
+
+def _private(path: Path) -> ec.EllipticCurvePrivateKey:
+    pem = kept(path, _new_edge_key)
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except ValueError as error:
+        raise BadKey(f"{path}: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise BadKey(f"{path} is not an elliptic curve key")
+    return key
+
+
+def _public(path: Path) -> ec.EllipticCurvePublicKey:
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except ValueError as error:
+        raise BadKey(f"{path}: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise BadKey(f"{path} is not an elliptic curve key")
+    return key
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _new_secret() -> bytes:
+    return secrets.token_bytes(32)
 
 
 def kept(path: Path, make: Callable[[], bytes]) -> bytes:
@@ -74,10 +194,14 @@ def kept(path: Path, make: Callable[[], bytes]) -> bytes:
 
 
 def write_private(path: Path, data: bytes) -> bytes:
-    """Write `data` to `path`, mode 0600, so that it is there whole or not at all."""
+    """Write `data` to `path`, mode 0600, so that it is there whole or not at all. Root writes it
+    for the directory's owner: an administrator's command must not lock the server out."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as file:
+        if os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.fchown(fd, owner.st_uid, owner.st_gid)
         file.write(data)
         file.flush()
         os.fsync(fd)

@@ -3,7 +3,8 @@
 Knows: the paths of the blob store and the edge, the keys, the public origin. Must not know: who
 may have a URL (its callers have checked), HTTP messages.
 
-Concurrency: any thread. The caches only save work; a lost update costs one signature.
+Concurrency: any thread. The caches only save work; a lost update costs one signature. Keys change
+as a whole (`_Made`): a request goes on with those that it began with.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import base64
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from remote import signing
 from remote.content import Descriptor
@@ -33,15 +34,38 @@ class Permit(NamedTuple):
     proof: str | None
 
 
+class _Made:
+    """GET URLs as some keys sign and verify them."""
+
+    def __init__(self, keys: Keys, origin: str) -> None:
+        self.keys, self._origin = keys, origin
+        self._edges, self._until = keys.edges, keys.until
+        self.signed = lru_cache(maxsize=16384)(self._sign)
+        self.verified = lru_cache(maxsize=16384)(self._verify)
+
+    def _sign(self, key: BlobKey, expires: int) -> str:
+        url = f"{self._origin}/chunks/{key.drive}/{key.chunk.hex()}"
+        return signing.sign_get(self.keys.edge, self.keys.edge_id, url, expires)
+
+    def _verify(self, target: str) -> tuple[BlobKey, int]:
+        """Check the signature at the last moment at which it could be good; `check_get` compares
+        the expiry with the clock."""
+        url = self._origin + target
+        expires = signing.expires_of(url) or 0
+        resource = signing.verify_get(self._edges, url, expires - 1, self._until)
+        return _key(resource[len(self._origin) :]), expires
+
+
 class UrlSigner:
     def __init__(self, keys: Keys, settings: Settings) -> None:
-        self._keys = keys
         self._origin = settings.public_url
         self._put_seconds = settings.tunables.put_url_seconds
         self._get_seconds = settings.tunables.get_url_seconds
-        self._public = {keys.edge_id: keys.edge.public_key()}
-        self._signed = lru_cache(maxsize=16384)(self._sign_get)
-        self._verified = lru_cache(maxsize=16384)(self._verify_get)
+        self.use(keys)
+
+    def use(self, keys: Keys) -> None:
+        """Sign and verify with these from the next request on."""
+        self._made = _Made(keys, self._origin)
 
     def put(
         self, drive: str, descriptor: Descriptor, now_ns: int, proof: str | None = None
@@ -52,7 +76,12 @@ class UrlSigner:
         length, sha256 = descriptor.stored_length, descriptor.sha256
         expires = now_ns // 10**9 + self._put_seconds
         query = signing.sign_put(
-            self._keys.put, path=path, length=length, sha256=sha256, expires=expires, proof=proof
+            self._made.keys.put,
+            path=path,
+            length=length,
+            sha256=sha256,
+            expires=expires,
+            proof=proof,
         )
         headers = {
             "Content-Length": str(length),
@@ -66,43 +95,30 @@ class UrlSigner:
         """(URL, expiry in ns) that permits GETs of a stored object."""
         now = now_ns // 10**9
         expires = now - now % _GET_STEP + self._get_seconds
-        return self._signed(key, expires), expires * 10**9
+        return self._made.signed(key, expires), expires * 10**9
 
     def check_put(self, target: str, length: int, sha256: bytes, now_ns: int) -> Permit:
         """What a PUT to raw request target `target` may do. Raises `signing.BadSignature`."""
         path, _, query = target.partition("?")
-        proof = signing.verify_put(
-            self._keys.put,
-            path=path,
-            query=query,
-            length=length,
-            sha256=sha256,
-            now=now_ns // 10**9,
-        )
-        return Permit(_key(path), proof)
+        what: dict[str, Any] = {"path": path, "query": query, "length": length, "sha256": sha256}
+        refused = signing.BadSignature("there is no key")
+        for secret, until in reversed(self._made.keys.puts):
+            try:
+                proof = signing.verify_put(secret, **what, now=now_ns // 10**9, until=until)
+            except signing.BadSignature as error:
+                refused = error  # the newest key, which comes last, knows best what is wrong
+            else:
+                return Permit(_key(path), proof)
+        raise refused
 
     def check_get(self, target: str, now_ns: int) -> BlobKey:
         """The object that a GET of raw request target `target` may have.
 
         Raises `signing.BadSignature`.
         """
-        now = now_ns // 10**9
-        key, expires = self._verified(target)
-        if now >= expires:
-            raise signing.BadSignature(f"the URL expired {now - expires} s ago")
+        key, expires = self._made.verified(target)
+        signing.check_time(expires, now_ns // 10**9)
         return key
-
-    def _sign_get(self, key: BlobKey, expires: int) -> str:
-        url = f"{self._origin}/chunks/{key.drive}/{key.chunk.hex()}"
-        return signing.sign_get(self._keys.edge, self._keys.edge_id, url, expires)
-
-    def _verify_get(self, target: str) -> tuple[BlobKey, int]:
-        """Check the signature at the last moment at which it could be good; `check_get` compares
-        the expiry with the clock."""
-        url = self._origin + target
-        expires = signing.expires_of(url) or 0
-        resource = signing.verify_get(self._public, url, expires - 1)
-        return _key(resource[len(self._origin) :]), expires
 
 
 def _key(path: str) -> BlobKey:

@@ -118,6 +118,11 @@ def end_of_device(conn: Connection, device: str) -> None:
     _end_all(conn, devices.c.id == device)
 
 
+def end_of_drive(conn: Connection, drive: Any) -> None:
+    """End every session in `drive`, an id or a query for it."""
+    _end_all(conn, uploads.c.drive == drive)
+
+
 def _end_all(conn: Connection, which: ColumnElement[bool]) -> None:
     query = select(uploads.c.version).join(devices, uploads.c.device == devices.c.id)
     leases.end(conn, conn.execute(query.where(which)).scalars().all())

@@ -12,6 +12,7 @@ work beside a running server, but for `restore`, which makes a new directory. Wh
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,20 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.metadata.db import Database, DataTooNew
-from server.people import accounts, audit, devices
+from server.people import accounts, audit, closing, devices, passwords
 from server.settings import BadSettings, read_config
+from server.storage import keys
 from server.storage.blobs import LocalBlobStore
-from server.upkeep import backup, backup_restore, collect, datalock, fsck, janitor
+from server.upkeep import (
+    backup,
+    backup_restore,
+    beside,
+    collect,
+    datalock,
+    fsck,
+    janitor,
+    removal,
+)
 from server.upkeep.fsck import Progress
 
 _PAGE = 1000
@@ -80,7 +91,7 @@ def read_audit(
     with _asked(data_dir), accounts.opened(data_dir) as db:
         if account is not None:
             with db.read() as conn:
-                accounts.account_id(conn, account)
+                accounts.account_id(conn, account, removed_too=True)
         after = 0
         while True:
             with db.read() as conn:
@@ -102,6 +113,44 @@ def set_account(data_dir: Path, name: str, **values: int | None) -> dict[str, An
     as the server's settings say. How the account is then."""
     with _asked(data_dir, ValueError):
         return accounts.set_account(data_dir, name, **values)._asdict()
+
+
+def set_password(data_dir: Path, name: str, password: str, *, revoke_devices: bool) -> int:
+    """Give an account another password; how many devices were revoked with it."""
+    with _asked(data_dir, ValueError):
+        return passwords.set_password(data_dir, name, password, revoke_devices=revoke_devices)
+
+
+def lock_account(data_dir: Path, name: str) -> None:
+    """Refuse an account from its next request on."""
+    with _asked(data_dir):
+        closing.lock(data_dir, name)
+
+
+def unlock_account(data_dir: Path, name: str) -> None:
+    with _asked(data_dir):
+        closing.unlock(data_dir, name)
+
+
+def leaving(data_dir: Path, name: str) -> dict[str, Any]:
+    """What the removal of an account would end: {name, files, used_bytes, links, devices, shared,
+    received}."""
+    with _asked(data_dir):
+        return closing.leaving(data_dir, name)._asdict()
+
+
+def remove_account(data_dir: Path, name: str) -> dict[str, Any]:
+    """Remove an account and empty its drive: what `leaving` says, and `emptied`, which is false
+    when something else is at work on the data and the next garbage collection has to do it."""
+    with _asked(data_dir):
+        told = closing.remove(data_dir, name)._asdict()
+        try:
+            with accounts.opened(data_dir) as db, datalock.collecting(data_dir):
+                for _ in removal.steps(db, time.time_ns):
+                    pass
+        except datalock.Collecting:
+            return told | {"emptied": False}
+        return told | {"emptied": True}
 
 
 def list_tokens(data_dir: Path, account: str | None) -> list[dict[str, Any]]:
@@ -128,6 +177,19 @@ def revoke_token(data_dir: Path, device: str) -> str:
     """Refuse a device from its next request on; its name."""
     with _asked(data_dir):
         return devices.revoke_device(data_dir, device)
+
+
+def rotate_keys(data_dir: Path, *, overlap: bool) -> dict[str, Any]:
+    """New keys, which a running server takes up by itself: {edge, until_ns}. `until_ns`: until then
+    what was signed before may still be good."""
+    with _asked(data_dir, keys.BadKey), accounts.opened(data_dir) as db:
+        now = int(time.time())
+        made = keys.rotate_keys(data_dir / "keys", now, overlap=overlap)
+        told = {"edge": made.edge_id, "overlap": overlap}
+        with db.write() as conn:
+            audit.note(conn, None, beside.KEYS, None, time.time_ns(), **told)
+        until = now + keys.URL_SECONDS if overlap else now
+        return {"edge": made.edge_id, "until_ns": until * 10**9}
 
 
 # --- around all of them -------------------------------------------------------------------------

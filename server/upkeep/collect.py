@@ -57,6 +57,7 @@ from server.metadata.schema import chunks, uploads
 from server.people import audit
 from server.storage import leases
 from server.storage.blobs import BlobKey, BlobStore
+from server.upkeep import removal
 from server.upkeep.collect_chunks import BATCH, DAY, Clock, Collected, Options, Walk
 
 ORPHAN_NS = DAY
@@ -92,6 +93,7 @@ def steps(
         with db.read() as conn:
             _count_expiring(conn, options, found, clock())
     else:
+        yield from removal.steps(db, clock)
         yield from _end_uploads(db, found, clock)
         yield from _expire(db, options, found, clock)
     yield from Walk(db, blobs, options, found, clock).steps()

@@ -19,17 +19,17 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, case, delete, exists, select, tuple_, update
 
+from remote.signing import LONGEST_SECONDS
 from server.drive.records import pages
 from server.metadata.db import Database
 from server.metadata.schema import chunks, upload_chunks, uploads, version_chunks
-from server.settings import LONGEST_URL_SECONDS
 from server.storage import quota
 from server.storage.blobs import BlobKey, BlobStore
 from server.storage.quota import Sums
 
 SECOND = 10**9
 DAY = 86_400 * SECOND
-GRACE_NS = (LONGEST_URL_SECONDS + 300) * SECOND
+GRACE_NS = (LONGEST_SECONDS + 300) * SECOND
 """How long a chunk is doomed at least: the longest a signed URL may live, and five minutes."""
 
 PAGE = 2000

@@ -549,8 +549,10 @@ async def test_revoking_a_device(site: Site) -> None:
 
 async def test_a_rotated_token_is_used_and_kept(site: Site, home: Path) -> None:
     site.server.replies["rotate"] = account.TokenReply("new-token", "d" * 32)
+    site.server.replies["me"] = None
     done = await site.ask(ask.RotateRequest())
     assert site.server.tokens == ["new-token"]
+    assert [name for name, *_ in site.server.calls] == ["rotate", "me"]  # which ends the old one
     assert credentials.load(site.config.url, site.config.account) == "new-token"
     assert "new-token" not in done.message
 
@@ -559,7 +561,7 @@ async def test_a_rotation_whose_answer_is_lost_is_asked_for_again(
     site: Site, home: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     lost, token = Unreachable("broke off"), account.TokenReply("new-token", "d" * 32)
-    site.server.replies["rotate"] = [lost, token]
+    site.server.replies |= {"rotate": [lost, token], "me": lost}
     await site.ask(ask.RotateRequest())
     assert site.server.tokens == ["new-token"]
     site.server.replies["rotate"] = [lost] * 3

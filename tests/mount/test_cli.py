@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import trustme
@@ -17,6 +18,7 @@ from mount.cli import main, mounting, starting, tables
 from mount.failures import Failure
 from mount.starting import preflight, registry, unmount
 from remote import client, errors, wire
+from remote import wire_account as account
 from remote.identity import fingerprint
 
 URL = "http://localhost:1"
@@ -79,8 +81,9 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     alone = ["up", "serve", "login", "mount", "umount", "flush", "status", "doctor"]
     alone += ["pin", "unpin", "warm", "share", "unshare", "shares", "shared", "leave", "link"]
-    alone += ["links", "log", "restore", "trash", "devices"]
-    below = {"cache": ["stats", "clear"], "account": ["add"], "links": ["revoke"]}
+    alone += ["links", "log", "restore", "trash", "devices", "passwd"]
+    below = {"cache": ["stats", "clear"], "links": ["revoke"]}
+    below |= {"account": ["add", "list", "set", "passwd", "lock", "unlock", "remove"]}
     below |= {"trash": ["list", "restore", "empty"], "devices": ["list", "revoke", "add", "rotate"]}
     deep = [[above, name] for above, names in below.items() for name in names]
     for words in [[name] for name in alone] + deep:
@@ -189,18 +192,25 @@ def test_the_status_of_a_living_mount_for_people() -> None:
 class FakeClient:
     """Stands where `ApiClient` does."""
 
-    answer: wire.LoginReply | errors.NearlineError
+    answer: wire.LoginReply | account.PasswordReply | errors.NearlineError
     asked: wire.LoginRequest
     safety: dict[str, object]
+    changed: ClassVar[list[account.ChangePassword]] = []
 
     def __init__(self, url: str, token: str | None, **safety: object) -> None:
-        assert token is None
+        assert token in (None, "the-token")
         FakeClient.safety = safety
 
     async def __aenter__(self) -> FakeClient:
         return self
 
     async def __aexit__(self, *_: object) -> None: ...
+
+    async def change_password(self, request: account.ChangePassword) -> Any:
+        FakeClient.changed.append(request)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
     async def login(self, request: wire.LoginRequest) -> wire.LoginReply:
         FakeClient.asked = request
@@ -300,6 +310,41 @@ def test_mount_without_the_servers_key(
     for more in ([], ["--foreground"]):
         assert main(["mount", URL, str(mountpoint), "--account", "ann", *more]) == 1
         assert f"run `nearline login {URL} --account ann`" in one_line(capsys)
+
+
+def test_a_password_is_changed(
+    password: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the only login there is, of a URL; and what goes wrong says what to do."""
+    (tmp_path / "new").write_text("battery staple\n")
+    files = ["--password-file", password, "--new-password-file", str(tmp_path / "new")]
+    assert main(["passwd", URL, *files]) == 1
+    assert "not logged in" in one_line(capsys)
+    credentials.save(URL, "ann", "the-token")
+    FakeClient.answer = account.PasswordReply(0)
+    FakeClient.changed.clear()
+    assert main(["passwd", *files]) == 0
+    assert capsys.readouterr().out == "ann has a new password; its devices go on.\n"
+    FakeClient.answer = account.PasswordReply(2)
+    assert main(["passwd", URL, "--account", "ann", "--revoke-devices", *files]) == 0
+    assert "2 devices are refused" in capsys.readouterr().out
+    words = {"old": "correct horse", "new": "battery staple"}
+    assert FakeClient.changed == [
+        account.ChangePassword(**words),
+        account.ChangePassword(**words, revoke_devices=True),
+    ]
+    FakeClient.answer = errors.Refused(errors.Forbidden(message="the old password is wrong"))
+    assert main(["passwd", *files]) == 1
+    assert "the old password is wrong; nothing was changed" in one_line(capsys)
+
+
+def test_a_new_password_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = iter(["battery staple", "battery staple", "battery staple", "battery stable"])
+    monkeypatch.setattr(credentials, "getpass", lambda _prompt: next(given))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert credentials.read_new_secret("password", "New: ", None) == "battery staple"
+    with pytest.raises(Failure, match="differ"):
+        credentials.read_new_secret("password", "New: ", None)
 
 
 def test_a_mountpoint_is_named_as_the_kernel_names_it(tmp_path: Path) -> None:

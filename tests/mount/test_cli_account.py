@@ -306,4 +306,4 @@ def test_rotating_tells_the_other_mounts_of_the_login(
     assert another.asked == []
     one.answers, same.answers = [say.Done("the keyring")], [Failure("the keyring is locked")]
     assert main(["devices", "rotate", "/m"]) == 1
-    assert "within ten minutes" in capsys.readouterr().err
+    assert "mount it again" in capsys.readouterr().err

@@ -148,7 +148,9 @@ def test_backup_and_restore(data: Path, tmp_path: Path, run: Run) -> None:
     assert "0 objects, 0 B; 0 are new" in run("admin", "backup", dest, "--data", data)
     made = json.loads(run("admin", "backup", dest, "--json", "--data", data))
     assert made == {"objects": 0, "bytes": 0, "copied": 0, "removed": 0, "lost": []}
-    assert "nothing is wrong" in run("admin", "restore", dest, "--data", new)
+    told = run("admin", "restore", dest, "--data", new)
+    assert "nothing is wrong" in told
+    assert f"nearline admin keys rotate --now --data {new}" in told
     assert sql(new, "SELECT name FROM accounts") == [("anna",)]
     again = json.loads(run("admin", "restore", dest, "--json", "--data", tmp_path / "newer"))
     assert again["checked"]["ok"]
@@ -179,6 +181,52 @@ def test_accounts_are_listed_and_changed(data: Path, run: Run) -> None:
     run("account", "set", "anna", "--quota", "none", "--keep-days", "default", "--data", data)
     [account] = json.loads(run("account", "list", "--json", "--data", data))["accounts"]
     assert (account["quota_bytes"], account["keep_days"]) == (None, None)
+
+
+def test_an_account_is_locked_and_unlocked(data: Path, run: Run) -> None:
+    run("account", "lock", "anna", "--data", data)
+    assert run("account", "list", "--data", data).splitlines()[1].endswith("locked")
+    [account] = json.loads(run("account", "list", "--json", "--data", data))["accounts"]
+    assert account["locked_ns"] > 0
+    run("account", "unlock", "anna", "--data", data)
+    assert "locked" not in run("account", "list", "--data", data)
+
+
+def test_an_account_is_given_another_password(data: Path, tmp_path: Path, run: Run) -> None:
+    run("admin", "token", "add", "anna", "phone", "--data", data)
+    file = tmp_path / "password"
+    file.write_text("another one\n")
+    words = ["account", "passwd", "anna", "--data", data, "--password-file", file]
+    assert run(*words) == "anna has a new password; its devices go on.\n"
+    assert run(*words, "--revoke-devices") == "anna has a new password; 1 devices are refused.\n"
+    file.write_text("short\n")
+    run(*words, exits=1)
+
+
+def test_a_removal_says_what_it_ends_and_asks(
+    data: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("admin", "token", "add", "anna", "phone", "--data", data)
+    words = ["account", "remove", "anna", "--data", data]
+    assert main([str(word) for word in words]) == 2  # no terminal to ask on
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _question: "n")
+    assert run(*words).endswith("Nothing was removed.\n")
+    assert "anna" in run("account", "list", "--data", data)
+    told = run(*words, "--yes")
+    assert "anna has 0 files" in told
+    assert "1 devices are refused" in told
+    assert "There are no accounts" in run("account", "list", "--data", data)
+    told = run(*words, "--yes")  # again is no error: it goes on with what is left
+    assert "0 devices" in told
+
+
+def test_keys_are_rotated(data: Path, run: Run) -> None:
+    first = run("admin", "keys", "rotate", "--data", data)
+    assert "is good until" in first
+    made = json.loads(run("admin", "keys", "rotate", "--now", "--json", "--data", data))
+    assert made["edge"] not in first
+    assert sorted(path.name for path in (data / "keys").glob("edge*")) == ["edge.pem"]
 
 
 def test_tokens_are_made_listed_and_revoked(data: Path, run: Run) -> None:
@@ -246,6 +294,10 @@ def test_wrong_usage_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) 
         ["admin", "token", "list"],
         ["account", "list"],
         ["account", "set", "anna", "--quota", "1GiB"],
+        ["account", "lock", "anna"],
+        ["account", "unlock", "anna"],
+        ["account", "remove", "anna", "--yes"],
+        ["admin", "keys", "rotate"],
     ],
 )
 def test_a_place_without_data_stays_without(
@@ -261,6 +313,9 @@ def test_a_place_without_data_stays_without(
     ("words", "said"),
     [
         (["account", "set", "ben", "--quota", "1GiB"], "no account 'ben'"),
+        (["account", "lock", "ben"], "no account 'ben'"),
+        (["account", "unlock", "ben"], "no account 'ben'"),
+        (["account", "remove", "ben", "--yes"], "no account 'ben'"),
         (["account", "set", "anna", "--keep-days", "9" * 30], "is between"),
         (["admin", "token", "add", "ben", "x"], "no account 'ben'"),
         (["admin", "token", "add", "anna", "x", "--folder", "/no"], "no directory"),

@@ -195,6 +195,8 @@ TRASH = account.TrashPage(items=[])
 EMPTY_TRASH = account.EmptyTrash([FILE])
 MAKE_TOKEN = account.MakeToken(name="backup", scope="read")
 TOKEN = account.TokenReply("t", "f" * 32)
+PASSWORD = account.ChangePassword(old="old one", new="new one", revoke_devices=True)
+PASSWORD_REPLY = account.PasswordReply(devices_revoked=2)
 
 Call = Callable[[ApiClient], Awaitable[Any]]
 CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
@@ -243,6 +245,7 @@ CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
     ("GET", "/v1/devices", "", None, account.DevicesReply([]), lambda c: c.devices()),
     ("POST", "/v1/devices", "", MAKE_TOKEN, TOKEN, lambda c: c.make_token(MAKE_TOKEN)),
     ("POST", "/v1/devices/rotate", "", None, TOKEN, lambda c: c.rotate()),
+    ("POST", "/v1/password", "", PASSWORD, PASSWORD_REPLY, lambda c: c.change_password(PASSWORD)),
 ]  # fmt: skip
 
 
@@ -471,6 +474,24 @@ async def test_another_device_shares_pools_and_counters(
     assert server.asked[-1].headers["authorization"] == "Bearer secret-token"
     assert other.transferred is client.transferred
     assert client.transferred.requests == 3
+
+
+async def test_a_token_that_was_exchanged_on_the_way_is_no_refusal(
+    client: ApiClient, server: FakeServer
+) -> None:
+    def only_new(asked: Asked) -> Answer:
+        client.use_token("new-token")  # a rotation ends while this request is under way
+        if asked.headers["authorization"] != "Bearer new-token":
+            return problem(errors.Unauthorized())
+        return packed(ME)
+
+    server.answers["/v1/me"] = only_new
+    assert (await client.me()).account == "ada"
+    assert len(server.asked) == 2
+    server.answers["/v1/me"] = problem(errors.Unauthorized())
+    with pytest.raises(Refused):
+        await client.me()
+    assert len(server.asked) == 3
 
 
 async def test_bytes_are_counted(client: ApiClient, server: FakeServer) -> None:

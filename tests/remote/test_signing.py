@@ -88,6 +88,29 @@ def test_a_get_is_permitted_until_it_expires() -> None:
         verify_get(KEYS, SIGNED, 2_000)
 
 
+LONGEST = signing.LONGEST_SECONDS + signing.SKEW_SECONDS
+
+
+def test_what_would_be_good_for_longer_than_anything_is_refused() -> None:
+    assert verify_get(KEYS, SIGNED, 2_000 - 1) == URL
+    far = sign_get(KEY, "K1", URL, 10_000)
+    assert verify_get(KEYS, far, 10_000 - LONGEST) == URL
+    with pytest.raises(BadSignature, match="longer than any"):
+        verify_get(KEYS, far, 10_000 - LONGEST - 1)
+    query = sign_put(SECRET, path=PATH, length=13, sha256=SHA, expires=10_000)
+    assert put_is_good(query, now=10_000 - LONGEST)
+    assert not put_is_good(query, now=10_000 - LONGEST - 1)
+
+
+def test_a_key_that_was_rotated_out_signed_nothing_later() -> None:
+    assert verify_get(KEYS, SIGNED, 1_000, {"K1": 2_000, "K2": 0}) == URL
+    with pytest.raises(BadSignature, match="key of before"):
+        verify_get(KEYS, SIGNED, 1_000, {"K1": 1_999})
+    query = sign_put(SECRET, path=PATH, length=13, sha256=SHA, expires=2_000)
+    assert put_is_good(query, until=2_000)
+    assert not put_is_good(query, until=1_999)
+
+
 def test_a_get_url_is_what_the_aws_sdk_makes() -> None:
     """botocore's own signer, given our key, signs the same policy into the same URL."""
     signed_policies: list[bytes] = []

@@ -113,7 +113,7 @@ class Client:
             raise Failed(got.status_code, msgspec.msgpack.decode(got.content, type=AnyProblem))
         return msgspec.msgpack.decode(got.content, type=kind) if got.content else None  # type: ignore[return-value]
 
-    def log_in(self, account: str, password: str = "secret", device: str = "laptop") -> Client:
+    def log_in(self, account: str, password: str = "a secret", device: str = "laptop") -> Client:
         wanted = wire.LoginRequest(account=account, password=password, device=device)
         self.token = self.request("POST", "/v1/login", wire.LoginReply, wanted).token
         self.refresh()

@@ -109,6 +109,12 @@ class Scene:
 
     # --- things that a request uses up ---
 
+    def set_password(self, client: Client) -> None:
+        mine = schema.accounts.c.name == client.me.account
+        with self.server.app.service.db.write() as conn:
+            hashed = {"password": _CHEAP.hash(PASSWORD)}
+            conn.execute(update(schema.accounts).where(mine).values(**hashed))
+
     def fresh(self, parent: str | None = None) -> wire.Create:
         """A file that Anna has just made in the shared directory."""
         op = self.owner.create(new_id(), parent or self.shared)
@@ -162,8 +168,15 @@ def _create(scene: Scene, parent: str) -> Ask:
 
 
 def _login(scene: Scene, _by: Client) -> Ask:
+    scene.set_password(scene.owner)
     wanted = wire.LoginRequest(account=scene.owner.me.account, password=PASSWORD, device="new")
     return Ask("/v1/login", wanted)
+
+
+def _password(scene: Scene, by: Client) -> Ask:
+    if by.token:
+        scene.set_password(by)
+    return Ask("/v1/password", account.ChangePassword(old=PASSWORD, new="another password"))
 
 
 def _share(scene: Scene, _by: Client) -> Ask:
@@ -301,6 +314,7 @@ def _same(path: str, message: Any = None, **query: Any) -> Make:
 ASKS: dict[str, Make] = {
     "POST /v1/login": _login,
     "GET /v1/me": _same("/v1/me"),
+    "POST /v1/password": _password,
     "GET /v1/devices": _same("/v1/devices"),
     "POST /v1/devices": _same("/v1/devices", account.MakeToken(name="one more")),
     "POST /v1/devices/rotate": _same("/v1/devices/rotate"),

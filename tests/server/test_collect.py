@@ -16,10 +16,10 @@ import pytest
 from sqlalchemy import select, update
 
 from remote.errors import ChunksMissing, UploadUnknown
+from remote.signing import LONGEST_SECONDS
 from remote.wire import Applied, Content, UploadState
 from server.metadata import schema
 from server.metadata.db import Database
-from server.settings import LONGEST_URL_SECONDS
 from server.storage.blobs import BlobKey, LocalBlobStore
 from server.upkeep import collect, datalock, fsck
 from server.upkeep.collect_chunks import DAY, GRACE_NS, Collected, Options, Verdict, verdict
@@ -78,7 +78,7 @@ def test_what_is_being_deleted_and_referred_to_is_left_for_fsck() -> None:
 
 
 def test_the_grace_outlives_every_signed_url() -> None:
-    assert GRACE_NS > LONGEST_URL_SECONDS * 10**9
+    assert GRACE_NS > LONGEST_SECONDS * 10**9
 
 
 # --- beside a server ----------------------------------------------------------------------------

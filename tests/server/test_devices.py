@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 from remote import errors, wire
 from remote.wire_account import DevicesReply, MakeToken, TokenReply
 from server.metadata import schema
-from server.people import accounts, devices, tokens
+from server.people import accounts, audit, devices, tokens
 from server.people.tokens import OVERLAP_NS, SeenThisHour
 from tests.server.harness import Client, Failed, Running, new_id, until
 
@@ -174,24 +174,92 @@ def test_a_rotated_token_is_good_and_the_one_before_for_ten_minutes(
     first = anna.batch(op, keys=[key])
     fresh = rotated(anna)
     assert fresh.token != anna.token
-    assert fresh.refresh().device_id == anna.refresh().device_id
-    assert fresh.batch(op, keys=[key]) == first  # answers are the device's, not the token's
     now_ns = time.time_ns()
     with server.app.service.db.read() as conn:
         tokens.authenticate(conn, fresh.token, now_ns + 2 * OVERLAP_NS)
         with pytest.raises(errors.Refused):
             tokens.authenticate(conn, anna.token, now_ns + OVERLAP_NS)
+    device = anna.refresh().device_id  # the new one may not have arrived
+    assert fresh.refresh().device_id == device
+    assert fresh.batch(op, keys=[key]) == first  # answers are the device's, not the token's
+
+
+USES: dict[str, Callable[[Client], Any]] = {
+    "reading": Client.refresh,
+    "writing": lambda client: client.make("a"),
+    "making a token": made,
+    "what is refused in a reading": lambda client: refusal(client.file, new_id()),
+    "what is refused in a writing": lambda client: refusal(revoke, client, new_id()),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_the_token_before_ends_when_the_new_one_is_used(
+    server: Running, anna: Client, use: str
+) -> None:
+    anna.refresh()
+    fresh = rotated(anna)
+    fresh.me = anna.me
+    USES[use](fresh)
+    assert isinstance(refusal(anna.refresh), errors.Unauthorized)
+    fresh.refresh()
+
+
+def reuses(server: Running, account: str) -> list[audit.Entry]:
+    with server.app.service.db.read() as conn:
+        found = audit.read(conn, account=account, limit=10_000)
+    return [each for each in found if each.action == "token_copied"]
+
+
+def test_who_copied_a_token_does_not_throw_its_owner_out(server: Running, anna: Client) -> None:
+    """The owner rotates, because the old token may be known to others; one of them rotates it."""
+    thief = Client(anna.http, anna.token)
+    fresh = rotated(anna)
+    fresh.refresh()
+    for _ in range(3):
+        assert isinstance(refusal(rotated, thief), errors.Unauthorized)
+    fresh.refresh()
+    [told] = reuses(server, anna.me.account)
+    assert told.detail == {"device": anna.me.device_id, "address": "127.0.0.1"}
+
+
+def test_a_token_that_only_aged_or_was_revoked_is_no_sign_of_a_thief(
+    server: Running, anna: Client
+) -> None:
+    phone = server.device(anna.me.account, "phone")
+    gone = rotated(phone)
+    revoke(anna, phone.me.device_id)
+    for each in (phone, gone, Client(anna.http, "nonsense")):
+        assert isinstance(refusal(rotated, each), errors.Unauthorized)
+    rotated(anna)
+    mine = schema.devices.c.id == anna.me.device_id
+    with server.app.service.db.write() as conn:
+        conn.execute(update(schema.devices).where(mine).values(old_until_ns=time.time_ns()))
+    assert isinstance(refusal(rotated, anna), errors.Unauthorized)
+    assert reuses(server, anna.me.account) == []
+
+
+def test_a_socket_of_the_token_before_hears_nothing_more(server: Running, anna: Client) -> None:
+    url = server.url.replace("http", "ws") + "/v1/changes/live"
+    with connect(url, additional_headers={"Authorization": f"Bearer {anna.token}"}) as lost:
+        lost.recv(timeout=10)
+        fresh = rotated(anna)
+        fresh.me = anna.me
+        fresh.make("seen by the new one only")
+        with pytest.raises(ConnectionClosed):
+            lost.recv(timeout=10)
 
 
 def test_a_rotation_whose_answer_was_lost_is_repeated(server: Running, anna: Client) -> None:
     lost, fresh = rotated(anna), rotated(anna)
     assert isinstance(refusal(lost.refresh), errors.Unauthorized)
-    fresh.refresh()
     anna.refresh()
-    third = rotated(fresh)
+    fresh.refresh()
     assert isinstance(refusal(anna.refresh), errors.Unauthorized)
+    third = rotated(fresh)
     fresh.refresh()
     third.refresh()
+    assert isinstance(refusal(fresh.refresh), errors.Unauthorized)
 
 
 def test_a_rotation_makes_no_token_stronger_or_longer(server: Running, anna: Client) -> None:

@@ -112,7 +112,7 @@ class Place:
 def place() -> Iterator[Place]:
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as threads:
         settings = Settings(Path(name) / "data", ORIGIN)
-        signer = UrlSigner(load_keys(settings.keys), settings)
+        signer = UrlSigner(load_keys(settings.keys, 0), settings)
         blobs, metrics, reception = LocalBlobStore(settings.blobs), Metrics(), Reception()
         intake = Intake(blobs, signer, reception, metrics, threads)
         edge = Edge(blobs, signer, intake.put, metrics, threads)

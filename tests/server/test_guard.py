@@ -338,7 +338,7 @@ def test_many_links_are_not_many_more_tries(start: Start) -> None:
     server = start(login_burst=1, login_seconds_per_try=36_000.0)
     anna = server.account("anna")
     file = anna.make("a")
-    visitors = [Visitor.at(server.url, make_link(anna, file, password="x")) for _ in range(11)]
+    visitors = [Visitor.at(server.url, make_link(anna, file, password="four")) for _ in range(11)]
     answers = [visitor.post("wrong").status_code for visitor in visitors]
     for visitor in visitors:
         visitor.http.close()

@@ -111,7 +111,7 @@ def test_who_may_not(server: Running, anna: Client, ben: Client) -> None:
     for client, on_file, on_link in expected:
         calls = [
             (on_file, lambda client=client: make_link(client, file)),
-            (on_file, lambda client=client: make_link(client, file, password="x")),
+            (on_file, lambda client=client: make_link(client, file, password="four")),
             (on_file, lambda client=client: links_of(client, file)),
             (on_link, lambda client=client: revoke(client, made.link.id)),
         ]

@@ -35,6 +35,7 @@ TABLE = """
                                       | owner editor viewer stranger revoked reader folder elsewhere expired ended visitor
 POST /v1/login                        | ok    ok     ok     ok       ok      ok     ok     ok        ok      ok    ok
 GET /v1/me                            | ok    ok     ok     ok       ok      ok     ok     ok        401     401   401
+POST /v1/password                     | ok    ok     ok     ok       ok      403    403    403       401     401   401
 GET /v1/devices                       | ok    ok     ok     ok       ok      403    403    403       401     401   401
 POST /v1/devices                      | ok    ok     ok     ok       ok      403    403    403       401     401   401
 POST /v1/devices/rotate               | ok    ok     ok     ok       ok      ok     ok     ok        401     401   401

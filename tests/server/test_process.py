@@ -51,7 +51,7 @@ def process(data: Path, listen: str = "127.0.0.1:0") -> Iterator[tuple[subproces
 
 def test_a_server_starts_tells_its_url_and_ends_when_told(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    add_account(data, "anna", "secret")
+    add_account(data, "anna", "a secret")
     token = issue_token(data, "anna", "here")
     with process(data) as (running, url):
         assert (data / "server.url").read_text() == url + "\n"

@@ -18,7 +18,7 @@ def test_the_curl_session(start: Start, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "protocol.md").read_text()
     found = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
     assert found is not None
-    add_account(tmp_path / "data", "anna", "secret")
+    add_account(tmp_path / "data", "anna", "a secret")
     url = start().url
     python = Path(sys.executable).parent
     env = {"URL": url, "PYTHONPATH": str(ROOT), "PATH": f"{python}:{os.environ['PATH']}"}

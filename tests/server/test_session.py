@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from argon2 import PasswordHasher
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
 from remote import errors
+from remote.wire_account import ChangePassword, PasswordReply
 from server.api import openapi
 from server.front.limits import TokenBuckets
 from server.metadata import schema
+from server.people import audit
 from server.people.accounts import (
     AccountExists,
     AccountUnknown,
     BadAccountName,
+    BadPassword,
     add_account,
     password_matches,
 )
@@ -62,9 +68,9 @@ def test_an_account_logs_in(start: Start, tmp_path: Path) -> None:
     assert other.me.drive == client.me.drive
 
 
-@pytest.mark.parametrize(("name", "password"), [("anna", "wrong"), ("nobody", "secret")])
+@pytest.mark.parametrize(("name", "password"), [("anna", "wrong"), ("nobody", "a secret")])
 def test_wrong_logins_look_alike(start: Start, tmp_path: Path, name: str, password: str) -> None:
-    add_account(tmp_path / "data", "anna", "secret")
+    add_account(tmp_path / "data", "anna", "a secret")
     server = start()
     with pytest.raises(Failed) as failed:
         server.client().log_in(name, password)
@@ -73,10 +79,10 @@ def test_wrong_logins_look_alike(start: Start, tmp_path: Path, name: str, passwo
 
 
 def test_guessing_is_slowed_down(start: Start, tmp_path: Path) -> None:
-    add_account(tmp_path / "data", "anna", "secret")
+    add_account(tmp_path / "data", "anna", "a secret")
     server = start(login_burst=2, login_seconds_per_try=3600)
     for _ in range(3):
-        server.client("anna", password="secret")  # good logins do not count
+        server.client("anna", password="a secret")  # good logins do not count
     for status in (401, 401, 429, 429):
         with pytest.raises(Failed) as failed:
             server.client().log_in("anna", "wrong")
@@ -84,7 +90,7 @@ def test_guessing_is_slowed_down(start: Start, tmp_path: Path) -> None:
     assert isinstance(failed.value.problem, errors.RateLimited)
     assert failed.value.problem.retry_after_seconds > 60
     with pytest.raises(Failed) as failed:
-        server.client().log_in("ANNA", "secret")
+        server.client().log_in("ANNA", "a secret")
     assert failed.value.status == 429
 
 
@@ -128,22 +134,103 @@ def test_tokens_and_passwords_are_not_in_the_database(start: Start, tmp_path: Pa
 
 def test_adding_accounts_beside_a_running_server(start: Start, tmp_path: Path) -> None:
     server = start()
-    add_account(server.data, "ben", "secret")
+    add_account(server.data, "ben", "a secret")
     assert server.client("ben").me.account == "ben"
     with pytest.raises(AccountExists):
-        add_account(server.data, "BEN", "secret")
+        add_account(server.data, "BEN", "a secret")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "@x", "a b", "é", "x" * 65, "a\n"])
 def test_account_names_that_cannot_be(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadAccountName):
-        add_account(tmp_path / "data", name, "secret")
+        add_account(tmp_path / "data", name, "a secret")
     assert not (tmp_path / "data").exists()
 
 
-def test_an_empty_password_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="password"):
-        add_account(tmp_path / "data", "anna", "")
+@pytest.mark.parametrize("password", ["", "x", "seven 7", "a" * 1025, "Anna-Maria", "ANNA-MARIA"])
+def test_a_weak_password_is_refused(tmp_path: Path, password: str) -> None:
+    with pytest.raises(BadPassword, match="password"):
+        add_account(tmp_path / "data", "anna-maria", password)
+    assert not (tmp_path / "data").exists()
+    add_account(tmp_path / "data", "anna-maria", "eight-88")
+    with pytest.raises(BadPassword, match="password"):
+        set_password(tmp_path / "data", "anna-maria", password, revoke_devices=False)
+
+
+def test_the_administrator_gives_another_password(server: Running, anna: Client) -> None:
+    name = anna.me.account
+    assert set_password(server.data, name, "another one", revoke_devices=False) == 0
+    anna.refresh()
+    server.client(name, password="another one")
+    assert set_password(server.data, name, "a third one", revoke_devices=True) == 2
+    assert isinstance(refusal(anna.refresh), errors.Unauthorized)
+    with pytest.raises(AccountUnknown):
+        set_password(server.data, "nobody", "another one", revoke_devices=False)
+
+
+# --- changing one's own -------------------------------------------------------------------------
+
+
+def refusal(work: Callable[..., Any], *args: Any, **more: Any) -> Any:
+    with pytest.raises(Failed) as failed:
+        work(*args, **more)
+    return failed.value.problem
+
+
+def with_password(server: Running, client: Client, password: str) -> None:
+    """Without Argon2's costs."""
+    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(password)
+    mine = schema.accounts.c.name == client.me.account
+    with server.app.service.db.write() as conn:
+        conn.execute(update(schema.accounts).where(mine).values(password=cheap))
+
+
+def change(client: Client, old: str, new: str, **more: Any) -> int:
+    wanted = ChangePassword(old=old, new=new, **more)
+    return client.request("POST", "/v1/password", PasswordReply, wanted).devices_revoked
+
+
+def test_a_person_changes_their_own_password(server: Running, anna: Client) -> None:
+    with_password(server, anna, "old password")
+    phone = server.device(anna.me.account, "phone")
+    assert change(anna, "old password", "new password") == 0
+    phone.refresh()
+    wrong = server.client()
+    assert isinstance(refusal(wrong.log_in, anna.me.account, "old password"), errors.Unauthorized)
+    server.client(anna.me.account, password="new password", device="desk")
+    assert change(anna, "new password", "newer password", revoke_devices=True) == 2
+    assert isinstance(refusal(phone.refresh), errors.Unauthorized)
+    anna.refresh()
+    with server.app.service.db.read() as conn:
+        rows = audit.read(conn, account=anna.me.account)
+    told = [(each.device, each.detail) for each in rows if each.action == "account_passwd"]
+    assert told == [("laptop", {"devices_revoked": 0}), ("laptop", {"devices_revoked": 2})]
+
+
+def test_a_token_alone_changes_no_password(start: Start) -> None:
+    """Tries count with logins, and are told as they are."""
+    server = start(login_burst=3, login_seconds_per_try=3600)
+    anna = server.account("anna")
+    with_password(server, anna, "old password")
+    weak = server.device(anna.me.account, "weak")
+    with server.app.service.db.write() as conn:
+        its = schema.devices.c.id == weak.me.device_id
+        conn.execute(update(schema.devices).where(its).values(scope="read"))
+    assert isinstance(refusal(change, weak, "old password", "new password"), errors.Forbidden)
+    for new in ("short", anna.me.account):
+        assert isinstance(refusal(change, anna, "old password", new), errors.BadRequest)
+    assert change(anna, "old password", "old password") == 0  # a right one does not count
+    for _ in range(2):
+        refused = refusal(change, anna, "wrong", "new password")
+        assert isinstance(refused, errors.Forbidden)
+        assert "old password" in refused.message
+    assert isinstance(
+        refusal(server.client().log_in, anna.me.account, "wrong"), errors.Unauthorized
+    )
+    assert isinstance(refusal(change, anna, "old password", "new password"), errors.RateLimited)
+    with server.app.service.db.read() as conn:
+        actions = [each.action for each in audit.read(conn, account=anna.me.account)]
+    assert actions == ["account_passwd", "login_failed"]
 
 
 def test_a_token_is_issued_without_a_password(server: Running, anna: Client) -> None:

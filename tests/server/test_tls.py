@@ -97,11 +97,11 @@ def test_a_client_logs_in_over_tls_and_a_new_certificate_is_taken(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
-    add_account(data, "anna", "secret")
+    add_account(data, "anna", "a secret")
 
     async def log_in(url: str) -> str:
         async with ApiClient(url, None) as client:
-            token = (await client.login(LoginRequest("anna", "secret", "here"))).token
+            token = (await client.login(LoginRequest("anna", "a secret", "here"))).token
             return (await client.with_token(token).me()).account
 
     with serving(data, "--tls-cert", files.cert, "--tls-key", files.key) as (running, url):
