@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 from msgspec import DecodeError, Struct, json
 
+from cache.disk import make_private
 from mount.config import short_hash
 from mount.failures import Failure, UsageFailure
 from mount.starting.registry import write_atomically
@@ -45,7 +46,7 @@ def directory() -> Path:
 def save(url: str, account: str, token: str) -> str:
     """Keep `token`; returns where, in words. Raises `Failure` when it cannot be kept privately."""
     file = _token_file(url, account)
-    _make_private(file.parent)
+    _close_to_others(file.parent)
     if _into_keyring(url, account, token):
         file.unlink(missing_ok=True)
         where = "the keyring"
@@ -133,8 +134,8 @@ def _remember(login: Login) -> None:
     write_atomically(_list_file(), json.format(json.encode(known)), mode=0o600)
 
 
-def _make_private(where: Path) -> None:
-    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _close_to_others(where: Path) -> None:
+    make_private(where)
     if where.stat().st_mode & 0o077:
         where.chmod(0o700)
 
