@@ -19,6 +19,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from server import datadir
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -34,7 +36,7 @@ class BadKey(RuntimeError):
 
 def load_keys(directory: Path) -> Keys:
     """The keys in `directory`, made there if they are missing. Raises `BadKey`."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    datadir.make(directory)
     pem = _load(directory / "edge.pem", _new_edge_key)
     try:
         edge = serialization.load_pem_private_key(pem, password=None)
