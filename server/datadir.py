@@ -61,12 +61,17 @@ def make_file(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def secure(directory: Path, *, serving: bool = False) -> None:
-    """Make `directory` if it is not there, and it and what is ours in it private; a line of the log
-    (of a command: on standard error) says what others could read until now. `serving`: root may
-    not, for somebody else.
+def secure(directory: Path) -> None:
+    """`check` it, and `shut` it."""
+    check(directory)
+    shut(directory)
 
-    Raises `NotPrivate`, and OSError if it cannot be made.
+
+def check(directory: Path, *, serving: bool = False) -> None:
+    """Make `directory` if it is not there. `serving`: root may not, for somebody else.
+
+    Raises `NotPrivate` if it is another user's or others may write in it, and OSError if it cannot
+    be made.
     """
     make(directory)
     found = directory.stat()
@@ -76,13 +81,24 @@ def secure(directory: Path, *, serving: bool = False) -> None:
             f"others may write in {directory}; look at what is in it, then run"
             f" `chmod -R go= {directory}`"
         )
-    if found.st_uid == os.geteuid():
-        closed = [
-            path.relative_to(directory).as_posix() for path in _ours(directory) if _close(path)
-        ]
-        if closed:
-            named = ", ".join(closed[:_NAMED]) + (", ..." if len(closed) > _NAMED else "")
-            log.warning("others could read %d files of %s: %s", len(closed), directory, named)
+
+
+def shut(directory: Path) -> None:
+    """Make `directory`, and what is ours in it, private. A line of the log (of a command: on
+    standard error) says what others could read until now.
+
+    Raises `NotPrivate` if it cannot be made so.
+    """
+    if directory.stat().st_uid == os.geteuid():
+        _say(directory, [path for path in _ours(directory) if _close(path)])
+
+
+def _say(directory: Path, closed: list[Path]) -> None:
+    if not closed:
+        return
+    named = ", ".join(path.relative_to(directory).as_posix() for path in closed[:_NAMED])
+    more = ", ..." if len(closed) > _NAMED else ""
+    log.warning("made private in %s, others could read it: %s%s", directory, named, more)
 
 
 def _check_owner(directory: Path, found: os.stat_result, *, serving: bool) -> None:

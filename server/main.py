@@ -80,11 +80,12 @@ def serve(
     tunables = read_config(config)
     certificate = _certificate(tunables, tls_cert, tls_key)
     tls = certificate is not None
-    logs.configure()
     with _private(data_dir), _locked(data_dir), listening(listen) as sock:
         check_safe(sock, tls=tls, proxied=bool(tunables.trusted_proxies), insecure=insecure)
         url = public_url(sock, public or tunables.public_url, tls=tls)
         settings = Settings(data_dir, url, tunables)
+        logs.configure()
+        datadir.shut(data_dir)
         _allow_descriptors(2 * tunables.connections + _SPARE_DESCRIPTORS)
         _run(settings, sock, certificate, ready)
 
@@ -238,7 +239,7 @@ class Server(uvicorn.Server):
 @contextlib.contextmanager
 def _private(data_dir: Path) -> Iterator[None]:
     with datadir.private():
-        datadir.secure(data_dir, serving=True)
+        datadir.check(data_dir, serving=True)
         yield
 
 

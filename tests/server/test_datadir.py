@@ -82,7 +82,7 @@ def test_root_looks_after_the_data_of_another_user_and_does_not_serve_it(data: P
     datadir.secure(data)
     assert modes(data) == before, "their modes are theirs"
     with pytest.raises(NotPrivate, match="run this as that user"):
-        datadir.secure(data, serving=True)
+        datadir.check(data, serving=True)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
