@@ -4,8 +4,8 @@ Knows: which files a Python program runs, and how the kernel finds a path. Must 
 
 A file is trusted when nobody but root (for a user's own unit: and that user) may write it, or
 write in a directory on the way to it, symbolic links and their targets included: who may rename in
-one of those can put another program there. `python -m mount.units.trust COMMAND` asks
-it for what root is to run.
+one of those can put another program there. `python -m mount.units.trust COMMAND` asks it for what
+root is to run.
 """
 
 from __future__ import annotations
