@@ -76,6 +76,7 @@ class BlockMap:
         self._env = lmdb.open(
             str(path),
             map_size=size,
+            mode=0o600,
             max_dbs=4,
             max_spare_txns=2,
             sync=False,

@@ -45,6 +45,7 @@ import trio
 
 from cache import eviction
 from cache.blockmap import Block, BlockMap, Buffer, is_disk_full, key_of, map_size
+from cache.disk import make_private
 
 __all__ = ["Block", "BlockCache", "Buffer", "Stats"]
 
@@ -119,7 +120,7 @@ class BlockCache:
         self._touched: dict[bytes, None] = {}
         self._hits = self._misses = self._dropped = self._evicted = 0
         self._is_failing = False  # touched under `_writing` only, like `_dropped`
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path)
         path.chmod(0o700)  # blocks are not hashed again when read: nobody else may write them
         self._lock = _lock(path)
         try:
@@ -150,7 +151,8 @@ class BlockCache:
 
     def _new_map(self) -> BlockMap:
         directory = self._path / "map"
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(exist_ok=True, mode=0o700)
+        directory.chmod(0o700)  # earlier versions left it open to whoever got so far
         return BlockMap(directory, map_size(self._limit))
 
     def _discard(self, reason: str) -> None:
@@ -353,7 +355,8 @@ def _why_distrust(path: Path, boot_id: str) -> str | None:
 def _write_state(path: Path, state: _State) -> None:
     """Replace the state file; on return it is on disk, before anything the map does next."""
     fresh = path / "state.json.new"
-    with fresh.open("wb") as file:
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
         file.write(msgspec.json.encode(state))
         file.flush()
         os.fsync(file.fileno())

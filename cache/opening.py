@@ -28,7 +28,7 @@ import msgspec
 import structlog
 
 from cache import quarantine
-from cache.disk import sync_directory
+from cache.disk import make_private, sync_directory
 from cache.operations import Body
 from cache.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 
@@ -62,7 +62,7 @@ def is_damage(problem: BaseException) -> bool:
 def open_database(path: Path, companions: Sequence[Path], boot: str = "") -> sqlite3.Connection:
     """Open or make the database. `companions`: the spool. `boot` names what a process survives and
     a machine that loses power does not. Raises `NewerState`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     spool = companions[0] if companions else None
     if quarantine.marked(path.parent) is None:
         db = _open_whole(path, spool, boot)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cache.disk import sync_directory
+from cache.disk import copy_private, sync_directory
 
 MARK = "damaged.json"
 REPORT = "report.json"
@@ -138,10 +137,9 @@ def _fresh(state: Path) -> Path:
 
 def _copy(file: Path, target: Path) -> None:
     """The database's bytes as they are now; SQLite must not find two names of one database."""
-    shutil.copyfile(file, target)
+    copy_private(file, target)
     descriptor = os.open(target, os.O_RDONLY)
     try:
-        os.fchmod(descriptor, 0o600)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

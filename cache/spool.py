@@ -25,7 +25,7 @@ from pathlib import Path
 
 import trio
 
-from cache.disk import sync_directory
+from cache.disk import make_private, sync_directory
 from cache.settling import digest
 
 OPEN_FILES = 128
@@ -47,7 +47,7 @@ class Damaged(OSError):
 
 class Spool:
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(directory)
         sync_directory(directory.parent)  # its name, without which none of its files is there
         self._directory = directory
         self._open: OrderedDict[int, int] = OrderedDict()

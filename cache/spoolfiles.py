@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import shutil
 from pathlib import Path
 
+from cache.disk import copy_private
 from cache.intervals import Range
 from cache.mending import SpoolFile
 from cache.quarantine import layer_files
@@ -50,4 +50,4 @@ def data_ranges(path: Path) -> list[Range]:
 
 def _copy(path: Path, number: int) -> None:
     """The same bytes for another layer, which are written apart from now on."""
-    shutil.copyfile(path, path.with_name(f"{number}.layer"))
+    copy_private(path, path.with_name(f"{number}.layer"))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 from msgspec import DecodeError, Struct, json
 
+from cache.disk import make_private
 from mount.config import MountConfig, needs_pin, short_hash
 from mount.failures import Failure, UsageFailure
 from mount.starting.registry import write_atomically
@@ -48,7 +49,7 @@ def directory() -> Path:
 def save(url: str, account: str, token: str) -> str:
     """Keep `token`; returns where, in words. Raises `Failure` when it cannot be kept privately."""
     file = _token_file(url, account)
-    _make_private(file.parent)
+    _close_to_others(file.parent)
     if _into_keyring(url, account, token):
         file.unlink(missing_ok=True)
         where = "the keyring"
@@ -75,7 +76,7 @@ def load(url: str, account: str) -> str:
 def keep_certificate(url: str, certificate: str) -> None:
     """From now on only the holder of this certificate's key (PEM) is the server at `url`."""
     file = _certificate_file(url)
-    _make_private(file.parent)
+    _close_to_others(file.parent)
     write_atomically(file, certificate.encode(), mode=0o600)
 
 
@@ -188,8 +189,8 @@ def _remember(login: Login) -> None:
     write_atomically(_list_file(), json.format(json.encode(known)), mode=0o600)
 
 
-def _make_private(where: Path) -> None:
-    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _close_to_others(where: Path) -> None:
+    make_private(where)
     if where.stat().st_mode & 0o077:
         where.chmod(0o700)
 

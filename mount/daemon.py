@@ -3,6 +3,10 @@
 Knows: the order of starting and ending, and what the control socket may ask. Must not know: how
 requests are carried out (`filesystem`, `session`), how the process was started (`daemon_main`).
 
+Starting: what somebody else could keep from us (the socket, the port of the metrics) is taken
+before there is a mount. A start that fails later unmounts: nobody has written anything yet, because
+the kernel gets no answer before the mount is usable.
+
 Ending: `umount` (the command, or umount(8)) makes the kernel write back everything and end the FUSE
 loop; then the rest is cancelled. SIGTERM and SIGINT unmount the same way, lazily if something is
 still open; the journal stays for the next mount. Should the loop itself fail, the mountpoint stays
@@ -16,7 +20,9 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -31,7 +37,7 @@ from mount.asked import control_messages as say
 from mount.asked import refusals
 from mount.asked.account import Account
 from mount.asked.account_messages import AccountAnswer, AccountRequest
-from mount.asked.control import Report, serve_control
+from mount.asked.control import Report, listening, serve_control
 from mount.asked.pins import Pins
 from mount.attributes import Ownership
 from mount.config import MountConfig
@@ -53,22 +59,48 @@ async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
     invalidator, lookups = KernelInvalidator(), Lookups()
     session = Session(config, token, invalidator, lookups.in_use)
     try:
-        async with session.client:
+        async with session.client, _listening(config) as doors:
             await session.start()
             owner = Ownership.of(config.uid, config.gid, config.umask, os.getuid(), os.getgid())
             filesystem = FileSystem(session, lookups, owner)
             at = config.mountpoint
             pyfuse3.init(filesystem, str(at), _fuse_options(config))
-            ended_well = False
+            stays = False  # the mountpoint, answering ENOTCONN: see the header
+
+            def usable() -> None:
+                nonlocal stays
+                ready()
+                stays = True
+
             try:
                 with _tended(at):
-                    await _serve(config, session, invalidator, ready)
-                ended_well = True
+                    await _serve(config, session, invalidator, doors, usable)
+                stays = False
             finally:
-                # After a failure the mountpoint stays, answering ENOTCONN: see the header.
-                pyfuse3.close(unmount=ended_well and mountinfo.mounted_at(at) is not None)
+                pyfuse3.close(unmount=not stays and mountinfo.mounted_at(at) is not None)
     finally:
         session.close()
+
+
+@dataclass(frozen=True)
+class _Doors:
+    """Where this mount can be asked about itself."""
+
+    control: trio.SocketListener
+    metrics: list[trio.SocketListener]
+
+
+@contextlib.asynccontextmanager
+async def _listening(config: MountConfig) -> AsyncIterator[_Doors]:
+    async with listening(say.socket_path(config.state_dir)) as control, AsyncExitStack() as stack:
+        metrics: list[trio.SocketListener] = []
+        if config.metrics_port is not None:
+            from mount.metrics import open_metrics  # only when asked for: it costs start-up time
+
+            metrics = await open_metrics(config.metrics_port)
+        for listener in metrics:
+            await stack.enter_async_context(listener)
+        yield _Doors(control, metrics)
 
 
 @contextlib.contextmanager
@@ -87,6 +119,7 @@ async def _serve(
     config: MountConfig,
     session: Session,
     invalidator: KernelInvalidator,
+    doors: _Doors,
     ready: Callable[[], None],
 ) -> None:
     async with trio.open_nursery() as nursery:
@@ -96,14 +129,14 @@ async def _serve(
         write_back = WriteBack(config.mountpoint, session.tree, session.journal, session.replayer)
         nursery.start_soon(write_back.run)
         handler = Control(config, session, pins, account, write_back)
-        await nursery.start(serve_control, say.socket_path(config.state_dir), handler)
+        nursery.start_soon(serve_control, doors.control, handler)
         nursery.start_soon(invalidator.run)
         nursery.start_soon(pins.run)
         nursery.start_soon(_end_on_signal, config)
-        if config.metrics_port is not None:
-            from mount.metrics import serve_metrics  # only when asked for: it costs start-up time
+        if doors.metrics:
+            from mount.metrics import serve_metrics
 
-            nursery.start_soon(serve_metrics, config.metrics_port, handler.status)
+            nursery.start_soon(serve_metrics, doors.metrics, handler.status)
         nursery.start_soon(_raise_read_ahead, config.mountpoint)
         ready()
         log.info("mounted", at=str(config.mountpoint), url=config.url, account=config.account)

@@ -20,7 +20,7 @@ _OLD_FILES = 3
 
 
 class _PrivateRotatingFile(logging.handlers.RotatingFileHandler):
-    """A rotating log that only its owner can read, although the mount runs with umask 0."""
+    """A rotating log that only its owner can read, whatever the umask is."""
 
     def _open(self) -> io.TextIOWrapper:
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from mount.asked.control_messages import Status
+from mount.failures import Failure
 
 _LIMIT = 8192
 _PATIENCE_SECONDS = 10.0
@@ -45,11 +46,23 @@ class _FromStatus:
             yield CounterMetricFamily(name, text, value=float(value))
 
 
-async def serve_metrics(port: int, status: Callable[[], Status]) -> None:
-    """Answer any HTTP request on 127.0.0.1:`port` with the metrics, until cancelled."""
+async def open_metrics(port: int) -> list[trio.SocketListener]:
+    """Listen on 127.0.0.1:`port`, so that who has that port already is found before there is a
+    mount. Raises `Failure`."""
+    try:
+        return await trio.open_tcp_listeners(port, host="127.0.0.1")
+    except OSError as error:
+        raise Failure(
+            f"cannot listen on 127.0.0.1:{port} for metrics: {error.strerror}; "
+            "give another metrics-port"
+        ) from error
+
+
+async def serve_metrics(listeners: list[trio.SocketListener], status: Callable[[], Status]) -> None:
+    """Answer any HTTP request on `listeners` with the metrics, until cancelled."""
     registry = CollectorRegistry()
     registry.register(_FromStatus(status))
-    await trio.serve_tcp(partial(_answer, registry), port, host="127.0.0.1")
+    await trio.serve_listeners(partial(_answer, registry), listeners)
 
 
 async def _answer(registry: CollectorRegistry, stream: trio.SocketStream) -> None:

@@ -3,6 +3,7 @@
     main      process: lock, socket, signals      app       ASGI: edge, content, API
     service   every part, and which thread does what
     settings  what an operator can choose         metrics, gauges  what Prometheus sees
+    datadir   whose the data is, who may read it
 
     front/    what a connection and a request meet before any endpoint
     api/      thin Litestar handlers

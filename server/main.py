@@ -2,12 +2,12 @@
 
 Knows: how a server starts and stops. Must not know: what it serves.
 
-Order at start: lock the data directory (a second server on the same data would corrupt nothing, but
-would not tell the first one's sockets of its commits), bind the port, so that the public URL is
-known, then open the data. `ready` is called, and DATA/server.url written, when requests are
-answered. At SIGTERM or SIGINT: no new connections, long polls answered, sockets closed, what was
-begun is finished for at most `GRACE_SECONDS`. At SIGHUP a server with TLS reads its certificate
-again.
+Order at start: see that the data directory is private, lock it (a second server on the same data
+would corrupt nothing, but would not tell the first one's sockets of its commits), bind the port, so
+that the public URL is known, then open the data. `ready` is called, and DATA/server.url written,
+when requests are answered. At SIGTERM or SIGINT: no new connections, long polls answered, sockets
+closed, what was begun is finished for at most `GRACE_SECONDS`. At SIGHUP a server with TLS reads
+its certificate again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, cast
 import structlog
 import uvicorn
 
+from server import datadir
 from server.front import logs
 from server.front.connections import Config, Http
 from server.front.door import Door
@@ -75,17 +76,18 @@ def serve(
     files, by default those of the configuration file; without them, other machines are only
     listened to through trusted proxies, or if `insecure`.
 
-    Raises `AlreadyServed`, `CannotListen`, `settings.BadSettings`, `db.DataTooNew`, `keys.BadKey`.
+    Raises `AlreadyServed`, `CannotListen`, `datadir.NotPrivate`, `settings.BadSettings`,
+    `db.DataTooNew`, `keys.BadKey`.
     """
     tunables = read_config(config)
     certificate = _certificate(tunables, tls_cert, tls_key)
     tls = certificate is not None
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(data_dir), listening(listen) as sock:
+    with _private(data_dir), _locked(data_dir), listening(listen) as sock:
         check_safe(sock, tls=tls, proxied=bool(tunables.trusted_proxies), insecure=insecure)
         url = public_url(sock, public or tunables.public_url, tls=tls)
         settings = Settings(data_dir, url, tunables)
         logs.configure()
+        datadir.shut(data_dir)
         _allow_descriptors(2 * tunables.connections + _SPARE_DESCRIPTORS)
         _run(settings, sock, certificate, ready)
 
@@ -245,8 +247,16 @@ class Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
+def _private(data_dir: Path) -> Iterator[None]:
+    with datadir.private():
+        datadir.check(data_dir, serving=True)
+        yield
+
+
+@contextlib.contextmanager
 def _locked(data_dir: Path) -> Iterator[None]:
-    fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(data_dir / "lock", flags, 0o600)
     try:
         _lock(fd, data_dir)
         yield

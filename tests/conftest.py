@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("NEARLINE_TOKEN", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
     return place
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    """Only what asks for private modes gets them."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture

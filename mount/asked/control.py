@@ -12,11 +12,11 @@ connection after `stop` as an answer.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-import stat
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -27,12 +27,12 @@ from msgspec import DecodeError
 
 from mount.asked import control_messages as say
 from mount.asked.account_messages import AccountAnswer, AccountRequest
-from mount.asked.control_messages import CacheStats, Progress, Status, socket_path
+from mount.asked.control_messages import CacheStats, Progress, Status, reachable
 from mount.failures import Failure
 from remote.errors import NearlineError
 
-__all__ = ["CacheStats", "ControlHandler", "Progress", "Report", "Status", "serve_control"]
-__all__ += ["socket_path"]
+__all__ = ["CacheStats", "ControlHandler", "Progress", "Report", "Status", "listening"]
+__all__ += ["serve_control"]
 
 log = structlog.get_logger(__name__)
 
@@ -74,45 +74,39 @@ class ControlHandler(Protocol):
         """Sharing, links, history, trash and devices: asked of the server, shown in the mount."""
 
 
-async def serve_control(
-    path: Path,
-    handler: ControlHandler,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Answer on the Unix socket `path` until cancelled; `started` once it can be connected to.
+@contextlib.asynccontextmanager
+async def listening(path: Path) -> AsyncIterator[trio.SocketListener]:
+    """The Unix socket `path`, which can be connected to until the block ends: then it is gone.
 
     The caller holds the lock of the state directory, so a socket that is already there is left
-    over from a process that died."""
+    over from a process that died. Raises `Failure`."""
     listener = await _listen(path)
     try:
-        task_status.started()
-        await trio.serve_listeners(partial(_serve_one, handler), [listener])
+        async with listener:
+            yield listener
     finally:
         path.unlink(missing_ok=True)
 
 
 async def _listen(path: Path) -> trio.SocketListener:
-    _private_dir(path.parent)
-    path.unlink(missing_ok=True)
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        await sock.bind(os.fspath(path))
+        path.unlink(missing_ok=True)
+        with reachable(path) as name:
+            await sock.bind(name)
         path.chmod(0o600)  # before listen: until then nobody can connect
         sock.listen(16)
-    except BaseException:
+    except OSError as error:
         sock.close()
-        raise
+        raise Failure(
+            f"cannot make the socket {path}: {error.strerror}; give another --state directory"
+        ) from error
     return trio.SocketListener(sock)
 
 
-def _private_dir(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = directory.stat()
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-        raise Failure(f"{directory} belongs to somebody else; remove it or set XDG_RUNTIME_DIR")
-    if found.st_mode & 0o022:
-        directory.chmod(0o700)
+async def serve_control(listener: trio.SocketListener, handler: ControlHandler) -> None:
+    """Answer whoever connects to `listener`, until cancelled."""
+    await trio.serve_listeners(partial(_serve_one, handler), [listener])
 
 
 async def _serve_one(handler: ControlHandler, stream: trio.SocketStream) -> None:

@@ -46,7 +46,7 @@ def ask(
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(patience)
-            sock.connect(str(path))
+            _connect(sock, path)
             sock.sendall(say.encode(request))
             for line in _lines(sock):
                 answer = say.decode_answer(line)
@@ -59,6 +59,11 @@ def ask(
     except (OSError, DecodeError) as error:
         raise NotAnswering(f"the mount does not answer on {path}: {error}") from error
     raise NotAnswering(f"the mount ended without answering on {path}")
+
+
+def _connect(sock: socket.socket, path: Path) -> None:
+    with say.reachable(path) as name:
+        sock.connect(name)
 
 
 def _lines(sock: socket.socket) -> Iterator[bytes]:
@@ -78,7 +83,7 @@ def answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(PROMPT_SECONDS)
         try:
-            sock.connect(str(path))
+            _connect(sock, path)
         except OSError:
             return False
     return True

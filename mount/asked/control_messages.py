@@ -11,15 +11,15 @@ stable schema, to which fields are added and never removed.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct, json
 
 from mount.asked.account_messages import AccountAnswer, AccountRequest
-from mount.config import short_hash
 
 SOCKET_NAME = "control.sock"
 # sockaddr_un.sun_path holds 108 bytes with its NUL on Linux and 104 on macOS (unix(7)).
@@ -232,18 +232,21 @@ def decode_answer(line: bytes) -> Answer:
 
 
 def socket_path(state_dir: Path) -> Path:
-    """Where the mount with this state directory listens: in it, or, when that path is too long for
-    a Unix socket, in the user's runtime directory under a name made from it."""
-    plain = state_dir / SOCKET_NAME
-    if len(os.fsencode(plain)) <= MAX_SOCKET_PATH:
-        return plain
-    return runtime_dir() / f"{short_hash(str(state_dir))}.sock"
+    """Where the mount with this state directory listens: in it, where nobody else can put anything.
+    It may be longer than a Unix socket's path can be: see `reachable`."""
+    return state_dir / SOCKET_NAME
 
 
-def runtime_dir() -> Path:
-    """A short directory of this user for sockets: XDG_RUNTIME_DIR, else under the temporary one.
-    Not made here; whoever makes it must check that it is theirs (`mode 0700`)."""
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    if given and len(os.fsencode(given)) < 60:
-        return Path(given) / "nearline"
-    return Path(tempfile.gettempdir()) / f"nearline-{os.getuid()}"
+@contextlib.contextmanager
+def reachable(path: Path) -> Iterator[str]:
+    """What bind(2) and connect(2) are given for the socket `path`, good until the block ends: the
+    path, or when it is too long for them, its directory by a descriptor and the name in it. So no
+    socket needs a short directory that all users share. Raises OSError."""
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+        yield os.fspath(path)
+        return
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)

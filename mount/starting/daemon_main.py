@@ -82,18 +82,22 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
     """Mount, call `ready` when it is usable, and return when it has been unmounted.
 
     Raises `Failure`. Everything else that goes wrong is logged whole and becomes one."""
-    os.umask(0o077)  # what is made around the mount is nobody else's business
+    # For good: what this process makes is its own, never its callers', whose files are rows and
+    # spool files here. Their umask is the kernel's business.
+    os.umask(0o077)
     _allow_many_files()
     with Directories(config) as directories:
         started = False
 
         def usable() -> None:
             nonlocal started
-            started = True
             preflight.remember_identity(config)
+            started = True
             ready()
 
         _redirect(config)
+        for directory in directories.made_private:
+            log.warning("made private: others could read it", directory=str(directory))
         try:
             _run_recorded(config, token, usable)
         except Unexpected:
@@ -161,7 +165,6 @@ async def _session(config: MountConfig, token: str, ready: Callable[[], None]) -
 
     if preflight.identity(config.state_dir) is None:
         await check_server(config, token)
-    os.umask(0)  # from here on the modes of files are those that callers of the mount ask for
     await daemon.run(config, token, ready=ready)
 
 

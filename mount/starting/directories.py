@@ -1,7 +1,8 @@
 """The two directories of a mount: making them privately, holding them, taking them back.
 
 Knows: who may use a state directory (flock(2) on its file `lock`, which the kernel lets go of
-however the process ends) and which directories a start has made. Must not know: what is in them.
+however the process ends), whose the directories must be, and which ones a start has made. Must not
+know: what is in them.
 
 Invariant: a directory that was there before is never removed, nor one whose mount was ever usable.
 """
@@ -15,6 +16,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
+from cache.disk import make_private
 from mount.config import MountConfig
 from mount.failures import Failure
 
@@ -22,13 +24,17 @@ from mount.failures import Failure
 class Directories:
     """Makes the state and cache directories (0700) and holds the lock of the former while inside.
 
-    Raises `Failure` on entering when another mount has the lock or a directory cannot be made; then
-    nothing is left of what entering made."""
+    One that was there must be this user's, and writable by nobody else; `made_private` are those
+    that others could read until now.
+
+    Raises `Failure` on entering when another mount has the lock, or a directory cannot be made or
+    used; then nothing is left of what entering made."""
 
     def __init__(self, config: MountConfig) -> None:
         self._state, self._cache = config.state_dir, config.cache_dir
         self._descriptor = -1
         self._made: list[Path] = []
+        self.made_private: list[Path] = []
 
     def __enter__(self) -> Directories:
         try:
@@ -45,11 +51,25 @@ class Directories:
         # Innermost first: the order in which they can be removed again.
         self._made[:0] = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(directory)
         except OSError as error:
             raise Failure(
                 f"cannot make {directory}: {error.strerror}; make room, or give another {flag}"
             ) from error
+        self._close_to_others(directory, flag)
+
+    def _close_to_others(self, directory: Path, flag: str) -> None:
+        found = directory.stat()
+        if found.st_uid != os.geteuid():
+            raise Failure(f"{directory} belongs to another user; give another {flag}")
+        if found.st_mode & 0o022:
+            raise Failure(
+                f"others may write in {directory}; look at what is in it and run "
+                f"`chmod 700 {directory}`, or give another {flag}"
+            )
+        if found.st_mode & 0o077:
+            directory.chmod(0o700)
+            self.made_private.append(directory)
 
     def _lock(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC

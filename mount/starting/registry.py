@@ -18,7 +18,7 @@ from pathlib import Path
 import platformdirs
 from msgspec import DecodeError, Struct, json
 
-from cache.disk import sync_directory
+from cache.disk import make_private, sync_directory
 from mount import mountinfo
 from mount.asked import control_client
 from mount.config import short_hash
@@ -76,7 +76,7 @@ def _file(mountpoint: Path) -> Path:
 def put(record: Record) -> None:
     """Write `record`, replacing an older one of the same mountpoint."""
     file = _file(Path(record.mountpoint))
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(file.parent)
     write_atomically(file, json.encode(record), mode=0o600)
 
 

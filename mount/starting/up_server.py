@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cache.disk import make_private
 from mount.failures import Failure
 from mount.starting.embedded import PARENT, READY_FD
 
@@ -38,9 +39,9 @@ class Server:
 
     def start(self) -> None:
         """Start the process; it says on a pipe when it serves."""
-        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self._data_dir)
         self._answer, write_end = os.pipe()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         log = os.open(self.log, flags, 0o600)
         self._log_start = os.fstat(log).st_size
         try:

@@ -16,6 +16,7 @@ import ipaddress
 from pathlib import Path
 
 from remote.identity import fingerprint
+from server import datadir
 from server.front.tls import Certificate
 from server.settings import BadSettings
 from server.storage.keys import BadKey, kept, write_private
@@ -37,7 +38,7 @@ class Identity:
     def __init__(self, data_dir: Path) -> None:
         """Those in `data_dir`, made if they are missing. Raises `BadKey`."""
         directory = data_dir / "keys"
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        datadir.make(directory)
         file = directory / KEY_NAME
         pem = kept(file, _new).decode("ascii", "replace")
         self.certificate = pem[pem.find(_BEGIN) :] if _BEGIN in pem else ""

@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
+from server import datadir
 from server.metadata.schema import metadata
 
 HEAD = "0006"
@@ -42,7 +43,8 @@ class Database:
     def __init__(self, path: Path, *, frozen: bool = False) -> None:
         """`frozen`: the file is there and nobody changes it, nor does reading it leave a trace."""
         if not frozen:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            datadir.make(path.parent)
+            datadir.make_file(path)
         self._engine = _frozen_engine(path) if frozen else _sqlite_engine(path)
         self._writer = self._engine.execution_options(nearline_write=True)
         self._write_lock = threading.Lock()
@@ -82,7 +84,8 @@ class Database:
 
     def copy_to(self, path: Path) -> None:
         """Make `path` a database with everything as it is at this moment, beside any writers; one
-        file, durable, that nothing has to be recovered in."""
+        file, durable, private, that nothing has to be recovered in."""
+        datadir.make_file(path)
         with self._engine.connect() as conn, contextlib.closing(sqlite3.connect(path)) as copy:
             source: Any = conn.connection.driver_connection
             source.backup(copy)

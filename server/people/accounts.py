@@ -30,6 +30,7 @@ from msgspec import UNSET, UnsetType
 from sqlalchemy import Connection, func, insert, select, update
 
 from remote.ids import uuid7
+from server import datadir
 from server.metadata.db import Database
 from server.metadata.schema import accounts, devices, drives, files
 from server.people import audit
@@ -174,13 +175,16 @@ def is_good(now_ns: int) -> Any:
 
 @contextmanager
 def opened(data_dir: Path) -> Iterator[Database]:
-    """The database of a data directory, brought up to date, for as long as the block runs."""
-    db = Database(data_dir / "nearline.sqlite")
-    try:
-        db.migrate()
-        yield db
-    finally:
-        db.close()
+    """The database of a data directory, brought up to date, for as long as the block runs. Raises
+    `datadir.NotPrivate`."""
+    with datadir.private():
+        datadir.secure(data_dir)
+        db = Database(data_dir / "nearline.sqlite")
+        try:
+            db.migrate()
+            yield db
+        finally:
+            db.close()
 
 
 # --- in a transaction ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -21,6 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from server import datadir
 
 _DRIVE = re.compile(r"[0-9a-f]{32}")
 _CHUNK = re.compile(r"[0-9a-f]{64}")
@@ -118,7 +121,7 @@ class LocalBlobStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._incoming = root / INCOMING
-        self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        datadir.make(self._incoming)
 
     def create(self, key: BlobKey) -> BlobWriter:
         return _LocalWriter(self._incoming / secrets.token_hex(16), self.path(key), self._root)
@@ -204,7 +207,8 @@ class _LocalReader:
 class _LocalWriter:
     def __init__(self, temporary: Path, final: Path, root: Path) -> None:
         self._temporary, self._final, self._root = temporary, final, root
-        self._file = temporary.open("xb", buffering=0)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._file = io.FileIO(fd, "wb")
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data)
@@ -226,7 +230,7 @@ class _LocalWriter:
     def _make_directory(self) -> None:
         if self._final.parent.is_dir():
             return
-        self._final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        datadir.make(self._final.parent)
         _sync_directory(self._final.parent.parent)
         _sync_directory(self._root)
 

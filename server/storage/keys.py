@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from remote.signing import LONGEST_SECONDS, SKEW_SECONDS
+from server import datadir
 
 NOTICE_SECONDS = 60
 """How long a running server may take to notice a rotation; it signs as before meanwhile."""
@@ -80,7 +81,7 @@ class BadKey(RuntimeError):
 def load_keys(directory: Path, now: int) -> Keys:
     """The keys in `directory`, made there if they are missing, as they are good at `now` (unix
     seconds). Raises `BadKey`."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    datadir.make(directory)
     edge = _private(directory / "edge.pem")
     past = [each for each in _past(directory) if each.ends > now]
     return Keys(

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
+from server import datadir
 from server.metadata.db import Database, DataTooNew
 from server.people import accounts, audit, closing, devices, passwords
 from server.settings import BadSettings, read_config
@@ -198,6 +199,7 @@ _FORESEEN = (
     accounts.AccountUnknown,
     backup.BadBackup,
     backup_restore.NotEmpty,
+    datadir.NotPrivate,
     datalock.Collecting,
     datalock.Served,
     devices.DeviceUnknown,
@@ -232,16 +234,18 @@ def _asked(data_dir: Path | None, *also: type[Exception]) -> Iterator[None]:
 @contextlib.contextmanager
 def _current(data_dir: Path) -> Iterator[Database]:
     """The database as it is: what only looks does not migrate."""
-    db = Database(data_dir / backup.DATABASE)
-    try:
-        if not db.is_current():
-            raise CannotAdminister(
-                "the data is of an older Nearline; start the server once, or run"
-                " `nearline account list --data DIR`, to bring it up to date"
-            )
-        yield db
-    finally:
-        db.close()
+    with datadir.private():
+        datadir.secure(data_dir)
+        db = Database(data_dir / backup.DATABASE)
+        try:
+            if not db.is_current():
+                raise CannotAdminister(
+                    "the data is of an older Nearline; start the server once, or run"
+                    " `nearline account list --data DIR`, to bring it up to date"
+                )
+            yield db
+        finally:
+            db.close()
 
 
 def _plain(struct: msgspec.Struct) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from pathlib import Path
 
 import msgspec
 
+from server import datadir
 from server.drive.records import pages
 from server.metadata.db import HEAD, Database
 from server.people import audit
@@ -77,19 +78,20 @@ class Made(msgspec.Struct):
 def make(data_dir: Path, dest: Path, progress: Progress = lambda _objects, _bytes: None) -> Made:
     """Back `data_dir` up into `dest`, which is made, or holds an earlier backup of it.
 
-    Raises `BadBackup` if `dest` holds something else.
+    Raises `BadBackup` if `dest` holds something else, `datadir.NotPrivate`.
     """
     _check_destination(data_dir, dest)
-    dest.mkdir(parents=True, exist_ok=True, mode=0o700)
-    db = Database(data_dir / DATABASE)
-    try:
-        with _alone(dest):
-            made = _make(db, data_dir, dest, progress)
-        with db.write() as conn:
-            detail = {"objects": made.objects, "bytes": made.bytes, "lost": len(made.lost)}
-            audit.note(conn, None, "backup", None, time.time_ns(), **detail)
-    finally:
-        db.close()
+    with datadir.private():
+        datadir.secure(dest)
+        db = Database(data_dir / DATABASE)
+        try:
+            with _alone(dest):
+                made = _make(db, data_dir, dest, progress)
+            with db.write() as conn:
+                detail = {"objects": made.objects, "bytes": made.bytes, "lost": len(made.lost)}
+                audit.note(conn, None, "backup", None, time.time_ns(), **detail)
+        finally:
+            db.close()
     return made
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from sqlalchemy import bindparam, select, tuple_
 
+from server import datadir
 from server.metadata.db import Database
 from server.metadata.schema import chunks
 from server.storage.blobs import BlobKey, LocalBlobStore
@@ -73,7 +74,7 @@ class Copier:
             return False
         final = self.target.path(wanted.key)
         if final.parent not in self._directories:
-            final.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            datadir.make(final.parent)
             self._directories |= {final.parent, final.parent.parent, final.parent.parent.parent}
         final.unlink(missing_ok=True)
         return self._link(wanted.key, final) or self._read(wanted)

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import select, update
 
+from server import datadir
 from server.metadata.db import Database
 from server.metadata.schema import drives
 from server.people import audit
@@ -48,15 +49,16 @@ def restore(
 ) -> Restored:
     """Make `data_dir`, which is new or empty, what the backup in `source` says, and check it all.
 
-    Raises `BadBackup`, `NotEmpty`, `datalock.Served`, `db.DataTooNew`.
+    Raises `BadBackup`, `NotEmpty`, `datadir.NotPrivate`, `datalock.Served`, `db.DataTooNew`.
     """
     manifest = _read_manifest(source)
     _check_state(source / manifest.state, manifest)
     if data_dir.exists() and any(path.name != "lost+found" for path in data_dir.iterdir()):
         raise NotEmpty(f"{data_dir} is not empty; restore into a new directory")
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with datalock.unserved(data_dir):
-        report = _bring_back(source, data_dir, manifest, progress)
+    with datadir.private():
+        datadir.secure(data_dir)
+        with datalock.unserved(data_dir):
+            report = _bring_back(source, data_dir, manifest, progress)
     return Restored(manifest.at_ns, manifest.objects, manifest.bytes, report)
 
 
@@ -70,8 +72,8 @@ def _bring_back(
             write_private(data_dir / name, (state / name).read_bytes())
     blobs = _bring_objects(source, data_dir, state / DATABASE)
     copy = data_dir / f"{DATABASE}.restoring"
+    datadir.make_file(copy)
     shutil.copyfile(state / DATABASE, copy)
-    copy.chmod(0o600)
     report = _renew(copy, blobs, manifest, progress)
     copy.rename(data_dir / DATABASE)
     sync(data_dir)

@@ -60,16 +60,23 @@ def unserved(data_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(data_dir: Path, name: str = "gc.lock") -> Iterator[int]:
-    fd = os.open(data_dir / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _open(data_dir, name)
     try:
-        _give_to_owner(fd, data_dir)
         yield fd
     finally:
         os.close(fd)
 
 
-def _give_to_owner(fd: int, data_dir: Path) -> None:
-    """An administrator's command may make the file; the server must be able to open it."""
+def _open(data_dir: Path, name: str) -> int:
+    """Root's command may make the file, and the server must be able to open it. What is there may
+    have been put there by the user that the server runs as: root follows no link of theirs, and
+    gives them nothing but what it has made."""
+    path, flags = data_dir / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags)
     if os.geteuid() == 0:
         owner = data_dir.stat()
         os.fchown(fd, owner.st_uid, owner.st_gid)
+    return fd

@@ -354,3 +354,20 @@ def test_pins_of_one_owner_are_not_those_of_another_with_a_longer_name(tmp_path:
     blockmap.set_pins("abc", [])
     assert blockmap.pinned == frozenset()
     blockmap.close(sync=False)
+
+
+async def test_everything_in_a_cache_is_its_owners_alone(tmp_path: Path, no_umask: None) -> None:
+    path = tmp_path / "made" / "blocks"
+    cache = BlockCache.open(path, LIMIT, boot_id="one")
+    await fill(cache, range(3))
+    cache.close()
+    made = [path.parent, path, *path.rglob("*")]
+    assert len(made) > 5
+    assert [each for each in made if each.stat().st_mode & 0o077] == []
+
+
+def test_a_map_that_was_open_to_others_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "map").mkdir()
+    (tmp_path / "map").chmod(0o777)
+    BlockCache.open(tmp_path, LIMIT, boot_id="one").close()
+    assert (tmp_path / "map").stat().st_mode & 0o777 == 0o700

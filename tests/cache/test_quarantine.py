@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cache import opening, quarantine
+from cache import opening, quarantine, spoolfiles
 from cache.database import Database
 from cache.opening import DamagedState, NewerState
 
@@ -168,3 +168,20 @@ def test_damage_that_is_met_in_use_is_an_error_and_is_salvaged_next_time(tmp_pat
     again.close()
     [(_, report)] = quarantine.reports(tmp_path)
     assert report.torn == ["pin"]
+
+
+def test_what_is_put_aside_and_salvaged_is_its_owners_alone(tmp_path: Path, no_umask: None) -> None:
+    spool = spoiled(tmp_path)
+    for path in (spool, *spool.iterdir(), tmp_path / "tree.sqlite"):
+        path.chmod(path.stat().st_mode & 0o700)
+    open_and_close(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.lstat().st_mode & 0o077] == []
+
+
+def test_a_copy_is_its_owners_alone(tmp_path: Path, no_umask: None) -> None:
+    (tmp_path / "3.layer").write_bytes(b"dirty bytes")
+    (tmp_path / "4.layer").touch(mode=0o666)
+    for number in (4, 5):
+        spoolfiles.find(tmp_path)[3].copy(number)
+        copy = tmp_path / f"{number}.layer"
+        assert (copy.read_bytes(), copy.stat().st_mode & 0o777) == (b"dirty bytes", 0o600)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import struct
 
+import pytest
 import trio
 
 from mount.asked.control_messages import CacheStatus, JournalStatus, Status
-from mount.metrics import serve_metrics
+from mount.failures import Failure
+from mount.metrics import open_metrics, serve_metrics
 
 
 def status() -> Status:
@@ -46,7 +48,7 @@ async def scrape(port: int) -> str:
 async def test_the_numbers_of_status() -> None:
     port = free_port()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_metrics, port, status)
+        nursery.start_soon(serve_metrics, await open_metrics(port), status)
         text = await scrape(port)
         nursery.cancel_scope.cancel()
     assert text.startswith("HTTP/1.1 200 OK\r\n")
@@ -59,7 +61,7 @@ async def test_the_numbers_of_status() -> None:
 async def test_a_client_that_breaks_off_ends_nothing() -> None:
     port = free_port()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_metrics, port, status)
+        nursery.start_soon(serve_metrics, await open_metrics(port), status)
         for request in (b"", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n\r\n"):
             stream = await connect(port)
             await stream.send_all(request)
@@ -68,3 +70,10 @@ async def test_a_client_that_breaks_off_ends_nothing() -> None:
             stream.socket.close()
         assert "nearline_mount_online 1.0" in await scrape(port)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_port_that_somebody_has_is_a_failure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = int(taken.getsockname()[1])
+        with pytest.raises(Failure, match="give another metrics-port"):
+            await open_metrics(port)

@@ -215,3 +215,51 @@ def test_what_only_root_may_ask_of_fuse(tmp_path: Path, monkeypatch: pytest.Monk
     preflight.check_root_flags(asked("nosuid,allow_root"))
     with pytest.raises(Failure, match="only root may mount with suid"):
         preflight.check_root_flags(asked("suid"))
+
+
+@pytest.mark.parametrize("flag", ["--state", "--cache"])
+def test_a_directory_that_others_write_in_is_refused(
+    config: MountConfig, tmp_path: Path, flag: str
+) -> None:
+    shared, good = tmp_path / "shared", tmp_path / "good"
+    shared.mkdir()
+    shared.chmod(0o775)
+    wrong = placed(config, shared, good) if flag == "--state" else placed(config, good, shared)
+    with (
+        pytest.raises(Failure, match=rf"others may write in .*chmod 700 .* another {flag}"),
+        Directories(wrong),
+    ):
+        pass
+    assert os.listdir(shared) == []
+    assert not good.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_directory_of_somebody_else_is_refused(config: MountConfig, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, 12345, 12345)
+    with (
+        pytest.raises(Failure, match="belongs to another user; give another --state"),
+        Directories(placed(config, theirs, tmp_path / "cache")),
+    ):
+        pass
+    assert os.listdir(theirs) == []
+
+
+def test_a_directory_that_others_could_read_is_made_private(
+    config: MountConfig, tmp_path: Path
+) -> None:
+    state, cache = tmp_path / "state", tmp_path / "cache"
+    state.mkdir(mode=0o755)
+    cache.mkdir(mode=0o700)
+    with Directories(placed(config, state, cache)) as directories:
+        assert directories.made_private == [state]
+    assert state.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_missing_above_is_made_private_too(
+    config: MountConfig, tmp_path: Path, no_umask: None
+) -> None:
+    with Directories(placed(config, tmp_path / "a" / "b" / "state", tmp_path / "cache")):
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from sqlalchemy import select
 
+from server.datadir import NotPrivate
 from server.metadata import schema
 from server.metadata.db import Database
 from server.storage.blobs import BlobKey, LocalBlobStore
@@ -308,3 +309,35 @@ def test_secrets_in_a_backup_are_its_owners(served: Running, dest: Path) -> None
     keys = list(dest.glob("state-*/keys/*"))
     assert {key.name for key in keys} >= {"edge.pem", "put.secret", "cursor.secret"}
     assert all(key.stat().st_mode & 0o777 == 0o600 for key in keys)
+
+
+def test_data_backup_and_what_is_restored_are_their_owners_alone(
+    start: Start, dest: Path, tmp_path: Path, no_umask: None
+) -> None:
+    served = start(collect_seconds=0)
+    served.account("anna").store("text", TEXT)
+    for there in (dest, tmp_path / "new"):
+        there.mkdir()
+        there.chmod(0o755)
+    backup.make(served.data, dest)
+    restore(dest, tmp_path / "new")
+    made = [
+        path for top in (served.data, dest, tmp_path / "new") for path in (top, *top.rglob("*"))
+    ]
+    assert len(made) > 30
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
+def test_no_backup_is_made_where_others_write(served: Running, dest: Path, tmp_path: Path) -> None:
+    dest.mkdir()
+    dest.chmod(0o777)
+    with pytest.raises(NotPrivate, match="others may write"):
+        backup.make(served.data, dest)
+    assert list(dest.iterdir()) == []
+    dest.chmod(0o755)
+    backup.make(served.data, dest)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new").chmod(0o777)
+    with pytest.raises(NotPrivate, match="others may write"):
+        restore(dest, tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []

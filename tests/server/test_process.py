@@ -86,6 +86,27 @@ def test_what_is_secret_is_readable_by_the_owner_only(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
+def test_a_server_shuts_others_out_of_data_that_was_there(tmp_path: Path, no_umask: None) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o755)
+    add_account(data, "anna", "secret")
+    (data / "server.log").touch()
+    for path in data.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    data.chmod(0o755)
+    with process(data):
+        assert [path for path in (data, *data.rglob("*")) if path.stat().st_mode & 0o077] == []
+
+
+def test_data_that_others_write_in_is_not_served(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    with process(tmp_path) as (running, url):
+        assert url == ""
+        assert running.wait(20) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_taken_port_is_said_so(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -30,6 +30,7 @@ from server.people.accounts import (
     password_matches,
 )
 from server.people.devices import issue_token
+from server.people.passwords import set_password
 from tests.server.conftest import Start
 from tests.server.harness import Client, Failed, Running
 
