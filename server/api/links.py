@@ -42,11 +42,17 @@ async def make(request: AnyRequest, file_id: FromPath[str]) -> Reply:
 
 
 async def _hashed(service: Service, account: str, password: str) -> str:
+    """The hash of `password`, in its turn and as often as an account may. Raises
+    `Refused(RateLimited)`."""
     wait = service.locked_links.take(account, time.monotonic())
     if wait:
         message = f"too many links with a password; try again in {max(1.0, wait):.0f} s"
         raise Refused(RateLimited(message=message, retry_after_seconds=round(wait, 3)))
-    return await service.desk.run("link", account, accounts.hash_password, password)
+    try:
+        return await service.desk.run("link", account, accounts.hash_password, password)
+    except Refused:  # nothing was hashed
+        service.locked_links.give_back(account, time.monotonic())
+        raise
 
 
 @get("/v1/files/{file_id:str}/links")
