@@ -134,7 +134,7 @@ def test_a_name_cannot_draw_on_the_terminal(data: Path, run: Run) -> None:
         "INSERT INTO files (id, drive, kind, mode, uid, gid, mtime_ns, ctime_ns, size, links, rdev,"
         f" rev) VALUES ('f', '{drive}', 'directory', 0, 0, 0, 0, 0, 0, 9, 0, 0)",
     )
-    sql(data, f"INSERT INTO entries VALUES ('{root}', 'a' || char(27) || '[2J', 'f', 0)")
+    sql(data, f"INSERT INTO entries VALUES ('{root}', 'a' || char(27) || '[2J', 'f', 0, NULL)")
     told = run("admin", "fsck", "--data", data, exits=1)
     assert "\x1b" not in told
     assert "anna:/a\\x1b[2J: has 1 names, but says 9" in told
