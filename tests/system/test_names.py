@@ -166,7 +166,7 @@ def test_directories_may_be_deeper_than_any_path_is_long(pair: Pair) -> None:
 
 
 def test_a_path_that_would_be_longer_than_64_kib_is_refused_at_the_call(pair: Pair) -> None:
-    top, name = pair.a.at / "long", "n" * 255
+    top, name = pair.a.at / "long path", "n" * 255
     top.mkdir()
     at, levels = os.open(top, os.O_RDONLY), 0
     with fails_with(errno.ENAMETOOLONG):
@@ -177,7 +177,7 @@ def test_a_path_that_would_be_longer_than_64_kib_is_refused_at_the_call(pair: Pa
             at, levels = below, levels + 1
     os.mkdir("s" * 100, dir_fd=at)  # what fits still does
     os.close(at)
-    assert levels == (65536 - len("/long")) // 256
+    assert levels == (65536 - len("/long path")) // 256
     run("rm", "-r", top)
 
 
