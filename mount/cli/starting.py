@@ -275,7 +275,7 @@ def _asked(url: str, ask: Callable[[], Awaitable[T]], unknown: str) -> T:
         if isinstance(refused.problem, errors.Unauthorized):
             raise Failure(unknown) from refused
         if isinstance(refused.problem, errors.Forbidden | errors.BadRequest):
-            raise Failure(f"{refused}; nothing was changed") from refused
+            raise Failure(str(refused)) from refused
         raise Failure(f"{url} refused: {refused}; try again later") from refused
     except errors.Unreachable as error:
         raise Failure(f"{error}; check the URL and that the server runs") from error

@@ -333,9 +333,10 @@ def test_a_password_is_changed(
         account.ChangePassword(**words),
         account.ChangePassword(**words, revoke_devices=True),
     ]
-    FakeClient.answer = errors.Refused(errors.Forbidden(message="the old password is wrong"))
+    wrong = errors.Forbidden(message="the old password is wrong; try again")
+    FakeClient.answer = errors.Refused(wrong)
     assert main(["passwd", *files]) == 1
-    assert "the old password is wrong; nothing was changed" in one_line(capsys)
+    assert "the old password is wrong; try again" in one_line(capsys)
 
 
 def test_a_new_password_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
