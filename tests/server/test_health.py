@@ -154,7 +154,7 @@ def test_many_who_ask_at_a_time_are_one_look(server: Running) -> None:
     try:
         with ThreadPoolExecutor(20) as pool:
             asked = [pool.submit(httpx.get, f"{server.url}/readyz") for _ in range(20)]
-            until(lambda: server.app.connections._places.taken >= 20)
+            until(lambda: server.app.connections.taken >= 20)
             httpx.get(f"{server.url}/healthz")  # what came before has been read by now
             assert service.writes.waiting <= 2
             go_on.set()
