@@ -25,6 +25,7 @@ from mount.asked import control_messages as say
 from mount.cli import main
 from mount.failures import Failure
 from mount.starting import registry
+from tests.mount import asking
 
 ID = "019ab3c4d5e670008888888" + "81a2b3c4d"
 NOON = 1_795_359_845 * 10**9
@@ -78,7 +79,8 @@ class Mounts:
 
     def add(self, name: str, account: str = "anna") -> FakeMount:
         fake, path = FakeMount(), self._base / name / "control.sock"
-        start = partial(self._nursery.start, control.serve_control, path, fake)
+        path.parent.mkdir(mode=0o700)
+        start = partial(self._nursery.start, asking.serve, path, fake)
         trio.from_thread.run(start, trio_token=self._token)
         registry.put(
             registry.Record(

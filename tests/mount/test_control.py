@@ -14,6 +14,7 @@ from msgspec import json
 from mount.asked import control, control_client
 from mount.asked import control_messages as say
 from mount.failures import Failure
+from tests.mount.asking import serve
 
 
 class FakeMount:
@@ -67,16 +68,8 @@ class FakeMount:
 @pytest.fixture
 async def mount(tmp_path: Path, nursery: trio.Nursery) -> tuple[FakeMount, Path]:
     fake, path = FakeMount(), tmp_path / "control.sock"
-    await nursery.start(_serve, path, fake)
+    await nursery.start(serve, path, fake)
     return fake, path
-
-
-async def _serve(
-    path: Path, fake: FakeMount, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    async with control.listening(path) as listener:
-        task_status.started()
-        await control.serve_control(listener, fake)
 
 
 async def _ask(path: Path, request: say.Request, **how: object) -> object:
@@ -181,7 +174,7 @@ async def test_a_socket_left_by_a_crash_is_replaced(tmp_path: Path, nursery: tri
     left.bind(str(path))
     left.close()
     assert not control_client.answers(path)
-    await nursery.start(_serve, path, FakeMount())
+    await nursery.start(serve, path, FakeMount())
     assert await trio.to_thread.run_sync(control_client.answers, path)
 
 
@@ -199,7 +192,7 @@ async def test_a_socket_is_in_the_state_directory_however_long_its_path(
     path = say.socket_path(state)
     assert path.parent == state
     fake = FakeMount()
-    await nursery.start(_serve, path, fake)
+    await nursery.start(serve, path, fake)
     assert await _ask(path, say.StatusRequest()) == fake.status()
     assert await trio.to_thread.run_sync(control_client.answers, path)
 

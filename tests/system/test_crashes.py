@@ -249,7 +249,7 @@ def test_a_full_disk_is_an_error_of_the_write_and_of_nothing_else(site: Site) ->
         pytest.skip("only root may mount a small file system")
     device = site.device("a")
     device.state.mkdir(mode=0o700)
-    run("mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", device.state)
+    run("mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", device.state)
     try:
         device.mount()
         (device.at / "kept").write_text("kept")

@@ -22,7 +22,7 @@ def device(site: Site) -> Iterator[Device]:
     device = site.device("a", "--cache-size", "32MiB")
     for directory in (device.state, device.cache):
         directory.mkdir(mode=0o700)
-    run("mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", device.state)
+    run("mount", "-t", "tmpfs", "-o", "size=40m,mode=700", "tmpfs", device.state)
     (device.state / "cache").mkdir()
     run("mount", "--bind", device.state / "cache", device.cache)
     try:
