@@ -34,7 +34,6 @@ from server.metadata.schema import entries, files, xattrs
 from server.people import access
 from server.people.caller import Caller
 from server.people.lineage import Lineage
-from server.people.reach import reach_of
 
 _ENTRY = select(entries.c.file, entries.c.made_by).where(
     entries.c.parent == bindparam("parent"), entries.c.name == bindparam("name")
@@ -148,10 +147,14 @@ class Mutation:
         names in the directories `known`; the owner decides that, and nobody else."""
         if self.is_whole or place in known:
             return
-        reach = reach_of(self.conn, place, self.now_ns)
-        if not any(reach_of(self.conn, each, self.now_ns) == reach for each in known):
+        reach = self.reach(place)
+        if not any(self.reach(each) == reach for each in known):
             message = "there it would be reached by others than where it is; copy it instead"
             raise Refused(OtherReach(message=message))
+
+    def reach(self, place: str) -> frozenset[str]:
+        """Through what `place` is reached without owning the drive, see `lineage`."""
+        return self.lineage.reach(place, self.drive, self.now_ns)
 
     def places(self, file: str) -> list[str]:
         """The directories in which the file has names."""

@@ -1,7 +1,7 @@
 """Names that others made, when the owner takes the file out of their reach.
 
 Knows: whose a name is, and which names go with a move. Must not know: operations (`tree`), grants
-(`people.reach` says what a place's reach is).
+(`people.lineage` says what a place's reach is).
 
 An editor may give a file further names within what is shared. When the owner then moves the file
 out of that, or takes away the last of their own names that was in it, the names that others made in
@@ -18,7 +18,7 @@ owner's.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sqlalchemy import Row, bindparam, select
 
@@ -26,7 +26,6 @@ from server.drive.mutation import Mutation, Taken
 from server.metadata.schema import entries, files
 from server.people import access
 from server.people.lineage import ABOVE
-from server.people.reach import reach_of
 
 _NAMES = select(entries).where(entries.c.file == bindparam("file"))
 _MOVED_BY_OTHERS = select(entries.c.rev).where(
@@ -41,32 +40,26 @@ _LINKED_BELOW = (
 
 def take_back(tx: Mutation) -> None:
     """After an operation: drop the names of others that it has left behind."""
-    if tx.is_whole:
+    if tx.is_whole and tx.taken and tx.lineage.roots(tx.drive, tx.now_ns):
         for taken in tuple(tx.taken):
             _Leaving(tx, taken).settle()
 
 
 @dataclass
 class _Leaving:
-    """One entry that the owner took away, and the reach of places as far as it was looked for."""
+    """One entry that the owner took away."""
 
     tx: Mutation
     taken: Taken
-    reaches: dict[str, frozenset[str]] = field(default_factory=dict)
-
-    def reach(self, place: str) -> frozenset[str]:
-        if place not in self.reaches:
-            self.reaches[place] = reach_of(self.tx.conn, place, self.tx.now_ns)
-        return self.reaches[place]
 
     def settle(self) -> None:
         row = access.find(self.tx.conn, self.taken.file)
         if row is None or row.links < (1 if row.kind == "directory" else 2):
             return
-        was = self.reach(self.taken.parent)
+        was = self.tx.reach(self.taken.parent)
         if row.kind != "directory":
             self._leave(row.id, was)
-        elif not was <= self.reach(row.id):
+        elif not was <= self.tx.reach(row.id):
             for file in self.tx.conn.execute(_LINKED_BELOW, {"top": row.id}).scalars().all():
                 self._leave(file, was)
 
@@ -77,15 +70,15 @@ class _Leaving:
             return
         others = [name for name in names if self._is_others(name)]
         own = [name for name in names if name not in others]
-        lost = was - frozenset[str]().union(*(self.reach(name.parent) for name in own))
+        lost = was - frozenset[str]().union(*(self.tx.reach(name.parent) for name in own))
         for name in others if own else []:
-            if lost & self.reach(name.parent):
+            if lost & self.tx.reach(name.parent):
                 self.tx.left.append(name.name)
                 self.tx.drop_entry(name.parent, name.name)
                 self.tx.lose_link(self.tx.file(file), name.parent, name.name)
 
     def _is_others(self, name: Row[tuple[object, ...]]) -> bool:
-        if self.taken.file in access.ancestors(self.tx.conn, name.parent):
+        if self.taken.file in self.tx.lineage.above(name.parent):
             return False  # it came along
         if name.made_by is not None:
             return True

@@ -1,7 +1,11 @@
 """Where files are, as remembered during one transaction: what is above each, and who was given it.
 
-Knows: how the tree is climbed, and that a batch asks for the same directories again and again. Must
-not know: what may be done where (`access`), what an operation does.
+Knows: how the tree is climbed, that a batch asks for the same directories again and again, and what
+a root is: a file with a grant, with a link that is good, or that is the folder of a token that is
+good. Must not know: what may be done where (`access`), what an operation does.
+
+Whoever comes to a file without owning its drive comes through a root, so two places with the same
+roots at or above them are reached by the same people: these are a place's *reach*.
 
 Climbing costs the database a row for each level, so it is climbed once for all operations of a
 batch. Invariant: what is remembered is what the transaction sees; whoever changes an entry says so
@@ -14,10 +18,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, or_, select, union
 
 from remote.wire import Role
-from server.metadata.schema import entries, files, grants
+from server.metadata.schema import devices, entries, files, grants, links
 
 MAX_KNOWN = 50_000
 """Files of which it is remembered what is above them."""
@@ -35,6 +39,21 @@ _GRANTED = (
     select(grants.c.file, grants.c.role)
     .join(files, grants.c.file == files.c.id)
     .where(grants.c.account == bindparam("account"), files.c.drive == bindparam("drive"))
+)
+_ROOTS = union(
+    select(grants.c.file)
+    .join(files, grants.c.file == files.c.id)
+    .where(files.c.drive == bindparam("drive")),
+    *(
+        select(column)
+        .join(files, column == files.c.id)
+        .where(
+            files.c.drive == bindparam("drive"),
+            table.c.revoked_ns.is_(None),
+            or_(table.c.expires_ns.is_(None), table.c.expires_ns > bindparam("now")),
+        )
+        for table, column in ((links, links.c.file), (devices, devices.c.folder))
+    ),
 )
 
 
@@ -57,6 +76,7 @@ class Lineage:
         self._conn = conn
         self._names: dict[str, set[tuple[str, str]]] = {}
         self._roles: dict[tuple[str, str], dict[str, Role]] = {}
+        self._roots: dict[str, frozenset[str]] = {}
 
     def above(self, file: str) -> set[str]:
         """`file` and every directory above it, over all links."""
@@ -89,6 +109,18 @@ class Lineage:
             rows = self._conn.execute(_GRANTED, {"account": account, "drive": drive})
             self._roles[account, drive] = {row.file: row.role for row in rows}
         return self._roles[account, drive]
+
+    def roots(self, drive: str, now_ns: int) -> frozenset[str]:
+        """Every root in `drive`."""
+        if drive not in self._roots:
+            found = self._conn.execute(_ROOTS, {"drive": drive, "now": now_ns}).scalars()
+            self._roots[drive] = frozenset(found)
+        return self._roots[drive]
+
+    def reach(self, place: str, drive: str, now_ns: int) -> frozenset[str]:
+        """The roots at or above `place`, a file or directory of `drive`, over all its names."""
+        roots = self.roots(drive, now_ns)
+        return roots & self.above(place) if roots else roots
 
     def born(self, file: str) -> None:
         """A file was made that has no name yet."""

@@ -321,6 +321,9 @@ def test_a_password_is_changed(
     assert main(["passwd", URL, *files]) == 1
     assert "not logged in" in one_line(capsys)
     credentials.save(URL, "ann", "the-token")
+    assert main(["passwd", *files]) == 1
+    assert f"the key of the server at {URL} is not known" in one_line(capsys)
+    credentials.keep_certificate(URL, SHOWN)
     FakeClient.answer = account.PasswordReply(0)
     FakeClient.changed.clear()
     assert main(["passwd", *files]) == 0

@@ -108,7 +108,7 @@ def test_fsck_says_what_is_wrong_and_repairs_it(data: Path, run: Run) -> None:
     assert clean == "Checked 1 accounts, 1 files, 0 versions, 0 chunks: nothing is wrong.\n"
     sql(data, "UPDATE drives SET used_bytes = 7")
     told = run("admin", "fsck", "--data", data, exits=1)
-    assert told.startswith("anna: the drive says it uses 7 bytes")
+    assert told.startswith("anna: a sum of the drive is wrong: used_bytes is 7")
     assert "; run fsck with --repair\n" in told
     assert told.endswith(": 1 wrong\n")
     assert "; repaired\n" in run("admin", "fsck", "--repair", "--data", data)

@@ -90,7 +90,7 @@ def test_a_server_shuts_others_out_of_data_that_was_there(tmp_path: Path, no_uma
     data = tmp_path / "data"
     data.mkdir()
     data.chmod(0o755)
-    add_account(data, "anna", "secret")
+    add_account(data, "anna", "a secret")
     (data / "server.log").touch()
     for path in data.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
