@@ -95,7 +95,7 @@ class Service:
             self.db, self.blobs, self.reads, self.writes, self.files, self.metrics
         )
         self.metrics.registry.register(Gauges(self.db, queues, self.reception))
-        self.janitor = Janitor(settings, self.db, self.blobs, self.metrics)
+        self.janitor = Janitor(settings, self.db, self.blobs, self.metrics, self.fanout.publish)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self.fanout.attach(loop)

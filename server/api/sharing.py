@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 from litestar import delete, get, post
 from litestar.params import FromPath
 from sqlalchemy import Connection
 
 from remote.wire_account import SharedReply, ShareRequest, SharesReply
-from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.api.exchange import AnyRequest, Reply, body, published, reply, service_of, token_in
 from server.api.files import check_id
 from server.changes.fanout import News
 from server.changes.views import shared_with, with_attributes
 from server.people import sharing
 from server.people.caller import Caller
-
-T = TypeVar("T")
 
 
 @post("/v1/files/{file_id:str}/share")
@@ -27,10 +23,11 @@ async def share(request: AnyRequest, file_id: FromPath[str]) -> Reply:
     wanted = await body(request, ShareRequest)
 
     def work(conn: Connection, caller: Caller) -> tuple[list[News], SharesReply]:
-        news = sharing.share(conn, caller, file_id, wanted.users, time.time_ns())
+        given = (wanted.users, time.time_ns(), wanted.entry)
+        news = sharing.share(conn, caller, file_id, *given)
         return news, sharing.list_grants(conn, caller, file_id)
 
-    return reply(request, await _published(request, work))
+    return reply(request, await published(request, work))
 
 
 @get("/v1/files/{file_id:str}/shares")
@@ -50,7 +47,7 @@ async def unshare(request: AnyRequest, file_id: FromPath[str], account: FromPath
     def work(conn: Connection, caller: Caller) -> tuple[list[News], None]:
         return sharing.unshare(conn, caller, file_id, account, time.time_ns()), None
 
-    await _published(request, work)
+    await published(request, work)
 
 
 @get("/v1/shared")
@@ -60,14 +57,3 @@ async def shared(request: AnyRequest) -> Reply:
         return SharedReply(with_attributes(conn, roots))
 
     return reply(request, await service_of(request).read(token_in(request), work))
-
-
-async def _published(
-    request: AnyRequest, work: Callable[[Connection, Caller], tuple[list[News], T]]
-) -> T:
-    """Commit `work`, then tell those whom it concerns."""
-    service = service_of(request)
-    news, answer = await service.write(token_in(request), work)
-    for each in news:
-        service.fanout.publish(each)
-    return answer

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from litestar import get, post
 from litestar.params import FromQuery
 from sqlalchemy import Connection
 
 from remote.wire_account import EmptiedReply, EmptyTrash, TrashPage
-from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.api.exchange import AnyRequest, Reply, body, published, reply, service_of, token_in
 from server.api.files import check_id
+from server.changes.fanout import News
 from server.drive import retention, trash
 from server.people.caller import Caller
 
@@ -38,7 +40,7 @@ async def page(
 async def empty(request: AnyRequest) -> Reply:
     wanted = await body(request, EmptyTrash)
 
-    def work(conn: Connection, caller: Caller) -> EmptiedReply:
+    def work(conn: Connection, caller: Caller) -> tuple[Sequence[News], EmptiedReply]:
         return trash.empty(conn, caller, wanted.files, time.time_ns())
 
-    return reply(request, await service_of(request).write(token_in(request), work))
+    return reply(request, await published(request, work))

@@ -23,25 +23,30 @@ from sqlalchemy import Connection, Row, bindparam, select
 from remote.wire import SharedRoot
 from server.changes.fanout import account_topic, drive_topic, grant_topic
 from server.drive.records import attributes, file_record
-from server.metadata.schema import accounts, devices, drives, entries, files, grants
+from server.metadata.schema import accounts, devices, drives, files, grants
 from server.people import access
 from server.people.caller import Caller
 
 _LONGEST_SUFFIX = 16
 """What follows a name's last dot and is longer is no suffix to be kept."""
 _SHARED = (
-    select(files, grants.c.role, grants.c.at_ns, accounts.c.name.label("owner_name"))
+    select(
+        files,
+        grants.c.role,
+        grants.c.at_ns,
+        grants.c.name.label("told"),
+        accounts.c.name.label("owner_name"),
+    )
     .join_from(grants, files, grants.c.file == files.c.id)
     .join(drives, files.c.drive == drives.c.id)
     .join(accounts, drives.c.owner == accounts.c.id)
     .where(grants.c.account == bindparam("account"), files.c.links > 0)
     .order_by(accounts.c.name_key, grants.c.at_ns, grants.c.file)
 )
-_NAME = (
-    select(entries.c.name).where(entries.c.file == bindparam("file")).order_by(entries.c.name)
-).limit(1)
-_GRANTS_BEGIN = select(grants.c.file, grants.c.since_seq).where(
-    grants.c.account == bindparam("account")
+_GRANTS_BEGIN = (
+    select(grants.c.file, files.c.drive, grants.c.since_seq)
+    .join(files, grants.c.file == files.c.id)
+    .where(grants.c.account == bindparam("account"))
 )
 _TOKEN_BEGINS = select(devices.c.since_seq).where(devices.c.id == bindparam("device"))
 
@@ -70,16 +75,17 @@ def view_of(conn: Connection, caller: Caller) -> View:
     """The caller's view at the moment of `conn`'s snapshot."""
     watch = account_topic(caller.account)
     if caller.folder is not None:
-        only = {caller.drive: (grant_topic(caller.folder),)}
+        topic = grant_topic(caller.drive, caller.folder)
         begin = conn.execute(_TOKEN_BEGINS, {"device": caller.device}).scalar_one()
-        begins = {grant_topic(caller.folder): begin}
-        return View(caller.drive, only, watch, (), _digest(()), begins)
+        only = {caller.drive: (topic,)}
+        return View(caller.drive, only, watch, (), _digest(()), {topic: begin})
     shared = shared_with(conn, caller.account)
     topics: dict[str, tuple[str, ...]] = {caller.drive: (drive_topic(caller.drive),)}
     for root in shared:
         if root.name is not None:
-            topics[root.drive] = (*topics.get(root.drive, ()), grant_topic(root.file.id))
-    begins = {grant_topic(row.file): row.since_seq for row in _begins(conn, caller)}
+            topic = grant_topic(root.drive, root.file.id)
+            topics[root.drive] = (*topics.get(root.drive, ()), topic)
+    begins = {grant_topic(row.drive, row.file): row.since_seq for row in _begins(conn, caller)}
     return View(caller.drive, topics, watch, shared, _digest(shared), begins)
 
 
@@ -98,7 +104,9 @@ def shared_with(conn: Connection, account: str) -> tuple[SharedRoot, ...]:
     found = []
     for row in rows:
         below = not roots.isdisjoint(access.ancestors(conn, row.id) - {row.id})
-        name = None if below else _free(taken[row.owner_name], _name(conn, row))
+        # A drive's root, and what nobody knows a name of, is called after its owner.
+        called = row.told or row.owner_name
+        name = None if below else _free(taken[row.owner_name], called)
         found.append(
             SharedRoot(
                 file=file_record(row, {}),
@@ -119,11 +127,6 @@ def with_attributes(conn: Connection, shared: Sequence[SharedRoot]) -> list[Shar
         structs.replace(root, file=structs.replace(root.file, xattrs=attrs.get(root.file.id, {})))
         for root in shared
     ]
-
-
-def _name(conn: Connection, row: Row[Any]) -> str:
-    """What the owner calls it; a drive's root, which has no entry, is called after its owner."""
-    return conn.execute(_NAME, {"file": row.id}).scalar() or str(row.owner_name)
 
 
 def _free(taken: set[str], name: str) -> str:

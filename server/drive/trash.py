@@ -14,6 +14,7 @@ The trash is its owner's alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -30,6 +31,7 @@ from sqlalchemy import (
 
 from remote.errors import NotADirectory, Refused
 from remote.wire_account import EmptiedReply, TrashItem, TrashPage
+from server.changes.fanout import News
 from server.drive import purge
 from server.drive.listing import read_mark, write_mark
 from server.drive.records import attributes, file_record, fitting, pages
@@ -54,6 +56,7 @@ def _together(file: FromClause, directory: FromClause) -> ColumnElement[bool]:
     """Whether `file` was deleted with `directory`."""
     since = directory.c.trashed_ns - TOGETHER_NS
     return and_(
+        file.c.drive == directory.c.drive,
         file.c.trashed_parent == directory.c.id,
         file.c.trashed_ns.between(since, directory.c.trashed_ns),
     )
@@ -70,19 +73,19 @@ _ALONE = (
     )
 )
 _FROM_LIVE = select(files).where(
-    files.c.trashed_parent == bindparam("parent"), files.c.trashed_ns.is_not(None)
+    files.c.drive == bindparam("drive"),
+    files.c.trashed_parent == bindparam("parent"),
+    files.c.trashed_ns.is_not(None),
 )
 _WITH = (
     select(files)
     .join(_directory, _together(files, _directory))
-    .where(_directory.c.id == bindparam("parent"))
+    .where(_directory.c.id == bindparam("parent"), _directory.c.drive == bindparam("drive"))
 )
 
-_below = select(files.c.id, files.c.trashed_ns).where(files.c.id == bindparam("top"))
-_inside = _below.cte("inside", recursive=True)
-_inside = _inside.union(
-    select(files.c.id, files.c.trashed_ns).join(_inside, _together(files, _inside))
-)
+_deleted = select(files.c.id, files.c.drive, files.c.trashed_ns)
+_inside = _deleted.where(files.c.id == bindparam("top")).cte("inside", recursive=True)
+_inside = _inside.union(_deleted.join(_inside, _together(files, _inside)))
 _COUNT = select(func.count()).select_from(
     select(_inside.c.id).limit(bindparam("most")).subquery("first")
 )
@@ -158,7 +161,7 @@ _PLACE = (
         entries.c.name,
     )
     .outerjoin(entries, entries.c.file == files.c.id)
-    .where(files.c.id == bindparam("id"))
+    .where(files.c.id == bindparam("id"), files.c.drive == bindparam("drive"))
 )
 
 
@@ -166,7 +169,7 @@ class _Paths:
     """Paths of directories of one drive from its root, through the trash where they are there."""
 
     def __init__(self, conn: Connection, drive: str) -> None:
-        self._conn = conn
+        self._conn, self._drive = conn, drive
         root = conn.execute(select(drives.c.root).where(drives.c.id == drive)).scalar_one()
         self._known: dict[str, str] = {root: ""}
 
@@ -189,7 +192,7 @@ class _Paths:
         return path
 
     def _place(self, id: str) -> tuple[str | None, str]:
-        row = self._conn.execute(_PLACE, {"id": id}).first()
+        row = self._conn.execute(_PLACE, {"id": id, "drive": self._drive}).first()
         if row is None:
             return None, ""
         if row.parent is not None:
@@ -213,16 +216,18 @@ _THESE = select(files.c.id, files.c.kind).where(
 _CHILDREN = (
     select(files.c.id, files.c.kind)
     .join(_directory, _together(files, _directory))
-    .where(_directory.c.id == bindparam("parent"))
+    .where(_directory.c.id == bindparam("parent"), _directory.c.drive == bindparam("drive"))
     .limit(bindparam("room"))
 )
 
 
-def empty(conn: Connection, caller: Caller, wanted: list[str] | None, now_ns: int) -> EmptiedReply:
+def empty(
+    conn: Connection, caller: Caller, wanted: list[str] | None, now_ns: int
+) -> tuple[Sequence[News], EmptiedReply]:
     """Delete for good these files of the caller's trash with what was deleted with them, or all.
 
     What is not in the caller's trash is passed over: the same is sent again while there is `more`.
-    Raises `Refused(Forbidden)`.
+    Returns the news to publish after the commit, too. Raises `Refused(Forbidden)`.
     """
     access.require_whole(caller)
     if wanted is None:
@@ -230,13 +235,13 @@ def empty(conn: Connection, caller: Caller, wanted: list[str] | None, now_ns: in
         ids, more = ids[:EMPTY_FILES], len(ids) > EMPTY_FILES
     else:
         ids, more = _from_below(conn, caller.drive, wanted)
-    gone = purge.drop_files(conn, ids)
+    gone, news = purge.drop_files(conn, caller, ids, now_ns)
     more = more or gone < len(ids)
     if gone:
         of = "everything" if wanted is None else wanted[:_MAX_TOLD]
         subject = wanted[0] if wanted is not None and len(wanted) == 1 else None
         audit.note(conn, caller, "trash_empty", subject, now_ns, files=gone, of=of, more=more)
-    return EmptiedReply(files=gone, more=more)
+    return news, EmptiedReply(files=gone, more=more)
 
 
 def _from_below(conn: Connection, drive: str, wanted: list[str]) -> tuple[list[str], bool]:
@@ -254,6 +259,6 @@ def _from_below(conn: Connection, drive: str, wanted: list[str]) -> tuple[list[s
             continue
         stack.append((id, False))
         room = EMPTY_FILES - len(found)
-        rows = conn.execute(_CHILDREN, {"parent": id, "room": room})
+        rows = conn.execute(_CHILDREN, {"parent": id, "drive": drive, "room": room})
         stack += [(row.id, row.kind == "directory") for row in rows]
     return list(found), bool(stack)

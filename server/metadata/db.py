@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
 from server.metadata.schema import metadata
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration. A test compares it with the migrations directory."""
 
 BUSY_SECONDS = 15

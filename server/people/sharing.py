@@ -6,7 +6,8 @@ tree (`access`), how shared files are shown (`views`), HTTP.
 The rules: only the owner of a drive shares what is in it; an editor may not share on, nor make
 links. A directory or a regular file is shared, never a symlink, and never the whole drive. A grant
 follows its file through renames and moves, sleeps while the file is in the trash, and ends with it.
-Who was given something may leave it.
+Who was given something may leave it. Of a file with several names, the one by which it was shared
+is told, as it is by now (`Mutation.follow`); when that entry goes, what it was called last.
 
 Every function is called in a write transaction (but `list_grants`) and returns the news to publish
 after the commit.
@@ -19,11 +20,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from remote.errors import BadRequest, NotFound, Refused, TooLarge
-from remote.wire_account import Grant, Invite, SharesReply
+from remote.errors import BadRequest, NotFound, Refused, Stale, TooLarge
+from remote.wire_account import Entry, Grant, Invite, SharesReply
 from server.changes.fanout import News, account_topic
 from server.metadata.schema import accounts as people
-from server.metadata.schema import drives, files, grants
+from server.metadata.schema import drives, entries, files, grants
 from server.people import access, accounts, audit
 from server.people.caller import Caller
 
@@ -32,17 +33,24 @@ MAX_SHARED_WITH_ONE = 200
 MAX_GRANTS_ON_ONE = 1000
 
 _GRANTS = (
-    select(grants, people.c.name, people.c.name_key)
+    select(grants, people.c.name.label("account_name"), people.c.name_key)
     .join(people, grants.c.account == people.c.id)
     .order_by(people.c.name_key)
 )
 
 
 def share(
-    conn: Connection, caller: Caller, file: str, users: Sequence[Invite], now_ns: int
+    conn: Connection,
+    caller: Caller,
+    file: str,
+    users: Sequence[Invite],
+    now_ns: int,
+    entry: Entry | None = None,
 ) -> list[News]:
-    """Give each of `users` their role on `file`. Raises `Refused`; then nobody was given one."""
+    """Give each of `users` their role on `file`, told by its name `entry`. Raises `Refused`; then
+    nobody was given one."""
     row = _shareable(conn, caller, file)
+    told = shared_entry(conn, file, entry)
     head = select(drives.c.head_seq).where(drives.c.id == row.drive)
     head_seq = conn.execute(head).scalar_one()
     news = []
@@ -51,12 +59,30 @@ def share(
         _check_room(conn, row, account)
         mine = (grants.c.file == file) & (grants.c.account == account)
         # Another role is no other grant: when it was given decides names, and what is known.
-        if not conn.execute(update(grants).where(mine).values(role=user.role)).rowcount:
+        changed = {"role": user.role} | (told if entry is not None else {})
+        if not conn.execute(update(grants).where(mine).values(**changed)).rowcount:
             given = {"file": file, "account": account, "role": user.role, "since_seq": head_seq}
-            conn.execute(insert(grants), given | {"granted_by": caller.account, "at_ns": now_ns})
+            by = {"granted_by": caller.account, "at_ns": now_ns}
+            conn.execute(insert(grants), given | by | told)
         audit.note(conn, caller, "share", file, now_ns, account=account, role=user.role)
         news.append(News(account_topic(account)))
     return news
+
+
+def shared_entry(conn: Connection, file: str, wanted: Entry | None) -> dict[str, str]:
+    """The entry by which a file in the tree is shared, as columns of `grants` and `links`: the one
+    that is `wanted`, else the one that has been there longest.
+
+    Raises `Refused(Stale)` when what is wanted is no entry of the file.
+    """
+    query = select(entries.c.parent.label("place"), entries.c.name).where(entries.c.file == file)
+    if wanted is not None:
+        query = query.where(entries.c.parent == wanted.parent, entries.c.name == wanted.name)
+    row = conn.execute(query.order_by(entries.c.rev, entries.c.parent, entries.c.name)).first()
+    if row is None:
+        message = "the file has not this name any more; look what it is called, and share it then"
+        raise Refused(Stale(message=message))
+    return dict(row._mapping)
 
 
 def unshare(
@@ -93,7 +119,7 @@ def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
     told = [
         Grant(
             file=each.file,
-            account=each.name,
+            account=each.account_name,
             role=each.role,
             granted_by=names[each.granted_by],
             at_ns=each.at_ns,

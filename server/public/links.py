@@ -7,6 +7,8 @@ Invariants:
 - The secret is 256 random bits, told once; only its SHA-256 is stored, and it is looked up by that.
 - A link reaches its file and what is below it at this moment. Nothing about that is kept: every
   function here asks the tree anew, so what was moved out, or into the trash, is out of reach.
+- The link's own file is called by the entry that the link was made to, as that is called by now
+  (`Mutation.follow`), or was called last: never by another name that the file has.
 - A link that was revoked, has expired, is used up, or whose file is in the trash is None, exactly
   like one that never was.
 - `downloads` never goes over `max_downloads`: it is compared and counted in one statement.
@@ -25,10 +27,11 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, up
 from remote.errors import BadRequest, NotFound, Refused, TooLarge
 from remote.wire_account import LinkInfo, LinksReply, MakeLink
 from server.drive.records import pages
-from server.metadata.schema import entries, files, links
+from server.metadata.schema import entries, links
 from server.people import access, audit
 from server.people.accounts import new_id
 from server.people.caller import Caller
+from server.people.sharing import shared_entry
 
 MAX_LINKS = 1000
 """Links of one drive that are good at a time: they are told as one list."""
@@ -38,12 +41,6 @@ _LATEST_NS = 1 << 63
 
 _BY_SECRET = select(links).where(links.c.secret_sha256 == bindparam("hashed"))
 _BY_ID = select(links).where(links.c.id == bindparam("link"))
-_NAMES = (
-    select(entries.c.name)
-    .where(entries.c.file == bindparam("file"))
-    .order_by(entries.c.name)
-    .limit(1)
-)
 _ABOVE = select(entries.c.file, entries.c.parent, entries.c.name).where(
     entries.c.file.in_(bindparam("ids", expanding=True))
 )
@@ -124,7 +121,7 @@ def make(
         "password": password,
         "max_downloads": wanted.max_downloads,
         "downloads": 0,
-    }
+    } | shared_entry(conn, file, wanted.entry)
     conn.execute(insert(links), made)
     audit.note(
         conn,
@@ -137,7 +134,7 @@ def make(
         has_password=password is not None,
         max_downloads=wanted.max_downloads,
     )
-    return _told(conn, conn.execute(_BY_ID, {"link": made["id"]}).one()), secret
+    return _told(conn.execute(_BY_ID, {"link": made["id"]}).one()), secret
 
 
 def list_links(conn: Connection, caller: Caller, file: str | None, now_ns: int) -> LinksReply:
@@ -148,7 +145,7 @@ def list_links(conn: Connection, caller: Caller, file: str | None, now_ns: int) 
     if file is not None:
         query = query.where(links.c.file == access.require(conn, caller, file, "owner").id)
     found = conn.execute(query.order_by(links.c.created_ns.desc(), links.c.id.desc())).all()
-    return LinksReply([_told(conn, row) for row in found])
+    return LinksReply([_told(row) for row in found])
 
 
 def revoke(conn: Connection, caller: Caller, link: str, now_ns: int) -> None:
@@ -173,11 +170,11 @@ def _check_room(conn: Connection, drive: str, now_ns: int) -> None:
         raise Refused(TooLarge(message=f"a drive has at most {MAX_LINKS} links; revoke some"))
 
 
-def _told(conn: Connection, row: Row[Any]) -> LinkInfo:
+def _told(row: Row[Any]) -> LinkInfo:
     return LinkInfo(
         id=row.id,
         file=row.file,
-        name=_name(conn, row.file),
+        name=_name(row),
         created_ns=row.created_ns,
         expires_ns=row.expires_ns,
         has_password=row.password is not None,
@@ -186,13 +183,8 @@ def _told(conn: Connection, row: Row[Any]) -> LinkInfo:
     )
 
 
-def _name(conn: Connection, file: str) -> str:
-    """The first of its names; in the trash the last one it had."""
-    name = conn.execute(_NAMES, {"file": file}).scalar()
-    if name is None:
-        lost = select(files.c.trashed_name).where(files.c.id == file)
-        name = conn.execute(lost).scalar()
-    return name or file
+def _name(link: Row[Any]) -> str:
+    return str(link.name or link.file)
 
 
 # --- for whoever has the URL --------------------------------------------------------------------
@@ -231,7 +223,7 @@ def inside(conn: Connection, link: Row[Any], file: str) -> Inside | None:
     """
     if file == link.file:
         row = access.find(conn, file)
-        return None if row is None else Inside(row, (Step(file, _name(conn, file)),))
+        return None if row is None else Inside(row, (Step(file, _name(link)),))
     above = access.ancestors(conn, file)
     if link.file not in above:
         return None
@@ -243,7 +235,7 @@ def inside(conn: Connection, link: Row[Any], file: str) -> Inside | None:
     row = access.find(conn, file)
     if way is None or row is None:
         return None
-    return Inside(row, (Step(link.file, _name(conn, link.file)), *way))
+    return Inside(row, (Step(link.file, _name(link)), *way))
 
 
 def _climb(names: dict[str, list[tuple[str, str]]], file: str, top: str) -> list[Step] | None:

@@ -272,7 +272,7 @@ class World:
         more = True
         while more:
             with self.db.write() as conn:
-                more = trash.empty(conn, self.caller, None, self.now_ns).more
+                more = trash.empty(conn, self.caller, None, self.now_ns)[1].more
 
     def locate(self) -> None:
         with self.db.read() as conn:
