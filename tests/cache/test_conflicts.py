@@ -20,6 +20,9 @@ FINAL = [kind for kind in get_args(AnyProblem) if RULES[kind].retry is Retry.NEV
     ("kind", "problem", "expected"),
     [
         ("create", Exists(), Verdict.ASIDE),
+        ("create", Exists(taken="file"), Verdict.ANEW),
+        ("create", Exists(taken="version"), Verdict.ANEW),
+        ("write", Exists(taken="version"), Verdict.ANEW),
         ("create", NotFound(), Verdict.RESCUE),
         ("create", TooLarge(), Verdict.KEEP),
         ("rename", Exists(), Verdict.ASIDE),
@@ -36,6 +39,10 @@ def test_rules(kind: str, problem: AnyProblem, expected: Verdict) -> None:
 
 def test_two_directories_of_one_name_are_one() -> None:
     assert verdict("create", Exists(), directory=True) is Verdict.ADOPT
+
+
+def test_a_directory_whose_id_is_taken_is_no_other_directory() -> None:
+    assert verdict("create", Exists(taken="file"), directory=True) is Verdict.ANEW
 
 
 @pytest.mark.parametrize("kind", ["create", "write"])
