@@ -214,10 +214,15 @@ class World:
         if file in self.files:
             result = self.apply(wire.Write(file=file, content=content, mtime_ns=1))
         else:
-            file = new_id() if file in self.born else file  # what was deleted stays deleted
             fields: Any = {"kind": "file", "mode": 0o644, "mtime_ns": 1, "content": content}
             name = f"f{next(self.names)}"
-            result = self.apply(wire.Create(file=file, parent=self.root, name=name, **fields))
+            here = {"parent": self.root, "name": name} | fields
+            if file in self.born:  # in the trash, or gone for good: its id is never free again
+                refused = self.apply(wire.Create(file=file, **here))
+                assert isinstance(refused, errors.Exists)
+                assert refused.taken == "file"
+                file = new_id()
+            result = self.apply(wire.Create(file=file, **here))
             if isinstance(result, wire.Applied):
                 self.files[file] = name
                 self.born.add(file)

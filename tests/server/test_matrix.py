@@ -45,6 +45,7 @@ POST /v1/files
 GET /v1/files/{file_id}               | ok    ok     ok     404      404     ok     ok     404       401     401   401
   (root)                              | ok    404    404    404      404     ok     404    404       401     401   401
   (in the trash)                      | ok    404    404    404      404     ok     404    404       401     401   401
+  (deleted for good)                  | 404   404    404    404      404     404    404    404       401     401   401
 GET /v1/files/{file_id}/children      | ok    ok     ok     404      404     ok     ok     404       401     401   401
 GET /v1/files/{file_id}/versions      | ok    ok     ok     404      404     ok     ok     404       401     401   401
 GET /v1/files/{file_id}/changes       | ok    ok     ok     404      404     ok     ok     404       401     401   401
@@ -62,6 +63,7 @@ GET /v1/links                         | ok    ok     ok     ok       ok      403
 DELETE /v1/links/{link_id}            | ok    404    404    404      404     403    403    403       401     401   401
 GET /v1/trash                         | ok    ok     ok     ok       ok      403    403    403       401     401   401
   (of a directory)                    | ok    403    403    404      404     403    403    403       401     401   401
+  (of a deleted id)                   | 404   404    404    404      404     403    403    403       401     401   401
 POST /v1/trash/empty                  | ok    none   none   none     none    403    403    403       401     401   401
 GET /v1/uploads/{version}             | ok    404    404    404      404     ok     404    404       401     401   401
 POST /v1/uploads/{version}/urls       | ok    404    404    404      404     403    404    404       401     401   401
@@ -71,6 +73,10 @@ POST /v1/chunks/locate                | ok    ok     ok     404      404     ok 
 POST /v1/changes/apply
   (create)                            | ok    ok     403    404      404     403    ok     404       401     401   401
   (create outside)                    | ok    404    404    404      404     403    404    404       401     401   401
+  (create, of a deleted id)           | 409   409    403    404      404     403    409    404       401     401   401
+  (create at home)                    | ok    ok     ok     ok       ok      403    404    404       401     401   401
+  (at home, of a deleted id)          | 409   409    409    409      409     403    404    404       401     401   401
+  (at home, of a known id)            | 409   409    409    409      409     403    404    404       401     401   401
   (write)                             | ok    ok     403    404      404     403    ok     404       401     401   401
   (link)                              | ok    ok     403    404      404     403    ok     404       401     401   401
   (rename)                            | ok    ok     403    404      404     403    ok     404       401     401   401
