@@ -29,6 +29,7 @@ _MARK = re.compile(r" \(conflicted copy, [^()]* \d{4}-\d\d-\d\d(?: (\d+))?\)(?=(
 class Verdict(enum.Enum):
     DROP = "drop"  # the other device's change stands; take over the server's state
     ASIDE = "aside"  # the name is taken: go on under a conflicted name
+    ANEW = "anew"  # the id that was chosen here is taken: go on under another id
     ADOPT = "adopt"  # both made the same directory: it is one directory
     RESCUE = "rescue"  # its directory is gone: go on at the top, under a conflicted name
     RECREATE = "recreate"  # the file is gone: bring it back, because it was changed here
@@ -65,6 +66,8 @@ _RULES: dict[tuple[str, type[Problem]], Verdict] = {
 
 def verdict(kind: str, problem: Problem, *, directory: bool) -> Verdict:
     """What to do with a refused operation of this kind."""
+    if kind in ("create", "write") and isinstance(problem, Exists) and problem.taken != "name":
+        return Verdict.ANEW
     if kind == "create" and directory and isinstance(problem, Exists):
         return Verdict.ADOPT
     if kind == "rename" and directory and isinstance(problem, OtherReach):

@@ -351,12 +351,13 @@ class Journal:
             if op.refused and time.monotonic() - op.refused_at >= rest:
                 self.rewrite(op, refused=None)
 
-    def rename_file(self, old: FileId, new: FileId) -> None:
-        """Operations that name directory `old` as their place name `new` instead."""
+    def rename_file(
+        self, old: FileId, new: FileId, fields: Collection[str] = ("parent", "new_parent")
+    ) -> None:
+        """Operations that name `old` in one of these fields, by default directory `old` as their
+        place, name `new` instead."""
         for op in list(self):
-            changes = {
-                field: new for field in ("parent", "new_parent") if getattr(op.body, field) == old
-            }
+            changes = {field: new for field in fields if getattr(op.body, field) == old}
             if changes:
                 body = msgspec.structs.replace(op.body, **changes)
                 self.rewrite(op, body=body, key=new_id(), sent=False)

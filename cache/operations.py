@@ -50,6 +50,10 @@ class Body(Struct, omit_defaults=True, gc=False):
     before_loss: bool = False  # of power; the server may have more of its content: see `recovery`
 
 
+PLACES = ("parent", "new_parent", "other", "last_parent")
+"""The fields of a `Body` that name a file."""
+
+
 class Op(Struct, gc=False):
     """A row of the journal."""
 

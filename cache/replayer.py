@@ -41,6 +41,7 @@ from remote.errors import (
     RULES,
     BadRequest,
     ChunksMissing,
+    Exists,
     NearlineError,
     NotFound,
     Problem,
@@ -343,7 +344,7 @@ class Replayer:
 
     def _upload_failed(self, op: Op, problem: Exception, below: FileId | None) -> None:
         """What becomes of it; `below` is the directory through which it was tried."""
-        if _is_not_found(problem) and below in (None, op.body.parent):
+        if _is_taken(problem) or (_is_not_found(problem) and below in (None, op.body.parent)):
             self._turned_away.append((op, problem.problem))
         elif _is_not_found(problem) and self._uploader.known_parent(op) != below:
             pass  # where it is to be made has moved meanwhile: again, at once
@@ -609,6 +610,11 @@ def _is_of_the_line(problem: NearlineError) -> bool:
 def _is_not_found(problem: Exception) -> TypeGuard[Refused]:
     """The file, or the directory it was to be in, is gone, or not shared any more."""
     return isinstance(problem, Refused) and isinstance(problem.problem, NotFound)
+
+
+def _is_taken(problem: Exception) -> TypeGuard[Refused]:
+    """The id of the version is another's."""
+    return isinstance(problem, Refused) and isinstance(problem.problem, Exists)
 
 
 async def _unwrapped(work: Callable[[Op], Awaitable[None]], op: Op) -> None:

@@ -22,12 +22,12 @@ from cache.conflicts import Verdict, conflicted_name, conflicted_names, verdict
 from cache.database import Database
 from cache.journal import Journal
 from cache.merge import Merge
-from cache.operations import CONTENT_AND_ATTRIBUTES, Body, Op, new_id
+from cache.operations import CONTENT_AND_ATTRIBUTES, PLACES, Body, Op, new_id
 from cache.tree import ROOT, Tree, node_from
 from cache.uploader import Uploader
 from remote import wire
 from remote.content import EMPTY
-from remote.errors import NearlineError, Problem, Refused
+from remote.errors import Exists, NearlineError, Problem, Refused
 from remote.ids import FileId, VersionId
 
 log = structlog.get_logger(__name__)
@@ -85,6 +85,8 @@ class Resolver:
             await self._drop(op)
         elif decided is Verdict.ASIDE:
             self._aside(op)
+        elif decided is Verdict.ANEW and isinstance(problem, Exists):
+            self._under_another_id(op, problem)
         elif decided is Verdict.ADOPT:
             await self._adopt(op)
         elif decided is Verdict.RESCUE:
@@ -129,6 +131,28 @@ class Resolver:
     def _aside(self, op: Op) -> None:
         """Our file goes on under a conflicted name beside the one that took its name."""
         self._relocate(op, op.body.new_parent or op.body.parent)
+
+    def _under_another_id(self, op: Op, problem: Exists) -> None:
+        """What was chosen here as the id of a new file, or of a version, is or was another's. The
+        server knows nothing of ours by that id, so it is only here that it changes."""
+        with self._db.transaction():
+            if problem.taken == "version":
+                body = msgspec.structs.replace(op.body, renew=True)
+                self._journal.rewrite(op, body=body, key=new_id(), sent=False)
+                self._uploader.forget(op)
+            else:
+                was = msgspec.structs.replace(op)
+                self._reidentify(op.file, new_id())
+                self._merge.settle(was)
+        self._merge.after_commit()
+
+    def _reidentify(self, old: FileId, new: FileId) -> None:
+        """In tree, journal and pins."""
+        self._tree.reidentify(old, new)
+        self._db.run("UPDATE pin SET file = ? WHERE file = ?", new, old)
+        for one in self._journal.of_file(old):
+            self._journal.readdress(one, new)
+        self._journal.rename_file(old, new, PLACES)
 
     async def _rescue(self, op: Op) -> None:
         """To the top of the drive: under the name it has there already, if it was kept when its

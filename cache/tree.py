@@ -188,6 +188,10 @@ class Tree:
         names = ", ".join(f"{name} = ?" for name in fields)
         self.db.run(f"UPDATE node SET {names} WHERE ino = ?", *fields.values(), ino)
 
+    def reidentify(self, old: FileId, new: FileId) -> None:
+        """A file of which the server has not heard has another id from now on."""
+        self.db.run("UPDATE node SET file = ?, rev = 0 WHERE file = ?", new, old)
+
     def touch(self, ino: int, now_ns: int) -> None:
         """A directory's entries changed."""
         self.db.run("UPDATE node SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?", now_ns, now_ns, ino)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 import errno
 from dataclasses import dataclass
+from typing import Literal
 
 from msgspec import Struct
 
@@ -48,7 +49,11 @@ class Forbidden(Problem, frozen=True, kw_only=True, tag="forbidden"): ...
 class NotFound(Problem, frozen=True, kw_only=True, tag="not_found"): ...
 
 
-class Exists(Problem, frozen=True, kw_only=True, tag="exists"): ...
+class Exists(Problem, frozen=True, kw_only=True, tag="exists"):
+    """It is taken already: the name; or the id that the sender chose for the file (by one that is,
+    or ever was) or for the version. Another id is as good."""
+
+    taken: Literal["name", "file", "version"] = "name"
 
 
 class NotADirectory(Problem, frozen=True, kw_only=True, tag="not_a_directory"): ...

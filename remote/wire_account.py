@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from remote.ids import FileId, HexId
-from remote.wire import MAX_BATCH, FileRecord, Nanoseconds, Role, Scope, SharedRoot
+from remote.wire import MAX_BATCH, FileRecord, Name, Nanoseconds, Role, Scope, SharedRoot
 
 AccountName = Annotated[str, Meta(min_length=1, max_length=255)]
 Password = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -23,11 +23,21 @@ class Invite(Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["editor", "viewer"]
 
 
-class ShareRequest(Struct, forbid_unknown_fields=True):
+class Entry(Struct, frozen=True, forbid_unknown_fields=True):
+    """The name of a file by which it is shared, where it has several: that name is told, also after
+    its owner has changed it, and no other one ever."""
+
+    parent: FileId
+    name: Name
+
+
+class ShareRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Give each account its role on the file and everything below; a role given before changes.
-    All or none."""
+    All or none. `entry`: the name to tell, else it is the one that the file has had longest; who
+    has a role already is told another only if `entry` is given."""
 
     users: Annotated[list[Invite], Meta(min_length=1, max_length=100)]
+    entry: Entry | None = None
 
 
 class Grant(Struct, frozen=True, kw_only=True):
@@ -71,15 +81,19 @@ class SharedReply(Struct):
 # --- links --------------------------------------------------------------------------------------
 
 
-class MakeLink(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A URL that shows the file, or the directory and what is below it, to whoever has it."""
+class MakeLink(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A URL that shows the file, or the directory and what is below it, to whoever has it. `entry`
+    is as in `ShareRequest`."""
 
     expires_ns: Nanoseconds | None = None
     password: Password | None = None
     max_downloads: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    entry: Entry | None = None
 
 
 class LinkInfo(Struct, kw_only=True):
+    """`name` is what visitors are told."""
+
     id: HexId
     file: FileId
     name: str

@@ -134,7 +134,7 @@ class Service:
             self.db, self.blobs, self.reads, self.writes, self.files, self.metrics
         )
         self.metrics.registry.register(Gauges(self.db, queues, self.reception))
-        self.janitor = Janitor(settings, self.db, self.blobs, self.metrics)
+        self.janitor = Janitor(settings, self.db, self.blobs, self.metrics, self.fanout.publish)
         self.beside = Beside(self.db, self.reads, self._account_touched, self._read_keys)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:

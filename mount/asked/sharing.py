@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 
+from cache.tree import Node
 from mount.asked import account_messages as ask
 from mount.asked.account import Account, Report, one_of
 from mount.asked.control_messages import Done
+from mount.asked.paths import resolve
 from mount.failures import Failure
 from remote import wire_account as wire
 from remote.ids import FileId
@@ -21,8 +23,20 @@ _SECOND_NS = 1_000_000_000
 async def share(account: Account, request: ask.ShareRequest, report: Report) -> ask.Shares:
     node = await account.known(request.path, report)
     invited = [wire.Invite(account=request.account, role=request.role)]
-    reply = await account.client.share(node.file, wire.ShareRequest(users=invited))
+    entry = await _entry(account, request.path, node)
+    reply = await account.client.share(node.file, wire.ShareRequest(users=invited, entry=entry))
     return _shares(account, request.path, reply)
+
+
+async def _entry(account: Account, path: str, node: Node) -> wire.Entry | None:
+    """By which of its names a file is shared, where it has several: others are told that one. Where
+    it makes no difference it is not said: an older server refuses a field that it does not know.
+    """
+    if node.is_directory or node.links < 2:
+        return None
+    *above, name = [part for part in path.split("/") if part]
+    parent = await resolve(account.session, "/".join(above))
+    return wire.Entry(parent=parent.file, name=name)
 
 
 async def unshare(account: Account, request: ask.UnshareRequest, report: Report) -> ask.Shares:
@@ -115,6 +129,7 @@ async def make_link(account: Account, request: ask.MakeLinkRequest, report: Repo
         expires_ns=in_seconds(request.expires_seconds),
         password=request.password,
         max_downloads=request.max_downloads,
+        entry=await _entry(account, request.path, node),
     )
     made = await account.client.make_link(node.file, asked)
     return ask.LinkMade(_link(account, made.link), made.url)

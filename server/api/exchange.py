@@ -10,6 +10,7 @@ logged with its traceback and answered 500 with a Problem that tells nothing.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, TypeVar, cast
 
@@ -17,6 +18,7 @@ import msgspec
 import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from remote.errors import (
@@ -28,9 +30,11 @@ from remote.errors import (
     TooLarge,
     Unavailable,
 )
+from server.changes.fanout import News
 from server.front.answers import JSON, MSGPACK, MSGPACK_NAMES, headers_for, wants_msgpack
 from server.front.bodies import TooSlow, body_of
 from server.front.redaction import shown_path
+from server.people.caller import Caller
 from server.service import Service, check_present, token_of
 
 log = structlog.get_logger("nearline.api")
@@ -95,6 +99,17 @@ def reply(request: Any, message: object, status: int = 200) -> Reply:
     if wants_msgpack(request.headers.get("accept", ""), _content_type(request)):
         return Response(_to_msgpack(message), media_type=MSGPACK, status_code=status)
     return Response(_to_json(message), media_type=JSON, status_code=status)
+
+
+async def published(
+    request: AnyRequest, work: Callable[[Connection, Caller], tuple[Sequence[News], T]]
+) -> T:
+    """Commit `work`, then tell those whom it concerns."""
+    service = service_of(request)
+    news, answer = await service.write(token_in(request), work)
+    for each in news:
+        service.fanout.publish(each)
+    return answer
 
 
 def _decode(raw: bytes, content_type: str, kind: Any) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from litestar import delete, get, post
 from litestar.params import FromPath
@@ -13,15 +12,13 @@ from sqlalchemy import Connection
 
 from remote.errors import RateLimited, Refused
 from remote.wire_account import SharedReply, ShareRequest, SharesReply
-from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.api.exchange import AnyRequest, Reply, body, published, reply, service_of, token_in
 from server.api.files import check_id
 from server.changes.fanout import News
 from server.changes.views import shared_with, with_attributes
 from server.people import sharing
 from server.people.caller import Caller
 from server.service import Service
-
-T = TypeVar("T")
 
 
 @post("/v1/files/{file_id:str}/share")
@@ -33,11 +30,11 @@ async def share(request: AnyRequest, file_id: FromPath[str]) -> Reply:
 
     def work(conn: Connection, caller: Caller) -> tuple[list[News], SharesReply]:
         now_ns, pace = time.time_ns(), service.share_pace
-        news = sharing.share(conn, caller, file_id, wanted.users, now_ns, pace)
+        news = sharing.share(conn, caller, file_id, wanted.users, now_ns, wanted.entry, pace)
         return news, sharing.list_grants(conn, caller, file_id)
 
     with _counting_misses(service, await service.account_of(token_in(request))):
-        shares = await _published(request, work)
+        shares = await published(request, work)
     return reply(request, shares)
 
 
@@ -77,7 +74,7 @@ async def unshare(request: AnyRequest, file_id: FromPath[str], account: FromPath
     def work(conn: Connection, caller: Caller) -> tuple[list[News], None]:
         return sharing.unshare(conn, caller, file_id, account, time.time_ns()), None
 
-    await _published(request, work)
+    await published(request, work)
 
 
 @get("/v1/shared")
@@ -90,14 +87,3 @@ async def shared(request: AnyRequest) -> Reply:
         return SharedReply(with_attributes(conn, roots))
 
     return reply(request, await service.read(token_in(request), work))
-
-
-async def _published(
-    request: AnyRequest, work: Callable[[Connection, Caller], tuple[list[News], T]]
-) -> T:
-    """Commit `work`, then tell those whom it concerns."""
-    service = service_of(request)
-    news, answer = await service.write(token_in(request), work)
-    for each in news:
-        service.fanout.publish(each)
-    return answer

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from litestar import get, post
 from litestar.params import FromQuery
 from sqlalchemy import Connection
 
 from remote.wire_account import EmptiedReply, EmptyTrash, TrashPage
-from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.api.exchange import AnyRequest, Reply, body, published, reply, service_of, token_in
 from server.api.files import check_id
+from server.changes.fanout import News
 from server.drive import retention, trash
 from server.people.caller import Caller
 
@@ -39,8 +41,8 @@ async def empty(request: AnyRequest) -> Reply:
     service = service_of(request)
     wanted = await body(request, EmptyTrash)
 
-    def work(conn: Connection, caller: Caller) -> EmptiedReply:
+    def work(conn: Connection, caller: Caller) -> tuple[Sequence[News], EmptiedReply]:
         is_over = service.turn(caller.account)
         return trash.empty(conn, caller, wanted.files, time.time_ns(), is_over)
 
-    return reply(request, await service.write(token_in(request), work))
+    return reply(request, await published(request, work))

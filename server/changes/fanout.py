@@ -18,6 +18,7 @@ from typing import Protocol
 from remote.wire import Change
 
 INLINE_CHANGES = 64
+_OF_A_PART = "grant/"
 
 
 def drive_topic(drive: str) -> str:
@@ -25,9 +26,15 @@ def drive_topic(drive: str) -> str:
     return f"drive/{drive}"
 
 
-def grant_topic(file: str) -> str:
-    """Changes at and below one file: for those who can see that part of the drive only."""
-    return f"grant/{file}"
+def grant_topic(drive: str, file: str) -> str:
+    """Changes at and below one file: for those who can see that part of the drive only. With the
+    drive in it, so that nothing of one drive is ever found under a file of another one."""
+    return f"{_OF_A_PART}{drive}/{file}"
+
+
+def is_of_a_part(topic: str) -> bool:
+    """Whether it is a `grant_topic`."""
+    return topic.startswith(_OF_A_PART)
 
 
 def account_topic(account: str) -> str:

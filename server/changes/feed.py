@@ -27,7 +27,7 @@ from sqlalchemy import Connection, Row, bindparam, func, or_, select
 
 from remote.errors import BadRequest, Refused
 from remote.wire import Change, ChangesPage
-from server.changes.fanout import grant_topic
+from server.changes.fanout import is_of_a_part
 from server.changes.views import View, with_attributes
 from server.metadata.schema import changes, drives
 
@@ -195,7 +195,7 @@ def _is_known(conn: Connection, since: Position, view: View, now: Mapping[str, H
 def _missed_nothing(conn: Connection, topics: Sequence[str], seq: int, now: Head) -> bool:
     """Whether nothing happened in these parts of a drive between `seq` and its floor: of each part
     the newest change up to the floor is kept, to tell that (`retention`)."""
-    if not all(topic.startswith(grant_topic("")) for topic in topics):
+    if not all(map(is_of_a_part, topics)):
         return False
     pruned = _LAST.where(changes.c.seq <= now.floor)
     last: int | None = conn.execute(pruned, {"topics": topics}).scalar()

@@ -18,13 +18,13 @@ from typing import Any
 
 import msgspec
 from msgspec import structs
-from sqlalchemy import Connection, Row, bindparam, func, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from remote.wire import SharedRoot
 from server.changes.fanout import account_topic, drive_topic, grant_topic
 from server.changes.nesting import Nesting
-from server.drive.records import attributes, file_record, lightest, pages
-from server.metadata.schema import accounts, devices, drives, entries, files, grants
+from server.drive.records import attributes, file_record, lightest
+from server.metadata.schema import accounts, devices, drives, files, grants
 from server.people.caller import Caller
 
 _LONGEST_SUFFIX = 16
@@ -34,6 +34,7 @@ _SHARED = (
         files,
         grants.c.role,
         grants.c.at_ns,
+        grants.c.name.label("told"),
         accounts.c.name.label("owner_name"),
         drives.c.moved_seq,
     )
@@ -43,13 +44,10 @@ _SHARED = (
     .where(grants.c.account == bindparam("account"), files.c.links > 0)
     .order_by(accounts.c.name_key, grants.c.at_ns, grants.c.file)
 )
-_NAMES = (
-    select(entries.c.file, func.min(entries.c.name))
-    .where(entries.c.file.in_(bindparam("ids", expanding=True)))
-    .group_by(entries.c.file)
-)
-_GRANTS_BEGIN = select(grants.c.file, grants.c.since_seq).where(
-    grants.c.account == bindparam("account")
+_GRANTS_BEGIN = (
+    select(grants.c.file, files.c.drive, grants.c.since_seq)
+    .join(files, grants.c.file == files.c.id)
+    .where(grants.c.account == bindparam("account"))
 )
 _TOKEN_BEGINS = select(devices.c.since_seq).where(devices.c.id == bindparam("device"))
 
@@ -79,16 +77,17 @@ def view_of(conn: Connection, caller: Caller, nesting: Nesting | None = None) ->
     views before; None: nothing."""
     watch = account_topic(caller.account)
     if caller.folder is not None:
-        only = {caller.drive: (grant_topic(caller.folder),)}
+        topic = grant_topic(caller.drive, caller.folder)
         begin = conn.execute(_TOKEN_BEGINS, {"device": caller.device}).scalar_one()
-        begins = {grant_topic(caller.folder): begin}
-        return View(caller.drive, only, watch, (), _digest(()), begins)
+        only = {caller.drive: (topic,)}
+        return View(caller.drive, only, watch, (), _digest(()), {topic: begin})
     shared = shared_with(conn, caller.account, nesting)
     topics: dict[str, tuple[str, ...]] = {caller.drive: (drive_topic(caller.drive),)}
     for root in shared:
         if root.name is not None:
-            topics[root.drive] = (*topics.get(root.drive, ()), grant_topic(root.file.id))
-    begins = {grant_topic(row.file): row.since_seq for row in _begins(conn, caller)}
+            topic = grant_topic(root.drive, root.file.id)
+            topics[root.drive] = (*topics.get(root.drive, ()), topic)
+    begins = {grant_topic(row.drive, row.file): row.since_seq for row in _begins(conn, caller)}
     return View(caller.drive, topics, watch, shared, _digest(shared), begins)
 
 
@@ -105,13 +104,13 @@ def shared_with(
     if not rows:
         return ()
     nested = (nesting or Nesting()).of(conn, account, rows)
-    names = _names(conn, [row.id for row in rows if row.id not in nested])
     taken: defaultdict[str, set[str]] = defaultdict(set)
     found = []
     for row in rows:
         name = None
         if row.id not in nested:
-            name = _free(taken[row.owner_name], names.get(row.id) or str(row.owner_name))
+            # A drive's root, and what nobody knows a name of, is called after its owner.
+            name = _free(taken[row.owner_name], row.told or row.owner_name)
         found.append(
             SharedRoot(
                 file=file_record(row, {}),
@@ -133,15 +132,6 @@ def with_attributes(conn: Connection, shared: Sequence[SharedRoot]) -> list[Shar
         structs.replace(root, file=structs.replace(root.file, xattrs=attrs.get(root.file.id, {})))
         for root in shared
     ]
-
-
-def _names(conn: Connection, ids: Sequence[str]) -> dict[str, str]:
-    """What the owners call these files; a drive's root has no entry, and is called after its
-    owner."""
-    found: dict[str, str] = {}
-    for page in pages(ids):
-        found.update(map(tuple, conn.execute(_NAMES, {"ids": page})))
-    return found
 
 
 def _free(taken: set[str], name: str) -> str:

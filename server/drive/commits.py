@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, update
 
 from remote.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, Unavailable
 from remote.wire import Applied, Change, Keyed, Op
@@ -189,9 +189,7 @@ class _Batch:
 
     def _parted(self, drive: str) -> bool:
         shared = select(grants.c.file).join(files).where(files.c.drive == drive)
-        scoped = select(devices.c.folder).join(files, devices.c.folder == files.c.id)
-        scoped = scoped.where(files.c.drive == drive, devices.c.revoked_ns.is_(None))
-        return any(self.conn.execute(each.limit(1)).first() for each in (shared, scoped))
+        return any(self.conn.execute(each.limit(1)).first() for each in (shared, _folders(drive)))
 
     def _record(self, head: _Head, change: Change, tx: Mutation) -> None:
         head.seq = change.seq
@@ -201,8 +199,8 @@ class _Batch:
         if not head.parted:
             return
         touched = Touched.by(change, tx.lost, self.lineage.above)
-        for root in self._roots(touched.directories):
-            self._tell(grant_topic(root), trimmed(change, touched, root))
+        for root in self._roots(change.drive, touched.directories):
+            self._tell(grant_topic(change.drive, root), trimmed(change, touched, root))
 
     def _tell(self, topic: str, change: Change) -> None:
         self.topics.setdefault(topic, []).append(change)
@@ -211,15 +209,13 @@ class _Batch:
         row = {"topic": topic, "seq": change.seq, "drive": change.drive, "at_ns": self.now_ns}
         self.rows.append(row | {"device": self.caller.device, "payload": payload})
 
-    def _roots(self, above: set[str]) -> list[str]:
-        """Which of these files somebody sees without seeing the whole drive. No operation changes
-        that, so a batch asks once for each."""
+    def _roots(self, drive: str, above: set[str]) -> list[str]:
+        """Which of these files of `drive` somebody sees without seeing the whole drive. No
+        operation changes that, so a batch asks once for each."""
         found: set[str] = set()
         for page in pages(above - self.parts.keys()):
             shared = select(grants.c.file).where(grants.c.file.in_(page))
-            scoped = select(devices.c.folder).where(
-                devices.c.folder.in_(page), devices.c.revoked_ns.is_(None)
-            )
+            scoped = _folders(drive).where(devices.c.folder.in_(page))
             found.update(self.conn.execute(shared.union(scoped)).scalars())
             self.parts |= {file: file in found for file in page}
         return sorted(file for file in above if self.parts[file])
@@ -250,6 +246,13 @@ class _Batch:
     def _news(self, topic: str, made: list[Change]) -> News:
         head = self.heads[made[0].drive]
         return News(topic, head.epoch, made[0].drive, made[0].seq - 1, made[-1].seq, tuple(made))
+
+
+def _folders(drive: str) -> Select[tuple[str]]:
+    """The directories that tokens of the drive's owner are for, one each."""
+    owner = select(drives.c.owner).where(drives.c.id == drive).scalar_subquery()
+    mine = (devices.c.account == owner, devices.c.revoked_ns.is_(None))
+    return select(devices.c.folder).where(*mine, devices.c.folder.is_not(None))
 
 
 def _problem(problem: Problem) -> AnyProblem:

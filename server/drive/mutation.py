@@ -30,7 +30,7 @@ from server.drive import depth
 from server.drive.depth import Below
 from server.drive.records import file_records
 from server.drive.rules import MAX_LINKS, MAX_LINKS_OF_OTHERS, check_name
-from server.metadata.schema import entries, files, xattrs
+from server.metadata.schema import entries, files, grants, links, xattrs
 from server.people import access
 from server.people.caller import Caller
 from server.people.lineage import Lineage
@@ -207,6 +207,14 @@ class Mutation:
         self.names[parent, name] = file
         self.conn.execute(_TOUCH_PARENT, {"parent": parent, "now": self.now_ns, "seq": self.seq})
         self.touched[parent] = None
+
+    def follow(self, file: str, old: tuple[str, str], new: tuple[str, str]) -> None:
+        """The entry `old` of `file`, a (directory, name), goes on as `new`: who was given the
+        file by that name, or has a link to it, is told the new one."""
+        (place, name), (new_place, new_name) = old, new
+        for table in (grants, links):
+            same = (table.c.file == file) & (table.c.place == place) & (table.c.name == name)
+            self.conn.execute(update(table).where(same).values(place=new_place, name=new_name))
 
     def gain_link(self, row: Row[Any]) -> None:
         """One more entry names the file; a file in the trash is back in the tree."""

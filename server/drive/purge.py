@@ -1,9 +1,12 @@
 """Deleting for good: files out of the trash, and old versions.
 
-Knows: which rows go with a file and with a version. Must not know: which ones go, and who decides
-that (`trash`, `retention`).
+Knows: which rows go with a file and with a version, and what stays of them. Must not know: which
+ones go, and who decides that (`trash`, `retention`).
 
 Invariants:
+- The id of a file that is gone is never free again (`retired`): what still names it, here or with
+  somebody, must never mean another file. So its grants and links go, and tokens for that directory
+  alone are revoked and their uploads end, in the same transaction.
 - What two files share after a Replace goes with the second: a version's chunks are let go of when
   it is in no file's history any more. The chunks themselves are left to garbage collection.
 - Of a file that is left half done, the current version is still there.
@@ -19,10 +22,32 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-from sqlalchemy import BindParameter, Connection, bindparam, delete, exists, select
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    bindparam,
+    delete,
+    exists,
+    insert,
+    select,
+    update,
+)
 
+from server.changes.fanout import News, account_topic
 from server.drive.records import pages
-from server.metadata.schema import files, grants, links, version_chunks, versions, xattrs
+from server.metadata.schema import (
+    devices,
+    files,
+    grants,
+    links,
+    retired,
+    version_chunks,
+    versions,
+    xattrs,
+)
+from server.people import audit
+from server.people.caller import Caller
+from server.storage import uploads
 
 CHUNKS = 10_000
 """About how many references to chunks one call lets go of."""
@@ -32,7 +57,7 @@ _ids: BindParameter[list[str]] = bindparam("ids", expanding=True)
 
 _VERSIONS = (
     select(versions.c.file, versions.c.id, versions.c.size)
-    .join(files, files.c.id == versions.c.file)
+    .join(files, (files.c.id == versions.c.file) & (files.c.drive == versions.c.drive))
     .where(versions.c.file.in_(_ids), versions.c.status == "uploaded")
     .order_by(versions.c.file, versions.c.id == files.c.version, versions.c.created_ns)
 )
@@ -43,11 +68,19 @@ _DROP_REFERENCES = delete(version_chunks).where(
     version_chunks.c.version.in_(_ids),
     ~exists().where(versions.c.id == version_chunks.c.version),
 )
+_of_these = (files.c.id.in_(_ids), files.c.trashed_ns.is_not(None))
+_REVOKE = (
+    update(devices)
+    .where(devices.c.folder.in_(_ids), devices.c.revoked_ns.is_(None))
+    .values(revoked_ns=bindparam("now"))
+    .returning(devices.c.id, devices.c.account, devices.c.folder)
+)
 _DROP_FILE = (
+    insert(retired).from_select(["id"], select(files.c.id).where(*_of_these)),
     delete(xattrs).where(xattrs.c.file.in_(_ids)),
     delete(grants).where(grants.c.file.in_(_ids)),
     delete(links).where(links.c.file.in_(_ids)),
-    delete(files).where(files.c.id.in_(_ids), files.c.trashed_ns.is_not(None)),
+    delete(files).where(*_of_these),
 )
 
 
@@ -69,9 +102,17 @@ def drop_versions(conn: Connection, old: Sequence[Old]) -> int:
     return len(done)
 
 
-def drop_files(conn: Connection, ids: Sequence[str]) -> int:
-    """Delete files that are in the trash; returns how many were, from the front. Of the one after
-    those, some versions may be gone."""
+class Dropped(NamedTuple):
+    """How many files went, and `news` of tokens that went with them, to be published after the
+    commit."""
+
+    files: int
+    news: tuple[News, ...] = ()
+
+
+def drop_files(conn: Connection, by: Caller | None, ids: Sequence[str], now_ns: int) -> Dropped:
+    """Delete files that are in the trash, as far as one call comes, from the front. Of the one
+    after those, some versions may be gone. `by`: who has it done; None: the server by itself."""
     found: dict[str, list[Old]] = {id: [] for id in ids}
     for page in pages(ids):
         for row in conn.execute(_VERSIONS, {"ids": page}):
@@ -79,10 +120,15 @@ def drop_files(conn: Connection, ids: Sequence[str]) -> int:
     old = [each for file in ids for each in found[file]]
     kept = {each.file for each in old[drop_versions(conn, old) :]}
     done = list(takewhile(lambda id: id not in kept, ids))
+    told: dict[str, None] = {}
     for page in pages(done):
+        for device in conn.execute(_REVOKE, {"ids": page, "now": now_ns}).all():
+            audit.note(conn, by, "device_revoke", device.id, now_ns, folder=device.folder)
+            uploads.end_of_device(conn, device.id)
+            told[device.account] = None
         for statement in _DROP_FILE:
             conn.execute(statement, {"ids": page})
-    return len(done)
+    return Dropped(len(done), tuple(News(account_topic(account)) for account in told))
 
 
 def _fitting(old: Iterable[Old]) -> int:

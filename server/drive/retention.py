@@ -39,7 +39,7 @@ from sqlalchemy import (
     update,
 )
 
-from server.changes.fanout import drive_topic
+from server.changes.fanout import News, drive_topic
 from server.drive import purge
 from server.metadata.schema import (
     OF_A_PART,
@@ -59,11 +59,13 @@ LONGEST_DAYS: Final = 36_500
 
 
 class Expired(NamedTuple):
-    """Versions and files that went (or would go). `more`: there are others, call again."""
+    """Versions and files that went (or would go). `more`: there are others, call again. `news` are
+    to be published after the commit."""
 
     versions: int
     files: int
     more: bool
+    news: tuple[News, ...] = ()
 
 
 def kept_ns(conn: Connection, account: str, default_days: int) -> int:
@@ -80,8 +82,8 @@ def expire(
     gone_versions, more_versions = _expire_versions(
         conn, now_ns, default_days, default_versions, limit
     )
-    gone_files, more_files = _expire_trash(conn, now_ns, default_days, limit)
-    return Expired(gone_versions, gone_files, more_versions or more_files)
+    gone, more_files = _expire_trash(conn, now_ns, default_days, limit)
+    return Expired(gone_versions, gone.files, more_versions or more_files, gone.news)
 
 
 def would_expire(
@@ -128,6 +130,7 @@ def _old_versions(
     numbered = (
         select(
             versions.c.file,
+            versions.c.drive,
             versions.c.id,
             versions.c.size,
             versions.c.superseded_ns,
@@ -138,7 +141,7 @@ def _old_versions(
     )
     return (
         select(numbered.c.file, numbered.c.id, numbered.c.size, drives.c.owner)
-        .join(files, files.c.id == numbered.c.file)
+        .join(files, (files.c.id == numbered.c.file) & (files.c.drive == numbered.c.drive))
         .join(drives, drives.c.id == files.c.drive)
         .join(accounts, accounts.c.id == drives.c.owner)
         .where(
@@ -157,11 +160,13 @@ def _fewest_kept(conn: Connection, default_versions: int) -> int:
 # --- the trash ----------------------------------------------------------------------------------
 
 
-def _expire_trash(conn: Connection, now_ns: int, default_days: int, limit: int) -> tuple[int, bool]:
+def _expire_trash(
+    conn: Connection, now_ns: int, default_days: int, limit: int
+) -> tuple[purge.Dropped, bool]:
     rows = conn.execute(_old_trash(now_ns, default_days).limit(limit + 1)).all()
-    gone = purge.drop_files(conn, [row.id for row in rows[:limit]])
-    _note(conn, "trash_expire", now_ns, "files", (row.owner for row in rows[:gone]))
-    return gone, gone < len(rows)
+    gone = purge.drop_files(conn, None, [row.id for row in rows[:limit]], now_ns)
+    _note(conn, "trash_expire", now_ns, "files", (row.owner for row in rows[: gone.files]))
+    return gone, gone.files < len(rows)
 
 
 def _old_trash(now_ns: int, default_days: int) -> Select[Any]:

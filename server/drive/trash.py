@@ -33,6 +33,7 @@ from sqlalchemy import (
 from remote.errors import NotADirectory, Refused
 from remote.wire import MAX_LEVELS, MAX_PATH_BYTES
 from remote.wire_account import EmptiedReply, TrashItem, TrashPage
+from server.changes.fanout import News
 from server.drive import purge
 from server.drive.listing import read_mark, write_mark
 from server.drive.records import PAGE_BYTES, attributes, file_record, fitting, pages
@@ -59,6 +60,7 @@ def _together(file: FromClause, directory: FromClause) -> ColumnElement[bool]:
     """Whether `file` was deleted with `directory`."""
     since = directory.c.trashed_ns - TOGETHER_NS
     return and_(
+        file.c.drive == directory.c.drive,
         file.c.trashed_parent == directory.c.id,
         file.c.trashed_ns.between(since, directory.c.trashed_ns),
     )
@@ -75,19 +77,19 @@ _ALONE = (
     )
 )
 _FROM_LIVE = select(files).where(
-    files.c.trashed_parent == bindparam("parent"), files.c.trashed_ns.is_not(None)
+    files.c.drive == bindparam("drive"),
+    files.c.trashed_parent == bindparam("parent"),
+    files.c.trashed_ns.is_not(None),
 )
 _WITH = (
     select(files)
     .join(_directory, _together(files, _directory))
-    .where(_directory.c.id == bindparam("parent"))
+    .where(_directory.c.id == bindparam("parent"), _directory.c.drive == bindparam("drive"))
 )
 
-_below = select(files.c.id, files.c.trashed_ns).where(files.c.id == bindparam("top"))
-_inside = _below.cte("inside", recursive=True)
-_inside = _inside.union(
-    select(files.c.id, files.c.trashed_ns).join(_inside, _together(files, _inside))
-)
+_deleted = select(files.c.id, files.c.drive, files.c.trashed_ns)
+_inside = _deleted.where(files.c.id == bindparam("top")).cte("inside", recursive=True)
+_inside = _inside.union(_deleted.join(_inside, _together(files, _inside)))
 _COUNT = select(func.count()).select_from(
     select(_inside.c.id).limit(bindparam("most")).subquery("first")
 )
@@ -167,14 +169,14 @@ _name = func.coalesce(entries.c.name, files.c.trashed_name).label("name")
 _up = (
     select(files.c.id, _parent, _name, literal(1).label("level"))
     .outerjoin(entries, entries.c.file == files.c.id)
-    .where(files.c.id == bindparam("id"))
+    .where(files.c.id == bindparam("id"), files.c.drive == bindparam("drive"))
     .cte("up", recursive=True)
 )
 _up = _up.union_all(
     select(files.c.id, _parent, _name, _up.c.level + 1)
     .join_from(_up, files, files.c.id == _up.c.parent)
     .outerjoin(entries, entries.c.file == files.c.id)
-    .where(_up.c.level <= MAX_LEVELS)
+    .where(_up.c.level <= MAX_LEVELS, files.c.drive == bindparam("drive"))
 )
 _UP = select(_up).order_by(_up.c.level)
 
@@ -188,7 +190,7 @@ class _Paths:
     """
 
     def __init__(self, conn: Connection, drive: str) -> None:
-        self._conn = conn
+        self._conn, self._drive = conn, drive
         root = conn.execute(select(drives.c.root).where(drives.c.id == drive)).scalar_one()
         self._root: str = root
         self._known: dict[str, str] = {}
@@ -202,7 +204,7 @@ class _Paths:
 
     def _climb(self, directory: str) -> str:
         names, size, start = list[str](), 0, UNKNOWN
-        for row in self._conn.execute(_UP, {"id": directory}):
+        for row in self._conn.execute(_UP, {"id": directory, "drive": self._drive}):
             if row.id == self._root:
                 start = ""
                 break
@@ -231,7 +233,7 @@ _THESE = select(files.c.id, files.c.kind).where(
 _CHILDREN = (
     select(files.c.id, files.c.kind)
     .join(_directory, _together(files, _directory))
-    .where(_directory.c.id == bindparam("parent"))
+    .where(_directory.c.id == bindparam("parent"), _directory.c.drive == bindparam("drive"))
     .limit(bindparam("room"))
 )
 
@@ -242,12 +244,12 @@ def empty(
     wanted: list[str] | None,
     now_ns: int,
     is_over: Callable[[], bool] = lambda: False,
-) -> EmptiedReply:
+) -> tuple[Sequence[News], EmptiedReply]:
     """Delete for good these files of the caller's trash with what was deleted with them, or all.
     When `is_over` says that the time for that is over, some.
 
     What is not in the caller's trash is passed over: the same is sent again while there is `more`.
-    Raises `Refused(Forbidden)`.
+    Returns the news to publish after the commit, too. Raises `Refused(Forbidden)`.
     """
     access.require_whole(caller)
     if wanted is None:
@@ -255,24 +257,27 @@ def empty(
         ids, more = ids[:EMPTY_FILES], len(ids) > EMPTY_FILES
     else:
         ids, more = _from_below(conn, caller.drive, wanted)
-    gone = _drop(conn, ids, is_over)
+    gone, news = _drop(conn, caller, ids, now_ns, is_over)
     more = more or gone < len(ids)
     if gone:
         of = "everything" if wanted is None else wanted[:_MAX_TOLD]
         subject = wanted[0] if wanted is not None and len(wanted) == 1 else None
         audit.note(conn, caller, "trash_empty", subject, now_ns, files=gone, of=of, more=more)
-    return EmptiedReply(files=gone, more=more)
+    return news, EmptiedReply(files=gone, more=more)
 
 
-def _drop(conn: Connection, ids: list[str], is_over: Callable[[], bool]) -> int:
-    """Delete files for good, some at least; returns how many, from the front."""
-    gone = 0
+def _drop(
+    conn: Connection, caller: Caller, ids: list[str], now_ns: int, is_over: Callable[[], bool]
+) -> purge.Dropped:
+    """Delete files for good, some at least, from the front."""
+    gone, news = 0, dict[News, None]()
     for part in pages(ids, _DROPPED):
-        dropped = purge.drop_files(conn, part)
-        gone += dropped
-        if dropped < len(part) or is_over():
+        dropped = purge.drop_files(conn, caller, part, now_ns)
+        gone += dropped.files
+        news |= dict.fromkeys(dropped.news)
+        if dropped.files < len(part) or is_over():
             break
-    return gone
+    return purge.Dropped(gone, tuple(news))
 
 
 def _from_below(conn: Connection, drive: str, wanted: list[str]) -> tuple[list[str], bool]:
@@ -290,6 +295,6 @@ def _from_below(conn: Connection, drive: str, wanted: list[str]) -> tuple[list[s
             continue
         stack.append((id, False))
         room = EMPTY_FILES - len(found)
-        rows = conn.execute(_CHILDREN, {"parent": id, "room": room})
+        rows = conn.execute(_CHILDREN, {"parent": id, "drive": drive, "room": room})
         stack += [(row.id, row.kind == "directory") for row in rows]
     return list(found), bool(stack)

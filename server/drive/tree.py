@@ -32,6 +32,7 @@ from remote.ids import mark_of
 from server.drive import names, versions
 from server.drive.mutation import Mutation
 from server.drive.records import attributes
+from server.drive.retired import is_retired
 from server.drive.rules import (
     MAX_XATTRS_TOTAL,
     check_create,
@@ -73,8 +74,9 @@ def create(tx: Mutation, op: wire.Create) -> None:
     check_create(op)
     parent = tx.directory(op.parent)
     tx.check_free(parent, op.name)
-    if access.find(tx.conn, op.file) is not None:
-        raise Refused(Exists(message=f"there is a file {op.file} already"))
+    if access.find(tx.conn, op.file) is not None or is_retired(tx.conn, op.file):
+        message = f"there is, or was, a file {op.file} already; choose another id"
+        raise Refused(Exists(message=message, taken="file"))
     below = tx.check_depth(op.kind, op.parent, op.name)
     size = len(op.target.encode()) if op.target is not None else 0
     version = None
@@ -140,6 +142,7 @@ def link(tx: Mutation, op: wire.Link) -> None:
     tx.check_free(parent, op.name)
     tx.gain_link(row)
     tx.add_entry(op.parent, op.name, op.file)
+    _come_back(tx, row, op.parent, op.name)
 
 
 def recover(tx: Mutation, op: wire.Recover) -> None:
@@ -155,6 +158,13 @@ def recover(tx: Mutation, op: wire.Recover) -> None:
     below = tx.check_depth(row.kind, parent.id, name)
     tx.gain_link(row)
     tx.add_entry(parent.id, name, op.file, below)
+    _come_back(tx, row, parent.id, name)
+
+
+def _come_back(tx: Mutation, row: Row[Any], parent: str, name: str) -> None:
+    """From the trash to another place is a move, for those who are told the name."""
+    if row.trashed_parent is not None:
+        tx.follow(row.id, (row.trashed_parent, row.trashed_name), (parent, name))
 
 
 def _place(tx: Mutation, row: Row[Any], op: wire.Recover) -> str:
@@ -165,7 +175,7 @@ def _place(tx: Mutation, row: Row[Any], op: wire.Recover) -> str:
         message = "its content went on as another file's; name a place to have it back beside that"
         raise Refused(NotFound(message=message))
     directory = access.find(tx.conn, row.trashed_parent)
-    if directory is None:
+    if directory is None or directory.drive != tx.drive:
         raise Refused(NotFound(message="the directory it was in is gone; name another place"))
     if directory.links == 0:
         message = "the directory it was in is in the trash; recover that first, or name a place"
@@ -199,6 +209,7 @@ def rename(tx: Mutation, op: wire.Rename) -> None:
         _make_way(tx, row, op, there)
     tx.drop_entry(op.parent, op.name)
     tx.add_entry(op.new_parent, op.new_name, op.file, below)
+    tx.follow(op.file, (op.parent, op.name), (op.new_parent, op.new_name))
     tx.update(op.file)
 
 
@@ -245,6 +256,8 @@ def exchange(tx: Mutation, op: wire.Exchange) -> None:
     tx.drop_entry(*there)
     tx.add_entry(*here, op.other, below_other)
     tx.add_entry(*there, op.file, below)
+    tx.follow(op.file, here, there)
+    tx.follow(op.other, there, here)
     tx.update(op.file)
     tx.update(op.other)
 

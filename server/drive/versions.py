@@ -98,7 +98,7 @@ def bring_back(tx: Mutation, row: Row[Any], old: str, as_version: str, mtime_ns:
     _check_chunks(tx, wanted)
     taken = select(versions.c.id).where(versions.c.id == as_version)
     if tx.conn.execute(taken).first() is not None:
-        raise Refused(Exists(message=f"there is a version {as_version} already"))
+        raise Refused(_taken(as_version))
     content = Content(version=as_version, base=row.version, manifest=manifest)
     _insert(tx, row.id, content, mtime_ns, wanted, restored_from=old)
     return found
@@ -259,6 +259,10 @@ def _states(conn: Connection, drive: str, ids: Iterable[bytes]) -> dict[bytes, t
     return found
 
 
+def _taken(version: str) -> Exists:
+    return Exists(message=f"there is a version {version} already", taken="version")
+
+
 def _check_version_free(tx: Mutation, version: str) -> None:
     """The id is unused, or that of an upload of the caller's, or of one that is over: it ends here.
     Which file that upload was begun for does not matter: a temporary file may have been renamed
@@ -272,6 +276,6 @@ def _check_version_free(tx: Mutation, version: str) -> None:
     for row in found:
         is_over = row.expires_ns is not None and row.expires_ns <= tx.now_ns
         if row.status == "uploaded" or not (is_over or row.account == tx.caller.account):
-            raise Refused(Exists(message=f"there is a version {version} already"))
+            raise Refused(_taken(version))
     if found:
         leases.end(tx.conn, [version])

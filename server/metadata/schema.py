@@ -13,6 +13,7 @@ Invariants:
   none); 0 exactly when `trashed_ns` is set.
 - A directory's `below_levels` is at least one more than that of each directory in it; its
   `below_bytes` likewise with the name there and a slash.
+- No id is in `files` and in `retired`.
 - A `versions` row with status `uploaded` has all its chunks in `version_chunks`, and each of those
   in `chunks` with state `uploaded`.
 """
@@ -83,7 +84,8 @@ devices = Table(
     # When it was revoked; null: it was not.
     Column("revoked_ns", BigInteger),
     # The token reaches this directory and what is below it, and nothing else; null: everything its
-    # account reaches. No foreign key: the directory may be emptied from the trash.
+    # account reaches. No foreign key: when the directory is deleted for good the token is revoked,
+    # and the row stays.
     Column("folder", Id, index=True),
     # After a rotation: the token before, which is good until then; 0: the new one has been used,
     # and who still has this one has a copy.
@@ -150,7 +152,7 @@ files = Table(
     Column("trashed_ns", BigInteger),
     # Where that last entry was, for putting it back. Null although trashed: there is nothing to
     # put back, because the content went on as another file's (a Replace).
-    Column("trashed_parent", Id, index=True),
+    Column("trashed_parent", Id),
     Column("trashed_name", Name),
     # Of a symlink that somebody made who does not own the drive whole: ids.mark_of the topmost
     # directory that they reached then. Null: its owner made it, or it is from before this was kept.
@@ -174,6 +176,24 @@ files = Table(
         sqlite_where=text("trashed_ns IS NOT NULL"),
         postgresql_where=text("trashed_ns IS NOT NULL"),
     ),
+    # What was deleted from a directory of the drive.
+    Index(
+        "ix_files_trashed_place",
+        "drive",
+        "trashed_parent",
+        "trashed_ns",
+        sqlite_where=text("trashed_parent IS NOT NULL"),
+        postgresql_where=text("trashed_parent IS NOT NULL"),
+    ),
+)
+
+retired = Table(
+    "retired",
+    metadata,
+    # files.id of a file that was deleted for good. Rows stay: what once named a file may still be
+    # written down somewhere, and must never mean another one.
+    Column("id", Id, primary_key=True),
+    sqlite_with_rowid=False,
 )
 
 entries = Table(
@@ -328,9 +348,9 @@ OF_A_PART = "topic > 'grant/'"
 changes = Table(
     "changes",
     metadata,
-    # "drive/ID" for its owner's devices; "grant/FILE" for the grantees of a shared file and for
-    # tokens of a single folder, whose `payload` tells only what is at or below that file.
-    Column("topic", String(40), nullable=False),
+    # "drive/ID" for its owner's devices; "grant/DRIVE/FILE" for the grantees of a shared file and
+    # for tokens of a single folder, whose `payload` tells only what is at or below that file.
+    Column("topic", String(80), nullable=False),
     # drives.head_seq of the drive the change is of: consecutive in a drive topic, with gaps in a
     # grant topic.
     Column("seq", BigInteger, nullable=False),
@@ -377,6 +397,10 @@ grants = Table(
     # drives.head_seq when it was given. Changes up to it are not told: what left before is not the
     # grantee's to know.
     Column("since_seq", BigInteger, nullable=False, server_default=text("0")),
+    # The entry that was shared (a directory and a name in it), wherever it was moved since; once it
+    # is gone, where it was last. Of the file's names this one alone is told. Null: not known.
+    Column("place", Id),
+    Column("name", Name),
     PrimaryKeyConstraint("file", "account"),
     Index("ix_grants_account", "account", "file"),
     sqlite_with_rowid=False,
@@ -401,6 +425,9 @@ links = Table(
     Column("max_downloads", Integer),
     Column("downloads", Integer, nullable=False),
     Column("revoked_ns", BigInteger),
+    # As in `grants`: the entry that the link was made to.
+    Column("place", Id),
+    Column("name", Name),
 )
 
 audit = Table(

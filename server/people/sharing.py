@@ -6,8 +6,9 @@ tree (`access`), how shared files are shown (`views`), HTTP.
 The rules: only the owner of a drive shares what is in it; an editor may not share on, nor make
 links. A directory or a regular file is shared, never a symlink, and never the whole drive. A grant
 follows its file through renames and moves, sleeps while the file is in the trash, and ends with it.
-Who was given something may leave it. Who loses a share, or may only read by
-now, loses the uploads they have under way in its drive.
+Who was given something may leave it. Of a file with several names, the one by which it was shared
+is told, as it is by now (`Mutation.follow`); when that entry goes, what it was called last. Who
+loses a share, or may only read by now, loses the uploads they have under way in its drive.
 
 A share appears at once and unasked, and costs whom it is given to something with every request. So
 there is a bound on what one account is given by all others, and a lower one on what it is given by
@@ -37,12 +38,12 @@ from sqlalchemy import (
     update,
 )
 
-from remote.errors import BadRequest, NotFound, RateLimited, Refused, TooLarge
-from remote.wire_account import Grant, Invite, SharesReply
+from remote.errors import BadRequest, NotFound, RateLimited, Refused, Stale, TooLarge
+from remote.wire_account import Entry, Grant, Invite, SharesReply
 from server.changes.fanout import News, account_topic
 from server.front.limits import TokenBuckets
 from server.metadata.schema import accounts as people
-from server.metadata.schema import drives, files, grants
+from server.metadata.schema import drives, entries, files, grants
 from server.people import access, accounts, audit, remaining
 from server.people.caller import Caller
 from server.people.lineage import ABOVE
@@ -61,7 +62,7 @@ MAX_TOLD = 10_000
 """Grants in one answer, the nearest first."""
 
 _GRANTS = (
-    select(grants, people.c.name, people.c.name_key)
+    select(grants, people.c.name.label("account_name"), people.c.name_key)
     .join(people, grants.c.account == people.c.id)
     .order_by(grants.c.file != bindparam("id"), people.c.name_key, grants.c.file)
 )
@@ -103,14 +104,17 @@ def share(
     file: str,
     users: Sequence[Invite],
     now_ns: int,
+    entry: Entry | None = None,
     pace: Pace | None = None,
 ) -> list[News]:
-    """Give each of `users` their role on `file`. Raises `Refused`; then nobody was given one.
+    """Give each of `users` their role on `file`, told by its name `entry`. Raises `Refused`; then
+    nobody was given one.
 
     That is `NoSuchAccount` for a name that is no account's, TooLarge where there is no room for
     more, RateLimited for strangers who share faster than `pace`.
     """
     row = _shareable(conn, caller, file)
+    told = shared_entry(conn, file, entry)
     head = select(drives.c.head_seq).where(drives.c.id == row.drive)
     head_seq = conn.execute(head).scalar_one()
     news = []
@@ -121,16 +125,34 @@ def share(
             pace.check(caller.account, account)
         mine = (grants.c.file == file) & (grants.c.account == account)
         # Another role is no other grant: when it was given decides names, and what is known.
-        if conn.execute(update(grants).where(mine).values(role=user.role)).rowcount:
+        changed = {"role": user.role} | (told if entry is not None else {})
+        if conn.execute(update(grants).where(mine).values(**changed)).rowcount:
             if user.role != "editor":
                 uploads.end_of_account(conn, row.drive, account)
         else:
             _check_room(conn, row, account, is_known)
             given = {"file": file, "account": account, "role": user.role, "since_seq": head_seq}
-            conn.execute(insert(grants), given | {"granted_by": caller.account, "at_ns": now_ns})
+            by = {"granted_by": caller.account, "at_ns": now_ns}
+            conn.execute(insert(grants), given | by | told)
         audit.note(conn, caller, "share", file, now_ns, account=account, role=user.role)
         news.append(News(account_topic(account)))
     return news
+
+
+def shared_entry(conn: Connection, file: str, wanted: Entry | None) -> dict[str, str]:
+    """The entry by which a file in the tree is shared, as columns of `grants` and `links`: the one
+    that is `wanted`, else the one that has been there longest.
+
+    Raises `Refused(Stale)` when what is wanted is no entry of the file.
+    """
+    query = select(entries.c.parent.label("place"), entries.c.name).where(entries.c.file == file)
+    if wanted is not None:
+        query = query.where(entries.c.parent == wanted.parent, entries.c.name == wanted.name)
+    row = conn.execute(query.order_by(entries.c.rev, entries.c.parent, entries.c.name)).first()
+    if row is None:
+        message = "the file has not this name any more; look what it is called, and share it then"
+        raise Refused(Stale(message=message))
+    return dict(row._mapping)
 
 
 def unshare(
@@ -169,7 +191,7 @@ def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
     told = [
         Grant(
             file=each.file,
-            account=each.name,
+            account=each.account_name,
             role=each.role,
             granted_by=names[each.granted_by],
             at_ns=each.at_ns,

@@ -7,6 +7,8 @@ Invariants:
 - The secret is 256 random bits, told once; only its SHA-256 is stored, and it is looked up by that.
 - A link reaches its file and what is below it at this moment. Nothing about that is believed later:
   every function here asks the tree anew, so what was moved out, or into the trash, is out of reach.
+- The link's own file is called by the entry that the link was made to, as that is called by now
+  (`Mutation.follow`), or was called last: never by another name that the file has.
 - A link that was revoked, has expired, is used up, or whose file is in the trash or of a locked
   account is None, exactly like one that never was.
 - `downloads` never goes over `max_downloads`: it is compared and counted in one statement.
@@ -28,10 +30,11 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, up
 from remote.errors import BadRequest, NotFound, Refused, TooLarge
 from remote.wire_account import LinkInfo, LinksReply, MakeLink
 from server.drive.records import IN_LIMIT
-from server.metadata.schema import drives, entries, files, links
+from server.metadata.schema import drives, entries, links
 from server.people import access, accounts, audit
 from server.people.accounts import new_id
 from server.people.caller import Caller
+from server.people.sharing import shared_entry
 
 MAX_LINKS = 1000
 """Links of one drive that are good at a time: they are told as one list."""
@@ -46,12 +49,6 @@ has to be known first, and people tell it over the telephone."""
 
 _BY_SECRET = select(links).where(links.c.secret_sha256 == bindparam("hashed"))
 _BY_ID = select(links).where(links.c.id == bindparam("link"))
-_NAMES = (
-    select(entries.c.name)
-    .where(entries.c.file == bindparam("file"))
-    .order_by(entries.c.parent, entries.c.name)  # as the index has them: the others are not read
-    .limit(1)
-)
 _NAME_IN = (
     select(entries.c.name)
     .where(entries.c.file == bindparam("file"), entries.c.parent == bindparam("parent"))
@@ -73,13 +70,13 @@ _place = _place.union_all(select(_next).where(_place.c.parent.is_not(None)))
 _PLACES = select(_place.c.parent).where(_place.c.parent.is_not(None)).limit(bindparam("count"))
 """The directories that have names of a file, each once: one step through the index for each,
 however many names there are in one."""
-_name = (entries.c.file, entries.c.parent, entries.c.name)
+_entry = (entries.c.file, entries.c.parent, entries.c.name)
 _above = (
-    select(*_name)
+    select(*_entry)
     .where(entries.c.file.in_(bindparam("ids", expanding=True)))
     .cte("above", recursive=True)
 )
-_ABOVE = select(_above.union(select(*_name).where(entries.c.file == _above.c.parent)))
+_ABOVE = select(_above.union(select(*_entry).where(entries.c.file == _above.c.parent)))
 _HEAD = select(drives.c.head_seq).where(drives.c.id == bindparam("drive"))
 _COUNT = (
     update(links)
@@ -161,7 +158,7 @@ def make(
         "password": password,
         "max_downloads": wanted.max_downloads,
         "downloads": 0,
-    }
+    } | shared_entry(conn, file, wanted.entry)
     conn.execute(insert(links), made)
     audit.note(
         conn,
@@ -174,7 +171,7 @@ def make(
         has_password=password is not None,
         max_downloads=wanted.max_downloads,
     )
-    return _told(conn, conn.execute(_BY_ID, {"link": made["id"]}).one()), secret
+    return _told(conn.execute(_BY_ID, {"link": made["id"]}).one()), secret
 
 
 def list_links(conn: Connection, caller: Caller, file: str | None, now_ns: int) -> LinksReply:
@@ -185,7 +182,7 @@ def list_links(conn: Connection, caller: Caller, file: str | None, now_ns: int) 
     if file is not None:
         query = query.where(links.c.file == access.require(conn, caller, file, "owner").id)
     found = conn.execute(query.order_by(links.c.created_ns.desc(), links.c.id.desc())).all()
-    return LinksReply([_told(conn, row) for row in found])
+    return LinksReply([_told(row) for row in found])
 
 
 def revoke(conn: Connection, caller: Caller, link: str, now_ns: int) -> None:
@@ -210,11 +207,11 @@ def _check_room(conn: Connection, drive: str, now_ns: int) -> None:
         raise Refused(TooLarge(message=f"a drive has at most {MAX_LINKS} links; revoke some"))
 
 
-def _told(conn: Connection, row: Row[Any]) -> LinkInfo:
+def _told(row: Row[Any]) -> LinkInfo:
     return LinkInfo(
         id=row.id,
         file=row.file,
-        name=_name_of(conn, row.file),
+        name=_name(row),
         created_ns=row.created_ns,
         expires_ns=row.expires_ns,
         has_password=row.password is not None,
@@ -223,13 +220,8 @@ def _told(conn: Connection, row: Row[Any]) -> LinkInfo:
     )
 
 
-def _name_of(conn: Connection, file: str) -> str:
-    """One of its names, always the same; in the trash the last one it had."""
-    name = conn.execute(_NAMES, {"file": file}).scalar()
-    if name is None:
-        lost = select(files.c.trashed_name).where(files.c.id == file)
-        name = conn.execute(lost).scalar()
-    return name or file
+def _name(link: Row[Any]) -> str:
+    return str(link.name or link.file)
 
 
 # --- for whoever has the URL --------------------------------------------------------------------
@@ -315,9 +307,9 @@ def inside(conn: Connection, link: Row[Any], file: str, places: Places) -> Insid
     if row is None:
         return None
     if file == link.file:
-        return Inside(row, (Step(file, _name_of(conn, file)),))
+        return Inside(row, (Step(file, _name(link)),))
     way = _way(conn, row, link.file, places)
-    return None if way is None else Inside(row, (Step(link.file, _name_of(conn, link.file)), *way))
+    return None if way is None else Inside(row, (Step(link.file, _name(link)), *way))
 
 
 def _way(conn: Connection, file: Row[Any], top: str, places: Places) -> list[Step] | None:

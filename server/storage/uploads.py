@@ -71,7 +71,8 @@ def start(
     if row is None:
         row = _begin(conn, caller, wanted, drive, terms, now_ns)
     elif not _is_of(row, caller) or row.drive != drive:
-        raise Refused(Exists(message=f"version {wanted.version} is being uploaded by another"))
+        message = f"version {wanted.version} is being uploaded by another"
+        raise Refused(Exists(message=message, taken="version"))
     elif row.file != wanted.file:
         _move(conn, wanted.version, wanted.file)
     return _lease(conn, caller, row, wanted.file, wanted.descriptors, terms, now_ns)
@@ -147,7 +148,8 @@ def _is_of(row: Row[Any], caller: Caller) -> bool:
 def _check_access(conn: Connection, caller: Caller, row: Row[Any]) -> None:
     """A grant may have been revoked since the session began. A file that is yet to be born has no
     role of its own: the commit checks where it is to be."""
-    if access.find(conn, row.file) is not None:
+    file = access.find(conn, row.file)
+    if file is not None and file.drive == row.drive:
         access.require(conn, caller, row.file, "editor")
     elif row.drive != caller.drive and not _edits_in(conn, caller, row.drive):
         raise Refused(UploadUnknown(message="nothing of that drive is shared with you any more"))
@@ -179,7 +181,8 @@ def _is_committed(conn: Connection, wanted: StartUpload) -> bool:
     query = select(versions.c.file).where(versions.c.id == wanted.version)
     of = conn.execute(query.where(versions.c.status == "uploaded")).scalars().all()
     if of and wanted.file not in of:
-        raise Refused(Exists(message=f"version {wanted.version} is of another file"))
+        message = f"version {wanted.version} is of another file"
+        raise Refused(Exists(message=message, taken="version"))
     return bool(of)
 
 

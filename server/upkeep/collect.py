@@ -50,6 +50,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import msgspec
 from sqlalchemy import Connection, func, select
 
+from server.changes.fanout import News
 from server.drive import retention
 from server.drive.records import pages
 from server.metadata.db import Database
@@ -65,19 +66,26 @@ LEASES = 5000
 """Leases ended in one write transaction."""
 
 Report = Callable[[Collected], None]
+Tell = Callable[[News], None]
+
+
+def _nobody(_: object) -> None:
+    """There is nobody to tell: beside a running server, nobody listens to this process."""
 
 
 def run(
     db: Database,
     blobs: BlobStore,
     options: Options,
-    report: Report = lambda _: None,
+    report: Report = _nobody,
     clock: Clock = time.time_ns,
+    tell: Tell = _nobody,
 ) -> Collected:
     """Collect everything that may go by now. `report` is told after each step, and may raise to
-    stop: what was done stays done. Hold the lock of `datalock.collecting`."""
+    stop: what was done stays done. `tell` gets the news of what was committed. Hold the lock of
+    `datalock.collecting`."""
     found = Collected()
-    for _ in steps(db, blobs, options, found, clock):
+    for _ in steps(db, blobs, options, found, clock, tell):
         report(found)
     if not options.dry_run and not found.is_nothing():
         with db.write() as conn:
@@ -86,7 +94,12 @@ def run(
 
 
 def steps(
-    db: Database, blobs: BlobStore, options: Options, found: Collected, clock: Clock
+    db: Database,
+    blobs: BlobStore,
+    options: Options,
+    found: Collected,
+    clock: Clock,
+    tell: Tell = _nobody,
 ) -> Iterator[None]:
     """The work of `run`, pausing wherever it may end."""
     if options.dry_run:
@@ -95,7 +108,7 @@ def steps(
     else:
         yield from removal.steps(db, clock)
         yield from _end_uploads(db, found, clock)
-        yield from _expire(db, options, found, clock)
+        yield from _expire(db, options, found, clock, tell)
     yield from Walk(db, blobs, options, found, clock).steps()
     if options.orphans:
         yield from _sweep_orphans(db, blobs, options, found, clock)
@@ -138,13 +151,17 @@ def _end_one_upload(conn: Connection, found: Collected, now_ns: int) -> bool:
     return True
 
 
-def _expire(db: Database, options: Options, found: Collected, clock: Clock) -> Iterator[None]:
+def _expire(
+    db: Database, options: Options, found: Collected, clock: Clock, tell: Tell
+) -> Iterator[None]:
     """History and trash beyond what is kept, and the oldest part of the change feed."""
     more = True
     while more:
         with db.write() as conn:
             keep = (options.keep_days, options.keep_versions)
             gone = retention.expire(conn, clock(), *keep, BATCH)
+        for news in gone.news:
+            tell(news)
         found.versions, found.files = found.versions + gone.versions, found.files + gone.files
         more = gone.more
         yield

@@ -44,13 +44,19 @@ class _Told(Exception):
 
 
 class Janitor:
-    """Collects garbage every `collect_seconds` from `start` until `close`."""
+    """Collects garbage every `collect_seconds` from `start` until `close`; `tell` takes the news of
+    what that ended to those who listen, from any thread."""
 
     def __init__(
-        self, settings: Settings, db: Database, blobs: BlobStore, metrics: Metrics
+        self,
+        settings: Settings,
+        db: Database,
+        blobs: BlobStore,
+        metrics: Metrics,
+        tell: collect.Tell,
     ) -> None:
         self._data, self._tunables = settings.data_dir, settings.tunables
-        self._db, self._blobs = db, blobs
+        self._db, self._blobs, self._tell = db, blobs, tell
         self._thread = ThreadPoolExecutor(1, "janitor")
         self._closing = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -86,7 +92,7 @@ class Janitor:
         options = msgspec.structs.replace(options_of(self._tunables), orphans=listing)
         self._stepped = begun
         with contextlib.suppress(_Told, datalock.Collecting), datalock.collecting(self._data):
-            found = collect.run(self._db, self._blobs, options, self._rest)
+            found = collect.run(self._db, self._blobs, options, self._rest, tell=self._tell)
             self._listed = begun if listing else self._listed
             self._deleted.inc(found.deleted_bytes + found.promised_bytes + found.orphans_bytes)
             self._finished.set_to_current_time()

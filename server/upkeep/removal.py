@@ -15,6 +15,7 @@ again, which finishes what was interrupted and deletes the chunks.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -149,7 +150,7 @@ def _drop_names(conn: Connection, names: Sequence[_Name], now_ns: int) -> None:
 
 def _drop_trash(conn: Connection, drive: Row[Any, Any, Any]) -> bool:
     ids = conn.execute(_TRASH, {"drive": drive.id, "room": BATCH}).scalars().all()
-    purge.drop_files(conn, ids)
+    purge.drop_files(conn, None, ids, time.time_ns())
     return bool(ids)
 
 

@@ -30,6 +30,9 @@ FINAL = [kind for kind in get_args(AnyProblem) if RULES[kind].retry is Retry.NEV
     ("kind", "problem", "expected"),
     [
         ("create", Exists(), Verdict.ASIDE),
+        ("create", Exists(taken="file"), Verdict.ANEW),
+        ("create", Exists(taken="version"), Verdict.ANEW),
+        ("write", Exists(taken="version"), Verdict.ANEW),
         ("create", NotFound(), Verdict.RESCUE),
         ("create", TooLarge(), Verdict.KEEP),
         ("rename", Exists(), Verdict.ASIDE),
@@ -54,6 +57,10 @@ def test_two_directories_of_one_name_are_one() -> None:
 
 def test_no_move_of_a_directory_waits_behind_one_that_is_the_owners_to_make() -> None:
     assert verdict("rename", OtherReach(), directory=True) is Verdict.DROP
+
+
+def test_a_directory_whose_id_is_taken_is_no_other_directory() -> None:
+    assert verdict("create", Exists(taken="file"), directory=True) is Verdict.ANEW
 
 
 @pytest.mark.parametrize("kind", ["create", "write"])

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import trio
+from sqlalchemy import delete, insert, select, update
 
 from cache.conflicts import conflicted_name
+from cache.messages import message
 from cache.tree import ROOT
 from remote import wire
 from remote.errors import Unreachable
+from server.drive import purge
+from server.metadata.schema import files, idempotency, retired, versions
 from tests.model.device import Device
 from tests.model.server import Server
 
@@ -330,3 +334,73 @@ async def test_what_nobody_could_settle_is_as_the_owner_has_it(
     await ben.sync()
     rests(ben)
     assert await ben.everything() == before
+
+
+# --- ids that are taken -------------------------------------------------------------------------
+
+
+def retire(server: Server, files: list[str]) -> None:
+    """Let files of these ids have been deleted for good."""
+    with server.db.write() as conn:
+        conn.execute(insert(retired), [{"id": file} for file in files])
+
+
+async def test_what_is_made_under_an_id_that_is_taken_goes_on_under_another(
+    server: Server, one: Device, two: Device
+) -> None:
+    """A directory, what is in it, what replaced something there, and another name of that."""
+    folder = one.edits.create(ROOT, "d", "directory", 0o755, 0, 0)
+    for name in ("x", "y"):
+        node = one.edits.create(folder.ino, name, "file", 0o644, 0, 0)
+        await one.contents.write(node.ino, 0, name.encode())
+    with one.db.transaction():
+        for op in list(one.journal):  # so that nothing is folded away
+            one.journal.rewrite(op, sent=True)
+    one.edits.rename(folder.ino, "x", folder.ino, "y")
+    one.edits.link(one.tree.child(folder.ino, "y").ino, ROOT, "z")
+    taken = [op.file for op in one.journal if op.kind == "create"]
+    assert len(taken) == 3
+    retire(server, taken)
+    await one.flush()
+    assert names(one) == ["d", "z"]
+    with server.db.read() as conn:
+        assert not set(conn.execute(select(files.c.id)).scalars()) & set(taken)
+    await both_have_the_same(one, two)
+    assert b"x" in (await two.everything())["/d/y"]
+
+
+async def test_a_creation_whose_answer_was_forgotten_is_not_sent_for_ever(
+    server: Server, one: Device, two: Device
+) -> None:
+    """It was carried out long ago, and deleted for good since: what is here is a new file."""
+    await save(one, "a", b"one")
+    (create,) = one.journal
+    await one.uploader.prepare(create)
+    with one.db.transaction():
+        one.journal.rewrite(create, sent=True)
+    said = message(create, one.tree, one.uploader.ready[create.key])
+    await one.port.apply(wire.ApplyRequest(ops=[wire.Keyed(key=create.key, op=said)]))
+    await two.pull()
+    two.edits.unlink(ROOT, "a", directory=False)
+    await two.flush()
+    with server.db.write() as conn:
+        conn.execute(delete(idempotency))
+        purge.drop_files(conn, None, [create.file], 1)
+    await one.flush()
+    await both_have_the_same(one, two)
+    assert names(two) == ["a"]
+
+
+async def test_bytes_whose_version_has_an_id_that_is_taken_go_as_another_version(
+    server: Server, one: Device, two: Device
+) -> None:
+    ino = await save(one, "a", b"one")
+    (create,) = one.journal
+    await one.uploader.prepare(create)
+    with server.db.write() as conn:
+        theirs = {"status": "uploaded", "file": "f" * 32}
+        conn.execute(update(versions).where(versions.c.id == create.version).values(**theirs))
+    taken = create.version
+    await one.flush()
+    assert one.tree.node(ino).version not in (None, taken)
+    await both_have_the_same(one, two)

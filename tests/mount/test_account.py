@@ -499,6 +499,31 @@ async def test_a_folder_that_only_the_mount_makes_cannot_be_shared(site: Site) -
         await site.ask(ask.ShareRequest("Shared-like", "ben", "viewer"))
 
 
+async def test_a_file_with_several_names_is_shared_by_the_one_that_was_typed(site: Site) -> None:
+    """Of one with a single name nothing is said: an older server would refuse it."""
+    folder, record = site.state.born("folder", kind="directory"), site.state.born("a")
+    site.server.replies |= {
+        "share": account.SharesReply("anna", []),
+        "make_link": account.LinkMade(LINK, "https://x/s/y"),
+    }
+
+    async def told() -> list[Any]:
+        await site.ask(ask.ShareRequest("folder//b", "ben", "viewer"))
+        await site.ask(ask.MakeLinkRequest(path="folder/b"))
+        return [site.server.named(name)[-1][1].entry for name in ("share", "make_link")]
+
+    node, there = site.state.tree.live(record.id), site.state.tree.live(folder.id)
+    assert node is not None
+    assert there is not None
+    with site.state.db.transaction():
+        site.state.tree.update(there.ino, listed=1)
+        site.state.tree.add_entry(there.ino, "b", node)
+    assert await told() == [None, None]
+    with site.state.db.transaction():
+        site.state.tree.update(node.ino, links=2)
+    assert await told() == [account.Entry(folder.id, "b")] * 2
+
+
 async def test_a_link_that_is_offline_for_the_feed_is_made_all_the_same(site: Site) -> None:
     """`shown` fails after what was asked for was done: that is no failure."""
     site.state.born("a")

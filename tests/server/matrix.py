@@ -126,6 +126,13 @@ class Scene:
         self.owner.do(wire.Unlink(file=op.file, parent=op.parent, name=op.name))
         return op.file
 
+    def purged(self) -> str:
+        """The id of a file that Anna has deleted for good."""
+        file = self.trashed()
+        wanted = account.EmptyTrash(files=[file])
+        self.owner.request("POST", "/v1/trash/empty", account.EmptiedReply, wanted)
+        return file
+
     def session(self) -> str:
         """A version of `file` that Anna is uploading."""
         version = new_id()
@@ -165,6 +172,11 @@ def _empty() -> wire.Content:
 
 def _create(scene: Scene, parent: str) -> Ask:
     return _apply(scene.owner.create(new_id(), parent))
+
+
+def _create_at_home(file: str, by: Client) -> Ask:
+    root = by.me.root if by.token else new_id()
+    return _apply(by.create(new_id(), root, file=file))
 
 
 def _login(scene: Scene, _by: Client) -> Ask:
@@ -326,6 +338,7 @@ ASKS: dict[str, Make] = {
     "GET /v1/files/{file_id} (root)": lambda scene, _: Ask(f"/v1/files/{scene.owner.me.root}"),
     "GET /v1/files/{file_id} (in the trash)": lambda s, _: Ask(f"/v1/files/{s.trashed()}"),
     "GET /v1/files/{file_id} (moved out, a name left behind)": _link_hidden,
+    "GET /v1/files/{file_id} (deleted for good)": lambda s, _: Ask(f"/v1/files/{s.purged()}"),
     "GET /v1/files/{file_id}/children": _of("shared", "/v1/files/{}/children"),
     "GET /v1/files/{file_id}/versions": _of("file", "/v1/files/{}/versions"),
     "GET /v1/files/{file_id}/changes": _of("file", "/v1/files/{}/changes"),
@@ -343,6 +356,7 @@ ASKS: dict[str, Make] = {
     "DELETE /v1/links/{link_id}": lambda scene, _: Ask(f"/v1/links/{scene.link()[0]}"),
     "GET /v1/trash": _same("/v1/trash"),
     "GET /v1/trash (of a directory)": lambda s, _: Ask("/v1/trash", None, {"parent": s.shared}),
+    "GET /v1/trash (of a deleted id)": lambda s, _: Ask("/v1/trash", None, {"parent": s.purged()}),
     "POST /v1/trash/empty": lambda scene, _: Ask(
         "/v1/trash/empty", account.EmptyTrash(files=[scene.trashed()])
     ),
@@ -354,6 +368,16 @@ ASKS: dict[str, Make] = {
     "POST /v1/changes/apply (create)": lambda scene, _: _create(scene, scene.shared),
     "POST /v1/changes/apply (create outside)": lambda scene, _: _create(scene, scene.owner.me.root),
     "POST /v1/changes/apply (create deeper)": lambda scene, _: _create(scene, scene.inner),
+    "POST /v1/changes/apply (create, of a deleted id)": lambda scene, _: _apply(
+        scene.owner.create(new_id(), scene.shared, file=scene.purged())
+    ),
+    "POST /v1/changes/apply (create at home)": lambda _, by: _create_at_home(new_id(), by),
+    "POST /v1/changes/apply (at home, of a deleted id)": lambda scene, by: _create_at_home(
+        scene.purged(), by
+    ),
+    "POST /v1/changes/apply (at home, of a known id)": lambda scene, by: _create_at_home(
+        scene.file, by
+    ),
     "POST /v1/changes/apply (write)": _write,
     "POST /v1/changes/apply (link)": _link,
     "POST /v1/changes/apply (link deeper)": _link_deeper,

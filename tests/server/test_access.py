@@ -165,7 +165,7 @@ def test_changes_reach_the_topics_of_the_grants_above_them(
     def heard(op: Any) -> set[str]:
         return topics(server, anna.do(op).change.seq, anna.me.drive)
 
-    both = {drive, f"grant/{shared}"}
+    both = {drive, f"grant/{anna.me.drive}/{shared}"}
     create = anna.create("x", inner)
     assert heard(create) == both
     assert heard(anna.create("private")) == {drive}

@@ -296,9 +296,9 @@ def test_no_transaction_of_a_removal_takes_much(
     service, taken = server.app.service, []
     drop = purge.drop_files
 
-    def dropped(conn: Any, ids: Any) -> int:
+    def dropped(conn: Any, by: Any, ids: Any, now_ns: int) -> purge.Dropped:
         taken.append(len(ids))
-        return drop(conn, ids)
+        return drop(conn, by, ids, now_ns)
 
     monkeypatch.setattr(purge, "drop_files", dropped)
     names = [100 - counted_names(server, folder)]

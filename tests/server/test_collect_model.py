@@ -225,11 +225,15 @@ class World:
         if file in self.files:
             result = self.apply(wire.Write(file=file, content=content, mtime_ns=1), who)
         else:
-            file = new_id() if file in self.born else file  # what was deleted stays deleted
             fields: Any = {"kind": "file", "mode": 0o644, "mtime_ns": 1, "content": content}
             name = f"f{next(self.names)}"
-            create = wire.Create(file=file, parent=self.root, name=name, **fields)
-            result = self.apply(create, who)
+            here = {"parent": self.root, "name": name} | fields
+            if file in self.born:  # in the trash, or gone for good: its id is never free again
+                refused = self.apply(wire.Create(file=file, **here))
+                assert isinstance(refused, errors.Exists)
+                assert refused.taken == "file"
+                file = new_id()
+            result = self.apply(wire.Create(file=file, **here), who)
             if isinstance(result, wire.Applied):
                 self.files[file] = name
                 self.born.add(file)
@@ -290,7 +294,7 @@ class World:
         more = True
         while more:
             with self.db.write() as conn:
-                more = trash.empty(conn, self.caller, None, self.now_ns).more
+                more = trash.empty(conn, self.caller, None, self.now_ns)[1].more
 
     def locate(self) -> None:
         with self.db.read() as conn:

@@ -398,7 +398,7 @@ def test_a_folder_whose_tokens_are_revoked_has_no_feed_of_its_own(
         with server.app.service.db.read() as conn:
             return set(conn.execute(query).scalars())
 
-    assert f"grant/{folder}" in topics()
+    assert f"grant/{anna.me.drive}/{folder}" in topics()
     revoke(anna, weak.me.device_id)
     assert topics() == {f"drive/{anna.me.drive}"}
 

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection, insert, select, update
 
 from remote import wire
-from remote.wire_account import LinkMade
+from remote.wire_account import Entry, LinkMade
 from server.front.limits import TokenBuckets
 from server.metadata import schema
 from server.metadata.db import Database
@@ -318,6 +318,7 @@ class Link(NamedTuple):
     file: str
     revoked_ns: None = None
     expires_ns: None = None
+    name: str = "linked"
 
 
 def visited(conn: Connection, link: Any, file: str, places: Places) -> str | None:
@@ -426,6 +427,28 @@ def test_what_a_zip_would_hold_is_counted_once(
         plant(conn, drive, new_id(), (tops[0], "another"), kind="file")
         conn.execute(update(schema.drives).values(head_seq=drive.head_seq + 1))
     assert below(tops[0]) == 8
+
+
+def test_a_link_tells_the_name_that_it_was_made_to(anna: Client, visit: Visit) -> None:
+    """On its page, in the header of a download and in lists; also when that name goes."""
+    private, public = anna.mkdir("private"), anna.mkdir("public")
+    file, _ = anna.store("a secret", make_chunk(b"file"), parent=private)
+    anna.do(wire.Link(parent=public, name="plan", file=file))
+    made = make_link(anna, file, entry=Entry(public, "plan"))
+    visitor = visit(made)
+
+    def told() -> str:
+        kept = visitor.http.get(visitor.content(f"/{file}/download"))
+        (listed,) = links_of(anna, file).links
+        return f"{visitor.get().text} {kept.headers['content-disposition']} {listed.name}"
+
+    assert made.link.name == "plan"
+    move = {"new_parent": anna.me.root, "new_name": "final"}
+    anna.do(wire.Rename(file=file, parent=public, name="plan", **move))
+    assert ("plan" in told(), told().count("final") >= 3) == (False, True)
+    anna.do(wire.Unlink(file=file, parent=anna.me.root, name="final"))
+    assert told().count("final") >= 3
+    assert "secret" not in told()
 
 
 # --- how downloads are counted ------------------------------------------------------------------

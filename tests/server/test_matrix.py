@@ -48,6 +48,7 @@ GET /v1/files/{file_id}               | ok    ok     ok     404      404     ok 
   (root)                              | ok    404    404    404      404     ok     404    404       401     401   401
   (in the trash)                      | ok    404    404    404      404     ok     404    404       401     401   401
   (moved out, a name left behind)     | ok    404    404    404      404     ok     404    404       401     401   401
+  (deleted for good)                  | 404   404    404    404      404     404    404    404       401     401   401
 GET /v1/files/{file_id}/children      | ok    ok     ok     404      404     ok     ok     404       401     401   401
 GET /v1/files/{file_id}/versions      | ok    ok     ok     404      404     ok     ok     404       401     401   401
 GET /v1/files/{file_id}/changes       | ok    ok     ok     404      404     ok     ok     404       401     401   401
@@ -65,6 +66,7 @@ GET /v1/links                         | ok    ok     ok     ok       ok      403
 DELETE /v1/links/{link_id}            | ok    404    404    404      404     403    403    403       401     401   401
 GET /v1/trash                         | ok    ok     ok     ok       ok      403    403    403       401     401   401
   (of a directory)                    | ok    403    403    404      404     403    403    403       401     401   401
+  (of a deleted id)                   | 404   404    404    404      404     403    403    403       401     401   401
 POST /v1/trash/empty                  | ok    none   none   none     none    403    403    403       401     401   401
 GET /v1/uploads/{version}             | ok    404    404    404      404     ok     404    404       401     401   401
 POST /v1/uploads/{version}/urls       | ok    404    404    404      404     403    404    404       401     401   401
@@ -75,6 +77,10 @@ POST /v1/changes/apply
   (create)                            | ok    ok     403    404      404     403    ok     404       401     401   401
   (create outside)                    | ok    404    404    404      404     403    404    404       401     401   401
   (create deeper)                     | ok    ok     403    404      404     403    ok     404       401     401   401
+  (create, of a deleted id)           | 409   409    403    404      404     403    409    404       401     401   401
+  (create at home)                    | ok    ok     ok     ok       ok      403    404    404       401     401   401
+  (at home, of a deleted id)          | 409   409    409    409      409     403    404    404       401     401   401
+  (at home, of a known id)            | 409   409    409    409      409     403    404    404       401     401   401
   (write)                             | ok    ok     403    404      404     403    ok     404       401     401   401
   (link)                              | ok    ok     403    404      404     403    ok     404       401     401   401
   (link deeper)                       | ok    409    403    404      404     403    409    404       401     401   401

@@ -265,7 +265,7 @@ class TreeMachine(RuleBasedStateMachine):
         if not everything and file in self.model.trash:
             gone = {file} | self.model.inside(file)
         with self.db.write() as conn:
-            reply = trash.empty(conn, self.caller, None if everything else [file], 1000)
+            _, reply = trash.empty(conn, self.caller, None if everything else [file], 1000)
         assert (reply.files, reply.more) == (len(gone), False)
         self.model.empty(gone)
 

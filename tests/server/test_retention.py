@@ -407,7 +407,7 @@ def test_who_sees_a_quiet_part_of_a_drive_is_not_reset(anna: Drive, ben: Drive) 
         anna.make(f"{number}", at=days_ago(80))
     prune(anna.db)
     assert floor(anna) == 9
-    topic = f"grant/{folder}"
+    topic = f"grant/{anna.caller.drive}/{folder}"
     assert [row.seq for row in rows(anna.db, schema.changes, topic=topic)] == [4]
     page = pull(ben, knows_all)
     assert (page.reset, page.changes, page.cursor) == (False, [], knows_all)

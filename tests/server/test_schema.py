@@ -209,3 +209,95 @@ _DIRECTORY = (
     " VALUES (:file, 'drive', 'directory', 0, 0, 0, 0, 0, 0, 1, 0, 0)"
 )
 _ENTRY = "INSERT INTO entries (parent, name, file, rev) VALUES (:parent, :name, :file, 0)"
+# --- what was there before a migration ----------------------------------------------------------
+
+
+def at_revision(path: Path, revision: str) -> Database:
+    """A database as an older version has left it."""
+    db = Database(path)
+    config = Config()
+    folder = Path(server.metadata.db.__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder))
+    with db.write() as conn:
+        config.attributes["connection"] = conn
+        command.upgrade(config, revision)
+    return db
+
+
+def add(conn: Connection, table: str, **values: object) -> None:
+    names = ", ".join(values)
+    conn.execute(text(f"INSERT INTO {table} ({names}) VALUES (:{', :'.join(values)})"), values)
+
+
+def two_drives(conn: Connection) -> None:
+    """`a` owns drive `A` and `b` owns `B`; each has a directory `in A`, `in B`."""
+    for who in ("a", "b"):
+        add(conn, "accounts", id=who, name=who, name_key=who, password="-", created_ns=1)
+        drive = {"id": who.upper(), "owner": who, "root": f"root {who}", "epoch": "e"}
+        add(conn, "drives", **drive, head_seq=9, used_bytes=0)
+        for file in (f"root {who}", f"in {who.upper()}"):
+            add_file(conn, file, who.upper(), kind="directory")
+
+
+def add_file(conn: Connection, id: str, drive: str, **more: object) -> None:
+    row = {"kind": "file", "mode": 0, "uid": 0, "gid": 0, "mtime_ns": 1, "ctime_ns": 1, "size": 0}
+    add(conn, "files", id=id, drive=drive, **row | {"links": 1, "rdev": 0, "rev": 1} | more)
+
+
+def column(db: Database, query: str) -> list[object]:
+    with db.read() as conn:
+        return list(conn.execute(text(query)).scalars())
+
+
+def test_tokens_and_feeds_of_folders_that_are_gone_end_with_the_migration(tmp_path: Path) -> None:
+    """A token for what was deleted for good, and one whose folder's id is another's by now."""
+    db = at_revision(tmp_path / "a.sqlite", "0002")
+    with db.write() as conn:
+        two_drives(conn)
+        folders = {"good": "in A", "gone": "purged", "anothers": "in B", "whole": None}
+        for number, (name, folder) in enumerate(folders.items()):
+            row = {"id": name, "account": "a", "name": name, "token_sha256": bytes([number])}
+            add(conn, "devices", **row, scope="full", created_ns=1, folder=folder)
+        topics = {"drive/A": "A", "grant/in A": "A", "grant/in B": "A", "grant/of old": "A"}
+        for topic, drive in topics.items():
+            row = {"topic": topic, "seq": 1, "drive": drive, "at_ns": 1, "device": "good"}
+            add(conn, "changes", **row, payload=b"payload")
+        lost = {"trashed_ns": 1, "trashed_parent": "its place", "trashed_name": "n", "links": 0}
+        add_file(conn, "lost", "A", **lost)
+    db.migrate()
+    good = column(db, "SELECT id FROM devices WHERE revoked_ns IS NULL ORDER BY id")
+    assert good == ["good", "whole"]
+    assert column(db, "SELECT topic FROM changes ORDER BY topic") == [
+        "drive/A", "grant/A/in A", "grant/A/in B", "grant/A/of old",
+    ]  # fmt: skip
+    assert column(db, "SELECT payload FROM changes") == [b"payload"] * 4
+    retired = column(db, "SELECT id FROM retired ORDER BY id")
+    assert retired == ["its place", "of old", "purged"]
+    db.close()
+
+
+def test_what_was_shared_before_keeps_the_name_that_was_told(tmp_path: Path) -> None:
+    db = at_revision(tmp_path / "a.sqlite", "0002")
+    with db.write() as conn:
+        two_drives(conn)
+        add_file(conn, "two", "A", links=2)
+        lost = {"trashed_ns": 1, "trashed_parent": "in A", "trashed_name": "was", "links": 0}
+        add_file(conn, "lost", "A", **lost)
+        add_file(conn, "taken over", "A", trashed_ns=1, links=0)
+        for parent, name in (("in A", "b"), ("root a", "a")):
+            add(conn, "entries", parent=parent, name=name, file="two", rev=1)
+        for number, file in enumerate(("two", "lost", "taken over")):
+            given = {"file": file, "account": "b", "granted_by": "a", "at_ns": 1}
+            add(conn, "grants", **given, role="viewer")
+            link = {"id": file, "secret_sha256": bytes([number]), "file": file, "drive": "A"}
+            add(conn, "links", **link, created_by="a", created_ns=1, downloads=0)
+    db.migrate()
+    for table in ("grants", "links"):
+        with db.read() as conn:
+            found = conn.execute(text(f"SELECT file, place, name FROM {table} ORDER BY file")).all()
+        assert [tuple(row) for row in found] == [
+            ("lost", "in A", "was"),
+            ("taken over", None, None),
+            ("two", "root a", "a"),
+        ]
+    db.close()

@@ -10,7 +10,7 @@ import pytest
 from websockets.sync.client import connect
 
 from remote import errors, wire
-from remote.wire_account import Invite, SharedReply, ShareRequest, SharesReply
+from remote.wire_account import Entry, Invite, SharedReply, ShareRequest, SharesReply
 from server.changes import views
 from server.changes.nesting import Nesting, _Known
 from server.people import sharing
@@ -25,8 +25,10 @@ def cleo(server: Running) -> Iterator[Client]:
     client.http.close()
 
 
-def share(by: Client, file: str, to: Client, role: Any = "editor") -> SharesReply:
-    wanted = ShareRequest(users=[Invite(to.me.account, role)])
+def share(
+    by: Client, file: str, to: Client, role: Any = "editor", entry: Entry | None = None
+) -> SharesReply:
+    wanted = ShareRequest(users=[Invite(to.me.account, role)], entry=entry)
     return by.request("POST", f"/v1/files/{file}/share", SharesReply, wanted)
 
 
@@ -183,6 +185,85 @@ def test_names_are_told_apart_and_nested_ones_have_none(anna: Client, ben: Clien
         )
     )
     assert shared(ben).keys() == {"notes.txt", "new", None}
+
+
+def with_two_names(anna: Client) -> tuple[str, str, str]:
+    """A file called `why` in one directory, and since then `plan` in another: it, and those."""
+    private, public = anna.mkdir("private"), anna.mkdir("public")
+    file = anna.make("why", private)
+    anna.do(wire.Link(file=file, parent=public, name="plan"))
+    return file, private, public
+
+
+def rename(by: Client, file: str, old: tuple[str, str], new: tuple[str, str]) -> None:
+    (parent, name), (new_parent, new_name) = old, new
+    by.do(
+        wire.Rename(file=file, parent=parent, name=name, new_parent=new_parent, new_name=new_name)
+    )
+
+
+def test_the_name_that_was_shared_is_told_and_no_other_ever(anna: Client, ben: Client) -> None:
+    file, private, public = with_two_names(anna)
+    share(anna, file, ben, entry=Entry(public, "plan"))
+    feed = Follower(ben)
+    feed.pull()
+    assert shared(ben).keys() == {"plan"}
+    rename(anna, file, (private, "why"), (private, "a secret"))  # not what was shared
+    assert shared(ben).keys() == {"plan"}
+    rename(anna, file, (public, "plan"), (public, "better plan"))
+    assert shared(ben).keys() == {"better plan"}
+    anna.do(wire.Unlink(file=file, parent=public, name="better plan"))
+    assert shared(ben).keys() == {"better plan"}  # as it was called last
+    rename(anna, file, (private, "a secret"), (anna.me.root, "known to anna"))
+    assert shared(ben).keys() == {"better plan"}
+    told = msgspec.msgpack.encode(feed.pull())
+    assert b"secret" not in told
+    assert b"known to" not in told
+
+
+def test_without_a_name_it_is_the_one_that_was_there_first(anna: Client, ben: Client) -> None:
+    """Not the first in the alphabet; and a role that is given again tells no other name, unless it
+    is asked for."""
+    file, private, public = with_two_names(anna)
+    share(anna, file, ben)
+    assert shared(ben).keys() == {"why"}
+    rename(anna, file, (private, "why"), (private, "why?"))  # now the other one is older
+    share(anna, file, ben, "viewer")
+    assert shared(ben).keys() == {"why?"}
+    share(anna, file, ben, entry=Entry(public, "plan"))
+    assert shared(ben).keys() == {"plan"}
+
+
+def test_it_is_shared_by_a_name_that_it_has(anna: Client, ben: Client) -> None:
+    file, private, public = with_two_names(anna)
+    for entry in (Entry(private, "plan"), Entry(anna.me.root, "why"), Entry(public, "public")):
+        assert isinstance(refusal(share, anna, file, ben, "viewer", entry), errors.Stale)
+    assert shared(ben) == {}
+
+
+def test_an_exchange_takes_the_name_along(anna: Client, ben: Client) -> None:
+    one, other, root = anna.mkdir("one"), anna.mkdir("other"), anna.me.root
+    for file in (one, other):
+        share(anna, file, ben)
+    both = {"other": other, "other_parent": root, "other_name": "other"}
+    anna.do(wire.Exchange(file=one, parent=root, name="one", **both))
+    found = {name: shown.file.id for name, shown in shared(ben).items()}
+    assert found == {"one": other, "other": one}
+
+
+def test_what_comes_back_elsewhere_was_moved(anna: Client, ben: Client) -> None:
+    """If what was deleted last is what was shared: another name is not told by the way."""
+    file, private, public = with_two_names(anna)
+    share(anna, file, ben, entry=Entry(public, "plan"))
+    anna.do(wire.Unlink(file=file, parent=private, name="why"))
+    anna.do(wire.Unlink(file=file, parent=public, name="plan"))
+    anna.do(wire.Recover(file=file, parent=private, name="plan b"))
+    assert shared(ben).keys() == {"plan b"}
+    anna.do(wire.Link(file=file, parent=private, name="a secret"))
+    anna.do(wire.Unlink(file=file, parent=private, name="plan b"))
+    anna.do(wire.Unlink(file=file, parent=private, name="a secret"))
+    anna.do(wire.Recover(file=file, parent=public, name="a secret"))
+    assert shared(ben).keys() == {"plan b"}
 
 
 def test_a_trashed_share_sleeps(anna: Client, ben: Client) -> None:

@@ -357,12 +357,17 @@ def test_emptying_is_in_the_audit_log(server: Running, anna: Client) -> None:
     assert msgspec.json.decode(row.detail) == {"files": 1, "of": [file], "more": False}
 
 
-def test_a_file_deleted_for_good_can_be_born_again(anna: Client) -> None:
-    file = anna.make("a")
+def test_the_id_of_a_file_deleted_for_good_is_never_free_again(anna: Client, ben: Client) -> None:
+    """Refused exactly as one of a file that is there, to its owner too."""
+    file, there = anna.make("a"), anna.make("b")
     remove(anna, file, "a")
     empty(anna)
-    anna.make("again", file=file)
-    assert anna.children()["again"].id == file
+    for client in (anna, ben):
+        for id in (file, there):
+            problem = client.refused(client.create("again", file=id))
+            message = f"there is, or was, a file {id} already; choose another id"
+            assert problem == errors.Exists(message=message, taken="file")
+        assert "again" not in client.children()
 
 
 def test_pages_are_bounded_by_what_their_files_carry(anna: Client) -> None:
