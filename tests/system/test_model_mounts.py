@@ -54,7 +54,8 @@ class Away(Device):
     def mount(self, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         self.at.mkdir(exist_ok=True)
         where = ["--state", str(self.state), "--cache", str(self.cache)]
-        words = ["mount", self.network.url, str(self.at), *where, *self.options, *more]
+        words = ["mount", self.network.url, str(self.at), *where, "--insecure"]
+        words += [*self.options, *more]
         return self.site.cli(*words, check=check)
 
     # Asked without a process of its own for each question: a walk asks often.
@@ -91,7 +92,7 @@ def two() -> Iterator[Two]:
         devices = []
         for name, network in zip(("one", "two"), networks, strict=True):
             password = ["--password-file", str(site.password_file)]
-            site.cli("login", network.url, "--account", ACCOUNT, *password)
+            site.cli("login", network.url, "--account", ACCOUNT, "--insecure", *password)
             device = Away(site, name, ["--on-conflict", "copy"] if name == "two" else [])
             device.network = network
             site.devices.append(device)

@@ -73,8 +73,11 @@ def test_an_unreachable_server(place: Site, device: Device) -> None:
     device.at.mkdir()
     env = {**place.env, "NEARLINE_TOKEN": "a token"}
     where = ["--account", "anna", "--state", str(device.state), "--cache", str(device.cache)]
-    done = run(harness.nearline(), "mount", url, device.at, *where, env=env, check=False)
+    command = [harness.nearline(), "mount", url, str(device.at), *where]
+    done = run(*command, "--insecure", env=env, check=False)
     refused(done, 1, "check the URL and that the server runs")
+    nothing_made(device)
+    refused(run(*command, env=env, check=False), 1, "key", f"nearline login {url} --account anna")
     nothing_made(device)
 
 
