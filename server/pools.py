@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple, TypeVar
 
-from server.turns import Turns
+from server.fair_queue import FairQueue
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class _Job(NamedTuple):
 
 
 class FairPool(Pool):
-    """Threads that everybody has a fair share of, whatever others ask: see `turns`.
+    """Threads that everybody has a fair share of, whatever others ask: see `fair_queue`.
 
     `submit` is for the server's own jobs. The threads are told only that a job waits; which one it
     is, is decided when a thread is free. `clock` tells seconds. Concurrency: any thread.
@@ -63,7 +63,7 @@ class FairPool(Pool):
         super().__init__(threads, name)
         self._clock = clock
         self._turns_lock = threading.Lock()  # guards the one below
-        self._turns: Turns[_Job] = Turns()
+        self._turns: FairQueue[_Job] = FairQueue()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
         return self.submit_for(OWN, lambda: fn(*args, **more))

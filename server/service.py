@@ -4,8 +4,8 @@ Knows: the parts and how they are put together. Must not know: HTTP messages.
 
 Threads: the event loop never touches SQLite or a disk's queue. `reads` answers questions from
 snapshots; `writes` is a single thread, so write transactions wait in its queue and not for a lock.
-In both queues accounts take turns by the time that they have had (`turns`), so that nobody waits
-for all that somebody else asks; whose a job is, is known before it is queued, and asked again
+In both queues accounts take turns by the time that they have had (`fair_queue`), so that nobody
+waits for all that somebody else asks; whose a job is, is known before it is queued, and asked again
 inside its transaction. `passwords`, behind the `desk`, bounds the memory that Argon2 takes; `files`
 moves stored objects. Whoever visits a link has threads of their own: `visits` answers their
 questions and `downloads` puts their content together, so that no account waits behind visitors.

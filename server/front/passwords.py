@@ -5,7 +5,8 @@ Knows: how dear a password is, what it may be for. Must not know: whose it is, w
 Each is 64 MiB and tens of milliseconds of work, so there are two threads for all. What passwords
 are for (`PLACES`) has places of its own: whoever fills one kind of them is in nobody's way who
 needs another, and no holder has all places of a kind. Kinds take turns, and so do those who wait in
-one (`turns`): between two passwords of one address or account, one of everybody else's is next.
+one (`round_robin`): between two passwords of one address or account, one of everybody else's is
+next.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from remote.errors import RateLimited, Refused
 from server.front.limits import Places
-from server.front.turns import Turns
+from server.front.round_robin import RoundRobin
 from server.pools import Pool
 
 THREADS = 2
@@ -50,7 +51,7 @@ class Desk:
     def __init__(self, threads: Pool, places: Mapping[str, Allowed] = PLACES) -> None:
         self._threads = threads
         self._places = {kind: Places(*allowed) for kind, allowed in places.items()}
-        self._turns: Turns[asyncio.Future[None]] = Turns(places)
+        self._turns: RoundRobin[asyncio.Future[None]] = RoundRobin(places)
         self._free = THREADS
 
     async def run(self, kind: str, holder: Hashable, work: Callable[..., T], *args: object) -> T:

@@ -18,7 +18,7 @@ from remote import errors
 from remote.errors import RateLimited, Refused
 from server.front.limits import TokenBuckets
 from server.front.passwords import PLACES, Allowed, Desk
-from server.front.turns import Turns
+from server.front.round_robin import RoundRobin
 from server.metadata import schema
 from server.people import accounts
 from server.people.accounts import add_account
@@ -35,7 +35,7 @@ OLD = PasswordHasher(time_cost=1, memory_cost=16, parallelism=1)
 
 
 def test_queues_take_turns_and_so_do_holders() -> None:
-    turns: Turns[str] = Turns(("login", "link"))
+    turns: RoundRobin[str] = RoundRobin(("login", "link"))
     for n in range(4):
         turns.join("login", "one", f"one {n}")
     turns.join("login", "two", "two")

@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
+from server.fair_queue import FairQueue
 from server.pools import OWN, FairPool
-from server.turns import Turns
 
 
-def serve(turns: Turns[float], most: int = 1000) -> list[tuple[object, float]]:
+def serve(turns: FairQueue[float], most: int = 1000) -> list[tuple[object, float]]:
     """Do what waits; a job is how long it takes. Returns whose each was, and when it was done."""
     done, now = [], 0.0
     while turns.jobs() and len(done) < most:
@@ -23,7 +23,7 @@ def serve(turns: Turns[float], most: int = 1000) -> list[tuple[object, float]]:
 
 
 def test_one_who_asks_for_much_is_not_waited_for() -> None:
-    turns: Turns[float] = Turns()
+    turns: FairQueue[float] = FairQueue()
     for _ in range(100):
         turns.wait("greedy", 0.25)
     turns.wait("modest", 0.01)
@@ -32,7 +32,7 @@ def test_one_who_asks_for_much_is_not_waited_for() -> None:
 
 
 def test_many_who_ask_for_much_get_the_same_and_a_newcomer_is_next() -> None:
-    turns: Turns[float] = Turns()
+    turns: FairQueue[float] = FairQueue()
     for _ in range(10):
         for greedy in "abc":
             turns.wait(greedy, 0.25)
@@ -46,7 +46,7 @@ def test_budgets_of_write_time_are_shared_whatever_the_jobs_look_like() -> None:
     """Six accounts, each always with something to do, some in large pieces and some in small: in
     any stretch of a minute nobody has had more than the others by more than two of its jobs."""
     chance = random.Random(7)
-    turns: Turns[float] = Turns()
+    turns: FairQueue[float] = FairQueue()
     pieces = {"a": 0.25, "b": 0.25, "c": 0.05, "d": 0.01, "e": 0.1, "f": 1.0}
     for whose, piece in pieces.items():
         turns.wait(whose, piece)
@@ -62,7 +62,7 @@ def test_budgets_of_write_time_are_shared_whatever_the_jobs_look_like() -> None:
 
 
 def test_jobs_of_one_come_in_order_and_nobody_saves_up_turns() -> None:
-    turns: Turns[float] = Turns()
+    turns: FairQueue[float] = FairQueue()
     for number in (1.0, 2.0, 3.0):
         turns.wait("one", number)
     first, _ = turns.take()
@@ -76,14 +76,14 @@ def test_jobs_of_one_come_in_order_and_nobody_saves_up_turns() -> None:
 
 
 def test_what_takes_no_time_goes_round() -> None:
-    turns: Turns[float] = Turns()
+    turns: FairQueue[float] = FairQueue()
     for whose in "aaabbb":
         turns.wait(whose, 0.0)
     assert [whose for whose, _ in serve(turns)] == list("ababab")
 
 
 def test_all_is_forgotten_when_nobody_waits() -> None:
-    turns: Turns[float] = Turns()
+    turns: FairQueue[float] = FairQueue()
     for number in range(1000):
         turns.wait(number, 1.0)
     serve(turns)

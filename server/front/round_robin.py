@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Turns(Generic[T]):
+class RoundRobin(Generic[T]):
     def __init__(self, queues: Iterable[str]) -> None:
         self._queues: OrderedDict[str, OrderedDict[Hashable, deque[T]]] = OrderedDict(
             (each, OrderedDict()) for each in queues

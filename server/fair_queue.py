@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 J = TypeVar("J")
 
 
-class Turns(Generic[J]):
+class FairQueue(Generic[J]):
     """Jobs that wait, each of somebody. Times are in seconds."""
 
     def __init__(self) -> None:
