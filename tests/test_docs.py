@@ -19,7 +19,7 @@ from mount.asked import account_messages, control_messages
 from mount.cli import _take_debug
 from mount.cli.app import app
 from mount.config import parse_options
-from remote.errors import RULES, ChunksMissing
+from remote.errors import RULES, ChunksMissing, Exists
 from remote.wire import Op
 from server.metadata.schema import metadata
 from server.settings import Tunables
@@ -209,6 +209,13 @@ def test_the_conflict_table() -> None:
             special = conflicts.verdict(str(kind), given, directory=True)
             if special is not plain:
                 rules[f"`{kind}` of a directory", tag] = special.value
+    taken = {
+        conflicts.verdict(kind, Exists(taken=what), directory=directory).value
+        for kind in ("create", "write")
+        for what in ("file", "version")
+        for directory in (False, True)
+    }
+    (rules["`create`, `write`", "`exists`, of the id and not of the name"],) = taken
     assert said == {case: what for case, what in rules.items() if what != "keep"}
 
 

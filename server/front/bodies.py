@@ -19,6 +19,7 @@ Concurrency: the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Hashable, MutableMapping
 from typing import Any, NamedTuple
 
@@ -41,6 +42,12 @@ BUFFERED = HIGH_WATER_LIMIT + 256 * 1024
 the event loop's, at most 256 KiB."""
 
 AGAIN_SECONDS = 1.0
+
+DRAIN_SECONDS = 2.0
+"""How long, and (`body_limit`) how much of, a body that was answered before it had all come is read
+and thrown away. A client that is still sending when its connection is closed may get a reset
+instead of the answer (RFC 9112, section 9.6): a refused URL would look like a network's fault."""
+
 _KEY = "nearline.body"
 
 
@@ -95,6 +102,7 @@ class Body:
         self.length = length
         self.more = length > 0
         self.is_trusted = False
+        self._is_drained = False
         self._room: Room | None = None
         self._holder: Hashable = None
         self._waited = 0.0
@@ -109,6 +117,7 @@ class Body:
 
     def is_claimed(self, address: Hashable) -> None:
         """The sender has a token that nobody has looked at. Raises `Refused`."""
+        self._is_drained = True
         self._check_length(self._bodies.limit)
         self._move(self._bodies.claimed, address)
 
@@ -120,6 +129,7 @@ class Body:
     def is_signed(self) -> None:
         """The signature in the target says how long it is. It is checked at once, before anything
         else happens, and the body trusted then."""
+        self._is_drained = True
 
     def is_unwanted(self) -> None:
         """There should be none. Raises `Refused`."""
@@ -129,7 +139,7 @@ class Body:
         """It is as large as `holder`, an account or a drive, may send. Raises `Refused`."""
         if not self.is_trusted:
             self._move(self._bodies.trusted, holder)
-            self.is_trusted = True
+            self.is_trusted = self._is_drained = True
 
     def _check_length(self, limit: int) -> None:
         if self.length > limit:
@@ -172,6 +182,19 @@ class Body:
         """Nothing that came so far is held any more."""
         self._gone = self._came
         self._count()
+
+    async def drain(self) -> None:
+        """Let the sender get to know the answer, which it was given already: take what still comes,
+        and keep none of it. For who has no token or signature nothing is taken."""
+        if not self._is_drained:
+            return
+        taken = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self.more and taken < self._bodies.limit:
+                    message = await self._receive()
+                    taken += len(message.get("body", b""))
+                    self.more = message.get("more_body", False)
 
     def end(self) -> None:
         """The request is answered."""

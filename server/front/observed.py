@@ -86,6 +86,10 @@ class Observed:
             self._begin(message)
         elif message["type"] == "websocket.accept":
             self._status = 101
+        elif _is_last(message) and bodies.unread(self._scope) and not self._is_flood:
+            await self._forward({**message, "more_body": True})
+            await bodies.body_of(self._scope).drain()
+            message = {**message, "body": b""}
         await self._forward(message)
 
     def _begin(self, message: Message) -> None:
@@ -130,6 +134,10 @@ class Observed:
         authorization = header(self._scope, b"authorization").decode("latin-1")
         known = self._service.known.of(token_of(authorization))
         return {} if known is None else known._asdict()
+
+
+def _is_last(message: Message) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def _request_id(scope: Any) -> bytes:

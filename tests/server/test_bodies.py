@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.errors import RateLimited, Refused, TooLarge
+from server.front import bodies
 from server.front.bodies import BUFFERED, STRANGER_BYTES, Bodies, Body, Patience, TooSlow
 from server.front.limits import Room
 from server.metrics import Metrics
@@ -28,9 +29,10 @@ LOGIN = b"POST /v1/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r
 
 
 @pytest.fixture
-def small(start: Start) -> Running:
+def small(start: Start, monkeypatch: pytest.MonkeyPatch) -> Running:
     """A server with room for 8 MiB of bodies: 1 MiB for strangers, of which one address may have
-    half."""
+    half. It does not wait for what comes after an answer."""
+    monkeypatch.setattr(bodies, "DRAIN_SECONDS", 0.0)
     return start(body_limit=2 * MIB, body_memory_bytes=8 * MIB)
 
 
@@ -88,6 +90,21 @@ def test_who_has_a_bad_token_is_told_before_the_body_is_taken(small: Running) ->
     assert answer.split()[1] == b"401"
     assert b"connection: close" in answer.lower()
     assert bodies_of(small).held == 0
+
+
+@pytest.mark.parametrize("request_line", ["PUT /blobs/a/b", "POST /v1/changes/apply"])
+def test_who_is_still_sending_gets_the_answer_and_no_reset(
+    server: Running, request_line: str
+) -> None:
+    """All that was announced is taken, and then the connection ends in order."""
+    head = f"{request_line} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer wrong\r\n".encode()
+    rest = bytes(2 * MIB)
+    with asking(server, head, len(rest) + 1, b"{") as sock:
+        answer = sock.recv(65536)
+        assert answer.split()[1] in (b"400", b"401")
+        sock.sendall(rest)
+        assert everything(sock) in (b"", answer.partition(b"\r\n\r\n")[2])
+    assert bodies_of(server).held == 0
 
 
 def test_the_longest_login_is_let_in(server: Running) -> None:

@@ -101,7 +101,7 @@ def test_a_start_that_fails_after_mounting_leaves_nothing(site: Site, tmp_path: 
     program.write_text(FAILING)
     device = site.device("failing")
     device.at.mkdir()
-    options = Options(state=device.state, cache=device.cache)
+    options = Options(state=device.state, cache=device.cache, insecure=True)
     config = make_config(site.server.url, device.at, harness.ACCOUNT, options)
     answer, write_end = os.pipe()
     with subprocess.Popen(
