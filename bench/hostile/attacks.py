@@ -108,8 +108,9 @@ class Attacker:
                 done.append(isinstance(result, Applied))
         return done
 
-    async def chain(self, depth: int, name: str = "d") -> list[str]:
+    async def chain(self, depth: int, name: str | None = None) -> list[str]:
         """Directories in each other, as deep as the server lets; their ids from the top."""
+        name = name or os.urandom(3).hex()
         ids = [new_id() for _ in range(depth)]
         ops = [
             directory(id, parent, name) for id, parent in zip(ids, [self.root, *ids], strict=False)
