@@ -10,12 +10,15 @@ of somebody who asks for little waits for the one under way, and for one job eac
 had no more than that. When nobody waits and nothing runs, all is forgotten: memory is bounded by
 those who asked since.
 
+Of the jobs of one, `each` run at a time at most: what runs cannot be taken back, and others would
+share a processor with all of it.
+
 Concurrency: the caller holds a lock, or is alone.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
@@ -25,10 +28,11 @@ J = TypeVar("J")
 class FairQueue(Generic[J]):
     """Jobs that wait, each of somebody. Times are in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, each: int = 1) -> None:
+        self._each = each
         self._waiting: dict[Hashable, deque[J]] = {}
         self._had: dict[Hashable, float] = {}
-        self._running = 0
+        self._running: Counter[Hashable] = Counter()
         self._now = 0.0
 
     def jobs(self) -> list[J]:
@@ -42,11 +46,17 @@ class FairQueue(Generic[J]):
             self._had[whose] = max(self._had.get(whose, 0.0), self._now)
         self._waiting[whose].append(job)
 
+    def has_next(self) -> bool:
+        """Whether it is anybody's turn."""
+        return any(self._running[each] < self._each for each in self._waiting)
+
     def take(self) -> tuple[Hashable, J]:
-        """Whose turn it is, and with which job; to be `charge`d. Raises IndexError: none waits."""
-        if not self._waiting:
-            raise IndexError("nobody waits")
-        whose = min(self._waiting, key=self._had.__getitem__)
+        """Whose turn it is, and with which job; to be `charge`d. Raises IndexError: it is nobody's
+        turn."""
+        free = [each for each in self._waiting if self._running[each] < self._each]
+        if not free:
+            raise IndexError("it is nobody's turn")
+        whose = min(free, key=self._had.__getitem__)
         jobs = self._waiting[whose]
         job = jobs.popleft()
         if not jobs:
@@ -54,13 +64,15 @@ class FairQueue(Generic[J]):
         else:  # who has had the same is served in turn, also when jobs take no time at all
             self._waiting[whose] = self._waiting.pop(whose)
         self._now = max(self._now, self._had[whose])
-        self._running += 1
+        self._running[whose] += 1
         return whose, job
 
     def charge(self, whose: Hashable, seconds: float) -> None:
         """A job of `whose` that was taken is done, and took so long."""
         self._had[whose] += seconds
-        self._running -= 1
+        self._running[whose] -= 1
+        if not self._running[whose]:
+            del self._running[whose]
         if not self._running and not self._waiting:
             self._had.clear()
             self._now = 0.0

@@ -48,6 +48,7 @@ GRACE_SECONDS = 5
 SOCKET_MESSAGE_BYTES = 4096
 """Clients send no messages; uvicorn must read one to let it be refused."""
 STARTUP_FAILURE = 3
+SWITCH_SECONDS = 0.0005
 _SPARE_DESCRIPTORS = 256
 
 log = structlog.get_logger("nearline.server")
@@ -88,6 +89,7 @@ def serve(
         settings = Settings(data_dir, url, tunables)
         logs.configure()
         datadir.shut(data_dir)
+        sys.setswitchinterval(SWITCH_SECONDS)
         _allow_descriptors(2 * tunables.connections + _SPARE_DESCRIPTORS)
         _run(settings, sock, certificate, ready)
 

@@ -54,7 +54,8 @@ class FairPool(Pool):
     """Threads that everybody has a fair share of, whatever others ask: see `fair_queue`.
 
     `submit` is for the server's own jobs. The threads are told only that a job waits; which one it
-    is, is decided when a thread is free. `clock` tells seconds. Concurrency: any thread.
+    is, is decided when a thread is free. Nobody has more than half of the threads, or the only one.
+    `clock` tells seconds. Concurrency: any thread.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class FairPool(Pool):
     ) -> None:
         super().__init__(threads, name)
         self._clock = clock
-        self._turns_lock = threading.Lock()  # guards the one below
-        self._turns: FairQueue[_Job] = FairQueue()
+        self._turns_lock = threading.Lock()  # guards the two below
+        self._turns: FairQueue[_Job] = FairQueue(each=max(1, threads // 2))
+        self._left = 0  # jobs of which a thread was told when it was nobody's turn
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
         return self.submit_for(OWN, lambda: fn(*args, **more))
@@ -72,9 +74,15 @@ class FairPool(Pool):
         """`work` is done when it is the turn of `whose`, an account's id or one of the above.
         Raises RuntimeError: the threads have ended."""
         future: Future[T] = Future()
+        self._count(1)
         with self._turns_lock:  # held over both, so that who is told of a job finds it
-            super().submit(self._next)
+            try:
+                ThreadPoolExecutor.submit(self, self._next)
+            except RuntimeError:  # shut down
+                self._count(-1)
+                raise
             self._turns.wait(whose, _Job(future, work))
+        future.add_done_callback(lambda _: self._count(-1))
         return future
 
     def turn(self, whose: Hashable, alone: float, shared: float) -> Callable[[], bool]:
@@ -103,7 +111,15 @@ class FairPool(Pool):
 
     def _next(self) -> None:
         with self._turns_lock:
+            if not self._turns.has_next():
+                self._left += 1
+                return
             whose, job = self._turns.take()
+        self._do(whose, job)
+        while (left := self._left_over()) is not None:
+            self._do(*left)
+
+    def _do(self, whose: Hashable, job: _Job) -> None:
         began = self._clock()
         try:
             if job.future.set_running_or_notify_cancel():
@@ -111,6 +127,14 @@ class FairPool(Pool):
         finally:
             with self._turns_lock:
                 self._turns.charge(whose, self._clock() - began)
+
+    def _left_over(self) -> tuple[Hashable, _Job] | None:
+        """A job whose turn it is now and that no thread will be told of again, if there is one."""
+        with self._turns_lock:
+            if not self._left or not self._turns.has_next():
+                return None
+            self._left -= 1
+            return self._turns.take()
 
 
 def _run(job: _Job) -> None:

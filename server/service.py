@@ -64,7 +64,7 @@ DOUBTS = 5
 """How often a batch looks into chunks that became doubtful meanwhile."""
 
 
-SHARED_SECONDS = 0.05
+SHARED_SECONDS = 0.02
 """How long a batch may go on while others wait. They wait for it once, and then for one of each
 account that asks for much."""
 

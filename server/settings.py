@@ -45,7 +45,8 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Limits are generous: they are for programs gone wild and for attackers. Rates are requests a
     second, above a burst; who exceeds one is first slowed down, then refused. `refusal_rate` and
-    `refusal_burst` are of answers to one address that refuse it something. `visitor_rate` is that
+    `refusal_burst` are of answers to one address that refuse it something; `refused_seconds` is how
+    long an answer is held back that tells a client to come again later. `visitor_rate` is that
     of visits to links, pages and downloads, from one address; `link_rate` that of one link, from
     all addresses together. `head_seconds` is how long a request's head may take, `body_seconds` how
     long nothing of a body may arrive, `body_floor` how many bytes a second of one must arrive on
@@ -86,8 +87,9 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     address_burst: Annotated[int, msgspec.Meta(ge=1)] = 10_000
     refusal_rate: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     refusal_burst: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    refused_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 1.0
     visitor_rate: Annotated[float, msgspec.Meta(gt=0)] = 20.0
-    visitor_burst: Annotated[int, msgspec.Meta(ge=1)] = 200
+    visitor_burst: Annotated[int, msgspec.Meta(ge=1)] = 100
     link_rate: Annotated[float, msgspec.Meta(gt=0)] = 100.0
     link_burst: Annotated[int, msgspec.Meta(ge=1)] = 1000
     connections: Annotated[int, msgspec.Meta(ge=1)] = 2000

@@ -247,6 +247,7 @@ def unread(scope: MutableMapping[str, Any]) -> bool:
     return _KEY in scope and body_of(scope).more
 
 
-def end(scope: MutableMapping[str, Any]) -> None:
+def give_back(scope: MutableMapping[str, Any]) -> None:
+    """Nothing of the request's body is held any more, and nothing more of it is taken."""
     if _KEY in scope:
         body_of(scope).end()

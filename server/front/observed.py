@@ -6,11 +6,13 @@ is routed. Must not know: any endpoint, why the guard turns something away.
 Every answer carries `X-Request-Id`: the caller's own if it is well formed, else a new one. Logged
 paths have no query: signatures and cursors stay out of the log. What rates turn away, and refusals
 beyond their rate, are counted and not logged, so that a flood is not one of the log too. Where no
-other rate slows its sender down, such a refusal is one for too many refusals.
+other rate slows its sender down, such a refusal is one for too many refusals. Whoever is told to
+come again later is told so a moment later: else it could ask as fast as it can be refused.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -19,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from remote.errors import RateLimited
+from remote.errors import RULES, RateLimited
 from server.front import bodies
 from server.front.answers import Message, Send, header, refuse
 from server.front.bodies import Receive
@@ -33,10 +35,12 @@ Route = Callable[[Any, Receive, Send], Awaitable[str]]
 
 log = structlog.get_logger("nearline.http")
 
+_sleep = asyncio.sleep
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 """Paths whose good answers are counted but not logged; so are those of signed objects."""
 _QUIET_ROUTES = frozenset({"/blobs", "/chunks"})
+_TOO_MANY = RULES[RateLimited].status
 _LASTING = frozenset({"/v1/changes/wait", "/v1/changes/live", "/blobs", "/chunks", "/content"})
 """Routes that take as long as there is nothing to tell, or as the client's network needs."""
 
@@ -58,7 +62,7 @@ class Observed:
         try:
             name = await self._answer(route, receive)
         finally:
-            bodies.end(self._scope)
+            bodies.give_back(self._scope)
             self._note(name, time.perf_counter() - began)
 
     async def _answer(self, route: Route, receive: Receive) -> str:
@@ -83,6 +87,8 @@ class Observed:
                 await refuse(self._scope, self._send, instead, close=True)
                 self._is_over = True
                 return
+            if message["status"] == _TOO_MANY:
+                await self._hold_back()
             self._begin(message)
         elif message["type"] == "websocket.accept":
             self._status = 101
@@ -91,6 +97,10 @@ class Observed:
             await bodies.body_of(self._scope).drain()
             message = {**message, "body": b""}
         await self._forward(message)
+
+    async def _hold_back(self) -> None:
+        bodies.give_back(self._scope)
+        await _sleep(self._service.settings.tunables.refused_seconds)
 
     def _begin(self, message: Message) -> None:
         self._status = message["status"]

@@ -275,7 +275,8 @@ def run(
 ) -> Running:
     """A server on `data`; `origin` is its public URL, by default where it listens: at `sock`, if
     that is given. With `tls_only` it speaks no plain HTTP."""
-    tunables = {"refusal_burst": 1_000_000} | tunables  # all tests come from one address
+    # All tests come from one address, and wait for no refusal.
+    tunables = {"refusal_burst": 1_000_000, "refused_seconds": 0.0} | tunables
     sock = sock or socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     app = create_app(Settings(data, origin or url, Tunables(**tunables)))

@@ -62,7 +62,7 @@ def test_budgets_of_write_time_are_shared_whatever_the_jobs_look_like() -> None:
 
 
 def test_jobs_of_one_come_in_order_and_nobody_saves_up_turns() -> None:
-    turns: FairQueue[float] = FairQueue()
+    turns: FairQueue[float] = FairQueue(each=2)
     for number in (1.0, 2.0, 3.0):
         turns.wait("one", number)
     first, _ = turns.take()
@@ -142,6 +142,25 @@ def test_a_batch_is_over_sooner_while_others_wait() -> None:
     pool.shutdown()
     clock.pass_by(4.5)
     assert is_over()
+
+
+def test_nobody_has_more_than_half_of_the_threads() -> None:
+    """Also when nobody else waits; and all that waits is done in the end."""
+    pool, gate, begun = FairPool(4, "test"), threading.Event(), threading.Semaphore(0)
+
+    def job() -> None:
+        begun.release()
+        gate.wait(20)
+
+    many = [pool.submit_for("many", job) for _ in range(10)]
+    assert begun.acquire(timeout=20)
+    assert begun.acquire(timeout=20)
+    assert pool.submit_for("one", lambda: "at once").result(20) == "at once"
+    assert sum(each.running() for each in many) == 2
+    gate.set()
+    assert [each.result(20) for each in many] == [None] * 10
+    pool.shutdown()
+    assert pool.waiting == 0
 
 
 def test_errors_and_cancelled_jobs_stop_nobody() -> None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from remote.codec import encode_chunk
 from remote.content import Descriptor
-from server.front.bodies import Bodies, begin, end
+from server.front.bodies import Bodies, begin, give_back
 from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.arrivals import Arrival
@@ -93,7 +93,7 @@ class Place:
             sent.append(message)
 
         await self.edge(scope, receive, send)
-        end(scope)
+        give_back(scope)
         assert self.bodies.held == 0
         assert sent[0]["type"] == "http.response.start"
         body = b"".join(message.get("body", b"") for message in sent[1:])

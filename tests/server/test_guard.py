@@ -15,6 +15,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from remote import errors
+from server.front import observed
 from server.people import accounts
 from server.storage.edge import Edge
 from tests.server.conftest import Start
@@ -295,6 +296,23 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("cheap")
+def test_who_is_told_to_come_again_is_told_a_moment_later(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing of its body is held meanwhile."""
+    server, held = start(login_burst=1, login_seconds_per_try=3600, refused_seconds=0.7), []
+
+    async def sleep(seconds: float) -> None:
+        held.append((seconds, server.app._guard.bodies.held))
+
+    monkeypatch.setattr(observed, "_sleep", sleep)
+    server.account("anna")
+    wrong = {"account": "nobody", "password": "wrong", "device": "d"}
+    answers = [server.client().http.post("/v1/login", json=wrong).status_code for _ in range(3)]
+    assert answers == [401, 429, 429]
+    assert held == [(0.7, 0)] * 2
+
+
 def test_visits_have_a_rate_by_address_and_by_link(start: Start) -> None:
     """Downloads too, and whatever part of them is asked for."""
     slow = {"visitor_rate": 1 / 3600, "link_rate": 1 / 3600}
