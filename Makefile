@@ -9,7 +9,7 @@ PJDFSTEST ?=
 FSX ?= 30000
 ARGS ?=
 
-.PHONY: help setup up test check lock audit conformance bench install-helper install-units
+.PHONY: help setup up test check lock audit conformance bench bench-hostile install-helper install-units
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make audit                 known weaknesses of what is locked; asks a source of advisories"
 	@echo "make conformance [PJDFSTEST=SOURCE]   POSIX test suites on a real mount (as root, minutes)"
 	@echo "make bench [ARGS=...]      the benchmark, with peers beside us"
+	@echo "make bench-hostile         one who attacks a server beside one who works on it"
 	@echo "make install-helper        mount -t nearline (as root)"
 	@echo "make install-units         systemd units for this user"
 
@@ -62,6 +63,9 @@ conformance: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@scripts/setup bench
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-hostile: $(VENV)/.dev
+	@$(BIN)/python -m bench.hostile $(ARGS)
 
 install-helper: $(VENV)/.server
 	@scripts/install-helper
