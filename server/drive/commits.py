@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, func, insert, select, update
 
 from remote.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, Unavailable
 from remote.wire import Applied, Change, Keyed, Op
@@ -36,7 +36,7 @@ from server.drive import tree
 from server.drive.mutation import Mutation
 from server.drive.records import pages
 from server.metadata.schema import audit as audit_table
-from server.metadata.schema import changes, devices, drives, files, grants, idempotency
+from server.metadata.schema import changes, devices, drives, grants, idempotency
 from server.people import access, audit
 from server.people.caller import Caller
 from server.people.lineage import Lineage
@@ -188,7 +188,7 @@ class _Batch:
         return self.heads[drive]
 
     def _parted(self, drive: str) -> bool:
-        shared = select(grants.c.file).join(files).where(files.c.drive == drive)
+        shared = select(grants.c.file).where(grants.c.granted_by == _owner(drive))
         return any(self.conn.execute(each.limit(1)).first() for each in (shared, _folders(drive)))
 
     def _record(self, head: _Head, change: Change, tx: Mutation) -> None:
@@ -248,10 +248,14 @@ class _Batch:
         return News(topic, head.epoch, made[0].drive, made[0].seq - 1, made[-1].seq, tuple(made))
 
 
+def _owner(drive: str) -> ScalarSelect[str]:
+    """Who alone shares files of a drive, and makes tokens for its directories."""
+    return select(drives.c.owner).where(drives.c.id == drive).scalar_subquery()
+
+
 def _folders(drive: str) -> Select[tuple[str]]:
     """The directories that tokens of the drive's owner are for, one each."""
-    owner = select(drives.c.owner).where(drives.c.id == drive).scalar_subquery()
-    mine = (devices.c.account == owner, devices.c.revoked_ns.is_(None))
+    mine = (devices.c.account == _owner(drive), devices.c.revoked_ns.is_(None))
     return select(devices.c.folder).where(*mine, devices.c.folder.is_not(None))
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Row, bindparam, select
+from sqlalchemy import Boolean, Row, bindparam, exists, or_, select
 
 from server.drive.mutation import Mutation, Taken
 from server.metadata.schema import entries, files
@@ -34,8 +34,18 @@ _MOVED_BY_OTHERS = select(entries.c.rev).where(
 _below = select(bindparam("top", type_=files.c.id.type).label("id")).cte("below", recursive=True)
 _below = _below.union_all(select(entries.c.file).where(entries.c.parent == _below.c.id))
 _LINKED_BELOW = (
-    select(files.c.id).distinct().join(_below, files.c.id == _below.c.id).where(files.c.links > 1)
+    select(files.c.id)
+    .distinct()
+    .join(_below, files.c.id == _below.c.id)
+    .where(
+        files.c.links > 1,
+        or_(
+            bindparam("is_others", type_=Boolean),
+            exists().where(entries.c.file == files.c.id, entries.c.made_by.is_not(None)),
+        ),
+    )
 )
+"""Those that `_leave` has something to do for: an owner may have very many of their own."""
 
 
 def take_back(tx: Mutation) -> None:
@@ -60,7 +70,8 @@ class _Leaving:
         if row.kind != "directory":
             self._leave(row.id, was)
         elif not was <= self.tx.reach(row.id):
-            for file in self.tx.conn.execute(_LINKED_BELOW, {"top": row.id}).scalars().all():
+            below = {"top": row.id, "is_others": self.taken.made_by is not None}
+            for file in self.tx.conn.execute(_LINKED_BELOW, below).scalars().all():
                 self._leave(file, was)
 
     def _leave(self, file: str, was: frozenset[str]) -> None:

@@ -6,7 +6,8 @@ ones go, and who decides that (`trash`, `retention`).
 Invariants:
 - The id of a file that is gone is never free again (`retired`): what still names it, here or with
   somebody, must never mean another file. So its grants and links go, and tokens for that directory
-  alone are revoked and their uploads end, in the same transaction.
+  alone are revoked, in the same transaction; the uploads of those who had them end, as with any
+  share that is taken back.
 - What two files share after a Replace goes with the second: a version's chunks are let go of when
   it is in no file's history any more. The chunks themselves are left to garbage collection.
 - Of a file that is left half done, the current version is still there.
@@ -75,6 +76,12 @@ _REVOKE = (
     .values(revoked_ns=bindparam("now"))
     .returning(devices.c.id, devices.c.account, devices.c.folder)
 )
+_GRANTED = (
+    select(files.c.drive, grants.c.account)
+    .join_from(grants, files, grants.c.file == files.c.id)
+    .where(files.c.id.in_(_ids))
+    .distinct()
+)
 _DROP_FILE = (
     insert(retired).from_select(["id"], select(files.c.id).where(*_of_these)),
     delete(xattrs).where(xattrs.c.file.in_(_ids)),
@@ -126,6 +133,8 @@ def drop_files(conn: Connection, by: Caller | None, ids: Sequence[str], now_ns: 
             audit.note(conn, by, "device_revoke", device.id, now_ns, folder=device.folder)
             uploads.end_of_device(conn, device.id)
             told[device.account] = None
+        for grant in conn.execute(_GRANTED, {"ids": page}).all():
+            uploads.end_of_account(conn, grant.drive, grant.account)
         for statement in _DROP_FILE:
             conn.execute(statement, {"ids": page})
     return Dropped(len(done), tuple(News(account_topic(account)) for account in told))

@@ -27,7 +27,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from server import datadir
 from server.metadata.schema import metadata
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest migration. A test compares it with the migrations directory."""
 
 BUSY_SECONDS = 15

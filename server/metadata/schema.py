@@ -403,6 +403,8 @@ grants = Table(
     Column("name", Name),
     PrimaryKeyConstraint("file", "account"),
     Index("ix_grants_account", "account", "file"),
+    # What is shared of a drive: its owner has given all of it.
+    Index("ix_grants_given", "granted_by", "file"),
     sqlite_with_rowid=False,
 )
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sqlalchemy import Connection, bindparam, or_, select, union
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, or_, select, union
 
 from remote.wire import Role
-from server.metadata.schema import devices, entries, files, grants, links
+from server.metadata.schema import devices, drives, entries, files, grants, links
 
 MAX_KNOWN = 50_000
 """Files of which it is remembered what is above them."""
@@ -40,21 +40,23 @@ _GRANTED = (
     .join(files, grants.c.file == files.c.id)
     .where(grants.c.account == bindparam("account"), files.c.drive == bindparam("drive"))
 )
+_owner = select(drives.c.owner).where(drives.c.id == bindparam("drive")).scalar_subquery()
+
+
+def _is_good(table: Table) -> ColumnElement[bool]:
+    """Of a link, or the token of a device."""
+    unexpired = or_(table.c.expires_ns.is_(None), table.c.expires_ns > bindparam("now"))
+    return table.c.revoked_ns.is_(None) & unexpired
+
+
 _ROOTS = union(
-    select(grants.c.file)
-    .join(files, grants.c.file == files.c.id)
-    .where(files.c.drive == bindparam("drive")),
-    *(
-        select(column)
-        .join(files, column == files.c.id)
-        .where(
-            files.c.drive == bindparam("drive"),
-            table.c.revoked_ns.is_(None),
-            or_(table.c.expires_ns.is_(None), table.c.expires_ns > bindparam("now")),
-        )
-        for table, column in ((links, links.c.file), (devices, devices.c.folder))
+    select(grants.c.file).where(grants.c.granted_by == _owner),
+    select(links.c.file).where(links.c.drive == bindparam("drive"), _is_good(links)),
+    select(devices.c.folder).where(
+        devices.c.account == _owner, devices.c.folder.is_not(None), _is_good(devices)
     ),
 )
+"""By who gave them: only the owner of a drive shares what is in it, and files there are many."""
 
 
 class Place(NamedTuple):

@@ -8,7 +8,8 @@ links. A directory or a regular file is shared, never a symlink, and never the w
 follows its file through renames and moves, sleeps while the file is in the trash, and ends with it.
 Who was given something may leave it. Of a file with several names, the one by which it was shared
 is told, as it is by now (`Mutation.follow`); when that entry goes, what it was called last. Who
-loses a share, or may only read by now, loses the uploads they have under way in its drive.
+loses a share, or may only read by now, loses the uploads they have under way in its drive (also
+when it was deleted for good: `purge`).
 
 A share appears at once and unasked, and costs whom it is given to something with every request. So
 there is a bound on what one account is given by all others, and a lower one on what it is given by

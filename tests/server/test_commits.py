@@ -6,14 +6,15 @@ import asyncio
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import msgspec
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 
 from remote import errors, wire
 from server.drive import commits
-from server.metadata.schema import changes, idempotency
+from server.metadata.schema import changes, files, idempotency
 from server.people import tokens
 from tests.server.harness import (
     Client,
@@ -25,6 +26,7 @@ from tests.server.harness import (
     noise,
     until,
 )
+from tests.server.lookups import steps_of
 
 
 def test_a_batch_is_answered_in_order_and_goes_on_after_a_refusal(anna: Client) -> None:
@@ -37,6 +39,27 @@ def test_a_batch_is_answered_in_order_and_goes_on_after_a_refusal(anna: Client) 
     assert [type(r) for r in results] == [wire.Applied, errors.Exists, wire.Applied]
     assert [r.change.seq for r in results if isinstance(r, wire.Applied)] == [1, 2]
     assert anna.refresh().seq == 2
+
+
+def test_a_batch_costs_the_same_however_many_files_the_drive_has(
+    server: Running, anna: Client
+) -> None:
+    """All others wait for it. What somebody sees a part of is found without going through them."""
+    folder, root = anna.mkdir("folder"), anna.me.root
+    row = {"drive": anna.me.drive, "kind": "fifo", "mode": 0o644, "uid": 0, "gid": 0, "links": 0}
+    row |= {"size": 0, "rdev": 0, "rev": 0} | dict.fromkeys(("mtime_ns", "ctime_ns"), 1)
+    taken = []
+    for name in ("few", "many"):
+        file = anna.make(name)
+        op = wire.Rename(file=file, parent=root, name=name, new_parent=folder, new_name=name)
+        with server.app.service.db.write() as conn:
+            who = tokens.authenticate(conn, anna.token, 1)
+            ops = [wire.Keyed(key=new_id(), op=op)]
+            taken.append(steps_of(conn, partial(commits.apply, conn, who, ops, 2)))
+            conn.execute(
+                insert(files), [row | {"id": new_id(), "trashed_ns": 1} for _ in range(2000)]
+            )
+    assert taken[1] <= taken[0] + 20
 
 
 def test_the_same_key_always_gets_the_same_answer(anna: Client) -> None:

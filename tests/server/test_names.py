@@ -285,6 +285,32 @@ def test_a_move_looks_into_a_directory_only_if_it_leaves_a_reach(
         event.remove(engine, "before_cursor_execute", note)
 
 
+def test_a_move_costs_no_more_for_links_that_are_all_the_owners(
+    server: Running, place: Place
+) -> None:
+    """All others wait for it: it is one operation, whatever is below."""
+    anna = place.anna
+    private, asked = anna.mkdir("private"), list[int]()
+
+    def count(*_: object) -> None:
+        asked[-1] += 1
+
+    engine = server.app.service.db._engine
+    for links in (1, 20):
+        name = f"of {links}"
+        folder = anna.mkdir(name, place.team)
+        for _ in range(links):
+            file = anna.make(new_id(), folder)
+            anna.do(link(file, folder, new_id()))
+        asked.append(0)
+        event.listen(engine, "before_cursor_execute", count)
+        try:
+            anna.do(move(folder, place.team, name, private))
+        finally:
+            event.remove(engine, "before_cursor_execute", count)
+    assert asked[1] == asked[0]
+
+
 def test_what_stays_within_reach_or_would_be_lost_keeps_its_names(place: Place) -> None:
     anna, ben = place.anna, place.ben
     ben.do(link(place.plan, place.deep, "ben's"))

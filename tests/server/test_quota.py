@@ -23,6 +23,7 @@ from server.people.caller import Caller
 from server.storage import uploads
 from server.storage.quota import LEAST, OTHERS_SHARE, Amount, Budget, Limits, Room, refusal
 from tests.server.conftest import Start
+from tests.server.deleting import forget
 from tests.server.harness import (
     Chunk,
     Client,
@@ -462,6 +463,22 @@ def test_who_loses_a_share_loses_the_uploads_in_its_drive(
         share(anna, folder, ben)
         again = ben.start(versions["b"], new_id(), kept, parent=folder)
         assert again.chunks[0].state == "needed"
+
+
+def test_a_share_that_is_deleted_for_good_takes_the_uploads_along(
+    server: Running, anna: Client, ben: Client
+) -> None:
+    eve = server.account("eve")
+    folder, other = anna.mkdir("shared"), anna.mkdir("other")
+    share(anna, folder, ben)
+    share(anna, other, eve)
+    ben.start(new_id(), new_id(), promise(5000, "ben's"), parent=folder)
+    kept = new_id()
+    eve.start(kept, new_id(), promise(2000, "eve's"), parent=other)
+    forget(anna, "shared")
+    assert sessions_of(server, anna.me.drive) == {kept}
+    assert room(anna) == (0, 2000)
+    check_sums(server, anna.me.drive)
 
 
 def test_another_role_that_still_writes_ends_nothing(
