@@ -34,9 +34,8 @@ from cache.operations import (
 from cache.shares import SHARED, Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree
 from remote.ids import FileId, VersionId
-from remote.wire import Kind
+from remote.wire import MAX_NAMES, Kind
 
-MAX_LINKS = 65000  # ext4's limit
 ATTRIBUTES = frozenset({"mode", "uid", "gid", "mtime_ns", "atime_ns"})
 MAKES_A_NAME = frozenset({"create", "link", "rename"})
 # Writing into a file whose change was refused tries it again, but a program that never stops
@@ -142,7 +141,7 @@ class Edits:
             if node.drive != directory.drive:
                 raise fail(errno.EXDEV)
             self._shares.check_reach(directory, {place for place, _ in self._tree.names(ino)})
-            if node.links >= MAX_LINKS:
+            if node.links >= MAX_NAMES:
                 raise fail(errno.EMLINK)
             self._check_free(parent, name)
             now = time.time_ns()

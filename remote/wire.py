@@ -27,6 +27,8 @@ MAX_LEVELS = 1000
 """Of directories in each other."""
 MAX_PATH_BYTES = 65536
 """Of a directory's path from its drive's root, a slash before each name."""
+MAX_NAMES = 10_000
+"""Of one file. Whoever touches it looks at what is above each."""
 MAX_XATTR_BYTES = 65536
 SIGNED_URL_SECONDS = 300
 

@@ -161,6 +161,7 @@ class _Batch:
             self.lineage.forget()
             return _problem(refused.problem)
         self.conn.exec_driver_sql("RELEASE SAVEPOINT operation")
+        self.lineage.keep()
         return applied
 
     def _perform(self, op: Op) -> Applied:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, text, update
 
 from remote.errors import (
     BadRequest,
@@ -25,11 +25,11 @@ from remote.errors import (
     Stale,
     TooManyLinks,
 )
-from remote.wire import Change, EntryRecord
+from remote.wire import MAX_NAMES, Change, EntryRecord
 from server.drive import depth
 from server.drive.depth import Below
 from server.drive.records import file_records
-from server.drive.rules import MAX_LINKS, MAX_LINKS_OF_OTHERS, check_name
+from server.drive.rules import MAX_NAMED_TWICE, MAX_NAMES_BY_OTHERS, check_name
 from server.metadata.schema import entries, files, grants, links, xattrs
 from server.people import access
 from server.people.caller import Caller
@@ -39,6 +39,11 @@ _ENTRY = select(entries.c.file, entries.c.made_by).where(
     entries.c.parent == bindparam("parent"), entries.c.name == bindparam("name")
 )
 _PLACES = select(entries.c.parent).where(entries.c.file == bindparam("file")).distinct()
+_NAMED_TWICE = (
+    select(files.c.links)
+    .where(files.c.drive == bindparam("drive"), text("links > 1"))  # as the index has it
+    .limit(MAX_NAMED_TWICE)
+)
 _ANY_CHILD = select(entries.c.name).where(entries.c.parent == bindparam("parent")).limit(1)
 _TOUCH_PARENT = (
     update(files)
@@ -218,13 +223,21 @@ class Mutation:
 
     def gain_link(self, row: Row[Any]) -> None:
         """One more entry names the file; a file in the trash is back in the tree."""
-        most = MAX_LINKS if self.is_whole else MAX_LINKS_OF_OTHERS
+        most = MAX_NAMES if self.is_whole else MAX_NAMES_BY_OTHERS
         if row.links >= most:
             raise Refused(TooManyLinks(message=f"a file has at most {most} names"))
+        if row.links and not self.is_whole:
+            self._check_named_twice()
         if row.links == 0:
             self.returned.add(row.id)
         back = {"trashed_ns": None, "trashed_parent": None, "trashed_name": None}
         self.update(row.id, links=row.links + 1, **back)
+
+    def _check_named_twice(self) -> None:
+        found = self.conn.execute(_NAMED_TWICE, {"drive": self.drive}).scalars()
+        if sum(found) >= MAX_NAMED_TWICE:
+            message = "files of this drive have too many further names already; copy it instead"
+            raise Refused(TooManyLinks(message=message))
 
     def lose_link(self, row: Row[Any], parent: str | None, name: str | None) -> None:
         """One entry less names the file; without any it goes to the trash, to be put back where

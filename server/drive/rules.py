@@ -14,10 +14,12 @@ from remote.wire import MAX_NAME_BYTES, MAX_XATTR_BYTES, Create
 RESERVED_AT_ROOT = "Shared"
 MAX_TARGET_BYTES = 4095
 MAX_XATTRS_TOTAL = 1024 * 1024
-MAX_LINKS = 65_000
-MAX_LINKS_OF_OTHERS = 1000
-"""Names that who does not own the drive whole may give a file: its owner's next move of the file
-looks at each of them."""
+MAX_NAMES_BY_OTHERS = 1000
+"""Of a file that who does not own the drive whole may give further names: its owner's next move of
+the file looks at each."""
+MAX_NAMED_TWICE = 3000
+"""Names of all files of a drive that have several, while others than its owner may make more: the
+owner's next move of a directory may look at each, in one operation."""
 _INT64 = 1 << 63
 _DEVICE_KINDS = ("char", "block")
 

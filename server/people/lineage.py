@@ -9,7 +9,8 @@ roots at or above them are reached by the same people: these are a place's *reac
 
 Climbing costs the database a row for each level, so it is climbed once for all operations of a
 batch. Invariant: what is remembered is what the transaction sees; whoever changes an entry says so
-(`born`, `gained`, `lost`), and whoever rolls back says `forget`. Memory is bounded.
+(`born`, `gained`, `lost`), after each operation `keep`, or `forget` if it was rolled back. Memory
+is bounded.
 
 Concurrency: of one transaction, and its thread.
 """
@@ -77,6 +78,7 @@ class Lineage:
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self._names: dict[str, set[tuple[str, str]]] = {}
+        self._is_changed = False  # since the last operation
         self._roles: dict[tuple[str, str], dict[str, Role]] = {}
         self._roots: dict[str, frozenset[str]] = {}
 
@@ -126,19 +128,28 @@ class Lineage:
 
     def born(self, file: str) -> None:
         """A file was made that has no name yet."""
+        self._is_changed = True
         self._names[file] = set()
 
     def gained(self, file: str, parent: str, name: str) -> None:
+        self._is_changed = True
         if file in self._names:
             self._names[file].add((parent, name))
 
     def lost(self, file: str, parent: str, name: str) -> None:
+        self._is_changed = True
         if file in self._names:
             self._names[file].discard((parent, name))
 
+    def keep(self) -> None:
+        """An operation was done: its changes stay."""
+        self._is_changed = False
+
     def forget(self) -> None:
-        """Changes were rolled back."""
-        self._names.clear()
+        """An operation was rolled back. Most that are refused have changed nothing yet."""
+        if self._is_changed:
+            self._names.clear()
+        self._is_changed = False
 
     def _names_of(self, file: str) -> set[tuple[str, str]]:
         if file not in self._names:

@@ -134,10 +134,25 @@ def test_a_folder_of_a_token_is_another_place_until_the_token_ends(place: Place)
 def test_others_make_a_thousand_names_of_a_file_and_no_more(
     monkeypatch: pytest.MonkeyPatch, place: Place
 ) -> None:
-    monkeypatch.setattr("server.drive.mutation.MAX_LINKS_OF_OTHERS", 2)
+    monkeypatch.setattr("server.drive.mutation.MAX_NAMES_BY_OTHERS", 2)
     place.ben.do(link(place.plan, place.team, "second"))
     too_many = place.ben.refused(link(place.plan, place.team, "third"))
     assert isinstance(too_many, errors.TooManyLinks)
+    place.anna.do(link(place.plan, place.team, "third"))
+
+
+def test_others_make_no_further_names_while_the_drive_has_very_many(
+    monkeypatch: pytest.MonkeyPatch, place: Place
+) -> None:
+    monkeypatch.setattr("server.drive.mutation.MAX_NAMED_TWICE", 4)
+    other = place.anna.make("other", place.team)
+    place.ben.do(link(place.plan, place.team, "second"))
+    place.ben.do(link(other, place.team, "other's second"))
+    for file in (place.plan, other):
+        too_many = place.ben.refused(link(file, place.team, "third"))
+        assert isinstance(too_many, errors.TooManyLinks)
+        assert "copy it" in too_many.message
+    place.ben.make("new", place.team)  # a first name is none of those
     place.anna.do(link(place.plan, place.team, "third"))
 
 
