@@ -147,6 +147,7 @@ def check_server(login: Login, token: str, pin: str | None = None) -> Iterator[F
     `pin` is the certificate of a server on this machine."""
     import trio
 
+    from mount import logs
     from remote import errors
     from remote.client import ApiClient
     from remote.wire import Me
@@ -159,15 +160,18 @@ def check_server(login: Login, token: str, pin: str | None = None) -> Iterator[F
                 me = await client.me()
                 return me, (before + time.time()) / 2
 
+    logs.configure_for_a_command()
     try:
         me, here = trio.run(ask)
     except errors.Refused as refused:
         again = f"run `nearline login {login.url} --account {login.account}`"
-        yield Finding("fail", f"{login.url} refuses the token of {login.account}: {refused}", again)
+        what = f"{login.url} refuses the token of {login.account}: {refused}"
+        yield Finding("fail", what, "" if ";" in str(refused) else again)
     except (errors.NearlineError, trio.TooSlowError) as error:
         reason = str(error) or f"no answer in {ASK_SECONDS:.0f} s"
         what = f"{login.url} is not reachable: {reason}"
-        yield Finding("fail", what, "check the network and that the server runs")
+        advice = "" if ";" in reason else "check the network and that the server runs"
+        yield Finding("fail", what, advice)
     else:
         yield Finding("ok", f"{login.url} answers and knows {me.account}")
         yield judge_clock(login.url, me.now_ns / 1e9 - here)

@@ -11,6 +11,11 @@ and reads `what happened; what to do`.
 from __future__ import annotations
 
 
+def advised(said: str, advice: str) -> str:
+    """`said; advice`, unless what was said has its advice already."""
+    return said if ";" in said else f"{said}; {advice}"
+
+
 class Failure(Exception):
     """A command failed for a reason that the person can act on. The message is the whole report."""
 

@@ -27,6 +27,17 @@ class _PrivateRotatingFile(logging.handlers.RotatingFileHandler):
         return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
 
+def configure_for_a_command() -> None:
+    """Only warnings, to standard error: a command tells what happened itself, and its standard
+    output is for whoever reads that."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        # Asked for at each line, and not kept: standard error may be another one by then.
+        logger_factory=lambda *_names: structlog.PrintLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
 def configure(level: str, file: Path | None) -> None:
     """Send everything at `level` and above to `file`, or to standard error as readable lines."""
     handler = (

@@ -56,7 +56,7 @@ class PinnedTransport(httpx.AsyncHTTPTransport):
         except httpx.ConnectError as error:
             if isinstance(error.__cause__, _SomebodyElse):
                 raise NotThatServer(
-                    "another program answers there, or the server's key changed: if it did, "
+                    "another program answers there, or the server's key changed; if it did, "
                     "run `nearline login` again"
                 ) from error
             raise

@@ -115,6 +115,14 @@ def is_here(name: str) -> bool:
         return False
 
 
+def test_what_root_runs_is_installed_from_the_lock_too() -> None:
+    script = (ROOT / "scripts/install-system").read_text()
+    calls = re.findall(r"^pip (?:install|wheel) .*", script, re.MULTILINE)
+    assert len(calls) == 5
+    assert all("--require-hashes" in call or "--no-index" in call for call in calls)
+    assert len(re.findall(r"-m pip\b", script)) == 1  # the function that adds --no-deps
+
+
 # --- the audit ----------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from mount.asked import account_messages as ask
 from mount.asked import devices, history, sharing, trash
 from mount.asked.account import Account, Report
 from mount.asked.control_messages import Done
-from mount.failures import Failure
+from mount.failures import Failure, advised
 from remote.errors import (
     Forbidden,
     NotFound,
@@ -73,8 +73,5 @@ async def answer(account: Account, request: ask.AccountRequest, report: Report) 
 
 
 def _advised(refused: Refused) -> str:
-    said = str(refused)
-    if ";" in said:
-        return said
     otherwise = "try again later" if refused.retry is Retry.LATER else "check what you asked for"
-    return f"{said}; {_ADVICE.get(type(refused.problem), otherwise)}"
+    return advised(str(refused), _ADVICE.get(type(refused.problem), otherwise))

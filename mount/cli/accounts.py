@@ -116,7 +116,7 @@ def account_passwd(
 
 
 def _what_became(revoke_devices: bool, revoked: int) -> str:
-    return f"{revoked} devices are refused" if revoke_devices else "its devices go on"
+    return f"devices refused: {revoked}" if revoke_devices else "its devices go on"
 
 
 def account_lock(name: Annotated[str, Parameter(name="NAME")], /, *, data: flags.Data) -> None:
@@ -161,9 +161,10 @@ def _leaving(one: dict[str, Any]) -> list[str]:
     return [
         f"{one['name']} has {one['files']:,} files, {human_bytes(one['used_bytes'])} with history"
         " and trash: they are deleted for good.",
-        f"{one['shared']:,} shares with others and {one['links']:,} links to them end at once.",
-        f"{one['received']:,} shares of others with {one['name']} end; what it wrote there stays.",
-        f"{one['devices']:,} devices are refused from their next request on.",
+        f"What it shares with others ends at once: {one['shared']:,}. So do its links:"
+        f" {one['links']:,}.",
+        f"What others share with it ends ({one['received']:,}); what it wrote there stays.",
+        f"Its devices are refused from their next request on: {one['devices']:,}.",
         "The audit log stays, and the name is not given to anybody again.",
     ]
 

@@ -25,7 +25,7 @@ _COMMANDS = {
     "unpin": ("mount.cli.asking:unpin", "Let a pinned file or folder be evicted again."),
     "warm": ("mount.cli.asking:warm", "Fetch a file or folder into the cache now."),
     "share": ("mount.cli.sharing:share", "Let another account see or change a file or folder."),
-    "unshare": ("mount.cli.sharing:unshare", "Take that back."),
+    "unshare": ("mount.cli.sharing:unshare", "Take back what share gave."),
     "shares": ("mount.cli.sharing:shares", "Who has access to a file or folder."),
     "shared": ("mount.cli.sharing:shared", "What others share with you."),
     "leave": ("mount.cli.sharing:leave", "Give up what somebody shares with you."),
@@ -36,6 +36,16 @@ _COMMANDS = {
     "trash": ("mount.cli.history:trash", "What was deleted, and bringing it back."),
     "devices": ("mount.cli.devices:devices", "The devices and tokens of your account."),
     "admin": ("mount.cli.admin:admin", "Look after a server's data, also while it runs."),
+}
+
+_ACCOUNT_COMMANDS = {
+    "add": ("mount.cli.starting:account_add", "Make an account."),
+    "list": ("mount.cli.accounts:account_list", "What each account has and may."),
+    "set": ("mount.cli.accounts:account_set", "Change quota and history of an account."),
+    "passwd": ("mount.cli.accounts:account_passwd", "Give an account another password."),
+    "lock": ("mount.cli.accounts:account_lock", "Refuse an account everywhere."),
+    "unlock": ("mount.cli.accounts:account_unlock", "Let a locked account in again."),
+    "remove": ("mount.cli.accounts:account_remove", "Delete an account for good."),
 }
 
 
@@ -49,13 +59,8 @@ def _make() -> App:
     for name, (path, summary) in _COMMANDS.items():
         app.command(path, name=name, help=summary)
     account = App(name="account", help="Accounts of a server on this machine.")
-    account.command("mount.cli.starting:account_add", name="add", help="Make an account.")
-    account.command("mount.cli.accounts:account_list", name="list", help="What each has and may.")
-    account.command("mount.cli.accounts:account_set", name="set", help="Change quota and history.")
-    account.command("mount.cli.accounts:account_passwd", name="passwd", help="Another password.")
-    account.command("mount.cli.accounts:account_lock", name="lock", help="Refuse it everywhere.")
-    account.command("mount.cli.accounts:account_unlock", name="unlock", help="Let it in again.")
-    account.command("mount.cli.accounts:account_remove", name="remove", help="Delete it for good.")
+    for name, (path, summary) in _ACCOUNT_COMMANDS.items():
+        account.command(path, name=name, help=summary)
     app.command(account)
     cache = App(name="cache", help="The block cache of a mount.")
     cache.command("mount.cli.asking:cache_stats", name="stats", help="How full it is.")

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from mount import credentials
 from mount.cli import flags
 from mount.config import absolute, needs_insecure, needs_pin, normal_url, parse_options
-from mount.failures import Failure, UsageFailure
+from mount.failures import Failure, UsageFailure, advised
 
 T = TypeVar("T")
 
@@ -144,6 +144,19 @@ def login(
         credentials.keep_certificate(url, server.pin)
     where = credentials.save(url, account, token)
     print(f"Logged in to {url} as {account}; the token is in {where}.")
+    tell_of_mounts(url, account)
+
+
+def tell_of_mounts(url: str, account: str) -> None:
+    """A mount stays the device that it is: answers that it waits for belong to that one."""
+    from mount.starting import registry
+
+    for record in registry.all_records():
+        if record.alive and (record.url, record.account) == (url, account):
+            print(
+                f"The mount at {record.mountpoint} goes on with the token it has. If that is"
+                " refused: `nearline umount --now`, and mount it again."
+            )
 
 
 def passwd(
@@ -171,7 +184,7 @@ def passwd(
     new = credentials.read_new_secret("new-password", "New password: ", new_password_file)
     server = _Server(url, insecure, credentials.pin_for(url, name, insecure=insecure))
     revoked = _change_password(server, token, (old, new), revoke_devices)
-    became = f"{revoked} devices are refused" if revoke_devices else "its devices go on"
+    became = f"devices refused: {revoked}" if revoke_devices else "its devices go on"
     print(f"{name} has a new password; {became}.")
 
 
@@ -267,17 +280,20 @@ def _asked(url: str, ask: Callable[[], Awaitable[T]], unknown: str) -> T:
     """The server's answer to one question; every way in which there is none as a `Failure`."""
     import trio
 
+    from mount import logs
     from remote import errors
 
+    logs.configure_for_a_command()
     try:
         return trio.run(ask)
     except errors.Refused as refused:
         if isinstance(refused.problem, errors.Unauthorized):
-            raise Failure(unknown) from refused
+            is_explained = ";" in str(refused)  # as that the account is locked
+            raise Failure(str(refused) if is_explained else unknown) from refused
         if isinstance(refused.problem, errors.Forbidden | errors.BadRequest):
             raise Failure(str(refused)) from refused
         raise Failure(f"{url} refused: {refused}; try again later") from refused
     except errors.Unreachable as error:
-        raise Failure(f"{error}; check the URL and that the server runs") from error
+        raise Failure(advised(str(error), "check the URL and that the server runs")) from error
     except errors.ProtocolError as error:
         raise Failure(f"{error}; check that {url} is a Nearline server") from error

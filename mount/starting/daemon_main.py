@@ -32,7 +32,7 @@ from cache.opening import NewerState, is_damage, note_damage
 from mount import logs, mountinfo
 from mount.asked.control_messages import socket_path
 from mount.config import MountConfig
-from mount.failures import Failure, Unexpected
+from mount.failures import Failure, Unexpected, advised
 from mount.starting import launch, preflight, process, registry
 from mount.starting.directories import Directories
 from remote import errors
@@ -178,6 +178,14 @@ async def check_server(config: MountConfig, token: str) -> None:
         await client.me()
 
 
+def _refused_token(said: str, config: MountConfig) -> str:
+    """Why the token is refused, and what to do. Logging in does not help a locked account."""
+    if ";" in said:
+        return f"the server refused: {said}"
+    login = f"nearline login {config.url} --account {config.account}"
+    return f"the server does not accept the token; run `{login}`"
+
+
 def explain(error: BaseException, config: MountConfig) -> BaseException:
     """The one thing to tell about `error`; an exception that is not an error stays what it is."""
     first = _first(error)
@@ -185,12 +193,13 @@ def explain(error: BaseException, config: MountConfig) -> BaseException:
         case Failure():
             return first
         case errors.Refused(problem=errors.Unauthorized()):
-            login = f"nearline login {config.url} --account {config.account}"
-            return Failure(f"the server does not accept the token; run `{login}`")
+            return Failure(_refused_token(str(first), config))
         case errors.Refused():
             return Failure(f"the server refused: {first}; see `nearline doctor`")
         case errors.Unreachable():
-            return Failure(f"{first}; check the URL and that the server runs (`nearline doctor`)")
+            return Failure(
+                advised(str(first), "check the URL and that the server runs (`nearline doctor`)")
+            )
         case errors.ProtocolError():
             return Failure(f"{first}; check that {config.url} is a Nearline server")
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):

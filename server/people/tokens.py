@@ -98,7 +98,7 @@ def authenticate(conn: Connection, token: str | None, now_ns: int) -> Caller:
     if row.expires_ns is not None and row.expires_ns <= now_ns:
         raise Refused(Unauthorized(message="the token has expired: log in"))
     if row.locked_ns is not None:
-        raise Refused(Unauthorized(message="the account is locked: ask who runs the server"))
+        raise Refused(Unauthorized(message="the account is locked; ask who runs the server"))
     return Caller(row.account, row.name, row.id, row.scope, row.drive, row.folder, is_rotated)
 
 

@@ -330,7 +330,7 @@ def test_a_password_is_changed(
     assert capsys.readouterr().out == "ann has a new password; its devices go on.\n"
     FakeClient.answer = account.PasswordReply(2)
     assert main(["passwd", URL, "--account", "ann", "--revoke-devices", *files]) == 0
-    assert "2 devices are refused" in capsys.readouterr().out
+    assert "devices refused: 2" in capsys.readouterr().out
     words = {"old": "correct horse", "new": "battery staple"}
     assert FakeClient.changed == [
         account.ChangePassword(**words),
@@ -340,6 +340,19 @@ def test_a_password_is_changed(
     FakeClient.answer = errors.Refused(wrong)
     assert main(["passwd", *files]) == 1
     assert "the old password is wrong; try again" in one_line(capsys)
+
+
+def test_a_locked_account_is_not_told_to_log_in(
+    password: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new").write_text("battery staple\n")
+    credentials.save(URL, "ann", "the-token")
+    credentials.keep_certificate(URL, SHOWN)
+    locked = errors.Unauthorized(message="the account is locked; ask who runs the server")
+    FakeClient.answer = errors.Refused(locked)
+    files = ["--password-file", password, "--new-password-file", str(tmp_path / "new")]
+    assert main(["passwd", URL, *files]) == 1
+    assert "locked; ask who runs the server" in one_line(capsys)
 
 
 def test_a_new_password_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:

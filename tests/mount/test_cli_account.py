@@ -22,7 +22,7 @@ from msgspec import json
 from mount.asked import account_messages as messages
 from mount.asked import control
 from mount.asked import control_messages as say
-from mount.cli import main
+from mount.cli import main, starting
 from mount.failures import Failure
 from mount.starting import registry
 from tests.mount import asking
@@ -296,6 +296,17 @@ def test_which_mount_is_meant(
     monkeypatch.setattr(os.path, "abspath", lambda path: "/n/deep" if path == "." else path)
     assert main(["trash", "list"]) == 0
     assert (len(one.asked), len(other.asked)) == (0, 2)
+
+
+def test_a_login_says_that_mounts_go_on_with_their_token(
+    mounts: Mounts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mounts.add("m")
+    mounts.add("o", account="ben")
+    starting.tell_of_mounts("http://x", "anna")
+    told = capsys.readouterr().out
+    assert "/m goes on with the token it has" in told
+    assert "/o" not in told
 
 
 def test_rotating_tells_the_other_mounts_of_the_login(

@@ -73,6 +73,30 @@ def test_a_token_that_is_not_valid_any_more(monkeypatch: pytest.MonkeyPatch) -> 
     assert "nearline login http://localhost:1 --account ann" in found.advice
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        errors.Refused(errors.Unauthorized(message="the account is locked; ask who runs it")),
+        errors.Unreachable("another program answers there; log in if the key changed"),
+    ],
+)
+def test_what_says_what_to_do_is_given_no_other_advice(
+    answer: errors.NearlineError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [found, *_] = levels(monkeypatch, answer)
+    assert found.level == "fail"
+    assert found.line().endswith(str(answer))
+
+
+def test_requests_that_fail_are_not_logged_on_standard_output(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where the report is, and in other commands JSON for a program."""
+    [found, *_] = doctor.check_server(Login("https://localhost:1", "ann"), "token")
+    assert found.level == "fail"
+    assert "".join(capsys.readouterr()) == ""
+
+
 def test_a_server_whose_key_is_not_known_is_told_no_token(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

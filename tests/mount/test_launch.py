@@ -183,6 +183,16 @@ def test_a_full_disk_is_explained(config: MountConfig) -> None:
         assert "make room" in str(explain(error, config))
 
 
+def test_a_locked_account_is_not_told_to_log_in(config: MountConfig) -> None:
+    for said, words in (
+        ("the token has expired: log in", "run `nearline login"),
+        ("the account is locked; ask who runs the server", "locked; ask who runs the server"),
+    ):
+        refused = errors.Refused(errors.Unauthorized(message=said))
+        assert words in str(explain(refused, config))
+        assert ("nearline login" in str(explain(refused, config))) == (";" not in said)
+
+
 def test_errors_are_explained_in_one_line(config: MountConfig) -> None:
     nested = ExceptionGroup("", [ExceptionGroup("", [errors.Unreachable("no\nroute")])])
     assert str(explain(nested, config)).startswith("no route; check")
