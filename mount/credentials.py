@@ -65,12 +65,17 @@ def load(url: str, account: str) -> str:
     from_environment = os.environ.get(ENVIRONMENT)
     if from_environment:
         return from_environment.strip()
-    token = _from_file(_token_file(url, account)) or _from_keyring(url, account)
+    token = kept(url, account)
     if token is None:
         raise Failure(
             f"no token for {account} at {url}; run `nearline login {url} --account {account}`"
         )
     return token
+
+
+def kept(url: str, account: str) -> str | None:
+    """The token that a login has kept, whatever the environment says. Raises as `load`."""
+    return _from_file(_token_file(url, account)) or _from_keyring(url, account)
 
 
 def keep_certificate(url: str, certificate: str) -> None:

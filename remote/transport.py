@@ -201,6 +201,11 @@ class Transport:
         other.use_token(token)
         return other
 
+    @property
+    def token(self) -> str | None:
+        """As whose device requests are made."""
+        return self._token
+
     def use_token(self, token: str | None) -> None:
         """Go on as the device of `token`, from the next request."""
         self._token = token

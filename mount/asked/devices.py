@@ -6,8 +6,6 @@ what a token can do (the server decides). A token is in an answer once and in no
 
 from __future__ import annotations
 
-import os
-
 import structlog
 import trio
 
@@ -84,10 +82,12 @@ async def make_token(account: Account, request: ask.MakeTokenRequest, report: Re
 async def rotate(account: Account, _request: ask.RotateRequest, _report: Report) -> Done:
     """The new token is used from the moment it is there, which ends the one before. Until then, and
     for ten minutes at most, that is good and may ask again when the answer was lost."""
-    if os.environ.get(credentials.ENVIRONMENT):
+    url, name = account.config.url, account.config.account
+    if await trio.to_thread.run_sync(credentials.kept, url, name) != account.client.token:
         raise Failure(
-            f"this mount has its token from {credentials.ENVIRONMENT}, where a new one cannot be"
-            " put; unset it, log in with `nearline login` and mount again"
+            f"this mount's token is not the one that is kept for {name} at {url}: it came from"
+            f" {credentials.ENVIRONMENT}, or from an earlier login; log in with `nearline login`"
+            " and mount again"
         )
     try:
         token = (await account.again(account.client.rotate)).token
@@ -97,7 +97,6 @@ async def rotate(account: Account, _request: ask.RotateRequest, _report: Report)
             " within ten minutes, or log in again"
         ) from problem
     account.client.use_token(token)
-    url, name = account.config.url, account.config.account
     try:
         where = await trio.to_thread.run_sync(credentials.save, url, name, token)
     except (Failure, OSError) as problem:
