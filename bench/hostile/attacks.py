@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -344,6 +345,29 @@ async def idle_connections(self: Attacker) -> list[Callable[[], Awaitable[None]]
     return [hold] * 3000
 
 
+async def tls_and_rubbish(self: Attacker) -> list[Callable[[], Awaitable[None]]]:
+    """Six hundred connections over TLS that ask for a little and go on with rubbish, which has to be
+    decrypted and kept somewhere."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    said = request("GET", "/healthz") + os.urandom(900_000)
+
+    async def hold() -> None:
+        while True:
+            try:
+                async with await self.target.connect() as plain:
+                    stream = trio.SSLStream(plain, context, https_compatible=True)
+                    await stream.send_all(said)
+                    while await stream.receive_some():
+                        pass
+            except (OSError, trio.BrokenResourceError):
+                pass  # refused or reset: that is an answer too
+            self.target.answers["cut"] += 1
+            await trio.sleep(0.5)
+
+    return [hold] * 600
+
+
 async def unlimited_paths(self: Attacker) -> list[Callable[[], Awaitable[None]]]:
     """Paths that look like those which nobody counts, as long as they may be."""
     rest = "x" * 7000
@@ -376,6 +400,7 @@ ATTACKS: dict[str, Entry] = {
     "small ranges": Entry("visitor", small_ranges),
     "logins trickled": Entry("address", trickled_logins),
     "connections idle": Entry("address", idle_connections),
+    "TLS and rubbish": Entry("address", tls_and_rubbish),
     "paths not counted": Entry("address", unlimited_paths),
     "passwords guessed": Entry("address", guessed_passwords),
 }
