@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
 import resource
 import signal
@@ -114,6 +115,7 @@ def _run(
 
     tls = _tls(settings.data_dir, certificate)
     app = create_app(settings)
+    gc.freeze()  # all that is loaded stays: nobody needs to look through it again (`connections`)
     announced = settings.data_dir / "server.url"
 
     def started() -> None:

@@ -14,6 +14,9 @@ uvicorn parses, buffers and answers; what it does not limit is limited here:
   is under way. One may wait so, and the bodies of all that do have room of their own (`behind`).
 - readers: a connection on which something waits to be sent and nothing of it goes for too long is
   cut, also one that is being closed already: closing waits for the peer to read.
+- what is left of a connection: of one that was refused, parts refer to each other, so only the
+  collector of cycles frees them, and over TLS they have buffers of half a megabyte. It is called
+  when enough have ended.
 
 Concurrency: everything on the event loop. `Connections.sweep` looks at every connection once a
 second (`main.Server` calls it), instead of a timer for each request.
@@ -22,6 +25,7 @@ second (`main.Server` calls it), instead of a timer for each request.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Hashable
 from typing import Any, cast
@@ -48,6 +52,10 @@ _REASONS = {
 
 FAREWELL_SECONDS = 0.25
 """At the end of the server, what is on its way to a client has so long to get there."""
+
+ENDED = 64
+"""After so many connections the collector of cycles is called, at most once a second. By itself it
+counts objects, and calls a thousand connections few."""
 
 _SIGNED_PUTS = "/blobs/"
 """Bodies below it come by a signed URL, so they are of somebody who had a good token."""
@@ -91,6 +99,7 @@ class Connections:
         each = tunables.connections_per_address, tunables.connections_per_account
         self._seats: Seats[Watched] = Seats(tunables.connections, *each)
         self._open: set[Watched] = set()
+        self._ended = 0
         metrics.connections.set_function(lambda: self._seats.taken)
 
     @property
@@ -132,8 +141,10 @@ class Connections:
         return True
 
     def leave(self, connection: Watched) -> None:
-        self._seats.leave(connection)
-        self._open.discard(connection)
+        if connection in self._open:
+            self._seats.leave(connection)
+            self._open.remove(connection)
+            self._ended += 1
 
     def recognise(self, connection: Watched) -> None:
         """Count a connection for its account, as soon as its token has proved to be good."""
@@ -152,7 +163,11 @@ class Connections:
         self._metrics.cut.labels(why).inc()
 
     def sweep(self, now: float) -> None:
-        """Cut the connections whose peers hold them up at `now`, in seconds of `time.monotonic`."""
+        """Cut the connections whose peers hold them up at `now`, in seconds of
+        `time.monotonic`, and let go of what is left of those that ended."""
+        if self._ended >= ENDED:
+            self._ended = 0
+            gc.collect()
         for connection in list(self._open):
             why = connection.held_up(now, self.tunables)
             if why is not None:
