@@ -346,8 +346,8 @@ async def idle_connections(self: Attacker) -> list[Callable[[], Awaitable[None]]
 
 
 async def tls_and_rubbish(self: Attacker) -> list[Callable[[], Awaitable[None]]]:
-    """Six hundred connections over TLS that ask for a little and go on with rubbish, which has to be
-    decrypted and kept somewhere."""
+    """Six hundred connections over TLS that ask for a little and go on with rubbish, which has to
+    be decrypted and kept somewhere."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     said = request("GET", "/healthz") + os.urandom(900_000)

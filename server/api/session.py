@@ -35,23 +35,44 @@ async def login(request: AnyRequest) -> Reply:
 
 
 async def _log_in(service: Service, wanted: LoginRequest, address: str) -> LoginReply:
-
-    def find() -> Found | None:
-        with service.db.read() as conn:
-            found = accounts.find_account(conn, wanted.account)
-            return None if found is None else Found(*found)
-
-    found = await asyncio.wrap_future(service.reads.submit_for(STRANGERS, find))
+    found = await _find(service, wanted.account)
     # A name that there is not is counted as one that there is.
     named = wanted.account.casefold() if found is None else found.account
     tried = await service.tries.begin(("account", named), address)
-    checked = await _check(service, found, wanted.password, tried)
-    if found is None or not checked.is_right:
-        raise await _wrong(service, wanted, found, address)
+    while True:
+        checked = await _check(service, found, wanted.password, tried)
+        if found is None or not checked.is_right:
+            raise await _wrong(service, wanted, found, address)
+        made = await _new_device(service, wanted, found, checked, address)
+        if made is not None:
+            service.tries.was_right(tried)
+            return LoginReply(token=made[0], account=found.name, device_id=made[1])
+        before, found = found, await _find(service, wanted.account)
+        if found == before:
+            # A locked account looks like a wrong password: that this one is right is nobody's to
+            # learn.
+            raise await _wrong(service, wanted, found, address)
 
-    def add() -> tuple[str, str] | None:
+
+async def _find(service: Service, name: str) -> Found | None:
+    def work() -> Found | None:
+        with service.db.read() as conn:
+            found = accounts.find_account(conn, name)
+            return None if found is None else Found(*found)
+
+    return await asyncio.wrap_future(service.reads.submit_for(STRANGERS, work))
+
+
+async def _new_device(
+    service: Service, wanted: LoginRequest, found: Found, checked: Checked, address: str
+) -> tuple[str, str] | None:
+    """Its token and id; None for a locked account, and when the password is another by now: a login
+    waits for seconds, and one with the old password must not outlast that."""
+
+    def work() -> tuple[str, str] | None:
         with service.db.write() as conn:
-            if accounts.is_locked(conn, found.account):
+            is_same = accounts.find_account(conn, wanted.account) == found
+            if not is_same or accounts.is_locked(conn, found.account):
                 return None
             now = time.time_ns()
             if checked.renewed is not None:
@@ -61,12 +82,7 @@ async def _log_in(service: Service, wanted: LoginRequest, address: str) -> Login
             audit.note(conn, caller, "login", device, now, name=wanted.device, address=address)
             return token, device
 
-    made = await asyncio.wrap_future(service.writes.submit_for(found.account, add))
-    if made is None:
-        # A locked account looks like a wrong password: that this one is right is nobody's to learn.
-        raise await _wrong(service, wanted, found, address)
-    service.tries.was_right(tried)
-    return LoginReply(token=made[0], account=found.name, device_id=made[1])
+    return await asyncio.wrap_future(service.writes.submit_for(found.account, work))
 
 
 class Found(NamedTuple):

@@ -7,13 +7,17 @@ uvicorn parses, buffers and answers; what it does not limit is limited here:
 - places: so many connections in all, of one address, and of one account (`seats`). A connection is
   counted from the moment it is accepted, by its address; from this machine, by the user whose it
   is; from a trusted proxy, in all only. One that has shown a good token counts for the account.
-  Where there is no place, the connection of a stranger that has waited longest for its peer goes.
+  Where there is no place, the connection of a stranger that has waited longest for its peer goes,
+  and if none is idle, that of the stranger whose body has been coming for longest.
 - heads: a request's must be there in time and be of bounded size and plain target; trailers, which
   nobody sends, are refused.
 - requests ahead of their turn: uvicorn takes in what comes while another request of the connection
   is under way. One may wait so, and the bodies of all that do have room of their own (`behind`).
 - readers: a connection on which something waits to be sent and nothing of it goes for too long is
   cut, also one that is being closed already: closing waits for the peer to read.
+- what is left of a connection: of one that was refused, parts refer to each other, so only the
+  collector of cycles frees them, and over TLS they have buffers of half a megabyte. It is called
+  when enough have ended.
 
 Concurrency: everything on the event loop. `Connections.sweep` looks at every connection once a
 second (`main.Server` calls it), instead of a timer for each request.
@@ -22,6 +26,7 @@ second (`main.Server` calls it), instead of a timer for each request.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Hashable
 from typing import Any, cast
@@ -49,6 +54,10 @@ _REASONS = {
 FAREWELL_SECONDS = 0.25
 """At the end of the server, what is on its way to a client has so long to get there."""
 
+ENDED = 64
+"""After so many connections the collector of cycles is called, at most once a second. By itself it
+counts objects, and calls a thousand connections few."""
+
 _SIGNED_PUTS = "/blobs/"
 """Bodies below it come by a signed URL, so they are of somebody who had a good token."""
 
@@ -66,6 +75,10 @@ class Watched:
     def waits_for_peer(self) -> bool:
         """Whether nothing would be lost that the server does for it."""
         raise NotImplementedError
+
+    def is_sending(self) -> bool:
+        """Whether a body comes that would have to be sent again."""
+        return False
 
     def abort(self) -> None:
         """End it at once, whatever waits to be sent."""
@@ -91,6 +104,7 @@ class Connections:
         each = tunables.connections_per_address, tunables.connections_per_account
         self._seats: Seats[Watched] = Seats(tunables.connections, *each)
         self._open: set[Watched] = set()
+        self._ended = 0
         metrics.connections.set_function(lambda: self._seats.taken)
 
     @property
@@ -103,11 +117,13 @@ class Connections:
         many, and every one of them is of use to somebody."""
         holder = self._holder(there, here)
         while (crowd := self._seats.in_the_way(holder)) is not None:
-            idle = next((each for each in crowd if each.waits_for_peer()), None)
-            if idle is None:
+            guests = list(crowd)
+            leaving = next((each for each in guests if each.waits_for_peer()), None)
+            leaving = leaving or next((each for each in guests if each.is_sending()), None)
+            if leaving is None:
                 self.cut("too_many")
                 return False
-            self._end(idle, "made_room")
+            self._end(leaving, "made_room")
         self._seats.take(connection, holder)
         self._open.add(connection)
         return True
@@ -132,8 +148,10 @@ class Connections:
         return True
 
     def leave(self, connection: Watched) -> None:
-        self._seats.leave(connection)
-        self._open.discard(connection)
+        if connection in self._open:
+            self._seats.leave(connection)
+            self._open.remove(connection)
+            self._ended += 1
 
     def recognise(self, connection: Watched) -> None:
         """Count a connection for its account, as soon as its token has proved to be good."""
@@ -152,7 +170,11 @@ class Connections:
         self._metrics.cut.labels(why).inc()
 
     def sweep(self, now: float) -> None:
-        """Cut the connections whose peers hold them up at `now`, in seconds of `time.monotonic`."""
+        """Cut the connections whose peers hold them up at `now`, in seconds of
+        `time.monotonic`, and let go of what is left of those that ended."""
+        if self._ended >= ENDED:
+            self._ended = 0
+            gc.collect()
         for connection in list(self._open):
             why = connection.held_up(now, self.tunables)
             if why is not None:
@@ -249,7 +271,10 @@ class Http(HttpToolsProtocol, _Protocol):
     def waits_for_peer(self) -> bool:
         if self._is_idle():
             return True
-        return self.cycle.more_body and not self.scope["path"].startswith(_SIGNED_PUTS)
+        return self.is_sending() and not self.scope["path"].startswith(_SIGNED_PUTS)
+
+    def is_sending(self) -> bool:
+        return not self._is_idle() and self.cycle.more_body
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

@@ -18,10 +18,12 @@ interrupted is begun again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,7 @@ CURSOR_SECONDS = 90 * 86_400
 """How long a cursor from before a rotation is taken: as long as a change is kept (`collect`). Older
 ones are refused, and their clients begin from a listing, as they would have had to anyway."""
 
+_SECRET_BYTES = 32
 _PAST = re.compile(r"(edge|put|cursor)-([0-9]{1,15})\.(?:pub|secret)")
 
 
@@ -82,16 +85,17 @@ def load_keys(directory: Path, now: int) -> Keys:
     """The keys in `directory`, made there if they are missing, as they are good at `now` (unix
     seconds). Raises `BadKey`."""
     datadir.make(directory)
+    _check_place(directory)
     edge = _private(directory / "edge.pem")
     past = [each for each in _past(directory) if each.ends > now]
     return Keys(
         edge,
         key_id(edge.public_key()),
-        kept(directory / "put.secret", _new_secret),
-        kept(directory / "cursor.secret", _new_secret),
+        _secret(directory / "put.secret"),
+        _secret(directory / "cursor.secret"),
         tuple((_public(each.path), each.ends) for each in past if each.kind == "edge"),
-        tuple((each.path.read_bytes(), each.ends) for each in past if each.kind == "put"),
-        tuple(each.path.read_bytes() for each in past if each.kind == "cursor"),
+        tuple((_secret(each.path), each.ends) for each in past if each.kind == "put"),
+        tuple(_secret(each.path) for each in past if each.kind == "cursor"),
     )
 
 
@@ -111,6 +115,16 @@ def rotate_keys(directory: Path, now: int, *, overlap: bool = True) -> Keys:
     write_private(directory / "put.secret", _new_secret())
     write_private(directory / "cursor.secret", _new_secret())
     return load_keys(directory, now)
+
+
+def _check_place(directory: Path) -> None:
+    """Root makes and removes files there for the user whose data it is, and in no place that a link
+    of theirs leads to. Raises `BadKey`."""
+    owner = directory.parent.stat().st_uid
+    if os.geteuid() != 0 or owner == 0:
+        return
+    if directory.is_symlink() or directory.stat().st_uid != owner:
+        raise BadKey(f"{directory} is no directory of user {owner}, whose data it is in")
 
 
 class _Past(NamedTuple):
@@ -170,7 +184,7 @@ def _private(path: Path) -> ec.EllipticCurvePrivateKey:
 
 def _public(path: Path) -> ec.EllipticCurvePublicKey:
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
+        key = serialization.load_pem_public_key(_read(path))
     except ValueError as error:
         raise BadKey(f"{path}: {error}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
@@ -182,16 +196,44 @@ def _public(path: Path) -> ec.EllipticCurvePublicKey:
 
 
 def _new_secret() -> bytes:
-    return secrets.token_bytes(32)
+    return secrets.token_bytes(_SECRET_BYTES)
+
+
+def _secret(path: Path) -> bytes:
+    """Whoever knew that one is empty, or nearly, could sign with it."""
+    secret = kept(path, _new_secret)
+    if len(secret) != _SECRET_BYTES:
+        raise BadKey(
+            f"{path} has {len(secret)} bytes, not {_SECRET_BYTES}; restore it from a backup, or"
+            " remove it: then what it signed is refused"
+        )
+    return secret
 
 
 def kept(path: Path, make: Callable[[], bytes]) -> bytes:
-    """What the private file `path` holds; what `make` gives, if there was none."""
+    """What the private file `path` holds; what `make` gives, if there was none. Raises `BadKey`."""
     try:
-        return path.read_bytes()
+        return _read(path)
     except FileNotFoundError:
         pass
     return write_private(path, make())
+
+
+def _read(path: Path) -> bytes:
+    """What is there may have been put there by the user that the server runs as, and root's command
+    copies it for them: it follows no link of theirs, to no file that is not theirs. Raises
+    `BadKey`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise BadKey(f"{path} is a link; put the file itself there") from error
+    with os.fdopen(fd, "rb") as file:
+        found, owner = os.fstat(fd), path.parent.stat().st_uid
+        if not stat.S_ISREG(found.st_mode) or (os.geteuid() == 0 and found.st_uid != owner):
+            raise BadKey(f"{path} is no file of user {owner}, whose keys these are; remove it")
+        return file.read()
 
 
 def write_private(path: Path, data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from server.public.links_signing import COOKIE_SECONDS, LinkSigner, Wanted
 from server.settings import BadSettings, Settings, read_config
 from server.storage import keys
 from server.storage.blobs import BlobKey
-from server.storage.keys import CURSOR_SECONDS, URL_SECONDS, load_keys, rotate_keys
+from server.storage.keys import CURSOR_SECONDS, URL_SECONDS, BadKey, load_keys, rotate_keys
 from server.storage.signer import UrlSigner
 from server.upkeep import admin
 from tests.server.conftest import Start
@@ -31,6 +32,7 @@ KEY = BlobKey("d" * 32, b"k" * 32)
 CHUNK = make_chunk(noise(100, "keys"))
 WANTED = Wanted("1" * 32, "2" * 32, "3" * 32)
 YEARS = 3 * 365 * 86_400
+SOMEBODY = 65534
 
 
 class Signers:
@@ -224,3 +226,44 @@ def test_a_damaged_key_leaves_the_server_with_those_it_has(start: Start) -> None
     with pytest.raises(keys.BadKey):
         server.app.service.beside.look()
     assert anna.http.get(fetched(anna, file, version)).content == CHUNK.data
+
+
+# --- what is no key -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["put.secret", "cursor.secret"])
+@pytest.mark.parametrize("held", [b"", b"short"])
+def test_a_secret_that_can_be_guessed_is_refused(tmp_path: Path, name: str, held: bytes) -> None:
+    load_keys(tmp_path / "keys", NOW)
+    (tmp_path / "keys" / name).write_bytes(held)
+    with pytest.raises(BadKey, match=f"{name} has {len(held)} bytes"):
+        load_keys(tmp_path / "keys", NOW)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_root_copies_no_file_of_its_own_into_the_keys_of_another_user(
+    tmp_path: Path, link: str
+) -> None:
+    directory = tmp_path / "data" / "keys"
+    load_keys(directory, NOW)
+    for path in (directory.parent, *directory.parent.rglob("*")):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    (tmp_path / "roots").write_bytes(b"r" * 32)
+    (directory / "put.secret").unlink()
+    getattr(directory / "put.secret", link)(tmp_path / "roots")
+    with pytest.raises(BadKey, match=r"put\.secret is"):
+        rotate_keys(directory, NOW)
+    assert not list(directory.glob("put-*"))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_root_makes_no_keys_where_a_link_of_another_user_leads(tmp_path: Path) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    data.mkdir()
+    elsewhere.mkdir()
+    (data / "keys").symlink_to(elsewhere)
+    os.chown(data, SOMEBODY, SOMEBODY)
+    with pytest.raises(BadKey, match="no directory of user"):
+        rotate_keys(data / "keys", NOW)
+    assert not list(elsewhere.iterdir())

@@ -254,6 +254,32 @@ def test_a_password_that_was_changed_meanwhile_is_not_renewed(start: Start, tmp_
 
 
 @pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("meanwhile", ["another password", "right password"])
+def test_a_login_does_not_outlast_a_change_of_the_password(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """The second case is another login that renews the hash at the same moment."""
+    add_account(tmp_path / "data", "anna", "right password")
+    server, check, hashed = start(), accounts.check_password, CHEAP.hash(meanwhile)
+
+    def checked_then_changed(old: str | None, given: str) -> accounts.Checked:
+        found = check(old, given)
+        with server.app.service.db.write() as conn:
+            conn.execute(update(schema.accounts).values(password=hashed))
+        return found
+
+    monkeypatch.setattr(accounts, "check_password", checked_then_changed)
+    if meanwhile == "right password":
+        server.client("anna", password="right password")
+        return
+    with pytest.raises(Failed) as failed:
+        server.client().log_in("anna", "right password")
+    assert isinstance(failed.value.problem, errors.Unauthorized)
+    with server.app.service.db.read() as conn:
+        assert conn.execute(select(schema.devices.c.id)).first() is None
+
+
+@pytest.mark.usefixtures("cheap")
 def test_opening_a_link_renews_a_hash_of_older_parameters(server: Running, anna: Client) -> None:
     made, table = make_link(anna, anna.make("a"), password="right"), schema.links
     mine = table.c.id == made.link.id
