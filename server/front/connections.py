@@ -8,16 +8,16 @@ uvicorn parses, buffers and answers; what it does not limit is limited here:
   counted from the moment it is accepted, by its address; from this machine, by the user whose it
   is; from a trusted proxy, in all only. One that has shown a good token counts for the account.
   Where there is no place, the connection of a stranger that has waited longest for its peer goes,
-  and if none is idle, that of the stranger whose body has been coming for longest.
+  and if none is idle, that whose body has been coming for longest, then that which has asked for
+  longest without showing any right.
 - heads: a request's must be there in time and be of bounded size and plain target; trailers, which
   nobody sends, are refused.
 - requests ahead of their turn: uvicorn takes in what comes while another request of the connection
   is under way. One may wait so, and the bodies of all that do have room of their own (`behind`).
 - readers: a connection on which something waits to be sent and nothing of it goes for too long is
   cut, also one that is being closed already: closing waits for the peer to read.
-- what is left of a connection: of one that was refused, parts refer to each other, so only the
-  collector of cycles frees them, and over TLS they have buffers of half a megabyte. It is called
-  when enough have ended.
+- what is left of a connection: over TLS it has buffers of half a megabyte, which the system is to
+  have back when enough have ended (`memory`).
 
 Concurrency: everything on the event loop. `Connections.sweep` looks at every connection once a
 second (`main.Server` calls it), instead of a timer for each request.
@@ -26,15 +26,15 @@ second (`main.Server` calls it), instead of a timer for each request.
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from server import memory
 from server.front import targets
 from server.front.known import KnownCallers
 from server.front.limits import Room
@@ -55,9 +55,9 @@ FAREWELL_SECONDS = 0.25
 """At the end of the server, what is on its way to a client has so long to get there."""
 
 ENDED = 64
-"""After so many connections the collector of cycles is called, at most once a second. By itself it
-counts objects, and calls a thousand connections few."""
+"""After so many connections the system is given back what they had, at most once a second."""
 
+_SIGNED = ("/blobs/", "/chunks/")
 _SIGNED_PUTS = "/blobs/"
 """Bodies below it come by a signed URL, so they are of somebody who had a good token."""
 
@@ -78,6 +78,10 @@ class Watched:
 
     def is_sending(self) -> bool:
         """Whether a body comes that would have to be sent again."""
+        return False
+
+    def shows_nothing(self) -> bool:
+        """Whether what it asks for needs no right, such as a login, which may be held back."""
         return False
 
     def abort(self) -> None:
@@ -117,9 +121,7 @@ class Connections:
         many, and every one of them is of use to somebody."""
         holder = self._holder(there, here)
         while (crowd := self._seats.in_the_way(holder)) is not None:
-            guests = list(crowd)
-            leaving = next((each for each in guests if each.waits_for_peer()), None)
-            leaving = leaving or next((each for each in guests if each.is_sending()), None)
+            leaving = _first_to_leave(list(crowd))
             if leaving is None:
                 self.cut("too_many")
                 return False
@@ -174,7 +176,7 @@ class Connections:
         `time.monotonic`, and let go of what is left of those that ended."""
         if self._ended >= ENDED:
             self._ended = 0
-            gc.collect()
+            memory.give_back()
         for connection in list(self._open):
             why = connection.held_up(now, self.tunables)
             if why is not None:
@@ -186,6 +188,19 @@ class Connections:
         self.cut(why)
         self.leave(connection)
         connection.abort()
+
+
+_LEAVING: tuple[Callable[[Watched], bool], ...] = (
+    lambda guest: guest.waits_for_peer(),
+    lambda guest: guest.is_sending(),
+    lambda guest: guest.shows_nothing(),
+)
+"""Who makes room: the first for whom the first of these holds that holds for anybody."""
+
+
+def _first_to_leave(guests: Sequence[Watched]) -> Watched | None:
+    found = (guest for may_leave in _LEAVING for guest in guests if may_leave(guest))
+    return next(found, None)
 
 
 class Config(uvicorn.Config):
@@ -254,6 +269,8 @@ class Http(HttpToolsProtocol, _Protocol):
             self._ahead.message_event.set()
         self._its_turn()
         self._limits.leave(self)
+        self.cycle = None  # type: ignore[assignment]  # each holds the other, and with it the buffers of the connection
+        self.pipeline.clear()
 
     def shutdown(self) -> None:
         """uvicorn's; but a TLS connection is closed when its peer agrees, and one that waits for
@@ -275,6 +292,9 @@ class Http(HttpToolsProtocol, _Protocol):
 
     def is_sending(self) -> bool:
         return not self._is_idle() and self.cycle.more_body
+
+    def shows_nothing(self) -> bool:
+        return self.token is None and not self.scope["path"].startswith(_SIGNED)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

@@ -11,12 +11,14 @@ import gc
 import itertools
 import socket
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
+from server import memory
 from server.front.connections import ENDED, Connections, Http, Watched
 from server.front.known import KnownCallers
 from server.metrics import Metrics
@@ -355,7 +357,7 @@ class Visitor(Watched):
 def test_ended_connections_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over TLS they have buffers of half a megabyte, of which Python's collector knows nothing."""
     collected: list[int] = []
-    monkeypatch.setattr(gc, "collect", partial(collected.append, 1))
+    monkeypatch.setattr(memory, "give_back", partial(collected.append, 1))
     connections = Connections(Tunables(), Metrics(), KnownCallers())
     for ended in range(1, 2 * ENDED + 1):
         visitor = Visitor()
@@ -364,3 +366,19 @@ def test_ended_connections_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None
         connections.leave(visitor)  # counts once
         connections.sweep(0)
         assert len(collected) == ended // ENDED
+
+
+def test_an_ended_connection_is_freed_without_the_collector(own: Running) -> None:
+    """Neither an answered nor a refused one refers to itself."""
+    until(lambda: taken(own) == 0)
+    gc.collect()
+    gc.disable()
+    try:
+        for said in (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"rubbish\r\n\r\n"):
+            with connected(own) as sock:
+                sock.sendall(said)
+                assert sock.recv(65536).startswith(b"HTTP/1.1 ")
+                there = [weakref.ref(each) for each in own.app.connections._open]
+            until(lambda there=there: all(each() is None for each in there))  # type: ignore[misc]
+    finally:
+        gc.enable()
