@@ -3,9 +3,12 @@
 Knows: processes, and what is compared. Must not know: how an attack works (`attacks`), how work is
 done (`honest`).
 
-An attacker's process is given the lowest priority: in the world it has a machine of its own, and
-here it must not take the processor from the server by sharing its machine. The server is not
-restarted between attacks, so what one left behind is there in the next.
+An attacker has a network of its own, behind a cable to the server's: on one machine the server
+would tell users apart, and not addresses. Its process is given the lowest priority: in the world it
+has a machine of its own, and here it must not take the processor from the server by sharing its
+machine. The server is not restarted between attacks, so what one left behind is there in the next.
+
+Needs root, for the network.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import os
 import shutil
 import socket
 import subprocess
@@ -26,9 +30,9 @@ import msgspec
 import trio
 
 from bench import machine
-from bench.hostile.attacks import ATTACKS, Outcome, Victim
+from bench.hostile.attacks import ATTACKS, SOURCES, Outcome, Victim
 from bench.hostile.honest import Diary, Errand
-from bench.processes import BenchFailure, poll, stop
+from bench.processes import BenchFailure, poll, run, stop
 from bench.results import quantile
 from remote.client import ApiClient
 from remote.codec import decode_block
@@ -64,14 +68,43 @@ class Figures(msgspec.Struct):
     fsck: str
 
 
+class Cable:
+    """A network for attackers, and the address at which they reach this machine."""
+
+    here = "10.66.0.1"
+
+    def __init__(self) -> None:
+        self._name = f"hostile{os.getpid()}"
+
+    def __enter__(self) -> Cable:
+        there = ("ip", "-n", self._name)
+        for command in (
+            ("ip", "netns", "add", self._name),
+            ("ip", "link", "add", "nlh0", "type", "veth", "peer", "nlh1", "netns", self._name),
+            ("ip", "addr", "add", f"{self.here}/16", "dev", "nlh0"),
+            ("ip", "link", "set", "nlh0", "up"),
+            *((*there, "addr", "add", f"{source}/16", "dev", "nlh1") for source in SOURCES),
+            (*there, "link", "set", "nlh1", "up"),
+        ):
+            run(command, dict(os.environ), timeout=30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        run(("ip", "netns", "delete", self._name), dict(os.environ), timeout=30)
+
+    def inside(self, *command: str) -> list[str]:
+        """`command`, made to run on the other side."""
+        return ["ip", "netns", "exec", self._name, *command]
+
+
 class Server:
     """`nearline serve` on a directory of its own."""
 
-    def __init__(self, base: Path) -> None:
-        self.data = base / "data"
-        with socket.create_server(("127.0.0.1", 0)) as sock:
+    def __init__(self, base: Path, cable: Cable) -> None:
+        self.data, self.cable = base / "data", cable
+        with socket.create_server((cable.here, 0)) as sock:
             self.port: int = sock.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{cable.here}:{self.port}"
         for name in (HONEST, HOSTILE):
             accounts.add_account(self.data, name, PASSWORD)
         self.log = base / "server.log"
@@ -81,7 +114,9 @@ class Server:
         command = [sys.executable, "-m", "mount.cli", "serve", "--data", str(self.data)]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, "--listen", f"127.0.0.1:{self.port}"], stdout=log, stderr=log
+                [*command, "--listen", f"{self.cable.here}:{self.port}", "--insecure"],
+                stdout=log,
+                stderr=log,
             )
         announced = self.data / "server.url"
         poll(announced.exists, "the server", timeout=60)
@@ -141,10 +176,13 @@ def _attacked(server: Server, name: str) -> Iterator[list[Outcome]]:
     """While this is open, `server` is attacked; afterwards the list has how that went."""
     victim = Victim(server.url, HOSTILE, PASSWORD, HONEST)
     outcome: list[Outcome] = []
+    command = [sys.executable, "-m", "bench.hostile.attacks", name]
     with (
         server.log.open("ab") as log,
         subprocess.Popen(
-            ["nice", "-n", "19", sys.executable, "-m", "bench.hostile.attacks", name],
+            server.cable.inside(
+                "nice", "-n", "19", sys.executable, "-m", "bench.hostile.attacks", name
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -177,7 +215,7 @@ def measure(arguments: argparse.Namespace, base: Path) -> Figures:
     load = machine.load_average()
     made: dict[str, str] = {}
     rows = []
-    with Server(base) as server:
+    with Cable() as cable, Server(base, cable) as server:
         _work(server, arguments)  # warms up; not counted
         diary = _work(server, arguments)
         made |= diary.made

@@ -7,7 +7,7 @@ writes how the server answered, as JSON.
 Knows: which calls are dear, or were. Must not know: how the server defends itself. What it refuses
 while an attack is prepared is taken as it is: the attack goes on with what it could make.
 
-Attackers come from 127.66.0.0/16, so that limits by address tell them from who works.
+Attackers come from `SOURCES`, the first of them unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ DEEP = 10_000
 MANY_NAMES = 15_000
 MANY_FILES = 50_001
 TRICKLED = 16 * 1024 * 1024
-SOURCE = "127.66.0.1"
+SOURCES = tuple(f"10.66.{number // 250 + 1}.{number % 250 + 1}" for number in range(200))
 
 
 class Victim(msgspec.Struct):
@@ -85,7 +85,7 @@ class Attacker:
         assert parts.hostname is not None
         assert parts.port is not None
         self.api, self.victim, self.root, self.token = api, victim, root, token
-        self.target = Target(parts.hostname, parts.port, SOURCE)
+        self.target = Target(parts.hostname, parts.port, SOURCES[0])
         self.prepared = ""
 
     def post(self, path: str, message: msgspec.Struct) -> bytes:
@@ -384,8 +384,7 @@ async def guessed_passwords(self: Attacker) -> list[Callable[[], Awaitable[None]
         tried = LoginRequest(self.victim.friend, os.urandom(8).hex(), "guess")
         return request("POST", "/v1/login", None, msgspec.msgpack.encode(tried))
 
-    sources = (f"127.66.{number // 250 + 1}.{number % 250 + 1}" for number in range(200))
-    return [functools.partial(self.target.hammer, make, source) for source in sources]
+    return [functools.partial(self.target.hammer, make, source) for source in SOURCES]
 
 
 ATTACKS: dict[str, Entry] = {
