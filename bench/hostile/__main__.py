@@ -180,9 +180,7 @@ def _attacked(server: Server, name: str) -> Iterator[list[Outcome]]:
     with (
         server.log.open("ab") as log,
         subprocess.Popen(
-            server.cable.inside(
-                "nice", "-n", "19", sys.executable, "-m", "bench.hostile.attacks", name
-            ),
+            server.cable.inside("nice", "-n", "19", *command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
