@@ -21,6 +21,9 @@ settings.register_profile(
 settings.load_profile("nearline")
 
 
+_LOGS = structlog.get_config()
+
+
 def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a home directory in `tmp_path` and let the environment mean it."""
     place = tmp_path / "home"
@@ -40,11 +43,11 @@ def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _logs_as_they_were() -> Iterator[None]:
-    """A command that is called in a test says where its log goes: for that test alone."""
-    before = structlog.get_config()
+    """A command that is called in a test, or in a fixture, says where its log goes: for that test
+    alone."""
+    structlog.configure(**_LOGS)
     yield
-    if structlog.get_config() != before:
-        structlog.configure(**before)
+    structlog.configure(**_LOGS)
 
 
 @pytest.fixture

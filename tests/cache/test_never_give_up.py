@@ -295,8 +295,9 @@ async def test_an_upload_that_gets_on_is_not_backed_off_from_more_and_more(
     async with running(one):
         await until(one, lambda: not len(one.journal))
     assert len(store.tried) > 10
-    assert moved
-    assert all(moved), "each wait is the first one"
+    assert len(moved) > 2
+    # The first may break off what was sent while the file grew, before more of it has arrived.
+    assert all(moved[1:]), "each wait is the first one"
 
 
 # --- clocks ---------------------------------------------------------------------------------------

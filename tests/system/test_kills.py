@@ -95,6 +95,7 @@ def test_an_upload_goes_on_from_the_chunks_that_are_there(
     """Both sides say how much was sent: no finished chunk twice, but what was under way."""
     device = site.device("a")
     device.mount()
+    assert os.listdir(device.at) == []  # or nothing can be made in it without the server
     site.server.kill()  # or the upload would begin before the file is whole
     (device.at / "large").write_bytes(noise(LARGE))
     site.server.start()
