@@ -93,7 +93,7 @@ class Tunables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     link_rate: Annotated[float, msgspec.Meta(gt=0)] = 100.0
     link_burst: Annotated[int, msgspec.Meta(ge=1)] = 1000
     connections: Annotated[int, msgspec.Meta(ge=1)] = 2000
-    connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 200
+    connections_per_address: Annotated[int, msgspec.Meta(ge=1)] = 100
     connections_per_account: Annotated[int, msgspec.Meta(ge=1)] = 500
     head_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     head_bytes: Annotated[int, msgspec.Meta(ge=4096)] = 32 * 1024

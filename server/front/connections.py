@@ -55,7 +55,9 @@ FAREWELL_SECONDS = 0.25
 """At the end of the server, what is on its way to a client has so long to get there."""
 
 ENDED = 64
-"""After so many connections the system is given back what they had, at most once a second."""
+"""After so many connections the system is given back what they had,"""
+GIVE_BACK_SECONDS = 5.0
+"""but no more often than so: nobody is answered meanwhile, for up to a tenth of a second."""
 
 _SIGNED = ("/blobs/", "/chunks/")
 _SIGNED_PUTS = "/blobs/"
@@ -108,7 +110,7 @@ class Connections:
         each = tunables.connections_per_address, tunables.connections_per_account
         self._seats: Seats[Watched] = Seats(tunables.connections, *each)
         self._open: set[Watched] = set()
-        self._ended = 0
+        self._ended, self._given_back = 0, -GIVE_BACK_SECONDS
         metrics.connections.set_function(lambda: self._seats.taken)
 
     @property
@@ -174,8 +176,8 @@ class Connections:
     def sweep(self, now: float) -> None:
         """Cut the connections whose peers hold them up at `now`, in seconds of
         `time.monotonic`, and let go of what is left of those that ended."""
-        if self._ended >= ENDED:
-            self._ended = 0
+        if self._ended >= ENDED and now - self._given_back >= GIVE_BACK_SECONDS:
+            self._ended, self._given_back = 0, now
             memory.give_back()
         for connection in list(self._open):
             why = connection.held_up(now, self.tunables)
