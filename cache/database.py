@@ -14,6 +14,9 @@ carry checksums; a torn tail is dropped by SQLite's recovery, so what survives i
 up to some moment at or after the last `sync`). Moving the log into the database fsyncs both, so a
 commit never does that by itself (it would stop every request meanwhile): `tend` does it from a
 worker thread with a connection of its own, which SQLite lets run beside a writer.
+
+A full disk: log and database have room behind their ends (`reserve`), so that transactions go on
+when others have filled the disk. It is taken again whenever some of it was used.
 """
 
 from __future__ import annotations
@@ -25,14 +28,24 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import structlog
 import trio
 
 from cache.disk import sync_directory
 from cache.opening import DamagedState, examine, is_damage, note_damage, open_database
 from cache.quarantine import marked
+from cache.reserve import RESERVE_BYTES, hold
 
 CHECKPOINT_EVERY = 2000  # transactions between two moves of the log into the database
+CHECKPOINT_WHEN_SHORT = 100  # the same on a full disk: a log that was moved takes no more room
 LONG_LOG = 32 << 20  # bytes
+GROWTH_BYTES = RESERVE_BYTES // 2  # of the database, held for one move of the log
+INDEX_BYTES = 1 << 18  # of the log's index, held: eight bytes for each of its pages
+
+# The second is told when the log's index cannot grow.
+_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
+
+log = structlog.get_logger(__name__)
 
 
 class Database:
@@ -48,6 +61,13 @@ class Database:
         self.damage: str | None = None  # what is wrong with it, as far as that is known
         self.on_rollback: list[Callable[[], None]] = []
         self._wal = os.open(f"{path}-wal", os.O_RDWR)
+        # Kept open to the end: closing them would take SQLite's locks on the files away.
+        self._file = os.open(path, os.O_RDWR)
+        self._index = os.open(f"{path}-shm", os.O_RDWR)
+        self._held = 0  # where the room ends that the log has
+        self.holds_room = False  # can it have any here? Not known while the disk is full
+        self._hold_room()
+        self._hold_growth()
         for directory in (path.parent, path.parent.parent):  # the names of what was just made
             sync_directory(directory)
         self._synced = trio.Lock()
@@ -91,9 +111,28 @@ class Database:
         finally:
             self._depth -= 1
         self._writes += 1
+        self._hold_room()
         self.changed.set()
-        if self._writes - self._checkpointed >= CHECKPOINT_EVERY:
+        often = CHECKPOINT_WHEN_SHORT if self._is_short() else CHECKPOINT_EVERY
+        if self._writes - self._checkpointed >= often:
             self._log_is_long.set()
+
+    def _hold_room(self) -> None:
+        end = os.fstat(self._wal).st_size  # about 1 µs
+        if self._held < end + RESERVE_BYTES // 2:
+            taken = hold(self._wal, end, RESERVE_BYTES)
+            self._held = max(self._held, end + taken)
+            self.holds_room = self.holds_room or taken > 0
+
+    def _hold_growth(self) -> None:
+        """Of the database, which takes what was in the log and is cut to its length then, and of
+        the log's index."""
+        hold(self._file, os.fstat(self._file).st_size, GROWTH_BYTES)
+        hold(self._index, os.fstat(self._index).st_size, INDEX_BYTES)
+
+    def _is_short(self) -> bool:
+        """Would there be more room for the log if the disk were not full?"""
+        return self.holds_room and self._held < os.fstat(self._wal).st_size + RESERVE_BYTES // 2
 
     def _roll_back(self, before: int, problem: BaseException) -> None:
         """A system call that was refused (OSError) before anything was written leaves every copy in
@@ -184,13 +223,19 @@ class Database:
             self._checkpointed = self._writes
             try:
                 await trio.to_thread.run_sync(_checkpoint, self.path)
+                if os.fstat(self._wal).st_size > LONG_LOG:
+                    # The log starts over only when all of it has been moved, and under a steady
+                    # stream of writes the thread never gets there: move the few frames that came
+                    # meanwhile.
+                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    self._held = 0
             except sqlite3.DatabaseError as problem:
                 self._check(problem)
-                raise
-            if os.fstat(self._wal).st_size > LONG_LOG:
-                # The log starts over only when all of it has been moved, and under a steady stream
-                # of writes the thread never gets there: move the few frames that came meanwhile.
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                if not _is_full(problem):
+                    raise
+                log.warning("no room to shorten the journal's log; it is tried again later")
+            self._hold_room()
+            self._hold_growth()
 
     def close(self, *, clean: bool = False) -> None:
         """`clean`: whatever the rows refer to is on the disk, and after this they are, too."""
@@ -200,10 +245,12 @@ class Database:
             os.fsync(self._wal)
         os.close(self._wal)
         self._db.close()
+        os.close(self._file)
+        os.close(self._index)
 
 
 def _is_full(problem: sqlite3.Error) -> bool:
-    return getattr(problem, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return getattr(problem, "sqlite_errorcode", None) in _FULL
 
 
 def _checkpoint(path: Path) -> None:

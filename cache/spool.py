@@ -26,15 +26,13 @@ from pathlib import Path
 import trio
 
 from cache.disk import make_private, sync_directory
+from cache.reserve import RESERVE_BYTES
 from cache.settling import digest
 
 OPEN_FILES = 128
 # A pwrite this large is done in a worker thread: the hop costs about 60 µs, and a write that the
 # kernel throttles must not hold up every other request.
 THREADED_WRITE = 256 * 1024
-# Left to the state database beside the spool: were the disk filled to the last byte with content,
-# nothing could be deleted any more, because a deletion is written to the journal first.
-RESERVE_BYTES = 8 << 20
 _NUMBER = re.compile(r"[1-9][0-9]{0,14}")
 
 
@@ -46,8 +44,11 @@ class Damaged(OSError):
 
 
 class Spool:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, spare_bytes: int = RESERVE_BYTES) -> None:
+        """Content leaves `spare_bytes` of the disk to the state database: were it filled to the
+        last byte, nothing could be deleted, because a deletion is written to the journal first."""
         make_private(directory)
+        self._spare = spare_bytes
         sync_directory(directory.parent)  # its name, without which none of its files is there
         self._directory = directory
         self._open: OrderedDict[int, int] = OrderedDict()
@@ -95,7 +96,7 @@ class Spool:
     async def write(self, layer: int, offset: int, data: bytes | memoryview) -> bytes:
         """Write all of `data`; its digest. Raises OSError (ENOSPC, EDQUOT) with nothing believed
         written."""
-        _check_room(self._fd(layer, make=True), len(data))
+        _check_room(self._fd(layer, make=True), len(data) + self._spare)
         if len(data) < THREADED_WRITE:
             told = _pwrite_all(self._fd(layer), data, offset)
         else:
@@ -173,9 +174,9 @@ def pread_all(fd: int, offset: int, into: memoryview) -> None:
         done += got
 
 
-def _check_room(fd: int, length: int) -> None:
+def _check_room(fd: int, wanted: int) -> None:
     disk = os.fstatvfs(fd)  # about 1 µs
-    if disk.f_bavail * disk.f_frsize < length + RESERVE_BYTES:
+    if disk.f_bavail * disk.f_frsize < wanted:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

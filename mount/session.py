@@ -33,6 +33,7 @@ from cache.opening import DamagedState
 from cache.reader import Reader
 from cache.recovery import recover
 from cache.replayer import Replayer
+from cache.reserve import RESERVE_BYTES, START_BYTES
 from cache.resolver import Resolver
 from cache.shares import Shares
 from cache.spool import Spool
@@ -103,7 +104,7 @@ class Session:
         downloader = Downloader(self._reads, patience=self.patience)
         self.interrupts = Interrupts()
         self.reader = Reader(self.blocks, downloader, self.manifests)
-        self.spool = Spool(spool)
+        self.spool = Spool(spool, START_BYTES if self.db.holds_room else RESERVE_BYTES)
         reader = InterruptibleReader(self.reader, self.interrupts)
         self.contents = Contents(self.db, self.tree, self.spool, reader)
         self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)

@@ -93,6 +93,7 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
             nonlocal started
             preflight.remember_identity(config)
             started = True
+            directories.started()
             ready()
 
         _redirect(config)

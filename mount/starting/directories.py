@@ -1,8 +1,8 @@
 """The two directories of a mount: making them privately, holding them, taking them back.
 
 Knows: who may use a state directory (flock(2) on its file `lock`, which the kernel lets go of
-however the process ends), whose the directories must be, and which ones a start has made. Must not
-know: what is in them.
+however the process ends), whose the directories must be, which ones a start has made, and the room
+that a state directory has for the next start. Must not know: what is in them.
 
 Invariant: a directory that was there before is never removed, nor one whose mount was ever usable.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cache.disk import make_private
+from cache.reserve import RESERVE_BYTES, START_BYTES, Standing
 from mount.config import MountConfig
 from mount.failures import Failure
 
@@ -33,6 +34,7 @@ class Directories:
     def __init__(self, config: MountConfig) -> None:
         self._state, self._cache = config.state_dir, config.cache_dir
         self._descriptor = -1
+        self._standing = Standing(config.state_dir)
         self._made: list[Path] = []
         self.made_private: list[Path] = []
 
@@ -40,6 +42,7 @@ class Directories:
         try:
             self._make(self._state, "--state")
             self._lock()
+            self._standing.release()
             self._make(self._cache, "--cache")
         except BaseException:
             self.take_back()
@@ -95,6 +98,10 @@ class Directories:
                 with contextlib.suppress(OSError):  # not empty, or never made
                     path.rmdir()
 
+    def started(self) -> None:
+        """The next start is to have room too, should this one be killed."""
+        self._standing.keep(START_BYTES)
+
     def _unlock(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -106,6 +113,8 @@ class Directories:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._state.exists():  # not taken back
+            self._standing.keep(RESERVE_BYTES + START_BYTES)
         self._unlock()
 
 
