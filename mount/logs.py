@@ -1,7 +1,7 @@
 """Where log lines go: one JSON object a line, to a rotated private file or to standard error.
 
 Knows: structlog and logging. Must not know: what is logged. Tokens and signatures are kept out by
-whoever logs; nothing is filtered here.
+whoever logs; here values are only cut to a length (`remote.lines`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 import structlog
+
+from remote.lines import bounded
 
 _BYTES_PER_FILE = 5 * 1024 * 1024
 _OLD_FILES = 3
@@ -86,6 +88,16 @@ def _formatter(
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             *trace,
+            _bounded,
             render,
         ],
     )
+
+
+def _bounded(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Behind whatever makes text of exceptions."""
+    return {
+        key: value if key == "exc_info" else bounded(key, value) for key, value in event.items()
+    }

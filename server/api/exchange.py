@@ -32,7 +32,7 @@ from remote.errors import (
 )
 from server.changes.fanout import News
 from server.front.answers import JSON, MSGPACK, MSGPACK_NAMES, headers_for, wants_msgpack
-from server.front.bodies import TooSlow, body_of
+from server.front.bodies import GONE_STATUS, ClientGone, TooSlow, body_of
 from server.front.redaction import shown_path
 from server.people.caller import Caller
 from server.service import Service, check_present, token_of
@@ -158,6 +158,12 @@ def on_too_slow(request: AnyRequest, error: Exception) -> Reply:
     return _refusal(request, problem, 408)
 
 
+def on_gone(request: AnyRequest, error: Exception) -> Reply:
+    """Nobody reads it; the log and the metrics have the status."""
+    problem = Unavailable(message="the client went away before its request had arrived")
+    return _refusal(request, problem, GONE_STATUS)
+
+
 def on_busy(request: AnyRequest, error: Exception) -> Reply:
     """The database could not be had (locked by a backup, disk full): the request may be sent
     again."""
@@ -186,6 +192,7 @@ HANDLERS: dict[int | type[Exception], Any] = {
     Refused: on_refused,
     HTTPException: on_http,
     TooSlow: on_too_slow,
+    ClientGone: on_gone,
     OperationalError: on_busy,
     Exception: on_unforeseen,
 }

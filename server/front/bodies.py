@@ -55,6 +55,15 @@ class TooSlow(Exception):
     """The request's body did not come as fast as it must."""
 
 
+class ClientGone(Exception):
+    """The client went away before all of the request's body had come."""
+
+
+GONE_STATUS = 499
+"""For the log and the metrics, where nobody is left to answer: nginx's for the same case, and no
+fault of the server's as a 500 would be."""
+
+
 class Patience(NamedTuple):
     """How long a body is waited for: never `idle` seconds for nothing; on average at least `floor`
     bytes a second, from `idle` seconds on; and `total` seconds in all."""
@@ -149,12 +158,16 @@ class Body:
     # --- what comes ---
 
     async def __call__(self) -> Message:
-        """The next message. Raises `TooSlow`, or `Refused` with TooLarge or RateLimited."""
+        """The next message. Raises `TooSlow`, `ClientGone` (which an end after the body is not), or
+        `Refused` with TooLarge or RateLimited."""
         if not self.more:
             return await self._receive()
         if not self.is_trusted:
             self._check_length(STRANGER_BYTES)
         message = await self._wait()
+        if message["type"] == "http.disconnect":
+            self.more = False  # nothing can come any more
+            raise ClientGone
         self._came += len(message.get("body", b""))
         self.more = message.get("more_body", False)
         self._count()

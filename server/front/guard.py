@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from remote.errors import BadRequest, Problem, RateLimited, Refused
 from server.front import bodies, targets
 from server.front.answers import header
-from server.front.bodies import Bodies, Body, Receive
+from server.front.bodies import GONE_STATUS, Bodies, Body, Receive
 from server.front.known import Known, KnownCallers
 from server.front.limits import TokenBuckets
 from server.front.proxies import TrustedProxies, client_of, limited_as, site_of
@@ -46,7 +46,7 @@ _LOGIN, _LINK = "/v1/login", "/s/"
 _VISITED = ("/content/", _LINK)
 """Followed by what names the link: its id, or its secret."""
 
-REFUSALS = frozenset({400, 401, 403, 404, 405, 411, 413})
+REFUSALS = frozenset({400, 401, 403, 404, 405, 411, 413, GONE_STATUS})
 """Answers that a stranger has so many of. Not 412 and 416, which follow a good signature."""
 
 _SITE = 4

@@ -1,6 +1,6 @@
 """Keeping secrets out of what is written down, and lines short.
 
-Knows: what secrets look like, and the names under which they travel; how long a value may be. Must
+Knows: what secrets look like, and the names under which they travel; how long a path may be. Must
 not know: who logs, where to. Pure.
 
 The rule elsewhere is not to log secrets at all. This is the net under it, for what nobody thought
@@ -14,13 +14,12 @@ import re
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from remote.lines import bounded, shortened
+
 HIDDEN = "[hidden]"
-CUT = "[cut]"
 
 PATH_BYTES = 200
 """Of a path: all of ours are shorter."""
-VALUE_BYTES = 2000
-_TRACEBACK_BYTES = 20_000
 _LINKS = "/s/"
 
 _NAMES = (
@@ -62,14 +61,6 @@ def shown_path(path: str) -> str:
     return "/s/[link]" if path.startswith(_LINKS) else shortened(path, PATH_BYTES)
 
 
-def shortened(text: str, most: int) -> str:
-    """`text`, or the first `most` bytes of it, marked as cut."""
-    if len(text) <= most // 4:  # a character has at most four bytes
-        return text
-    raw = text.encode("utf-8", "replace")
-    return text if len(raw) <= most else raw[:most].decode("utf-8", "ignore") + CUT
-
-
 def redact(text: str) -> str:
     """`text` without the secrets in it."""
     for pattern, hidden in _RULES:
@@ -98,13 +89,4 @@ def cleaned(value: Any, name: str = "") -> Any:
 def processor(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """`cleaned`, as structlog wants it, and no value too long. Must stand behind whatever makes
     text of exceptions."""
-    return {key: _bounded(key, cleaned(value, key)) for key, value in event.items()}
-
-
-def _bounded(name: str, value: Any) -> Any:
-    most = _TRACEBACK_BYTES if name == "exception" else VALUE_BYTES
-    if isinstance(value, str):
-        return shortened(value, most)
-    if isinstance(value, dict | list):
-        return shortened(repr(value), most) if len(repr(value)) > most else value
-    return value
+    return {key: bounded(key, cleaned(value, key)) for key, value in event.items()}

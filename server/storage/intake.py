@@ -30,7 +30,7 @@ from typing import Any, Protocol
 from remote.content import BadContent, Descriptor
 from remote.errors import RateLimited, Refused
 from server.front.answers import headers_for
-from server.front.bodies import Body, TooSlow, body_of
+from server.front.bodies import GONE_STATUS, Body, ClientGone, TooSlow, body_of
 from server.metrics import Metrics
 from server.storage.arrivals import Arrival, Proof
 from server.storage.blobs import BlobKey, BlobStore, BlobWriter, Head
@@ -162,8 +162,6 @@ class _Pieces:
         self._body.let_go()
         while self.more and self._taken < until and (not self.pieces or self._body.has_room()):
             message = await self._next()
-            if message["type"] != "http.request":
-                raise Answer(400, "the body ended early")
             piece: bytes = message.get("body", b"")
             self.pieces.append(piece)
             self._taken += len(piece)
@@ -174,6 +172,8 @@ class _Pieces:
             return await self._body()
         except TooSlow:
             raise Answer(408, "the body is too slow; try again") from None
+        except ClientGone:
+            raise Answer(GONE_STATUS, "the body ended early") from None
         except Refused as refused:
             raise _no_room(refused) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -274,6 +275,41 @@ def test_any_body_that_only_trickles_is_given_up(start: Start, settings: dict[st
     assert answer.split()[1] == b"408"
     assert b"connection: close" in answer.lower()
     until(lambda: bodies_of(server).held == 0)
+
+
+@pytest.mark.parametrize("who", ["stranger", "account", "signed"])
+def test_who_goes_away_while_sending_is_no_fault_of_the_server(small: Running, who: str) -> None:
+    anna = small.account("anna")
+    heads = {"stranger": LOGIN, "account": authorized(anna, "POST /v1/changes/apply")}
+    length = 1000
+    if who == "signed":
+        chunk = make_chunk(noise(100_000, "gone"))
+        put = anna.start(new_id(), new_id(), chunk).chunks[0].put
+        assert put is not None
+        length = len(chunk.data)
+        sums = "".join(
+            f"{name}: {value}\r\n"
+            for name, value in put.headers.items()
+            if name.lower() != "content-length"
+        )
+        path = put.url.removeprefix(small.url)
+        heads["signed"] = f"PUT {path} HTTP/1.1\r\nHost: x\r\n{sums}".encode()
+    before = statuses(small)
+    with asking(small, heads[who], length, b"{"):
+        until(lambda: bodies_of(small).held > 0)
+    until(lambda: statuses(small) - before != Counter())
+    assert statuses(small) - before == Counter({"499": 1})
+    until(lambda: bodies_of(small).held == 0)
+
+
+def statuses(server: Running) -> Counter[str]:
+    """How many answers there were, by status."""
+    counted: Counter[str] = Counter()
+    for family in server.app.service.metrics.requests.collect():
+        for sample in family.samples:
+            if sample.name.endswith("_total"):
+                counted[sample.labels["status"]] += int(sample.value)
+    return counted
 
 
 # --- without a server ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import subprocess
 from collections.abc import Callable
@@ -303,6 +304,22 @@ def test_link_counts_are_right_on_both_devices(pair: Pair, place: Path) -> None:
 
 
 # --- how much there is ----------------------------------------------------------------------------
+
+
+GET_FLAGS, SET_FLAGS = 0x80086601, 0x40086602
+
+
+def test_there_are_no_flags_of_chattr(place: Path) -> None:
+    """Told as by every file system without them: `chattr +i` must not seem to have helped."""
+    for path in (made(place / "file"), place):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            flags = bytearray(8)
+            assert error_of(fcntl.ioctl, descriptor, GET_FLAGS, flags) == errno.ENOTTY
+            assert error_of(fcntl.ioctl, descriptor, SET_FLAGS, bytes(8)) == errno.ENOTTY
+        finally:
+            os.close(descriptor)
+    (place / "file").unlink()
 
 
 def test_df_shows_the_quota_and_the_use(pair: Pair, place: Path) -> None:
