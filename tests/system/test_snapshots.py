@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import random
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import Device, Site, wait_until
+from tests.system.harness import Device, Site, noise, wait_until
 
 PAGES, PAGE = 1024, 4096
 ORDER = random.Random("the kernel goes from the first page to the last: we do not").sample(
@@ -121,3 +123,31 @@ def test_a_program_that_fsyncs_is_sent_as_it_was_at_an_fsync(site: Site) -> None
     finally:
         os.close(file)
     wait_until(lambda: device.status()["journal"]["operations"] == 0, "sent after the close")
+
+
+def test_flush_waits_for_what_only_the_kernel_has(site: Site) -> None:
+    """Of files that are open, by descriptor or by mapping, and whose names have changed since."""
+    device, content = site.device("a"), noise(32 << 20)
+    device.mount()
+    mapped = device.at / "mapped"
+    mapped.write_bytes(bytes(PAGE))
+    with mapped.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), PAGE)
+    flags = os.O_CREAT | os.O_WRONLY
+    one, other = (os.open(device.at / name, flags) for name in ("open", "renamed"))
+    os.write(one, content)
+    os.write(other, b"bytes")
+    (device.at / "renamed").rename(device.at / "name")
+    memory[:5] = b"bytes"
+    device.flush()
+    device.kill()  # the kernel's pages are gone with it
+    for descriptor in (one, other):
+        with contextlib.suppress(OSError):  # ENOTCONN
+            os.close(descriptor)
+    memory.close()
+    device.umount()
+    reader = site.device("b")
+    reader.mount()
+    assert (reader.at / "open").read_bytes() == content
+    assert (reader.at / "name").read_bytes() == b"bytes"
+    assert (reader.at / "mapped").read_bytes()[:6] == b"bytes\0"
