@@ -26,7 +26,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -141,7 +141,7 @@ async def _serve(
         handler = Control(config, session, pins, account, write_back)
         nursery.start_soon(serve_control, doors.control, handler)
         nursery.start_soon(pins.run)
-        nursery.start_soon(_end_on_signal, config)
+        nursery.start_soon(_end_on_signal, config, write_back)
         if doors.metrics:
             from mount.metrics import serve_metrics
 
@@ -202,26 +202,29 @@ async def _raise_read_ahead(mountpoint: Path) -> None:
         log.info("kernel read-ahead stays small", why=str(problem))
 
 
-async def _end_on_signal(config: MountConfig) -> None:
+async def _end_on_signal(config: MountConfig, write_back: WriteBack) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             log.info("asked to end", signal=signal.Signals(number).name)
-            await unmount(config.mountpoint, lazily_if_busy=True)
+            await unmount(config.mountpoint, hand_over=write_back.hand_over)
 
 
-async def unmount(mountpoint: Path, *, lazily_if_busy: bool) -> None:
+async def unmount(
+    mountpoint: Path, *, hand_over: Callable[[], Awaitable[None]] | None = None
+) -> None:
     """Have the kernel write everything back and let go. In a child process, because this one must
-    answer the writes meanwhile. Raises Failure when something is still open."""
+    answer the writes meanwhile. When something is still open: raises Failure; or with `hand_over`,
+    which waits for what the kernel has of open files, lets the mount go from under them."""
     at = str(mountpoint)
     command = ["umount", at] if os.getuid() == 0 else ["fusermount3", "-u", at]
     result = await trio.run_process(command, check=False, capture_stderr=True)
     if result.returncode == 0:
         return
     why = result.stderr.decode(errors="replace").strip()
-    if not lazily_if_busy:
+    if hand_over is None:
         raise Failure(f"{at} cannot be unmounted ({why}); close what is open there")
     with trio.move_on_after(SYNC_SECONDS):
-        await trio.run_process(["sync", "-f", at], check=False, stderr=subprocess.DEVNULL)
+        await hand_over()
     lazy = [command[0], "-l", at] if os.getuid() == 0 else ["fusermount3", "-uz", at]
     await trio.run_process(lazy, check=False, stderr=subprocess.DEVNULL)
     pyfuse3.terminate()
@@ -333,7 +336,7 @@ class Control:
     async def stop(self, flush: bool) -> None:
         if flush:
             await self._session.replayer.flush()
-        await unmount(self._config.mountpoint, lazily_if_busy=False)
+        await unmount(self._config.mountpoint)
 
     async def pin(self, path: str, report: Report) -> None:
         await self._pins.pin(path, partial(_report_progress, report))

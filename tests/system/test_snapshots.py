@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,3 +152,17 @@ def test_flush_waits_for_what_only_the_kernel_has(site: Site) -> None:
     assert (reader.at / "open").read_bytes() == content
     assert (reader.at / "name").read_bytes() == b"bytes"
     assert (reader.at / "mapped").read_bytes()[:6] == b"bytes\0"
+
+
+def test_a_mount_that_is_told_to_end_while_files_are_open_has_what_was_written(site: Site) -> None:
+    device, content = site.device("a"), noise(32 << 20)
+    device.mount()
+    descriptor = os.open(device.at / "open", os.O_CREAT | os.O_WRONLY)
+    os.write(descriptor, content)
+    pid = device.pid
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{pid}/cwd").exists(), "the daemon is gone")
+    with contextlib.suppress(OSError):  # ENOTCONN
+        os.close(descriptor)
+    device.mount()
+    assert (device.at / "open").read_bytes() == content
