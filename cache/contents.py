@@ -20,7 +20,6 @@ to nothing (`Layer.instead`) stays until what came after is settled.
 from __future__ import annotations
 
 import errno
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
@@ -28,6 +27,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from cache import clock
 from cache.database import Database
 from cache.edits import Edits, fail
 from cache.intervals import IntervalSet
@@ -267,8 +267,7 @@ class Contents:
             if self.edits.content_changed(node):
                 # Until the kernel says when. It does at the end, unless what was written last was
                 # written in the tick of a time that it has said: ours would stay, and differ.
-                now = time.time_ns()
-                self._tree.update(ino, mtime_ns=now, ctime_ns=now)
+                self._tree.touch(ino, clock.moment())
         self.on_change(ino, start, stop)
 
     def _unsettle(self, layer: Layer, start: int, data: bytes | memoryview, whole: bytes) -> None:
@@ -317,8 +316,8 @@ class Contents:
                 layer.safe,
                 layer.id,
             )
-            now = time.time_ns()
-            self._tree.update(ino, size=size, mtime_ns=now, ctime_ns=now)
+            self._tree.update(ino, size=size)
+            self._tree.touch(ino, clock.moment())
             self.edits.content_changed(self._tree.node(ino))
         self.on_change(ino, size, MAX_FILE_SIZE)
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 
 import msgspec
 
-from cache import depth
+from cache import clock, depth
+from cache.clock import Moment
 from cache.database import Database
 from cache.journal import Journal
 from cache.operations import (
@@ -89,7 +89,7 @@ class Edits:
                 mode |= stat.S_ISGID if kind == "directory" else 0
             node = self._new_node(directory.drive, kind, mode, uid, gid, rdev, target)
             self._tree.add_entry(parent, name, node)
-            self._tree.touch(parent, node.mtime_ns)
+            self._tree.touch(parent, clock.moment())
             body = Body(
                 parent=directory.file,
                 name=name,
@@ -102,7 +102,7 @@ class Edits:
     def _new_node(
         self, drive: str, kind: Kind, mode: int, uid: int, gid: int, rdev: int, target: str | None
     ) -> Node:
-        now = time.time_ns()
+        now = clock.moment().stamp
         return self._tree.insert(
             Node(
                 ino=0,
@@ -144,9 +144,9 @@ class Edits:
             if node.links >= MAX_NAMES:
                 raise fail(errno.EMLINK)
             self._check_free(parent, name)
-            now = time.time_ns()
+            now = clock.moment()
             self._tree.add_entry(parent, name, node)
-            self._tree.update(ino, links=node.links + 1, ctime_ns=now)
+            self._tree.update(ino, links=node.links + 1, ctime_ns=now.after(node.ctime_ns))
             self._tree.touch(parent, now)
             self._journal.add("link", ino, node.file, Body(parent=directory.file, name=name))
             return self._tree.node(ino)
@@ -162,8 +162,9 @@ class Edits:
             if node.is_directory and not self._tree.is_empty(node.ino):
                 raise fail(errno.ENOTEMPTY)
             self._check_of_drive(node)
-            self._tree.touch(parent, time.time_ns())
-            self._remove_name(parent, name, node)
+            now = clock.moment()
+            self._tree.touch(parent, now)
+            self._remove_name(parent, name, node, now)
             self._journal_removal(holder, name, node)
             return node
 
@@ -204,12 +205,12 @@ class Edits:
                 return op
         return None
 
-    def _remove_name(self, parent: int, name: str, node: Node) -> None:
+    def _remove_name(self, parent: int, name: str, node: Node, now: Moment) -> None:
         """Take the name away; the node stops being live with its last one."""
-        now = time.time_ns()
         links = max(0, node.links - 1)  # of a directory the server may have said that it is gone
         self._tree.drop_entry(parent, name, node)
-        self._tree.update(node.ino, links=links, ctime_ns=now, live=links > 0)
+        ctime = now.after(node.ctime_ns)
+        self._tree.update(node.ino, links=links, ctime_ns=ctime, live=links > 0)
         if links == 0:
             self._dropped(node)
 
@@ -263,12 +264,12 @@ class Edits:
     def _move(
         self, node: Node, parent: int, name: str, new_parent: int, new_name: str, over: Node | None
     ) -> None:
-        now = time.time_ns()
+        now = clock.moment()
         if over is not None:
-            self._remove_name(new_parent, new_name, over)
+            self._remove_name(new_parent, new_name, over, now)
         self._tree.drop_entry(parent, name, node)
         self._tree.add_entry(new_parent, new_name, node)
-        self._tree.update(node.ino, ctime_ns=now)
+        self._tree.update(node.ino, ctime_ns=now.after(node.ctime_ns))
         self._tree.touch(parent, now)
         self._tree.touch(new_parent, now)
 
@@ -387,11 +388,13 @@ class Edits:
             here, there = (source, name), (target, new_name)
             depth.check_move(self._tree, one, here, there)
             depth.check_move(self._tree, other, there, here)
-            now = time.time_ns()
+            now = clock.moment()
             self._tree.drop_entry(parent, name, one)
             self._tree.drop_entry(new_parent, new_name, other)
             self._tree.add_entry(parent, name, other)
             self._tree.add_entry(new_parent, new_name, one)
+            for node in (one, other):
+                self._tree.update(node.ino, ctime_ns=now.after(node.ctime_ns))
             for ino in (parent, new_parent):
                 self._tree.touch(ino, now)
             body = Body(
@@ -414,7 +417,7 @@ class Edits:
         with self._db.transaction():
             node = self._tree.node(ino)
             self._shares.check_writable(node)
-            moment = time.time_ns() if ctime_ns is None else ctime_ns
+            moment = clock.moment().after(node.ctime_ns) if ctime_ns is None else ctime_ns
             self._tree.update(ino, ctime_ns=moment, **changes)
             sent = sorted(name for name in changes if name != "atime_ns")
             if sent and _is_reachable(node) and not self._carried(node, sent):
@@ -451,7 +454,7 @@ class Edits:
             node = self._tree.node(ino)
             self._shares.check_writable(node)
             self._tree.set_xattr(ino, name, value)
-            self._tree.update(ino, ctime_ns=time.time_ns())
+            self._tree.update(ino, ctime_ns=clock.moment().after(node.ctime_ns))
             journaled = self._journal.of_file(node.file)
             refused = [op for op in journaled if op.refused and op.kind == "setxattr"]
             self._journal.try_again(journaled)

@@ -20,7 +20,6 @@ acknowledgement; the kernel is told after the commit.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -28,6 +27,7 @@ import structlog
 import trio
 from msgspec import structs
 
+from cache import clock
 from cache.database import Database
 from cache.invalidation import Invalidation
 from cache.journal import Journal
@@ -84,7 +84,7 @@ class Merge:
             if self._tree.find(ROOT) is None:
                 self._db.set_meta("cursor", me.cursor)
                 self._db.set_meta("seq", me.seq)
-                now = time.time_ns()
+                now = clock.moment().stamp
                 record = FileRecord(
                     id=me.root, kind="directory", mode=0o755, mtime_ns=now, ctime_ns=now, rev=0
                 )
@@ -379,24 +379,27 @@ class Merge:
         self._dropped(old)
 
     def _update_node(self, node: Node, record: FileRecord) -> None:
+        seen = ("mode", "uid", "gid", "mtime_ns", "links", "target")
+        changed = any(getattr(node, name) != getattr(record, name) for name in seen)
+        ctime = record.ctime_ns
+        if ctime < node.ctime_ns:  # by the server's clock, which may be behind ours: it has moved,
+            ctime = node.ctime_ns + changed  # and has not gone back
         self._tree.update(
             node.ino,
             mode=record.mode,
             uid=record.uid,
             gid=record.gid,
             mtime_ns=record.mtime_ns,
-            ctime_ns=record.ctime_ns,
+            ctime_ns=ctime,
             links=record.links,
             target=record.target,
             rev=record.rev,
         )
         self._tree.replace_xattrs(node.ino, record.xattrs)
-        seen = ("mode", "uid", "gid", "mtime_ns", "ctime_ns", "links", "target")
-        changed = any(getattr(node, name) != getattr(record, name) for name in seen)
         if record.links == 0 and not self._tree.names(node.ino):
             node.links = 0
             self._unnamed(node)
-        if changed:
+        if changed or ctime != node.ctime_ns:
             self._kernel.forget_attributes(node.ino)
 
     def _merge_entry(

@@ -27,7 +27,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from cache import quarantine
+from cache import clock, quarantine
 from cache.disk import make_private, sync_directory
 from cache.operations import Body
 from cache.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
@@ -307,7 +307,7 @@ def _replace(path: Path, spool: Path | None, why: str, directory: Path) -> quara
         if max(files, default=0) > found.highest.get("layer", 0):
             found.torn.add("layer")  # the newest
             found.is_cut = True
-        mended = mend(found, files, time.time_ns(), new_id)
+        mended = mend(found, files, clock.moment().stamp, new_id)
     if mended is None:
         _put_in_place(path, None)
         return quarantine.Report(why, torn=torn)

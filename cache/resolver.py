@@ -18,6 +18,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from cache import clock
 from cache.conflicts import Verdict, conflicted_name, conflicted_names, verdict
 from cache.database import Database
 from cache.journal import Journal
@@ -378,7 +379,7 @@ class Resolver:
         if not names:
             return
         parent, name = names[0]
-        fresh, now = self._free_name(parent, name), time.time_ns()
+        fresh, now = self._free_name(parent, name), clock.moment().stamp
         copied = {"id": new_id(), "links": 1, "size": manifest.size, "version": version, "rev": 0}
         record = msgspec.structs.replace(reply.file, ctime_ns=now, **copied)
         node = self._tree.insert(node_from(record, self._tree.node(parent).drive))

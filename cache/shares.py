@@ -21,9 +21,9 @@ import errno
 import hashlib
 import os
 import sqlite3
-import time
 from collections.abc import Collection
 
+from cache import clock
 from cache.conflicts import marked_name
 from cache.database import Database
 from cache.invalidation import Invalidation
@@ -157,7 +157,7 @@ class Shares:
 
     def _drop(self, parent: int, name: str, node: Node) -> None:
         self._tree.drop_entry(parent, name, node)
-        self._tree.touch(parent, time.time_ns())
+        self._tree.touch(parent, clock.moment())
         self._kernel.forget_entry(parent, name)
 
     def _is_in_place(self, root: SharedRoot, name: str) -> bool:
@@ -178,7 +178,7 @@ class Shares:
                 for parent, old in self._tree.names(node.ino):
                     self._drop(parent, old, node)
         self._tree.add_entry(holder, name, node)
-        self._tree.touch(holder, time.time_ns())
+        self._tree.touch(holder, clock.moment())
         self._kernel.forget_entry(holder, name)
 
     def _directory(self, parent: int, name: str) -> int:
@@ -186,7 +186,7 @@ class Shares:
         found = self._tree.child(parent, name)
         if found is not None:
             return found.ino
-        now = time.time_ns()
+        now = clock.moment().stamp
         seed = f"{self._tree.node(parent).file}/{name}"
         record = FileRecord(
             id=hashlib.sha256(seed.encode()).hexdigest()[:32],

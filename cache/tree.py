@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from cache.clock import Moment
 from cache.database import Database
 from remote.ids import FileId, VersionId
 from remote.wire import FileRecord, Kind
@@ -192,9 +193,11 @@ class Tree:
         """A file of which the server has not heard has another id from now on."""
         self.db.run("UPDATE node SET file = ?, rev = 0 WHERE file = ?", new, old)
 
-    def touch(self, ino: int, now_ns: int) -> None:
-        """A directory's entries changed."""
-        self.db.run("UPDATE node SET mtime_ns = ?, ctime_ns = ? WHERE ino = ?", now_ns, now_ns, ino)
+    def touch(self, ino: int, now: Moment) -> None:
+        """A directory's entries, or a file's bytes, changed."""
+        node = self.node(ino)
+        mtime, ctime = now.after(node.mtime_ns), now.after(node.ctime_ns)
+        self.update(ino, mtime_ns=mtime, ctime_ns=ctime)
 
     def add_entry(self, parent: int, name: str, node: Node, rev: int = 0) -> None:
         self.db.run(

@@ -5,7 +5,13 @@ requests are carried out (`filesystem`, `session`), how the process was started 
 
 Starting: what somebody else could keep from us (the socket, the port of the metrics) is taken
 before there is a mount. A start that fails later unmounts: nobody has written anything yet, because
-the kernel gets no answer before the mount is usable.
+the kernel gets no answer before `answering` has been called.
+
+A mount is usable once the kernel has the attributes of its top. Until then they are those of a
+directory that nobody but root may use, and Linux drops an answer with better ones when it is told,
+between question and answer, that attributes have changed (the `attr_version` of fs/fuse/inode.c):
+the first program gets EACCES. What is known of the top does change then, because it is listed. So
+somebody looks at it before the kernel is told of anything, and before anybody hears of the mount.
 
 Ending: `umount` (the command, or umount(8)) makes the kernel write back everything and end the FUSE
 loop; then the rest is cancelled. SIGTERM and SIGINT unmount the same way, lazily if something is
@@ -20,7 +26,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -54,8 +60,11 @@ SYNC_SECONDS = 20.0
 MAX_REQUESTS = 8192  # handled at once; each that waits costs some KiB, and must not starve others
 
 
-async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> None:
-    """Mount, call `ready` when the folder can be used, return when it has been unmounted."""
+async def run(
+    config: MountConfig, token: str, *, answering: Callable[[], None], ready: Callable[[], None]
+) -> None:
+    """Mount, call `answering` before the kernel gets its first answer and `ready` when the folder
+    can be used, return when it has been unmounted."""
     invalidator, lookups = KernelInvalidator(), Lookups()
     session = Session(config, token, invalidator, lookups.in_use)
     try:
@@ -74,7 +83,7 @@ async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
 
             try:
                 with _tended(at):
-                    await _serve(config, session, invalidator, doors, usable)
+                    await _serve(config, session, invalidator, doors, answering, usable)
                 stays = False
             finally:
                 pyfuse3.close(unmount=not stays and mountinfo.mounted_at(at) is not None)
@@ -120,6 +129,7 @@ async def _serve(
     session: Session,
     invalidator: KernelInvalidator,
     doors: _Doors,
+    answering: Callable[[], None],
     ready: Callable[[], None],
 ) -> None:
     async with trio.open_nursery() as nursery:
@@ -130,19 +140,45 @@ async def _serve(
         nursery.start_soon(write_back.run)
         handler = Control(config, session, pins, account, write_back)
         nursery.start_soon(serve_control, doors.control, handler)
-        nursery.start_soon(invalidator.run)
         nursery.start_soon(pins.run)
-        nursery.start_soon(_end_on_signal, config)
+        nursery.start_soon(_end_on_signal, config, write_back)
         if doors.metrics:
             from mount.metrics import serve_metrics
 
             nursery.start_soon(serve_metrics, doors.metrics, handler.status)
         nursery.start_soon(_raise_read_ahead, config.mountpoint)
-        ready()
-        log.info("mounted", at=str(config.mountpoint), url=config.url, account=config.account)
+        answering()
+        nursery.start_soon(_begin, config, invalidator, ready)
         await pyfuse3.main(min_tasks=4, max_tasks=MAX_REQUESTS)
         nursery.cancel_scope.cancel()
     log.info("unmounted", at=str(config.mountpoint))
+
+
+async def _begin(
+    config: MountConfig, invalidator: KernelInvalidator, ready: Callable[[], None]
+) -> None:
+    """Say that the mount is usable once it is, and tell the kernel of changes only then: see the
+    header."""
+    await _look_at(config.mountpoint)
+    ready()
+    log.info("mounted", at=str(config.mountpoint), url=config.url, account=config.account)
+    await invalidator.run()
+
+
+async def _look_at(mountpoint: Path) -> None:
+    """Have the kernel ask for the attributes of the top. In a child process, which the end of this
+    one sets free."""
+    command = ["stat", "--", str(mountpoint)]
+    try:
+        done = await trio.run_process(
+            command, check=False, stdout=subprocess.DEVNULL, capture_stderr=True
+        )
+    except OSError as problem:
+        log.warning("nobody could look at the mount", why=str(problem))
+        return
+    if done.returncode:
+        why = done.stderr.decode(errors="replace").strip()
+        log.warning("nobody could look at the mount", why=why)
 
 
 def _fuse_options(config: MountConfig) -> set[str]:
@@ -166,26 +202,29 @@ async def _raise_read_ahead(mountpoint: Path) -> None:
         log.info("kernel read-ahead stays small", why=str(problem))
 
 
-async def _end_on_signal(config: MountConfig) -> None:
+async def _end_on_signal(config: MountConfig, write_back: WriteBack) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             log.info("asked to end", signal=signal.Signals(number).name)
-            await unmount(config.mountpoint, lazily_if_busy=True)
+            await unmount(config.mountpoint, hand_over=write_back.hand_over)
 
 
-async def unmount(mountpoint: Path, *, lazily_if_busy: bool) -> None:
+async def unmount(
+    mountpoint: Path, *, hand_over: Callable[[], Awaitable[None]] | None = None
+) -> None:
     """Have the kernel write everything back and let go. In a child process, because this one must
-    answer the writes meanwhile. Raises Failure when something is still open."""
+    answer the writes meanwhile. When something is still open: raises Failure; or with `hand_over`,
+    which waits for what the kernel has of open files, lets the mount go from under them."""
     at = str(mountpoint)
     command = ["umount", at] if os.getuid() == 0 else ["fusermount3", "-u", at]
     result = await trio.run_process(command, check=False, capture_stderr=True)
     if result.returncode == 0:
         return
     why = result.stderr.decode(errors="replace").strip()
-    if not lazily_if_busy:
+    if hand_over is None:
         raise Failure(f"{at} cannot be unmounted ({why}); close what is open there")
     with trio.move_on_after(SYNC_SECONDS):
-        await trio.run_process(["sync", "-f", at], check=False, stderr=subprocess.DEVNULL)
+        await hand_over()
     lazy = [command[0], "-l", at] if os.getuid() == 0 else ["fusermount3", "-uz", at]
     await trio.run_process(lazy, check=False, stderr=subprocess.DEVNULL)
     pyfuse3.terminate()
@@ -252,6 +291,8 @@ class Control:
 
     async def flush(self, report: Report) -> None:
         """Everything that was written, also what only the kernel has yet, is on the server."""
+        # This only begins, for all files at once: syncfs does not wait for a FUSE file system. Of
+        # files that nobody has open the kernel has nothing; for the others `open_files` waits.
         at = str(self._config.mountpoint)
         await trio.run_process(["sync", "-f", at], check=False, stderr=subprocess.DEVNULL)
         session = self._session
@@ -295,7 +336,7 @@ class Control:
     async def stop(self, flush: bool) -> None:
         if flush:
             await self._session.replayer.flush()
-        await unmount(self._config.mountpoint, lazily_if_busy=False)
+        await unmount(self._config.mountpoint)
 
     async def pin(self, path: str, report: Report) -> None:
         await self._pins.pin(path, partial(_report_progress, report))

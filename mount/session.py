@@ -167,9 +167,12 @@ class Session:
 
     async def start(self) -> None:
         """Make the state usable. Without the network that works if there was a mount before;
-        raises NearlineError (the first contact failed) or ValueError (another drive's state)."""
+        raises NearlineError (the first contact failed) or ValueError (another drive's state). At
+        the first start the top is listed, so that something can be made in it whatever becomes of
+        the server from then on."""
         if self.tree.find(ROOT) is None:
             self.merge.adopt(await self.client.me())
+            await self.list_directory(ROOT)
         self.versions.sweep()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

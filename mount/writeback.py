@@ -42,6 +42,10 @@ class WriteBack:
             await trio.sleep(STEP_NS / 1e9)
             await self._files(self._snapshots.to_ask())
 
+    async def hand_over(self) -> None:
+        """Return when everything that was written into open files is here."""
+        await self._files(self._snapshots.open_inodes())
+
     async def open_files(self) -> None:
         """Return when everything that was written into open files is in a snapshot."""
         began = time.time_ns()

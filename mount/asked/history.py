@@ -6,9 +6,9 @@ are called and which one is meant (`cache.history`), the trash (`trash`).
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
 
+from cache import clock
 from cache import history as versions_of
 from cache.operations import new_id
 from cache.tree import Node
@@ -90,7 +90,7 @@ async def _revert(account: Account, node: Node, wanted: wire.VersionInfo) -> Non
     """The content is of then, the time of its change is now: what looks for changed files (backup
     programs, make) must find it."""
     op = wire.Revert(
-        file=node.file, version=wanted.id, as_version=new_id(), mtime_ns=time.time_ns()
+        file=node.file, version=wanted.id, as_version=new_id(), mtime_ns=clock.moment().stamp
     )
     (answer,) = await account.apply([op])
     if not isinstance(answer, wire.Applied):

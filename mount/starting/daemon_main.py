@@ -4,8 +4,8 @@ Knows: what must be true before and after `daemon.run`. Must not know: what happ
 
 Order matters: the state is locked before anything is written in it; the registry knows the mount
 before the kernel does, so that a crash at any moment leaves something that `nearline umount` can
-find; the state gets its identity only when a mount with it was usable. A start that fails takes
-back what it made.
+find; the state gets its identity only when a mount with it begins to answer. A start that fails
+takes back what it made.
 """
 
 from __future__ import annotations
@@ -89,18 +89,17 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
     with Directories(config) as directories:
         started = False
 
-        def usable() -> None:
+        def answering() -> None:
             nonlocal started
             preflight.remember_identity(config)
             started = True
             directories.started()
-            ready()
 
         _redirect(config)
         for directory in directories.made_private:
             log.warning("made private: others could read it", directory=str(directory))
         try:
-            _run_recorded(config, token, usable)
+            _run_recorded(config, token, answering, ready)
         except Unexpected:
             raise  # its log is needed
         except Failure:
@@ -135,11 +134,13 @@ def _redirect(config: MountConfig) -> None:
     faulthandler.enable()
 
 
-def _run_recorded(config: MountConfig, token: str, ready: Callable[[], None]) -> None:
+def _run_recorded(
+    config: MountConfig, token: str, answering: Callable[[], None], ready: Callable[[], None]
+) -> None:
     record = record_of(config)
     try:
         registry.put(record)
-        trio.run(_session, config, token, ready)
+        trio.run(_session, config, token, answering, ready)
     except BaseException as error:
         raise explain(error, config) from error
     finally:
@@ -161,12 +162,14 @@ def record_of(config: MountConfig) -> registry.Record:
     )
 
 
-async def _session(config: MountConfig, token: str, ready: Callable[[], None]) -> None:
+async def _session(
+    config: MountConfig, token: str, answering: Callable[[], None], ready: Callable[[], None]
+) -> None:
     from mount import daemon
 
     if preflight.identity(config.state_dir) is None:
         await check_server(config, token)
-    await daemon.run(config, token, ready=ready)
+    await daemon.run(config, token, answering=answering, ready=ready)
 
 
 async def check_server(config: MountConfig, token: str) -> None:

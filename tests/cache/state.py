@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache import clock
 from cache.collector import Collector
 from cache.contents import Contents
 from cache.database import Database
@@ -135,6 +137,12 @@ class State:
         node = self.make(name, parent=parent)
         await self.contents.write(node.ino, 0, data)
         return self.tree.node(node.ino)
+
+    def tick(self) -> None:
+        """Return when a change is seen by the times of a file from now on."""
+        begun = clock.moment().stamp
+        while clock.moment().stamp == begun:
+            os.sched_yield()
 
     def unlink(self, name: str, parent: int = ROOT) -> None:
         node = self.tree.child(parent, name)

@@ -264,6 +264,7 @@ async def test_a_write_takes_its_mtime_along_and_nothing_else(state: State) -> N
 async def test_a_time_that_the_kernel_has_said_stays_when_more_is_written(state: State) -> None:
     """It does not say it again of what it writes in the same tick of its clock."""
     node = on_server(state, "a")
+    state.tick()
     await state.contents.write(node.ino, 0, b"some bytes")
     assert state.tree.node(node.ino).mtime_ns > node.mtime_ns
     state.edits.set_attributes(node.ino, {"mtime_ns": 5})

@@ -282,6 +282,19 @@ def test_our_own_change_of_a_directory_leaves_its_local_times(state: State) -> N
     assert state.tree.node(ROOT).rev == 1
 
 
+def test_ctime_moves_and_does_not_go_back_when_the_server_has_an_earlier_one(state: State) -> None:
+    """Its clock may be behind that of this device."""
+    node = state.make("d", "directory")
+    state.send(*state.journal)
+    (op,) = state.journal
+    told = {"id": node.file, "kind": "directory", "mtime_ns": node.mtime_ns, "version": None}
+    state.acknowledge(op, 1, [state.record(rev=1, **told)], [state.entry("d", node.file, 1)])
+    before = state.tree.node(node.ino).ctime_ns
+    state.remote(2, [state.record(rev=2, mode=0o700, ctime_ns=5, **told)], [])
+    assert state.tree.node(node.ino).mode == 0o700
+    assert state.tree.node(node.ino).ctime_ns == before + 1
+
+
 def test_the_mtime_of_a_directory_does_not_go_back_when_its_making_is_answered(
     state: State,
 ) -> None:
@@ -289,6 +302,7 @@ def test_the_mtime_of_a_directory_does_not_go_back_when_its_making_is_answered(
     the old one."""
     node = state.make("d", "directory")
     (making,) = state.journal
+    state.tick()
     state.make("f", parent=node.ino)
     now = state.tree.node(node.ino).mtime_ns
     assert now > node.mtime_ns

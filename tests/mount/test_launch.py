@@ -25,7 +25,7 @@ from mount.starting import daemon_main
 from mount.failures import UsageFailure
 from remote import errors
 
-async def run(config, token, *, ready):
+async def run(config, token, *, answering, ready):
     assert token == "secret"
     if config.account == "refused":
         raise ExceptionGroup("", [errors.Refused(errors.Unauthorized())])
@@ -36,6 +36,7 @@ async def run(config, token, *, ready):
     if config.account == "crash":
         os.abort()
     with trio.open_signal_receiver(15) as signals:
+        answering()
         ready()
         async for _ in signals:
             return

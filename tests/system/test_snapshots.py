@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import Device, Site, wait_until
+from tests.system.harness import Device, Site, noise, wait_until
 
 PAGES, PAGE = 1024, 4096
 ORDER = random.Random("the kernel goes from the first page to the last: we do not").sample(
@@ -121,3 +124,45 @@ def test_a_program_that_fsyncs_is_sent_as_it_was_at_an_fsync(site: Site) -> None
     finally:
         os.close(file)
     wait_until(lambda: device.status()["journal"]["operations"] == 0, "sent after the close")
+
+
+def test_flush_waits_for_what_only_the_kernel_has(site: Site) -> None:
+    """Of files that are open, by descriptor or by mapping, and whose names have changed since."""
+    device, content = site.device("a"), noise(32 << 20)
+    device.mount()
+    mapped = device.at / "mapped"
+    mapped.write_bytes(bytes(PAGE))
+    with mapped.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), PAGE)
+    flags = os.O_CREAT | os.O_WRONLY
+    one, other = (os.open(device.at / name, flags) for name in ("open", "renamed"))
+    os.write(one, content)
+    os.write(other, b"bytes")
+    (device.at / "renamed").rename(device.at / "name")
+    memory[:5] = b"bytes"
+    device.flush()
+    device.kill()  # the kernel's pages are gone with it
+    for descriptor in (one, other):
+        with contextlib.suppress(OSError):  # ENOTCONN
+            os.close(descriptor)
+    memory.close()
+    device.umount()
+    reader = site.device("b")
+    reader.mount()
+    assert (reader.at / "open").read_bytes() == content
+    assert (reader.at / "name").read_bytes() == b"bytes"
+    assert (reader.at / "mapped").read_bytes()[:6] == b"bytes\0"
+
+
+def test_a_mount_that_is_told_to_end_while_files_are_open_has_what_was_written(site: Site) -> None:
+    device, content = site.device("a"), noise(32 << 20)
+    device.mount()
+    descriptor = os.open(device.at / "open", os.O_CREAT | os.O_WRONLY)
+    os.write(descriptor, content)
+    pid = device.pid
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{pid}/cwd").exists(), "the daemon is gone")
+    with contextlib.suppress(OSError):  # ENOTCONN
+        os.close(descriptor)
+    device.mount()
+    assert (device.at / "open").read_bytes() == content
