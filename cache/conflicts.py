@@ -31,7 +31,7 @@ class Verdict(enum.Enum):
     ASIDE = "aside"  # the name is taken: go on under a conflicted name
     ANEW = "anew"  # the id that was chosen here is taken: go on under another id
     ADOPT = "adopt"  # both made the same directory: it is one directory
-    RESCUE = "rescue"  # its directory is gone: go on at the top, under a conflicted name
+    RESCUE = "rescue"  # its directory is gone: that is made anew; or go on at the top
     RECREATE = "recreate"  # the file is gone: bring it back, because it was changed here
     KEEP = "keep"  # refused for good: kept, shown in status, never retried by itself
 
