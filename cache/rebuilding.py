@@ -55,20 +55,22 @@ class Rebuilder:
 
     async def rebuild(self, op: Op) -> bool:
         """See to it that the directory in which `op` makes an entry will be there: True; `op` is to
-        be sent again. False: its place is not to be had. Raises NearlineError when the server could
-        not be asked."""
-        gone = set[FileId]()
-        for node in self._upwards(op.body.parent):
+        be sent again. False: its place is not to be had, or not what it lacks. Raises NearlineError
+        when the server could not be asked."""
+        place, gone = op.body.new_parent or op.body.parent, set[FileId]()
+        if op.kind != "create" and await self._is_gone(op.file):
+            return False
+        for node in self._upwards(place):
             if not await self._is_gone(node.file):
                 break
             gone.add(node.file)
         if self._journal.get(op.key) is not op:  # nobody wants it any more
             return True
-        if self._is_to_be_made(op.body.parent):  # what came before has seen to it
+        if self._is_to_be_made(place):  # what came before has seen to it
             with self._db.transaction():
                 self._again(op)
             return True
-        found = [node for node in self._upwards(op.body.parent) if node.file in gone]
+        found = [node for node in self._upwards(place) if node.file in gone]
         if not found or not self._has_place(found[-1]):
             return False
         with self._db.transaction():

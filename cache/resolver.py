@@ -85,6 +85,9 @@ class Resolver:
         elif decided is Verdict.RESCUE:
             if not await self._rebuilder.rebuild(op):
                 await self._rescue(op)
+        elif decided is Verdict.REBUILD:
+            if not await self._rebuilder.rebuild(op):
+                await self._drop(op)
         elif decided is Verdict.RECREATE:
             self._recreate(op)
         else:

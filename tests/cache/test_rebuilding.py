@@ -211,6 +211,43 @@ async def test_what_has_moved_out_of_it_is_where_it_moved(one: Device, two: Devi
     assert await agree(two, one) == {"/moved": b"changed", "/project": None, "/project/new": NEW}
 
 
+@pytest.mark.parametrize("knows", [True, False])
+async def test_what_was_moved_or_linked_into_it_has_it_around_it(
+    one: Device, two: Device, knows: bool
+) -> None:
+    await project(one, two)
+    for path in ("moved", "linked"):
+        await save(one, path, OLD)
+    await mkdir(one, "folder")
+    await save(one, "folder/in", OLD)
+    await one.flush()
+    await files(two)
+    await rename(two, "moved", "project/moved")
+    await rename(two, "folder", "project/deep/folder")
+    two.edits.link((await two.resolve("linked")).ino, *await two.place("project/linked"))
+    await remove_project(one)
+    if knows:
+        await two.pull()
+    await two.flush()
+    assert (await agree(two, one)).keys() == {
+        "/linked", "/project", "/project/linked", "/project/moved", "/project/deep",
+        "/project/deep/folder", "/project/deep/folder/in",
+    }  # fmt: skip
+
+
+async def test_what_is_gone_itself_needs_no_folder(one: Device, two: Device) -> None:
+    await project(one, two)
+    await save(one, "moved", OLD)
+    await one.flush()
+    await files(two)
+    await rename(two, "moved", "project/moved")
+    await remove_project(one)
+    await remove(one, "moved")
+    await one.flush()
+    await two.flush()
+    assert await agree(two, one) == {}
+
+
 async def test_one_that_was_moved_elsewhere_takes_them_there(one: Device, two: Device) -> None:
     await project(one, two)
     await save(two, "project/new", NEW)
