@@ -31,7 +31,8 @@ class Verdict(enum.Enum):
     ASIDE = "aside"  # the name is taken: go on under a conflicted name
     ANEW = "anew"  # the id that was chosen here is taken: go on under another id
     ADOPT = "adopt"  # both made the same directory: it is one directory
-    RESCUE = "rescue"  # its directory is gone: go on at the top, under a conflicted name
+    RESCUE = "rescue"  # its directory is gone: make that anew, or go on at the top
+    REBUILD = "rebuild"  # the directory it goes to is gone: make that anew, or drop
     RECREATE = "recreate"  # the file is gone: bring it back, because it was changed here
     KEEP = "keep"  # refused for good: kept, shown in status, never retried by itself
 
@@ -45,8 +46,8 @@ _RULES: dict[tuple[str, type[Problem]], Verdict] = {
     ("replace", NotFound): Verdict.DROP,
     ("replace", Stale): Verdict.DROP,
     ("replace", OtherReach): Verdict.DROP,
-    ("link", NotFound): Verdict.DROP,
-    ("rename", NotFound): Verdict.DROP,
+    ("link", NotFound): Verdict.REBUILD,
+    ("rename", NotFound): Verdict.REBUILD,
     ("rename", Stale): Verdict.DROP,
     ("rename", NotEmpty): Verdict.DROP,
     ("rename", WouldLoop): Verdict.DROP,

@@ -35,6 +35,7 @@ COLUMNS = "seq, key, kind, ino, file, body, version, sent, refused, made_ns"
 # then, in seconds, while nobody waits for it: what is done just after the start comes first.
 PIECE = 100
 REST_SECONDS = 0.001
+BEFORE_ALL = -(1 << 63)  # `seq` is negative where an operation was added before all others
 
 
 class _Memory:
@@ -89,7 +90,7 @@ class Journal:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._rows = _Memory()
-        self._read_upto = 0  # rows up to this `seq` are in memory
+        self._read_upto = BEFORE_ALL  # rows up to this `seq` are in memory
         self._found = self._last()  # rows up to this `seq` were there before us
         self._looked_up = set[FileId]()  # all rows of these files are in memory
         self._whole, self._tried, self._awaited = trio.Event(), trio.Event(), trio.Event()
@@ -234,6 +235,10 @@ class Journal:
         """Is there an unacknowledged local change of this record?"""
         return key in self._memory.pending
 
+    def is_needed(self, file: FileId) -> bool:
+        """Does an operation name this directory as its place?"""
+        return file_key(file) in self._memory.needed
+
     def refers_to(self, ino: int) -> bool:
         """Does an operation take attributes or bytes from this inode?"""
         return ino in self._memory.inodes
@@ -282,6 +287,16 @@ class Journal:
         op = Op(seq=0, key=new_id(), kind=kind, ino=ino, file=file, body=body)
         op.made_ns = time.time_ns()
         self._insert(op)
+        return op
+
+    def add_first(self, kind: str, ino: int, file: FileId, body: Body) -> Op:
+        """An operation that all others may depend on; it is as old as the first of them."""
+        first = next(iter(self), None)
+        seq = min(0, 0 if first is None else first.seq) - 1
+        op = Op(seq=seq, key=new_id(), kind=kind, ino=ino, file=file, body=body)
+        op.made_ns = time.time_ns() if first is None else first.made_ns
+        self._insert(op, seq)
+        self._rows.put_in_order()
         return op
 
     def move_to_end(self, op: Op) -> None:
@@ -362,11 +377,12 @@ class Journal:
                 body = msgspec.structs.replace(op.body, **changes)
                 self.rewrite(op, body=body, key=new_id(), sent=False)
 
-    def _insert(self, op: Op) -> None:
+    def _insert(self, op: Op, seq: int | None = None) -> None:
+        """After all others, or at `seq`."""
         values = (op.key, op.kind, op.ino, op.file, msgspec.msgpack.encode(op.body))
         cursor = self._db.run(
-            "INSERT INTO op (key, kind, ino, file, body, version, sent, refused, made_ns)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO op ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            seq,
             *values,
             op.version,
             op.sent,

@@ -325,17 +325,24 @@ class Merge:
         """Does an unacknowledged local operation hold this record back?"""
         if self._journal.is_pending(key):
             return True
-        return isinstance(record, EntryRecord) and record.file is None and self._is_edited(record)
+        return isinstance(record, EntryRecord) and self._is_edited(record)
 
-    def _is_edited(self, gone: EntryRecord) -> bool:
+    def _is_edited(self, record: EntryRecord) -> bool:
         """A name goes only after what was made or written under it here has reached the server:
         when the file is deleted there, or not shared any more, that brings it back, under that
-        name."""
-        parent = self._tree.live(gone.parent)
-        node = None if parent is None else self._tree.child(parent.ino, gone.name)
-        return node is not None and any(
-            op.kind in ("create", "write") for op in self._journal.of_file(node.file)
-        )
+        name. A directory's also when it has gone to another file: what is in ours goes into that
+        one (`rebuilding`)."""
+        parent = self._tree.live(record.parent)
+        node = None if parent is None else self._tree.child(parent.ino, record.name)
+        if node is None or record.file == node.file or not len(self._journal):
+            return False
+        if node.is_directory:
+            files = self._tree.files_below(node.ino)
+            return any(self._journal.is_needed(one) or self._is_written(one) for one in files)
+        return record.file is None and self._is_written(node.file)
+
+    def _is_written(self, file: FileId) -> bool:
+        return any(op.kind in ("create", "write") for op in self._journal.of_file(file))
 
     def _held(self, key: str, record: FileRecord | EntryRecord) -> bool:
         """Is it held back, or older than what was? An answer can come when the feed has told of

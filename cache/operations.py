@@ -42,6 +42,7 @@ class Body(Struct, omit_defaults=True, gc=False):
     attrs: Sequence[str] = ()  # setattr: which of mode, uid, gid, mtime_ns
     xattr: str = ""
     directory: bool = False  # the file is a directory
+    anew: bool = False  # create: of a directory that was removed elsewhere (`rebuilding`)
     regular: bool = False  # the file is a regular one: the operation comes with content
     base: VersionId = ""  # write: the version overwritten, when it is not the node's own
     renew: bool = False  # `version` was begun for another file: the snapshot needs a new one

@@ -541,9 +541,13 @@ class Replayer:
             elif op.kind == "replace":
                 self._follow_replace(op, answer.change)
             self._merge.acknowledge(op, answer.change)
+            if op.body.anew:
+                self._tree.update(op.ino, listed=None)
         self._merge.after_commit()
         self._uploader.forget(op)
         self._collect()
+        if op.body.anew:
+            await self._resolver.look_again(op.ino)
 
     def _take_earlier_answer(self, op: Op, version: VersionId, change: wire.Change) -> None:
         """The server had applied the operation, as `version`, before this machine lost power and

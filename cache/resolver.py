@@ -13,7 +13,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -24,6 +23,7 @@ from cache.database import Database
 from cache.journal import Journal
 from cache.merge import Merge
 from cache.operations import CONTENT_AND_ATTRIBUTES, PLACES, Body, Op, new_id
+from cache.rebuilding import FilePort, Rebuilder
 from cache.tree import ROOT, Tree, node_from
 from cache.uploader import Uploader
 from remote import wire
@@ -32,14 +32,6 @@ from remote.errors import Exists, NearlineError, Problem, Refused
 from remote.ids import FileId, VersionId
 
 log = structlog.get_logger(__name__)
-
-
-class FilePort(Protocol):
-    """The part of `client.ApiClient` that resolving needs."""
-
-    async def file(
-        self, file: FileId, version: VersionId | None = None, *, manifest: bool = False
-    ) -> wire.FileReply: ...
 
 
 class Resolver:
@@ -62,6 +54,7 @@ class Resolver:
         self._db, self._tree, self._journal, self._merge = db, tree, journal, merge
         self._uploader, self._port, self._refresh = uploader, port, refresh
         self._device, self._keep_copies = device, keep_copies
+        self._rebuilder = Rebuilder(db, tree, journal, merge, port, self._reidentify)
 
     def refuse(self, op: Op, problem: Problem | None, message: str) -> None:
         """Keep it, and show it, until a person does something. Nothing was answered to the key of
@@ -91,7 +84,11 @@ class Resolver:
         elif decided is Verdict.ADOPT:
             await self._adopt(op)
         elif decided is Verdict.RESCUE:
-            await self._rescue(op)
+            if not await self._rebuilder.rebuild(op):
+                await self._rescue(op)
+        elif decided is Verdict.REBUILD:
+            if not await self._rebuilder.rebuild(op):
+                await self._drop(op)
         elif decided is Verdict.RECREATE:
             self._recreate(op)
         else:
@@ -128,6 +125,10 @@ class Resolver:
                 await self._refresh(ino)
         except NearlineError as problem:
             log.info("directory not listed again yet", path=self._tree.path(ino), why=str(problem))
+
+    async def look_again(self, ino: int) -> None:
+        """A directory was made anew, and is there: what it held before is not in it."""
+        await self._try_refresh(ino)
 
     def _aside(self, op: Op) -> None:
         """Our file goes on under a conflicted name beside the one that took its name."""

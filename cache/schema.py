@@ -108,7 +108,8 @@ CREATE TABLE manifest (             -- manifests of versions that were read or w
     data    BLOB NOT NULL           -- MessagePack of content.Manifest
 ) WITHOUT ROWID;
 
--- The journal: what the server does not have yet, in the order it happened.
+-- The journal: what the server does not have yet, in the order it happened. A directory that must
+-- be made before all that (`rebuilding`) has a negative `seq`.
 CREATE TABLE op (
     seq     INTEGER PRIMARY KEY AUTOINCREMENT,
     key     TEXT    NOT NULL,       -- idempotency key

@@ -173,6 +173,16 @@ class Tree:
             ino = row["parent"]
         return True
 
+    def files_below(self, ino: int) -> list[FileId]:
+        """Of a directory, and of all that is known to be in it."""
+        rows = self.db.all(
+            "WITH RECURSIVE below (ino) AS (SELECT ? UNION"
+            " SELECT entry.ino FROM entry JOIN below ON parent = below.ino)"
+            " SELECT file FROM node JOIN below USING (ino)",
+            ino,
+        )
+        return [row["file"] for row in rows]
+
     # Changing: inside a transaction.
 
     def insert(self, node: Node) -> Node:

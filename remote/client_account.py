@@ -68,9 +68,17 @@ class AccountEndpoints(Transport):
         path = f"/v1/files/{file}/changes"
         return await self._call("GET", path, ChangesPage, params={"cursor": cursor})
 
-    async def trash(self, parent: FileId | None = None, cursor: str | None = None) -> TrashPage:
-        """What was deleted by itself or, with `parent`, together with that directory."""
-        asked = {"parent": parent, "cursor": cursor}
+    async def trash(
+        self,
+        parent: FileId | None = None,
+        cursor: str | None = None,
+        *,
+        name: str | None = None,
+        ending: str | None = None,
+    ) -> TrashPage:
+        """What was deleted by itself or, with `parent`, together with that directory; called `name`
+        only. Or whatever has an id that ends in `ending`."""
+        asked = {"parent": parent, "cursor": cursor, "name": name, "ending": ending}
         return await self._call("GET", "/v1/trash", TrashPage, params=asked)
 
     async def empty_trash(self, request: EmptyTrash) -> EmptiedReply:

@@ -167,6 +167,7 @@ def verify_get(
     url: str,
     now: int,
     until: Mapping[str, int] = MappingProxyType({}),
+    longest: int = LONGEST_SECONDS,
 ) -> str:
     """The resource URL that `url` permits to GET at `now`; raise `BadSignature` if it does not.
 
@@ -188,16 +189,19 @@ def verify_get(
         )
     except InvalidSignature:
         raise BadSignature("the signature does not cover this URL and expiry") from None
-    check_time(expires, now, until.get(match[3]))
+    check_time(expires, now, until.get(match[3]), longest)
     return resource
 
 
-def check_time(expires: int, now: int, until: int | None = None) -> None:
+def check_time(
+    expires: int, now: int, until: int | None = None, longest: int = LONGEST_SECONDS
+) -> None:
     """Raise `BadSignature` unless something that we signed to end at `expires` is good at `now`.
-    `until`: what expires later was not signed with that key."""
+    `until`: what expires later was not signed with that key. `longest`: seconds that such a thing
+    is ever signed for."""
     if now >= expires:
         raise BadSignature(f"the URL expired {now - expires} s ago")
-    if expires > now + LONGEST_SECONDS + SKEW_SECONDS:
+    if expires > now + longest + SKEW_SECONDS:
         raise BadSignature("the URL would be good for longer than any that is signed here")
     if until is not None and expires > until:
         raise BadSignature("the URL is signed with a key of before; ask for a new one")

@@ -134,7 +134,8 @@ class TrashItem(Struct, kw_only=True):
 
 class TrashPage(Struct, kw_only=True):
     """Newest first. Without `parent` in the query: what was deleted by itself, and not with its
-    directory; with it: what was deleted with that directory (from it, if it is in the tree)."""
+    directory; with it: what was deleted with that directory (from it, if it is in the tree). With
+    `name`: of those, what was called so. With `ending`: whatever has an id that ends so."""
 
     items: list[TrashItem]
     next: str | None = None

@@ -28,6 +28,7 @@ from server.api import (
     uploads,
 )
 from server.api.exchange import HANDLERS
+from server.front import heads
 from server.front.answers import Send
 from server.front.bodies import Receive
 from server.front.connections import Connections
@@ -153,5 +154,6 @@ class Application:
         if scope["type"] == "http" and scope["path"].startswith(CONTENT):
             await self._content(scope, receive, send)
             return "/content"
+        scope, send = heads.as_get(scope, send)
         await self._api(scope, receive, send)  # type: ignore[arg-type]  # untyped ASGI messages
         return str(scope.get("path_template") or "unknown")

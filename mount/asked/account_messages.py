@@ -175,7 +175,12 @@ class RestoreRequest(Struct, frozen=True, kw_only=True, tag="restore"):
     at: list[int] = []
 
 
-class TrashRequest(Struct, frozen=True, tag="trash"): ...
+class TrashRequest(Struct, frozen=True, tag="trash"):
+    """What was deleted by itself; or what was deleted at `path`, or has the id `said`: of a folder
+    what is inside."""
+
+    said: str | None = None
+    path: str | None = None
 
 
 class TrashRestoreRequest(Struct, frozen=True, kw_only=True, tag="trash_restore"):

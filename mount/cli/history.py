@@ -16,6 +16,7 @@ from mount.starting.registry import Record
 COUNTED = 1000  # things in a deleted folder
 
 Said = Annotated[str, Parameter(name="PATH-OR-ID")]
+MaybeSaid = Annotated[str | None, Parameter(name="PATH-OR-ID")]
 
 
 def log(path: flags.Path, /, *, json: flags.Json = False) -> None:
@@ -90,10 +91,16 @@ trash = App(name="trash", help="What was deleted, and bringing it back.")
 
 
 @trash.command(name="list")
-def list_trash(directory: flags.Mount = None, /, *, json: flags.Json = False) -> None:
-    """What is in the trash, newest first. What was deleted with its folder counts with that."""
-    record = talking.chosen(directory)
-    found = talking.ask(record, wanted.TrashRequest(), wanted.Trash, "trash")
+def list_trash(
+    said: MaybeSaid = None, directory: flags.Mount = None, /, *, json: flags.Json = False
+) -> None:
+    """What is in the trash, newest first. What was deleted with its folder counts with that.
+
+    With PATH-OR-ID of a folder: what was deleted in it, and with it."""
+    record = _mount_of(said, directory)
+    said, path = _said_in(record, said)
+    request = wanted.TrashRequest(said=said, path=path)
+    found = talking.ask(record, request, wanted.Trash, "trash")
     if json:
         listing.print_json(found)
         return
@@ -129,9 +136,10 @@ def restore_trashed(
     to: Annotated[str | None, Parameter(help="Put it into this folder instead.")] = None,
 ) -> None:
     """Bring back what was deleted at PATH, or has this ID in the list, with all that was deleted
-    with it.
+    with it. One thing can come back out of a deleted folder.
 
-    Where its name is taken by now it gets another one."""
+    Where its name is taken by now it gets another one. Where its folder is gone, that is made
+    anew."""
     record = _mount_of(said, directory, to)
     request = wanted.TrashRestoreRequest(
         said=said,
@@ -143,7 +151,7 @@ def restore_trashed(
 
 @trash.command(name="empty")
 def empty(
-    said: Annotated[str | None, Parameter(name="PATH-OR-ID")] = None,
+    said: MaybeSaid = None,
     directory: flags.Mount = None,
     /,
     *,
@@ -151,9 +159,7 @@ def empty(
 ) -> None:
     """Delete what is in the trash, or only PATH or ID, for good. It cannot be brought back."""
     record = _mount_of(said, directory)
-    path = None if said is None else talking.below(record, said)
-    if path == "":  # the mount itself: all of its trash
-        said = path = None
+    said, path = _said_in(record, said)
     what = "everything in the trash" if said is None else f"{said} in the trash"
     if not yes and not agreeing.agreed(f"Delete {what} of {record.account} for good?"):
         print("Nothing was deleted.")
@@ -161,6 +167,12 @@ def empty(
     request = wanted.TrashEmptyRequest(said=said, path=path)
     done = talking.ask(record, request, wanted.Emptied, "trash")
     print(f"{done.files} files are gone for good.")
+
+
+def _said_in(record: Record, said: str | None) -> tuple[str | None, str | None]:
+    """`said` and the path that it is in the mount. The mount itself means all of its trash."""
+    path = None if said is None else talking.below(record, said)
+    return (None, None) if path == "" else (said, path)
 
 
 def _mount_of(said: str | None, directory: str | None, to: str | None = None) -> Record:

@@ -6,8 +6,10 @@
     GET  /s/SECRET/FILE/download      to the signed URL of the file's content
     GET  /s/SECRET/DIRECTORY/zip      to that of the directory's archive
 
-Knows: which page answers what, the cookie. Must not know: what a
-link reaches (`links`), how pages look (`pages`).
+HEAD of a download is led to a URL that has no bytes, and is not counted.
+
+Knows: which page answers what, the cookie. Must not know: what a link reaches (`links`), how pages
+look (`pages`).
 
 Whatever does not work is answered with one page that tells no reason. Nothing is written for a
 request before the link is known to be good and its password, if it has one, to be proven.
@@ -28,6 +30,7 @@ from sqlalchemy import Connection, Row
 
 from remote.errors import Problem, Refused
 from server.api.exchange import AnyRequest, service_of
+from server.front import heads
 from server.front.answers import headers_for
 from server.front.proxies import limited_as
 from server.people import accounts, audit
@@ -190,6 +193,8 @@ async def _visit(
 
     try:
         seen = await _off_loop(service, work)
+        if isinstance(seen, Begin) and heads.is_head(request.scope):
+            return _redirect(service.links.content_url(seen.wanted.to_look(), time.time_ns()))
         if isinstance(seen, Begin):
             return await _begin(service, seen, _address(request))
     except _Closed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 
@@ -9,12 +10,15 @@ from litestar import get, post
 from litestar.params import FromQuery
 from sqlalchemy import Connection
 
+from remote.errors import BadRequest, Refused
 from remote.wire_account import EmptiedReply, EmptyTrash, TrashPage
 from server.api.exchange import AnyRequest, Reply, body, published, reply, service_of, token_in
 from server.api.files import check_id
 from server.changes.fanout import News
 from server.drive import retention, trash
 from server.people.caller import Caller
+
+_ENDING = re.compile("[0-9a-f]{6,32}")
 
 
 @get("/v1/trash")
@@ -23,15 +27,19 @@ async def page(
     parent: FromQuery[str | None] = None,
     cursor: FromQuery[str | None] = None,
     limit: FromQuery[int] = trash.MAX_ITEMS,
+    name: FromQuery[str | None] = None,
+    ending: FromQuery[str | None] = None,
 ) -> Reply:
     if parent is not None:
         check_id(parent)
+    if ending is not None and not _ENDING.fullmatch(ending):
+        raise Refused(BadRequest(message="ending is 6 to 32 hex digits, the last of an id"))
     service = service_of(request)
     days = service.settings.tunables.keep_days
 
     def work(conn: Connection, caller: Caller) -> TrashPage:
         keep_ns = retention.kept_ns(conn, caller.account, days)
-        return trash.page(conn, caller, keep_ns, parent, cursor, limit)
+        return trash.page(conn, caller, keep_ns, parent, cursor, limit, name=name, ending=ending)
 
     return reply(request, await service.read(token_in(request), work))
 

@@ -76,6 +76,11 @@ _ALONE = (
         _directory.c.id.is_(None),
     )
 )
+_ANY = select(files).where(
+    files.c.drive == bindparam("drive"),
+    files.c.trashed_ns.is_not(None),
+    files.c.trashed_parent.is_not(None),
+)
 _FROM_LIVE = select(files).where(
     files.c.drive == bindparam("drive"),
     files.c.trashed_parent == bindparam("parent"),
@@ -102,16 +107,26 @@ def page(
     parent: str | None,
     cursor: str | None,
     limit: int,
+    *,
+    name: str | None = None,
+    ending: str | None = None,
 ) -> TrashPage:
     """What was deleted by itself, newest first; with `parent`, a directory in the trash, what was
-    deleted with it; with one that is in the tree, all that was deleted from it.
+    deleted with it; with one that is in the tree, all that was deleted from it. With `name` only
+    what was called so. With `ending` instead of them: whatever is in the trash, also with a
+    directory, whose id ends so (hex digits).
 
     `keep_ns` is how long the trash is kept. Raises `Refused` with Forbidden, NotFound or
     NotADirectory.
     """
     access.require_whole(caller)
     limit = max(1, min(limit, MAX_ITEMS))
-    query = _ALONE if parent is None else _of_directory(conn, caller, parent)
+    if ending is not None:
+        query = _ANY.where(files.c.id.like("%" + ending))
+    else:
+        query = _ALONE if parent is None else _of_directory(conn, caller, parent)
+    if name is not None:
+        query = query.where(files.c.trashed_name == name)
     if cursor is not None:
         at, last = read_mark(cursor, tuple[int, str])
         same = and_(files.c.trashed_ns == at, files.c.id < last)

@@ -5,8 +5,8 @@ acting in a browser. Must not know: pages, passwords, how a link is made.
 
 A plain ASGI application like the edge. The signature is checked on the raw request target; whether
 the link still stands is asked at every request, so revoking one does not wait for its URLs to
-expire. Who begins a download was counted when its URL was made: a Range that goes on with it is
-not counted again.
+expire, which takes hours. Who begins a download was counted when its URL was made: a Range that
+goes on with it is not counted again, and HEAD never is.
 
 Bodies are made a piece at a time in a thread, and a piece is made when the one before it was taken:
 memory is constant, and a client that takes nothing for `stall_seconds`, or is gone, ends its
@@ -81,6 +81,8 @@ class ContentServer:
             if scope["method"] not in ("GET", "HEAD"):
                 raise Answer(405, "GET content", (b"allow", b"GET, HEAD"))
             wanted = self.signer.check_content(target_of(scope), time.time_ns())
+            if wanted.look and scope["method"] != "HEAD":
+                raise Answer(405, "this address is for HEAD; open the link", (b"allow", b"HEAD"))
             if wanted.version == ZIP:
                 await self._archive(scope, receive, send, wanted)
             else:
@@ -117,7 +119,8 @@ class ContentServer:
         await self._stream(body, receive, send, wanted)
 
     def _served(self, conn: Connection, wanted: Wanted) -> tuple[Any, Document]:
-        return links_tree.served(conn, self.library, *wanted, time.time_ns())
+        link, file, version, _ = wanted
+        return links_tree.served(conn, self.library, link, file, version, time.time_ns())
 
     # --- a directory ---
 

@@ -5,31 +5,26 @@ file (`Tree` says what there is), HTTP.
 
 - Regular files and directories go in, with their times and permissions. Symlinks, devices, pipes
   and sockets do not: unpacked elsewhere they would point at something else.
-- Stored, not deflated; ZIP64 where a size asks for it; names in UTF-8, made safe by
-  `documents_names`, all below one directory. What has too long a path is beside what it was in.
+- Not made smaller, and readable while it comes (`documents_zip_layout`); names in UTF-8, made safe
+  by `documents_names`, all below one directory. What has too long a path is beside what it was in.
 - The tree is looked at as the archive comes to it. What is gone by then is left out; what changes
   is taken as it is when its turn comes. Damage ends the stream before its index, so that nobody
   takes a part for the whole.
 
-Concurrency and memory are as in `documents`, but for the archive's index, which comes last: about
-a kilobyte for each file (measured). That is why `MAX_MEMBERS` is checked before one begins.
-
-The standard library's writer is used: it streams to whatever has `write`, and unlike the packages
-made for that it keeps times and permissions.
+Concurrency and memory are as in `documents`, but for the archive's index, which comes last: some
+hundred bytes for each file. That is why `MAX_MEMBERS` is checked before one begins.
 """
 
 from __future__ import annotations
 
 import stat
-import struct
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
-from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from remote.codec import Buffer
 from server.public.documents import PIECE, Document
 from server.public.documents_names import packed
+from server.public.documents_zip_layout import Entry, Layout
 
 MAX_MEMBERS = 50_000
 _LONGEST_PATH = 4096
@@ -38,9 +33,6 @@ _PATHS = 16 << 20
 """Bytes of paths in one archive, all of which its index holds; beyond, paths are at most
 `_SHORT_PATH`."""
 _SHORT_PATH = 512
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST, _LAST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
-_TIME_FIELD = struct.Struct("<HHBi")
 _MS_DOS_DIRECTORY = 0x10
 
 
@@ -78,13 +70,20 @@ def archive(tree: Tree, top: Member) -> Iterator[bytes]:
 
     Raises `documents.Damaged`, and whatever the tree raises.
     """
-    sink = _Sink()
-    with ZipFile(sink, "w", ZIP_STORED) as zipped:
-        for member, path in _walk(tree, top):
-            for _ in _add(zipped, tree, member, path):
-                if sink.length >= PIECE:
-                    yield sink.take()
-    yield sink.take()
+    layout, pieces, length = Layout(), list[Buffer](), 0
+    for piece in _pieces(layout, tree, top):
+        pieces.append(piece)
+        length += len(piece)
+        if length >= PIECE:
+            yield b"".join(pieces)
+            pieces, length = [], 0
+    yield b"".join(pieces)
+
+
+def _pieces(layout: Layout, tree: Tree, top: Member) -> Iterator[Buffer]:
+    for member, path in _walk(tree, top):
+        yield from _added(layout, tree, member, path)
+    yield from layout.end()
 
 
 def _walk(tree: Tree, top: Member) -> Iterator[tuple[Member, str]]:
@@ -111,61 +110,16 @@ def _walk(tree: Tree, top: Member) -> Iterator[tuple[Member, str]]:
                     yield member, path
 
 
-def _add(zipped: ZipFile, tree: Tree, member: Member, path: str) -> Iterator[None]:
-    """Write one member, pausing after every piece."""
+def _added(layout: Layout, tree: Tree, member: Member, path: str) -> Iterator[Buffer]:
+    """One member; nothing if it is gone."""
     if member.kind == "directory":
-        info = _info(path, member.mtime_ns, stat.S_IFDIR | 0o755)
-        info.external_attr |= _MS_DOS_DIRECTORY
-        zipped.mkdir(info)
-        yield
+        attributes = (stat.S_IFDIR | 0o755) << 16 | _MS_DOS_DIRECTORY
+        yield from layout.entry(Entry(path, 0, member.mtime_ns, attributes))
         return
     content = tree.content(member.file)
     if content is None:
         return
     document = content.document
-    info = _info(path, content.mtime_ns, stat.S_IFREG | content.mode & 0o777 | 0o600)
-    info.file_size = document.size
-    with zipped.open(info, "w") as out:
-        for piece in document.read(0, document.size):
-            out.write(piece)
-            yield
-    yield
-
-
-def _info(path: str, mtime_ns: int, mode: int) -> ZipInfo:
-    """A zip's own time is local, has no zone, and ends in 2107; the extra field of Info-ZIP tells
-    the exact second where it can."""
-    seconds = mtime_ns // 10**9
-    when = (_EPOCH + timedelta(seconds=seconds)).timetuple()[:6]
-    info = ZipInfo(path, min(max(when, _FIRST), _LAST))
-    if -(1 << 31) <= seconds < 1 << 31:
-        info.extra = _TIME_FIELD.pack(0x5455, 5, 1, seconds)
-    info.external_attr = mode << 16
-    info.create_system = 3
-    info.CRC = 0
-    return info
-
-
-class _Sink:
-    """Where the archive's writer writes; it cannot seek."""
-
-    def __init__(self) -> None:
-        self._pieces: list[Buffer] = []
-        self.length = 0
-
-    def write(self, data: Buffer) -> int:
-        self._pieces.append(data)
-        self.length += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """There is nothing between the writer and the pieces."""
-
-    def close(self) -> None:
-        """The writer does not own this; what is left is taken."""
-
-    def take(self) -> bytes:
-        taken = b"".join(self._pieces)
-        self._pieces.clear()
-        self.length = 0
-        return taken
+    attributes = (stat.S_IFREG | content.mode & 0o777 | 0o600) << 16
+    entry = Entry(path, document.size, content.mtime_ns, attributes)
+    yield from layout.entry(entry, document.read(0, document.size))

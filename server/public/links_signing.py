@@ -5,10 +5,13 @@ may have one (its callers have checked), HTTP messages.
 
     /content/LINK/FILE/VERSION?...    one version of a file
     /content/LINK/DIRECTORY/zip?...   what is below a directory
+    .../look?...                      the same, without the bytes: HEAD alone is permitted
 
-The URLs are signed like those of the edge, with its key. A cookie is bound to the link and to the
-password hash of that moment, so it proves nothing for another link or after a new password. After a
-rotation of keys both are good for as long as they were made for, as URLs of the edge are.
+The URLs are signed like those of the edge, with its key, but they live for hours: a large download
+breaks off, and goes on with the same URL, which was counted when it was made. That they are long
+costs little, because the link is asked anew at each request. A cookie is bound to the link and to
+the password hash of that moment, so it proves nothing for another link or after a new password.
+After a rotation of keys both are good as long as URLs of the edge may be.
 
 Concurrency: any thread; keys change as a whole (`_keys`). `notes` is the event loop's.
 """
@@ -18,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from remote import signing
 from server.front.limits import TokenBuckets
@@ -27,18 +30,27 @@ from server.storage.keys import Keys
 
 ZIP = "zip"
 COOKIE_SECONDS = 3600
-_PATH = re.compile(r"/content/([0-9a-f]{32})/([0-9a-f]{32})/([0-9a-f]{32}|zip)", re.ASCII)
+DOWNLOAD_SECONDS: Final = 6 * 3600
+"""How long a download may go on after its beginning: a URL of content is good for that long."""
+_LOOK = "/look"
+_PATH = re.compile(
+    rf"/content/([0-9a-f]{{32}})/([0-9a-f]{{32}})/([0-9a-f]{{32}}|zip)({_LOOK})?", re.A
+)
 _COOKIE = re.compile(r"([1-9][0-9]{0,15})\.([0-9a-f]{64})", re.ASCII)
 _COOKIE_TAG = b"nearline link cookie v1"
 
 
 class Wanted(NamedTuple):
     """What a content URL permits: `version` of `file`, or everything below it (`ZIP`), as far as
-    `link` reaches it."""
+    `link` reaches it. `look`: only what would be sent, no bytes; nobody counts that."""
 
     link: str
     file: str
     version: str
+    look: bool = False
+
+    def to_look(self) -> Wanted:
+        return self._replace(look=True)
 
 
 class LinkSigner:
@@ -49,7 +61,6 @@ class LinkSigner:
         tunables = settings.tunables
         self.origin = tunables.content_url or settings.public_url
         self.notes = TokenBuckets(20, 60)
-        self._seconds = tunables.get_url_seconds
         self.use(keys)
 
     def use(self, keys: Keys) -> None:
@@ -57,20 +68,24 @@ class LinkSigner:
         self._keys = keys
 
     def content_url(self, wanted: Wanted, now_ns: int) -> str:
-        """A URL that permits GETs of `wanted` for minutes."""
-        expires = now_ns // 10**9 + self._seconds
+        """A URL that permits GETs of `wanted` for `DOWNLOAD_SECONDS`."""
+        expires = now_ns // 10**9 + DOWNLOAD_SECONDS
         url = f"{self.origin}/content/{wanted.link}/{wanted.file}/{wanted.version}"
+        url += _LOOK if wanted.look else ""
         keys = self._keys
         return signing.sign_get(keys.edge, keys.edge_id, url, expires)
 
     def check_content(self, target: str, now_ns: int) -> Wanted:
         """What a GET of raw request target `target` may have. Raises `signing.BadSignature`."""
         keys, now = self._keys, now_ns // 10**9
-        url = signing.verify_get(keys.edges, self.origin + target, now, keys.until)
+        good = {id: key for id, key in keys.edges.items() if now <= keys.until.get(id, now)}
+        longer = DOWNLOAD_SECONDS - signing.LONGEST_SECONDS
+        until = {id: end + longer for id, end in keys.until.items()}
+        url = signing.verify_get(good, self.origin + target, now, until, DOWNLOAD_SECONDS)
         match = _PATH.fullmatch(url[len(self.origin) :])
         if match is None:
             raise signing.BadSignature("the URL names no content")
-        return Wanted(*match.groups())
+        return Wanted(match[1], match[2], match[3], look=match[4] is not None)
 
     def cookie(self, link: str, password: str, now_ns: int) -> str:
         """Proof, for an hour, that its holder knew the password that hashes to `password`."""

@@ -347,7 +347,8 @@ async def test_saved_into_a_directory_that_was_deleted_elsewhere(one: Device, tw
     await two.pull()
     await two.flush()
     assert list(two.journal) == []
-    assert await files(one) == await files(two) == {"/a*": b"1", "/e*": None, "/e*/deep": b"2"}
+    expected = {"/d": None, "/d/a": b"1", "/d/e": None, "/d/e/deep": b"2"}
+    assert await files(one) == await files(two) == expected
 
 
 async def test_an_edit_of_what_was_deleted_elsewhere_brings_it_back(

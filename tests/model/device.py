@@ -18,6 +18,7 @@ from cache.invalidation import Invalidation
 from cache.journal import Journal
 from cache.manifests import Manifests
 from cache.merge import Merge
+from cache.operations import Op
 from cache.reader import Prefetch
 from cache.replayer import Replayer
 from cache.resolver import Resolver
@@ -147,6 +148,14 @@ class Device:
             self.collector.collect,
         )
         self.contents.on_change = lambda ino, a, b: self.uploader.note_write(ino, a, b)
+        self._rescue, self.resolver._rescue = self.resolver._rescue, self._check_rescue  # type: ignore[method-assign]
+
+    async def _check_rescue(self, op: Op) -> None:
+        """Nothing of the own drive goes to its top while its folder is seen here: that is made
+        anew."""
+        place = self.tree.live(op.body.parent)
+        assert place is None or place.drive != self.tree.own_drive, self.tree.path(place.ino)
+        await self._rescue(op)
 
     async def start(self) -> None:
         if self.tree.find(ROOT) is None:

@@ -42,11 +42,11 @@ class Server:
         self.tokens: list[str | None] = []
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        async def call(*arguments: Any) -> Any:
+        async def call(*arguments: Any, **named: Any) -> Any:
             self.calls.append((name, arguments))
             reply = self.replies[name]
             if callable(reply):
-                reply = reply(*arguments)
+                reply = reply(*arguments, **named)
             if isinstance(reply, list):
                 reply = reply.pop(0)
             if isinstance(reply, Exception):
@@ -346,9 +346,20 @@ class Trash:
         self.items.setdefault(under, []).append(item)
         return file
 
-    def page(self, parent: str | None = None, cursor: str | None = None) -> account.TrashPage:
+    def page(
+        self,
+        parent: str | None = None,
+        cursor: str | None = None,
+        *,
+        name: str | None = None,
+        ending: str | None = None,
+    ) -> account.TrashPage:
         """One item a page."""
         items, at = self.items.get(parent, []), int(cursor or 0)
+        if ending is not None:
+            every = [item for some in self.items.values() for item in some]
+            items = [item for item in every if item.file.id.endswith(ending)]
+        items = [item for item in items if name in (None, item.name)]
         more = str(at + 1) if at + 1 < len(items) else None
         return account.TrashPage(items=items[at : at + 1], next=more)
 
@@ -396,9 +407,71 @@ async def test_a_place_that_is_gone_but_has_a_successor(site: Site) -> None:
     assert [(op.parent, op.name) for op in trash.recovered] == [(fresh.id, "a.txt")]
 
 
+async def test_one_thing_comes_back_out_of_a_deleted_folder(site: Site) -> None:
+    """Its folder is made anew, as it was, in the one above, which is there."""
+    trash = Trash(site.server)
+    above = site.state.born("above", kind="directory")
+    site.state.list_directory(site.state.listing()["above"], [], 1)
+    top = trash.add("above/top", kind="directory")
+    inner = trash.add("above/top/inner", top, kind="directory")
+    trash.add("above/top/other", top)
+    wanted, _ = trash.add("above/top/inner/a", inner), trash.add("above/top/inner/b", inner)
+    for folder in (top, inner):
+        trash.refuse.append((lambda op, at=folder: op.parent == at, errors.NotFound()))
+    done = await site.ask(ask.TrashRestoreRequest(said="x", path="above/top/inner/a"))
+    first, second, last = trash.recovered
+    assert [(op.parent, op.name, op.mode) for op in (first, second)] == [
+        (above.id, "top", 0),
+        (first.file, "inner", 0),
+    ]
+    assert not {first.file, second.file} & {top, inner}
+    assert (last.file, last.parent, last.name) == (wanted, second.file, "a")
+    assert (done.files, done.left) == (1, [])
+
+
+async def test_a_folder_whose_name_is_taken_by_a_file_gets_another(site: Site) -> None:
+    trash = Trash(site.server)
+    site.state.born("top")
+    top = trash.add("top", kind="directory")
+    trash.add("top/a", top)
+    trash.refuse.append((lambda op: op.parent == top, errors.NotFound()))
+    trash.refuse.append((lambda op: op.name == "top", errors.Exists()))
+    await site.ask(ask.TrashRestoreRequest(said="x", path="top/a"))
+    assert [op.name for op in trash.recovered] == ["top (restored)", "a"]
+
+
+async def test_what_was_deleted_before_its_folder_is_found_in_it_too(site: Site) -> None:
+    trash = Trash(site.server)
+    top = trash.add("top", kind="directory")
+    with_it, before = trash.add("top/a", top), trash.add("top/before")
+    trash.add("top/sub", top, kind="directory")
+    trash.add("elsewhere")
+    listed = await site.ask(ask.TrashRequest(said="x", path="top"))
+    assert {item.id for item in listed.items} >= {with_it, before}
+    assert {item.path for item in listed.items} == {"top/a", "top/before", "top/sub"}
+    same = await site.ask(ask.TrashRequest(said=top[-8:]))
+    assert same == listed
+    alone = await site.ask(ask.TrashRequest(said="x", path="top/a"))
+    assert [item.id for item in alone.items] == [with_it]
+    with pytest.raises(Failure, match="`nearline trash list top` shows what is"):
+        await site.ask(ask.TrashRequest(said="x", path="top/never"))
+
+
+async def test_what_is_inside_is_known_by_its_id(site: Site) -> None:
+    trash = Trash(site.server)
+    top = trash.add("top", kind="directory")
+    file = trash.add("top/a", top)
+    site.state.born("to", kind="directory")
+    site.state.list_directory(site.state.listing()["to"], [], 1)
+    await site.ask(ask.TrashRestoreRequest(said=file[-8:], to="to"))
+    assert [op.file for op in trash.recovered] == [file]
+    site.server.replies["empty_trash"] = [account.EmptiedReply(1, False)]
+    assert await site.ask(ask.TrashEmptyRequest(said="x", path="top/a")) == ask.Emptied(1)
+
+
 async def test_a_place_that_is_gone(site: Site) -> None:
     trash = Trash(site.server)
-    file = trash.add("d/a.txt")
+    file = trash.add("…/d/a.txt")
     trash.refuse.append((lambda op: op.parent == ROOT_FILE, errors.NotFound()))
     with pytest.raises(Failure, match=f"nearline trash restore {file} --to DIR"):
         await site.ask(ask.TrashRestoreRequest(said=file))
@@ -449,7 +522,7 @@ async def test_restore_looks_in_the_trash(site: Site) -> None:
     (op,) = trash.recovered
     assert (op.file, op.parent, op.name) == (file, ROOT_FILE, "a")
     trash.add("top", kind="directory")
-    with pytest.raises(Failure, match="was deleted with top; restore that"):
+    with pytest.raises(Failure, match="no top/a in the trash; `nearline trash list top`"):
         await site.ask(ask.RestoreRequest(path="top/a"))
     with pytest.raises(Failure, match="none in the trash"):
         await site.ask(ask.RestoreRequest(path="never"))

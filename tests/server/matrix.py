@@ -121,10 +121,23 @@ class Scene:
         self.owner.do(op)
         return op
 
+    def fresh_directory(self) -> wire.Create:
+        op = self.owner.create(new_id(), self.shared, kind="directory", content=None)
+        self.owner.do(op)
+        return op
+
     def trashed(self) -> str:
         op = self.fresh()
         self.owner.do(wire.Unlink(file=op.file, parent=op.parent, name=op.name))
         return op.file
+
+    def trashed_directory(self) -> tuple[str, str]:
+        """A directory that Anna has deleted, and a file that was deleted with it."""
+        op, inside = self.fresh_directory(), new_id()
+        self.owner.make("in it", op.file, file=inside)
+        self.owner.do(wire.Unlink(file=inside, parent=op.file, name="in it"))
+        self.owner.do(wire.Unlink(file=op.file, parent=op.parent, name=op.name))
+        return op.file, inside
 
     def purged(self) -> str:
         """The id of a file that Anna has deleted for good."""
@@ -357,6 +370,10 @@ ASKS: dict[str, Make] = {
     "GET /v1/trash": _same("/v1/trash"),
     "GET /v1/trash (of a directory)": lambda s, _: Ask("/v1/trash", None, {"parent": s.shared}),
     "GET /v1/trash (of a deleted id)": lambda s, _: Ask("/v1/trash", None, {"parent": s.purged()}),
+    "GET /v1/trash (inside a deleted directory)": lambda s, _: Ask(
+        "/v1/trash", None, {"parent": s.trashed_directory()[0], "name": "in it"}
+    ),
+    "GET /v1/trash (by id)": lambda s, _: Ask("/v1/trash", None, {"ending": s.trashed()[-8:]}),
     "POST /v1/trash/empty": lambda scene, _: Ask(
         "/v1/trash/empty", account.EmptyTrash(files=[scene.trashed()])
     ),
@@ -395,6 +412,9 @@ ASKS: dict[str, Make] = {
     ),
     "POST /v1/changes/apply (revert)": _revert,
     "POST /v1/changes/apply (recover)": lambda s, _: _apply(wire.Recover(file=s.trashed())),
+    "POST /v1/changes/apply (recover, of a deleted directory)": lambda s, _: _apply(
+        wire.Recover(file=s.trashed_directory()[1], parent=s.shared, name=new_id())
+    ),
     "GET /v1/changes": _same("/v1/changes"),
     "GET /v1/changes/wait": _same("/v1/changes/wait", timeout=0),
     "WS /v1/changes/live": _same("/v1/changes/live"),

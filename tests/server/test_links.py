@@ -504,7 +504,13 @@ def test_looking_does_not_count_and_going_on_does_not(anna: Client, visit: Visit
     visitor = visit(make_link(anna, directory, max_downloads=2))
     for below in ("", f"/{directory}", f"/{file}"):
         assert visitor.get(below).status_code == 200
-    assert visitor.http.head(f"{visitor.url}/{file}/download").status_code == 405
+    for below in (f"/{file}/download", f"/{directory}/zip"):
+        head = visitor.http.head(visitor.url + below)
+        assert (head.status_code, head.content) == (303, b"")
+        looked = visitor.http.head(head.headers["location"])
+        assert (looked.status_code, looked.content) == (200, b"")
+        taken = visitor.http.get(head.headers["location"])
+        assert (taken.status_code, taken.headers["allow"]) == (405, "HEAD")
     assert links_of(anna).links[0].downloads == 0
     url = visitor.content(f"/{file}/download")
     first = visitor.http.get(url, headers={"Range": "bytes=0-499"})

@@ -67,6 +67,8 @@ DELETE /v1/links/{link_id}            | ok    404    404    404      404     403
 GET /v1/trash                         | ok    ok     ok     ok       ok      403    403    403       401     401   401
   (of a directory)                    | ok    403    403    404      404     403    403    403       401     401   401
   (of a deleted id)                   | 404   404    404    404      404     403    403    403       401     401   401
+  (inside a deleted directory)        | ok    404    404    404      404     403    403    403       401     401   401
+  (by id)                             | ok    ok     ok     ok       ok      403    403    403       401     401   401
 POST /v1/trash/empty                  | ok    none   none   none     none    403    403    403       401     401   401
 GET /v1/uploads/{version}             | ok    404    404    404      404     ok     404    404       401     401   401
 POST /v1/uploads/{version}/urls       | ok    404    404    404      404     403    404    404       401     401   401
@@ -96,6 +98,7 @@ POST /v1/changes/apply
   (setxattr)                          | ok    ok     403    404      404     403    ok     404       401     401   401
   (revert)                            | ok    ok     403    404      404     403    ok     404       401     401   401
   (recover)                           | ok    404    404    404      404     403    404    404       401     401   401
+  (recover, of a deleted directory)   | ok    404    404    404      404     403    404    404       401     401   401
 GET /v1/changes                       | ok    ok     ok     ok       ok      ok     ok     ok        401     401   401
 GET /v1/changes/wait                  | ok    ok     ok     ok       ok      ok     ok     ok        401     401   401
 WS /v1/changes/live                   | ok    ok     ok     ok       ok      ok     ok     ok        401     401   401

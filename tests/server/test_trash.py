@@ -391,3 +391,40 @@ def test_pages_are_bounded_by_what_their_files_carry(anna: Client) -> None:
         if cursor is None:
             break
     assert found == names[::-1]
+
+
+# --- one thing out of a deleted directory -------------------------------------------------------
+
+
+def test_things_are_found_by_name_and_by_the_end_of_their_id(anna: Client, ben: Client) -> None:
+    top, other = anna.mkdir("top"), anna.make("a")
+    inside = [anna.make(name, top) for name in ("a", "b", "%")]
+    remove_tree(anna, top, "top")
+    remove(anna, other, "a")
+    assert [item.file.id for item in trash(anna, parent=top, name="a")] == [inside[0]]
+    assert [item.file.id for item in trash(anna, parent=top, name="%")] == [inside[2]]
+    assert [item.file.id for item in trash(anna, name="a")] == [other]
+    assert [item.path for item in trash(anna, ending=inside[1][4:])] == ["top/b"]
+    assert [item.file.id for item in trash(anna, ending=top)] == [top]
+    assert trash(ben, ending=top) == []
+    for wrong in ("%" * 8, "12345", "A" * 8):
+        with pytest.raises(Failed) as failed:
+            trash(anna, ending=wrong)
+        assert failed.value.status == 400
+
+
+def test_what_came_back_out_of_a_directory_stays_when_that_goes_for_good(anna: Client) -> None:
+    top = anna.mkdir("top")
+    below = anna.mkdir("below", top)
+    wanted, rest = anna.make("wanted", below), anna.make("rest", below)
+    remove_tree(anna, top, "top")
+    there = anna.refused(wire.Recover(file=wanted, parent=below, name="wanted"))
+    assert isinstance(there, errors.NotFound)
+    again = anna.mkdir("top")
+    anna.do(wire.Recover(file=wanted, parent=again, name="wanted"))
+    assert [item.file.id for item in trash(anna, parent=below)] == [rest]
+    assert [item.inside for item in trash(anna)] == [2]
+    assert empty(anna, top).files == 3
+    assert anna.file(wanted).file.links == 1
+    remove(anna, wanted, "wanted", again)  # and is found where it was last
+    assert [item.path for item in trash(anna, ending=wanted)] == ["top/wanted"]

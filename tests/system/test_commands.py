@@ -4,6 +4,7 @@ real mounts: each command has taken effect when it returns, in the mount it was 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -149,10 +150,47 @@ def test_a_folder_comes_back_with_all_that_was_in_it(people: People) -> None:
     (item,) = [i for i in people.json("trash", "list", people.anna.at)["items"]
                if i["path"] == "Project"]  # fmt: skip
     assert (item["kind"], item["inside"]) == ("directory", 5)
-    assert "restore that" in people.refused("restore", top / "a")
+    assert "shows what is" in people.refused("restore", top / "never")
     assert "6 files and folders" in people.say("trash", "restore", item["id"][-8:], people.anna.at)
     for name in ("a", "deep/b", "deep/deeper/c"):
         assert (top / name).read_text() == name
+
+
+def test_one_file_comes_back_out_of_a_deleted_folder(people: People) -> None:
+    top = people.anna.at / "Thesis"
+    deep = top / "chapters" / "drafts"
+    deep.mkdir(parents=True)
+    deep.chmod(0o710)
+    for name in ("early", "chapters/drafts/one", "chapters/drafts/two", "notes"):
+        (top / name).write_text(name)
+    people.anna.flush()
+    (top / "early").unlink()
+    people.anna.flush()
+    shutil.rmtree(top)
+
+    def inside(path: object) -> set[str]:
+        return {item["path"] for item in people.json("trash", "list", path)["items"]}
+
+    assert inside(top) == {"Thesis/early", "Thesis/chapters", "Thesis/notes"}
+    assert inside(deep) == {"Thesis/chapters/drafts/one", "Thesis/chapters/drafts/two"}
+    assert "Thesis/chapters/drafts/two" in people.say("trash", "list", deep)
+    people.say("trash", "restore", deep / "one")
+    assert (deep / "one").read_text() == "chapters/drafts/one"
+    assert os.listdir(top) == ["chapters"]
+    assert deep.stat().st_mode & 0o777 == 0o710
+    (item,) = (i for i in people.json("trash", "list", deep)["items"] if i["name"] == "two")
+    people.say("trash", "restore", item["id"][-8:], people.anna.at, "--to", people.anna.at)
+    assert (people.anna.at / "two").read_text() == "chapters/drafts/two"
+    people.say("trash", "restore", top / "early")  # its folder is there: it goes into that
+    assert (top / "early").read_text() == "early"
+    people.say("trash", "restore", top)  # the rest, beside what came back
+    rest = people.anna.at / "Thesis (restored)"
+    assert (rest / "notes").read_text() == "notes"
+    assert os.listdir(rest / "chapters" / "drafts") == []
+    shutil.rmtree(rest)
+    people.anna.flush()
+    people.say("trash", "empty", rest, "--yes")
+    assert (deep / "one").read_text() == "chapters/drafts/one"
 
 
 def test_what_comes_back_beside_a_new_thing_of_its_name(people: People) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -183,6 +185,37 @@ def test_a_file_deleted_elsewhere_while_it_was_changed_here_comes_back(site: Sit
     assert os.listdir(b.at) == ["file"]
     assert (b.at / "file").read_bytes() == changed
     a.sees("file", changed)
+
+
+def test_a_folder_that_was_removed_elsewhere_is_made_anew_around_new_files(site: Site) -> None:
+    a, b = site.device("a"), site.device("b")
+    a.mount()
+    b.mount()
+    (a.at / "project" / "deep").mkdir(parents=True)
+    (a.at / "project" / "old").write_bytes(b"old")
+    b.sees("project/old", b"old")
+    b.sees("project/deep")
+    assert os.listdir(b.at / "project" / "deep") == []
+    b.umount()
+    site.server.kill()
+    b.mount()
+    wanted = {f"project/deep/{number}": noise(1000, number) for number in range(100)}
+    for path, data in wanted.items():
+        (b.at / path).write_bytes(data)
+    b.umount("--now")
+    site.server.start()
+    shutil.rmtree(a.at / "project")
+    a.flush()
+    b.mount()
+    b.flush()
+    assert b.status()["refused"] == []
+    assert os.listdir(b.at) == ["project"]
+    assert os.listdir(b.at / "project") == ["deep"]
+    a.sees("project/deep/99", wanted["project/deep/99"])
+    assert {f"project/deep/{name}" for name in os.listdir(a.at / "project/deep")} == set(wanted)
+    assert all((a.at / path).read_bytes() == data for path, data in wanted.items())
+    listed = json.loads(site.cli("trash", "list", a.at, "--json").stdout)["items"]
+    assert [(item["path"], item["inside"]) for item in listed] == [("project", 2)]
 
 
 def test_a_signal_ends_the_mount_in_order(site: Site, device: Device) -> None:
