@@ -36,11 +36,16 @@ from cache.shares import Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree, node_from
 from remote.errors import NotKept
 from remote.ids import DriveId, FileId
-from remote.wire import Change, Child, EntryRecord, FileRecord, Me, SharedRoot
+from remote.wire import MAX_SENT_AS, Change, Child, EntryRecord, FileRecord, Me, SharedRoot
 
 log = structlog.get_logger(__name__)
 
 GONE = "gone:"  # in `meta`, before the key of a name: see `Merge._ahead`
+DEVICES = "device"  # in `meta`: ids with spaces between
+
+
+def _newest_first(device: str, before: list[str]) -> list[str]:
+    return [device, *(one for one in before if one != device)][:MAX_SENT_AS]
 
 
 class Merge:
@@ -77,7 +82,7 @@ class Merge:
         with self._db.transaction():
             for key in ("drive", "root", "account"):
                 self._db.set_meta(key, getattr(me, key))
-            self._db.set_meta("device", me.device_id)
+            self._db.set_meta(DEVICES, " ".join(_newest_first(me.device_id, self.devices())))
             self._db.set_meta("scope", me.scope)
             self._db.set_meta("used_bytes", me.used_bytes)
             self._db.set_meta("quota_bytes", me.quota_bytes)
@@ -91,6 +96,11 @@ class Merge:
                 root = node_from(record, me.drive)
                 root.ino = ROOT
                 self._tree.insert(root)
+
+    def devices(self) -> list[str]:
+        """As which devices this mount may have sent what has no answer yet, the present one first:
+        a new login of the account is another device."""
+        return str(self._db.meta(DEVICES) or "").split()
 
     # The feed (remote.subscriber.FeedSink).
 

@@ -441,7 +441,8 @@ class Replayer:
         if not batch:
             return
         try:
-            reply = await self._port.apply(wire.ApplyRequest(ops=keyed))
+            sent_as = self._merge.devices()
+            reply = await self._port.apply(wire.ApplyRequest(ops=keyed, sent_as=sent_as))
             self._arrives(True)
             self._sends.done(BATCHES)
             self._most = min(BATCH, 2 * self._most)

@@ -249,10 +249,10 @@ class Control:
 
         session, config = self._session, self._config
         feed, cache, sent = session.subscriber, session.blocks.stats(), session.client.transferred
-        offline = feed.known_offline
+        offline = session.offline_because
         return say.Status(
-            state="offline" if offline else "online",
-            reason=feed.reason if offline else session.trouble,
+            state="online" if offline is None else "offline",
+            reason=session.trouble if offline is None else offline,
             mountpoint=str(config.mountpoint),
             url=config.url,
             account=config.account,
@@ -318,7 +318,7 @@ class Control:
             sent = sum(one.bytes_done for one in session.uploader.progress.values())
             done = max(0, size - dirty) + sent
             waiting = session.replayer.waiting_because
-            offline = session.subscriber.known_offline
+            offline = session.offline_because
             await report(
                 say.Progress(
                     files_done=max(0, files - left),
@@ -326,7 +326,7 @@ class Control:
                     bytes_done=min(done, size),
                     bytes_total=size,
                     state="waiting" if offline or waiting else "working",
-                    reason=session.subscriber.reason if offline else waiting,
+                    reason=offline or waiting,
                 )
             )
             with trio.move_on_after(REPORT_SECONDS):

@@ -197,9 +197,23 @@ def check_mounts() -> Iterator[Finding]:
         if record.alive:
             yield Finding("ok", f"{record.mountpoint} is mounted (process {record.pid})")
             yield from check_refusals(record)
+            yield check_token(record)
         elif mountinfo.mounted_at(Path(record.mountpoint)) is not None:
             what = f"the process of the mount at {record.mountpoint} is gone"
             yield Finding("fail", what, f"run `nearline umount {record.mountpoint}`")
+
+
+def check_token(record: registry.Record) -> Finding:
+    """Whether the server accepts the token that the mount has, which need not be the kept one."""
+    try:
+        return Finding(
+            "ok",
+            f"the mount at {record.mountpoint} {control_client.check_token(Path(record.control))}",
+        )
+    except (control_client.NotAnswering, control_client.MountRefused) as problem:
+        what = f"the mount at {record.mountpoint} does not know that its token is good: {problem}"
+        again = f"run `nearline login {record.url} --account {record.account}`"
+        return Finding("fail", what, "" if ";" in str(problem) else again)
 
 
 def check_states() -> Iterator[Finding]:

@@ -42,6 +42,7 @@ from cache.uploader import Uploader
 from mount.asked.quota import AccountWatch
 from mount.config import MountConfig
 from mount.interrupts import InterruptibleReader, Interrupts
+from mount.relogin import Relogin
 from mount.symlinks import Symlinks
 from mount.versions import Versions
 from mount.waiting import Waiting
@@ -83,7 +84,13 @@ class Session:
         in_use: Callable[[int], bool],
     ) -> None:
         self.config = config
-        self.client = ApiClient(config.url, token, insecure=config.insecure, pin=config.pin)
+        self.client = ApiClient(
+            config.url,
+            token,
+            insecure=config.insecure,
+            pin=config.pin,
+            on_refused_token=lambda refused: self.relogin.refused(refused),
+        )
         self.patience = Patience()
         self._reads = PatientReads(self.client, self.patience)
         spool = config.state_dir / "spool"
@@ -147,6 +154,7 @@ class Session:
             self.client,
             self.collector.collect,
         )
+        self.relogin = Relogin(config, self.client, self.db, self.merge.adopt, self._token_taken)
         self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
         self.versions = Versions(self.db, self.tree, self._versions_of)
         self.contents.on_change = self._content_changed
@@ -159,7 +167,7 @@ class Session:
             self.contents,
             self.replayer,
             self.require_online,
-            lambda: self.subscriber.known_offline and not self.replayer.gets_through,
+            self._is_out_of_touch,
         )
         self.replayer.on_weather = self._weather_changed
 
@@ -179,6 +187,7 @@ class Session:
         """Talk to the server until cancelled."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.reader.run)
+            nursery.start_soon(self.client.connectivity.run, self._connectivity_changed)
             nursery.start_soon(self._while_whole, self.db.tend)
             nursery.start_soon(self._while_whole, self.contents.keep_settled)
             nursery.start_soon(self._begin, nursery)
@@ -267,6 +276,19 @@ class Session:
         if self.subscriber.online:
             self.replayer.retry_now()
 
+    def _connectivity_changed(self, origin: str) -> None:
+        """A host became silent, or is no longer, or may be."""
+        silence = self.client.connectivity.silence(origin)
+        if origin == self.client.origin and silence is None:
+            self.subscriber.poke()  # it knows for certain, and its own next try may be far away
+        if silence is None:
+            self.replayer.retry_now()
+        self.waiting.weather_changed()
+
+    def _token_taken(self) -> None:
+        self.subscriber.poke()
+        self.replayer.retry_now()
+
     def _content_changed(self, ino: int, start: int, stop: int) -> None:
         self.uploader.note_write(ino, start, stop)
         if self.uploader.wants_early(ino):
@@ -349,10 +371,22 @@ class Session:
         with self.interrupts.watched():
             return await self._reads.versions(file, cursor)
 
+    @property
+    def offline_because(self) -> str | None:
+        """Why the server cannot be reached, if that is known."""
+        if self.subscriber.known_offline:
+            return self.subscriber.reason or "no answer from the server"
+        return self.client.connectivity.silence(self.client.origin)
+
+    def _is_out_of_touch(self) -> bool:
+        """Whether it is known that nothing can be sent either."""
+        is_silent = self.client.connectivity.silence(self.client.origin) is not None
+        return is_silent or (self.subscriber.known_offline and not self.replayer.gets_through)
+
     def require_online(self) -> None:
         """Fail at once while it is known that the server cannot be reached."""
-        if self.subscriber.known_offline:
-            raise Unreachable(f"offline: {self.subscriber.reason or 'no answer from the server'}")
+        if (why := self.offline_because) is not None:
+            raise Unreachable(f"offline: {why}")
 
     # Durability.
 

@@ -119,7 +119,9 @@ class ApiClient(Live, DataPath, AccountEndpoints):
 
     async def changes(self, cursor: str | None) -> ChangesPage:
         """The changes after `cursor` (None: from the beginning, which may answer `reset`)."""
-        return await self._call("GET", "/v1/changes", ChangesPage, params={"cursor": cursor})
+        return await self._call(
+            "GET", "/v1/changes", ChangesPage, params={"cursor": cursor}, for_feed=True
+        )
 
     async def wait(self, cursor: str, timeout_s: float) -> ChangesPage:
         """As `changes`, but when there are none the server waits up to `timeout_s` for one."""
@@ -129,4 +131,5 @@ class ApiClient(Live, DataPath, AccountEndpoints):
             ChangesPage,
             params={"cursor": cursor, "timeout": timeout_s},
             read_longer=timeout_s + _POLL_GRACE_SECONDS,
+            for_feed=True,
         )

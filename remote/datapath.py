@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+from remote.connectivity import origin_of
 from remote.errors import Busy, NearlineError, ProtocolError, Unreachable, UrlRefused
 from remote.late import Late
 from remote.transport import (
@@ -57,10 +58,13 @@ class DataPath(Transport):
         headers = {**put.headers, **length}
         url = httpx.URL(put.url)
         where = f"upload to {url.host}"
-        with self._noted("PUT", url.path, length[REQUEST_ID], SLOW_TRANSFER_SECONDS):
+        noted = self._noted("PUT", url.path, length[REQUEST_ID], SLOW_TRANSFER_SECONDS)
+        origin = origin_of(put.url)
+        with self.connectivity.asking(origin), noted:
             data = await self._pools.data()
             with transport_errors(where):
                 response = await data.put(url, content=self._slices(view), headers=headers)
+            self.connectivity.heard(origin)
             self.transferred.requests += 1
             if not (response.is_success or response.status_code == 412):
                 raise _data_refusal(response, where)
@@ -89,18 +93,23 @@ class DataPath(Transport):
             "Accept-Encoding": "identity",
             REQUEST_ID: new_request_id(),
         }
-        data = await self._pools.data()
+        origin = origin_of(url)
         noted = self._noted("GET", signed.path, headers[REQUEST_ID], SLOW_TRANSFER_SECONDS)
-        with noted, transport_errors(where):
+        with self.connectivity.asking(origin), noted, transport_errors(where):
+            data = await self._pools.data()
             async with data.stream("GET", signed, headers=headers) as response:
+                self.connectivity.heard(origin)
                 self.transferred.requests += 1
                 _check_range(response, start, end_exclusive, where)
-                await self._fill(response, target, where)
+                await self._fill(response, target, where, origin)
         return len(target)
 
-    async def _fill(self, response: httpx.Response, target: memoryview, where: str) -> None:
+    async def _fill(
+        self, response: httpx.Response, target: memoryview, where: str, origin: str
+    ) -> None:
         filled = 0
         async for part in response.aiter_raw():
+            self.connectivity.heard(origin)
             self.transferred.downloaded_bytes += len(part)
             if filled + len(part) > len(target):
                 raise Truncated(f"{where}: more came than the {len(target)} bytes asked for")

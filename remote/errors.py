@@ -3,6 +3,7 @@
     NearlineError
     ├── Refused           the server answered with a Problem (it carries one)
     ├── Unreachable       no answer: network down, DNS, TLS, timeout
+    │   ├── Silent        nobody there says anything: timeout, no route, no such name
     │   └── Busy          an answer without a Problem that says: not now (429, 5xx)
     ├── UrlRefused        blob store or edge refused a signed URL: sign again and go on
     ├── CorruptContent    bytes that do not match their hash, again and again
@@ -214,6 +215,10 @@ class Unreachable(NearlineError):
     """No usable answer came. Whether the request was carried out is unknown."""
 
     errno = errno.ENETUNREACH
+
+
+class Silent(Unreachable):
+    """Nobody there said anything: no answer in time, no route, no such name."""
 
 
 class Busy(Unreachable):

@@ -71,6 +71,7 @@ class Live(Transport):
             try:
                 with transport_errors(where):
                     async with session as opened:
+                        self.connectivity.heard(self.origin)
                         self.transferred.requests += 1
                         yield Hints(opened, where, self.transferred)
             except httpx_ws.WebSocketUpgradeError as error:

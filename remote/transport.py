@@ -15,6 +15,7 @@ and the token, changed between awaits only.
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 import ipaddress
 import os
@@ -23,7 +24,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -34,12 +35,14 @@ import msgspec
 import structlog
 import trio
 
+from remote.connectivity import Connectivity, origin_of
 from remote.errors import (
     AnyProblem,
     Busy,
     NearlineError,
     ProtocolError,
     Refused,
+    Silent,
     Unauthorized,
     Unreachable,
 )
@@ -69,6 +72,20 @@ KEEPALIVE_SECONDS = 30.0
 SLOW_SECONDS = 5.0
 
 _OUR_MACHINE = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?(/|$)")
+
+# How long a probe of a silent host waits. One that takes longer is found by the change feed.
+PROBE_SECONDS = 10.0
+
+# What the system says when there is nobody there; see connect(2).
+_NOBODY = frozenset(
+    {
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
 
 AGAIN_LATER = frozenset({408, 409, 425, 429})
 
@@ -161,6 +178,9 @@ class Transport:
 
     Raises `InsecureUrl` for an http:// `base_url` unless it is of this machine and `pin` is given,
     or `insecure`; `ValueError` for what is no http(s) URL.
+
+    `on_refused_token` is asked, by one request at a time, when the server does not accept the
+    token; it answers whether it has called `use_token` with another one.
     """
 
     def __init__(
@@ -173,6 +193,7 @@ class Transport:
         user_agent: str = USER_AGENT,
         timeouts: Timeouts | None = None,
         transferred: Transferred | None = None,
+        on_refused_token: Callable[[Refused], Awaitable[bool]] | None = None,
     ) -> None:
         pin = None if insecure else pin
         self._is_pinned = pin is not None
@@ -180,9 +201,13 @@ class Transport:
         self.base_url = base_url.rstrip("/")
         self.transferred = transferred if transferred is not None else Transferred()
         self._token = token
+        self._on_refused_token = on_refused_token
+        self._taking = trio.Lock()
         self._insecure = insecure
         self._timeouts = timeouts or Timeouts()
         self._pools = Pools(self.base_url, user_agent, self._timeouts, pin)
+        self.origin = origin_of(self.base_url)
+        self.connectivity = Connectivity(self._is_heard)
 
     async def __aenter__(self) -> Self:
         return self
@@ -199,6 +224,7 @@ class Transport:
         """The same server, pools and counters as another device; close only the original."""
         other = copy.copy(self)
         other.use_token(token)
+        other._on_refused_token = None
         return other
 
     @property
@@ -219,35 +245,45 @@ class Transport:
         *,
         params: Params | None = None,
         read_longer: float = 0.0,
+        for_feed: bool = False,
     ) -> T:
-        """Ask, and decode the answer as `reply`. A parameter that is None is left out."""
-        response = await self._send(method, path, body, params=params, read_longer=read_longer)
+        """Ask, and decode the answer as `reply`. A parameter that is None is left out. `for_feed`:
+        see `Connectivity.asking`."""
+        ask = functools.partial(self._send_once, method, path, body, params, read_longer, for_feed)
+        response = await self._as_device(ask)
         try:
             return cast(T, decoder(reply).decode(response.content))
         except msgspec.DecodeError as error:
             raise ProtocolError(f"the answer of {self.base_url} is not v1: {error}") from None
 
     async def _send(
-        self,
-        method: str,
-        path: str,
-        body: msgspec.Struct | None = None,
-        *,
-        params: Params | None = None,
-        read_longer: float = 0.0,
+        self, method: str, path: str, body: msgspec.Struct | None = None
     ) -> httpx.Response:
-        """Send a request and return its answer if it is a good one.
+        """Send a request and return its answer if it is a good one."""
+        return await self._as_device(
+            functools.partial(self._send_once, method, path, body, None, 0.0, False)
+        )
 
-        A token that was exchanged while the request was under way may have ended meanwhile, which
-        is no refusal of this device: it is sent once more with the new one.
-        """
+    async def _as_device(self, ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+        """A token that was exchanged while the request was under way may have ended meanwhile,
+        which is no refusal of this device: it is sent once more with the new one. So it is when
+        another login was kept since (`on_refused_token`)."""
         token = self._token
         try:
-            return await self._send_once(method, path, body, params, read_longer)
+            return await ask()
         except Refused as refused:
-            if not isinstance(refused.problem, Unauthorized) or token == self._token:
+            if not isinstance(refused.problem, Unauthorized):
                 raise
-            return await self._send_once(method, path, body, params, read_longer)
+            if token == self._token and not await self._has_another(refused):
+                raise
+            return await ask()
+
+    async def _has_another(self, refused: Refused) -> bool:
+        if self._on_refused_token is None:
+            return False
+        token = self._token
+        async with self._taking:  # one at a time: the others go on with what it found
+            return token != self._token or await self._on_refused_token(refused)
 
     async def _send_once(
         self,
@@ -256,11 +292,13 @@ class Transport:
         body: msgspec.Struct | None,
         params: Params | None,
         read_longer: float,
+        for_feed: bool,
     ) -> httpx.Response:
         content = None if body is None else msgspec.msgpack.encode(body)
         headers = self._headers() | ({} if content is None else {"Content-Type": MSGPACK})
         given = {name: value for name, value in (params or {}).items() if value is not None}
-        with self._noted(method, path, headers[REQUEST_ID], SLOW_SECONDS + read_longer):
+        noted = self._noted(method, path, headers[REQUEST_ID], SLOW_SECONDS + read_longer)
+        with self.connectivity.asking(self.origin, for_feed=for_feed), noted:
             api = await self._pools.api()
             with transport_errors(self.base_url):
                 response = await api.request(
@@ -271,12 +309,23 @@ class Transport:
                     headers=headers,
                     timeout=self._timeouts.as_httpx(read_longer),
                 )
+            self.connectivity.heard(self.origin)
             self.transferred.requests += 1
             self.transferred.uploaded_bytes += len(content or b"")
             self.transferred.downloaded_bytes += response.num_bytes_downloaded
             if not response.is_success:
                 raise self._refusal(response)
         return response
+
+    async def _is_heard(self, origin: str) -> bool:
+        """Whether anything answers there, whatever it says: nothing is sent but the question."""
+        data = await self._pools.data()
+        try:
+            with transport_errors(origin):
+                await data.head(f"{origin}/", timeout=PROBE_SECONDS)
+        except (Unreachable, ProtocolError) as error:
+            return not isinstance(error, Silent)
+        return True
 
     @contextmanager
     def _noted(self, method: str, path: str, request_id: str, slow_after: float) -> Iterator[None]:
@@ -400,11 +449,21 @@ def transport_errors(where: str) -> Iterator[None]:
     try:
         yield
     except httpx.ConnectError as error:
-        raise Unreachable(f"cannot connect: {where}: {_why(error)}") from error
+        kind = Silent if _is_silence(error) else Unreachable
+        raise kind(f"cannot connect: {where}: {_why(error)}") from error
     except httpx.TransportError as error:
-        raise Unreachable(f"{where}: {_why(error)}") from error
+        kind = Silent if _is_silence(error) else Unreachable
+        raise kind(f"{where}: {_why(error)}") from error
     except httpx.DecodingError as error:
         raise ProtocolError(f"{where}: {error}") from error
+
+
+def _is_silence(error: httpx.HTTPError) -> bool:
+    return isinstance(error, httpx.TimeoutException) or any(
+        isinstance(cause, socket.gaierror)
+        or (isinstance(cause, OSError) and cause.errno in _NOBODY)
+        for cause in _causes(error)
+    )
 
 
 def _why(error: httpx.HTTPError) -> str:

@@ -22,6 +22,7 @@ from remote.errors import AnyProblem
 from remote.ids import ChunkId, DriveId, FileId, HexId, VersionId
 
 MAX_BATCH = 1000
+MAX_SENT_AS = 4
 MAX_NAME_BYTES = 255
 MAX_LEVELS = 1000
 """Of directories in each other."""
@@ -404,9 +405,13 @@ class Keyed(Struct, frozen=True, kw_only=True):
 
 
 class ApplyRequest(Struct, forbid_unknown_fields=True):
-    """Operations applied in order, each on its own: one refusal does not stop the rest."""
+    """Operations applied in order, each on its own: one refusal does not stop the rest. `sent_as`:
+    the devices that the sender was, under which these may have been sent before: what they were
+    answered then is the answer. Of other accounts' devices, and for a token that reaches a folder
+    only, it says nothing."""
 
     ops: Annotated[list[Keyed], Meta(min_length=1, max_length=MAX_BATCH)]
+    sent_as: Annotated[list[HexId], Meta(max_length=MAX_SENT_AS)] = []
 
 
 class Applied(Struct, frozen=True, kw_only=True, tag="applied", tag_field="type"):

@@ -223,8 +223,10 @@ class Service:
         """For a batch of an account that begins now in the write thread: whether it is to end."""
         return self.writes.turn(whose, commits.MAX_SECONDS, SHARED_SECONDS)
 
-    async def apply(self, token: str | None, ops: Sequence[Keyed]) -> list[Applied | AnyProblem]:
-        """Commit a batch and publish its news.
+    async def apply(
+        self, token: str | None, ops: Sequence[Keyed], sent_as: Sequence[str] = ()
+    ) -> list[Applied | AnyProblem]:
+        """Commit a batch and publish its news. `sent_as`: see `ApplyRequest`.
 
         Raises `Refused` with Unauthorized, or with Unavailable when chunks of other devices that it
         refers to cannot be verified now.
@@ -243,7 +245,7 @@ class Service:
             now_ns = time.time_ns()
             with self.db.write() as conn:
                 caller = self._admit(conn, token, now_ns)
-                results, news = commits.apply(conn, caller, ops[:ready], now_ns, is_over)
+                results, news = commits.apply(conn, caller, ops[:ready], now_ns, is_over, sent_as)
             for each in news:
                 self.fanout.publish(each)
             return results + [commits.LATER] * (len(ops) - ready)

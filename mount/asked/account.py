@@ -96,7 +96,7 @@ class Account:
         """Say how far it is, and give up when the server is gone."""
         while True:
             await trio.sleep(REPORT_SECONDS)
-            if self.session.subscriber.known_offline:
+            if self.session.offline_because is not None:
                 scope.cancel()
                 return
             await report(self._progress([op for op in self.session.journal if which(op)]))

@@ -18,6 +18,8 @@ from mount.failures import Failure
 
 # How long a question that needs no waiting may take: a loaded machine, not a wedged mount.
 PROMPT_SECONDS = 10.0
+# One for which the mount asks the server a few things first.
+SERVER_SECONDS = 90.0
 
 
 class NotAnswering(Failure):
@@ -76,6 +78,16 @@ def status(path: Path) -> say.Status:
     answer = ask(path, say.StatusRequest())
     assert isinstance(answer, say.Status)
     return answer
+
+
+def check_token(path: Path) -> str:
+    """Have the mount ask the server whether it accepts its token, and take the kept one if it does
+    not. How it goes on, in words; raises as `ask` does."""
+    from mount.asked.account_messages import ReloadTokenRequest  # most commands do without
+
+    done = ask(path, ReloadTokenRequest(), patience=SERVER_SECONDS)
+    assert isinstance(done, say.Done)
+    return done.message
 
 
 def answers(path: Path) -> bool:

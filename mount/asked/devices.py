@@ -112,11 +112,6 @@ async def rotate(account: Account, _request: ask.RotateRequest, _report: Report)
 
 
 async def reload_token(account: Account, _request: ask.ReloadTokenRequest, _report: Report) -> Done:
-    """Another mount on this machine has rotated a token; if this mount is the same device, it goes
-    on with the new one. Another device keeps its own: answers that it waits for belong to it."""
-    url, name = account.config.url, account.config.account
-    token = await trio.to_thread.run_sync(credentials.load, url, name)
-    device = (await account.client.with_token(token).me()).device_id
-    if device == account.session.db.meta("device"):
-        account.client.use_token(token)
-    return Done()
+    """The kept token is another one than before, or somebody wants to know whether the mount's own
+    is good. How it goes on, in words."""
+    return Done(await account.session.relogin.check())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
 from cyclopts import Parameter
@@ -148,15 +149,30 @@ def login(
 
 
 def tell_of_mounts(url: str, account: str) -> None:
-    """A mount stays the device that it is: answers that it waits for belong to that one."""
+    """Running mounts of the account take the new token if they need it. They stay the device that
+    they are while that is accepted."""
     from mount.starting import registry
 
     for record in registry.all_records():
-        if record.alive and (record.url, record.account) == (url, account):
+        if not record.alive or record.url != url:
+            continue
+        if record.account == account:
+            print(f"The mount at {record.mountpoint} {_goes_on(Path(record.control))}.")
+        else:
             print(
-                f"The mount at {record.mountpoint} goes on with the token it has. If that is"
-                " refused: `nearline umount --now`, and mount it again."
+                f"The mount at {record.mountpoint} is of {record.account} and stays so; for the"
+                f" files of {account}: nearline mount {url} DIR --account {account}"
             )
+
+
+def _goes_on(control: Path) -> str:
+    """With which token, asked of the mount itself."""
+    from mount.asked import control_client
+
+    try:
+        return control_client.check_token(control)
+    except (control_client.NotAnswering, control_client.MountRefused) as problem:
+        return f"did not take the new token ({problem})"
 
 
 def passwd(

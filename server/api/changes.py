@@ -20,7 +20,7 @@ from server.service import Service
 @post("/v1/changes/apply")
 async def apply(request: AnyRequest) -> Reply:
     wanted = await body(request, ApplyRequest)
-    results = await service_of(request).apply(token_in(request), wanted.ops)
+    results = await service_of(request).apply(token_in(request), wanted.ops, wanted.sent_as)
     return reply(request, ApplyReply(results))
 
 

@@ -58,16 +58,26 @@ def apply(
     ops: Sequence[Keyed],
     now_ns: int,
     is_over: Callable[[], bool] = lambda: False,
+    sent_as: Sequence[str] = (),
 ) -> tuple[list[Result], list[News]]:
     """Apply `ops` in order, each on its own; `conn` is in a write transaction. `is_over` says that
-    the time for that is over.
+    the time for that is over. `sent_as`: see `ApplyRequest`.
 
     Returns the answers in order, and the news to publish once the transaction is committed.
     """
-    batch = _Batch(conn, caller, now_ns, is_over)
+    batch = _Batch(conn, caller, now_ns, is_over, _devices(conn, caller, sent_as))
     batch.recall([keyed.key for keyed in ops])
     results = [batch.answer(keyed) for keyed in ops]
     return results, batch.finish()
+
+
+def _devices(conn: Connection, caller: Caller, sent_as: Sequence[str]) -> list[str]:
+    """As whom the caller's operations may have been answered."""
+    others = set(sent_as) - {caller.device}
+    if not others or caller.folder is not None:
+        return [caller.device]
+    mine = select(devices.c.id).where(devices.c.id.in_(others), devices.c.account == caller.account)
+    return [caller.device, *conn.execute(mine).scalars()]
 
 
 @dataclass
@@ -88,6 +98,7 @@ class _Batch:
     caller: Caller
     now_ns: int
     is_over: Callable[[], bool]
+    devices: list[str]
     known: dict[str, Result] = field(default_factory=dict)
     heads: dict[str, _Head] = field(default_factory=dict)
     answers: list[dict[str, object]] = field(default_factory=list)
@@ -126,7 +137,7 @@ class _Batch:
         return {key: length for page in rows for key, length in page}
 
     def _mine(self, keys: Sequence[str]) -> ColumnElement[bool]:
-        return (idempotency.c.device == self.caller.device) & idempotency.c.key.in_(keys)
+        return idempotency.c.device.in_(self.devices) & idempotency.c.key.in_(keys)
 
     def _is_spent(self) -> bool:
         is_large = bool(self.known) and self.size > MAX_BYTES

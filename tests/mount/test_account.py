@@ -21,9 +21,10 @@ from mount.asked import answers
 from mount.asked import control_messages as say
 from mount.asked.account import Account, one_of
 from mount.failures import Failure
+from mount.relogin import Relogin
 from remote import errors, wire
 from remote import wire_account as account
-from remote.errors import Unreachable
+from remote.errors import Refused, Unauthorized, Unreachable
 from tests.cache.state import ROOT_FILE, State, new_file
 
 LINK = account.LinkInfo(
@@ -89,9 +90,15 @@ class Session:
     def __init__(self, state: State, server: Server) -> None:
         self.db, self.tree, self.journal = state.db, state.tree, state.journal
         self.client, self.replayer = server, Replayer()
+        self.relogin: Relogin
         self.uploader = SimpleNamespace(progress={})
         self.subscriber = SimpleNamespace(known_offline=False, sync=self._sync)
         self.events: list[str] = []
+        self.adopted: list[Any] = []
+
+    @property
+    def offline_because(self) -> str | None:
+        return "no route" if self.subscriber.known_offline else None
 
     async def ensure_listed(self, ino: int) -> None:
         return None
@@ -115,6 +122,13 @@ class Site:
             read_only=False, url="http://localhost:1", account="Anna", mountpoint=Path("/m")
         )
         self.config: Any = config
+        self.session.relogin = Relogin(
+            self.config,
+            self.server,  # type: ignore[arg-type]  # ditto
+            state.db,
+            self.session.adopted.append,
+            lambda: self.session.events.append("taken"),
+        )
         self.account = Account(self.config, self.session, self.told)  # type: ignore[arg-type]  # ditto
         self.reports: list[say.Progress] = []
 
@@ -695,14 +709,64 @@ async def test_a_token_that_is_not_the_kept_one_is_not_rotated(site: Site, home:
     assert credentials.load(site.config.url, site.config.account) == "kept"
 
 
-@pytest.mark.parametrize(("of", "taken"), [("d", ["kept"]), ("a", [])])
-async def test_a_token_is_taken_over_by_the_same_device_only(
-    site: Site, home: Path, of: str, taken: list[str]
-) -> None:
+OURS = {"drive": "e" * 32, "root": "f" * 32, "scope": "full", "device_id": "a" * 32}
+
+
+@pytest.fixture
+def logged_in(site: Site, home: Path) -> Site:
+    """Another login is kept than the one that the mount has."""
     credentials.save(site.config.url, site.config.account, "kept")
-    site.server.replies["me"] = SimpleNamespace(device_id=of * 32)
-    await site.ask(ask.ReloadTokenRequest())
-    assert site.server.tokens == taken
+    site.server.use_token("own")
+    with site.state.db.transaction():
+        for key in ("drive", "root", "scope"):
+            site.state.db.set_meta(key, OURS[key])
+        site.state.db.set_meta("device", "d" * 32)
+    return site
+
+
+@pytest.mark.parametrize(("of", "token"), [("d", "kept"), ("a", "own")])
+async def test_while_its_token_is_good_a_mount_stays_the_device_that_it_is(
+    logged_in: Site, of: str, token: str
+) -> None:
+    """A token of the same device is from a rotation."""
+    logged_in.server.replies["me"] = SimpleNamespace(device_id=of * 32)
+    done = await logged_in.ask(ask.ReloadTokenRequest())
+    assert logged_in.server.token == token
+    assert ("new token" in done.message) == (token == "kept")
+
+
+async def test_the_kept_login_is_taken_when_the_own_is_refused(logged_in: Site) -> None:
+    me = SimpleNamespace(**OURS)
+    logged_in.server.replies["me"] = me
+    assert await logged_in.session.relogin.refused(Refused(Unauthorized(message="who?")))
+    assert logged_in.server.token == "kept"
+    assert (logged_in.session.adopted, logged_in.session.events) == ([me], ["taken"])
+    assert not await logged_in.session.relogin.refused(Refused(Unauthorized(message="who?")))
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"drive": "0" * 32}, "another drive"),
+        ({"root": "0" * 32}, "another folder"),
+        ({"scope": "read"}, "only read"),
+    ],
+)
+async def test_a_login_that_is_not_for_this_mount_is_not_taken(
+    logged_in: Site, other: dict[str, str], why: str
+) -> None:
+    logged_in.server.replies["me"] = SimpleNamespace(**(OURS | other))
+    with pytest.raises(Refused, match=why):
+        await logged_in.session.relogin.refused(Refused(Unauthorized(message="who?")))
+    assert logged_in.server.token == "own"
+    assert logged_in.session.adopted == []
+
+
+async def test_a_kept_login_that_is_refused_too_changes_nothing(logged_in: Site) -> None:
+    refused = Refused(Unauthorized(message="who?"))
+    logged_in.server.replies["me"] = refused
+    assert not await logged_in.session.relogin.refused(refused)
+    assert logged_in.server.token == "own"
 
 
 async def test_paths_of_the_tree_are_shown(site: Site) -> None:

@@ -298,15 +298,16 @@ def test_which_mount_is_meant(
     assert (len(one.asked), len(other.asked)) == (0, 2)
 
 
-def test_a_login_says_that_mounts_go_on_with_their_token(
-    mounts: Mounts, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mounts.add("m")
-    mounts.add("o", account="ben")
+def test_a_login_tells_running_mounts(mounts: Mounts, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad, other = mounts.add("m"), mounts.add("n"), mounts.add("o", account="ben")
+    good.answers, bad.answers = [say.Done("goes on")], [Failure("another drive")]
     starting.tell_of_mounts("http://x", "anna")
     told = capsys.readouterr().out
-    assert "/m goes on with the token it has" in told
-    assert "/o" not in told
+    assert "The mount at /m goes on." in told
+    assert "The mount at /n did not take the new token (another drive)" in told
+    assert "The mount at /o is of ben and stays so" in told
+    assert good.asked == bad.asked == [messages.ReloadTokenRequest()]
+    assert other.asked == []
 
 
 def test_rotating_tells_the_other_mounts_of_the_login(

@@ -119,6 +119,24 @@ def test_an_answer_that_was_lost_is_given_again_after_a_restart(server: Running)
     assert anna.batch(op, keys=[key]) == lost
 
 
+def test_a_new_login_is_given_the_answers_of_the_device_before(server: Running) -> None:
+    """Of devices of the same account, if it says that it was one; to nobody else."""
+    anna, ben = server.account("anna"), server.account("ben")
+    key, op = new_id(), anna.create("a")
+    given = anna.batch(op, keys=[key])
+    before, again = anna.refresh().device_id, server.device(anna.me.account)
+
+    def asked(who: Client, sent_as: list[str]) -> wire.Applied | errors.AnyProblem:
+        wanted = wire.ApplyRequest([wire.Keyed(key=key, op=op)], sent_as=sent_as)
+        reply = who.request("POST", "/v1/changes/apply", wire.ApplyReply, wanted)
+        answer: wire.Applied | errors.AnyProblem = reply.results[0]
+        return answer
+
+    assert asked(again, [new_id(), before]) == given[0]
+    assert not isinstance(asked(ben, [before]), wire.Applied)
+    assert isinstance(asked(again, []), errors.Exists)
+
+
 def test_missing_chunks_are_not_a_final_answer(anna: Client) -> None:
     chunk, key, file, version = make_chunk(noise(100, "late")), new_id(), new_id(), new_id()
     content = wire.Content(version=version, manifest=manifest_of(chunk))

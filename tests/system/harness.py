@@ -326,15 +326,15 @@ class Site:
     def person(self, account: str) -> None:
         """One more account, that this home is logged in to. From the second on, a mount needs
         `--account`."""
-        self.cli("account", "add", account, "--data", self.server.data, *self._password)
+        self.cli("account", "add", account, "--data", self.server.data, *self.by_password)
         self.login(account)
 
     def login(self, account: str = ACCOUNT) -> None:
-        words = ["--account", account, *self._password, *self.plainly]
+        words = ["--account", account, *self.by_password, *self.plainly]
         self.cli("login", self.server.url, *words)
 
     @property
-    def _password(self) -> list[str]:
+    def by_password(self) -> list[str]:
         return ["--password-file", str(self.password_file)]
 
     def device(self, name: str, *options: str) -> Device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,53 @@ def test_a_revoked_device_is_out_at_once(site: Site) -> None:
     assert "log in" in b.status()["reason"]
     with pytest.raises(OSError, match=r"Permission|unreachable"):
         (b.at / "page").read_bytes()
+
+
+def test_a_refused_mount_takes_the_new_login_and_loses_nothing(site: Site) -> None:
+    a, b = site.device("a", "--account", ACCOUNT), site.device("b", "--account", ACCOUNT)
+    a.mount()
+    keep(site, token(site, a, "lost"))
+    b.mount()
+    site.cli("devices", "revoke", "lost", str(a.at))
+    wait_until(lambda: b.status()["state"] == "offline", "the lost device is out")
+    assert "log in" in b.status()["reason"]
+    assert f"{b.at} does not know that its token is good" in site.cli("doctor", check=False).stdout
+    (b.at / "written").write_bytes(b"while it was out")
+    said = site.cli("login", site.server.url, "--account", ACCOUNT, *site.by_password).stdout
+    assert f"{b.at} goes on with the new token" in said
+    assert f"{a.at} goes on with its own token" in said
+    b.flush()
+    a.sees("written", b"while it was out")
+    assert b.status()["state"] == "online"
+    assert f"{b.at} goes on with its own token" in site.cli("doctor", check=False).stdout
+    site.person("ben")
+    site.cli("devices", "revoke", "lost", str(a.at), check=False)
+    said = site.cli("login", site.server.url, "--account", "ben", *site.by_password).stdout
+    assert f"{b.at} is of {ACCOUNT} and stays so" in said
+    assert b.status()["state"] == "online"
+
+
+def test_after_a_restored_backup_a_mount_goes_on_with_a_new_login(site: Site) -> None:
+    """The server knows neither the device nor its token any more. Nobody tells the mount: it reads
+    the kept token again."""
+    site.server.stop()
+    backup = site.base / "backup"
+    shutil.copytree(site.server.data, backup)
+    site.server.start()
+    a, b = site.device("a"), site.device("b")
+    a.mount()
+    keep(site, token(site, a, "new"))
+    a.umount()
+    b.mount()
+    site.server.stop()
+    (b.at / "written").write_bytes(b"while it was away")
+    shutil.rmtree(site.server.data)
+    shutil.copytree(backup, site.server.data)
+    site.server.start()
+    site.login()
+    b.flush()
+    a.mount()
+    a.sees("written", b"while it was away")
 
 
 def test_a_token_of_somebody_else_is_not_kept(site: Site) -> None:
