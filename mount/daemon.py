@@ -9,8 +9,9 @@ the kernel gets no answer before the mount is usable.
 
 Ending: `umount` (the command, or umount(8)) makes the kernel write back everything and end the FUSE
 loop; then the rest is cancelled. SIGTERM and SIGINT unmount the same way, lazily if something is
-still open; the journal stays for the next mount. Should the loop itself fail, the mountpoint stays
-mounted and failing (ENOTCONN), so that nobody writes into the empty directory under it.
+still open or shows it elsewhere; the journal stays for the next mount. Should the loop itself fail,
+the mountpoint stays mounted and failing (ENOTCONN), so that nobody writes into the empty directory
+under it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ import structlog
 import trio
 
 from cache import quarantine
-from mount import connection, mountinfo
+from mount import connection, holders, mountinfo
 from mount.asked import control_messages as say
 from mount.asked import refusals
 from mount.asked.account import Account
@@ -128,11 +129,13 @@ async def _serve(
         account = Account(config, session, invalidator.settled)
         write_back = WriteBack(config.mountpoint, session.tree, session.journal, session.replayer)
         nursery.start_soon(write_back.run)
-        handler = Control(config, session, pins, account, write_back)
+        mounted = mountinfo.mounted_at(config.mountpoint)
+        device = mounted.device if mounted else ""
+        handler = Control(config, session, pins, account, write_back, device)
         nursery.start_soon(serve_control, doors.control, handler)
         nursery.start_soon(invalidator.run)
         nursery.start_soon(pins.run)
-        nursery.start_soon(_end_on_signal, config)
+        nursery.start_soon(_end_on_signal, config, device)
         if doors.metrics:
             from mount.metrics import serve_metrics
 
@@ -166,29 +169,50 @@ async def _raise_read_ahead(mountpoint: Path) -> None:
         log.info("kernel read-ahead stays small", why=str(problem))
 
 
-async def _end_on_signal(config: MountConfig) -> None:
+async def _end_on_signal(config: MountConfig, device: str) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             log.info("asked to end", signal=signal.Signals(number).name)
-            await unmount(config.mountpoint, lazily_if_busy=True)
+            await unmount(config.mountpoint, device, lazily_if_busy=True)
 
 
-async def unmount(mountpoint: Path, *, lazily_if_busy: bool) -> None:
+async def unmount(mountpoint: Path, device: str, *, lazily_if_busy: bool) -> None:
     """Have the kernel write everything back and let go. In a child process, because this one must
-    answer the writes meanwhile. Raises Failure when something is still open."""
+    answer the writes meanwhile. Raises Failure when something is still open. Bind mounts of
+    `device` keep the file system going after an ordinary unmounting, too: then it ends here."""
     at = str(mountpoint)
+    mounted = mountinfo.mounted_at(mountpoint)
+    here = mounted is not None and mounted.device == device
+    gone = mountinfo.Mounted(0, mountpoint, mountinfo.FSTYPE, "", device)
+    mount = mounted if mounted is not None and here else gone
+    places = [
+        one.place for one in await trio.to_thread.run_sync(holders.elsewhere, mount) if one.place
+    ]
+    if places:
+        await _sync(places)
+    why = "it is not mounted there"
     command = ["umount", at] if os.getuid() == 0 else ["fusermount3", "-u", at]
-    result = await trio.run_process(command, check=False, capture_stderr=True)
-    if result.returncode == 0:
-        return
-    why = result.stderr.decode(errors="replace").strip()
+    if here:
+        result = await trio.run_process(command, check=False, capture_stderr=True)
+        why = result.stderr.decode(errors="replace").strip()
+        if result.returncode == 0 and not places:
+            return
+        here = result.returncode != 0
     if not lazily_if_busy:
         raise Failure(f"{at} cannot be unmounted ({why}); close what is open there")
-    with trio.move_on_after(SYNC_SECONDS):
-        await trio.run_process(["sync", "-f", at], check=False, stderr=subprocess.DEVNULL)
-    lazy = [command[0], "-l", at] if os.getuid() == 0 else ["fusermount3", "-uz", at]
-    await trio.run_process(lazy, check=False, stderr=subprocess.DEVNULL)
+    if here:
+        await _sync([mountpoint])
+        lazy = [command[0], "-l", at] if os.getuid() == 0 else ["fusermount3", "-uz", at]
+        await trio.run_process(lazy, check=False, stderr=subprocess.DEVNULL)
     pyfuse3.terminate()
+
+
+async def _sync(places: Sequence[Path]) -> None:
+    """Have the kernel hand over what it keeps of the file system that shows at `places`."""
+    with trio.move_on_after(SYNC_SECONDS):
+        for place in places:
+            command = ["sync", "-f", str(place)]
+            await trio.run_process(command, check=False, stderr=subprocess.DEVNULL)
 
 
 class Control:
@@ -201,8 +225,10 @@ class Control:
         pins: Pins,
         account: Account,
         write_back: WriteBack,
+        device: str,
     ) -> None:
         self._config, self._session, self._pins = config, session, pins
+        self._device = device
         self._account, self._write_back = account, write_back
 
     def status(self) -> say.Status:
@@ -295,7 +321,7 @@ class Control:
     async def stop(self, flush: bool) -> None:
         if flush:
             await self._session.replayer.flush()
-        await unmount(self._config.mountpoint, lazily_if_busy=False)
+        await unmount(self._config.mountpoint, self._device, lazily_if_busy=False)
 
     async def pin(self, path: str, report: Report) -> None:
         await self._pins.pin(path, partial(_report_progress, report))
