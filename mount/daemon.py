@@ -15,8 +15,9 @@ somebody looks at it before the kernel is told of anything, and before anybody h
 
 Ending: `umount` (the command, or umount(8)) makes the kernel write back everything and end the FUSE
 loop; then the rest is cancelled. SIGTERM and SIGINT unmount the same way, lazily if something is
-still open; the journal stays for the next mount. Should the loop itself fail, the mountpoint stays
-mounted and failing (ENOTCONN), so that nobody writes into the empty directory under it.
+still open or shows it elsewhere; the journal stays for the next mount. Should the loop itself fail,
+the mountpoint stays mounted and failing (ENOTCONN), so that nobody writes into the empty directory
+under it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +39,7 @@ import structlog
 import trio
 
 from cache import quarantine
-from mount import connection, mountinfo
+from mount import connection, holders, mountinfo
 from mount.asked import control_messages as say
 from mount.asked import refusals
 from mount.asked.account import Account
@@ -138,10 +139,12 @@ async def _serve(
         account = Account(config, session, invalidator.settled)
         write_back = WriteBack(config.mountpoint, session.tree, session.journal, session.replayer)
         nursery.start_soon(write_back.run)
-        handler = Control(config, session, pins, account, write_back)
+        mounted = mountinfo.mounted_at(config.mountpoint)
+        device = mounted.device if mounted else ""
+        handler = Control(config, session, pins, account, write_back, device)
         nursery.start_soon(serve_control, doors.control, handler)
         nursery.start_soon(pins.run)
-        nursery.start_soon(_end_on_signal, config, write_back)
+        nursery.start_soon(_end_on_signal, config, device, write_back)
         if doors.metrics:
             from mount.metrics import serve_metrics
 
@@ -202,32 +205,59 @@ async def _raise_read_ahead(mountpoint: Path) -> None:
         log.info("kernel read-ahead stays small", why=str(problem))
 
 
-async def _end_on_signal(config: MountConfig, write_back: WriteBack) -> None:
+async def _end_on_signal(config: MountConfig, device: str, write_back: WriteBack) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             log.info("asked to end", signal=signal.Signals(number).name)
-            await unmount(config.mountpoint, hand_over=write_back.hand_over)
+            await unmount(config.mountpoint, device, hand_over=write_back.hand_over)
 
 
 async def unmount(
-    mountpoint: Path, *, hand_over: Callable[[], Awaitable[None]] | None = None
+    mountpoint: Path, device: str, *, hand_over: Callable[[], Awaitable[None]] | None = None
 ) -> None:
     """Have the kernel write everything back and let go. In a child process, because this one must
     answer the writes meanwhile. When something is still open: raises Failure; or with `hand_over`,
-    which waits for what the kernel has of open files, lets the mount go from under them."""
+    which waits for what the kernel has of open files, lets the mount go from under them. Bind
+    mounts of `device` keep the file system going after an ordinary unmounting, too: then it ends
+    here."""
     at = str(mountpoint)
+    mounted = mountinfo.mounted_at(mountpoint)
+    here = mounted is not None and mounted.device == device
+    gone = mountinfo.Mounted(0, mountpoint, mountinfo.FSTYPE, "", device)
+    mount = mounted if mounted is not None and here else gone
+    places = [
+        one.place for one in await trio.to_thread.run_sync(holders.elsewhere, mount) if one.place
+    ]
+    if places:
+        await _written_back(hand_over if here else None, places)
+    why = "it is not mounted there"
     command = ["umount", at] if os.getuid() == 0 else ["fusermount3", "-u", at]
-    result = await trio.run_process(command, check=False, capture_stderr=True)
-    if result.returncode == 0:
-        return
-    why = result.stderr.decode(errors="replace").strip()
+    if here:
+        result = await trio.run_process(command, check=False, capture_stderr=True)
+        why = result.stderr.decode(errors="replace").strip()
+        if result.returncode == 0 and not places:
+            return
+        here = result.returncode != 0
     if hand_over is None:
         raise Failure(f"{at} cannot be unmounted ({why}); close what is open there")
-    with trio.move_on_after(SYNC_SECONDS):
-        await hand_over()
-    lazy = [command[0], "-l", at] if os.getuid() == 0 else ["fusermount3", "-uz", at]
-    await trio.run_process(lazy, check=False, stderr=subprocess.DEVNULL)
+    if here:
+        await _written_back(hand_over, [])
+        lazy = [command[0], "-l", at] if os.getuid() == 0 else ["fusermount3", "-uz", at]
+        await trio.run_process(lazy, check=False, stderr=subprocess.DEVNULL)
     pyfuse3.terminate()
+
+
+async def _written_back(
+    hand_over: Callable[[], Awaitable[None]] | None, places: Sequence[Path]
+) -> None:
+    """Have the kernel hand over what it keeps: of open files by `hand_over`, which waits. What
+    shows at `places` alone it can only be asked to begin with."""
+    with trio.move_on_after(SYNC_SECONDS):
+        if hand_over is not None:
+            await hand_over()
+        for place in places:
+            command = ["sync", "-f", str(place)]
+            await trio.run_process(command, check=False, stderr=subprocess.DEVNULL)
 
 
 class Control:
@@ -240,8 +270,10 @@ class Control:
         pins: Pins,
         account: Account,
         write_back: WriteBack,
+        device: str,
     ) -> None:
         self._config, self._session, self._pins = config, session, pins
+        self._device = device
         self._account, self._write_back = account, write_back
 
     def status(self) -> say.Status:
@@ -336,7 +368,7 @@ class Control:
     async def stop(self, flush: bool) -> None:
         if flush:
             await self._session.replayer.flush()
-        await unmount(self._config.mountpoint)
+        await unmount(self._config.mountpoint, self._device)
 
     async def pin(self, path: str, report: Report) -> None:
         await self._pins.pin(path, partial(_report_progress, report))

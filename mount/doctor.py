@@ -25,7 +25,7 @@ from mount.config import is_loopback, needs_insecure, needs_pin
 from mount.credentials import Login
 from mount.failures import Failure
 from mount.progress import human_bytes, human_seconds
-from mount.starting import preflight, registry
+from mount.starting import fstab, preflight, registry, remains
 from mount.starting.directories import existing
 
 Level = Literal["ok", "warn", "fail"]
@@ -55,6 +55,7 @@ def examine() -> Iterator[Finding]:
     yield from check_fuse()
     yield check_allow_other()
     yield from check_disks()
+    yield from check_fstab()
     yield from check_servers(credentials.logins())
     yield from check_mounts()
     yield from check_states()
@@ -97,6 +98,14 @@ def check_allow_other() -> Finding:
         "-o allow_other is not for you",
         f"if others shall see your mount, add the line user_allow_other to {preflight.FUSE_CONF}",
     )
+
+
+def check_fstab() -> Iterator[Finding]:
+    """Lines that let a boot wait, or fail, for a server."""
+    for line in fstab.lines():
+        if missing := fstab.missing(line):
+            what = f"{fstab.FSTAB}: the line of {line.mountpoint} is without {missing}"
+            yield Finding("warn", what, fstab.ADVICE)
 
 
 def check_disks() -> Iterator[Finding]:
@@ -194,7 +203,9 @@ def judge_clock(url: str, ahead: float) -> Finding:
 def check_mounts() -> Iterator[Finding]:
     """Mounts whose process is gone."""
     for record in registry.all_records():
-        if record.alive:
+        if said := remains.described(record):
+            yield Finding("warn", said)
+        elif record.alive:
             yield Finding("ok", f"{record.mountpoint} is mounted (process {record.pid})")
             yield from check_refusals(record)
             yield check_token(record)

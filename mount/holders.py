@@ -22,11 +22,13 @@ from mount.mountinfo import Mounted
 
 @dataclass(frozen=True)
 class Holder:
-    """A process, a mount or a loop device, and what it has there, as a person says it."""
+    """A process, a mount or a loop device, and what it has there, as a person says it.
+    `place` is where a mount of the same file system is."""
 
     who: str
     what: str
     pid: int = 0
+    place: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.who} {self.what}"
@@ -37,21 +39,44 @@ def of(mountpoint: Path, *, besides: frozenset[int] = frozenset()) -> list[Holde
     mount = mountinfo.mounted_at(mountpoint)
     if mount is None:
         return []
-    return [*_mounts_in(mount), *_loops_in(mount), *_processes(mount, besides)]
+    return [
+        *_mounts_in(mount),
+        *elsewhere(mount, besides=besides),
+        *_loops_in(mount),
+        *_processes(mount, besides),
+    ]
 
 
-def elsewhere(device: str, *, besides: frozenset[int] = frozenset()) -> list[Holder]:
-    """Processes in whose mount namespace the file system `device` (MAJOR:MINOR) is still mounted:
-    it goes on for as long. One of each namespace."""
-    ours, found = _link(Path("/proc/self/ns/mnt")), {}
+def elsewhere(mount: Mounted, *, besides: frozenset[int] = frozenset()) -> list[Holder]:
+    """Other mounts of the file system of `mount`, or of a folder of it, that stay when `mount` is
+    unmounted: it goes on for as long. Bind mounts in this mount namespace, and one process of each
+    other namespace that has such. `mount` may be gone already."""
+    here, others = mountinfo.mounts(), _namespaces(besides)
+    masters = mountinfo.masters_of([here, *(table for _, table in others)])
+    found = []
+    for other in mountinfo.staying(mount, here, here, masters):
+        what = f"shows it at {other.mountpoint} (`umount {other.mountpoint}`)"
+        found.append(Holder("a bind mount", what, place=other.mountpoint))
+    for process, table in others:
+        if stay := mountinfo.staying(mount, here, table, masters):
+            places = " and ".join(str(other.mountpoint) for other in stay)
+            what = f"has it mounted at {places} in a namespace of its own (a container, or a "
+            inside = Path(f"{process}/root{stay[0].mountpoint}")
+            found.append(
+                Holder(_name(process), f"{what}service: stop it)", int(process.name), inside)
+            )
+    return found
+
+
+def _namespaces(besides: frozenset[int]) -> list[tuple[Path, list[Mounted]]]:
+    """A process of each mount namespace but ours, and what is mounted there."""
+    seen, found = {_link(Path("/proc/self/ns/mnt")), ""}, []
     for process in _all_processes(besides):
         namespace = _link(process / "ns/mnt")
-        if namespace in (ours, "") or namespace in found:
-            continue
-        if any(mount.device == device for mount in mountinfo.parse(_read(process / "mountinfo"))):
-            what = "has it mounted in a namespace of its own (a container, or a service)"
-            found[namespace] = Holder(_name(process), what, int(process.name))
-    return list(found.values())
+        if namespace not in seen and (table := mountinfo.parse(_read(process / "mountinfo"))):
+            seen.add(namespace)
+            found.append((process, table))
+    return found
 
 
 def _mounts_in(mount: Mounted) -> Iterator[Holder]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from msgspec import structs
 
 from mount.asked import control_client
 from mount.asked import control_messages as say
 from mount.cli import flags
 from mount.progress import View, human_bytes
-from mount.starting import registry
+from mount.starting import registry, remains
 
 Place = Annotated[str, Parameter(name="PATH")]
 Directory = Annotated[str, Parameter(name="DIR")]
@@ -41,7 +42,8 @@ def status(
 def status_of(record: registry.Record) -> say.Status:
     """The mount's own answer, or, when its process is gone or silent, what the record tells."""
     try:
-        return control_client.status(Path(record.control))
+        found = control_client.status(Path(record.control))
+        return structs.replace(found, reason=remains.described(record) or found.reason)
     except (control_client.NotAnswering, control_client.MountRefused) as error:
         reason = "its process is gone"
         if record.alive:

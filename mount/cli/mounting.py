@@ -79,11 +79,12 @@ def start(url: str, directory: str, options: Options, *, foreground: bool) -> No
 
 def resolve_mountpoint(directory: str) -> Path:
     """`directory` without symbolic links above its last part: as the kernel will name the mount.
-    The last part is not looked at when it is a mount already, which may be dead or hang."""
+    The last part is not looked at when it is a mount already, which may be dead or hang, or when
+    autofs waits there."""
     path = Path(os.path.abspath(absolute(directory)))
     parent = path.parent.resolve()
     here = parent / path.name
-    if mountinfo.mounted_at(here) is not None:
+    if mountinfo.mounted_at(here) is not None or mountinfo.is_trigger(here):
         return here
     return here.resolve() if here.is_symlink() else here
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import structlog
 import trio
-from msgspec import json
+from msgspec import json, structs
 
 from cache.opening import NewerState, is_damage, note_damage
 from mount import logs, mountinfo
@@ -53,7 +53,12 @@ def main(argv: list[str]) -> int:
         orders = launch.decode_orders(sys.stdin.buffer.read())
         if orders.parent is not None:
             process.die_with_parent(orders.parent)
-        run_mount(orders.config, orders.token, ready=lambda: _tell(answer, launch.Outcome()))
+
+        def usable() -> None:
+            launch.leave_group()
+            _tell(answer, launch.Outcome())
+
+        run_mount(orders.config, orders.token, ready=usable)
     except Failure as failure:
         _tell(answer, launch.Outcome(str(failure), failure.exit_code))
         return failure.exit_code
@@ -138,9 +143,17 @@ def _run_recorded(
     config: MountConfig, token: str, answering: Callable[[], None], ready: Callable[[], None]
 ) -> None:
     record = record_of(config)
+
+    def mounted() -> None:
+        nonlocal record
+        at = mountinfo.mounted_at(config.mountpoint)
+        record = structs.replace(record, device=at.device if at else "")
+        registry.put(record)
+        ready()
+
     try:
         registry.put(record)
-        trio.run(_session, config, token, answering, ready)
+        trio.run(_session, config, token, answering, mounted)
     except BaseException as error:
         raise explain(error, config) from error
     finally:

@@ -20,6 +20,7 @@ from cache.disk import make_private
 from cache.reserve import RESERVE_BYTES, START_BYTES, Standing
 from mount.config import MountConfig
 from mount.failures import Failure
+from mount.starting import registry, remains
 
 
 class Directories:
@@ -80,9 +81,7 @@ class Directories:
             self._descriptor = os.open(self._state / "lock", flags, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Failure(
-                f"another mount is using {self._state}; unmount it, or give another --state"
-            ) from error
+            raise Failure(_in_use(self._state)) from error
         except OSError as error:
             raise Failure(
                 f"cannot write in {self._state}: {error.strerror}; give another --state"
@@ -116,6 +115,18 @@ class Directories:
         if self._state.exists():  # not taken back
             self._standing.keep(RESERVE_BYTES + START_BYTES)
         self._unlock()
+
+
+def _in_use(state: Path) -> str:
+    record = registry.using(state)
+    if record is None:
+        return f"another mount is using {state}; unmount it, or give another --state"
+    if said := remains.described(record):
+        return f"the state in {state} is in use: {said}; or give another --state"
+    return (
+        f"the mount at {record.mountpoint} (process {record.pid}) is using {state}; run "
+        f"`nearline umount {record.mountpoint}`, or give another --state"
+    )
 
 
 def existing(path: Path) -> Path:

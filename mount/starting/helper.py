@@ -3,16 +3,22 @@
 Knows: how mount(8) calls a helper (mount(8), "External helpers": `SPEC DIR [-sfnv] [-N namespace]
 [-o options] [-t type.subtype]`). Must not know: how a mount is made; it says the same as
 `nearline mount`, with the same exit codes, and the account in the options.
+
+mount(8) hands helpers `nosuid` and `nodev`, never `suid` and `dev`, which are the default of every
+file system. So for root their absence asks for them, as it does for libfuse's mount.fuse.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from getopt import GetoptError, gnu_getopt
+from pathlib import Path
 
-from mount.config import normal_url, parse_options
+from mount.config import ROOT_FLAGS, normal_url, parse_options
 from mount.failures import Failure, UsageFailure
+from mount.starting import fstab
 
 USAGE = "mount -t nearline URL DIR [-o OPTIONS]"
 
@@ -39,8 +45,11 @@ def mount(arguments: list[str]) -> None:
     if "-N" in given:
         raise UsageFailure("mounting in another namespace (-N) is not possible; use nsenter")
     strings = [value for flag, value in flags if flag == "-o"]
-    options = parse_options(strings, sloppy="-s" in given)
+    defaults = [",".join(sorted(ROOT_FLAGS))] if os.getuid() == 0 else []
+    options = parse_options([*defaults, *strings], sloppy="-s" in given)
     url, directory = normal_url(words[0]), words[1]
+    if warning := fstab.warning(Path(directory)):
+        print(f"mount.nearline: {warning}", file=sys.stderr)
     if "-v" in given:
         print(f"mount.nearline: {url} on {directory} ({','.join(strings) or 'defaults'})")
     if "-f" not in given:

@@ -8,6 +8,10 @@ loops and open files of the command do not leak into it, and it loads its module
 is still checking. It reads `Orders` from standard input, so that the token is neither in its
 arguments nor its environment, and answers with one `Outcome` on a pipe: usable, or the one line
 that says why not. When that pipe closes without an answer, the process died.
+
+Until it is usable it stays in the process group of the command: an automounter that has mount(8)
+mount lets only its own process group see the mountpoint; all others wait for the mount. Then it
+takes a session of its own (`leave_group`).
 """
 
 from __future__ import annotations
@@ -104,7 +108,6 @@ def launched() -> Iterator[Launch]:
             stderr=subprocess.DEVNULL,
             cwd="/",
             env=_environment(),
-            start_new_session=True,
             pass_fds=[write_end],
         )
     finally:
@@ -117,6 +120,11 @@ def launched() -> Iterator[Launch]:
         raise
     finally:
         os.close(read_end)
+
+
+def leave_group() -> None:
+    """Be out of reach of the signals that a terminal sends to the command's process group."""
+    os.setsid()
 
 
 def _environment() -> dict[str, str]:

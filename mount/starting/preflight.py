@@ -56,10 +56,13 @@ def check_url(config: MountConfig) -> None:
 
 
 def check_mountpoint(mountpoint: Path) -> None:
-    """An empty directory of ours on which nothing is mounted."""
+    """An empty directory of ours on which nothing is mounted, or where autofs waits for us: that
+    is never looked at, because who looks waits for this mount."""
     mounted = mountinfo.mounted_at(mountpoint)
     if mounted is not None:
         raise Failure(_already_mounted(mountpoint, mounted))
+    if mountinfo.is_trigger(mountpoint):
+        return
     try:
         entries = os.listdir(mountpoint)
     except FileNotFoundError as error:

@@ -27,7 +27,9 @@ from mount.failures import Failure
 
 class Record(Struct, frozen=True, kw_only=True):
     """One mount. `started` is the kernel's start time of process `pid` (clock ticks since boot),
-    so that another process that got the same number later is not taken for it."""
+    so that another process that got the same number later is not taken for it. `device` is the
+    MAJOR:MINOR of the file system, "" before it is mounted: it finds bind mounts that outlive the
+    mount."""
 
     mountpoint: str
     state_dir: str
@@ -37,6 +39,7 @@ class Record(Struct, frozen=True, kw_only=True):
     pid: int
     started: int
     control: str
+    device: str = ""
 
     @property
     def alive(self) -> bool:
@@ -121,6 +124,12 @@ def all_records() -> list[Record]:
     found = (_read(file) for file in sorted(directory().glob("*.json")))
     records = [record for record in found if record is not None]
     return sorted(records, key=lambda record: record.mountpoint)
+
+
+def using(state_dir: Path) -> Record | None:
+    """The living mount that has its state in `state_dir`."""
+    records = (record for record in all_records() if record.alive)
+    return next((record for record in records if record.state_dir == str(state_dir)), None)
 
 
 def forget_gone() -> Iterator[Record]:

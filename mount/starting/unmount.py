@@ -31,7 +31,7 @@ from mount.asked import control_client
 from mount.asked.control_messages import FlushRequest, Progress
 from mount.failures import Failure
 from mount.holders import Holder
-from mount.starting import process, registry
+from mount.starting import process, registry, remains
 
 ENDING_SECONDS = 30.0
 NAMED = 5  # of those who keep a mount busy
@@ -80,7 +80,10 @@ def unmount(
         detach(mountpoint, lazy=True)
         registry.remove(record)
         return f"its process was gone; what was not uploaded is kept in {record.state_dir}"
-    if mounted is not None:
+    if said := remains.described(record):
+        if remains.holding(record):
+            raise Failure(said)
+    elif mounted is not None:
         _end_living(record, timeout=timeout, now=now, on_progress=on_progress)
     _await_end(record, mounted)
     return ""
@@ -165,7 +168,7 @@ def _await_end(record: registry.Record, mounted: mountinfo.Mounted | None = None
     if process.wait_gone(record.pid, ENDING_SECONDS):
         registry.remove(record)
         return
-    found = [] if mounted is None else holders.elsewhere(mounted.device)
+    found = [] if mounted is None else holders.elsewhere(mounted)
     who = f": {', '.join(map(str, found[:NAMED]))}" if found else ""
     raise Failure(
         f"{record.mountpoint} is unmounted but its process {record.pid} has not ended{who}; "

@@ -261,11 +261,18 @@ def test_root_is_given_no_helper_that_others_may_change(installation: Path, tmp_
 def test_the_helper_that_is_installed(installation: Path, tmp_path: Path) -> None:
     """Where the check finds nothing: a `python` that says so."""
     python = installation / "bin/python"
-    python.write_text(f'#!/bin/sh\n[ "$*" = "-I -m mount.units.trust {python}" ]\n')
+    python.write_text(
+        f'#!/bin/sh\n[ "$*" = "-I -m mount.units.trust {python}" ]'
+        f' || exec "{sys.executable}" "$@"\n'
+    )
+    conf = tmp_path / "dest/etc/updatedb.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text('PRUNEFS="NFS"\n')
     assert install_helper(installation, tmp_path / "dest").returncode == 0
     installed = tmp_path / "dest/sbin/mount.nearline"
     assert f'exec "{python}" -I -m mount.starting.helper "$@"' in installed.read_text()
     assert os.readlink(installed.with_name("mount.fuse.nearline")) == installed.name
+    assert conf.read_text() == 'PRUNEFS="NFS fuse.nearline"\n'
 
 
 def test_launchd_accepts_the_plist() -> None:
@@ -299,7 +306,32 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Options]]:
     return calls
 
 
-def test_the_helper_as_mount8_calls_it(started: list[tuple[str, str, Options]]) -> None:
+@pytest.mark.parametrize(
+    ("user", "given", "flags"),
+    [
+        (0, "rw", {"suid", "dev"}),
+        (0, "rw,nosuid", {"nosuid", "dev"}),
+        (0, "rw,noexec,nosuid,nodev", {"noexec", "nosuid", "nodev"}),
+        (0, "rw,user", {"noexec", "nosuid", "nodev"}),
+        (1000, "rw", set()),
+    ],
+)
+def test_for_root_suid_and_dev_are_the_default_of_mount8(
+    started: list[tuple[str, str, Options]],
+    monkeypatch: pytest.MonkeyPatch,
+    user: int,
+    given: str,
+    flags: set[str],
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    assert helper.main(["http://localhost:1", "/mnt", "-o", given]) == 0
+    assert started[0][2].fuse_options == flags
+
+
+def test_the_helper_as_mount8_calls_it(
+    started: list[tuple[str, str, Options]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
     words = ["http://localhost:1/", "/mnt", "-n", "-o", "rw,account=ann,_netdev", "-t", "nearline"]
     assert helper.main(words) == 0
     assert started == [("http://localhost:1", "/mnt", Options(account="ann", read_only=False))]

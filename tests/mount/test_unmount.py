@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,7 +17,9 @@ from msgspec import json
 from mount import mountinfo
 from mount.cli import main
 from mount.starting import process, registry
+from mount.units import render
 from tests.conftest import isolate
+from tests.system.harness import wait_until
 
 CAN_MOUNT = Path("/dev/fuse").exists() and (os.getuid() == 0 or shutil.which("fusermount3"))
 pytestmark = [
@@ -182,6 +185,46 @@ def test_umount8_ends_it_too(place: Place, here: str) -> None:
     subprocess.run(command, check=True)
     assert process.wait_gone(pid, 30)
     assert registry.all_records() == []
+
+
+def unit_commands(name: str, key: str, place: Place) -> list[list[str]]:
+    """What the unit `name` runs for `key`, for this mount, without the mark of a failure that is
+    none; every program of it is ours."""
+    command = f"{sys.executable} -P -m mount.cli"
+    found = []
+    for line in render(name, "/nearline").splitlines():
+        if line.startswith(f"{key}="):
+            words = line.partition("=")[2].removeprefix("-").replace("/nearline", command)
+            values = {"${DIR}": str(place.mountpoint), "${URL}": place.url}
+            values["${OPTIONS}"] = "account=ann"
+            found.append([values.get(word, word) for word in words.split()])
+    return found
+
+
+@pytest.mark.parametrize("name", ["user/nearline@.service", "system/nearline@.service"])
+def test_a_unit_that_is_stopped_while_the_mount_is_in_use_has_not_failed(
+    place: Place, name: str
+) -> None:
+    """As systemd does it: ExecStop, then SIGTERM, then ExecStopPost; the exit code decides."""
+    (start,) = unit_commands(name, "ExecStart", place)
+    with subprocess.Popen(start, stderr=subprocess.DEVNULL) as service:
+        wait_until(lambda: mountinfo.mounted_at(place.mountpoint) is not None, "it is mounted")
+        stays = os.open(place.mountpoint / "open", os.O_WRONLY | os.O_CREAT)
+        try:
+            os.write(stays, name.encode())
+            for stop in unit_commands(name, "ExecStop", place):
+                assert subprocess.run(stop, check=False).returncode == 0
+            os.write(stays, b" and more")
+            service.send_signal(signal.SIGTERM)
+            assert service.wait(60) == 0
+        finally:
+            with contextlib.suppress(OSError):  # nobody serves it any more
+                os.close(stays)
+        assert mountinfo.mounted_at(place.mountpoint) is None
+    for after in unit_commands(name, "ExecStopPost", place):
+        subprocess.run(after, check=False, stderr=subprocess.DEVNULL)
+    assert place.mount() == 0
+    assert (place.mountpoint / "open").read_text() == f"{name} and more"
 
 
 def test_a_token_that_is_wrong_leaves_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,14 +125,69 @@ def test_what_is_mounted_in_it_and_loop_devices_are_named(device: Device) -> Non
 
 @needs_root
 def test_a_program_in_another_mount_namespace_is_found(device: Device) -> None:
-    """It keeps nobody from unmounting here, but the file system goes on."""
-    mount = mountinfo.mounted_at(device.at)
-    assert mount is not None
+    """Where it is private there (a container's volume), the file system would go on."""
     with subprocess.Popen(["unshare", "-m", "cat"], stdin=subprocess.PIPE) as other:
         wait_until(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "cat\n", "it runs")
-        found = [one for one in holders.elsewhere(mount.device) if one.pid == other.pid]
+        said = refusal(device)
         other.communicate()
-    assert [str(one).partition(" has ")[0] for one in found] == [f"cat ({other.pid}) of root"]
+    assert f"cat ({other.pid}) of root has it mounted at {device.at} in a namespace" in said
+
+
+@needs_root
+def test_who_follows_our_unmounting_keeps_nobody_from_it(device: Device) -> None:
+    """A service with a mount namespace of its own is a slave of ours: the kernel unmounts there."""
+    mount = mountinfo.mounted_at(device.at)
+    assert mount is not None
+    above = mountinfo.containing(device.at.parent)
+    assert above is not None
+    if not above.shared:
+        pytest.skip("what the mount is in is private here: nothing follows it")
+    with subprocess.Popen(
+        ["unshare", "-m", "--propagation", "slave", "sh", "-c", "echo; cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"\n"
+        assert holders.elsewhere(mount) == []
+        other.communicate()
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["", "folder"])
+def test_a_bind_mount_is_named_and_unmounting_refused(
+    device: Device, tmp_path: Path, what: str
+) -> None:
+    subprocess.run(["mount", "--bind", device.at / what, tmp_path], check=True)
+    try:
+        assert f"a bind mount shows it at {tmp_path} (`umount {tmp_path}`)" in refusal(device)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@needs_root
+def test_what_goes_on_in_a_bind_mount_says_so_and_ends_when_told(
+    device: Device, tmp_path: Path
+) -> None:
+    pid, site = device.pid, device.site
+    subprocess.run(["mount", "--bind", device.at, tmp_path], check=True)
+    try:
+        subprocess.run(["umount", device.at], check=True)
+        status = run(nearline(), "status", device.at, "--json", env=site.env).stdout
+        assert f"process {pid} goes on: a bind mount shows it at {tmp_path}" in status
+        again = run(nearline(), "umount", device.at, env=site.env, check=False)
+        assert again.returncode == 1
+        assert f"goes on: a bind mount shows it at {tmp_path}" in again.stderr
+        goes_on = f"is in use: unmounted from {device.at}, but process {pid} goes on"
+        with pytest.raises(harness.Trouble, match=goes_on):
+            device.mount()
+        (tmp_path / "late").write_text("written in the bind mount")
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not Path(f"/proc/{pid}/cwd").exists(), "the daemon has ended")
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+    device.mount()
+    assert (device.at / "late").read_text() == "written in the bind mount"
 
 
 def test_unmounted_lazily_it_goes_on_for_who_has_it_open(device: Device) -> None:
