@@ -32,7 +32,7 @@ import structlog
 import trio
 
 from cache import quarantine
-from mount import connection, mountinfo
+from mount import connection, handshake, mountinfo
 from mount.asked import control_messages as say
 from mount.asked import refusals
 from mount.asked.account import Account
@@ -65,6 +65,7 @@ async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
             filesystem = FileSystem(session, lookups, owner)
             at = config.mountpoint
             pyfuse3.init(filesystem, str(at), _fuse_options(config))
+            filesystem.direct_writes = await handshake.agree()
             stays = False  # the mountpoint, answering ENOTCONN: see the header
 
             def usable() -> None:
