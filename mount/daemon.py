@@ -56,7 +56,8 @@ MAX_REQUESTS = 8192  # handled at once; each that waits costs some KiB, and must
 
 async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> None:
     """Mount, call `ready` when the folder can be used, return when it has been unmounted."""
-    invalidator, lookups = KernelInvalidator(), Lookups()
+    lookups = Lookups()
+    invalidator = KernelInvalidator(lookups)
     session = Session(config, token, invalidator, lookups.in_use)
     try:
         async with session.client, _listening(config) as doors:

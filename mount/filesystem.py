@@ -455,7 +455,7 @@ class FileSystem(pyfuse3.Operations):
         number = self._next_handle
         self._next_handle += 1
         self._handles[number] = handle
-        self._lookups.opened(handle.ino)
+        self._lookups.opened(handle.ino, writable=handle.writable)
         return number
 
     @request
@@ -518,5 +518,5 @@ class FileSystem(pyfuse3.Operations):
             handle.prefetch.close()
         if handle.writable and self._session.replayer.snapshots.closed(handle.ino):
             self._session.replayer.wake()
-        if self._lookups.closed(handle.ino) and handle.ino != ROOT:
+        if self._lookups.closed(handle.ino, writable=handle.writable) and handle.ino != ROOT:
             self._session.collector.unused(handle.ino)
