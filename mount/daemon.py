@@ -66,7 +66,6 @@ async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
             filesystem = FileSystem(session, lookups, owner)
             at = config.mountpoint
             pyfuse3.init(filesystem, str(at), _fuse_options(config))
-            filesystem.direct_writes = await handshake.agree()
             stays = False  # the mountpoint, answering ENOTCONN: see the header
 
             def usable() -> None:
@@ -75,6 +74,7 @@ async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
                 stays = True
 
             try:
+                filesystem.direct_writes = await handshake.agree()
                 with _tended(at):
                     await _serve(config, session, invalidator, doors, usable)
                 stays = False

@@ -78,7 +78,7 @@ async def test_libfuse_talks_to_us_for_one_message_and_then_to_the_kernel(
 
 
 async def test_without_the_device_nothing_is_done() -> None:
-    with mock.patch.object(handshake, "_device", lambda: None):
+    with mock.patch.object(handshake, "_device", return_value=None):
         assert not await handshake.agree()
 
 
