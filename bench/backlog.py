@@ -74,7 +74,7 @@ class _HollowSpool(Spool):
 class _Nothing:
     """No kernel to tell, no uploaded version to read."""
 
-    def forget_entry(self, parent: int, name: str) -> None: ...
+    def forget_entry(self, parent: int, name: str, gone: int = 0) -> None: ...
 
     def forget_attributes(self, ino: int) -> None: ...
 
@@ -100,9 +100,8 @@ class _State:
         tree, self.journal = Tree(self.db), Journal(self.db)
         self.spool = _HollowSpool(spool)
         self.contents = Contents(self.db, tree, self.spool, nothing)
-        shares = Shares(
-            self.db, tree, self.journal, Invalidation(self.db, nothing), lambda node: None
-        )
+        told = Invalidation(self.db, nothing, tree.is_gone)
+        shares = Shares(self.db, tree, self.journal, told, lambda node: None)
         self.edits = Edits(self.db, tree, self.journal, shares, lambda node: None)
         self.contents.edits = self.edits
 

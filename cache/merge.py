@@ -388,7 +388,7 @@ class Merge:
         self._tree.insert(fresh)
         self._tree.replace_xattrs(fresh.ino, record.xattrs)
         for parent, name in self._tree.names(old.ino):
-            self._forget_entry(parent, name)
+            self._kernel.forget_entry(parent, name, old.ino)
         self._tree.repoint(old.ino, fresh.ino)
         if record.links == 0 and not self._tree.names(fresh.ino):
             self._tree.update(fresh.ino, live=False)  # deleted elsewhere, and written here before
@@ -453,7 +453,7 @@ class Merge:
                 self._shares.end(old, entry.name)
             else:
                 self._unnamed(old)
-        self._forget_entry(parent.ino, entry.name)
+        self._kernel.forget_entry(parent.ino, entry.name, 0 if old is None else old.ino)
 
     def _remember_place(self, node: Node, entry: EntryRecord) -> None:
         """Another device took the last name of a file that was written here: should it prove to be

@@ -158,7 +158,7 @@ class Shares:
     def _drop(self, parent: int, name: str, node: Node) -> None:
         self._tree.drop_entry(parent, name, node)
         self._tree.touch(parent, clock.moment())
-        self._kernel.forget_entry(parent, name)
+        self._kernel.forget_entry(parent, name, node.ino)
 
     def _is_in_place(self, root: SharedRoot, name: str) -> bool:
         """Not when the server's refusal of a change told of the end before the feed did."""

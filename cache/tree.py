@@ -118,6 +118,11 @@ class Tree:
         row = self.db.one(f"SELECT {_SELECT} FROM node WHERE file = ? AND live", file)
         return None if row is None else _node(row)
 
+    def is_gone(self, ino: int) -> bool:
+        """No name will mean the inode any more, here or elsewhere."""
+        row = self.db.one("SELECT live FROM node WHERE ino = ?", ino)
+        return row is None or not row[0]
+
     def child(self, parent: int, name: str) -> Node | None:
         row = self.db.one(
             f"SELECT {_SELECT} FROM entry JOIN node USING (ino) WHERE parent = ? AND name = ?",

@@ -39,7 +39,7 @@ import structlog
 import trio
 
 from cache import quarantine
-from mount import connection, holders, mountinfo
+from mount import connection, handshake, holders, mountinfo
 from mount.asked import control_messages as say
 from mount.asked import refusals
 from mount.asked.account import Account
@@ -66,7 +66,8 @@ async def run(
 ) -> None:
     """Mount, call `answering` before the kernel gets its first answer and `ready` when the folder
     can be used, return when it has been unmounted."""
-    invalidator, lookups = KernelInvalidator(), Lookups()
+    lookups = Lookups()
+    invalidator = KernelInvalidator(lookups)
     session = Session(config, token, invalidator, lookups.in_use)
     try:
         async with session.client, _listening(config) as doors:
@@ -83,6 +84,7 @@ async def run(
                 stays = True
 
             try:
+                filesystem.direct_writes = await handshake.agree()
                 with _tended(at):
                     await _serve(config, session, invalidator, doors, answering, usable)
                 stays = False

@@ -48,6 +48,7 @@ from remote.errors import NearlineError
 log = structlog.get_logger(__name__)
 
 READDIR_PAGE = 256
+O_DIRECT = getattr(os, "O_DIRECT", 0)  # macOS has none
 DOT, DOTDOT, FIRST = 1, 2, 2  # readdir positions: an entry's is its cookie + FIRST
 
 P = ParamSpec("P")
@@ -109,6 +110,7 @@ class FileSystem(pyfuse3.Operations):
         self._xattrs = xattrs.ExtendedAttributes(session.tree, session.edits)
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
+        self.direct_writes = False  # does the kernel keep its pages in step with them? `handshake`
 
     # Names.
 
@@ -202,6 +204,7 @@ class FileSystem(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        self._check_direct(flags)
         node = await self._create(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
         return self._open(node, flags | os.O_TRUNC), self._answer(node)
 
@@ -414,12 +417,18 @@ class FileSystem(pyfuse3.Operations):
         node = self._session.tree.node(inode)
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self._session.shares.check_writable(node)
+            self._check_direct(flags)
         else:
             self._session.shares.check_readable(node)
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             self._session.contents.truncate(inode, 0)
             self._take_setid(node, ctx)
         return self._open(node, flags)
+
+    def _check_direct(self, flags: int) -> None:
+        """Refuse O_DIRECT as file systems do that have none, where bytes could be lost by it."""
+        if flags & O_DIRECT and not self.direct_writes:
+            raise pyfuse3.FUSEError(errno.EINVAL)
 
     def _take_setid(self, node: Node, ctx: pyfuse3.RequestContext) -> None:
         """The kernel does it for every other change of content, but leaves O_TRUNC to us."""
@@ -446,7 +455,7 @@ class FileSystem(pyfuse3.Operations):
         number = self._next_handle
         self._next_handle += 1
         self._handles[number] = handle
-        self._lookups.opened(handle.ino)
+        self._lookups.opened(handle.ino, writable=handle.writable)
         return number
 
     @request
@@ -509,5 +518,5 @@ class FileSystem(pyfuse3.Operations):
             handle.prefetch.close()
         if handle.writable and self._session.replayer.snapshots.closed(handle.ino):
             self._session.replayer.wake()
-        if self._lookups.closed(handle.ino) and handle.ino != ROOT:
+        if self._lookups.closed(handle.ino, writable=handle.writable) and handle.ino != ROOT:
             self._session.collector.unused(handle.ino)

@@ -26,6 +26,7 @@ class Lookups:
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
         self._handles: Counter[int] = Counter()
+        self._writers: Counter[int] = Counter()
 
     def looked_up(self, ino: int) -> None:
         self._counts[ino] += 1
@@ -41,15 +42,25 @@ class Lookups:
         """After `forgotten`: is there still an answer from which the kernel makes it anew?"""
         return ino in self._counts
 
-    def opened(self, ino: int) -> None:
+    def opened(self, ino: int, *, writable: bool = False) -> None:
         self._handles[ino] += 1
+        if writable:
+            self._writers[ino] += 1
 
-    def closed(self, ino: int) -> bool:
+    def closed(self, ino: int, *, writable: bool = False) -> bool:
         """True when nothing refers to the inode any more."""
         self._handles[ino] -= 1
         if self._handles[ino] <= 0:
             del self._handles[ino]
+        if writable:
+            self._writers[ino] -= 1
+        if self._writers[ino] <= 0:
+            del self._writers[ino]
         return not self.in_use(ino)
+
+    def is_written(self, ino: int) -> bool:
+        """Has somebody opened it for writing?"""
+        return ino in self._writers  # never holds a zero
 
     def in_use(self, ino: int) -> bool:
         return ino in self._counts or ino in self._handles
@@ -58,13 +69,19 @@ class Lookups:
 class KernelInvalidator:
     """Implements `cache.invalidation.Invalidator`."""
 
-    def __init__(self) -> None:
+    def __init__(self, lookups: Lookups) -> None:
+        self._lookups = lookups
         self._queue: list[Callable[[], None]] = []
         self._wake = trio.Event()
 
-    def forget_entry(self, parent: int, name: str) -> None:
-        raw = name.encode()
-        self._put(lambda: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(raw)))
+    def forget_entry(self, parent: int, name: str, gone: int = 0) -> None:
+        """For what is `gone` the kernel takes the inode's lock as well, while it has the
+        directory's. A writer can have that for as long as the network is waited for (fsync), and
+        nobody could use the directory meanwhile: who watches a file that is being written is not
+        told."""
+        where, raw = pyfuse3.InodeT(parent), pyfuse3.FileNameT(name.encode())
+        deleted = pyfuse3.InodeT(0 if self._lookups.is_written(gone) else gone)
+        self._put(lambda: pyfuse3.invalidate_entry(where, raw, deleted))
 
     def forget_attributes(self, ino: int) -> None:
         self._put(lambda: pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True))

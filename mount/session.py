@@ -117,7 +117,7 @@ class Session:
         self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)
         dropped = self.collector.dropped
         self._invalidator = invalidator
-        told = Invalidation(self.db, invalidator)
+        told = Invalidation(self.db, invalidator, self.tree.is_gone)
         self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
         self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
         self.contents.edits = self.edits

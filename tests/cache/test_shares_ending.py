@@ -296,3 +296,10 @@ async def test_what_a_listing_took_while_its_mode_was_changed_is_gone(two: Two) 
     await shown(two.ben)
     await two.ben.flush()
     assert two.ben.tree.live(node.file) is None
+
+
+async def test_who_watches_what_was_shared_is_told_that_it_is_gone(two: Two) -> None:
+    gone = {(await two.ben.resolve(f"Shared/anna/{path}")).ino for path in ("d", "d/a")}
+    await two.take()
+    await two.ben.pull()
+    assert gone <= set(two.ben.kernel.gone)

@@ -40,11 +40,14 @@ class Kernel:
     """An `Invalidator` that remembers what it was told."""
 
     entries: list[tuple[int, str]] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
     attributes: list[int] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
 
-    def forget_entry(self, parent: int, name: str) -> None:
+    def forget_entry(self, parent: int, name: str, gone: int = 0) -> None:
         self.entries.append((parent, name))
+        if gone:
+            self.gone.append(gone)
 
     def forget_attributes(self, ino: int) -> None:
         self.attributes.append(ino)
@@ -110,7 +113,7 @@ class Device:
             self.db, self.tree, self.journal, self.contents, self.handles.__contains__
         )
         dropped = self.collector.dropped
-        told = Invalidation(self.db, self.kernel)
+        told = Invalidation(self.db, self.kernel, self.tree.is_gone)
         self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
         self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
         self.contents.edits = self.edits

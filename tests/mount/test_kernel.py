@@ -66,7 +66,7 @@ class Kernel:
 
 
 async def test_forgetting_is_queued_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator()
+    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator(Lookups())
     kernel.go.clear()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(invalidator.run)
@@ -78,14 +78,33 @@ async def test_forgetting_is_queued_and_in_order(monkeypatch: pytest.MonkeyPatch
         kernel.go.set()
         await kernel.was_told(3)
         nursery.cancel_scope.cancel()
-    assert kernel.told == [(1, "ä".encode()), (5, "attr_only"), (2, b"b")]
+    assert kernel.told == [(1, "ä".encode(), 0), (5, "attr_only"), (2, b"b", 0)]
+
+
+async def test_who_watches_is_told_of_what_is_gone_unless_somebody_writes_into_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel, lookups = Kernel(monkeypatch), Lookups()
+    invalidator = KernelInvalidator(lookups)
+    for ino, writable in ((7, False), (8, True)):
+        lookups.opened(ino, writable=False)
+        lookups.opened(ino, writable=writable)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidator.run)
+        for ino in (6, 7, 8):
+            invalidator.forget_entry(1, "a", ino)
+        lookups.closed(8, writable=True)
+        invalidator.forget_entry(1, "a", 8)
+        await kernel.was_told(4)
+        nursery.cancel_scope.cancel()
+    assert kernel.told == [(1, b"a", 6), (1, b"a", 7), (1, b"a", 0), (1, b"a", 8)]
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.ENOTEMPTY, errno.EIO])
 async def test_a_kernel_that_will_not_is_no_reason_to_end(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator()
+    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator(Lookups())
     kernel.fail = [OSError(code, "no")]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(invalidator.run)

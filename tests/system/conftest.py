@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +47,20 @@ def watchdog() -> Iterator[None]:
     timer.start()
     yield
     timer.cancel()
+
+
+@pytest.fixture
+def direct_folder(tmp_path: Path) -> Iterator[Path]:
+    """On a local file system that has O_DIRECT. (On Linux before 6.6 tmpfs does not.)"""
+    for place in (tmp_path, Path("/var/tmp"), Path(__file__).parent):
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            try:
+                os.close(os.open(Path(folder, "direct"), os.O_RDWR | os.O_CREAT | os.O_DIRECT))
+            except OSError:
+                continue
+            yield Path(folder)
+            return
+    pytest.fail("no local file system here has O_DIRECT: TMPDIR can name one that has")
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Random operations on one file against a reference in memory, after fsx of Apple and XFS.
 
 Knows: what a regular file holds after any sequence of calls. Must not know: Nearline itself; it
-needs a `Places` to bring the file to the server, to the other device, through a remount.
+needs a `Places` to bring the file to the server, to the other device, through a remount. With
+`OneFolder` it runs on any file system, which proves that what it expects is what Linux does.
 
 `plan` is pure: the same seed and shape give the same operations for ever. `Run` does them, on the
 mount and on a `bytearray`, and compares whatever is read. What is written is mostly stamped with
@@ -16,13 +17,18 @@ import mmap
 import os
 import random
 import tempfile
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from tests.system.aio import Libaio, using
+
 PAGE = mmap.PAGESIZE
+PIECES = 8  # of what is written or read asynchronously
 STAMP = 8  # bytes of "1234567|"
 TAIL = 40  # operations shown when one finds a wrong byte
 NOISE = random.Random(0).randbytes(1 << 20)
@@ -31,18 +37,22 @@ NOISE = random.Random(0).randbytes(1 << 20)
 @dataclass(frozen=True)
 class Shape:
     """A file of at most `limit` bytes, in operations of at most `most` bytes; `rare` is by how
-    much the costly operations are rarer than in `WEIGHTS`."""
+    much the costly operations are rarer than in `COSTLY`, `often` what is otherwise than in
+    `WEIGHTS`."""
 
     name: str
     limit: int
     most: int
     rare: float = 1.0
+    often: Mapping[str, float] = field(default_factory=dict)
 
 
+DIRECTLY = {"direct_write": 15.0, "direct_read": 10.0, "async_write": 30.0, "async_read": 10.0}
 SHAPES = (
     Shape("small", 200_000, 40_000),
     Shape("blocks", 3 << 20, 400_000),
     Shape("chunks", 16 << 20, 1 << 20, 3.0),
+    Shape("direct", 1 << 20, 200_000, 2.0, DIRECTLY),
 )
 
 WEIGHTS = {
@@ -57,6 +67,8 @@ WEIGHTS = {
     "load": 5.0,
     "direct_write": 3.0,
     "direct_read": 3.0,
+    "async_write": 2.0,  # direct, and read through the page cache meanwhile
+    "async_read": 1.0,
     "sendfile": 2.0,
     "splice": 2.0,
     "splice_in": 1.0,
@@ -68,6 +80,16 @@ WEIGHTS = {
     "reopen": 3.0,
     "compare": 1.0,
 }
+GROWING = (
+    "write",
+    "append",
+    "far",
+    "grow",
+    "direct_write",
+    "async_write",
+    "allocate",
+    "splice_in",
+)
 COSTLY = {"flush": 0.3, "clear": 0.3, "move": 0.15, "remount": 0.01}
 
 
@@ -84,7 +106,8 @@ class Op(NamedTuple):
 def plan(seed: int, shape: Shape, count: int) -> Iterator[Op]:
     """`count` operations that are possible in this order; more begin with the same ones."""
     chance, size = random.Random(f"{shape.name} {seed}"), 0
-    weights = WEIGHTS | {kind: weight / shape.rare for kind, weight in COSTLY.items()}
+    costly = {kind: weight / shape.rare for kind, weight in COSTLY.items()}
+    weights = WEIGHTS | costly | shape.often
     kinds, each = list(weights), list(weights.values())
     for number in range(count):
         kind = chance.choices(kinds, each)[0]
@@ -104,7 +127,7 @@ def _range(chance: random.Random, kind: str, size: int, shape: Shape) -> tuple[i
         offset = size
     elif kind == "far":
         offset = chance.randrange(shape.limit)
-    elif kind.startswith("direct"):
+    elif kind.startswith(("direct", "async")):
         offset, length = offset - offset % PAGE, -(-length // PAGE) * PAGE
     elif kind == "shrink" and chance.random() < 0.7:
         offset = max(offset, chance.randrange(size + 1))
@@ -116,7 +139,7 @@ def _range(chance: random.Random, kind: str, size: int, shape: Shape) -> tuple[i
 def _size_after(kind: str, offset: int, length: int, size: int) -> int:
     if kind in ("shrink", "empty"):
         return offset if kind == "shrink" else 0
-    if kind in ("write", "append", "far", "grow", "direct_write", "allocate", "splice_in"):
+    if kind in GROWING:
         return max(size, offset + length) if length else size
     return size
 
@@ -138,6 +161,24 @@ class Places(Protocol):
         """Wait until the other device shows `content`, and go on there."""
 
 
+@dataclass
+class OneFolder:
+    """A folder without a server."""
+
+    folder: Path
+
+    def path(self) -> Path:
+        return self.folder / "fsx"
+
+    def flush(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+    def remount(self) -> None: ...
+
+    def move(self, content: bytes | bytearray) -> None: ...
+
+
 class Wrong(AssertionError):
     """A byte that is not what was written last."""
 
@@ -152,6 +193,8 @@ class Run:
         self._fds: list[int] = []
         self._mapping: mmap.mmap | None = None
         self._direct = mmap.mmap(-1, shape.most + PAGE)  # aligned
+        self._ending = ExitStack()
+        self._aio = self._ending.enter_context(using(Libaio))
         self._pipe = os.pipe()
         fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, 1 << 16)
 
@@ -170,6 +213,7 @@ class Run:
             self._places.move(self._bytes)
         finally:
             self._close()
+            self._ending.close()
             for end in self._pipe:
                 os.close(end)
 
@@ -268,18 +312,57 @@ class Run:
         self._put(op.offset, data)
 
     def _do_direct_write(self, op: Op) -> None:
+        self._write_directly(op, self._at_once)
+
+    def _at_once(self, whole: memoryview, offset: int) -> None:
+        self._whole(len(whole), os.pwritev(self._fds[3], [whole], offset))
+
+    def _do_async_write(self, op: Op) -> None:
+        """In several pieces, while somebody else reads: no page that they have filled with what was
+        there before may stay."""
+        with self._read_meanwhile(op):
+            self._write_directly(op, self._under_way)
+        self._check(op.offset, os.pread(self._fd(op), op.length, op.offset), op.length)
+
+    def _under_way(self, whole: memoryview, offset: int) -> None:
+        self._submit(whole, offset, write=True)
+
+    def _submit(self, whole: memoryview, offset: int, *, write: bool) -> None:
+        piece = -(-len(whole) // PIECES // PAGE) * PAGE
+        for at in range(0, len(whole), piece):
+            self._aio.submit(self._fds[3], whole[at : at + piece], offset + at, write=write)
+        self._aio.wait()
+
+    def _write_directly(self, op: Op, write: Callable[[memoryview, int], None]) -> None:
         """Whole pages directly, what is left over through the page cache."""
         data = self._data(op)
         whole = len(data) // PAGE * PAGE
         self._direct[:whole] = data[:whole]
         if whole:
-            self._whole(
-                whole, os.pwritev(self._fds[3], [memoryview(self._direct)[:whole]], op.offset)
-            )
+            write(memoryview(self._direct)[:whole], op.offset)
         if data[whole:]:
             self._whole(len(data) - whole, os.pwrite(self._fds[0], data[whole:], op.offset + whole))
         if data:
             self._put(op.offset, data)
+
+    @contextmanager
+    def _read_meanwhile(self, op: Op) -> Iterator[None]:
+        """Through the page cache, page by page, from the end: the last is written last."""
+        ended = threading.Event()
+
+        def read() -> None:
+            pages = range(op.offset + op.length - PAGE, op.offset - PAGE, -PAGE)
+            while not ended.is_set():
+                for at in pages:
+                    os.pread(self._fds[0], PAGE, max(0, at))
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            reading.join()
 
     def _do_store(self, op: Op) -> None:
         """Half through a mapping of its own, half through the one that is always there."""
@@ -368,6 +451,13 @@ class Run:
         if whole:
             got = os.preadv(self._fds[3], [whole], op.offset)
             self._check(op.offset, whole[:got], len(whole))
+
+    def _do_async_read(self, op: Op) -> None:
+        whole = memoryview(self._direct)[: min(op.length, len(self._bytes) - op.offset)]
+        whole = whole[: len(whole) // PAGE * PAGE]  # the end is for `direct_read`
+        if whole:
+            self._submit(whole, op.offset, write=False)
+            self._check(op.offset, whole, len(whole))
 
     def _do_load(self, op: Op) -> None:
         standing = self._mapping

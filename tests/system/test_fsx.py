@@ -1,7 +1,7 @@
 """The bytes of one file, whatever is done to it: `fsx` on real mounts.
 
-`NEARLINE_FSX_OPERATIONS` is how many operations, dealt out equally to files of three sizes;
-`NEARLINE_FSX_SEED` which ones.
+`NEARLINE_FSX_OPERATIONS` is how many operations, dealt out equally to the shapes; in the last one
+most go past the page cache. `NEARLINE_FSX_SEED` is which ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.system.conftest import Pair
 from tests.system.fsx import SHAPES, Shape
 from tests.system.harness import Device, wait_until
 
-OPERATIONS = int(os.environ.get("NEARLINE_FSX_OPERATIONS", "1500"))
+OPERATIONS = int(os.environ.get("NEARLINE_FSX_OPERATIONS", "2000"))
 SEED = int(os.environ.get("NEARLINE_FSX_SEED", "1"))
 SECONDS_TO_ARRIVE = 60.0
 SLOWEST = 20  # operations a second
@@ -72,6 +72,11 @@ class OnPair:
 def test_every_byte_is_what_was_written_last(pair: Pair, shape: Shape) -> None:
     places = OnPair(f"fsx-{shape.name}", pair.a, pair.b)
     fsx.Run(places, SEED, shape, OPERATIONS // len(SHAPES)).go()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_it_is_so_on_a_local_file_system(direct_folder: Path, shape: Shape) -> None:
+    fsx.Run(fsx.OneFolder(direct_folder), SEED, shape, OPERATIONS // len(SHAPES)).go()
 
 
 def test_a_plan_is_the_same_for_the_same_seed() -> None:

@@ -211,6 +211,8 @@ def test_in_a_persons_own_mount_everything_is_theirs(
     seen = person.run("stat", "-c", "%u %g %a", person.at / "of-root")
     assert seen == f"{NOBODY} {NOBODY} 600\n"
     assert person.run("sh", "-c", f"echo mine > {person.at}/of-person; cat {person.at}/of-root")
+    direct = ("dd", "if=/dev/zero", f"of={person.at}/direct", "oflag=direct", "bs=4k", "count=1")
+    assert person.run(*direct, "status=none") == ""  # offered, mounted by fusermount3 too
     refused = person.run("chown", str(OTHER), person.at / "of-person")
     assert "Operation not permitted" in refused
     with pytest.raises(PermissionError):  # nobody else's business, not even root's

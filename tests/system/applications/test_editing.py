@@ -6,12 +6,10 @@ Editors that are not installed everywhere are played: the same system calls in t
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
 import stat
-import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -22,16 +20,6 @@ from tests.system.applications.trees import arrives
 from tests.system.conftest import Pair
 from tests.system.harness import run, wait_until
 
-# Events of inotify(7) by their bits.
-WATCHED = {
-    0x2: "modify",
-    0x4: "attributes",
-    0x8: "close",
-    0x40: "from",
-    0x80: "to",
-    0x100: "create",
-    0x200: "delete",
-}
 OLD, NEW = "an old line\nchange me\n", "an old line\nchanged\n"
 
 
@@ -252,35 +240,6 @@ def follow(how: str, path: Path) -> subprocess.Popen[str]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-
-
-def test_a_program_that_watches_is_told_what_happens_on_its_device(pair: Pair) -> None:
-    """By inotify(7), as editors and builders watch; the kernel tells, whatever the file system."""
-    place = pair.a.at / "watched"
-    place.mkdir()
-    libc = ctypes.CDLL(None, use_errno=True)
-    with os.fdopen(libc.inotify_init1(os.O_CLOEXEC), "rb", buffering=0) as events:
-        watch = libc.inotify_add_watch(events.fileno(), os.fsencode(place), 0xFFF)
-        assert watch >= 0, os.strerror(ctypes.get_errno())
-        (place / "draft").write_text(OLD)
-        (place / "draft").rename(place / "final")
-        (place / "final").chmod(0o600)
-        (place / "final").unlink()
-        told = events.read(1 << 16)
-    seen = []
-    while told:
-        _, mask, _, length = struct.unpack_from("iIII", told)
-        seen.append((WATCHED.get(mask), told[16 : 16 + length].rstrip(b"\0").decode()))
-        told = told[16 + length :]
-    assert [event for event in seen if event[0]] == [
-        ("create", "draft"),
-        ("modify", "draft"),
-        ("close", "draft"),
-        ("from", "draft"),
-        ("to", "final"),
-        ("attributes", "final"),
-        ("delete", "final"),
-    ]
 
 
 def saved_later(path: Path, than: int) -> int:

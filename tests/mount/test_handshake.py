@@ -1,0 +1,100 @@
+"""What the kernel and libfuse agree on at FUSE_INIT, without either of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from types import SimpleNamespace
+from unittest import mock
+
+import pyfuse3
+import pytest
+import trio
+
+from mount import handshake
+from mount.attributes import Ownership
+from mount.filesystem import FileSystem
+from mount.handshake import ASYNC_DIO, INIT, without
+from mount.kernel import Lookups
+
+OTHERS = 1 << 16 | 1 << 0 | 1 << 3  # write-back cache, asynchronous reads, atomic O_TRUNC
+LOOKUP = 1
+
+
+def request(operation: int = INIT, number: int = 7) -> bytes:
+    return struct.pack("=IIQ", 104, operation, number) + bytes(88)
+
+
+def reply(flags: int, number: int = 7, error: int = 0) -> bytes:
+    head = struct.pack("=IiQIIII", 80, error, number, 7, 31, 1 << 17, flags)
+    return head + bytes(range(80 - len(head)))
+
+
+def test_one_flag_is_taken_away_and_nothing_else() -> None:
+    agreed = reply(OTHERS | ASYNC_DIO)
+    assert without(ASYNC_DIO, request(), agreed) == reply(OTHERS)
+    assert without(ASYNC_DIO, request(), reply(OTHERS)) == reply(OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        (request(LOOKUP), reply(ASYNC_DIO)),
+        (request(number=8), reply(ASYNC_DIO)),
+        (request(), reply(ASYNC_DIO, error=-errno.EPROTO)),
+        (request(), reply(ASYNC_DIO)[:16]),
+        (b"", reply(ASYNC_DIO)),
+    ],
+)
+def test_what_is_no_answer_to_an_init_is_left_alone(asked: bytes, answered: bytes) -> None:
+    assert without(ASYNC_DIO, asked, answered) is None
+
+
+@pytest.mark.parametrize(("operation", "done"), [(INIT, True), (LOOKUP, False)])
+async def test_libfuse_talks_to_us_for_one_message_and_then_to_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, operation: int, done: bool
+) -> None:
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def libfuse() -> None:
+        """`pyfuse3.main`: answers what it reads, until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(device.fileno())
+            assert os.read(device.fileno(), 1 << 16) == request(operation)
+            os.write(device.fileno(), reply(OTHERS | ASYNC_DIO))
+
+    monkeypatch.setattr(pyfuse3, "main", libfuse)
+    with kernel, device, mock.patch.object(handshake, "_device", device.fileno):
+        kernel.send(request(operation))
+        with trio.fail_after(20):
+            assert await handshake.agree() is done
+        assert kernel.recv(1 << 16) == reply(OTHERS if done else OTHERS | ASYNC_DIO)
+        kernel.send(b"next")
+        assert os.read(device.fileno(), 100) == b"next"
+        os.write(device.fileno(), b"answer")
+        assert kernel.recv(100) == b"answer"
+
+
+async def test_without_the_device_nothing_is_done() -> None:
+    with mock.patch.object(handshake, "_device", return_value=None):
+        assert not await handshake.agree()
+
+
+async def test_direct_writing_is_refused_where_bytes_could_be_lost_by_it() -> None:
+    session = SimpleNamespace(
+        replayer=SimpleNamespace(last_request=0.0),
+        subscriber=SimpleNamespace(active=lambda: None),
+        tree=SimpleNamespace(node=lambda ino: None),
+        edits=None,
+        shares=SimpleNamespace(check_writable=lambda node: None),
+    )
+    system = FileSystem(session, Lookups(), Ownership(None, None, 0))  # type: ignore[arg-type]  # the part of it that is used
+    context = pyfuse3.RequestContext()
+    with pytest.raises(pyfuse3.FUSEError) as refused:
+        await system.open(7, os.O_RDWR | os.O_DIRECT, context)
+    assert refused.value.errno == errno.EINVAL
+    with pytest.raises(pyfuse3.FUSEError) as refused:
+        await system.create(1, b"a", 0o644, os.O_WRONLY | os.O_DIRECT, context)
+    assert refused.value.errno == errno.EINVAL
