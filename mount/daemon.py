@@ -20,7 +20,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ import structlog
 import trio
 
 from cache import quarantine
-from mount import connection, mountinfo
+from mount import connection, handshake, mountinfo
 from mount.asked import control_messages as say
 from mount.asked import refusals
 from mount.asked.account import Account
@@ -64,7 +64,7 @@ async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
             owner = Ownership.of(config.uid, config.gid, config.umask, os.getuid(), os.getgid())
             filesystem = FileSystem(session, lookups, owner)
             at = config.mountpoint
-            pyfuse3.init(filesystem, str(at), _fuse_options(config))
+            kernel = await handshake.connect(filesystem, at, *_fuse_options(config))
             stays = False  # the mountpoint, answering ENOTCONN: see the header
 
             def usable() -> None:
@@ -74,10 +74,10 @@ async def run(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
 
             try:
                 with _tended(at):
-                    await _serve(config, session, invalidator, doors, usable)
+                    await _serve(config, session, invalidator, filesystem, doors, usable)
                 stays = False
             finally:
-                pyfuse3.close(unmount=not stays and mountinfo.mounted_at(at) is not None)
+                kernel.close(unmount=not stays and mountinfo.mounted_at(at) is not None)
     finally:
         session.close()
 
@@ -119,6 +119,7 @@ async def _serve(
     config: MountConfig,
     session: Session,
     invalidator: KernelInvalidator,
+    filesystem: FileSystem,
     doors: _Doors,
     ready: Callable[[], None],
 ) -> None:
@@ -128,7 +129,7 @@ async def _serve(
         account = Account(config, session, invalidator.settled)
         write_back = WriteBack(config.mountpoint, session.tree, session.journal, session.replayer)
         nursery.start_soon(write_back.run)
-        handler = Control(config, session, pins, account, write_back)
+        handler = Control(config, session, pins, account, write_back, filesystem.requests)
         nursery.start_soon(serve_control, doors.control, handler)
         nursery.start_soon(invalidator.run)
         nursery.start_soon(pins.run)
@@ -137,7 +138,7 @@ async def _serve(
             from mount.metrics import serve_metrics
 
             nursery.start_soon(serve_metrics, doors.metrics, handler.status)
-        nursery.start_soon(_raise_read_ahead, config.mountpoint)
+        nursery.start_soon(_raise_read_ahead, config.mountpoint, filesystem.greeted)
         ready()
         log.info("mounted", at=str(config.mountpoint), url=config.url, account=config.account)
         await pyfuse3.main(min_tasks=4, max_tasks=MAX_REQUESTS)
@@ -145,17 +146,18 @@ async def _serve(
     log.info("unmounted", at=str(config.mountpoint))
 
 
-def _fuse_options(config: MountConfig) -> set[str]:
-    """For libfuse, which wants commas escaped. The source is the URL, as mount(8) was told: that is
-    how it knows an entry of fstab that is mounted already."""
-    source = quote(config.url, safe="!#$%&'()*+,-./:;=?@[]_~").replace(",", "\\,")
-    ours = {"default_permissions", f"fsname={source}", "subtype=nearline"}
-    return ours | config.fuse_options
+def _fuse_options(config: MountConfig) -> tuple[set[str], str]:
+    """Options and source. The source is the URL, as mount(8) was told: that is how it knows an
+    entry of fstab that is mounted already."""
+    source = quote(config.url, safe="!#$%&'()*+,-./:;=?@[]_~")
+    return {"default_permissions", *config.fuse_options}, source
 
 
-async def _raise_read_ahead(mountpoint: Path) -> None:
+async def _raise_read_ahead(mountpoint: Path, greeted: trio.Event) -> None:
     """1 MiB of kernel read-ahead instead of 128 KiB: measured 3.5 GB/s instead of 1.0 (DESIGN
-    section 8). Root only; without it the mount is slower, and right."""
+    section 8). The kernel lowers it to what it is told at `greeted`, so not before. Root only;
+    without it the mount is slower, and right."""
+    await greeted.wait()
     found = mountinfo.mounted_at(mountpoint)
     if found is None or os.getuid() != 0:
         return
@@ -201,9 +203,10 @@ class Control:
         pins: Pins,
         account: Account,
         write_back: WriteBack,
+        requests: Mapping[str, int],
     ) -> None:
         self._config, self._session, self._pins = config, session, pins
-        self._account, self._write_back = account, write_back
+        self._account, self._write_back, self._requests = account, write_back, requests
 
     def status(self) -> say.Status:
         from importlib import metadata  # here and below: a start is quicker without
@@ -232,6 +235,7 @@ class Control:
                 sent.downloaded_bytes, sent.uploaded_bytes, sent.requests
             ),
             feed=say.FeedStatus(feed.mode, feed.lag_seconds),
+            kernel_requests=dict(self._requests),
             limits=self._limits(),
             versions={
                 name: metadata.version(name) for name in ("nearline", "pyfuse3", "trio", "lmdb")

@@ -119,7 +119,7 @@ def test_every_time_asked_for_is_one_that_is_kept() -> None:
 def test_who_changes_the_content_takes_setuid_and_the_setgid_of_programs_away(
     before: int, after: int
 ) -> None:
-    assert without_setid(before) == after
+    assert without_setid(before, member) == after
 
 
 class Fields:
