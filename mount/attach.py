@@ -33,7 +33,7 @@ _DETACH, _NOFOLLOW = 2, 8  # umount2(2)
 
 
 def attach(mountpoint: Path, options: Set[str], source: str, kind: str) -> int:
-    """Mount `fuse.KIND` from `source`; the descriptor on which the kernel asks. Raises `OSError`."""
+    """Mount `fuse.KIND` from `source`; the descriptor on which the kernel asks."""
     if sys.platform != "linux" or options - {*_FLAGS, *_WITHOUT, *_KERNEL}:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     if os.geteuid() == 0:

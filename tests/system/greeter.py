@@ -55,9 +55,13 @@ def line(at: Path) -> list[str]:
 
 
 async def main(at: Path, how: str, options: set[str]) -> None:
-    with mock.patch.object(attach, "attach", _fails if how == "libfuse" else attach.attach):
-        with mock.patch.object(handshake, "PATIENCE_SECONDS", 0.0 if how == "silent" else 10.0):
-            connection = await handshake.connect(Nothing(), at, options, SOURCE)
+    attached = _fails if how == "libfuse" else attach.attach
+    patience = 0.0 if how == "silent" else 10.0
+    with (
+        mock.patch.object(attach, "attach", attached),
+        mock.patch.object(handshake, "PATIENCE_SECONDS", patience),
+    ):
+        connection = await handshake.connect(Nothing(), at, options, SOURCE)
     said = {"attached": connection.attached, "line": line(at)}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pyfuse3.main)

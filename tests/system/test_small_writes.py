@@ -136,7 +136,8 @@ US = [
 def test_our_mount_looks_as_that_of_libfuse(uid: int, options: tuple[str, ...]) -> None:
     ours = greeted("ours", "default_permissions", *options, uid=uid)
     theirs = greeted("libfuse", "default_permissions", *options, uid=uid)
-    assert ours["attached"] and not theirs["attached"]
+    assert ours["attached"]
+    assert not theirs["attached"]
     assert ours["line"] == theirs["line"] != []
 
 
@@ -144,7 +145,8 @@ def test_our_mount_looks_as_that_of_libfuse(uid: int, options: tuple[str, ...]) 
 @pytest.mark.parametrize("options", [("allow_other",), ("allow_root",), ("suid", "dev")])
 def test_so_does_what_only_root_may_ask_for(options: tuple[str, ...]) -> None:
     ours, theirs = (greeted(how, *options, uid=0) for how in ("ours", "libfuse"))
-    assert ours["attached"] and ours["line"] == theirs["line"] != []
+    assert ours["attached"]
+    assert ours["line"] == theirs["line"] != []
 
 
 @pytest.mark.parametrize("uid", US)
