@@ -112,7 +112,6 @@ class FileSystem(pyfuse3.Operations):
         super().__init__()
         self._session, self._lookups, self._owner = session, lookups, owner
         self._xattrs = xattrs.ExtendedAttributes(session.tree, session.edits)
-        self._extended = not session.config.noxattr
         self.requests: Counter[str] = Counter()  # of the kernel, by name
         self.greeted = trio.Event()  # the kernel knows what we can do
         self._handles: dict[int, Handle] = {}
@@ -387,7 +386,7 @@ class FileSystem(pyfuse3.Operations):
 
     def _check_extended(self) -> None:
         """With `noxattr` the kernel is told once that there are none, and does not ask again."""
-        if not self._extended:
+        if self._session.config.noxattr:
             raise pyfuse3.FUSEError(errno.ENOSYS)
 
     # Directories.
