@@ -20,6 +20,10 @@ from tests.system.harness import Device
 NOBODY = 65534
 TREE = Path(__file__).parents[2]
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root becomes somebody else")
+needs_open_device = pytest.mark.skipif(
+    not os.path.exists("/dev/fuse") or os.stat("/dev/fuse").st_mode & 0o006 != 0o006,
+    reason="/dev/fuse is not for everybody here",
+)
 # Who opens and closes a file; everything else is the writes' doing.
 OPENING = {"lookup", "create", "open", "flush", "release", "forget"}
 
@@ -125,7 +129,7 @@ def greeted(how: str, *options: str, uid: int) -> dict[str, Any]:
 
 US = [
     pytest.param(os.getuid(), id="us"),
-    pytest.param(NOBODY, id="somebody", marks=needs_root),
+    pytest.param(NOBODY, id="somebody", marks=[needs_root, needs_open_device]),
 ]
 
 
