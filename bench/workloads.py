@@ -28,6 +28,7 @@ SMALL_DIRECTORIES = 20
 QUIET_BYTES = 16 * 1024
 QUIET_INTERVALS = 60
 HALF_SECONDS = 600.0
+PIECES_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,26 @@ def commit(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     peer.settle()
 
 
+def pieces(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
+    """A file written in pieces of 4 KiB, and another in pieces of 1 MiB: what a write(2) costs."""
+    size = min(inputs.size, PIECES_BYTES)
+    rates = []
+    for piece in (PAGE, MIB):
+        file = peer.mountpoint / f"pieces-{run}-{piece}"
+        peer.settle()
+        data = bytes(piece)
+        began = time.perf_counter()
+        with file.open("wb", buffering=0) as stream:
+            for _ in range(size // piece):
+                stream.write(data)
+        seconds = time.perf_counter() - began
+        rates.append(size / seconds)
+        yield _rate(f"in {piece >> 10} KiB", size, seconds)
+        file.unlink()
+    peer.settle()
+    yield Measure("4 KiB against 1 MiB", rates[0] / rates[1], "", "more")
+
+
 def _save_each(files: Iterable[Path], data: bytes, *, durable: bool) -> None:
     for number, file in enumerate(files):
         with file.open("wb", buffering=0) as stream:
@@ -297,6 +318,7 @@ WORKLOADS: dict[str, Workload] = {
     "small": small,
     "edit": edit,
     "commit": commit,
+    "pieces": pieces,
     "start": start,
     "resume": resume,
 }

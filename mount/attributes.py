@@ -21,6 +21,7 @@ TIMEOUT_SECONDS = 3600.0
 # system does, the nearest time that there is stands for one that there is not.
 FIRST_NS, LAST_NS = -(1 << 63), (1 << 63) - 1
 
+SETID = stat.S_ISUID | stat.S_ISGID
 PAGE = 4096  # what st_blocks, which counts 512 bytes, is a multiple of
 
 TYPE_BITS = {
@@ -135,10 +136,22 @@ def is_bare(fields: pyfuse3.SetattrFields) -> bool:
     return not any((*asked, fields.update_atime, fields.update_mtime))
 
 
-def without_setid(mode: int) -> int:
-    """The mode of a file whose content somebody without privileges has changed."""
-    executable_by_group = mode & stat.S_IXGRP
-    return mode & ~(stat.S_ISUID | (stat.S_ISGID if executable_by_group else 0))
+def takes_setid(fields: pyfuse3.SetattrFields, uid: int) -> bool:
+    """Is a file to lose setuid and setgid with this? The kernel leaves that to us (see `handshake`)
+    when somebody without privileges truncates, and when the owner is changed, by whomever. Before
+    somebody without privileges writes, it asks for a change of nothing. A kernel or libfuse that
+    does it itself sends the new mode along."""
+    if fields.update_mode:
+        return False
+    owner = fields.update_uid or fields.update_gid
+    return owner or is_bare(fields) or (fields.update_size and uid != 0)
+
+
+def without_setid(mode: int, member: bool) -> int:
+    """The mode that is left. setgid without execution by the group means something else than being
+    run as it: somebody who is a `member` of the group leaves it."""
+    keeps_group = member and not mode & stat.S_IXGRP
+    return mode & ~(stat.S_ISUID | (0 if keeps_group else stat.S_ISGID))
 
 
 def kept_time(asked_ns: int) -> int:

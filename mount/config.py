@@ -77,6 +77,7 @@ class MountConfig:
     read_only: bool = False
     foreground: bool = False
     insecure: bool = False
+    noxattr: bool = False
     dirty_limit: int = DEFAULT_DIRTY_LIMIT
     fuse_options: frozenset[str] = field(default_factory=frozenset)
     uid: int | None = None
@@ -100,6 +101,7 @@ class Options:
     symlinks: Symlinks | None = None
     read_only: bool | None = None
     insecure: bool | None = None
+    noxattr: bool | None = None
     dirty_limit: int | None = None
     uid: int | None = None
     gid: int | None = None
@@ -154,6 +156,8 @@ def _take(options: Options, name: str, value: str | None, sloppy: bool) -> Optio
         return replace(options, read_only=name == "ro")
     if name == "insecure" and value is None:
         return replace(options, insecure=True)
+    if name == "noxattr" and value is None:
+        return replace(options, noxattr=True)
     if name in _VALUED:
         if not value:
             raise UsageFailure(f"option {name!r} needs a value; write {name}=VALUE")

@@ -27,7 +27,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +86,7 @@ async def run(
             try:
                 filesystem.direct_writes = await handshake.agree()
                 with _tended(at):
-                    await _serve(config, session, invalidator, doors, answering, usable)
+                    await _serve(config, session, invalidator, filesystem, doors, answering, usable)
                 stays = False
             finally:
                 pyfuse3.close(unmount=not stays and mountinfo.mounted_at(at) is not None)
@@ -131,6 +131,7 @@ async def _serve(
     config: MountConfig,
     session: Session,
     invalidator: KernelInvalidator,
+    filesystem: FileSystem,
     doors: _Doors,
     answering: Callable[[], None],
     ready: Callable[[], None],
@@ -143,7 +144,7 @@ async def _serve(
         nursery.start_soon(write_back.run)
         mounted = mountinfo.mounted_at(config.mountpoint)
         device = mounted.device if mounted else ""
-        handler = Control(config, session, pins, account, write_back, device)
+        handler = Control(config, session, pins, account, write_back, device, filesystem.requests)
         nursery.start_soon(serve_control, doors.control, handler)
         nursery.start_soon(pins.run)
         nursery.start_soon(_end_on_signal, config, device, write_back)
@@ -151,7 +152,7 @@ async def _serve(
             from mount.metrics import serve_metrics
 
             nursery.start_soon(serve_metrics, doors.metrics, handler.status)
-        nursery.start_soon(_raise_read_ahead, config.mountpoint)
+        nursery.start_soon(_raise_read_ahead, config.mountpoint, filesystem.greeted)
         answering()
         nursery.start_soon(_begin, config, invalidator, ready)
         await pyfuse3.main(min_tasks=4, max_tasks=MAX_REQUESTS)
@@ -194,9 +195,11 @@ def _fuse_options(config: MountConfig) -> set[str]:
     return ours | config.fuse_options
 
 
-async def _raise_read_ahead(mountpoint: Path) -> None:
+async def _raise_read_ahead(mountpoint: Path, greeted: trio.Event) -> None:
     """1 MiB of kernel read-ahead instead of 128 KiB: measured 3.5 GB/s instead of 1.0 (DESIGN
-    section 8). Root only; without it the mount is slower, and right."""
+    section 8). The kernel lowers it to what it is told at `greeted`, so not before. Root only;
+    without it the mount is slower, and right."""
+    await greeted.wait()
     found = mountinfo.mounted_at(mountpoint)
     if found is None or os.getuid() != 0:
         return
@@ -273,9 +276,10 @@ class Control:
         account: Account,
         write_back: WriteBack,
         device: str,
+        requests: Mapping[str, int],
     ) -> None:
         self._config, self._session, self._pins = config, session, pins
-        self._device = device
+        self._device, self._requests = device, requests
         self._account, self._write_back = account, write_back
 
     def status(self) -> say.Status:
@@ -305,6 +309,7 @@ class Control:
                 sent.downloaded_bytes, sent.uploaded_bytes, sent.requests
             ),
             feed=say.FeedStatus(feed.mode, feed.lag_seconds),
+            kernel_requests=dict(self._requests),
             limits=self._limits(),
             versions={
                 name: metadata.version(name) for name in ("nearline", "pyfuse3", "trio", "lmdb")

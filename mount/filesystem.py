@@ -17,6 +17,7 @@ import errno
 import functools
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -31,6 +32,7 @@ from cache.tree import ROOT, Node
 from mount import xattrs
 from mount.attributes import (
     KINDS,
+    SETID,
     TIMEOUT_SECONDS,
     Ownership,
     attributes,
@@ -38,6 +40,7 @@ from mount.attributes import (
     is_bare,
     kept_time,
     missing,
+    takes_setid,
     without_setid,
 )
 from mount.interrupts import CALLER, Caller
@@ -63,6 +66,7 @@ def request(
     @functools.wraps(handler)
     async def wrapped(self: FileSystem, *args: P.args, **kwargs: P.kwargs) -> T:
         self._session.replayer.last_request = trio.current_time()
+        self.requests[handler.__name__] += 1
         if args and isinstance(args[-1], pyfuse3.RequestContext):
             CALLER.set(Caller(args[-1].pid))
         try:
@@ -86,6 +90,7 @@ class Handle:
     fresh: bool = False  # was empty when it was opened: made by that, or truncated
     prefetch: Prefetch | None = None
     opener: int = 0  # the thread; pyfuse3 does not say who reads or syncs
+    privileged: bool = False  # opened by root
     given_up: bool = False  # who waited for the server was told to end, and has had EINTR
 
 
@@ -108,9 +113,15 @@ class FileSystem(pyfuse3.Operations):
         super().__init__()
         self._session, self._lookups, self._owner = session, lookups, owner
         self._xattrs = xattrs.ExtendedAttributes(session.tree, session.edits)
+        self.requests: Counter[str] = Counter()  # of the kernel, by name
+        self.greeted = trio.Event()  # the kernel knows what we can do
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
         self.direct_writes = False  # does the kernel keep its pages in step with them? `handshake`
+
+    def init(self) -> None:
+        """The answer is written before the next task runs."""
+        self.greeted.set()
 
     # Names.
 
@@ -206,7 +217,7 @@ class FileSystem(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         self._check_direct(flags)
         node = await self._create(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
-        return self._open(node, flags | os.O_TRUNC), self._answer(node)
+        return self._open(node, flags | os.O_TRUNC, ctx), self._answer(node)
 
     async def _create(
         self,
@@ -322,6 +333,8 @@ class FileSystem(pyfuse3.Operations):
         node = self._session.tree.node(inode)
         self._session.shares.check_writable(node)
         changes = changes_asked(node, self._owner, attr, fields)
+        if takes_setid(fields, ctx.uid) and not node.is_directory:
+            changes |= self._setid_taken(node, self._is_member(node, ctx))
         if fields.update_size:
             self._session.contents.truncate(inode, attr.st_size)
         if changes or is_bare(fields):
@@ -349,6 +362,7 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        self._check_extended()
         text = xattrs.decode(name)
         if text == xattrs.STATUS:
             return self._session.status_of(inode).encode()
@@ -358,17 +372,25 @@ class FileSystem(pyfuse3.Operations):
     async def setxattr(
         self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
+        self._check_extended()
         await self._known(self._session.tree.node(inode))
         self._xattrs.set(inode, name, value)
 
     @request
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._check_extended()
         await self._known(self._session.tree.node(inode))
         self._xattrs.remove(inode, name)
 
     @request
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        self._check_extended()
         return self._xattrs.names(inode)
+
+    def _check_extended(self) -> None:
+        """With `noxattr` the kernel is told once that there are none, and does not ask again."""
+        if self._session.config.noxattr:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
 
     # Directories.
 
@@ -422,28 +444,45 @@ class FileSystem(pyfuse3.Operations):
             self._session.shares.check_readable(node)
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             self._session.contents.truncate(inode, 0)
-            self._take_setid(node, ctx)
-        return self._open(node, flags)
+            if ctx.uid != 0:
+                self._take_setid(node, self._is_member(node, ctx))
+        return self._open(node, flags, ctx)
 
     def _check_direct(self, flags: int) -> None:
         """Refuse O_DIRECT as file systems do that have none, where bytes could be lost by it."""
         if flags & O_DIRECT and not self.direct_writes:
             raise pyfuse3.FUSEError(errno.EINVAL)
 
-    def _take_setid(self, node: Node, ctx: pyfuse3.RequestContext) -> None:
-        """The kernel does it for every other change of content, but leaves O_TRUNC to us."""
-        mode = without_setid(node.mode)
-        if ctx.uid != 0 and mode != node.mode:
-            self._session.edits.set_attributes(node.ino, {"mode": mode})
+    def _take_setid(self, node: Node, member: bool) -> None:
+        if changes := self._setid_taken(node, member):
+            self._session.edits.set_attributes(node.ino, changes)
+            self._session.forget_attributes(node.ino)
 
-    def _open(self, node: Node, flags: int) -> pyfuse3.FileInfo:
+    @staticmethod
+    def _setid_taken(node: Node, member: bool) -> dict[str, int]:
+        mode = without_setid(node.mode, member)
+        return {} if mode == node.mode else {"mode": mode}
+
+    def _is_member(self, node: Node, ctx: pyfuse3.RequestContext) -> bool:
+        """May the caller leave the file setgid? Looked up only where it matters."""
+        group = node.gid if self._owner.gid is None else self._owner.gid
+        if ctx.uid == 0 or ctx.gid == group or not node.mode & stat.S_ISGID:
+            return True
+        try:
+            return group in pyfuse3.get_sup_groups(ctx.pid)
+        except OSError:  # the caller has ended, or is not to be seen from here
+            return False
+
+    def _open(self, node: Node, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         writable, fresh = flags & os.O_ACCMODE != os.O_RDONLY, bool(flags & os.O_TRUNC)
         prefetch = self._session.reader.prefetch()
         if writable:
             self._session.replayer.snapshots.opened(node.ino)
             if not (fresh or self._session.stored_bytes(node)):
                 self._session.forget_attributes(node.ino)  # see `_stored`
-        handle = Handle(node.ino, writable, fresh, prefetch, CALLER.get().thread)
+        handle = Handle(
+            node.ino, writable, fresh, prefetch, CALLER.get().thread, privileged=ctx.uid == 0
+        )
         # An inode's bytes change only through this mount (a remote version gets a new inode), so
         # what the kernel has cached stays right.
         return pyfuse3.FileInfo(
@@ -469,8 +508,14 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        session, ino = self._session, self._handles[fh].ino
-        session.shares.check_readable(session.tree.node(ino))
+        session, handle = self._session, self._handles[fh]
+        ino = handle.ino
+        node = session.tree.node(ino)
+        session.shares.check_readable(node)
+        if node.mode & SETID and not handle.privileged:
+            # Before a write through its cache the kernel asks for it (`takes_setid`). Past the
+            # cache it only marks the write, where pyfuse3 does not show it.
+            self._take_setid(node, member=True)
         if not session.waiting.fits(len(buf)):
             await session.waiting.for_room(ino, len(buf))
         with session.waiting.incoming(len(buf)):

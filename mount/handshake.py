@@ -1,4 +1,5 @@
-"""FUSE_INIT: what the kernel and libfuse agree on, less what would lose bytes.
+"""FUSE_INIT: what the kernel and libfuse agree on, less what would lose bytes, and with what makes
+small writes cheap.
 
 Knows: the messages of FUSE_INIT (linux/fuse.h), pyfuse3's descriptor of the device. Must not know:
 what is mounted.
@@ -12,8 +13,14 @@ kernel sends each when its caller asks for it, waits, and forgets the pages: io_
 when the write is done, as on many file systems, and io_uring waits on a thread of its own. Nothing
 that is not O_DIRECT changes.
 
+HANDLE_KILLPRIV_V2. With the write-back cache, Linux asks before every write(2) whether the file has
+`security.capability`, and remembers no answer, unless the file system has said that it takes
+setuid, setgid and capabilities away itself, as `filesystem` does. libfuse before 3.17 does not know
+that word and pyfuse3 does not say it.
+
 So libfuse talks to us for that one message: its descriptor is a socket of ours until the kernel has
-been given the answer without that flag, and then the device again.
+been given the amended answer, and then the device again. From then on nothing of this is left. An
+answer that we do not understand is passed on as it is.
 """
 
 from __future__ import annotations
@@ -30,33 +37,46 @@ import trio
 log = structlog.get_logger(__name__)
 
 ASYNC_DIO = 1 << 15
+HANDLE_KILLPRIV_V2 = 1 << 28
 INIT = 26  # the operation
 LARGEST = 1 << 16  # bytes; the kernel wants room for 8 KiB at least, an INIT has about 100
 _REQUEST = struct.Struct("=IIQ")  # length, operation, number
+_ASKED = struct.Struct("=40xIIII")  # after the head: major, minor, max_readahead, flags
 _REPLY = struct.Struct("=IiQIIII")  # length, error, number, major, minor, max_readahead, flags
 _FLAGS_AT = _REPLY.size - 4
 
 
-def without(flags: int, request: bytes, reply: bytes) -> bytes | None:
-    """libfuse's answer to the kernel's INIT, less `flags`; None for anything else."""
+def offered(request: bytes) -> int:
+    """The flags that the kernel's INIT has; 0 for anything else."""
+    if len(request) < _ASKED.size or _REQUEST.unpack_from(request)[1] != INIT:
+        return 0
+    flags: int = _ASKED.unpack_from(request)[3]
+    return flags
+
+
+def amended(request: bytes, reply: bytes) -> bytes | None:
+    """libfuse's answer to the kernel's INIT, as it is to be; None for anything else."""
     if len(request) < _REQUEST.size or len(reply) < _REPLY.size:
         return None
     _, operation, number = _REQUEST.unpack_from(request)
     _, error, answered, _, _, _, agreed = _REPLY.unpack_from(reply)
     if operation != INIT or error or answered != number:
         return None
-    kept = struct.pack("=I", agreed & ~flags)
-    return reply[:_FLAGS_AT] + kept + reply[_REPLY.size :]
+    flags = agreed & ~ASYNC_DIO | offered(request) & HANDLE_KILLPRIV_V2
+    return reply[:_FLAGS_AT] + struct.pack("=I", flags) + reply[_REPLY.size :]
 
 
 async def agree() -> bool:
-    """Have libfuse and the kernel agree on everything but ASYNC_DIO. To be called between
-    `pyfuse3.init` and `pyfuse3.main`.
+    """Have libfuse and the kernel agree as the header says. To be called between `pyfuse3.init` and
+    `pyfuse3.main`.
 
-    False when it could not be done: they agree in `main`, on all that both know."""
+    False when it could not be done: they agree in `main`, on all that both know. The mount is
+    slower then, O_DIRECT is not for writing, and everything else is right."""
     device = _device()
     if device is None:
-        log.warning("O_DIRECT is not offered for writing: the device of the mount was not found")
+        log.warning(
+            "no O_DIRECT for writing, and small writes are slower: the device was not found"
+        )
         return False
     kernel = os.dup(device)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -91,8 +111,11 @@ async def _relay(kernel: int, libfuse: trio.socket.SocketType) -> bool:
         await libfuse.send(request)
         reply = await libfuse.recv(LARGEST)
         nursery.cancel_scope.cancel()
-    changed = without(ASYNC_DIO, request, reply)
+    changed = amended(request, reply)
     os.write(kernel, reply if changed is None else changed)
     if changed is None:
-        log.warning("O_DIRECT is not offered for writing: libfuse and the kernel had agreed")
+        log.warning("no O_DIRECT for writing, and small writes are slower: it was no FUSE_INIT")
+    else:
+        quick = bool(offered(request) & HANDLE_KILLPRIV_V2)
+        log.info("agreed with the kernel", small_writes="fast" if quick else "slower")
     return changed is not None

@@ -44,6 +44,12 @@ class _FromStatus:
         }
         for name, (value, text) in counters.items():
             yield CounterMetricFamily(name, text, value=float(value))
+        asked = CounterMetricFamily(
+            "nearline_kernel_requests", "requests of the kernel, by name", labels=["request"]
+        )
+        for name, value in now.kernel_requests.items():
+            asked.add_metric([name], float(value))
+        yield asked
 
 
 async def open_metrics(port: int) -> list[trio.SocketListener]:

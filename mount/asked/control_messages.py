@@ -193,6 +193,7 @@ class Status(Struct, frozen=True, kw_only=True, tag="status"):
     limits: LimitsStatus = LimitsStatus()
     versions: dict[str, str] = {}
     metrics_port: int | None = None
+    kernel_requests: dict[str, int] = {}  # by name, since the mount started
 
 
 class CacheStats(Struct, frozen=True, kw_only=True, tag="cache_stats"):

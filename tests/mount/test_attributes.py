@@ -18,6 +18,7 @@ from mount.attributes import (
     is_bare,
     kept_time,
     missing,
+    takes_setid,
     without_setid,
 )
 from tests.cache.state import State
@@ -119,7 +120,33 @@ def test_every_time_asked_for_is_one_that_is_kept() -> None:
 def test_who_changes_the_content_takes_setuid_and_the_setgid_of_programs_away(
     before: int, after: int
 ) -> None:
-    assert without_setid(before) == after
+    assert without_setid(before, member=True) == after
+
+
+def test_only_a_member_of_the_group_leaves_setgid_without_execution() -> None:
+    assert without_setid(0o6644, member=True) == 0o2644
+    assert without_setid(0o6644, member=False) == 0o644
+
+
+@pytest.mark.parametrize(
+    ("asked", "uid", "takes"),
+    [
+        (("uid",), 0, True),
+        (("gid",), 5, True),
+        (("size",), 5, True),
+        (("size",), 0, False),  # root's
+        ((), 5, True),  # before a write
+        (("uid", "mode"), 0, False),  # the kernel has done it
+        (("mtime",), 5, False),
+    ],
+)
+def test_the_kernel_leaves_setuid_to_us_when_the_owner_or_the_content_changes(
+    asked: tuple[str, ...], uid: int, takes: bool
+) -> None:
+    fields = Fields()
+    for name in asked:
+        setattr(fields, f"update_{name}", True)
+    assert takes_setid(fields, uid) is takes  # type: ignore[arg-type]  # as below
 
 
 class Fields:

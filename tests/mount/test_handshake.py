@@ -16,15 +16,16 @@ import trio
 from mount import handshake
 from mount.attributes import Ownership
 from mount.filesystem import FileSystem
-from mount.handshake import ASYNC_DIO, INIT, without
+from mount.handshake import ASYNC_DIO, HANDLE_KILLPRIV_V2, INIT, amended, offered
 from mount.kernel import Lookups
 
 OTHERS = 1 << 16 | 1 << 0 | 1 << 3  # write-back cache, asynchronous reads, atomic O_TRUNC
 LOOKUP = 1
 
 
-def request(operation: int = INIT, number: int = 7) -> bytes:
-    return struct.pack("=IIQ", 104, operation, number) + bytes(88)
+def request(operation: int = INIT, number: int = 7, flags: int = OTHERS) -> bytes:
+    head = struct.pack("=IIQ", 104, operation, number) + bytes(24)
+    return head + struct.pack("=IIII", 7, 45, 1 << 17, flags).ljust(64, b"\0")
 
 
 def reply(flags: int, number: int = 7, error: int = 0) -> bytes:
@@ -34,8 +35,22 @@ def reply(flags: int, number: int = 7, error: int = 0) -> bytes:
 
 def test_one_flag_is_taken_away_and_nothing_else() -> None:
     agreed = reply(OTHERS | ASYNC_DIO)
-    assert without(ASYNC_DIO, request(), agreed) == reply(OTHERS)
-    assert without(ASYNC_DIO, request(), reply(OTHERS)) == reply(OTHERS)
+    assert amended(request(), agreed) == reply(OTHERS)
+    assert amended(request(), reply(OTHERS)) == reply(OTHERS)
+
+
+def test_one_is_added_where_the_kernel_knows_it() -> None:
+    knows = request(flags=OTHERS | HANDLE_KILLPRIV_V2)
+    assert amended(knows, reply(OTHERS)) == reply(OTHERS | HANDLE_KILLPRIV_V2)
+    assert amended(knows, reply(ASYNC_DIO)) == reply(HANDLE_KILLPRIV_V2)
+    said_already = reply(OTHERS | HANDLE_KILLPRIV_V2)
+    assert amended(knows, said_already) == said_already
+
+
+def test_the_kernel_says_what_it_knows() -> None:
+    assert offered(request()) == OTHERS
+    assert offered(request(LOOKUP)) == 0
+    assert offered(request()[:50]) == 0
 
 
 @pytest.mark.parametrize(
@@ -49,7 +64,7 @@ def test_one_flag_is_taken_away_and_nothing_else() -> None:
     ],
 )
 def test_what_is_no_answer_to_an_init_is_left_alone(asked: bytes, answered: bytes) -> None:
-    assert without(ASYNC_DIO, asked, answered) is None
+    assert amended(asked, answered) is None
 
 
 @pytest.mark.parametrize(("operation", "done"), [(INIT, True), (LOOKUP, False)])

@@ -126,6 +126,9 @@ class Script:
     def do_write(self, where: str, text: str) -> int:
         return os.write(self._where(where), text.encode())
 
+    def do_fsync(self, name: str) -> None:
+        os.fsync(self._open[name[1:]])
+
     def do_pread(self, where: str, size: str, offset: str) -> str:
         return os.pread(self._where(where), int(size), int(offset)).decode().replace("\0", "0")
 

@@ -82,6 +82,59 @@ CHMOD = {
         close @h
         lstat f = mode=0777
     """,
+    "what root writes leaves setuid and setgid": """
+        create f
+        open f O_WRONLY as h
+        chmod f 06777
+        write @h x = 1
+        fsync @h
+        truncate f 5
+        lstat f = mode=6777 size=5
+        close @h
+        lstat f = mode=6777 size=5
+        u:1001:1001 open f O_WRONLY as h
+        write @h x = 1
+        close @h
+        stat f = size=5
+    """,
+    "what was written before is no reason": """
+        create f
+        chown f 1000 1000
+        u:1000:1000 open f O_WRONLY as h
+        u:1000:1000 write @h x = 1
+        u:1000:1000 chmod f 06755
+        fsync @h
+        close @h
+        lstat f = mode=6755 size=1
+        u:1000:1000 open f O_WRONLY as h
+        u:1000:1000 write @h x = 1
+        lstat f = mode=0755 size=1
+        close @h
+    """,
+    "so does writing by one who has laid root's rights down": """
+        create f
+        chmod f 06777
+        open f O_WRONLY as h
+        u:1001:1001 write @h x = 1
+        lstat f = mode=0777
+        close @h
+    """,
+    "setgid without execution is left by who is in the group": """
+        create f
+        chown f 1000 2000
+        chmod f 06666
+        u:1000:1000,2000 open f O_WRONLY as h
+        u:1000:1000,2000 write @h x = 1
+        lstat f = mode=2666
+        u:1001:1001 truncate f 0
+        lstat f = mode=0666
+        chmod f 02666
+        u:1001:1001 open f O_WRONLY as i
+        u:1001:1001 write @i x = 1
+        lstat f = mode=0666
+        close @h
+        close @i
+    """,
     "truncating takes setuid and setgid away": """
         create f
         chmod f 06777
@@ -144,6 +197,16 @@ CHOWN = {
         chmod f 06755
         u:1000:1000,2000 chown f -1 2000
         lstat f = mode=0755 gid=2000
+    """,
+    "nor after chown to the same, or to nobody else": """
+        create f
+        chown f 5 5
+        chmod f 06755
+        chown f 5 5
+        lstat f = mode=0755
+        chmod f 06755
+        chown f -1 -1
+        lstat f = mode=0755
     """,
     "a directory keeps setgid": """
         mkdir d
