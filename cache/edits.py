@@ -206,9 +206,13 @@ class Edits:
 
     def _remove_name(self, parent: int, name: str, node: Node) -> None:
         """Take the name away; the node stops being live with its last one."""
+        self._tree.drop_entry(parent, name, node)
+        self._lose_link(node)
+
+    def _lose_link(self, node: Node) -> None:
+        """One of its names does not mean it any more."""
         now = time.time_ns()
         links = max(0, node.links - 1)  # of a directory the server may have said that it is gone
-        self._tree.drop_entry(parent, name, node)
         self._tree.update(node.ino, links=links, ctime_ns=now, live=links > 0)
         if links == 0:
             self._dropped(node)
@@ -265,9 +269,14 @@ class Edits:
     ) -> None:
         now = time.time_ns()
         if over is not None:
-            self._remove_name(new_parent, new_name, over)
-        self._tree.drop_entry(parent, name, node)
-        self._tree.add_entry(new_parent, new_name, node)
+            self._tree.point_entry(new_parent, new_name, over, node)
+            self._tree.drop_entry(parent, name, node)
+            self._lose_link(over)
+        elif parent == new_parent:
+            self._tree.rename_entry(parent, name, new_name)
+        else:
+            self._tree.drop_entry(parent, name, node)
+            self._tree.add_entry(new_parent, new_name, node)
         self._tree.update(node.ino, ctime_ns=now)
         self._tree.touch(parent, now)
         self._tree.touch(new_parent, now)
@@ -388,10 +397,8 @@ class Edits:
             depth.check_move(self._tree, one, here, there)
             depth.check_move(self._tree, other, there, here)
             now = time.time_ns()
-            self._tree.drop_entry(parent, name, one)
-            self._tree.drop_entry(new_parent, new_name, other)
-            self._tree.add_entry(parent, name, other)
-            self._tree.add_entry(new_parent, new_name, one)
+            self._tree.point_entry(parent, name, one, other)
+            self._tree.point_entry(new_parent, new_name, other, one)
             for ino in (parent, new_parent):
                 self._tree.touch(ino, now)
             body = Body(
