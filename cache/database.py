@@ -25,8 +25,9 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 import trio
@@ -171,6 +172,16 @@ class Database:
     def all(self, sql: str, *values: object) -> list[sqlite3.Row]:
         try:
             return self._db.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as problem:
+            self._check(problem)
+            raise
+
+    def each(self, sql: str, *values: object) -> Generator[tuple[Any, ...], None, None]:
+        """Rows as they are asked for. Close it before anything is written, or awaited."""
+        try:
+            with contextlib.closing(self._db.cursor()) as cursor:
+                cursor.row_factory = None  # plain tuples
+                yield from cursor.execute(sql, values)
         except sqlite3.DatabaseError as problem:
             self._check(problem)
             raise

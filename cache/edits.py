@@ -207,8 +207,12 @@ class Edits:
 
     def _remove_name(self, parent: int, name: str, node: Node, now: Moment) -> None:
         """Take the name away; the node stops being live with its last one."""
-        links = max(0, node.links - 1)  # of a directory the server may have said that it is gone
         self._tree.drop_entry(parent, name, node)
+        self._lose_link(node, now)
+
+    def _lose_link(self, node: Node, now: Moment) -> None:
+        """One of its names does not mean it any more."""
+        links = max(0, node.links - 1)  # of a directory the server may have said that it is gone
         ctime = now.after(node.ctime_ns)
         self._tree.update(node.ino, links=links, ctime_ns=ctime, live=links > 0)
         if links == 0:
@@ -266,9 +270,14 @@ class Edits:
     ) -> None:
         now = clock.moment()
         if over is not None:
-            self._remove_name(new_parent, new_name, over, now)
-        self._tree.drop_entry(parent, name, node)
-        self._tree.add_entry(new_parent, new_name, node)
+            self._tree.point_entry(new_parent, new_name, over, node)
+            self._tree.drop_entry(parent, name, node)
+            self._lose_link(over, now)
+        elif parent == new_parent:
+            self._tree.rename_entry(parent, name, new_name)
+        else:
+            self._tree.drop_entry(parent, name, node)
+            self._tree.add_entry(new_parent, new_name, node)
         self._tree.update(node.ino, ctime_ns=now.after(node.ctime_ns))
         self._tree.touch(parent, now)
         self._tree.touch(new_parent, now)
@@ -389,10 +398,8 @@ class Edits:
             depth.check_move(self._tree, one, here, there)
             depth.check_move(self._tree, other, there, here)
             now = clock.moment()
-            self._tree.drop_entry(parent, name, one)
-            self._tree.drop_entry(new_parent, new_name, other)
-            self._tree.add_entry(parent, name, other)
-            self._tree.add_entry(new_parent, new_name, one)
+            self._tree.point_entry(parent, name, one, other)
+            self._tree.point_entry(new_parent, new_name, other, one)
             for node in (one, other):
                 self._tree.update(node.ino, ctime_ns=now.after(node.ctime_ns))
             for ino in (parent, new_parent):

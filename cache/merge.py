@@ -442,9 +442,11 @@ class Merge:
         if old is not None and new is not None and old.ino == new.ino:
             self._tree.set_entry_rev(parent.ino, entry.name, entry.rev)
             return
-        if old is not None:
+        if old is not None and new is not None:
+            self._tree.point_entry(parent.ino, entry.name, old, new, entry.rev)
+        elif old is not None:
             self._tree.drop_entry(parent.ino, entry.name, old)
-        if new is not None:
+        elif new is not None:
             self._tree.add_entry(parent.ino, entry.name, new, entry.rev)
         if old is not None and not self._tree.names(old.ino):
             self._remember_place(old, entry)

@@ -11,13 +11,16 @@ Invariants:
   listed directories.
 - A file of the drive has at most one live node. A node that is not live has no entries.
 - `subdirs` of a directory equals the number of its entries whose node is a directory.
+- A name that is always there keeps its cookie, whatever it means; so does a file that is renamed
+  within its directory. So neither is missed by who reads up to what was once the last cookie.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from msgspec import Struct
 
@@ -142,6 +145,25 @@ class Tree:
         )
         return [Entry(row["cookie"], row["name"], _node(row)) for row in rows]
 
+    def listing(self, parent: int, after: int, last: int) -> Generator[Entry, None, None]:
+        """The entries with cookies behind `after` up to `last`, in readdir order. Each is read when
+        it is asked for; the tree must not change before the iterator is closed."""
+        rows = self.db.each(
+            f"SELECT cookie, name, {_SELECT} FROM entry JOIN node USING (ino)"
+            " WHERE parent = ? AND cookie > ? AND cookie <= ? ORDER BY cookie",
+            parent,
+            after,
+            last,
+        )
+        with contextlib.closing(rows):
+            for row in rows:
+                yield Entry(row[0], row[1], Node(*row[2:]))
+
+    def last_cookie(self, parent: int) -> int:
+        """The last entry's, in readdir order; 0 when there is none."""
+        row = self.db.one("SELECT MAX(cookie) FROM entry WHERE parent = ?", parent)
+        return 0 if row is None else int(row[0] or 0)
+
     def is_empty(self, parent: int) -> bool:
         return self.db.one("SELECT 1 FROM entry WHERE parent = ? LIMIT 1", parent) is None
 
@@ -229,6 +251,28 @@ class Tree:
         self.db.run("DELETE FROM entry WHERE parent = ? AND name = ?", parent, name)
         if node.is_directory:
             self.db.run("UPDATE node SET subdirs = subdirs - 1 WHERE ino = ?", parent)
+
+    def point_entry(self, parent: int, name: str, old: Node, new: Node, rev: int = 0) -> None:
+        """The name, which meant `old`, means `new`, at the same place in readdir order."""
+        self.db.run(
+            "UPDATE entry SET ino = ?, rev = ? WHERE parent = ? AND name = ?",
+            new.ino,
+            rev,
+            parent,
+            name,
+        )
+        more = new.is_directory - old.is_directory
+        if more:
+            self.db.run("UPDATE node SET subdirs = subdirs + ? WHERE ino = ?", more, parent)
+
+    def rename_entry(self, parent: int, name: str, new_name: str) -> None:
+        """Within its directory, to a name that means nothing."""
+        self.db.run(
+            "UPDATE entry SET name = ?, rev = 0 WHERE parent = ? AND name = ?",
+            new_name,
+            parent,
+            name,
+        )
 
     def entry_rev(self, parent: int, name: str) -> int:
         row = self.db.one("SELECT rev FROM entry WHERE parent = ? AND name = ?", parent, name)

@@ -13,6 +13,7 @@ every await; edits of the tree themselves contain none.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -50,7 +51,6 @@ from remote.errors import NearlineError
 
 log = structlog.get_logger(__name__)
 
-READDIR_PAGE = 256
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # macOS has none
 DOT, DOTDOT, FIRST = 1, 2, 2  # readdir positions: an entry's is its cookie + FIRST
 
@@ -91,6 +91,7 @@ class Handle:
     prefetch: Prefetch | None = None
     opener: int = 0  # the thread; pyfuse3 does not say who reads or syncs
     privileged: bool = False  # opened by root
+    last: int = 0  # of a directory: the cookie at which this reading of it ends
     given_up: bool = False  # who waited for the server was told to end, and has had EINTR
 
 
@@ -156,8 +157,11 @@ class FileSystem(pyfuse3.Operations):
         self._lookups.looked_up(node.ino)
         return self._attributes(node)
 
-    def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
-        writable, stored = self._session.shares.is_writable(node), self._stored(node)
+    def _attributes(self, node: Node, writable: bool | None = None) -> pyfuse3.EntryAttributes:
+        """`writable`: whether this account may write it, where that is known already."""
+        if writable is None:
+            writable = self._session.shares.is_writable(node)
+        stored = self._stored(node)
         target = self._session.symlinks.target(node) if node.kind == "symlink" else None
         return attributes(node, self._owner, writable=writable, stored=stored, target=target)
 
@@ -398,13 +402,20 @@ class FileSystem(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         self._session.subscriber.active()
         await self._session.ensure_listed(inode)
-        return self._handle(Handle(inode, opener=ctx.pid))
+        last = self._session.tree.last_cookie(inode)
+        return self._handle(Handle(inode, opener=ctx.pid, last=last))
 
     @request
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """Positions are entry cookies: they never change and are never reused, so whatever stays
-        in the directory is returned exactly once however it changes meanwhile."""
-        ino, tree = self._handles[fh].ino, self._session.tree
+        in the directory is returned exactly once however it changes meanwhile. What comes after
+        opendir or rewinddir is behind the end: else who renames what is read would never end.
+
+        The kernel decides how many entries it takes, so each is described when it is its turn."""
+        handle, tree = self._handles[fh], self._session.tree
+        ino = handle.ino
+        if start_id == 0:
+            handle.last = tree.last_cookie(ino)
         dots = ((DOT, b".", ino), (DOTDOT, b"..", tree.parent(ino)))
         for position, name, dot in dots:
             if start_id < position:
@@ -412,14 +423,15 @@ class FileSystem(pyfuse3.Operations):
                 if not pyfuse3.readdir_reply(token, name, entry, position):
                     return
         after = max(0, start_id - FIRST)
-        while entries := tree.entries(ino, after, READDIR_PAGE):
-            for one in entries:
-                entry = self._attributes(one.node)
+        own, may_write = tree.own_drive, self._session.shares.is_writable(tree.node(ROOT))
+        with contextlib.closing(tree.listing(ino, after, handle.last)) as listing:
+            for one in listing:
+                writable = may_write if one.node.drive == own else None
+                entry = self._attributes(one.node, writable)
                 name, position = one.name.encode(), one.cookie + FIRST
                 if not pyfuse3.readdir_reply(token, name, entry, position):
                     return
                 self._lookups.looked_up(one.node.ino)
-                after = one.cookie
 
     @request
     async def releasedir(self, fh: int) -> None:
