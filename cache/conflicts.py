@@ -33,6 +33,7 @@ class Verdict(enum.Enum):
     ADOPT = "adopt"  # both made the same directory: it is one directory
     RESCUE = "rescue"  # its directory is gone: go on at the top, under a conflicted name
     RECREATE = "recreate"  # the file is gone: bring it back, because it was changed here
+    APART = "apart"  # a name is not taken back: what was made under it is a file of its own
     KEEP = "keep"  # refused for good: kept, shown in status, never retried by itself
 
 
@@ -45,6 +46,9 @@ _RULES: dict[tuple[str, type[Problem]], Verdict] = {
     ("replace", NotFound): Verdict.DROP,
     ("replace", Stale): Verdict.DROP,
     ("replace", OtherReach): Verdict.DROP,
+    ("retake", Exists): Verdict.APART,
+    ("retake", NotFound): Verdict.APART,
+    ("retake", Stale): Verdict.APART,
     ("link", NotFound): Verdict.DROP,
     ("rename", NotFound): Verdict.DROP,
     ("rename", Stale): Verdict.DROP,
