@@ -49,7 +49,12 @@ WEIGHTS = {
     "set_attributes": 3,
     "set_xattr": 2,
 }
-TAKES_BYTES = {"save": "data", "patch": "mark", "save_by_rename": "data", "save_with_backup": "data"}
+TAKES_BYTES = {
+    "save": "data",
+    "patch": "mark",
+    "save_by_rename": "data",
+    "save_with_backup": "data",
+}
 
 
 @dataclass(frozen=True)
