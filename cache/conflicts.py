@@ -34,6 +34,7 @@ class Verdict(enum.Enum):
     RESCUE = "rescue"  # its directory is gone: make that anew, or go on at the top
     REBUILD = "rebuild"  # the directory it goes to is gone: make that anew, or drop
     RECREATE = "recreate"  # the file is gone: bring it back, because it was changed here
+    APART = "apart"  # a name is not taken back: what was made under it is a file of its own
     KEEP = "keep"  # refused for good: kept, shown in status, never retried by itself
 
 
@@ -46,6 +47,9 @@ _RULES: dict[tuple[str, type[Problem]], Verdict] = {
     ("replace", NotFound): Verdict.DROP,
     ("replace", Stale): Verdict.DROP,
     ("replace", OtherReach): Verdict.DROP,
+    ("retake", Exists): Verdict.APART,
+    ("retake", NotFound): Verdict.APART,
+    ("retake", Stale): Verdict.APART,
     ("link", NotFound): Verdict.REBUILD,
     ("rename", NotFound): Verdict.REBUILD,
     ("rename", Stale): Verdict.DROP,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 
 import msgspec
 
@@ -33,6 +34,7 @@ from cache.operations import (
 )
 from cache.shares import SHARED, Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree
+from cache.vacancies import Vacancies, Vacancy, is_new
 from remote.ids import FileId, VersionId
 from remote.wire import MAX_NAMES, Kind
 
@@ -62,6 +64,7 @@ class Edits:
     ) -> None:
         self._db, self._tree, self._journal = db, tree, journal
         self._shares, self._dropped = shares, dropped
+        self._vacancies = Vacancies()
 
     # Names.
 
@@ -96,8 +99,12 @@ class Edits:
                 directory=node.is_directory,
                 regular=node.is_regular,
             )
+            old = self._left_by(directory, name) if node.is_regular else None
             self._journal.add("create", node.ino, node.file, body)
-            return node
+            if old is not None:
+                self._take_back(node, directory, name, old, Body())
+            self._vacancies.filled((parent, name))
+            return self._tree.node(node.ino)
 
     def _new_node(
         self, drive: str, kind: Kind, mode: int, uid: int, gid: int, rdev: int, target: str | None
@@ -149,6 +156,8 @@ class Edits:
             self._tree.update(ino, links=node.links + 1, ctime_ns=now.after(node.ctime_ns))
             self._tree.touch(parent, now)
             self._journal.add("link", ino, node.file, Body(parent=directory.file, name=name))
+            self._vacancies.filled((parent, name))
+            self._vacancies.linked(node.file, (parent, name), time.monotonic())
             return self._tree.node(ino)
 
     def unlink(self, parent: int, name: str, *, directory: bool) -> Node:
@@ -247,6 +256,7 @@ class Edits:
             if over is not None:
                 self._check_replaceable(node, over)
             depth.check_move(self._tree, node, (source, name), (target, new_name))
+            old = self._whose_name(target, new_name, node, over)
             self._move(node, parent, name, new_parent, new_name, over)
             body = Body(
                 parent=source.file,
@@ -255,7 +265,78 @@ class Edits:
                 new_name=new_name,
                 directory=node.is_directory,
             )
-            self._journal_move(node, over, body)
+            was_known = not self._journal.unsent_file(node.file)
+            if old is not None:
+                self._take_back(node, target, new_name, old, body)
+            else:
+                self._journal_move(node, over, body)
+            if was_known:
+                self._note_left(node, (parent, name), (new_parent, new_name))
+
+    # Names that were left a moment ago: see `vacancies`.
+
+    def _note_left(self, node: Node, place: tuple[int, str], new: tuple[int, str]) -> None:
+        now = time.monotonic()
+        undone = self._vacancies.find(new, now)
+        self._vacancies.filled(new)
+        is_back = undone is not None and undone.file == node.file
+        if node.is_regular and node.links == 1 and place[0] == new[0] and not is_back:
+            gone_on = self._tree.node(node.ino).file != node.file
+            self._vacancies.left(Vacancy(node.file, node.ino, place, now, gone_on))
+
+    def _whose_name(
+        self, directory: Node, name: str, node: Node, over: Node | None
+    ) -> tuple[Node, str] | None:
+        """The file that `node`, which is renamed to `name`, goes on as, and what that one is called
+        then: it left this name a moment ago, or has been given another one to keep."""
+        if not node.is_regular or node.links != 1:
+            return None
+        if over is None:
+            is_filled = is_new(node.file, time.time_ns())
+            return self._left_by(directory, name) if is_filled else None
+        backup = self._vacancies.backup_of(over.file, time.monotonic())
+        names = set(self._tree.names(over.ino))
+        if backup is None or names != {(directory.ino, name), backup} or over.links != 2:
+            return None
+        return (over, backup[1]) if over.is_regular and backup[0] == directory.ino else None
+
+    def _left_by(self, directory: Node, name: str) -> tuple[Node, str] | None:
+        """The file that left the name a moment ago, as it is now, and what it is called; no name:
+        its content went on as that of another. None when there is none, or it has moved on, or
+        nobody can have been given it yet."""
+        vacancy = self._vacancies.find((directory.ino, name), time.monotonic())
+        if vacancy is None:
+            return None
+        if vacancy.gone_on:
+            node = self._tree.find(vacancy.ino)
+            is_ours = directory.drive == self._tree.own_drive
+            if node is None or not is_ours or self._tree.live(vacancy.file) is not None:
+                return None
+            return msgspec.structs.replace(node, file=vacancy.file, rev=0), ""
+        node = self._tree.live(vacancy.file)
+        names = [] if node is None else self._tree.names(node.ino)
+        if node is None or node.links != 1 or len(names) != 1 or names[0][0] != directory.ino:
+            return None
+        return None if self._journal.unsent_file(node.file) else (node, names[0][1])
+
+    def _take_back(
+        self, node: Node, directory: Node, name: str, old: tuple[Node, str], body: Body
+    ) -> None:
+        """`node`, which has the name now, goes on as the file that had it before; what that one
+        was is a new file under the name it has. For who was given the file nothing but a new
+        version has come."""
+        over, backup = old
+        body.base = self._base_of(over)
+        place = Body(parent=directory.file, name=backup, new_parent=directory.file, new_name=name)
+        unsent = self._journal.unsent_create(node.file)
+        if backup:
+            place.other = new_id()
+            self._journal.add("retake", over.ino, over.file, place)
+            self._tree.update(over.ino, file=place.other, rev=0, links=1)
+        else:  # it is in the trash: a name brings it back
+            again = Body(parent=directory.file, name=name)
+            self._journal.add("link", node.ino, over.file, again)
+        self._take_identity(node, over, unsent, body, [])
 
     def _check_replaceable(self, node: Node, over: Node) -> None:
         if over.is_directory and not node.is_directory:

@@ -207,7 +207,7 @@ class _Mending:
                 places[new] = op["file"]
             elif op["kind"] == "replace":
                 places[new] = body.other
-            elif op["kind"] == "exchange":
+            elif op["kind"] == "retake" or op["kind"] == "exchange":
                 places |= {old: body.other, new: op["file"]}
         for (directory, name), file in places.items():
             node, parent = self._live.get(file), self._live.get(directory)

@@ -79,6 +79,14 @@ def _move(op: Op) -> wire.Op:
             target=body.other,
             base=body.base or None,
         )
+    if op.kind == "retake":
+        return wire.Retake(
+            file=op.file,
+            parent=body.parent,
+            name=body.name,
+            new_name=body.new_name,
+            backup=body.other,
+        )
     return wire.Exchange(
         file=op.file,
         parent=body.parent,

@@ -38,7 +38,7 @@ class Body(Struct, omit_defaults=True, gc=False):
     name: str = ""
     new_parent: FileId = ""
     new_name: str = ""
-    other: FileId = ""  # rename: replaces; replace: target; exchange: other
+    other: FileId = ""  # rename: replaces; replace: target; exchange: other; retake: backup
     attrs: Sequence[str] = ()  # setattr: which of mode, uid, gid, mtime_ns
     xattr: str = ""
     directory: bool = False  # the file is a directory
@@ -134,6 +134,8 @@ def select(
             held_reads |= read
         else:
             batch.append(op)
+            if op.kind == "retake":  # only its answer tells which file later bytes belong to
+                held_writes |= wrote
     return batch, waiting
 
 

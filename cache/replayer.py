@@ -541,6 +541,8 @@ class Replayer:
                 self._contents.commit(op.ino, op.file, content.version, size)
             elif op.kind == "replace":
                 self._follow_replace(op, answer.change)
+            elif op.kind == "retake":
+                self._follow_retake(op, answer.change)
             self._merge.acknowledge(op, answer.change)
             if op.body.anew:
                 self._tree.update(op.ino, listed=None)
@@ -583,6 +585,14 @@ class Replayer:
                 target.version,
                 node.version,
             )
+
+    def _follow_retake(self, op: Op, change: wire.Change) -> None:
+        """What the backup holds is a version of its own file now, and stays when the other one's
+        history is cut."""
+        node = self._tree.find(op.ino)
+        held = next((one.version for one in change.files if one.id == op.body.other), None)
+        if node is not None and node.file == op.body.other and node.version == held:
+            self._tree.update(op.ino, base_file=op.body.other)
 
     # Messages.
 

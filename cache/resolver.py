@@ -89,6 +89,8 @@ class Resolver:
         elif decided is Verdict.REBUILD:
             if not await self._rebuilder.rebuild(op):
                 await self._drop(op)
+        elif decided is Verdict.APART:
+            await self._apart(op)
         elif decided is Verdict.RECREATE:
             self._recreate(op)
         else:
@@ -361,6 +363,58 @@ class Resolver:
                 self._uploader.forget(gone)
         self._merge.after_commit()
 
+    async def _apart(self, op: Op) -> None:
+        """The name is not to be taken back: another device has it, or has moved or removed what was
+        renamed away. So that one is what it was, and what took its place here is a new file. What
+        was to be sent after it changes its meaning accordingly."""
+        later = [one for one in self._journal if one.seq > op.seq]
+        first = next((one for one in later if _begins(one, op.file)), None)
+        is_new = first is None or first.kind != "replace"
+        fresh = new_id() if is_new or first is None else first.file
+        ids = {op.file: fresh, op.body.other: op.file}
+        with self._db.transaction():
+            self._journal.remove(op)
+            for old, new in ids.items():
+                self._tree.reidentify(old, new)
+                self._db.run("UPDATE pin SET file = ? WHERE file = ?", new, old)
+            for one in later:
+                self._speak_of(one, ids)
+            if first is None:  # it is gone here again: nobody ever hears of it
+                for one in self._journal.of_file(fresh):
+                    self._journal.remove(one)
+            elif is_new:
+                again = first.version is not None
+                body = Body(op.body.new_parent, op.body.new_name, regular=True, renew=again)
+                self._journal.rewrite(first, kind="create", body=body)
+                self._uploader.forget(first)
+            else:
+                body = msgspec.structs.replace(first.body, other="", base="")
+                self._journal.rewrite(first, kind="rename", body=body)
+            self._merge.settle(op)
+            stale = self._distrust(op)
+        self._merge.after_commit()
+        if stale is not None:
+            await self._try_refresh(stale)
+
+    def _speak_of(self, op: Op, ids: dict[FileId, FileId]) -> None:
+        """The operation is about the files that these have become."""
+        if op.file in ids:
+            self._journal.readdress(op, ids[op.file])
+        named = {place: getattr(op.body, place) for place in PLACES}
+        changes = {place: ids[file] for place, file in named.items() if file in ids}
+        if changes:
+            body = msgspec.structs.replace(op.body, **changes)
+            self._journal.rewrite(op, body=body, key=new_id(), sent=False)
+
+    def _distrust(self, op: Op) -> int | None:
+        """Believe the server about the file, and the directory, which is to be listed anew."""
+        node, directory = self._tree.live(op.file), self._tree.live(op.body.parent)
+        if node is not None:
+            self._tree.update(node.ino, rev=0)
+        if directory is not None:
+            self._tree.update(directory.ino, listed=None)
+        return None if directory is None else directory.ino
+
     async def overtaken(self, op: Op, answer: wire.Applied) -> wire.FileReply | None:
         """With `--on-conflict=copy`: the version that ours won against, if it still is to be had.
         Asked for before the operation is acknowledged, so that nothing can come in between."""
@@ -390,3 +444,10 @@ class Resolver:
         body = Body(parent=self._tree.node(parent).file, name=fresh, regular=True)
         self._journal.add("create", node.ino, node.file, body).origin = op.origin
         self._merge.note_name(parent, fresh)
+
+
+def _begins(op: Op, file: FileId) -> bool:
+    """Is it the first to say what the file holds that has taken a name back?"""
+    return (op.file == file and op.kind == "write") or (
+        op.kind == "replace" and op.body.other == file
+    )

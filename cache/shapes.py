@@ -24,7 +24,18 @@ Check = Callable[[Any], bool]
 
 NS = 1 << 63
 OPERATIONS = frozenset(
-    ["create", "write", "link", "rename", "replace", "exchange", "unlink", "setattr", "setxattr"]
+    [
+        "create",
+        "write",
+        "link",
+        "rename",
+        "replace",
+        "retake",
+        "exchange",
+        "unlink",
+        "setattr",
+        "setxattr",
+    ]
 )
 _META = re.compile("[a-z_]{1,40}|seq:[0-9a-f]{32}")
 

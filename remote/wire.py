@@ -330,6 +330,18 @@ class Replace(_Op, frozen=True, kw_only=True, tag="replace"):
     base: VersionId | None = None
 
 
+class Retake(_Op, frozen=True, kw_only=True, tag="retake"):
+    """Regular file `file`, called `name` in `parent`, takes the free name `new_name` there back; or
+    it has both. What it holds, and its attributes, stay at `name` as the new file `backup`, which
+    begins a history. Editors that rename the old version away before they make the new one keep
+    history, grants and links by that."""
+
+    parent: FileId
+    name: Name
+    new_name: Name
+    backup: FileId
+
+
 class Exchange(_Op, frozen=True, kw_only=True, tag="exchange"):
     """Swap what two names mean (RENAME_EXCHANGE)."""
 
@@ -388,6 +400,7 @@ Op = (
     | Link
     | Rename
     | Replace
+    | Retake
     | Exchange
     | Unlink
     | SetAttr

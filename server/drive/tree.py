@@ -60,7 +60,16 @@ def anchor(op: wire.Op) -> str:
 
 def named(op: wire.Op) -> set[str]:
     """Every file the operation names."""
-    fields = ("file", "parent", "new_parent", "other", "other_parent", "target", "replaces")
+    fields = (
+        "file",
+        "parent",
+        "new_parent",
+        "other",
+        "other_parent",
+        "target",
+        "replaces",
+        "backup",
+    )
     return {value for field in fields if isinstance(value := getattr(op, field, None), str)}
 
 
@@ -74,9 +83,7 @@ def create(tx: Mutation, op: wire.Create) -> None:
     check_create(op)
     parent = tx.directory(op.parent)
     tx.check_free(parent, op.name)
-    if access.find(tx.conn, op.file) is not None or is_retired(tx.conn, op.file):
-        message = f"there is, or was, a file {op.file} already; choose another id"
-        raise Refused(Exists(message=message, taken="file"))
+    _check_new_id(tx, op.file)
     below = tx.check_depth(op.kind, op.parent, op.name)
     size = len(op.target.encode()) if op.target is not None else 0
     version = None
@@ -238,6 +245,34 @@ def replace(tx: Mutation, op: wire.Replace) -> None:
     tx.lose_link(row, *((None, None) if gone_on else (op.parent, op.name)))
 
 
+def retake(tx: Mutation, op: wire.Retake) -> None:
+    """As if the backup had been copied from the file, which kept its name all the time."""
+    parent = tx.directory(op.parent)
+    tx.expect(op.parent, op.name, op.file)
+    row = _regular(tx.file(op.file))
+    if op.name == op.new_name:
+        raise Refused(BadRequest(message=f"{op.name!r} is its name already"))
+    there = tx.meaning(op.parent, op.new_name)
+    if there is None:
+        check_name(op.new_name, at_root=parent.id == parent.root)
+    elif there != op.file:
+        raise Refused(Exists(message=f"there is another {op.new_name!r} by now"))
+    _check_new_id(tx, op.backup)
+    here, new = (op.parent, op.name), (op.parent, op.new_name)
+    tx.drop_entry(*here)
+    if there is None:
+        tx.add_entry(*new, op.file)
+        tx.update(op.file)
+    else:
+        tx.lose_link(row, *here)
+    tx.follow(op.file, here, new)
+    versions.copy(tx, row, op.backup)
+    kept = ("kind", "mode", "uid", "gid", "mtime_ns", "size", "version", "rdev")
+    tx.insert_file(op.backup, links=1, **{column: getattr(row, column) for column in kept})
+    tx.set_xattrs(op.backup, attributes(tx.conn, [row.id]).get(row.id, {}))
+    tx.add_entry(*here, op.backup)
+
+
 def exchange(tx: Mutation, op: wire.Exchange) -> None:
     tx.directory(op.parent)
     tx.directory(op.other_parent)
@@ -291,6 +326,7 @@ _OPERATIONS: dict[type[wire.Op], Callable[[Mutation, Any], None]] = {
     wire.Link: link,
     wire.Rename: rename,
     wire.Replace: replace,
+    wire.Retake: retake,
     wire.Exchange: exchange,
     wire.Unlink: unlink,
     wire.SetAttr: setattr_,
@@ -306,6 +342,12 @@ def _regular(row: Row[Any]) -> Row[Any]:
     if row.kind != "file":
         raise Refused(BadRequest(message=f"{row.id} is a {row.kind}, not a regular file"))
     return row
+
+
+def _check_new_id(tx: Mutation, file: str) -> None:
+    if access.find(tx.conn, file) is not None or is_retired(tx.conn, file):
+        message = f"there is, or was, a file {file} already; choose another id"
+        raise Refused(Exists(message=message, taken="file"))
 
 
 def _check_no_loop(tx: Mutation, row: Row[Any], new_parent: str) -> None:

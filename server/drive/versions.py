@@ -152,6 +152,13 @@ def adopt(tx: Mutation, source: Row[Any], target: Row[Any]) -> None:
     tx.conn.execute(insert(versions), row | here | {"superseded_ns": None, "restored_from": None})
 
 
+def copy(tx: Mutation, source: Row[Any], file: str) -> None:
+    """File the current version of `source` under the new file `file` too, as its first one."""
+    row = dict(read(tx.conn, source.id, source.version)._mapping)
+    first = {"file": file, "base": None, "superseded_ns": None, "restored_from": None}
+    tx.conn.execute(insert(versions), row | first)
+
+
 def has_gone_on(conn: Connection, source: str, target: str) -> bool:
     """Whether everything that `source` ever held is in the history of `target` too."""
     other = versions.alias()

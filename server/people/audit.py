@@ -62,6 +62,7 @@ _TOLD: dict[type[wire.Op], tuple[str, ...]] = {
     wire.Link: _PLACE,
     wire.Rename: (*_MOVE, "replaces"),
     wire.Replace: (*_MOVE, "target"),
+    wire.Retake: ("parent", "name", "new_name", "backup"),
     wire.Exchange: (*_PLACE, "other", "other_parent", "other_name"),
     wire.Unlink: _PLACE,
     wire.SetAttr: ("mode", "uid", "gid", "mtime_ns"),

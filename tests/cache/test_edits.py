@@ -4,6 +4,7 @@ the server is not touched, and a refused call leaves nothing."""
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from cache.operations import Op
 from cache.tree import ROOT, Node
+from cache.vacancies import WINDOW
 from tests.cache.state import ROOT_FILE, State
 
 
@@ -415,3 +417,56 @@ def test_a_directory_that_the_server_has_no_more_is_collected_when_it_is_removed
         state.journal.remove(*state.journal)
     state.collector.collect()
     assert state.tree.find(ino) is None
+
+
+# --- names that were left a moment ago ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["create", "rename", "link"])
+async def test_a_name_that_was_left_is_filled_by_its_file(state: State, way: str) -> None:
+    """The inodes stay with the bytes; the ids stay with the names."""
+    old = on_server(state, "a", xattrs={"user.old": b"1"})
+    if way == "create":
+        state.edits.rename(ROOT, "a", ROOT, "a~")
+        new = await state.save("a", b"new")
+    else:
+        new = await state.save("tmp", b"new")
+        if way == "rename":
+            state.edits.rename(ROOT, "a", ROOT, "a~")
+        else:
+            state.edits.link(old.ino, ROOT, "a~")
+        state.edits.rename(ROOT, "tmp", ROOT, "a")
+    first = "link a~" if way == "link" else "rename a a~"
+    assert state.ops() == [first, "retake a~ a", "write", "setattr", "setxattr"]
+    _, retake, write, *_ = state.journal
+    assert state.listing() == {"a": new.ino, "a~": old.ino}
+    assert (state.tree.node(new.ino).file, write.file, write.ino) == (old.file, old.file, new.ino)
+    assert write.body.base == old.version
+    assert state.tree.node(old.ino).file == retake.body.other not in (old.file, new.file)
+    assert [state.tree.node(ino).links for ino in (old.ino, new.ino)] == [1, 1]
+
+
+@pytest.mark.parametrize("way", ["undone", "old", "late", "elsewhere", "deleted", "unsent"])
+async def test_a_name_that_is_not_filled_by_what_is_new_stays_left(
+    state: State, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = (state.make("a") if way == "unsent" else on_server(state, "a")).file
+    other = on_server(state, "other") if way == "old" else None
+    if way == "elsewhere":
+        state.edits.rename(ROOT, "a", state.make("d", "directory").ino, "a")
+    else:
+        state.edits.rename(ROOT, "a", ROOT, "b")
+    if way == "undone":
+        state.edits.rename(ROOT, "b", ROOT, "a")
+        state.make("b")
+    elif other is not None:
+        state.edits.rename(ROOT, "other", ROOT, "a")
+    elif way == "late":
+        later = time.monotonic() + WINDOW + 1
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+    elif way == "deleted":
+        state.unlink("b")
+    if "a" not in state.listing():
+        state.make("a")
+    assert not any(op.kind == "retake" for op in state.journal)
+    assert (state.tree.node(state.listing()["a"]).file == file) is (way == "undone")

@@ -404,3 +404,39 @@ async def test_bytes_whose_version_has_an_id_that_is_taken_go_as_another_version
     await one.flush()
     assert one.tree.node(ino).version not in (None, taken)
     await both_have_the_same(one, two)
+
+
+@pytest.mark.parametrize("way", ["create", "rename"])
+@pytest.mark.parametrize("crossed", ["moved", "taken"])
+async def test_a_name_that_is_not_to_be_taken_back_is_that_of_a_new_file(
+    server: Server, one: Device, two: Device, way: str, crossed: str
+) -> None:
+    """Another device has moved the backup, or has made another file of that name meanwhile."""
+    await save(one, "a", b"old")
+    await one.flush()
+    await two.pull()
+    one.edits.rename(ROOT, "a", ROOT, "a~")
+    await one.flush()
+    await two.pull()
+    if way == "create":
+        await save(one, "a", b"new bytes")
+    else:
+        await save(one, "tmp", b"new bytes")
+        one.edits.rename(ROOT, "tmp", ROOT, "a")
+    assert any(op.kind == "retake" for op in one.journal)
+    if crossed == "moved":
+        two.edits.rename(ROOT, "a~", ROOT, "z")
+    else:
+        await save(two, "a", b"theirs")
+    await two.flush()
+    await one.flush()
+    await both_have_the_same(one, two)
+    found = {one.tree.child(ROOT, name).ino: name for name in names(one)}  # type: ignore[union-attr]  # listed
+    held = {name: await one.read_all(ino) for ino, name in found.items()}
+    if crossed == "moved":
+        assert held == {"a": b"new bytes", "z": b"old"}
+    else:
+        assert held.pop("a~") == b"old"
+        assert held.pop("a") == b"theirs"
+        assert list(held.values()) == [b"new bytes"]
+    assert server.complaints() == []

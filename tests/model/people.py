@@ -40,6 +40,14 @@ def temporary(path: str) -> str:
     return f"{above}/.tmp-{name}".lstrip("/")
 
 
+def backup(path: str) -> str:
+    """What an editor calls the old version."""
+    return f"{path}~"
+
+
+WAYS = ("create", "rename", "link")  # of saving beside a backup
+
+
 class Person:
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -95,6 +103,20 @@ class Person:
     async def save_by_rename(self, path: str, data: bytes) -> None:
         """As editors do."""
         await self.save(temporary(path), data)
+        await self.rename(temporary(path), path)
+
+    async def save_with_backup(self, path: str, data: bytes, way: str) -> None:
+        """As editors do that keep the old version: it is renamed away, and the new one made under
+        its name (Emacs) or renamed to it (vim, Word); or it gets another name (GNOME)."""
+        if way == "create":
+            await self.rename(path, backup(path))
+            await self.save(path, data)
+            return
+        await self.save(temporary(path), data)
+        if way == "rename":
+            await self.rename(path, backup(path))
+        else:
+            await self.link(path, backup(path))
         await self.rename(temporary(path), path)
 
     async def rename(self, old: str, new: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tests.model.people import temporary
+from tests.model.people import WAYS, backup, temporary
 
 PATHS = ("a", "b", "d", "d/a", "d/b", "e", "e/a")
 TERRITORIES = (("a", "d", "d/a", "d/b"), ("b", "e", "e/a"))  # of those who keep apart
@@ -25,6 +25,7 @@ class Worker(Protocol):
     async def patch(self, path: str, at: int, mark: bytes) -> None: ...
     async def truncate(self, path: str, size: int) -> None: ...
     async def save_by_rename(self, path: str, data: bytes) -> None: ...
+    async def save_with_backup(self, path: str, data: bytes, way: str) -> None: ...
     async def rename(self, old: str, new: str) -> None: ...
     async def exchange(self, one: str, other: str) -> None: ...
     async def remove(self, path: str) -> None: ...
@@ -39,6 +40,7 @@ WEIGHTS = {
     "patch": 4,
     "truncate": 2,
     "save_by_rename": 5,
+    "save_with_backup": 5,
     "rename": 7,
     "exchange": 2,
     "remove": 5,
@@ -47,7 +49,12 @@ WEIGHTS = {
     "set_attributes": 3,
     "set_xattr": 2,
 }
-TAKES_BYTES = {"save": "data", "patch": "mark", "save_by_rename": "data"}
+TAKES_BYTES = {
+    "save": "data",
+    "patch": "mark",
+    "save_by_rename": "data",
+    "save_with_backup": "data",
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,9 @@ class Step:
     def paths(self) -> tuple[str, ...]:
         named = ("path", "old", "new", "one", "other")
         found = tuple(self.arguments[name] for name in named if name in self.arguments)
-        return (*found, temporary(found[0])) if self.name == "save_by_rename" else found
+        if self.name.startswith("save_"):
+            return (*found, temporary(found[0]), backup(found[0]))
+        return found
 
     def work(self, person: Worker, data: bytes) -> Awaitable[object]:
         more = {TAKES_BYTES[self.name]: data} if self.name in TAKES_BYTES else {}
@@ -77,6 +86,8 @@ def arguments(name: str, dice: random.Random, choices: tuple[str, ...] = PATHS) 
             return {"path": path, "at": dice.randrange(40)}
         case "truncate":
             return {"path": path, "size": dice.randrange(20)}
+        case "save_with_backup":
+            return {"path": path, "way": dice.choice(WAYS)}
         case "rename" | "link":
             return {"old": path, "new": dice.choice(choices)}
         case "exchange":

@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[int]] = {
     "truncate": GONE | KIND,
     "orphan": GONE | KIND,
     "editor": GONE | KIND,
+    "backup": GONE | KIND | {errno.ENOTEMPTY, errno.EPERM},
     "sync": GONE | KIND,
     "read": GONE | KIND,
     "rename": GONE | KIND | {errno.ENOTEMPTY},
@@ -341,6 +342,30 @@ class Program:
                 await self._fsync(ino)
         await self._pause()
         await self._rename(temporary, path)
+
+    async def backup(self) -> None:
+        """The old version is kept: renamed away or linked, and then another one made."""
+        path = self._path()
+        temporary = f"{path}.new"
+        way = self._dice.choice(("create", "rename", "link"))
+        made = path if way == "create" else temporary
+        if way != "create":
+            await self._written(made)
+        if way == "link":
+            node = await self._node(path)
+            self._device.edits.link(node.ino, *await self._place(f"{path}~"))
+        else:
+            await self._rename(path, f"{path}~")
+        await self._pause()
+        if way == "create":
+            await self._written(made)
+        else:
+            await self._rename(temporary, path)
+
+    async def _written(self, path: str) -> None:
+        ino = await self._make(path)
+        with self._life.opened(ino):
+            await self._write(ino, 1)
 
     async def sync(self) -> None:
         ino = await self._make(self._path())

@@ -38,7 +38,7 @@ from cache.operations import Body
 from cache.tree import ROOT
 from remote.errors import NearlineError
 from tests.model.device import Device
-from tests.model.people import Person, temporary
+from tests.model.people import WAYS, Person, backup, temporary
 from tests.model.plans import PATHS, PAUSES, TERRITORIES, Step, plan
 from tests.model.reference import Reference, View, differences
 from tests.model.server import Server
@@ -134,6 +134,11 @@ class Devices(RuleBasedStateMachine):
         """As editors do."""
         data = self.fresh(10)
         self.act(who, lambda person: person.save_by_rename(path, data), path, temporary(path))
+
+    @rule(who=which, path=paths, way=st.sampled_from(WAYS))
+    def save_with_backup(self, who: int, path: str, way: str) -> None:
+        data, touched = self.fresh(10), (path, temporary(path), backup(path))
+        self.act(who, lambda person: person.save_with_backup(path, data, way), *touched)
 
     @rule(who=which, path=paths)
     def open(self, who: int, path: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from mount.symlinks import NOWHERE
 from tests.system import harness
+from tests.system.applications.test_editing import NEW, OLD, code, emacs, glib, qt, word
 from tests.system.faultproxy import Fault, FaultProxy
 from tests.system.harness import Device, Site, noise, wait_until
 
@@ -303,6 +304,53 @@ def test_a_share_is_there_after_a_restart_without_the_network(people: People) ->
     people.cleo.mount()
     assert (people.cleo.at / "Shared/anna/kept/file").read_bytes() == b"content"
     people.proxy.mend()
+
+
+def emacs_again(text: Path) -> None:
+    """In a second session the backup is there, and renamed over."""
+    emacs(text)
+    emacs(text)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("editor", [emacs, emacs_again, word, glib, qt, code])
+def test_what_was_given_out_is_the_document_of_that_name(
+    people: People, editor: Callable[[Path], None], offline: bool
+) -> None:
+    """However an editor saves it: whom it is shared with has what was saved, under the same name;
+    the link leads to it, and its history goes on. The old version, where the editor keeps it, is
+    another file. A handle that was open still reads what it opened."""
+    folder = people.folder(f"{editor.__name__}-{offline}")
+    text = folder / f"{folder.name}.tex"
+    text.write_text(OLD)
+    people.anna.flush()
+    people.share(f"{folder.name}/{text.name}", "ben", "viewer")
+    people.site.cli("link", text)
+    people.ben.sees(f"Shared/anna/{text.name}", OLD.encode())
+    if offline:
+        people.proxy.cut()
+    with text.open() as handle:
+        editor(text)
+        assert handle.read() in (OLD, NEW) if editor is code else OLD
+    assert text.read_text() == NEW
+    people.proxy.mend()
+    people.flush()
+    people.ben.sees(f"Shared/anna/{text.name}", NEW.encode())
+    people.road.sees(f"{folder.name}/{text.name}", NEW.encode())
+    backup = text.with_name(f"{text.name}~")
+    if editor in (emacs, glib):
+        people.road.sees(f"{folder.name}/{backup.name}", OLD.encode())
+    name, versions = people.site.ask(lambda api: _given_out(api, folder.name, text.name))
+    assert name == text.name
+    assert versions >= 2
+
+
+async def _given_out(api: harness.ApiClient, folder: str, name: str) -> tuple[str, int]:
+    """What the only link to the file of that name calls it, and how many versions it has."""
+    page = await api.children(await _child(api, folder))
+    file = next(child.file.id for child in page.children if child.entry.name == name)
+    (link,) = (await api.links(file)).links
+    return link.name, len((await api.versions(file)).versions)
 
 
 async def _child(api: harness.ApiClient, name: str) -> str:
