@@ -64,6 +64,10 @@ class Standing:
             finally:
                 os.close(fd)
 
-    def release(self) -> None:
-        """Let whoever comes first have it."""
-        self._path.unlink(missing_ok=True)
+    def release(self) -> bool:
+        """Let whoever comes first have it. Was there any?"""
+        try:
+            self._path.unlink()
+        except FileNotFoundError:
+            return False
+        return True

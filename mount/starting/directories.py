@@ -35,7 +35,7 @@ class Directories:
     def __init__(self, config: MountConfig) -> None:
         self._state, self._cache = config.state_dir, config.cache_dir
         self._descriptor = -1
-        self._standing = Standing(config.state_dir)
+        self._standing, self._has_standing = Standing(config.state_dir), False
         self._made: list[Path] = []
         self.made_private: list[Path] = []
 
@@ -43,7 +43,7 @@ class Directories:
         try:
             self._make(self._state, "--state")
             self._lock()
-            self._standing.release()
+            self._has_standing = self._standing.release()
             self._make(self._cache, "--cache")
         except BaseException:
             self.take_back()
@@ -99,6 +99,7 @@ class Directories:
 
     def started(self) -> None:
         """The next start is to have room too, should this one be killed."""
+        self._has_standing = True
         self._standing.keep(START_BYTES)
 
     def _unlock(self) -> None:
@@ -112,7 +113,7 @@ class Directories:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._state.exists():  # not taken back
+        if self._has_standing and self._state.exists():  # not taken back
             self._standing.keep(RESERVE_BYTES + START_BYTES)
         self._unlock()
 

@@ -76,11 +76,11 @@ def test_what_is_no_full_disk_is_told(file: int, monkeypatch: pytest.MonkeyPatch
 
 def test_a_standing_file_is_room_until_it_is_released(tmp_path: Path) -> None:
     standing, path = Standing(tmp_path), tmp_path / "reserve"
-    standing.release()  # there is none
+    assert not standing.release()  # there is none
     standing.keep(MIB)
     standing.keep(2 * MIB)
     assert blocks(path) >= 2 * MIB
     assert path.stat().st_size == 0
     assert path.stat().st_mode & 0o777 == 0o600
-    standing.release()
+    assert standing.release()
     assert not path.exists()

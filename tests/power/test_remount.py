@@ -32,7 +32,8 @@ SEED = int(os.environ.get("NEARLINE_POWER_SEED", "1"))
 def mount_after_reboot(site: Site, device: Device, boot: Path) -> int:
     """Mount in a mount namespace of its own; the daemon's process."""
     boot.write_text(f"{boot.name}\n")
-    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    # Nobody else's mount is to go on for as long as this one.
+    script = 'umount -a -l -t fuse.nearline; mount --bind "$1" "$2" && shift 2 && exec "$@"'
     command = [nearline(), "mount", site.server.url, str(device.at)]
     where = ["--state", str(device.state), "--cache", str(device.cache)]
     words = ["unshare", "-m", "sh", "-c", script, "sh", str(boot), BOOT_ID, *command, *where]

@@ -121,7 +121,7 @@ def test_mounted_already_and_the_state_of_another_mount(place: Site, device: Dev
     second.at.mkdir()
     where = ["--state", str(device.state), "--cache", str(second.cache)]
     done = place.cli("mount", place.server.url, second.at, *where, check=False)
-    refused(done, 1, "another mount is using", "--state")
+    refused(done, 1, f"the mount at {device.at}", "is using", "nearline umount", "--state")
     nothing_made(second)
     (device.at / "alive").write_text("still")
     assert (device.at / "alive").read_text() == "still"
