@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
+from remote.errors import BadRequest, Refused
 from server import datadir
 from server.metadata.schema import metadata
 
@@ -31,6 +32,7 @@ HEAD = "0008"
 """The newest migration. A test compares it with the migrations directory."""
 
 BUSY_SECONDS = 15
+_INT64 = 1 << 63
 
 
 class DataTooNew(RuntimeError):
@@ -156,6 +158,7 @@ def _sqlite_engine(path: Path) -> Engine:
     )
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
+    event.listen(engine, "before_cursor_execute", _check)
     return engine
 
 
@@ -163,6 +166,21 @@ def _frozen_engine(path: Path) -> Engine:
     engine = create_engine(f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true")
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _check(
+    _conn: Connection, _cursor: Any, _statement: str, parameters: Any, _context: Any, many: bool
+) -> None:
+    """Refuse what not every database can hold before any of it is asked: NUL in text, which
+    PostgreSQL has not, and numbers beyond 64 bits. Nobody's names have them, but anybody can send
+    them, and who is answered 500 would send them for ever. Raises `Refused(BadRequest)`."""
+    for row in parameters if many else (parameters,):
+        for value in row:
+            kind = type(value)
+            if kind is str and "\0" in value:
+                raise Refused(BadRequest(message="send text without the character NUL"))
+            if kind is int and not -_INT64 <= value < _INT64:
+                raise Refused(BadRequest(message="send numbers of at most 64 bits"))
 
 
 def _configure(connection: Any, _record: Any) -> None:

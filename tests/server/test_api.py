@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from sqlalchemy import bindparam, select
 
 from remote import errors, wire
+from remote.errors import BadRequest, Refused
 from server.api.openapi import ENDPOINTS, document
 from server.app import ROUTES
+from server.metadata.db import Database
 from server.service import Service
 from tests.server.conftest import Start
 from tests.server.harness import MSGPACK, Client, Failed, Running, make_chunk, noise
@@ -169,3 +173,30 @@ def test_metrics_count(server: Running, anna: Client) -> None:
     assert 'nearline_operations_total{answer="applied",operation="Create"}' in shown
     assert 'route="/v1/changes/apply"' in shown
     assert anna.me.account not in shown
+
+
+@pytest.mark.parametrize("where", ["account", "device"])
+def test_what_no_database_should_be_asked_is_refused_before(server: Running, where: str) -> None:
+    """NUL in text is an error of PostgreSQL's driver, and would be a 500 that clients repeat."""
+    login = {"account": "anna", "password": "not this one", "device": "d"}
+    answer = server.client().http.post("/v1/login", json=login | {where: "a\0b"})
+    assert answer.status_code == (400 if where == "account" else 401)
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [("a\0b", False), ("ab", True), (1 << 63, False), ((1 << 63) - 1, True), (-(1 << 63), True)],
+)
+def test_the_database_is_asked_only_for_what_every_one_can_hold(
+    tmp_path: Path, value: str | int, fits: bool
+) -> None:
+    database = Database(tmp_path / "db.sqlite")
+    with database.read() as conn:
+        query = select(bindparam("value", value))
+        if fits:
+            assert conn.execute(query).scalar() == value
+        else:
+            with pytest.raises(Refused) as refused:
+                conn.execute(query)
+            assert isinstance(refused.value.problem, BadRequest)
+    database.close()

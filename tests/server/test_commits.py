@@ -248,6 +248,19 @@ def test_a_batch_that_takes_too_long_is_answered_in_part(
     assert set(anna.children()) == {"a", "b"}
 
 
+def test_on_a_machine_that_is_too_slow_for_any_batch_all_of_it_comes_to_an_end(
+    anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long one operation takes: whoever sends the rest again is done after as many."""
+    monkeypatch.setattr(commits, "MAX_SECONDS", -1.0)
+    ops = [anna.create(f"{number}") for number in range(12)]
+    keys = [new_id() for _ in ops]
+    for done in range(1, 13):
+        results = anna.batch(*ops, keys=keys)  # also what was answered before
+        assert [_is_applied(each) for each in results] == [True] * done + [False] * (12 - done)
+    assert len(anna.children()) == 12
+
+
 def test_a_batch_makes_way_for_others(
     server: Running, anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
