@@ -55,6 +55,10 @@ PUSH_AGAIN_SECONDS = 300.0
 # A socket that lived so long was a good one: its end starts no backoff.
 STEADY_SECONDS = 30.0
 
+# The longest pause after sockets that broke early. Nothing is pulled meanwhile, in a mount that is
+# in use of a server that answers: so it is no longer than between the first polls.
+BREAK_CAP_SECONDS = POLL_FIRST_SECONDS
+
 # When a person has to do something first (log in again), asking more often helps nobody.
 REFUSED_SECONDS = 60.0
 
@@ -407,7 +411,8 @@ class Subscriber:
         if trio.current_time() - opened_at >= STEADY_SECONDS:
             self._flaps = 0
         else:
-            await self._sleep(backoff.delay(self._flaps, self._jitter()))
+            pause = backoff.delay(self._flaps, self._jitter(), cap=BREAK_CAP_SECONDS)
+            await self._sleep(pause)
             self._flaps += 1
 
     async def _push_session(self, hints: AsyncIterator[Hint]) -> NearlineError | None:

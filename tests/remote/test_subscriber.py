@@ -25,6 +25,7 @@ from remote.errors import (
     Unreachable,
 )
 from remote.subscriber import (
+    BREAK_CAP_SECONDS,
     Apply,
     FeedApi,
     Ignore,
@@ -341,8 +342,12 @@ async def test_sockets_that_break_at_once_are_backed_off_from(autojump_clock: Mo
         opened = world.server.called("live")
         gaps = [b - a for a, b in itertools.pairwise(opened)]
         assert gaps[0] == 0.25
-        assert gaps[-1] == 30.0
+        assert gaps[-1] == BREAK_CAP_SECONDS / 2
         assert "down" not in world.modes
+        broke_at = trio.current_time()
+        world.server.commit()
+        await world.tree.reaches("1:1")
+        assert trio.current_time() - broke_at <= BREAK_CAP_SECONDS  # in use, and no minute behind
 
 
 # --- quiet --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.model.people import alike, cut, patched, temporary
+from tests.model.people import alike, backup, cut, patched, temporary
 from tests.model.reference import View
 
 XATTR = "user.x"
@@ -50,6 +50,18 @@ class MountedPerson:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        await self.rename(temporary(path), path)
+
+    async def save_with_backup(self, path: str, data: bytes, way: str) -> None:
+        if way == "create":
+            await self.rename(path, backup(path))
+            await self.save(path, data)
+            return
+        await self.save(temporary(path), data)
+        if way == "rename":
+            await self.rename(path, backup(path))
+        else:
+            await self.link(path, backup(path))
         await self.rename(temporary(path), path)
 
     async def rename(self, old: str, new: str) -> None:
