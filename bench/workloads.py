@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench import machine
 from bench.data import MIB, PAGE, Kind, content, write_source
+from bench.directories import Stream
 from bench.peers import Peer
 from bench.processes import BenchFailure, poll
 from bench.results import Measure, quantile
@@ -264,6 +265,35 @@ def pieces(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     yield Measure("4 KiB against 1 MiB", rates[0] / rates[1], "", "more")
 
 
+def directory(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
+    """One directory listed, and then its entries sought one by one at random, by telldir's word."""
+    here = peer.mountpoint / f"directory-{run}"
+    here.mkdir()
+    names = {f"{number:05}" for number in range(inputs.files)}
+    for name in names:
+        (here / name).touch()
+    peer.settle()
+    machine.drop_caches()
+    began = time.perf_counter()
+    found = os.listdir(here)
+    seconds = time.perf_counter() - began
+    if set(found) != names:
+        raise BenchFailure("a directory lists other names than were made")
+    yield Measure("listed", len(found) / seconds, "entries/s", "more")
+    with Stream(here) as stream:
+        positions = [stream.tell() for _ in iter(stream.read, None)]
+        order = inputs.rng(f"directory-{run}").choices(positions[:-1], k=inputs.reads)
+        began = time.perf_counter()
+        for position in order:
+            stream.seek(position)
+            if stream.read() is None:
+                raise BenchFailure("a position in a directory has no entry")
+        seconds = time.perf_counter() - began
+    yield Measure("sought", len(order) / seconds, "seeks/s", "more")
+    shutil.rmtree(here)
+    peer.settle()
+
+
 def _save_each(files: Iterable[Path], data: bytes, *, durable: bool) -> None:
     for number, file in enumerate(files):
         with file.open("wb", buffering=0) as stream:
@@ -319,6 +349,7 @@ WORKLOADS: dict[str, Workload] = {
     "edit": edit,
     "commit": commit,
     "pieces": pieces,
+    "directory": directory,
     "start": start,
     "resume": resume,
 }

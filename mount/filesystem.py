@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import itertools
 import os
 import stat
 from collections import Counter
@@ -53,6 +54,7 @@ log = structlog.get_logger(__name__)
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)  # macOS has none
 DOT, DOTDOT, FIRST = 1, 2, 2  # readdir positions: an entry's is its cookie + FIRST
+SOUGHT = 16  # entries that are described to who comes to a directory's middle, and wants one
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,6 +94,7 @@ class Handle:
     opener: int = 0  # the thread; pyfuse3 does not say who reads or syncs
     privileged: bool = False  # opened by root
     last: int = 0  # of a directory: the cookie at which this reading of it ends
+    reached: int = 0  # of a directory: the position at which the last answer ended
     given_up: bool = False  # who waited for the server was told to end, and has had EINTR
 
 
@@ -411,26 +414,30 @@ class FileSystem(pyfuse3.Operations):
         in the directory is returned exactly once however it changes meanwhile. What comes after
         opendir or rewinddir is behind the end: else who renames what is read would never end.
 
-        The kernel decides how many entries it takes, so each is described when it is its turn."""
+        The kernel decides how many entries it takes, so each is described when it is its turn. The
+        C library has room for thousands: who reads on gets them all, who seeks gets a few."""
         handle, tree = self._handles[fh], self._session.tree
         ino = handle.ino
         if start_id == 0:
             handle.last = tree.last_cookie(ino)
+        most = None if start_id in (0, handle.reached) else SOUGHT
         dots = ((DOT, b".", ino), (DOTDOT, b"..", tree.parent(ino)))
         for position, name, dot in dots:
             if start_id < position:
                 entry = self._attributes(tree.node(dot))
                 if not pyfuse3.readdir_reply(token, name, entry, position):
                     return
+                handle.reached = position
         after = max(0, start_id - FIRST)
         own, may_write = tree.own_drive, self._session.shares.is_writable(tree.node(ROOT))
         with contextlib.closing(tree.listing(ino, after, handle.last)) as listing:
-            for one in listing:
+            for one in itertools.islice(listing, most):
                 writable = may_write if one.node.drive == own else None
                 entry = self._attributes(one.node, writable)
                 name, position = one.name.encode(), one.cookie + FIRST
                 if not pyfuse3.readdir_reply(token, name, entry, position):
                     return
+                handle.reached = position
                 self._lookups.looked_up(one.node.ino)
 
     @request

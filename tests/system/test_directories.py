@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import sys
 import threading
 from collections import Counter
@@ -253,6 +254,31 @@ def test_renaming_and_making_what_is_read_comes_to_an_end(fresh: Path) -> None:
             (fresh / f"new-{count}").touch()
     names = set(os.listdir(fresh))
     assert {f"f{number}-renamed" for number in range(5)} <= names
+
+
+def test_every_position_leads_to_its_entry(fresh: Path) -> None:
+    """In any order, also when who sought one reads on to the end."""
+    names = {f"f{number:03}" for number in range(300)}
+    for name in names:
+        (fresh / name).touch()
+    with Stream(fresh) as stream:
+        found, listing = [], iter(stream)
+        begins = [stream.tell()]
+        for name in listing:
+            found.append(name)
+            begins.append(stream.tell())
+        assert Counter(found) == Counter(names)
+        order = random.Random(7).sample(range(1, len(found)), len(found) - 1)
+        for at in order:
+            stream.seek(begins[at])
+            assert next(iter(stream)) == found[at]
+        for at in order[:10]:
+            stream.seek(begins[at])
+            assert list(stream) == found[at:]
+        stream.seek(begins[-1])
+        assert list(stream) == []
+        stream.rewind()
+        assert list(stream) == found
 
 
 def test_what_comes_meanwhile_is_seen_after_a_rewind(pair: Pair) -> None:
