@@ -92,7 +92,7 @@ class Resolver:
         elif decided is Verdict.APART:
             await self._apart(op)
         elif decided is Verdict.RECREATE:
-            self._recreate(op)
+            await self._recreate(op)
         else:
             self._keep(op, problem)
 
@@ -270,11 +270,17 @@ class Resolver:
             if xattrs[name] != theirs.xattrs.get(name):
                 self._journal.add("setxattr", ino, theirs.id, Body(xattr=name))
 
-    def _recreate(self, op: Op) -> None:
+    async def _recreate(self, op: Op) -> None:
         """The file was deleted elsewhere while it was changed here: it comes back as a new file,
         in the same place; beside what has taken its name; or at the top when the place is gone too.
         If it was renamed over another one since, its bytes go on as that one. If it was deleted
         here too, it comes back to be deleted again: that leaves its bytes in the trash."""
+        taken = next((one for one in self._after(op) if one.kind == "retake"), None)
+        if taken is not None and taken.file == op.file:  # by nobody: there is no such file any more
+            with self._db.transaction():
+                self._journal.rewrite(op, key=new_id(), sent=False)
+            await self._apart(taken)
+            return
         heir = next((one for one in self._after(op) if one.kind == "replace"), None)
         if heir is not None and heir.file == op.file:
             self._go_on_as(op, heir)

@@ -473,3 +473,22 @@ async def test_what_was_written_before_a_name_was_filled_again_is_kept(
     assert held.get("a") == {"nothing": b"third", "deleted": None}.get(then, b"fourth")
     assert held.keys() == {path.strip("/") for path in here}
     assert server.complaints() == []
+
+
+async def test_what_was_written_before_and_after_a_name_was_filled_again_outlives_a_removal(
+    server: Server, one: Device, two: Device
+) -> None:
+    """Another device has removed the file: the backup and what took its place are new files."""
+    await save(one, "a", b"first")
+    await one.flush()
+    await two.pull()
+    await save(one, "a", b"second")
+    one.edits.rename(ROOT, "a", ROOT, "a~")
+    await save(one, "a", b"third")
+    two.edits.unlink(ROOT, "a", directory=False)
+    await two.flush()
+    await one.flush()
+    await both_have_the_same(one, two)
+    assert await two.read_all((await two.resolve("a")).ino) == b"third"
+    assert await two.read_all((await two.resolve("a~")).ino) == b"second"
+    assert list(one.journal) == []
