@@ -103,6 +103,13 @@ def reads(op: Op) -> set[str]:
     return {file_key(one) for one in (op.body.parent, op.body.new_parent) if one}
 
 
+def begins(op: Op, file: FileId) -> bool:
+    """Is it one that says what the file holds that has taken a name back? Pure."""
+    return (op.file == file and op.kind == "write") or (
+        op.kind == "replace" and op.body.other == file
+    )
+
+
 def since_handed_on(ops: Sequence[Op]) -> Sequence[Op]:
     """Those of a file's operations that are about what it holds now. Pure. What came before it was
     retaken, or replaced another, says what its backup or that other one holds."""

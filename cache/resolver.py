@@ -22,7 +22,7 @@ from cache.conflicts import Verdict, conflicted_name, conflicted_names, verdict
 from cache.database import Database
 from cache.journal import Journal
 from cache.merge import Merge
-from cache.operations import CONTENT_AND_ATTRIBUTES, PLACES, Body, Op, new_id
+from cache.operations import CONTENT_AND_ATTRIBUTES, PLACES, Body, Op, begins, new_id
 from cache.rebuilding import FilePort, Rebuilder
 from cache.tree import ROOT, Tree, node_from
 from cache.uploader import Uploader
@@ -374,7 +374,7 @@ class Resolver:
         renamed away. So that one is what it was, and what took its place here is a new file. What
         was to be sent after it changes its meaning accordingly."""
         later = [one for one in self._journal if one.seq > op.seq]
-        first = next((one for one in later if _begins(one, op.file)), None)
+        first = next((one for one in later if begins(one, op.file)), None)
         is_new = first is None or first.kind != "replace"
         fresh = new_id() if is_new or first is None else first.file
         ids = {op.file: fresh, op.body.other: op.file}
@@ -450,10 +450,3 @@ class Resolver:
         body = Body(parent=self._tree.node(parent).file, name=fresh, regular=True)
         self._journal.add("create", node.ino, node.file, body).origin = op.origin
         self._merge.note_name(parent, fresh)
-
-
-def _begins(op: Op, file: FileId) -> bool:
-    """Is it the first to say what the file holds that has taken a name back?"""
-    return (op.file == file and op.kind == "write") or (
-        op.kind == "replace" and op.body.other == file
-    )
