@@ -31,6 +31,7 @@ from cache.operations import (
     Op,
     entry_key,
     new_id,
+    since_handed_on,
 )
 from cache.shares import SHARED, Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree
@@ -229,7 +230,8 @@ class Edits:
 
     def _drop_unsent(self, node: Node, kinds: frozenset[str]) -> list[Op]:
         """Take operations on a file whose content goes out of the journal; those taken."""
-        ops = [op for op in self._journal.of_file(node.file) if op.kind in kinds and not op.sent]
+        ops = since_handed_on(self._journal.of_file(node.file))
+        ops = [op for op in ops if op.kind in kinds and not op.sent]
         for op in ops:
             self._journal.remove(op)
         return ops
@@ -522,7 +524,7 @@ class Edits:
 
     def _unsent(self, node: Node) -> list[Op]:
         """What will take attributes or bytes from this very inode."""
-        ops = self._journal.of_file(node.file)
+        ops = since_handed_on(self._journal.of_file(node.file))
         return [op for op in ops if op.ino == node.ino and not op.sent]
 
     def _add_attributes(self, node: Node, names: list[str]) -> None:

@@ -103,6 +103,20 @@ def reads(op: Op) -> set[str]:
     return {file_key(one) for one in (op.body.parent, op.body.new_parent) if one}
 
 
+def begins(op: Op, file: FileId) -> bool:
+    """Is it one that says what the file holds that has taken a name back? Pure."""
+    return (op.file == file and op.kind == "write") or (
+        op.kind == "replace" and op.body.other == file
+    )
+
+
+def since_handed_on(ops: Sequence[Op]) -> Sequence[Op]:
+    """Those of a file's operations that are about what it holds now. Pure. What came before it was
+    retaken, or replaced another, says what its backup or that other one holds."""
+    handed_on = (n for n in reversed(range(len(ops))) if ops[n].kind in ("retake", "replace"))
+    return ops[next(handed_on, -1) + 1 :]
+
+
 def select(
     ops: Iterable[Op], ready: Callable[[Op], bool], limit: int, window: int = 4096
 ) -> tuple[list[Op], list[Op]]:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol, TypeGuard
 
+import msgspec
 import structlog
 import trio
 
@@ -28,7 +29,7 @@ from cache.database import Database
 from cache.journal import Journal
 from cache.merge import Merge
 from cache.messages import message
-from cache.operations import Body, Op, needed, new_id, reads, select, stuck, writes
+from cache.operations import Body, Op, begins, needed, new_id, reads, select, stuck, writes
 from cache.resolver import Resolver
 from cache.room import Room
 from cache.snapshots import Snapshots
@@ -593,6 +594,18 @@ class Replayer:
         held = next((one.version for one in change.files if one.id == op.body.other), None)
         if node is not None and node.file == op.body.other and node.version == held:
             self._tree.update(op.ino, base_file=op.body.other)
+        taken = next((one.version for one in change.files if one.id == op.file), None)
+        later = (one for one in self._journal if one.seq > op.seq and not one.sent)
+        first = next((one for one in later if begins(one, op.file)), None)
+        if first is not None and taken is not None:
+            self._base_on(first, taken)
+
+    def _base_on(self, op: Op, version: VersionId) -> None:
+        """That version is what the backup holds: nothing of it is overtaken."""
+        self._journal.rewrite(op, body=msgspec.structs.replace(op.body, base=version))
+        content = self._uploader.ready.get(op.key)
+        if content is not None:
+            self._uploader.ready[op.key] = msgspec.structs.replace(content, base=version)
 
     # Messages.
 

@@ -22,7 +22,7 @@ from cache.conflicts import Verdict, conflicted_name, conflicted_names, verdict
 from cache.database import Database
 from cache.journal import Journal
 from cache.merge import Merge
-from cache.operations import CONTENT_AND_ATTRIBUTES, PLACES, Body, Op, new_id
+from cache.operations import CONTENT_AND_ATTRIBUTES, PLACES, Body, Op, begins, new_id
 from cache.rebuilding import FilePort, Rebuilder
 from cache.tree import ROOT, Tree, node_from
 from cache.uploader import Uploader
@@ -92,7 +92,7 @@ class Resolver:
         elif decided is Verdict.APART:
             await self._apart(op)
         elif decided is Verdict.RECREATE:
-            self._recreate(op)
+            await self._recreate(op)
         else:
             self._keep(op, problem)
 
@@ -270,11 +270,17 @@ class Resolver:
             if xattrs[name] != theirs.xattrs.get(name):
                 self._journal.add("setxattr", ino, theirs.id, Body(xattr=name))
 
-    def _recreate(self, op: Op) -> None:
+    async def _recreate(self, op: Op) -> None:
         """The file was deleted elsewhere while it was changed here: it comes back as a new file,
         in the same place; beside what has taken its name; or at the top when the place is gone too.
         If it was renamed over another one since, its bytes go on as that one. If it was deleted
         here too, it comes back to be deleted again: that leaves its bytes in the trash."""
+        taken = next((one for one in self._after(op) if one.kind == "retake"), None)
+        if taken is not None and taken.file == op.file:  # by nobody: there is no such file any more
+            with self._db.transaction():
+                self._journal.rewrite(op, key=new_id(), sent=False)
+            await self._apart(taken)
+            return
         heir = next((one for one in self._after(op) if one.kind == "replace"), None)
         if heir is not None and heir.file == op.file:
             self._go_on_as(op, heir)
@@ -368,7 +374,7 @@ class Resolver:
         renamed away. So that one is what it was, and what took its place here is a new file. What
         was to be sent after it changes its meaning accordingly."""
         later = [one for one in self._journal if one.seq > op.seq]
-        first = next((one for one in later if _begins(one, op.file)), None)
+        first = next((one for one in later if begins(one, op.file)), None)
         is_new = first is None or first.kind != "replace"
         fresh = new_id() if is_new or first is None else first.file
         ids = {op.file: fresh, op.body.other: op.file}
@@ -444,10 +450,3 @@ class Resolver:
         body = Body(parent=self._tree.node(parent).file, name=fresh, regular=True)
         self._journal.add("create", node.ino, node.file, body).origin = op.origin
         self._merge.note_name(parent, fresh)
-
-
-def _begins(op: Op, file: FileId) -> bool:
-    """Is it the first to say what the file holds that has taken a name back?"""
-    return (op.file == file and op.kind == "write") or (
-        op.kind == "replace" and op.body.other == file
-    )

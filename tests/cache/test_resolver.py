@@ -440,3 +440,55 @@ async def test_a_name_that_is_not_to_be_taken_back_is_that_of_a_new_file(
         assert held.pop("a") == b"theirs"
         assert list(held.values()) == [b"new bytes"]
     assert server.complaints() == []
+
+
+@pytest.mark.parametrize("then", ["nothing", "deleted", "replaced", "left again"])
+@pytest.mark.parametrize("way", ["backup", "handed on"])
+async def test_what_was_written_before_a_name_was_filled_again_is_kept(
+    server: Server, one: Device, two: Device, way: str, then: str
+) -> None:
+    """What becomes of the new file is not the end of what the old one holds elsewhere."""
+    await save(one, "a", b"first")
+    await save(one, "other", b"other")
+    await one.flush()
+    await save(one, "a", b"second")
+    kept = "a~" if way == "backup" else "other"
+    one.edits.rename(ROOT, "a", ROOT, kept)
+    await save(one, "tmp", b"third")
+    one.edits.rename(ROOT, "tmp", ROOT, "a")
+    if then == "deleted":
+        one.edits.unlink(ROOT, "a", directory=False)
+    elif then == "replaced":
+        await save(one, "tmp", b"fourth")
+        one.edits.rename(ROOT, "tmp", ROOT, "a")
+    elif then == "left again":
+        one.edits.rename(ROOT, "a", ROOT, "b")
+        await save(one, "a", b"fourth")
+    here = await one.everything()
+    await one.flush()
+    await both_have_the_same(one, two)
+    found = {name: node for name in names(one) if (node := one.tree.child(ROOT, name)) is not None}
+    held = {name: await two.read_all((await two.resolve(name)).ino) for name in found}
+    assert held[kept] == b"second"
+    assert held.get("a") == {"nothing": b"third", "deleted": None}.get(then, b"fourth")
+    assert held.keys() == {path.strip("/") for path in here}
+    assert server.complaints() == []
+
+
+async def test_what_was_written_before_and_after_a_name_was_filled_again_outlives_a_removal(
+    server: Server, one: Device, two: Device
+) -> None:
+    """Another device has removed the file: the backup and what took its place are new files."""
+    await save(one, "a", b"first")
+    await one.flush()
+    await two.pull()
+    await save(one, "a", b"second")
+    one.edits.rename(ROOT, "a", ROOT, "a~")
+    await save(one, "a", b"third")
+    two.edits.unlink(ROOT, "a", directory=False)
+    await two.flush()
+    await one.flush()
+    await both_have_the_same(one, two)
+    assert await two.read_all((await two.resolve("a")).ino) == b"third"
+    assert await two.read_all((await two.resolve("a~")).ino) == b"second"
+    assert list(one.journal) == []

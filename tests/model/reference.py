@@ -69,7 +69,7 @@ class Reference:
             if len(people) > 1 or self._may_be_new(name, busy):
                 continue
             expected = last_seen[min(people)] if people else self._agreed
-            wrong |= differences(_below(expected, name), _below(now, name))
+            wrong |= differences(_nameless(_below(expected, name)), _nameless(_below(now, name)))
         return wrong
 
     def _may_be_new(self, name: str, busy: dict[str, set[int]]) -> bool:
@@ -80,6 +80,11 @@ class Reference:
 
 def _below(view: View, name: str) -> View:
     return {path: seen for path, seen in view.items() if top(path) == name}
+
+
+def _nameless(view: View) -> View:
+    """Without ids: that of a file may go on under a name it left, which is another's place."""
+    return {path: seen[:2] + seen[3:] for path, seen in view.items()}
 
 
 def differences(one: View, other: View) -> dict[str, object]:
