@@ -27,16 +27,19 @@ _DEVICE_KINDS = ("char", "block")
 def check_name(name: str, *, at_root: bool) -> None:
     """1 to 255 bytes of UTF-8 without `/` and NUL, not `.` or `..`, not a reserved name."""
     check_length(name)
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
+    if name in ("", ".", "..") or "/" in name:
         raise Refused(BadName(message=f"{name!r} cannot be a file's name"))
     if at_root and name == RESERVED_AT_ROOT:
         raise Refused(BadName(message=f"{name!r} at the root is where shared files appear"))
 
 
 def check_length(name: str) -> None:
-    """At most 255 bytes: before anything is said about a name, or looked for by it."""
+    """At most 255 bytes and no NUL, which not every database can be asked for: before anything is
+    said about a name, or looked for by it."""
     if _utf8_length(name) > MAX_NAME_BYTES:
         raise Refused(NameTooLong(message=f"a name has at most {MAX_NAME_BYTES} bytes of UTF-8"))
+    if "\0" in name:
+        raise Refused(BadName(message=f"{name!r} cannot be a file's name"))
 
 
 def check_numbers(
