@@ -223,8 +223,10 @@ class Script:
 
     def do_remember(self, where: str) -> None:
         self._times[where] = self._now(where)
-        begun = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
-        while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) == begun:
+        # What is stamped next is later than both: a file can have a time that this clock, whose
+        # ticks come late on a busy machine, has not reached.
+        begun = max(time.clock_gettime_ns(CLOCK_REALTIME_COARSE), self._times[where]["ctime"])
+        while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) <= begun:
             os.sched_yield()
 
     def do_moved(self, where: str, names: str = "") -> str | None:
