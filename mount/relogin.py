@@ -30,7 +30,7 @@ from remote.wire import Me
 log = structlog.get_logger(__name__)
 
 STAYS = "goes on with its own token, which the server accepts"
-TAKEN = "goes on with the new token"
+KEPT = "goes on with the login that is kept, which the server accepts"
 
 
 class Relogin:
@@ -48,13 +48,14 @@ class Relogin:
         self._adopt, self._taken = adopt, taken
 
     async def check(self) -> str:
-        """Ask the server whether it accepts this mount, as which it goes on: in words. Raises
+        """Ask the server whether it accepts this mount, as which it goes on: in words. They do not
+        say when it became that: who asks may come after a request that was refused. Raises
         Refused when neither the mount's token nor the kept one will do, and `Unreachable`."""
-        kept, own = await self._kept(), self._client.token
-        if kept is not None and kept != own and await self._is_renewed(kept):
+        kept = await self._kept()
+        if kept is not None and kept != self._client.token and await self._is_renewed(kept):
             self._client.use_token(kept)
         await self._client.me()  # refused, it takes the kept one (`refused`)
-        return STAYS if self._client.token == own else TAKEN
+        return KEPT if self._client.token == await self._kept() else STAYS
 
     async def _is_renewed(self, kept: str) -> bool:
         """Whether it is a token of this very device, of a rotation."""

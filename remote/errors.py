@@ -250,6 +250,11 @@ class ProtocolError(NearlineError):
     errno = errno.EPROTO
 
 
+class OutOfStep(ProtocolError):
+    """A page of the change feed that leads nowhere, such as an old one in the place of a new one
+    (a proxy may keep answers). The server is there: only what it has to tell is not known."""
+
+
 class NotKept(NearlineError):
     """The answer came, but this machine could not store it. Asking again later is harmless."""
 

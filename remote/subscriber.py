@@ -11,7 +11,8 @@ one. The second half is the trio shell:
     push   in active use: a WebSocket, after a pull
     poll   quiet for `quiet_after` seconds: pulls at a growing interval, at most a minute apart;
            or in use where no WebSocket is to be had: long polls
-    down   the last pull failed; tried again with backoff
+    down   the last pull failed; tried again with backoff. The mount is offline then, unless it was
+           answered and only the answer made no sense (`OutOfStep`)
 
 Concurrency: one task runs `run`, and it alone calls the sink, so pulls and hints never interleave.
 `active`, `poke`, `sync` and the properties may be used by any task of the same trio run. `_hints`
@@ -34,6 +35,7 @@ from remote.client import NoWebSocket
 from remote.errors import (
     BadRequest,
     NearlineError,
+    OutOfStep,
     ProtocolError,
     Refused,
     Retry,
@@ -117,17 +119,17 @@ def on_hint(cursor: str | None, seq: int, hint: Hint) -> Apply | Pull | Ignore:
 def on_page(cursor: str | None, seq: int, page: ChangesPage) -> Apply | Reset | Ignore:
     """What to do about the `page` that was asked for at `cursor` and drive sequence `seq`.
 
-    Raises `ProtocolError` for a page that has more behind it but does not move, and for one of the
+    Raises `OutOfStep` for a page that has more behind it but does not move, and for one of the
     past (a proxy may keep answers): for a moment, names that are gone since would be there again.
     """
     if page.reset:
         return Reset(page.cursor, page.seq, page.shared)
     if page.seq < seq:
-        raise ProtocolError("the change feed went back: an old answer in the place of a new one")
+        raise OutOfStep("the change feed went back: an old answer in the place of a new one")
     if page.cursor != cursor:
         return Apply(page.changes, page.cursor, page.seq, page.shared)
     if page.more or page.changes:
-        raise ProtocolError("the change feed does not move: it would be asked for ever")
+        raise OutOfStep("the change feed does not move: it would be asked for ever")
     return Ignore()
 
 
@@ -214,7 +216,7 @@ class Subscriber:
         self._failures = self._flaps = self._idle_polls = 0
         self._hints: list[Hint] = []
         self._tickets: list[_Ticket] = []
-        self._poked = self._stopped = False
+        self._poked = self._stopped = self._is_answered = False
         self._wake = trio.Event()
         self._interruptible = trio.CancelScope()
 
@@ -231,8 +233,8 @@ class Subscriber:
 
     @property
     def known_offline(self) -> bool:
-        """Whether the server was asked, and did not answer."""
-        return self._mode == "down" and self._reason != NOT_YET
+        """Whether the server was asked, and did not answer as it does."""
+        return self._mode == "down" and self._reason != NOT_YET and not self._is_answered
 
     @property
     def reason(self) -> str | None:
@@ -297,7 +299,7 @@ class Subscriber:
             await self._push()
 
     async def _fail(self, error: NearlineError) -> None:
-        self._become("down", str(error))
+        self._become("down", str(error), is_answered=isinstance(error, OutOfStep))
         await self._sleep(retry_delay(error, self._failures, self._jitter()))
         self._failures += 1
 
@@ -464,9 +466,9 @@ class Subscriber:
     def _is_quiet(self) -> bool:
         return trio.current_time() - self._active_at >= self._quiet_after
 
-    def _become(self, mode: Mode, reason: str | None) -> None:
+    def _become(self, mode: Mode, reason: str | None, *, is_answered: bool = False) -> None:
         before = self._mode, self.known_offline
-        self._mode, self._reason = mode, reason
+        self._mode, self._reason, self._is_answered = mode, reason, is_answered
         if (self._mode, self.known_offline) != before:
             self._on_change()
 

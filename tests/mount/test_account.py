@@ -732,7 +732,7 @@ async def test_while_its_token_is_good_a_mount_stays_the_device_that_it_is(
     logged_in.server.replies["me"] = SimpleNamespace(device_id=of * 32)
     done = await logged_in.ask(ask.ReloadTokenRequest())
     assert logged_in.server.token == token
-    assert ("new token" in done.message) == (token == "kept")
+    assert ("login that is kept" in done.message) == (token == "kept")
 
 
 async def test_the_kept_login_is_taken_when_the_own_is_refused(logged_in: Site) -> None:

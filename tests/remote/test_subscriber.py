@@ -18,7 +18,7 @@ from remote.errors import (
     BadRequest,
     Forbidden,
     NearlineError,
-    ProtocolError,
+    OutOfStep,
     RateLimited,
     Refused,
     Unauthorized,
@@ -527,6 +527,23 @@ async def test_that_the_first_contact_failed_is_told(autojump_clock: MockClock) 
         assert world.modes == ["down"]
 
 
+async def test_a_page_of_the_past_does_not_make_it_offline(autojump_clock: MockClock) -> None:
+    """The server answers: nobody who wants something else of it is told that it does not."""
+    world = World()
+    async with world.running():
+        await world.becomes("push")
+        world.server.failure = OutOfStep("an old answer")
+        world.subscriber.poke()
+        await world.becomes("down")
+        assert not world.subscriber.known_offline
+        world.server.failure = Unreachable("no route")
+        told = world.changed
+        await told.wait()
+        assert world.subscriber.known_offline
+        world.server.failure = None
+        await world.becomes("push")
+
+
 @pytest.mark.parametrize("seen", [lambda hint: [hint, hint], lambda hint: [hint, hint, hint]])
 async def test_hints_that_come_twice_are_applied_once(
     autojump_clock: MockClock, seen: Callable[[Hint], list[Hint]]
@@ -647,14 +664,14 @@ def test_what_a_page_means() -> None:
     assert on_page("c6", 6, page("c7", reset=True)) == Reset("c7", 7)
     assert on_page("c7", 7, page("c7", reset=True)) == Reset("c7", 7)
     assert on_page("c7", 7, ChangesPage(cursor="c7", seq=7, changes=[])) == Ignore()
-    with pytest.raises(ProtocolError):
+    with pytest.raises(OutOfStep):
         on_page("c7", 7, ChangesPage(cursor="c7", seq=7, changes=[], more=True))
-    with pytest.raises(ProtocolError):
+    with pytest.raises(OutOfStep):
         on_page("c7", 7, page("c7"))
 
 
 def test_a_page_of_the_past_is_not_taken_but_a_new_epoch_is() -> None:
-    with pytest.raises(ProtocolError, match="went back"):
+    with pytest.raises(OutOfStep, match="went back"):
         on_page("c9", 9, page("c7"))
     assert on_page("c9", 9, page("c7", reset=True)) == Reset("c7", 7)
 
