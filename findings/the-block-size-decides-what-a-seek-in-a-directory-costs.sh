@@ -1,9 +1,10 @@
 #!/bin/sh
 # st_blksize, "preferred block size for I/O", of a directory decides how many entries a FUSE server must
 # describe when a program wants one. glibc's opendir makes its buffer of st_blksize bytes (at least 32 KiB,
-# at most 1 MiB), getdents offers all of it, and Linux hands that size on to the server. A file system that says 1 MiB because that is what its files are best read by is asked for 6,242
-# entries at each seekdir(3), of which the program reads one; then the rest is thrown away. Who walks a
-# directory by telldir and seekdir, as some file servers do, pays hundreds of times what a listing costs.
+# at most 1 MiB), getdents offers all of it, and Linux hands that size on to the server. A file system that
+# says 1 MiB, because that is how its files are best read, is asked for 6,242 entries at each seekdir(3), of
+# which the program reads one; then the rest is thrown away. Who walks a directory by telldir and seekdir,
+# as some file servers do, pays hundreds of times what a listing costs.
 #
 # The same value makes listings cheaper: 5 requests instead of 104. So: answer seeks with a few entries,
 # or say two different block sizes, for files and for directories.
