@@ -34,7 +34,7 @@ import sys
 import pyfuse3
 import trio
 
-SECONDS = 2  # after which something that takes no time waits
+SECONDS = 5  # after which something that takes no time waits
 DIRECTORIES = {b"a": 10, b"b": 11, b"c": 12, b"d": 13}
 
 

@@ -31,7 +31,7 @@ import pyfuse3
 import trio
 
 ROOT, FILE, SIZE = pyfuse3.ROOT_INODE, 2, 1_000_000
-SECONDS = {"fsync(2)": 1, "syncfs(2)": 30, "sync(2)": 30}  # that a WRITE waits for the call's end
+SECONDS = {"fsync(2)": 1, "syncfs(2)": 120, "sync(2)": 120}  # that a WRITE waits for the call's end
 CALLER = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -97,7 +97,7 @@ def taken(at: str, call: str) -> int:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pyfuse3.main)
-            with trio.fail_after(120):
+            with trio.fail_after(300):
                 await trio.run_process([sys.executable, "-c", CALLER, at, call, str(SIZE)])
             pyfuse3.terminate()
 

@@ -37,7 +37,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-ROOT, QUICK, SECONDS = pyfuse3.ROOT_INODE, 1000, 3
+ROOT, QUICK, SECONDS = pyfuse3.ROOT_INODE, 1000, 10
 
 
 class Folder(pyfuse3.Operations):

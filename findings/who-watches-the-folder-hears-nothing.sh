@@ -33,7 +33,7 @@ import pyfuse3
 import trio
 
 ROOT, FILE = pyfuse3.ROOT_INODE, 2
-SECONDS = 2  # after which what is not let go of is kept
+SECONDS = 10  # after which what is not let go of is kept
 CALLER = """
 import ctypes, os, struct, sys
 NAMES = {0x200: "DELETE", 0x400: "DELETE_SELF", 0x8000: "IGNORED"}
