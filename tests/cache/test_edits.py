@@ -533,7 +533,9 @@ async def test_a_name_that_was_left_is_filled_by_its_file(state: State, way: str
     assert [state.tree.node(ino).links for ino in (old.ino, new.ino)] == [1, 1]
 
 
-@pytest.mark.parametrize("way", ["undone", "old", "late", "elsewhere", "deleted", "unsent"])
+@pytest.mark.parametrize(
+    "way", ["undone", "old", "late", "elsewhere", "deleted", "unsent", "linked"]
+)
 async def test_a_name_that_is_not_filled_by_what_is_new_stays_left(
     state: State, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -553,6 +555,12 @@ async def test_a_name_that_is_not_filled_by_what_is_new_stays_left(
         monkeypatch.setattr(time, "monotonic", lambda: later)
     elif way == "deleted":
         state.unlink("b")
+    elif way == "linked":  # and then renamed, by way of a second name
+        new = await state.save("tmp", b"new")
+        state.edits.link(new.ino, ROOT, "a")
+        state.unlink("tmp")
+        assert state.listing() == {"a": new.ino, "b": state.listing()["b"]}
+        assert state.tree.node(new.ino).file == new.file
     if "a" not in state.listing():
         state.make("a")
     assert not any(op.kind == "retake" for op in state.journal)
