@@ -65,6 +65,10 @@ class MountedPerson:
             await self.save(path, data)
             return
         await self.save(temporary(path), data)
+        if way == "exchange":
+            await self.exchange(temporary(path), path)
+            await self.remove(temporary(path))
+            return
         if way == "rename":
             await self.rename(path, backup(path))
         else:
