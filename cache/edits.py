@@ -26,21 +26,20 @@ from cache.database import Database
 from cache.journal import Journal
 from cache.operations import (
     CONTENT_AND_ATTRIBUTES,
-    DIRECTORY_MOVES,
     Body,
     Op,
-    entry_key,
     new_id,
     since_handed_on,
+    takes_back,
 )
+from cache.refused_names import redirect_refused, refused_making
 from cache.shares import SHARED, Shares
 from cache.tree import LOCAL, ROOT, Dropped, Node, Tree
-from cache.vacancies import Vacancies, Vacancy, is_new
-from remote.ids import FileId, VersionId
+from cache.vacancies import Place, Vacancies, Vacancy, is_new
+from remote.ids import VersionId
 from remote.wire import MAX_NAMES, Kind
 
 ATTRIBUTES = frozenset({"mode", "uid", "gid", "mtime_ns", "atime_ns"})
-MAKES_A_NAME = frozenset({"create", "link", "rename"})
 # Writing into a file whose change was refused tries it again, but a program that never stops
 # writing shall not make that a stream of refusals.
 AGAIN_SECONDS = 5.0
@@ -172,10 +171,17 @@ class Edits:
             if node.is_directory and not self._tree.is_empty(node.ino):
                 raise fail(errno.ENOTEMPTY)
             self._check_of_drive(node)
+            kept = self._exchanged_with(node, (parent, name))
             now = clock.moment()
             self._tree.touch(parent, now)
             self._remove_name(parent, name, node, now)
-            self._journal_removal(holder, name, node)
+            if kept is None:
+                self._journal_removal(holder, name, node)
+            else:
+                here = Body(
+                    parent=holder.file, name=name, new_parent=kept[1].file, new_name=kept[2]
+                )
+                self._journal_in_two_steps(kept[0], node, here)
             return node
 
     def _journal_removal(self, holder: Node, name: str, node: Node) -> None:
@@ -184,7 +190,7 @@ class Edits:
         if node.links == 1:
             self._drop_unsent(node, CONTENT_AND_ATTRIBUTES)
         place = holder.file, name
-        made = self._refused_making(node, place)
+        made = refused_making(self._journal, node, place)
         if made is not None:
             self._journal.remove(made)
             if made.kind == "link":
@@ -200,20 +206,6 @@ class Edits:
         for op in self._journal.of_file(node.file):
             self._journal.remove(op)
         return True
-
-    def _refused_making(self, node: Node, place: tuple[FileId, str]) -> Op | None:
-        """The operation that was to give `node` the name at `place`, if it was refused: what is
-        done to that name now is done to it, since what came behind it would wait for ever. None
-        also when others speak of the names it has, because then their order means something."""
-        for op in self._journal.of_file(node.file):
-            body = op.body
-            if not op.refused or op.sent or body.other or op.kind not in MAKES_A_NAME:
-                continue
-            made = (body.new_parent, body.new_name) if body.new_name else (body.parent, body.name)
-            names = (entry_key(*made), entry_key(body.parent, body.name))
-            if made == place and not any(self._journal.is_of_others(one, op) for one in names):
-                return op
-        return None
 
     def _remove_name(self, parent: int, name: str, node: Node, now: Moment) -> None:
         """Take the name away; the node stops being live with its last one."""
@@ -393,7 +385,7 @@ class Edits:
             )
             self._journal.rewrite(unsent, body=body)
             self._journal.move_to_end(unsent)
-        elif over is None and self._redirect_refused(node, body):
+        elif over is None and redirect_refused(self._journal, node, body):
             pass
         elif over is not None and keeps_identity:
             body.base = base
@@ -410,32 +402,6 @@ class Edits:
             if op.has_content:
                 base = (op.version if op.sent else op.body.base) or base
         return base
-
-    def _redirect_refused(self, node: Node, move: Body) -> bool:
-        """The name was refused, and now it is another: that is what is asked for instead. True if
-        it can be, where the operation stands in the journal."""
-        made = self._refused_making(node, (move.parent, move.name))
-        if made is None or not self._is_there_before(made, move):
-            return False
-        place = {"parent": move.new_parent, "name": move.new_name}
-        if made.kind == "rename":
-            if (made.body.parent, made.body.name) == (move.new_parent, move.new_name):
-                self._journal.remove(made)
-                return True
-            place = {"new_parent": move.new_parent, "new_name": move.new_name}
-        self._journal.rewrite(made, body=msgspec.structs.replace(made.body, **place))
-        return True
-
-    def _is_there_before(self, made: Op, move: Body) -> bool:
-        """Is the place that `move` goes to free, and its directory there, when it is the turn of
-        `made`?"""
-        taken = entry_key(move.new_parent, move.new_name)
-        if self._journal.is_of_others(taken, made):
-            return False
-        if move.directory and self._journal.is_of_others(DIRECTORY_MOVES, made):
-            return False
-        above = self._journal.of_file(move.new_parent)
-        return not any(op.kind == "create" and op.seq > made.seq for op in above)
 
     def _take_identity(
         self, node: Node, over: Node, unsent: Op | None, body: Body, dropped: list[Op]
@@ -499,6 +465,34 @@ class Edits:
                 directory=one.is_directory or other.is_directory,
             )
             self._journal.add("exchange", one.ino, one.file, body)
+            places = (new_parent, new_name), (parent, name)
+            self._vacancies.exchanged(one.file, places[0], other.file, places[1], time.monotonic())
+
+    def _exchanged_with(self, node: Node, place: Place) -> tuple[Node, Node, str] | None:
+        """The file with which `node`, which is at `place`, was exchanged a moment ago, and the
+        directory and name that it has got; None: it, or either of the two, has moved on."""
+        done = self._vacancies.exchange_of(node.file, time.monotonic())
+        if done is None or done.here != place or not node.is_regular or node.links != 1:
+            return None
+        directory, kept = self._tree.find(done.there[0]), self._find(*done.there)
+        if directory is None or kept is None or kept.file != done.other:
+            return None
+        is_alone = kept.is_regular and kept.links == 1
+        return (kept, directory, done.there[1]) if is_alone else None
+
+    def _journal_in_two_steps(self, node: Node, over: Node, move: Body) -> None:
+        """`node` and `over` were exchanged, and now `over` goes: that was a rename over it. The
+        exchange is taken out of the journal, or else is made undone before."""
+        pair = {node.file, over.file}
+        ops = [op for file in pair for op in self._journal.of_file(file) if op.kind == "exchange"]
+        ops = sorted((op for op in ops if {op.file, op.body.other} == pair), key=lambda op: op.seq)
+        made = ops[-1] if ops else None
+        if made is not None and takes_back(made, self._journal.newest_first()):
+            self._journal.remove(made)
+        else:
+            back = msgspec.structs.replace(move, other=node.file)
+            self._journal.add("exchange", over.ino, over.file, back)
+        self._journal_move(node, over, move)
 
     # Attributes and content.
 

@@ -18,6 +18,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 
 from msgspec import Struct
 
@@ -115,6 +116,14 @@ def since_handed_on(ops: Sequence[Op]) -> Sequence[Op]:
     retaken, or replaced another, says what its backup or that other one holds."""
     handed_on = (n for n in reversed(range(len(ops))) if ops[n].kind in ("retake", "replace"))
     return ops[next(handed_on, -1) + 1 :]
+
+
+def takes_back(op: Op, newest_first: Iterable[Op]) -> bool:
+    """Can `op`, which is among these, be taken out as if it had never been? Pure. Not when it may
+    have reached the server, nor when the names that it speaks of were spoken of since."""
+    names = {key for key in writes(op) if key.startswith("E")}
+    since = takewhile(lambda other: other is not op, newest_first)
+    return not op.sent and not any(names & writes(other) for other in since)
 
 
 def select(

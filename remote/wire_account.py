@@ -41,13 +41,15 @@ class ShareRequest(Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 class Grant(Struct, frozen=True, kw_only=True):
-    """`file` is where the grant is: the file asked about, or a directory above it."""
+    """`file` is where the grant is: the file asked about, or a directory above it. `was` is as in
+    `LinkInfo`, for the drive's owner."""
 
     file: FileId
     account: str
     role: Role
     granted_by: str
     at_ns: Nanoseconds
+    was: Entry | None = None
 
 
 class Reached(Struct, frozen=True, kw_only=True):
@@ -92,7 +94,8 @@ class MakeLink(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=T
 
 
 class LinkInfo(Struct, kw_only=True):
-    """`name` is what visitors are told."""
+    """`name` is what visitors are told. `was` is the entry that the link was made to, as it was
+    then, if its name or its directory is another now."""
 
     id: HexId
     file: FileId
@@ -102,6 +105,7 @@ class LinkInfo(Struct, kw_only=True):
     has_password: bool
     max_downloads: int | None
     downloads: int
+    was: Entry | None = None
 
 
 class LinkMade(Struct):

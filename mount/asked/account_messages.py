@@ -46,13 +46,15 @@ class LeaveRequest(Struct, frozen=True, tag="leave"):
 
 class Grant(Struct, frozen=True, kw_only=True):
     """`path` is where the grant is, here or above; None: at a place that this mount has not seen.
-    It holds for everything below."""
+    It holds for everything below. `was_name` and `was_path` are as of a `Link`."""
 
     account: str
     role: Role
     path: str | None
     granted_by: str
     at_ns: int
+    was_name: str | None = None
+    was_path: str | None = None
 
 
 class Reached(Struct, frozen=True, kw_only=True):
@@ -112,7 +114,9 @@ class RevokeLinkRequest(Struct, frozen=True, tag="revoke_link"):
 
 
 class Link(Struct, frozen=True, kw_only=True):
-    """What it shows is called `name`; `path` is None when this mount has not seen it."""
+    """What it shows is called `name`; `path` is None when this mount has not seen it. `was_name` is
+    what it was called when the link was made, if that, or its folder, is another now; `was_path` is
+    that name in the folder where it was, None when this mount has not seen that."""
 
     id: str
     name: str
@@ -122,6 +126,8 @@ class Link(Struct, frozen=True, kw_only=True):
     has_password: bool
     max_downloads: int | None
     downloads: int
+    was_name: str | None = None
+    was_path: str | None = None
 
 
 class Links(Struct, frozen=True, tag="links"):

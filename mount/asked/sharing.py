@@ -60,6 +60,8 @@ def _shares(account: Account, path: str, reply: wire.SharesReply) -> ask.Shares:
             path=account.path_of(grant.file),
             granted_by=grant.granted_by,
             at_ns=grant.at_ns,
+            was_name=None if grant.was is None else grant.was.name,
+            was_path=None if grant.was is None else _path_of(account, grant.was),
         )
         for grant in reply.grants
     ]
@@ -76,10 +78,10 @@ def _shares(account: Account, path: str, reply: wire.SharesReply) -> ask.Shares:
     )
 
 
-def _path_of(account: Account, reached: wire.Reached) -> str | None:
+def _path_of(account: Account, entry: wire.Reached | wire.Entry) -> str | None:
     """Of that very name: the file may have others."""
-    above = account.path_of(reached.parent)
-    return None if above is None else f"{above}/{reached.name}".lstrip("/")
+    above = account.path_of(entry.parent)
+    return None if above is None else f"{above}/{entry.name}".lstrip("/")
 
 
 async def shared(account: Account, _request: ask.SharedRequest, _report: Report) -> ask.Shared:
@@ -160,6 +162,8 @@ def _link(account: Account, link: wire.LinkInfo) -> ask.Link:
         has_password=link.has_password,
         max_downloads=link.max_downloads,
         downloads=link.downloads,
+        was_name=None if link.was is None else link.was.name,
+        was_path=None if link.was is None else _path_of(account, link.was),
     )
 
 

@@ -55,20 +55,23 @@ def unshare(path: flags.Path, account: OtherAccount, /) -> None:
 
 
 def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
-    """Who has access to PATH, and where it was given."""
+    """Who has access to PATH, and where it was given.
+
+    Where that has another name, or is in another folder, since it was given, WAS tells the old."""
     record, below = talking.at(path)
     found = talking.ask(record, wanted.SharesRequest(below), wanted.Shares, "shares")
     if json:
         listing.print_json(found)
         return
     listing.show(
-        ["ACCOUNT", "ROLE", "GIVEN ON", "BY", "WHEN"],
-        [[found.owner, "owner", "", "", ""]]
+        ["ACCOUNT", "ROLE", "GIVEN ON", "WAS", "BY", "WHEN"],
+        [[found.owner, "owner", "", "", "", ""]]
         + [
             [
                 grant.account,
                 grant.role,
                 "(above)" if grant.path is None else _called(grant.path),
+                _was(grant),
                 grant.granted_by,
                 times.local(grant.at_ns),
             ]
@@ -110,6 +113,13 @@ def leave(path: flags.Path, /) -> None:
 
 def _place(one: wanted.Reached) -> str:
     return listing.printable(f"(elsewhere)/{one.name}" if one.path is None else one.path)
+
+
+def _was(one: wanted.Link | wanted.Grant) -> str:
+    """What it was called when it was given, where that has changed."""
+    if one.was_name is None:
+        return ""
+    return f"(elsewhere)/{one.was_name}" if one.was_path is None else one.was_path
 
 
 def _called(path: str) -> str:
@@ -162,7 +172,10 @@ links = App(name="links", help="The links to your files.")
 def list_links(
     path: Annotated[str | None, Parameter(name="PATH")] = None, /, *, json: flags.Json = False
 ) -> None:
-    """The links to PATH; for a mount's own folder, or without PATH, every link of the drive."""
+    """The links to PATH; for a mount's own folder, or without PATH, every link of the drive.
+
+    Where what a link shows has another name, or is in another folder, since the link was made, WAS
+    tells the old."""
     record = talking.chosen(path)
     below = None if path is None else talking.path_in(record, path)
     request = wanted.LinksRequest(below or None)
@@ -171,7 +184,7 @@ def list_links(
         listing.print_json(found)
         return
     listing.show(
-        ["ID", "PATH", "MADE", "EXPIRES", "DOWNLOADS", "PASSWORD"],
+        ["ID", "PATH", "WAS", "MADE", "EXPIRES", "DOWNLOADS", "PASSWORD"],
         [_row(one) for one in found.links],
         nothing="There are no links. Make one with: nearline link PATH",
     )
@@ -182,6 +195,7 @@ def _row(one: wanted.Link) -> list[str]:
     return [
         one.id[-8:],
         one.path or one.name,
+        _was(one),
         times.local(one.created_ns),
         "never" if one.expires_ns is None else times.local(one.expires_ns),
         f"{one.downloads}{limit}",

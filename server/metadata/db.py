@@ -28,7 +28,7 @@ from remote.errors import BadRequest, Refused
 from server import datadir
 from server.metadata.schema import metadata
 
-HEAD = "0008"
+HEAD = "0009"
 """The newest migration. A test compares it with the migrations directory."""
 
 BUSY_SECONDS = 15

@@ -401,6 +401,9 @@ grants = Table(
     # is gone, where it was last. Of the file's names this one alone is told. Null: not known.
     Column("place", Id),
     Column("name", Name),
+    # The same entry as it was when it was shared. Null: not known.
+    Column("given_place", Id),
+    Column("given_name", Name),
     PrimaryKeyConstraint("file", "account"),
     Index("ix_grants_account", "account", "file"),
     # What is shared of a drive: its owner has given all of it.
@@ -427,9 +430,11 @@ links = Table(
     Column("max_downloads", Integer),
     Column("downloads", Integer, nullable=False),
     Column("revoked_ns", BigInteger),
-    # As in `grants`: the entry that the link was made to.
+    # As in `grants`: the entry that the link was made to, as it is and as it was then.
     Column("place", Id),
     Column("name", Name),
+    Column("given_place", Id),
+    Column("given_name", Name),
 )
 
 audit = Table(

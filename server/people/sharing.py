@@ -141,8 +141,9 @@ def share(
 
 
 def shared_entry(conn: Connection, file: str, wanted: Entry | None) -> dict[str, str]:
-    """The entry by which a file in the tree is shared, as columns of `grants` and `links`: the one
-    that is `wanted`, else the one that has been there longest.
+    """The entry by which a file in the tree is shared, as columns of `grants` and `links` (as it
+    is, and as it was when that was given): the one that is `wanted`, else the one that has been
+    there longest.
 
     Raises `Refused(Stale)` when what is wanted is no entry of the file.
     """
@@ -153,7 +154,16 @@ def shared_entry(conn: Connection, file: str, wanted: Entry | None) -> dict[str,
     if row is None:
         message = "the file has not this name any more; look what it is called, and share it then"
         raise Refused(Stale(message=message))
-    return dict(row._mapping)
+    return dict(row._mapping) | {"given_place": row.place, "given_name": row.name}
+
+
+def given_as(row: Row[Any]) -> Entry | None:
+    """What the entry of this row of `grants` or `links` was when it was given, if that is known and
+    it is another by now: it was renamed, or is in another directory."""
+    was = (row.given_place, row.given_name)
+    if None in was or was == (row.place, row.name):
+        return None
+    return Entry(*was)
 
 
 def unshare(
@@ -183,7 +193,8 @@ def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
     their own. And for the owner what of `file` is reached otherwise."""
     row = access.require(conn, caller, file, "viewer")
     query = _GRANTS.where(grants.c.file.in_(ABOVE)).limit(MAX_TOLD)
-    if not access.owns_drive(caller, row.drive):
+    is_owner = access.owns_drive(caller, row.drive)
+    if not is_owner:
         query = query.where(grants.c.account == caller.account)
     found = conn.execute(query, {"id": file}).all()
     by = {each.granted_by for each in found} | {row.owner}
@@ -196,11 +207,12 @@ def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
             role=each.role,
             granted_by=names[each.granted_by],
             at_ns=each.at_ns,
+            was=given_as(each) if is_owner else None,  # others may not know that directory
         )
         for each in found
     ]
     reply = SharesReply(owner=names[row.owner], grants=told)
-    if row.kind == "directory" and access.owns_drive(caller, row.drive):
+    if row.kind == "directory" and is_owner:
         reply.reached, reply.more_reached = remaining.remaining(conn, file, row.drive)
     return reply
 

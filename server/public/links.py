@@ -34,7 +34,7 @@ from server.metadata.schema import drives, entries, links
 from server.people import access, accounts, audit
 from server.people.accounts import new_id
 from server.people.caller import Caller
-from server.people.sharing import shared_entry
+from server.people.sharing import given_as, shared_entry
 
 MAX_LINKS = 1000
 """Links of one drive that are good at a time: they are told as one list."""
@@ -217,6 +217,7 @@ def _told(row: Row[Any]) -> LinkInfo:
         has_password=row.password is not None,
         max_downloads=row.max_downloads,
         downloads=row.downloads,
+        was=given_as(row),
     )
 
 

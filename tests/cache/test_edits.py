@@ -419,6 +419,93 @@ def test_a_directory_that_the_server_has_no_more_is_collected_when_it_is_removed
     assert state.tree.find(ino) is None
 
 
+# --- one of two that were exchanged goes a moment later -------------------------------------------
+
+
+@pytest.mark.parametrize("known", ["nothing", "the new file", "the exchange", "all of it"])
+@pytest.mark.parametrize("first", ["a", "tmp"])
+async def test_an_exchange_and_a_deletion_are_a_rename_over(
+    state: State, first: str, known: str
+) -> None:
+    """The name keeps its file, whatever the server knows by then."""
+    old = on_server(state, "a")
+    new = on_server(state, "tmp") if known == "all of it" else await state.save("tmp", b"new")
+    if known == "the new file":
+        state.send()
+    state.edits.exchange(ROOT, first, ROOT, "tmp" if first == "a" else "a")
+    if known == "the exchange":
+        state.send()
+    elif known == "all of it":
+        with state.db.transaction():
+            state.journal.remove(*state.journal)
+    sent = state.ops() if known == "the exchange" else []
+    state.unlink("tmp")
+    assert state.listing() == {"a": new.ino}
+    assert state.tree.node(new.ino).file == old.file
+    assert not state.tree.node(old.ino).live
+    if known == "nothing":
+        assert state.ops() == ["write", "setattr"]
+        return
+    back = ["exchange tmp a"] if known != "the new file" else []
+    made = ["create tmp"] if known == "the new file" else sent
+    assert state.ops() == [*made, *back, "replace tmp a"]
+    *_, replace = state.journal
+    assert (replace.file, replace.body.other) == (new.file, old.file)
+
+
+def test_of_two_that_were_exchanged_either_may_go(state: State) -> None:
+    """The one that stays is the file of the name that it has."""
+    one, other = on_server(state, "one"), on_server(state, "other")
+    state.edits.exchange(ROOT, "one", ROOT, "other")
+    state.unlink("one")
+    assert state.ops() == ["replace one other"]
+    assert state.listing() == {"other": one.ino}
+    assert state.tree.node(one.ino).file == other.file
+
+
+async def test_an_exchange_stays_where_others_have_spoken_of_its_names(state: State) -> None:
+    old, new = on_server(state, "a"), await state.save("tmp", b"new")
+    state.edits.exchange(ROOT, "a", ROOT, "tmp")
+    state.edits.rename(ROOT, "tmp", ROOT, "x")
+    state.edits.rename(ROOT, "x", ROOT, "tmp")
+    made = state.ops()
+    state.unlink("tmp")
+    assert state.ops() == [*made, "exchange tmp a", "replace tmp a"]
+    assert state.tree.node(new.ino).file == old.file
+
+
+WAYS = ["moved", "back", "late", "linked", "directory", "replaced", "new"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_exchange_and_a_deletion_that_do_not_belong_together(
+    state: State, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = state.make("a") if way == "new" else on_server(state, "a")
+    kind = "directory" if way == "directory" else "file"
+    other = on_server(state, "tmp", kind=kind)
+    state.edits.exchange(ROOT, "a", ROOT, "tmp")
+    keeps, goes = other.file, "tmp"
+    if way == "moved":
+        state.edits.rename(ROOT, "tmp", ROOT, "b")
+        goes = "b"
+    elif way == "back":
+        state.edits.exchange(ROOT, "a", ROOT, "tmp")
+        keeps = old.file
+    elif way == "late":
+        later = time.monotonic() + WINDOW + 1
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+    elif way == "linked":
+        state.edits.link(old.ino, ROOT, "b")
+    elif way == "replaced":
+        state.unlink("a")
+        keeps = state.make("a").file
+    state.unlink(goes)
+    assert state.tree.node(state.listing()["a"]).file == keeps
+    if way != "new":
+        assert state.ops()[-1] == f"unlink {goes}"
+
+
 # --- names that were left a moment ago ------------------------------------------------------------
 
 
@@ -446,7 +533,9 @@ async def test_a_name_that_was_left_is_filled_by_its_file(state: State, way: str
     assert [state.tree.node(ino).links for ino in (old.ino, new.ino)] == [1, 1]
 
 
-@pytest.mark.parametrize("way", ["undone", "old", "late", "elsewhere", "deleted", "unsent"])
+@pytest.mark.parametrize(
+    "way", ["undone", "old", "late", "elsewhere", "deleted", "unsent", "linked"]
+)
 async def test_a_name_that_is_not_filled_by_what_is_new_stays_left(
     state: State, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,6 +555,12 @@ async def test_a_name_that_is_not_filled_by_what_is_new_stays_left(
         monkeypatch.setattr(time, "monotonic", lambda: later)
     elif way == "deleted":
         state.unlink("b")
+    elif way == "linked":  # and then renamed, by way of a second name
+        new = await state.save("tmp", b"new")
+        state.edits.link(new.ino, ROOT, "a")
+        state.unlink("tmp")
+        assert state.listing() == {"a": new.ino, "b": state.listing()["b"]}
+        assert state.tree.node(new.ino).file == new.file
     if "a" not in state.listing():
         state.make("a")
     assert not any(op.kind == "retake" for op in state.journal)

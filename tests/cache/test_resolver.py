@@ -15,7 +15,7 @@ from cache.messages import message
 from cache.tree import ROOT
 from remote import wire
 from remote.errors import Unreachable
-from server.drive import purge
+from server.drive import purge, trash
 from server.metadata.schema import files, idempotency, retired, versions
 from tests.model.device import Device
 from tests.model.server import Server
@@ -440,6 +440,87 @@ async def test_a_name_that_is_not_to_be_taken_back_is_that_of_a_new_file(
         assert held.pop("a") == b"theirs"
         assert list(held.values()) == [b"new bytes"]
     assert server.complaints() == []
+
+
+@pytest.mark.parametrize("known", ["nothing", "the new file", "the exchange"])
+async def test_an_exchange_and_a_deletion_make_a_version(
+    server: Server, one: Device, two: Device, known: str
+) -> None:
+    """The file of the name has what was saved, wherever sending stood. Nothing is in the trash: all
+    that was deleted is in its history."""
+    await save(one, "a", b"old")
+    await one.flush()
+    file = file_at(one, "a")
+    await save(one, "tmp", b"new bytes")
+    if known == "the new file":
+        await one.flush()
+    one.edits.exchange(ROOT, "tmp", ROOT, "a")
+    if known == "the exchange":
+        await one.flush()
+        await two.pull()
+    one.edits.unlink(ROOT, "tmp", directory=False)
+    await one.flush()
+    await both_have_the_same(one, two)
+    assert names(two) == ["a"]
+    assert file_at(one, "a") == file_at(two, "a") == file
+    assert server.complaints() == []
+    assert history(server, file) == [b"old", b"new bytes"]
+    assert listed_in_trash(server) == []
+
+
+@pytest.mark.parametrize("crossed", ["moved", "written", "deleted", "moved the new", "both"])
+@pytest.mark.parametrize("known", ["nothing", "the new file", "the exchange"])
+async def test_an_exchange_and_a_deletion_cross_what_another_device_does(
+    server: Server, one: Device, two: Device, known: str, crossed: str
+) -> None:
+    """They agree in the end, and what was saved is in some file's history."""
+    await save(one, "a", b"old")
+    await one.flush()
+    await save(one, "tmp", b"new bytes")
+    if known == "the new file":
+        await one.flush()
+    if known == "the exchange":
+        one.edits.exchange(ROOT, "tmp", ROOT, "a")
+        await one.flush()
+    await two.pull()
+    if crossed in ("moved", "both"):
+        two.edits.rename(ROOT, "a", ROOT, "z")
+    elif crossed == "written":
+        await save(two, "a", b"theirs")
+    elif crossed == "deleted":
+        two.edits.unlink(ROOT, "a", directory=False)
+    if crossed in ("moved the new", "both") and known != "nothing":
+        two.edits.rename(ROOT, "tmp", ROOT, "y")
+    await two.flush()
+    if known != "the exchange":
+        one.edits.exchange(ROOT, "tmp", ROOT, "a")
+    one.edits.unlink(ROOT, "tmp", directory=False)
+    await one.flush()
+    await both_have_the_same(one, two)
+    assert server.complaints() == []
+    assert {b"old", b"new bytes"} <= server.history()
+
+
+def file_at(device: Device, name: str) -> str:
+    node = device.tree.child(ROOT, name)
+    assert node is not None
+    return node.file
+
+
+def history(server: Server, file: str) -> list[bytes]:
+    """What is in its versions, the oldest first."""
+    query = select(versions.c.id).where(versions.c.file == file).order_by(versions.c.created_ns)
+    with server.db.read() as conn:
+        ids = list(conn.execute(query).scalars())
+    held = server.versions()
+    return [held[id] for id in ids]
+
+
+def listed_in_trash(server: Server) -> list[str]:
+    token = server.token("whoever asks")
+    with server.db.read() as conn:
+        found = trash.page(conn, server.caller(conn, token), 0, None, None, 100)
+    return [item.name for item in found.items]
 
 
 @pytest.mark.parametrize("then", ["nothing", "deleted", "replaced", "left again"])

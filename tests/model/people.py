@@ -45,7 +45,7 @@ def backup(path: str) -> str:
     return f"{path}~"
 
 
-WAYS = ("create", "rename", "link")  # of saving beside a backup
+WAYS = ("create", "rename", "link", "exchange")  # of saving beside the old version
 
 
 class Person:
@@ -107,12 +107,17 @@ class Person:
 
     async def save_with_backup(self, path: str, data: bytes, way: str) -> None:
         """As editors do that keep the old version: it is renamed away, and the new one made under
-        its name (Emacs) or renamed to it (vim, Word); or it gets another name (GNOME)."""
+        its name (Emacs) or renamed to it (vim, Word); or it gets another name (GNOME). Or it is
+        exchanged with the new one, and goes."""
         if way == "create":
             await self.rename(path, backup(path))
             await self.save(path, data)
             return
         await self.save(temporary(path), data)
+        if way == "exchange":
+            await self.exchange(temporary(path), path)
+            await self.remove(temporary(path))
+            return
         if way == "rename":
             await self.rename(path, backup(path))
         else:

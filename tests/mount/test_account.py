@@ -221,6 +221,28 @@ async def test_what_is_reached_otherwise_is_told_by_its_path(site: Site) -> None
     assert site.server.named("unshare") == [(team.id, "ben")]
 
 
+async def test_what_was_given_out_by_another_name_is_told_with_that(site: Site) -> None:
+    """By its path, if the folder where it was is known here."""
+    folder = site.state.born("folder", kind="directory")
+    file = site.state.born("plan~", seq=2)
+    known, unknown = account.Entry(folder.id, "plan"), account.Entry("b" * 32, "plan")
+    grant = account.Grant(
+        file=file.id, account="ben", role="viewer", granted_by="anna", at_ns=1, was=known
+    )
+    link = msgspec.structs.replace(LINK, file=file.id, name="plan~")
+    listed = [msgspec.structs.replace(link, was=was) for was in (known, unknown, None)]
+    site.server.replies |= {
+        "shares": account.SharesReply("anna", [grant]),
+        "links": account.LinksReply(listed),
+    }
+    (shared,) = (await site.ask(ask.SharesRequest("plan~"))).grants
+    assert (shared.path, shared.was_name, shared.was_path) == ("plan~", "plan", "folder/plan")
+    links = (await site.ask(ask.LinksRequest())).links
+    assert {one.path for one in links} == {"plan~"}
+    told = [(one.was_name, one.was_path) for one in links]
+    assert told == [("plan", "folder/plan"), ("plan", None), (None, None)]
+
+
 async def test_what_waits_is_reported_and_given_up_when_offline(
     site: Site, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import trio
-from msgspec import json
+from msgspec import json, structs
 
 from mount.asked import account_messages as messages
 from mount.asked import control
@@ -49,6 +49,9 @@ GRANT = messages.Grant(account="ben", role="viewer", path="a", granted_by="anna"
 SHARES = messages.Shares(path="a", owner="anna", grants=[GRANT])
 REACHED = messages.Reached(account="ben", role="editor", name="plan", path="other/plan")
 ALSO = messages.Shares(path="a", owner="anna", grants=[], reached=[REACHED], more_reached=True)
+MOVED = structs.replace(LINK, was_name="c", was_path="x/c")
+TAKEN = structs.replace(LINK, was_name="c")
+RENAMED = structs.replace(GRANT, was_name="c", was_path="c")
 PLACE = messages.SharedPlace(path="Shared/ben/x", owner="ben", role="editor", kind="file", size=3)
 RESTORED = messages.Restored(path="letter.txt", version=ID)
 
@@ -128,6 +131,9 @@ CASES: list[tuple[list[str], Any, Any, str]] = [
      "BEN still reaches other/plan as editor.\nThere is more"),
     (["shares", "/m/a"], messages.SharesRequest("a"), SHARES, "anna     owner"),
     (["shares", "/m/a"], messages.SharesRequest("a"), ALSO, "ben      editor  other/plan"),
+    (["shares", "/m/a"], messages.SharesRequest("a"),
+     messages.Shares(path="a", owner="anna", grants=[RENAMED]),
+     "GIVEN ON  WAS  BY    WHEN\nanna     owner\nben      viewer  a         c    anna  "),
     (["shared"], messages.SharedRequest(), messages.Shared([PLACE]), "Shared/ben/x  ben    editor"),
     (["leave", "/m/Shared/ben/x"], messages.LeaveRequest("Shared/ben/x"), say.Done(), "not shared"),
     (["link", "/m/a", "--expires", "1d 2h", "--max-downloads", "3"],
@@ -135,6 +141,9 @@ CASES: list[tuple[list[str], Any, Any, str]] = [
      messages.LinkMade(LINK, "https://x/s/secret"), "https://x/s/secret\n"),
     (["links"], messages.LinksRequest(None), messages.Links([LINK]), "1a2b3c4d"),
     (["links", "/m"], messages.LinksRequest(None), messages.Links([LINK]), "1 of 3"),
+    (["links"], messages.LinksRequest(None), messages.Links([LINK]), "PATH  MADE"),
+    (["links"], messages.LinksRequest(None), messages.Links([LINK, MOVED]), "a/b   x/c  "),
+    (["links"], messages.LinksRequest(None), messages.Links([TAKEN]), "a/b   (elsewhere)/c  "),
     (["links", "/m/a"], messages.LinksRequest("a"), messages.Links([]), "nearline link PATH"),
     (["links", "revoke", "1a2b3c4d"], messages.RevokeLinkRequest("1a2b3c4d"), say.Done(),
      "nowhere"),

@@ -290,6 +290,12 @@ def _replace_deeper(scene: Scene, _by: Client) -> Ask:
     return _apply(wire.Replace(file=op.file, parent=op.parent, name=op.name, **over))
 
 
+def _retake(scene: Scene, _by: Client) -> Ask:
+    op = scene.fresh()
+    place = {"parent": op.parent, "name": op.name, "new_name": new_id()}
+    return _apply(wire.Retake(file=op.file, backup=new_id(), **place))
+
+
 def _exchange(scene: Scene, by: Client) -> Ask:
     return _exchanged(scene, scene.shared)
 
@@ -403,6 +409,7 @@ ASKS: dict[str, Make] = {
     "POST /v1/changes/apply (rename, out)": _move_out,
     "POST /v1/changes/apply (replace)": _replace,
     "POST /v1/changes/apply (replace deeper)": _replace_deeper,
+    "POST /v1/changes/apply (retake)": _retake,
     "POST /v1/changes/apply (exchange)": _exchange,
     "POST /v1/changes/apply (exchange deeper)": _exchange_deeper,
     "POST /v1/changes/apply (unlink)": _unlink,

@@ -451,6 +451,35 @@ def test_a_link_tells_the_name_that_it_was_made_to(anna: Client, visit: Visit) -
     assert "secret" not in told()
 
 
+def test_a_link_tells_what_its_file_was_called_when_it_was_made(anna: Client) -> None:
+    """As long as that is another name, or in another directory, than it is now."""
+    root, folder = anna.me.root, anna.mkdir("folder")
+    file, _ = anna.store("report", make_chunk(b"report"))
+    made = make_link(anna, file)
+    assert made.link.was is None
+
+    def moved(was: tuple[str, str], to: tuple[str, str]) -> Entry | None:
+        (parent, name), (new_parent, new_name) = was, to
+        new = {"new_parent": new_parent, "new_name": new_name}
+        anna.do(wire.Rename(file=file, parent=parent, name=name, **new))
+        (listed,) = links_of(anna).links
+        assert (listed.name, links_of(anna, file).links) == (new_name, [listed])
+        return listed.was
+
+    assert moved((root, "report"), (root, "report~")) == Entry(root, "report")
+    assert moved((root, "report~"), (folder, "report")) == Entry(root, "report")
+    assert moved((folder, "report"), (root, "report")) is None
+    anna.do(wire.Rename(file=folder, parent=root, name="folder", new_parent=root, new_name="f"))
+    assert links_of(anna).links[0].was is None
+    again = make_link(anna, file).link.id
+    moved_to = {"new_parent": folder, "new_name": "report"}
+    anna.do(wire.Rename(file=file, parent=root, name="report", **moved_to))
+    third = make_link(anna, file).link.id
+    found = {each.id: each.was for each in links_of(anna).links}
+    entry = Entry(root, "report")
+    assert found == {made.link.id: entry, again: entry, third: None}
+
+
 # --- how downloads are counted ------------------------------------------------------------------
 
 

@@ -91,6 +91,7 @@ POST /v1/changes/apply
   (rename, out)                       | ok    404    403    404      404     403    404    404       401     401   401
   (replace)                           | ok    ok     403    404      404     403    ok     404       401     401   401
   (replace deeper)                    | ok    409    403    404      404     403    409    404       401     401   401
+  (retake)                            | ok    ok     403    404      404     403    ok     404       401     401   401
   (exchange)                          | ok    ok     403    404      404     403    ok     404       401     401   401
   (exchange deeper)                   | ok    409    403    404      404     403    409    404       401     401   401
   (unlink)                            | ok    ok     403    404      404     403    ok     404       401     401   401

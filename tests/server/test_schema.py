@@ -293,6 +293,7 @@ def test_what_was_shared_before_keeps_the_name_that_was_told(tmp_path: Path) -> 
             add(conn, "links", **link, created_by="a", created_ns=1, downloads=0)
     db.migrate()
     for table in ("grants", "links"):
+        assert column(db, f"SELECT DISTINCT given_place || given_name FROM {table}") == [None]
         with db.read() as conn:
             found = conn.execute(text(f"SELECT file, place, name FROM {table} ORDER BY file")).all()
         assert [tuple(row) for row in found] == [

@@ -251,6 +251,25 @@ def test_an_exchange_takes_the_name_along(anna: Client, ben: Client) -> None:
     assert found == {"one": other, "other": one}
 
 
+def test_an_owner_is_told_what_was_shared_by_another_name(anna: Client, ben: Client) -> None:
+    """As long as it has that other name. It may be of a directory that others must not know."""
+    file, private, public = with_two_names(anna)
+    share(anna, file, ben, entry=Entry(private, "why"))
+
+    def was(by: Client) -> Entry | None:
+        reply = by.request("GET", f"/v1/files/{file}/shares", SharesReply)
+        return reply.grants[0].was
+
+    assert was(anna) is None
+    moved = {"new_parent": public, "new_name": "why~"}
+    anna.do(wire.Rename(file=file, parent=private, name="why", **moved))
+    assert (was(anna), was(ben)) == (Entry(private, "why"), None)
+    share(anna, file, ben, "viewer")
+    assert was(anna) == Entry(private, "why")
+    share(anna, file, ben, entry=Entry(public, "plan"))
+    assert was(anna) is None
+
+
 def test_what_comes_back_elsewhere_was_moved(anna: Client, ben: Client) -> None:
     """If what was deleted last is what was shared: another name is not told by the way."""
     file, private, public = with_two_names(anna)

@@ -259,6 +259,9 @@ def test_nothing_moves_out_or_in_or_changes_outside(anna: Client, place: Place) 
             new_name="inside",
             target=inside,
         ),
+        wire.Retake(file=inside, parent=root, name="inside", new_name="x", backup=new_id()),
+        wire.Retake(file=secret, parent=root, name="secret", new_name="x", backup=new_id()),
+        wire.Retake(file=folder, parent=root, name="folder", new_name="x", backup=new_id()),
         wire.Revert(file=secret, version=place.secret_version, as_version=new_id(), mtime_ns=1),
     ]
     before = anna.refresh().seq

@@ -20,6 +20,13 @@ RENAME_EXCHANGE, AT_FDCWD = 2, -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def exchange(one: Path, other: Path) -> None:
+    """renameat2(2) with RENAME_EXCHANGE, which Python does not have."""
+    names = os.fsencode(one), os.fsencode(other)
+    if _libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE):
+        raise OSError(ctypes.get_errno(), "renameat2")
+
+
 class MountedPerson:
     """Works below `at`. Paths are relative to it. Steps are `async` because those of the model are:
     nothing here waits but in system calls."""
@@ -58,6 +65,10 @@ class MountedPerson:
             await self.save(path, data)
             return
         await self.save(temporary(path), data)
+        if way == "exchange":
+            await self.exchange(temporary(path), path)
+            await self.remove(temporary(path))
+            return
         if way == "rename":
             await self.rename(path, backup(path))
         else:
@@ -68,9 +79,7 @@ class MountedPerson:
         (self.at / old).rename(self.at / new)
 
     async def exchange(self, one: str, other: str) -> None:
-        names = [os.fsencode(self.at / name) for name in (one, other)]
-        if _libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE):
-            raise OSError(ctypes.get_errno(), "renameat2")
+        exchange(self.at / one, self.at / other)
 
     async def remove(self, path: str) -> None:
         found = self.at / path

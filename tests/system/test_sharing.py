@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mount.symlinks import NOWHERE
 from tests.system import harness
-from tests.system.applications.test_editing import NEW, OLD, code, emacs, glib, qt, word
+from tests.system.applications.test_editing import NEW, OLD, code, emacs, glib, qt, swap, word
 from tests.system.faultproxy import Fault, FaultProxy
 from tests.system.harness import Device, Site, noise, wait_until
 
@@ -313,19 +315,19 @@ def emacs_again(text: Path) -> None:
 
 
 @pytest.mark.parametrize("offline", [False, True])
-@pytest.mark.parametrize("editor", [emacs, emacs_again, word, glib, qt, code])
+@pytest.mark.parametrize("editor", [emacs, emacs_again, word, glib, qt, code, swap])
 def test_what_was_given_out_is_the_document_of_that_name(
     people: People, editor: Callable[[Path], None], offline: bool
 ) -> None:
     """However an editor saves it: whom it is shared with has what was saved, under the same name;
-    the link leads to it, and its history goes on. The old version, where the editor keeps it, is
-    another file. A handle that was open still reads what it opened."""
+    whoever has the link's URL gets that, and its history goes on. The old version, where the editor
+    keeps it, is another file. A handle that was open still reads what it opened."""
     folder = people.folder(f"{editor.__name__}-{offline}")
     text = folder / f"{folder.name}.tex"
     text.write_text(OLD)
     people.anna.flush()
     people.share(f"{folder.name}/{text.name}", "ben", "viewer")
-    people.site.cli("link", text)
+    url = people.site.cli("link", text).stdout.strip()
     people.ben.sees(f"Shared/anna/{text.name}", OLD.encode())
     if offline:
         people.proxy.cut()
@@ -340,17 +342,23 @@ def test_what_was_given_out_is_the_document_of_that_name(
     backup = text.with_name(f"{text.name}~")
     if editor in (emacs, glib):
         people.road.sees(f"{folder.name}/{backup.name}", OLD.encode())
-    name, versions = people.site.ask(lambda api: _given_out(api, folder.name, text.name))
-    assert name == text.name
-    assert versions >= 2
+    file = people.site.ask(lambda api: _file(api, folder.name, text.name))
+    got = httpx.get(f"{url}/{file}/download", follow_redirects=True)
+    assert (got.status_code, got.text) == (200, NEW)
+    assert text.name in got.headers["content-disposition"]
+    (link,) = json.loads(people.site.cli("links", text, "--json").stdout)["links"]
+    assert (link["name"], link["was_name"]) == (text.name, None)
+    (grant,) = json.loads(people.site.cli("shares", text, "--json").stdout)["grants"]
+    assert (grant["account"], grant["was_name"]) == ("ben", None)
+    log = json.loads(people.site.cli("log", text, "--json").stdout)["versions"]
+    held = [(people.anna.at / version["path"]).read_text() for version in log]
+    assert (held[0], held[-1]) == (NEW, OLD)
+    assert [version["current"] for version in log] == [True, *[False] * (len(log) - 1)]
 
 
-async def _given_out(api: harness.ApiClient, folder: str, name: str) -> tuple[str, int]:
-    """What the only link to the file of that name calls it, and how many versions it has."""
+async def _file(api: harness.ApiClient, folder: str, name: str) -> str:
     page = await api.children(await _child(api, folder))
-    file = next(child.file.id for child in page.children if child.entry.name == name)
-    (link,) = (await api.links(file)).links
-    return link.name, len((await api.versions(file)).versions)
+    return next(child.file.id for child in page.children if child.entry.name == name)
 
 
 async def _child(api: harness.ApiClient, name: str) -> str:

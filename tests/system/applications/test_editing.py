@@ -19,6 +19,7 @@ import pytest
 from tests.system.applications.trees import arrives
 from tests.system.conftest import Pair
 from tests.system.harness import run, wait_until
+from tests.system.persons import exchange
 
 OLD, NEW = "an old line\nchange me\n", "an old line\nchanged\n"
 
@@ -157,6 +158,16 @@ def word(text: Path) -> None:
     owner.unlink()
 
 
+def swap(text: Path) -> None:
+    """Programs that never leave the name without a file: the new document under another name, the
+    two exchanged, the old one deleted."""
+    new = text.with_name(f".{text.name}.new")
+    new.write_text(NEW)
+    shutil.copymode(text, new)
+    exchange(new, text)
+    new.unlink()
+
+
 @pytest.mark.parametrize(
     ("editor", "beside"),
     [
@@ -166,6 +177,7 @@ def word(text: Path) -> None:
         (qt, []),
         (code, []),
         (word, []),
+        (swap, []),
     ],
 )
 def test_an_editors_way_of_saving(
