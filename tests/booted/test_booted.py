@@ -200,7 +200,8 @@ def test_autofs(machine: Machine) -> None:
     if not machine.run("command -v automount", check=False):
         pytest.skip("needs autofs on this machine")
     machine.write("/etc/auto.master", "/auto /etc/auto.nearline --timeout=1\n")
-    machine.write("/etc/auto.nearline", f"anna -fstype=nearline,account=anna :{URL}\n")
+    url = URL.replace(":", "\\:")
+    machine.write("/etc/auto.nearline", f"anna -fstype=nearline,account=anna :{url}\n")
     machine.run("mkdir -p /auto; systemctl start autofs")
     try:
         machine.run("echo auto >/auto/anna/auto")
