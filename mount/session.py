@@ -159,6 +159,7 @@ class Session:
         self.versions = Versions(self.db, self.tree, self._versions_of)
         self.contents.on_change = self._content_changed
         self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
+        self.back = trio.Event()  # set, and replaced, when a host can be reached again
         self._listings: dict[int, trio.Event] = {}
         self.waiting = Waiting(
             config.dirty_limit,
@@ -274,7 +275,7 @@ class Session:
         self.patience.down(self.subscriber.known_offline)
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
         if self.subscriber.online:
-            self.replayer.retry_now()
+            self._try_again()
 
     def _connectivity_changed(self, origin: str) -> None:
         """A host became silent, or is no longer, or may be."""
@@ -282,12 +283,18 @@ class Session:
         if origin == self.client.origin and silence is None:
             self.subscriber.poke()  # it knows for certain, and its own next try may be far away
         if silence is None:
-            self.replayer.retry_now()
+            self._try_again()
         self.waiting.weather_changed()
 
     def _token_taken(self) -> None:
         self.subscriber.poke()
+        self._try_again()
+
+    def _try_again(self) -> None:
+        """What failed for want of a server, or of a login, need wait no longer."""
         self.replayer.retry_now()
+        self.back.set()
+        self.back = trio.Event()
 
     def _content_changed(self, ino: int, start: int, stop: int) -> None:
         self.uploader.note_write(ino, start, stop)

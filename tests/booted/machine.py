@@ -207,4 +207,3 @@ class Machine:
             f"scripts/install-helper {PROGRAM} && systemctl daemon-reload"
         )
         self.write(f"{PROGRAM}/bin/nearline", COMMAND, 0o755)
-

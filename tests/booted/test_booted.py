@@ -1,4 +1,4 @@
-"""What systemd, mount(8) and autofs make of us, in a machine that boots for it (`make test-systemd`).
+"""What systemd, mount(8) and autofs make of us, in a machine that boots (`make test-systemd`).
 
 The machine has a server, and an account with mounts: by the system's unit, by a user's unit, by
 lines in fstab, by autofs. Not part of `make test`: it needs root and namespaces.
@@ -6,12 +6,13 @@ lines in fstab, by autofs. Not part of `make test`: it needs root and namespaces
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.booted.machine import PROGRAM, Machine, missing
+from tests.booted.machine import PROGRAM, SECONDS, Machine, missing
 from tests.system.harness import wait_until
 
 ASKED = "NEARLINE_BOOTED"
@@ -211,3 +212,61 @@ def test_autofs(machine: Machine) -> None:
     finally:
         machine.run("systemctl stop autofs")
     assert machine.run(mounts, check=False) == ""
+
+
+FAR = "http://10.77.0.2:8750"
+NETWORK = """
+ip netns add far
+ip link add near type veth peer name far netns far
+ip addr add 10.77.0.1/24 dev near
+ip link set near up
+ip -n far addr add 10.77.0.2/24 dev far
+ip -n far link set far up
+ip -n far link set lo up
+"""
+DROP = "ip -n far route {} blackhole 10.77.0.1/32"  # whatever the server says is lost on the way
+
+
+@pytest.fixture
+def far(machine: Machine) -> Iterator[str]:
+    """Where a server on another host is mounted, with two files of which nothing is here."""
+    nearline = f"{PROGRAM}/bin/nearline"
+    machine.run(f"set -e; {NETWORK}")
+    machine.run(
+        f"systemd-run -q --unit far --service-type=notify -p NetworkNamespacePath=/run/netns/far "
+        f"{nearline} serve --data /srv/far --listen 10.77.0.2:8750 --insecure"
+    )
+    word = "--password-file /root/password"
+    machine.run(f"{nearline} account add carl --data /srv/far {word}")
+    machine.run(f"{nearline} login {FAR} --account carl --insecure {word}")
+    mounting = f"{nearline} mount {FAR} /mnt/far --account carl --insecure --cache /srv/far-cache"
+    machine.run(f"mkdir -p /mnt/far; {mounting}")
+    machine.run("for i in 1 2; do head -c 300000 /dev/urandom >/mnt/far/cold$i; done")
+    machine.run(f"{nearline} umount /mnt/far; rm -r /srv/far-cache; {mounting}; ls -l /mnt/far")
+    try:
+        yield "/mnt/far"
+    finally:
+        machine.run(f"{nearline} umount --now /mnt/far", check=False)
+        machine.run("systemctl stop far; ip netns del far", check=False)
+
+
+def test_a_host_whose_packets_are_dropped(machine: Machine, far: str) -> None:
+    nearline = f"{PROGRAM}/bin/nearline"
+
+    def is_now(state: str) -> bool:
+        said = json.loads(machine.run(f"{nearline} status {far} --json"))
+        return bool(said["state"] == state)
+
+    machine.run(DROP.format("add"))
+    assert "unreachable" in machine.run(f"cat {far}/cold1 | wc -c", check=False)
+    wait_until(lambda: is_now("offline"), "it is known", SECONDS)
+    for command in (f"cat {far}/cold2 | wc -c", f"{nearline} pin {far}/cold2"):
+        said = machine.run(command, check=False)
+        assert "unreachable" in said or "offline" in said
+    machine.run(f"echo meanwhile >{far}/meanwhile")
+    machine.run(DROP.format("del"))
+    wait_until(lambda: is_now("online"), "it is heard again", SECONDS)
+    stats = f"{nearline} cache stats {far} --json"
+    wait_until(lambda: json.loads(machine.run(stats))["pinned_chunks"], "it is fetched", SECONDS)
+    machine.run(f"{nearline} flush {far}")
+    assert machine.run(f"cat {far}/cold1 | wc -c") == "300000\n"
