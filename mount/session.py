@@ -50,7 +50,7 @@ from remote.chunking import DEFAULT_AVERAGE, min_size
 from remote.client import ApiClient
 from remote.content import Manifest
 from remote.download import Downloader
-from remote.errors import NearlineError, Unreachable
+from remote.errors import NearlineError, Refused, Unreachable
 from remote.ids import FileId, VersionId
 from remote.patience import Patience, PatientReads
 from remote.subscriber import Subscriber
@@ -89,7 +89,7 @@ class Session:
             token,
             insecure=config.insecure,
             pin=config.pin,
-            on_refused_token=lambda refused: self.relogin.refused(refused),
+            on_refused_token=self._token_refused,
         )
         self.patience = Patience()
         self._reads = PatientReads(self.client, self.patience)
@@ -285,6 +285,13 @@ class Session:
         if silence is None:
             self._try_again()
         self.waiting.weather_changed()
+
+    async def _token_refused(self, refused: Refused) -> bool:
+        """Whether the mount has another token now. The feed finds out too: its socket stays open
+        when a token expires, and nobody may think that the mount is online."""
+        if self.subscriber.online:
+            self.subscriber.poke()
+        return await self.relogin.refused(refused)
 
     def _token_taken(self) -> None:
         self.subscriber.poke()
