@@ -125,6 +125,18 @@ def test_the_systems_unit_is_sent_before_the_server_stops(machine: Machine) -> N
     assert elsewhere(machine, "last") == wrote
 
 
+def test_the_systems_unit_waits_for_no_server_that_is_away(machine: Machine) -> None:
+    at = system_unit(machine)
+    machine.run(f"systemctl stop nearline-server; echo unsent >{at}/unsent")
+    machine.run("systemctl stop nearline@drive")
+    assert machine.state("nearline@drive") == "inactive"
+    assert "journal keeps the rest" in machine.run("journalctl --no-pager -u nearline@drive")
+    machine.run("systemctl start nearline@drive nearline-server")
+    assert machine.run(f"cat {at}/unsent") == "unsent\n"
+    machine.run(f"{PROGRAM}/bin/nearline flush {at}")
+    assert elsewhere(machine, "unsent") == machine.run(f"sha256sum <{at}/unsent")
+
+
 def test_a_users_unit(machine: Machine) -> None:
     user = machine.run("id -u berta").strip()
     runtime = f"XDG_RUNTIME_DIR=/run/user/{user} HOME=/home/berta"
