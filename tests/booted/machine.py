@@ -197,13 +197,16 @@ class Machine:
 
     def install(self) -> None:
         """A copy of this project as `scripts/install-system` leaves it, without the network: the
-        packages are those of the working copy."""
+        packages are those of the working copy. Compiled beforehand, for all to read: what
+        somebody with a strict umask has compiled is their own."""
         packages = [path for path in sys.path if path.endswith("site-packages")]
         paths = "\\n".join([str(PROJECT), *packages])
         self.run(
             f"{PYTHON} -m venv --without-pip {PROGRAM} && "
             f"printf '{paths}\\n' >$(echo {PROGRAM}/lib/python3*/site-packages)/project.pth && "
-            f"cd {PROJECT} && {PROGRAM}/bin/python -I -m mount.units && "
+            f"cd {PROJECT} && {PYTHON} -m compileall -q mount cache remote server && "
+            "chmod -R go+rX mount cache remote server && "
+            f"{PROGRAM}/bin/python -I -m mount.units && "
             f"scripts/install-helper {PROGRAM} && systemctl daemon-reload"
         )
         self.write(f"{PROGRAM}/bin/nearline", COMMAND, 0o755)
