@@ -9,13 +9,14 @@ PJDFSTEST ?=
 FSX ?= 30000
 ARGS ?=
 
-.PHONY: help setup up test check lock audit conformance bench bench-hostile install-helper install-units
+.PHONY: help setup up test test-systemd check lock audit conformance bench bench-hostile install-helper install-units
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make up [DIR=~/Nearline]   server, account and mount, until Ctrl-C"
 	@echo "make setup                 everything needed to work on Nearline"
 	@echo "make test [ARGS=...]       the tests; those of real mounts need /dev/fuse"
+	@echo "make test-systemd          units, fstab, autofs, power off under a systemd that boots (as root)"
 	@echo "make check                 lint, format, types, layers, the wheel"
 	@echo "make lock [ARGS=--upgrade] requirements/*.txt anew, after a change of pyproject.toml"
 	@echo "make audit                 known weaknesses of what is locked; asks a source of advisories"
@@ -41,6 +42,11 @@ up: $(VENV)/.server
 # than there are processors, because some of the time is waiting.
 test: $(VENV)/.dev
 	@$(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile $(ARGS)
+
+# A systemd of its own as process 1, in namespaces: this machine's files are read, its network is not
+# there. As root, on a machine with systemd and a cgroup2; minutes. With autofs installed, that too.
+test-systemd: $(VENV)/.dev
+	@NEARLINE_BOOTED=1 $(BIN)/pytest tests/booted $(ARGS)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check

@@ -328,8 +328,9 @@ class Control:
             dirty_limit=self._config.dirty_limit,
         )
 
-    async def flush(self, report: Report) -> None:
-        """Everything that was written, also what only the kernel has yet, is on the server."""
+    async def flush(self, report: Report, unless_offline: bool) -> None:
+        """Everything that was written, also what only the kernel has yet, is on the server. With
+        `unless_offline`, raises `Failure` when that cannot be reached."""
         # This only begins, for all files at once: syncfs does not wait for a FUSE file system. Of
         # files that nobody has open the kernel has nothing; for the others `open_files` waits.
         at = str(self._config.mountpoint)
@@ -339,13 +340,23 @@ class Control:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report, report, files, size)
             await self._write_back.open_files()
+            if unless_offline:
+                nursery.start_soon(self._give_up, nursery.cancel_scope)
             await session.replayer.flush()
+            unless_offline = False
             nursery.cancel_scope.cancel()
+        if unless_offline:
+            why = session.offline_because or "the server cannot be reached"
+            raise Failure(f"the server does not have everything: {why}; the journal keeps the rest")
         if refused := session.journal.refused():
             raise Failure(
                 f"{len(refused)} changes were refused by the server and are kept here;"
                 " `nearline status` names them and says what to do"
             )
+
+    async def _give_up(self, flushing: trio.CancelScope) -> None:
+        await self._session.waiting.until_given_up()
+        flushing.cancel()
 
     async def retry(self, path: str, report: Report) -> str:
         return await refusals.retry(self._account, path, report)

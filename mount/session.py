@@ -50,7 +50,7 @@ from remote.chunking import DEFAULT_AVERAGE, min_size
 from remote.client import ApiClient
 from remote.content import Manifest
 from remote.download import Downloader
-from remote.errors import NearlineError, Unreachable
+from remote.errors import NearlineError, Refused, Unreachable
 from remote.ids import FileId, VersionId
 from remote.patience import Patience, PatientReads
 from remote.subscriber import Subscriber
@@ -89,7 +89,7 @@ class Session:
             token,
             insecure=config.insecure,
             pin=config.pin,
-            on_refused_token=lambda refused: self.relogin.refused(refused),
+            on_refused_token=self._token_refused,
         )
         self.patience = Patience()
         self._reads = PatientReads(self.client, self.patience)
@@ -159,6 +159,7 @@ class Session:
         self.versions = Versions(self.db, self.tree, self._versions_of)
         self.contents.on_change = self._content_changed
         self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
+        self.back = trio.Event()  # set, and replaced, when a host can be reached again
         self._listings: dict[int, trio.Event] = {}
         self.waiting = Waiting(
             config.dirty_limit,
@@ -274,7 +275,7 @@ class Session:
         self.patience.down(self.subscriber.known_offline)
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
         if self.subscriber.online:
-            self.replayer.retry_now()
+            self._try_again()
 
     def _connectivity_changed(self, origin: str) -> None:
         """A host became silent, or is no longer, or may be."""
@@ -282,12 +283,25 @@ class Session:
         if origin == self.client.origin and silence is None:
             self.subscriber.poke()  # it knows for certain, and its own next try may be far away
         if silence is None:
-            self.replayer.retry_now()
+            self._try_again()
         self.waiting.weather_changed()
+
+    async def _token_refused(self, refused: Refused) -> bool:
+        """Whether the mount has another token now. The feed finds out too: its socket stays open
+        when a token expires, and nobody may think that the mount is online."""
+        if self.subscriber.online:
+            self.subscriber.poke()
+        return await self.relogin.refused(refused)
 
     def _token_taken(self) -> None:
         self.subscriber.poke()
+        self._try_again()
+
+    def _try_again(self) -> None:
+        """What failed for want of a server, or of a login, need wait no longer."""
         self.replayer.retry_now()
+        self.back.set()
+        self.back = trio.Event()
 
     def _content_changed(self, ino: int, start: int, stop: int) -> None:
         self.uploader.note_write(ino, start, stop)

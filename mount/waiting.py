@@ -29,6 +29,8 @@ from cache.operations import Op, stuck
 from cache.replayer import Replayer
 from cache.tree import Node, Tree
 
+TRY_SECONDS = 5.0  # long enough to connect, and to be refused or answered
+
 
 class Waiting:
     """`require_online` raises NearlineError while it is known that the server does not answer;
@@ -55,6 +57,18 @@ class Waiting:
         """The server is to be had, or not any more."""
         self._weather.set()
         self._weather = trio.Event()
+
+    async def until_given_up(self) -> None:
+        """Return when nothing could be sent for `TRY_SECONDS`: a try that might find the server
+        again has been made meanwhile, by who flushes."""
+        while True:
+            while not self._is_offline():
+                await self._weather.wait()
+            with trio.move_on_after(TRY_SECONDS) as trying:
+                while self._is_offline():
+                    await self._weather.wait()
+            if trying.cancelled_caught:
+                return
 
     # Until the server has it.
 

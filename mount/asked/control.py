@@ -46,7 +46,7 @@ class ControlHandler(Protocol):
     def status(self) -> Status:
         """The mount now; must not wait for anything."""
 
-    async def flush(self, report: Report) -> None:
+    async def flush(self, report: Report, unless_offline: bool) -> None:
         """Return when the server has every change made before the call; `report` now and then."""
 
     async def retry(self, path: str, report: Report) -> str:
@@ -186,9 +186,9 @@ async def _perform(handler: ControlHandler, request: say.Request, report: Report
     match request:
         case say.StatusRequest():
             return handler.status()
-        case say.FlushRequest(timeout):
+        case say.FlushRequest(timeout, unless_offline):
             with trio.move_on_after(float("inf") if timeout is None else timeout) as scope:
-                await handler.flush(report)
+                await handler.flush(report, unless_offline)
             if scope.cancelled_caught:
                 return say.Failed("the server does not have everything yet", "timeout")
         case say.RetryRequest(path, timeout):

@@ -35,9 +35,10 @@ class StatusRequest(Struct, frozen=True, tag="status"): ...
 
 class FlushRequest(Struct, frozen=True, tag="flush"):
     """Answer when the server has everything, with `Progress` until then; `Failed` with kind
-    `timeout` after `timeout` seconds."""
+    `timeout` after `timeout` seconds, and with `unless_offline` when it cannot be reached."""
 
     timeout: float | None = None
+    unless_offline: bool = False
 
 
 class RetryRequest(Struct, frozen=True, tag="retry"):

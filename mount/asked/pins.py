@@ -4,11 +4,16 @@ Knows: what is pinned (a table of file ids; a pinned directory means all that is
 and keeping it fetched as versions change. Must not know: how fetching works (`cache.reader`), what
 eviction does (`cache.blocks` is only told which chunks to spare).
 
+What could not be fetched is tried again when the server, or the host of content, is there again,
+when something changes, and at growing intervals; one file that cannot be had keeps no other away.
+
 Concurrency contract: one task at a time works on pins (`_working`); requests wait for it.
 """
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
@@ -17,8 +22,10 @@ import trio
 from cache.tree import Node
 from mount.asked.paths import resolve
 from mount.session import Session
+from mount.waiting import first_of
+from remote import backoff
 from remote.content import HOLE
-from remote.errors import NearlineError
+from remote.errors import NearlineError, Unreachable
 
 log = structlog.get_logger(__name__)
 
@@ -31,13 +38,19 @@ class Pins:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._working = trio.Lock()
+        self._lacking = trio.Event()  # set when somebody pinned what could not be fetched
 
     async def pin(self, path: str, told: Told) -> None:
-        """Keep `path` on this machine; returns when it is here."""
+        """Keep `path` on this machine; returns when it is here. What cannot be fetched now is
+        pinned all the same, and comes later."""
         node = await resolve(self._session, path)
         with self._session.db.transaction():
             self._session.db.run("INSERT OR IGNORE INTO pin VALUES (?)", node.file)
-        await self._fetch(node, told, keep=True)
+        try:
+            await self._fetch(node, told, keep=True)
+        except BaseException:  # also when the asker goes away
+            self._lacking.set()
+            raise
 
     async def unpin(self, path: str) -> None:
         node = await resolve(self._session, path)
@@ -46,28 +59,51 @@ class Pins:
         async with self._working:
             async for one in self._files(node):
                 await self._session.blocks.unpin(one.file)
-        await self._refresh()  # what lies under another pin stays
+        if not await self._refresh():  # what lies under another pin stays
+            self._lacking.set()
 
     async def warm(self, path: str, told: Told) -> None:
         """Fetch `path` once."""
         await self._fetch(await resolve(self._session, path), told, keep=False)
 
     async def run(self) -> None:
-        """Fetch new versions of what is pinned, as they come, until cancelled."""
+        """Fetch what is pinned and its new versions, as they come, until cancelled."""
+        failures = 0
         while True:
-            changed = self._session.merge.changed
-            try:
-                await self._refresh()
-            except (NearlineError, OSError) as problem:
-                log.info("pinned content not fetched yet", why=str(problem))
-            await changed.wait()
+            changed, back = self._session.merge.changed, self._session.back
+            self._lacking = trio.Event()
+            failures = 0 if await self._refresh() else failures + 1
+            pause = backoff.delay(failures - 1, random.random()) if failures else math.inf
+            with trio.move_on_after(pause):
+                await first_of(changed, back, self._lacking)
             await trio.sleep(SETTLE_SECONDS)
 
-    async def _refresh(self) -> None:
-        for row in self._session.db.all("SELECT file FROM pin"):
-            node = self._session.tree.live(row["file"])
-            if node is not None:
-                await self._fetch(node, _tell_nobody, keep=True)
+    async def _refresh(self) -> bool:
+        """Whether all that is pinned is here now."""
+        async with self._working:
+            whole = True
+            for row in self._session.db.all("SELECT file FROM pin"):
+                node = self._session.tree.live(row["file"])
+                if node is not None:
+                    whole &= await self._fetch_what_can_be(node)
+            return whole
+
+    async def _fetch_what_can_be(self, node: Node) -> bool:
+        """Whether all of it is here now."""
+        whole = True
+        try:
+            async for one in self._files(node):
+                try:
+                    await self._fetch_one(one, keep=True)
+                except Unreachable:
+                    raise
+                except (NearlineError, OSError) as problem:
+                    log.info("pinned file not fetched yet", file=one.file, why=str(problem))
+                    whole = False
+        except (NearlineError, OSError) as problem:
+            log.info("pinned content not fetched yet", why=str(problem))
+            return False
+        return whole
 
     async def _fetch(self, node: Node, told: Told, *, keep: bool) -> None:
         async with self._working:
@@ -102,7 +138,3 @@ class Pins:
                 while page := self._session.tree.entries(node.ino, after, 500):
                     below += [entry.node for entry in page]
                     after = page[-1].cookie
-
-
-async def _tell_nobody(_done: int, _total: int) -> None:
-    return

@@ -35,6 +35,9 @@ RevokeDevices = Annotated[
     bool, Parameter(negative="", help="Also refuse every other device of the account.")
 ]
 Timeout = Annotated[float | None, Parameter(help="Give up after this many seconds.")]
+UnlessOffline = Annotated[
+    bool, Parameter(negative="", help="Give up when the server cannot be reached.")
+]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the stable JSON schema.")]
 Path = Annotated[str, Parameter(name="PATH")]
 Mount = Annotated[

@@ -148,6 +148,7 @@ def flush(
     /,
     *,
     timeout: flags.Timeout = None,
+    unless_offline: flags.UnlessOffline = False,
 ) -> None:
     """Return when the server has everything; exit code 1 after --timeout seconds."""
     from mount.progress import View
@@ -157,7 +158,7 @@ def flush(
     if below and not Path(directory).exists():
         raise Failure(f"{directory} does not exist; give the directory of the mount")
     with View("flush") as view:
-        unmount.flush(record, timeout=timeout, on_progress=view)
+        unmount.flush(record, timeout=timeout, on_progress=view, unless_offline=unless_offline)
 
 
 def retry(

@@ -150,10 +150,12 @@ def flush(
     *,
     timeout: float | None,
     on_progress: Callable[[Progress], None] | None,
+    unless_offline: bool = False,
 ) -> None:
-    """Return when the server has everything. Raises `NotFlushed` after `timeout` seconds."""
+    """Return when the server has everything. Raises `NotFlushed` after `timeout` seconds, and
+    `Failure` with `unless_offline` when the server cannot be reached."""
     try:
-        request = FlushRequest(timeout)
+        request = FlushRequest(timeout, unless_offline)
         control_client.ask(Path(record.control), request, on_progress=on_progress, patience=None)
     except control_client.MountRefused as refused:
         if refused.timed_out:

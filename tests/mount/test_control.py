@@ -31,7 +31,7 @@ class FakeMount:
             state="online", mountpoint="/m", url="http://localhost", account="ann", pid=os.getpid()
         )
 
-    async def flush(self, report: control.Report) -> None:
+    async def flush(self, report: control.Report, unless_offline: bool) -> None:
         self.flushing.set()
         await report(say.Progress(files_done=1, files_total=2, bytes_done=3, bytes_total=4))
         try:

@@ -14,6 +14,7 @@ from cache.tree import ROOT
 from mount.asked.paths import NoSuchPath
 from mount.asked.pins import Pins
 from remote.content import HOLE, Manifest, Piece
+from remote.errors import CorruptContent, Unreachable
 from tests.cache.state import State
 
 
@@ -27,18 +28,29 @@ class Session:
         self.reader = SimpleNamespace(cached_bytes=self._cached, warm=self._warm)
         self.blocks = SimpleNamespace(pin=self._pin, unpin=self._unpin)
         self.warmed: list[str] = []
+        self.back = trio.Event()
+        self.offline = False
+        self.broken: set[str] = set()
+
+    def comes_back(self) -> None:
+        self.offline = False
+        self.back.set()
+        self.back = trio.Event()
 
     async def ensure_listed(self, ino: int) -> None:
         return None
 
     def require_online(self) -> None:
-        return None
+        if self.offline:
+            raise Unreachable("offline")
 
     def _cached(self, version: str) -> int:
         return 3 if version in self.here else 0
 
     async def _warm(self, file: str, version: str) -> None:
         self.warmed.append(file)
+        if file in self.broken:
+            raise CorruptContent("wrong")
         self.here.add(version)
 
     async def manifest_of(self, file: str, version: str) -> Manifest:
@@ -123,3 +135,40 @@ async def test_new_versions_and_files_follow(
         assert fresh.id in session.kept
         nursery.cancel_scope.cancel()
     assert state.tree.node(ROOT).live
+
+
+async def test_what_was_pinned_offline_comes_when_the_server_is_back(
+    state: State, autojump_clock: trio.testing.MockClock
+) -> None:
+    ids, session = fill(state), Session(state)
+    pins = Pins(session)  # type: ignore[arg-type]  # the parts of it that are used
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pins.run)
+        await trio.testing.wait_all_tasks_blocked()
+        session.offline = True
+        with pytest.raises(Unreachable):
+            await pins.pin("d", nobody)
+        await trio.sleep(3600)
+        assert session.kept == {}
+        session.comes_back()
+        await trio.sleep(2)
+        assert set(session.kept) == {ids["a"], ids["b"]}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_pinned_file_that_cannot_be_had_is_tried_again_and_keeps_no_other_away(
+    state: State, autojump_clock: trio.testing.MockClock
+) -> None:
+    ids, session = fill(state), Session(state)
+    pins = Pins(session)  # type: ignore[arg-type]  # the parts of it that are used
+    session.broken = {ids["b"]}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pins.run)
+        with pytest.raises(CorruptContent):
+            await pins.pin("d", nobody)
+        await trio.sleep(2)
+        assert set(session.kept) == {ids["a"]}
+        session.broken = set()
+        await trio.sleep(600)
+        assert set(session.kept) == {ids["a"], ids["b"]}
+        nursery.cancel_scope.cancel()

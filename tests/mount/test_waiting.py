@@ -239,3 +239,26 @@ async def test_offline_it_is_said_at_once() -> None:
     world.offline = True
     with pytest.raises(Unreachable):
         await world.waiting.until_sent(node(MINE))
+
+
+async def test_who_gives_up_offline_waits_for_one_try(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world, given_up = World(), trio.Event()
+
+    async def wait() -> None:
+        await world.waiting.until_given_up()
+        given_up.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.sleep(1000)
+        world.go_offline()
+        await trio.sleep(1)
+        world.offline = False
+        world.waiting.weather_changed()
+        await trio.sleep(1000)
+        assert not given_up.is_set()
+        world.go_offline()
+        await trio.sleep(10)
+        assert given_up.is_set()

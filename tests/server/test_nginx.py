@@ -20,6 +20,7 @@ from websockets.sync.client import connect
 
 from tests.server.conftest import Start
 from tests.server.harness import Client, Running, make_chunk, noise, until
+from tests.server.linking import links_of, make_link, revoke
 
 ROOT = Path(__file__).parents[2]
 PLACES = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", f"{sys.prefix}/nginx/usr/sbin"]
@@ -98,6 +99,46 @@ def test_the_proxy_of_the_guide(start: Start, tmp_path: Path) -> None:
         until(lambda: any(each.get("status") == 101 for each in seen))
     through = [each["address"] for each in seen if each.get("id") == "through"]
     assert through == ["127.0.0.2"]
+
+
+def test_visitors_go_on_through_the_proxy(start: Start, tmp_path: Path) -> None:
+    """HEAD, ranges, and the last download of a limited link, which breaks off and is finished."""
+    port = free_port()
+    origin = f"https://127.0.0.1:{port}"
+    server = start(origin=origin, trusted_proxies=["127.0.0.1"])
+    token = server.account("anna").token
+    chunk = make_chunk(noise(3_000_000, "proxied"))
+    with (
+        proxied(server, tmp_path, port) as context,
+        httpx.Client(base_url=origin, verify=context) as http,
+        httpx.Client(base_url=origin, verify=context) as hers,
+    ):
+        anna = Client(hers, token)
+        anna.refresh()
+        file, version = anna.store("film", chunk)
+        made = make_link(anna, file, max_downloads=1)
+        download = f"{made.url}/{file}/download"
+        signed = anna.locate(file=file, version=version, chunks=[chunk.id]).chunks[0].url
+        for url in (f"{origin}/healthz", made.url, download, signed):
+            assert http.head(url).status_code in (200, 303), url
+        assert links_of(anna).links[0].downloads == 0
+        assert http.get(signed, headers={"Range": "bytes=5-9"}).content == chunk.data[5:10]
+        content = http.get(download).headers["location"]
+        assert content.startswith(f"{origin}/content/")
+        assert http.get(download).status_code == 404
+        told = http.head(content)
+        assert told.headers["accept-ranges"] == "bytes"
+        size = int(told.headers["content-length"])
+        with http.stream("GET", content) as broken:
+            first = next(broken.iter_bytes(100_000))
+        onward = {"Range": f"bytes={len(first)}-", "If-Range": told.headers["etag"]}
+        rest = http.get(content, headers=onward)
+        assert rest.status_code == 206
+        assert rest.headers["content-range"] == f"bytes {len(first)}-{size - 1}/{size}"
+        assert first + rest.content == noise(3_000_000, "proxied")
+        assert links_of(anna).links[0].downloads == 1
+        revoke(anna, made.link.id)
+        assert http.get(content, headers=onward).status_code == 404
 
 
 def use(anna: Client, origin: str) -> None:

@@ -353,6 +353,11 @@ def test_without_the_server_commands_say_so(people: People) -> None:
         for words in (["log", file], ["restore", file], ["share", file, "ben"],
                       ["trash", "list", people.anna.at], ["devices", people.anna.at]):  # fmt: skip
             assert "cannot be" in people.refused(*words)
+        assert people.say("flush", people.anna.at, "--unless-offline") == ""
+        (people.anna.at / "unsent").write_text("kept")
+        gave_up = people.site.cli("flush", people.anna.at, "--unless-offline", check=False)
+        assert gave_up.returncode == 1
+        assert "the journal keeps the rest" in gave_up.stderr
     finally:
         people.site.server.start()
     harness.wait_until(lambda: people.anna.status()["state"] == "online", "it is online again")

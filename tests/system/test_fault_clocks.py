@@ -6,6 +6,7 @@ adds what a file says, at every look.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pytest
 
 from tests.system import harness
 from tests.system.faultproxy import Fault, FaultProxy
-from tests.system.harness import Device, Site, noise, wait_until
+from tests.system.harness import ACCOUNT, Device, Site, noise, wait_until
 from tests.system.selection import some
 
 HOOK = """
@@ -57,6 +58,7 @@ class Clock:
 class Times:
     """A server and a mount with clocks of their own, and a mount whose clock is right."""
 
+    site: Site
     proxy: FaultProxy
     server: Clock
     mount: Clock
@@ -72,6 +74,7 @@ def times() -> Iterator[Times]:
         harness.running(public_url=proxy.url, port=port) as site,
     ):
         found = Times(
+            site,
             proxy,
             Clock(site.base / "server-clock"),
             Clock(site.base / "mount-clock"),
@@ -135,3 +138,45 @@ def test_what_was_saved_while_the_clock_was_ahead_is_sent_when_it_is_right(times
     times.mount.set(0)
     held.lift()
     times.b.sees("from the future", b"saved")
+
+
+def test_a_token_that_expires_under_a_mount_is_out_and_a_login_loses_nothing(times: Times) -> None:
+    """An hour passes at the server, in the middle of the mount's work."""
+    site, screen = times.site, times.site.device("screen")
+    made = site.cli("devices", "add", "screen", str(times.a.at), "--expires", "1h", "--json")
+    file = site.base / "token-screen"
+    file.write_text(json.loads(made.stdout)["token"] + "\n")
+    site.cli("login", site.server.url, "--account", ACCOUNT, "--token-file", file, *site.plainly)
+    screen.mount()
+    (screen.at / "in time").write_bytes(b"sent")
+    screen.flush()
+    times.b.sees("in time", b"sent")
+    times.server.set(3601)
+    (screen.at / "too late").write_bytes(b"kept here")
+    wait_until(lambda: screen.status()["state"] == "offline", "the token has expired")
+    assert "expired" in screen.status()["reason"]
+    assert "log in" in screen.status()["reason"]
+    assert (screen.at / "too late").read_bytes() == b"kept here"
+    assert not (times.b.at / "too late").exists()
+    assert times.a.status()["state"] == "online"
+    assert screen.mounted
+    site.login()
+    screen.flush()
+    times.b.sees("too late", b"kept here")
+    assert screen.status()["state"] == "online"
+
+
+def test_a_token_that_expires_while_nobody_asks_anything_ends_the_feed(times: Times) -> None:
+    site, screen = times.site, times.site.device("quiet")
+    made = site.cli("devices", "add", "quiet", str(times.a.at), "--expires", "1h", "--json")
+    file = site.base / "token-quiet"
+    file.write_text(json.loads(made.stdout)["token"] + "\n")
+    site.cli("login", site.server.url, "--account", ACCOUNT, "--token-file", file, *site.plainly)
+    screen.mount()
+    times.server.set(3601)
+    (times.b.at / "not for the quiet").write_bytes(b"news")
+    times.b.flush()
+    wait_until(lambda: screen.status()["state"] == "offline", "the token has expired")
+    assert not (screen.at / "not for the quiet").exists()
+    site.login()
+    screen.sees("not for the quiet", b"news")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -212,6 +213,45 @@ def test_what_was_open_and_cached_cannot_be_read_after_revocation(people: People
             lambda: error_of(os.pread, file.fileno(), 4096, 0) == errno.EACCES, "a closed door"
         )
     assert not plans.exists()
+
+
+@pytest.mark.parametrize("remover", ["owner", "grantee"])
+def test_a_folder_in_a_share_that_the_other_removed_is_made_anew(
+    people: People, remover: str
+) -> None:
+    """Whoever of the two put files in, in the meantime: for them, and all who see the share."""
+    name = f"removed by {remover}"
+    top = people.folder(name)
+    (top / "sub" / "deep").mkdir(parents=True)
+    (top / "sub" / "old").write_bytes(b"old")
+    people.share(name, "ben")
+    people.share(name, "cleo", "viewer")
+    shared = f"Shared/anna/{name}"
+    tops = [top, people.road.at / name, people.ben.at / shared, people.cleo.at / shared]
+    for device, at in zip(people.mounts, tops, strict=True):
+        device.sees(str((at / "sub" / "old").relative_to(device.at)), b"old")
+        assert os.listdir(at / "sub" / "deep") == []
+    anna, _, ben, _ = tops
+    removes, puts = (anna, ben) if remover == "owner" else (ben, anna)
+    device = people.ben if remover == "owner" else people.anna
+    device.umount()
+    people.site.server.stop()
+    device.mount()
+    wanted = {f"sub/deep/{number}": noise(3_000, number) for number in range(20)}
+    for path, data in wanted.items():
+        (puts / path).write_bytes(data)
+    device.umount("--now")
+    people.site.server.start()
+    shutil.rmtree(removes / "sub")
+    (people.anna if remover == "owner" else people.ben).flush()
+    device.mount()
+    people.flush()
+    wait_until(same(*tops), "four times the same tree", 40)
+    assert tree(anna) == {"sub": None, "sub/deep": None, **wanted}
+    assert error_of(os.mkdir, tops[3] / "sub" / "new") == errno.EROFS
+    assert all(device.status()["refused"] == [] for device in people.mounts)
+    loose = [entry for at in people.mounts for entry in os.listdir(at.at) if "conflict" in entry]
+    assert loose == []
 
 
 def test_edits_that_could_not_be_sent_before_the_revocation_are_kept(people: People) -> None:

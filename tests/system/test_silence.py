@@ -6,6 +6,7 @@ Mounts give up on a request after a few seconds here: a `sitecustomize` on their
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -85,6 +86,11 @@ def read_beside(path: Path) -> subprocess.Popen[str]:
     )
 
 
+def pinned(device: Device) -> bool:
+    said = device.site.cli("cache", "stats", str(device.at), "--json").stdout
+    return bool(json.loads(said)["pinned_chunks"])
+
+
 def fails_at_once(path: Path) -> None:
     with pytest.raises(OSError, match="unreachable") as failed:
         path.read_bytes()
@@ -129,6 +135,7 @@ def test_a_silent_server_is_asked_by_one_probe_and_by_no_reader(silent: Silent) 
     reads.lift()
     rest.lift()
     wait_until(lambda: silent.b.status()["state"] == "online", "it is heard again")
+    wait_until(lambda: pinned(silent.b), "what was pinned meanwhile is fetched")
     assert [path.read_bytes() for path in paths[:7]] == [noise(SIZE, n) for n in range(7)]
     expected = bytearray(noise(SIZE, 7))
     expected[page : 2 * page] = b"w" * page
