@@ -436,8 +436,8 @@ class Resolver:
     def keep_copy(self, op: Op, version: VersionId, reply: wire.FileReply) -> None:
         """Give that version a name beside ours: a new file whose bytes the drive has. In the
         transaction of the acknowledgement."""
-        names, manifest = self._tree.names(op.ino), reply.manifest or EMPTY
-        if not names:
+        names, manifest = self._names_of(op), reply.manifest or EMPTY
+        if not names:  # removed here since: it goes to the trash with the file
             return
         parent, name = names[0]
         fresh, now = self._free_name(parent, name), clock.moment().stamp
@@ -450,3 +450,10 @@ class Resolver:
         body = Body(parent=self._tree.node(parent).file, name=fresh, regular=True)
         self._journal.add("create", node.ino, node.file, body).origin = op.origin
         self._merge.note_name(parent, fresh)
+
+    def _names_of(self, op: Op) -> list[tuple[int, str]]:
+        """Of the file that `op` wrote. Its name may mean another inode by now; or the file has gone
+        on as another, under the name that the inode has."""
+        node = self._tree.live(op.body.other or op.file)
+        names = [] if node is None else self._tree.names(node.ino)
+        return names or self._tree.names(op.ino)
