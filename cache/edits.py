@@ -283,7 +283,7 @@ class Edits:
     ) -> tuple[Node, str] | None:
         """The file that `node`, which is renamed to `name`, goes on as, and what that one is called
         then: it left this name a moment ago, or has been given another one to keep."""
-        if not node.is_regular or node.links != 1 or not self._is_ours(directory):
+        if not node.is_regular or node.links != 1:
             return None
         if over is None:
             is_filled = is_new(node.file, time.time_ns())
@@ -299,11 +299,12 @@ class Edits:
         its content went on as that of another. None when there is none, or it has moved on, or
         nobody can have been given it yet."""
         vacancy = self._vacancies.find((directory.ino, name), time.monotonic())
-        if vacancy is None or not self._is_ours(directory):
+        if vacancy is None:
             return None
-        if vacancy.gone_on:
+        if vacancy.gone_on:  # it is in the trash, which is its owner's
             node = self._tree.find(vacancy.ino)
-            if node is None or self._tree.live(vacancy.file) is not None:
+            is_ours = directory.drive == self._tree.own_drive
+            if node is None or not is_ours or self._tree.live(vacancy.file) is not None:
                 return None
             return msgspec.structs.replace(node, file=vacancy.file, rev=0), ""
         node = self._tree.live(vacancy.file)
@@ -311,10 +312,6 @@ class Edits:
         if node is None or node.links != 1 or len(names) != 1 or names[0][0] != directory.ino:
             return None
         return None if self._journal.unsent_file(node.file) else (node, names[0][1])
-
-    def _is_ours(self, directory: Node) -> bool:
-        """In another's drive, who may see a file is not known here: its names say who has it."""
-        return directory.drive == self._tree.own_drive
 
     def _take_back(
         self, node: Node, directory: Node, name: str, old: tuple[Node, str], body: Body

@@ -231,6 +231,12 @@ class Journal:
             self._look_up(file)
         return list(self._rows.by_file.get(file, ()))
 
+    def replacing(self, file: FileId) -> list[Op]:
+        """Operations of other files that name this one as the `other`, in order."""
+        if self._memory.pending[file_key(file)] == len(self.of_file(file)):
+            return []
+        return [op for op in self if op.body.other == file]
+
     def is_pending(self, key: str) -> bool:
         """Is there an unacknowledged local change of this record?"""
         return key in self._memory.pending

@@ -517,10 +517,6 @@ class Merge:
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
         return None if row is None else msgspec.msgpack.decode(row["record"], type=EntryRecord).file
 
-    def lose(self, ino: int) -> None:
-        """The server knows a file no more that was changed here. In a transaction."""
-        self._shares.lose(ino)
-
     def after_commit(self) -> None:
         """Tell the kernel what `acknowledge` and `settle` changed, once their transaction is in."""
         self._kernel.tell()

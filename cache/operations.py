@@ -157,7 +157,8 @@ def select(
             held_reads |= read
         else:
             batch.append(op)
-            if op.kind == "retake":  # only its answer tells which file later bytes belong to
+            # Only its answer tells which file later bytes belong to, or what they overtake.
+            if op.kind in ("retake", "replace"):
                 held_writes |= wrote
     return batch, waiting
 

@@ -20,7 +20,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol, TypeGuard
 
-import msgspec
 import structlog
 import trio
 
@@ -29,11 +28,12 @@ from cache.database import Database
 from cache.journal import Journal
 from cache.merge import Merge
 from cache.messages import message
-from cache.operations import Body, Op, begins, needed, new_id, reads, select, stuck, writes
+from cache.operations import Body, Op, needed, new_id, reads, select, stuck, writes
 from cache.resolver import Resolver
 from cache.room import Room
 from cache.snapshots import Snapshots
 from cache.spool import Damaged
+from cache.succession import Succession
 from cache.tree import Tree
 from cache.uploader import Uploader
 from cache.waits import Line, Waits
@@ -93,6 +93,7 @@ class Replayer:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._merge, self._uploader, self._port = merge, uploader, port
         self._resolver, self._collect = resolver, collect
+        self._succession = Succession(db, tree, journal, uploader)
         self.snapshots = Snapshots(tree, journal, contents)
         self.snapshots.freeze = uploader.snapshot
         uploader.on_arrival = lambda: self._arrives(True)
@@ -540,10 +541,7 @@ class Replayer:
             if content is not None:
                 size = content.manifest.size
                 self._contents.commit(op.ino, op.file, content.version, size)
-            elif op.kind == "replace":
-                self._follow_replace(op, answer.change)
-            elif op.kind == "retake":
-                self._follow_retake(op, answer.change)
+            self._succession.acknowledged(op, content, answer.change)
             self._merge.acknowledge(op, answer.change)
             if op.body.anew:
                 self._tree.update(op.ino, listed=None)
@@ -570,42 +568,6 @@ class Replayer:
         self._merge.after_commit()
         self._uploader.forget(op)
         self._collect()
-
-    def _follow_replace(self, op: Op, change: wire.Change) -> None:
-        """The replaced file's new version is our node's bytes under a new version id; unless the
-        replacing file had got another version by then, which only its manifest can tell."""
-        records = {record.id: record for record in change.files}
-        source, target = records.get(op.file), records.get(op.body.other)
-        node = self._tree.find(op.ino)
-        if node is None or source is None or target is None or target.version is None:
-            return
-        if source.version == node.version:
-            self._tree.update(op.ino, version=target.version, base_file=target.id)
-            self._db.run(
-                "INSERT OR IGNORE INTO manifest SELECT ?, data FROM manifest WHERE version = ?",
-                target.version,
-                node.version,
-            )
-
-    def _follow_retake(self, op: Op, change: wire.Change) -> None:
-        """What the backup holds is a version of its own file now, and stays when the other one's
-        history is cut."""
-        node = self._tree.find(op.ino)
-        held = next((one.version for one in change.files if one.id == op.body.other), None)
-        if node is not None and node.file == op.body.other and node.version == held:
-            self._tree.update(op.ino, base_file=op.body.other)
-        taken = next((one.version for one in change.files if one.id == op.file), None)
-        later = (one for one in self._journal if one.seq > op.seq and not one.sent)
-        first = next((one for one in later if begins(one, op.file)), None)
-        if first is not None and taken is not None:
-            self._base_on(first, taken)
-
-    def _base_on(self, op: Op, version: VersionId) -> None:
-        """That version is what the backup holds: nothing of it is overtaken."""
-        self._journal.rewrite(op, body=msgspec.structs.replace(op.body, base=version))
-        content = self._uploader.ready.get(op.key)
-        if content is not None:
-            self._uploader.ready[op.key] = msgspec.structs.replace(content, base=version)
 
     # Messages.
 

@@ -24,6 +24,7 @@ from cache.journal import Journal
 from cache.merge import Merge
 from cache.operations import CONTENT_AND_ATTRIBUTES, PLACES, Body, Op, begins, new_id
 from cache.rebuilding import FilePort, Rebuilder
+from cache.shares import Shares
 from cache.tree import ROOT, Tree, node_from
 from cache.uploader import Uploader
 from remote import wire
@@ -44,6 +45,7 @@ class Resolver:
         tree: Tree,
         journal: Journal,
         merge: Merge,
+        shares: Shares,
         uploader: Uploader,
         port: FilePort,
         refresh: Callable[[int], Awaitable[None]],
@@ -52,7 +54,8 @@ class Resolver:
         keep_copies: bool = False,
     ) -> None:
         self._db, self._tree, self._journal, self._merge = db, tree, journal, merge
-        self._uploader, self._port, self._refresh = uploader, port, refresh
+        self._shares, self._uploader, self._port = shares, uploader, port
+        self._refresh = refresh
         self._device, self._keep_copies = device, keep_copies
         self._rebuilder = Rebuilder(db, tree, journal, merge, port, self._reidentify)
 
@@ -166,7 +169,7 @@ class Resolver:
         with self._db.transaction():
             # What the file is by now may be another inode, with the bytes of a later operation.
             node = self._tree.live(op.file) or self._tree.node(op.ino)
-            self._merge.lose(node.ino)
+            self._shares.lose(node.ino)
             kept = [name for parent, name in self._tree.names(node.ino) if parent == ROOT]
             if op.version is not None:
                 body = msgspec.structs.replace(op.body, renew=True)
@@ -286,7 +289,7 @@ class Resolver:
             self._go_on_as(op, heir)
             return
         with self._db.transaction():
-            self._merge.lose(op.ino)
+            self._shares.lose(op.ino)
             names = self._tree.names(op.ino)
             was_removed_here = not (names or self._tree.node(op.ino).live)
             removal = self._removal(op, op.file) if was_removed_here else None
@@ -373,6 +376,9 @@ class Resolver:
         """The name is not to be taken back: another device has it, or has moved or removed what was
         renamed away. So that one is what it was, and what took its place here is a new file. What
         was to be sent after it changes its meaning accordingly."""
+        theirs = await self._seen(op.file)
+        if self._journal.get(op.key) is not op:  # nobody wants it any more
+            return
         later = [one for one in self._journal if one.seq > op.seq]
         first = next((one for one in later if begins(one, op.file)), None)
         is_new = first is None or first.kind != "replace"
@@ -385,6 +391,7 @@ class Resolver:
                 self._db.run("UPDATE pin SET file = ? WHERE file = ?", new, old)
             for one in later:
                 self._speak_of(one, ids)
+            self._shares.part(op.file, theirs)
             if first is None:  # it is gone here again: nobody ever hears of it
                 for one in self._journal.of_file(fresh):
                     self._journal.remove(one)
@@ -401,6 +408,17 @@ class Resolver:
         self._merge.after_commit()
         if stale is not None:
             await self._try_refresh(stale)
+
+    async def _seen(self, file: FileId) -> wire.FileRecord | None:
+        """What the server has of a file of another's drive, which may be shared by itself."""
+        node = self._tree.live(file)
+        if node is None or node.drive == self._tree.own_drive:
+            return None
+        try:
+            record = (await self._port.file(file)).file
+        except Refused:
+            return None
+        return record if record.links else None
 
     def _speak_of(self, op: Op, ids: dict[FileId, FileId]) -> None:
         """The operation is about the files that these have become."""
@@ -436,8 +454,8 @@ class Resolver:
     def keep_copy(self, op: Op, version: VersionId, reply: wire.FileReply) -> None:
         """Give that version a name beside ours: a new file whose bytes the drive has. In the
         transaction of the acknowledgement."""
-        names, manifest = self._tree.names(op.ino), reply.manifest or EMPTY
-        if not names:
+        names, manifest = self._names_of(op), reply.manifest or EMPTY
+        if not names:  # removed here since: it goes to the trash with the file
             return
         parent, name = names[0]
         fresh, now = self._free_name(parent, name), clock.moment().stamp
@@ -450,3 +468,10 @@ class Resolver:
         body = Body(parent=self._tree.node(parent).file, name=fresh, regular=True)
         self._journal.add("create", node.ino, node.file, body).origin = op.origin
         self._merge.note_name(parent, fresh)
+
+    def _names_of(self, op: Op) -> list[tuple[int, str]]:
+        """Of the file that `op` wrote. Its name may mean another inode by now; or the file has gone
+        on as another, under the name that the inode has."""
+        node = self._tree.live(op.body.other or op.file)
+        names = [] if node is None else self._tree.names(node.ino)
+        return names or self._tree.names(op.ino)

@@ -181,6 +181,22 @@ class Shares:
         self._tree.touch(holder, clock.moment())
         self._kernel.forget_entry(holder, name)
 
+    def part(self, file: FileId, record: FileRecord | None) -> None:
+        """The node that was `file` is another from now on: what is shared by itself is the file.
+        `record` is what the server has of it, if that can be seen. In a transaction."""
+        row = self._db.one("SELECT * FROM share WHERE file = ? AND name != ''", file)
+        if row is None:
+            return
+        holder = self._directory(self._directory(ROOT, SHARED), row["owner"])
+        was, name = self._tree.child(holder, row["name"]), row["name"]
+        if was is not None and was.file != file:
+            self._drop(holder, name, was)
+            if not self._tree.names(was.ino):
+                self.end(was, name)
+            if record is not None:
+                told = {column: row[column] for column in ("drive", "owner", "name", "role")}
+                self._place(SharedRoot(file=record, **told), name)
+
     def _directory(self, parent: int, name: str) -> int:
         """The directory of this device that is called `name` in `parent`; made if missing."""
         found = self._tree.child(parent, name)

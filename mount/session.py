@@ -137,6 +137,7 @@ class Session:
             self.tree,
             self.journal,
             self.merge,
+            self.shares,
             self.uploader,
             self.client,
             self.list_directory,

@@ -16,6 +16,7 @@ from remote import wire
 from remote.wire import Role
 from tests.cache.test_replayer import mkdir, remove, rename, save
 from tests.model.device import Device
+from tests.model.people import WAYS, Person
 from tests.model.server import Server
 
 BIG = bytes(range(256)) * 1200
@@ -303,3 +304,45 @@ async def test_who_watches_what_was_shared_is_told_that_it_is_gone(two: Two) -> 
     await two.take()
     await two.ben.pull()
     assert gone <= set(two.ben.kernel.gone)
+
+
+# --- a name that was left and filled again --------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_edits_in_a_share_saves_the_document_that_was_given_out(
+    two: Two, way: str
+) -> None:
+    document = await two.file("d/a")
+    await Person(two.ben).save_with_backup("Shared/anna/d/a", b"ben's", way)
+    seen = await two.settle()
+    assert seen == top({"d": None, "d/a": b"ben's", "d/a~": b"first"})
+    assert await two.file("d/a") == document != await two.file("d/a~")
+
+
+@pytest.mark.parametrize("is_told_between", [True, False])
+async def test_a_name_that_cannot_be_taken_back_leaves_the_file_that_is_given_by_itself(
+    two: Two, is_told_between: bool
+) -> None:
+    """What was written here goes on as a file of its own; what is shared by itself by now is the
+    file as it is on the server."""
+    await Person(two.ben).save_with_backup("Shared/anna/d/a", b"ben's", "create")
+    await two.take()
+    if is_told_between:
+        await two.ben.pull()
+    await two.give("d/a")
+    seen = await two.settle()
+    assert seen == top({"a": b"first"}) | {"/a (no longer shared)": b"ben's"}
+
+
+async def test_what_was_refused_beside_a_file_given_by_itself_is_apart_from_it(two: Two) -> None:
+    """The same where the folder is still shared: the owner was first with that name."""
+    await two.give("d/a")
+    await two.ben.pull()
+    await Person(two.ben).save_with_backup("Shared/anna/d/a", b"ben's", "create")
+    await rename(two.anna, "d/a", "d/elsewhere")
+    await save(two.anna, "d/a", b"anna's")
+    await two.anna.flush()
+    await two.settle()
+    assert await two.anna.read_all((await two.anna.resolve("d/elsewhere")).ino) == b"first"
+    assert b"ben's" in (await shown(two.anna)).values()

@@ -133,6 +133,7 @@ class Device:
             self.tree,
             self.journal,
             self.merge,
+            self.shares,
             self.uploader,
             self.port,
             self.list_directory,

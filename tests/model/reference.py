@@ -5,8 +5,12 @@ agreement has connected (a rename, link or exchange connects the places it names
 Of each territory it is known who did anything in it. Then, when all agree again:
 
 - where nobody did anything, everything is as it was;
-- where one person did, everything is exactly as that person saw it last: names, kinds, identities,
-  bytes, attributes;
+- where one person did, everything is exactly as that person saw it last: names, kinds, bytes,
+  attributes;
+- in both cases the identity of what a name means is one that somebody has seen there: a name that
+  was left can take its identity back from what is in a territory of its own by now, and that has
+  another one then. Should somebody else have been at work there, it may not get it back, and be
+  new;
 - where several did, the rules of conflicts say what becomes of it; nothing is known but what
   `check_nothing_is_lost` knows: whatever was saved is in the tree or in a history.
 """
@@ -27,6 +31,7 @@ class Reference:
     def __init__(self) -> None:
         self._agreed: View = {}
         self._above: dict[str, str] = {}  # union-find over names at the top
+        self._ever: dict[str, str] = {}  # the same of all that people ever did
         self._busy: dict[str, set[int]] = {}
 
     def agree(self, view: View) -> None:
@@ -46,15 +51,14 @@ class Reference:
             self._busy.setdefault(name, set()).add(who)
 
     def _connect(self, names: Iterable[str]) -> None:
-        roots = {self._root(name) for name in names}
-        first = min(roots)
-        for root in roots - {first}:
-            self._above[root] = first
+        for above in (self._above, self._ever):
+            roots = {_root(above, name) for name in names}
+            first = min(roots)
+            for root in roots - {first}:
+                above[root] = first
 
     def _root(self, name: str) -> str:
-        while name in self._above:
-            name = self._above[name]
-        return name
+        return _root(self._above, name)
 
     def surprises(self, last_seen: list[View], now: View) -> dict[str, object]:
         """Paths of territories that at most one person worked in, which are not as that person
@@ -70,7 +74,15 @@ class Reference:
                 continue
             expected = last_seen[min(people)] if people else self._agreed
             wrong |= differences(_nameless(_below(expected, name)), _nameless(_below(now, name)))
+            if not self._may_be_apart(name):
+                wrong |= _strangers([self._agreed, *last_seen], _below(now, name))
         return wrong
+
+    def _may_be_apart(self, name: str) -> bool:
+        """Several people do something with what this name was ever connected with."""
+        place = _root(self._ever, name)
+        near = (who for each, who in self._busy.items() if _root(self._ever, each) == place)
+        return len(set[int]().union(*near)) > 1
 
     def _may_be_new(self, name: str, busy: dict[str, set[int]]) -> bool:
         """Conflicted copies and what was rescued: a name nobody gave, while there are disputes."""
@@ -78,13 +90,29 @@ class Reference:
         return not known and any(len(people) > 1 for people in busy.values())
 
 
+def _root(above: Mapping[str, str], name: str) -> str:
+    while name in above:
+        name = above[name]
+    return name
+
+
 def _below(view: View, name: str) -> View:
     return {path: seen for path, seen in view.items() if top(path) == name}
 
 
 def _nameless(view: View) -> View:
-    """Without ids: that of a file may go on under a name it left, which is another's place."""
-    return {path: seen[:2] + seen[3:] for path, seen in view.items()}
+    """Without ids."""
+    return {path: seen[:FILE] + seen[FILE + 1 :] for path, seen in view.items()}
+
+
+def _strangers(views: list[View], now: View) -> dict[str, object]:
+    """What is, at its path, of an identity that nobody has seen there."""
+    known = {path: {view[path][FILE] for view in views if path in view} for path in now}
+    return {
+        path: (known[path], seen[FILE])
+        for path, seen in now.items()
+        if seen[FILE] not in known[path]
+    }
 
 
 def differences(one: View, other: View) -> dict[str, object]:

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[int]] = {
     "read": GONE | KIND | {errno.ELOOP},
     "append": GONE | KIND | {errno.ELOOP},
     "rename": GONE | KIND | {errno.ENOTEMPTY, errno.EINVAL, errno.EBUSY},
+    "backup": GONE | KIND | {errno.ENOTEMPTY, errno.EINVAL, errno.EBUSY, errno.ELOOP, errno.EPERM},
     "link": GONE | KIND | {errno.EPERM},
     "symlink": GONE | KIND,
     "unlink": GONE | KIND | {errno.EPERM},
@@ -56,10 +57,11 @@ class Worker:
 
     def path(self) -> str:
         name = f"n{self._random.randrange(NAMES)}"
+        name += self._random.choice(("", "", "", "", "", "", "", "~"))  # some are backups
         return f"{self._at}/{self._random.choice(DIRECTORIES)}/{name}"
 
-    def open(self, flags: int) -> int:
-        return os.open(self.path(), flags | os.O_NOFOLLOW, 0o644)
+    def open(self, flags: int, path: str | None = None) -> int:
+        return os.open(path or self.path(), flags | os.O_NOFOLLOW, 0o644)
 
     def data(self) -> bytes:
         return bytes([self._random.randrange(256)]) * self._random.choice((1, 100, 5000, 70_000))
@@ -80,6 +82,22 @@ class Worker:
 
     def rename(self) -> None:
         os.rename(self.path(), self.path())
+
+    def backup(self) -> None:
+        """As editors save that keep the old version: see `tests.model.people.save_with_backup`."""
+        path, way = self.path(), self._random.choice(("create", "rename", "link"))
+        made = path if way == "create" else f"{path}.new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        if way != "create":
+            self.with_file(flags, lambda fd: os.write(fd, self.data()), made)
+        if way == "link":
+            os.link(path, f"{path}~", follow_symlinks=False)
+        else:
+            os.rename(path, f"{path}~")
+        if way == "create":
+            self.with_file(flags, lambda fd: os.write(fd, self.data()), made)
+        else:
+            os.rename(made, path)
 
     def link(self) -> None:
         os.link(self.path(), self.path(), follow_symlinks=False)
@@ -139,8 +157,8 @@ class Worker:
 
         self.with_file(os.O_WRONLY | os.O_CREAT, hold)
 
-    def with_file(self, flags: int, then: Callable[[int], object]) -> None:
-        fd = self.open(flags)
+    def with_file(self, flags: int, then: Callable[[int], object], path: str | None = None) -> None:
+        fd = self.open(flags, path)
         try:
             then(fd)
         finally:
