@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sqlite3
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 
 from msgspec import Struct
 
@@ -30,6 +30,7 @@ from remote.ids import FileId, VersionId
 from remote.wire import FileRecord, Kind
 
 ROOT = 1
+ASKED_AT_ONCE = 500  # inodes in one query
 
 # Instead of a drive's id, in `Node.drive`:
 LOCAL = ""  # directories that are on this device only: Shared, and those of the owners in it
@@ -125,6 +126,16 @@ class Tree:
         """No name will mean the inode any more, here or elsewhere."""
         row = self.db.one("SELECT live FROM node WHERE ino = ?", ino)
         return row is None or not row[0]
+
+    def dead(self, inodes: Sequence[int]) -> list[int]:
+        """Those of the inodes that are not live any more, and are still here."""
+        found = []
+        for first in range(0, len(inodes), ASKED_AT_ONCE):
+            some = inodes[first : first + ASKED_AT_ONCE]
+            marks = ",".join("?" * len(some))
+            rows = self.db.all(f"SELECT ino FROM node WHERE NOT live AND ino IN ({marks})", *some)
+            found += [row[0] for row in rows]
+        return found
 
     def child(self, parent: int, name: str) -> Node | None:
         row = self.db.one(

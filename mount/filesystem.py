@@ -177,12 +177,14 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        unused = []
         for ino, times in inode_list:
             if self._lookups.forgotten(ino, times):
                 self._session.contents.release(ino)
-                self._session.collector.unused(ino)
+                unused.append(ino)
             elif self._lookups.looks_up(ino):
                 self._session.look_up_again(ino)
+        self._session.collector.unused(*unused)
 
     @request
     async def mknod(
@@ -422,15 +424,13 @@ class FileSystem(pyfuse3.Operations):
             handle.last = tree.last_cookie(ino)
         most = None if start_id in (0, handle.reached) else SOUGHT
         dots = ((DOT, b".", ino), (DOTDOT, b"..", tree.parent(ino)))
-        for position, name, dot in dots:
-            if start_id < position:
-                entry = self._attributes(tree.node(dot))
-                if not pyfuse3.readdir_reply(token, name, entry, position):
-                    return
-                handle.reached = position
-        after = max(0, start_id - FIRST)
+        for position, name, dot in dots[start_id:]:
+            entry = self._attributes(tree.node(dot))
+            if not pyfuse3.readdir_reply(token, name, entry, position):
+                return
+            handle.reached = position
         own, may_write = tree.own_drive, self._session.shares.is_writable(tree.node(ROOT))
-        with contextlib.closing(tree.listing(ino, after, handle.last)) as listing:
+        with contextlib.closing(tree.listing(ino, start_id - FIRST, handle.last)) as listing:
             for one in itertools.islice(listing, most):
                 writable = may_write if one.node.drive == own else None
                 entry = self._attributes(one.node, writable)

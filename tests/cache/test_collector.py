@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.tree import ROOT
+from cache.tree import ASKED_AT_ONCE, ROOT
 from tests.cache.state import State
 
 
@@ -54,6 +54,27 @@ def test_what_lives_is_not_touched(state: State) -> None:
     node = state.make("a")
     state.collector.unused(node.ino)
     assert state.listing() == {"a": node.ino}
+
+
+def test_to_let_go_of_what_lives_writes_nothing(state: State) -> None:
+    """The kernel lets go of thousands at once, and whoever asks for something waits."""
+    listed = [state.make(f"f{number}").ino for number in range(ASKED_AT_ONCE + 1)]
+    before = state.db.commits
+    state.collector.unused(*listed)
+    assert state.db.commits == before
+
+
+def test_of_many_that_are_let_go_at_once_the_dead_are_deleted(state: State) -> None:
+    inodes = [state.make(f"f{number}").ino for number in range(ASKED_AT_ONCE + 1)]
+    gone = [inodes[0], inodes[-1]]
+    state.in_use.update(inodes)
+    for name in ("f0", f"f{ASKED_AT_ONCE}"):
+        state.unlink(name)
+    state.collector.collect()
+    assert all(state.tree.find(ino) for ino in inodes)
+    state.in_use.clear()
+    state.collector.unused(*inodes)
+    assert [ino for ino in inodes if state.tree.find(ino) is None] == gone
 
 
 def test_a_dead_directory_with_local_names_in_it_stays(state: State) -> None:

@@ -35,18 +35,29 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
     return report
 
 
-@pytest.fixture(autouse=True)
-def watchdog() -> Iterator[None]:
-    """A test stuck in a mount fails instead of standing still."""
+@contextlib.contextmanager
+def watched(seconds: float) -> Iterator[None]:
+    """A test stuck in a mount fails instead of standing still. What it says then follows from the
+    mounts' end, so this says why they ended."""
+    barked = threading.Event()
 
     def bark() -> None:
+        barked.set()
         for site in list(harness.RUNNING):
             site.kill_daemons()
 
-    timer = threading.Timer(harness.TEST_SECONDS, bark)
+    timer = threading.Timer(seconds, bark)
     timer.start()
     yield
     timer.cancel()
+    if barked.is_set():
+        pytest.fail(f"it took longer than {seconds:g} s: its mounts were killed", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def watchdog() -> Iterator[None]:
+    with watched(harness.TEST_SECONDS):
+        yield
 
 
 @pytest.fixture

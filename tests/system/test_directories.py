@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -13,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.conftest import Pair
-from tests.system.harness import wait_until
+from tests.system import harness
+from tests.system.conftest import Pair, watched
+from tests.system.harness import Trouble, wait_until
 
 ENTRIES = int(os.environ.get("NEARLINE_READDIR_ENTRIES", "1000"))
 PIECE_BYTES = 1024
 EVERY = max(7, ENTRIES // 200)  # how many entries are read between two changes
-PATIENCE_SECONDS = 20 + ENTRIES / 50
+PATIENCE_SECONDS = 60 + ENTRIES / 50
+SLOWEST = 10  # entries a second
 
 
 class Dirent(ctypes.Structure):
@@ -68,6 +71,13 @@ class Stream:
 
     def rewind(self) -> None:
         _libc.rewinddir(self._stream)
+
+
+@pytest.fixture(autouse=True)
+def watchdog() -> Iterator[None]:
+    """That of all tests of real mounts, with time for so many entries."""
+    with watched(harness.TEST_SECONDS + ENTRIES / SLOWEST):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +139,18 @@ def coming_and_going(place: Path) -> Callable[[int], None]:
             os.replace(new, place / "replaced")
 
     return change
+
+
+def wait_until_it_lists(place: Path, names: set[str]) -> None:
+    """When it does not, how it differs is what tells the cause."""
+
+    def differs() -> tuple[Counter[str], Counter[str]]:
+        found, wanted = Counter(os.listdir(place)), Counter(names)
+        return found - wanted, wanted - found
+
+    with contextlib.suppress(Trouble):
+        wait_until(lambda: not any(differs()), "the names", PATIENCE_SECONDS)
+    assert differs() == (Counter(), Counter())
 
 
 def passing(place: Path) -> None:
@@ -204,21 +226,18 @@ def test_the_same_on_a_device_that_lists_it_for_the_first_time(
 ) -> None:
     """The listing comes from the server, while device a makes and removes files in it."""
     place, names = stable
+    pair.b.sees(place.name)
     there = pair.b.at / place.name
     seen = read_while(there, coming_and_going(place))
     assert Counter({name: seen[name] for name in names}) == Counter(names)
     passing(place)
-    pair.a.flush()
-    wait_until(
-        lambda: Counter(os.listdir(there)) == Counter(names), "the same on b", PATIENCE_SECONDS
-    )
+    pair.a.flush(PATIENCE_SECONDS)
+    wait_until_it_lists(there, names)
     seen = read_while(there, coming_and_going(there))
     assert Counter({name: seen[name] for name in names}) == Counter(names)
     passing(there)
-    pair.b.flush()
-    wait_until(
-        lambda: Counter(os.listdir(place)) == Counter(names), "the same on a", PATIENCE_SECONDS
-    )
+    pair.b.flush(PATIENCE_SECONDS)
+    wait_until_it_lists(place, names)
     with os.scandir(there) as entries:
         inodes = {entry.name: entry.inode() for entry in entries}
     some = sorted(names)[:: max(1, ENTRIES // 50)]

@@ -7,7 +7,6 @@ most go past the page cache. `NEARLINE_FSX_SEED` is which ones.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.system import fsx, harness
-from tests.system.conftest import Pair
+from tests.system.conftest import Pair, watched
 from tests.system.fsx import SHAPES, Shape
 from tests.system.harness import Device, wait_until
 
@@ -26,13 +25,10 @@ SLOWEST = 20  # operations a second
 
 
 @pytest.fixture(autouse=True)
-def watchdog(pair: Pair) -> Iterator[None]:
+def watchdog() -> Iterator[None]:
     """That of all tests of real mounts, with time for so many operations."""
-    patience = harness.TEST_SECONDS + OPERATIONS / SLOWEST
-    timer = threading.Timer(patience, pair.site.kill_daemons)
-    timer.start()
-    yield
-    timer.cancel()
+    with watched(harness.TEST_SECONDS + OPERATIONS / SLOWEST):
+        yield
 
 
 @dataclass
