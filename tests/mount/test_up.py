@@ -123,7 +123,7 @@ class Running:
 
     def end(self, number: int = signal.SIGINT) -> str:
         self.process.send_signal(number)
-        said, _ = self.process.communicate(timeout=60)
+        said, _ = self.process.communicate(timeout=120)
         assert self.process.returncode == 0, said
         return said
 
@@ -147,7 +147,7 @@ def test_everything_is_there_at_the_second_start(place: Path) -> None:
     second = Running(place)
     assert (place / "hello").read_text() == "hello"
     assert main(["umount", str(place)]) == 0
-    assert "was unmounted" in second.process.communicate(timeout=60)[0]
+    assert "was unmounted" in second.process.communicate(timeout=120)[0]
     assert second.process.returncode == 0
 
 
@@ -225,7 +225,7 @@ def reason(place: Path) -> str:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 40
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)

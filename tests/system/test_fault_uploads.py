@@ -154,13 +154,13 @@ def test_the_network_goes_in_the_middle_of_uploads(proxied: Proxied) -> None:
     files = dict(write(here) for _ in range(3))
     wait_until(lambda: len(stored(proxied)) >= 2, "some chunks are there")
     proxied.proxy.cut()
-    wait_until(lambda: here.status()["state"] == "offline", "offline")
+    here.goes_offline()
     assert here.status()["reason"]
     (here.at / "offline note").write_bytes(b"written meanwhile")
     assert all((here.at / name).read_bytes() == content for name, content in files.items())
     slow.lift()
     proxied.proxy.mend()
-    wait_until(lambda: here.status()["state"] == "online", "online")
+    here.comes_online()
     here.flush()
     for name, content in (files | {"offline note": b"written meanwhile"}).items():
         proxied.b.sees(name, content)

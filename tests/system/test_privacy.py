@@ -141,5 +141,5 @@ def test_nobody_keeps_a_mount_from_starting_by_taking_names_in_shared_directorie
     (device.at / "file").write_text("here")
     status = json.loads(run(nearline(), "status", device.at, "--json", env=env).stdout)
     assert status["pid"]
-    run(nearline(), "umount", device.at, env=env)
+    harness.unmount("umount", device.at, env=env)
     assert [path.name for path in shared.rglob("*")] == [f"nearline-{os.getuid()}"]

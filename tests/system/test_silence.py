@@ -20,7 +20,7 @@ import pytest
 from mount import credentials
 from tests.system import harness
 from tests.system.faultproxy import Fault, FaultProxy
-from tests.system.harness import ACCOUNT, Device, Site, noise, wait_until
+from tests.system.harness import ACCOUNT, COMMAND_SECONDS, Device, Site, noise, wait_until
 
 HURRIED = """
 from remote import transport
@@ -50,7 +50,7 @@ class Silent:
             (self.a.at / f"{what}{number}").write_bytes(noise(SIZE, number))
         self.a.flush()
         paths = [self.b.sees(f"{what}{number}") for number in range(FILES)]
-        wait_until(lambda: all(path.stat().st_size == SIZE for path in paths), "the sizes")
+        self.b.shows(lambda: all(path.stat().st_size == SIZE for path in paths), "the sizes")
         return paths
 
 
@@ -106,9 +106,9 @@ def test_a_silent_server_is_asked_by_one_probe_and_by_no_reader(silent: Silent) 
     reads = silent.proxy.add(Fault(READS, stall=True))
     rest = silent.proxy.add(Fault(".", stall=True))
     under_way = [read_beside(path) for path in paths[:3]]
-    wait_until(lambda: silent.b.status()["state"] == "offline", "it is known")
+    silent.b.goes_offline()
     for reader in under_way:
-        assert "unreachable" in reader.communicate(timeout=30)[1]
+        assert "unreachable" in reader.communicate(timeout=COMMAND_SECONDS)[1]
     asked = reads.befell
     for path in paths[3:6]:
         fails_at_once(path)
@@ -128,7 +128,7 @@ def test_a_silent_server_is_asked_by_one_probe_and_by_no_reader(silent: Silent) 
     assert reads.befell == asked
     reads.lift()
     rest.lift()
-    wait_until(lambda: silent.b.status()["state"] == "online", "it is heard again")
+    silent.b.comes_online()
     assert [path.read_bytes() for path in paths[:7]] == [noise(SIZE, n) for n in range(7)]
     expected = bytearray(noise(SIZE, 7))
     expected[page : 2 * page] = b"w" * page
@@ -141,13 +141,13 @@ def test_a_stopped_server_goes_on_where_it_was(silent: Silent) -> None:
     os.kill(silent.site.server.pid, signal.SIGSTOP)
     try:
         reader = read_beside(paths[0])
-        wait_until(lambda: silent.b.status()["state"] == "offline", "it is known")
-        assert "unreachable" in reader.communicate(timeout=30)[1]
+        silent.b.goes_offline()
+        assert "unreachable" in reader.communicate(timeout=COMMAND_SECONDS)[1]
         fails_at_once(paths[1])
         (silent.b.at / "saved").write_bytes(b"while it is stopped")
     finally:
         os.kill(silent.site.server.pid, signal.SIGCONT)
-    wait_until(lambda: silent.b.status()["state"] == "online", "it is heard again")
+    silent.b.comes_online()
     assert paths[1].read_bytes() == noise(SIZE, 1)
     silent.a.sees("saved", b"while it is stopped")
 
@@ -158,14 +158,14 @@ def test_a_mount_that_starts_beside_a_silent_server_finds_out_once(silent: Silen
     reads = silent.proxy.add(Fault(READS, stall=True))
     rest = silent.proxy.add(Fault(".", stall=True))
     silent.b.mount()
-    wait_until(lambda: silent.b.status()["state"] == "offline", "it is known")
+    silent.b.goes_offline()
     asked = reads.befell
     for path in paths[:3]:
         fails_at_once(path)
     assert reads.befell == asked
     reads.lift()
     rest.lift()
-    wait_until(lambda: silent.b.status()["state"] == "online", "it is heard again")
+    silent.b.comes_online()
     assert paths[0].read_bytes() == noise(SIZE, 0)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from mount import mountinfo
 from tests.system import harness
-from tests.system.harness import wait_until
+from tests.system.harness import COMMAND_SECONDS, wait_until
 
 
 class Up:
@@ -42,7 +42,7 @@ class Up:
             )
         process = self.process
         wait_until(
-            lambda: "Ctrl-C" in self.said.read_text() or process.poll() is not None, "it is up", 40
+            lambda: "Ctrl-C" in self.said.read_text() or process.poll() is not None, "it is up"
         )
         assert process.poll() is None, self.said.read_text()
 
@@ -50,7 +50,7 @@ class Up:
         """Ctrl-C, and the exit code."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(40)
+        return self.process.wait(COMMAND_SECONDS)
 
 
 @pytest.fixture
