@@ -331,7 +331,9 @@ def test_df_shows_the_quota_and_the_use(pair: Pair, place: Path) -> None:
     before = os.statvfs(place)
     with (place / "file").open("wb") as file:
         file.write(os.urandom(8 << 20))
-    after = os.statvfs(place)
+        file.flush()
+        os.fsync(file.fileno())
+        after = os.statvfs(place)  # of what is not sent yet, as the file is open
     assert (before.f_bavail - after.f_bavail) * after.f_frsize >= 8 << 20, "at once"
     assert (after.f_namemax, after.f_bsize) == (255, 4096)
     shown = run("df", "-h", "--output=size,source,fstype", place).stdout.splitlines()[1].split()

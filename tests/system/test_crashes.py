@@ -306,4 +306,4 @@ def test_a_full_disk_is_an_error_of_the_write_and_of_nothing_else(site: Site) ->
     finally:
         if device.mounted:
             device.umount("--now", check=False)
-        run("umount", device.state)
+        run("umount", "-l", device.state)

@@ -19,7 +19,7 @@ from tests.system.harness import wait_until
 ENTRIES = int(os.environ.get("NEARLINE_READDIR_ENTRIES", "1000"))
 PIECE_BYTES = 1024
 EVERY = max(7, ENTRIES // 200)  # how many entries are read between two changes
-PATIENCE_SECONDS = 20 + ENTRIES / 50
+PATIENCE_SECONDS = 60 + ENTRIES / 50
 
 
 class Dirent(ctypes.Structure):

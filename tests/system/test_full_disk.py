@@ -34,8 +34,8 @@ def device(site: Site) -> Iterator[Device]:
     finally:
         if device.mounted:
             device.umount("--now", check=False)
-        run("umount", device.cache)
-        run("umount", device.state)
+        for directory in (device.cache, device.state):  # its process may be ending yet
+            run("umount", "-l", directory)
 
 
 def fill(device: Device, left: int = 0) -> Path:

@@ -163,7 +163,7 @@ def test_what_waits_for_the_server_at_fsync_ends_at_a_signal(
             assert (process.returncode, said) == expected, how
     still.lift()
     device.flush()
-    assert (proxied.b.sees("fsync-2")).read_bytes() == b"text"
+    proxied.b.sees("fsync-2", b"text")
     device.umount()
 
 

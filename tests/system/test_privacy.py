@@ -39,8 +39,11 @@ def site() -> Iterator[Site]:
 
 def open_to_others(*tops: Path) -> list[str]:
     """Everything at and below `tops` that group or others may read, write or enter."""
-    found = [path for top in tops for path in (top, *top.rglob("*"))]
-    return [f"{path}: {path.lstat().st_mode:o}" for path in found if path.lstat().st_mode & 0o077]
+    modes: dict[Path, int] = {}
+    for path in (path for top in tops for path in (top, *top.rglob("*"))):
+        with contextlib.suppress(FileNotFoundError):  # it was sent, or temporary
+            modes[path] = path.lstat().st_mode
+    return [f"{path}: {mode:o}" for path, mode in modes.items() if mode & 0o077]
 
 
 def damage(device: Device) -> None:

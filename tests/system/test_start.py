@@ -16,7 +16,7 @@ from bench.data import PAGE
 from tests.system.harness import Site
 
 OPERATIONS = int(os.environ.get("NEARLINE_START_OPERATIONS", "2000"))
-SENDING_SECONDS = 60.0 + OPERATIONS / 100
+SENDING_SECONDS = 120.0 + OPERATIONS / 100
 PLAN = backlog.Plan(OPERATIONS, PAGE, apart=100, extents=200)
 
 

@@ -26,12 +26,12 @@ THREADS = 5
 OPERATIONS = int(os.environ.get("NEARLINE_STORM_OPERATIONS", "12"))
 SEED = os.environ.get("NEARLINE_STORM_SEED", "1")
 # Of a storm that stands still; whoever waits in the mounts is let go.
-STILL_SECONDS = 100.0 + PROCESSES * OPERATIONS / 10
+STILL_SECONDS = harness.TEST_SECONDS + PROCESSES * OPERATIONS / 10
 
 
 @pytest.fixture(autouse=True)
 def watchdog() -> object:
-    """In place of the one that gives a whole test two minutes."""
+    """With time for so many operations."""
     timer = threading.Timer(
         STILL_SECONDS, lambda: [site.kill_daemons() for site in harness.RUNNING]
     )

@@ -39,6 +39,7 @@ def remote() -> Iterator[Proxied]:
 @pytest.fixture
 def calm(remote: Proxied) -> Iterator[Proxied]:
     remote.proxy.forget()
+    remote.b.comes_online()
     yield remote
     remote.proxy.forget()
     remote.a.comes_online()
@@ -90,7 +91,7 @@ def test_when_close_has_returned_the_server_has_it(calm: Proxied) -> None:
     found = record(calm.site, "dir", "file")
     assert found is not None
     assert found.size == len(content)
-    assert calm.b.sees("dir/file").read_bytes() == content
+    calm.b.sees("dir/file", content)
     with (calm.a.at / "dir" / "file").open("ab") as file:
         file.write(b"more")
     found = record(calm.site, "dir", "file")

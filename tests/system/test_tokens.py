@@ -89,7 +89,7 @@ def test_a_refused_mount_takes_the_new_login_and_loses_nothing(site: Site) -> No
     assert f"{a.at} goes on with its own token" in said
     b.flush()
     a.sees("written", b"while it was out")
-    assert b.status()["state"] == "online"
+    b.comes_online()
     assert f"{b.at} goes on with the login that is kept" in site.cli("doctor", check=False).stdout
     site.person("ben")
     site.cli("devices", "revoke", "lost", str(a.at), check=False)
