@@ -527,6 +527,28 @@ async def test_that_the_first_contact_failed_is_told(autojump_clock: MockClock) 
         assert world.modes == ["down"]
 
 
+async def test_who_catches_up_after_an_outage_is_not_offline(autojump_clock: MockClock) -> None:
+    """What the first page told is seen before the last one has come: it can be asked for, too."""
+    world = World()
+    world.server.failure = Unreachable("no route")
+    told = world.changed
+    async with world.running():
+        await told.wait()
+        assert world.subscriber.known_offline
+        world.server.commit(2 * PAGE_SIZE)
+        world.server.failure = None
+        await world.tree.reaches(f"1:{PAGE_SIZE}")
+        assert world.subscriber.mode == "down"
+        assert not world.subscriber.known_offline
+        world.server.failure = Unreachable("no route")
+        told = world.changed
+        await told.wait()
+        assert world.subscriber.known_offline
+        world.server.failure = None
+        await world.tree.reaches(f"1:{2 * PAGE_SIZE}")
+        assert world.subscriber.online
+
+
 async def test_a_page_of_the_past_does_not_make_it_offline(autojump_clock: MockClock) -> None:
     """The server answers: nobody who wants something else of it is told that it does not."""
     world = World()
