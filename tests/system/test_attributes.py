@@ -50,6 +50,10 @@ def made(path: Path, content: str = "x") -> Path:
     return path
 
 
+def modified(path: Path, when_ns: int) -> Callable[[], bool]:
+    return lambda: path.stat().st_mtime_ns == when_ns
+
+
 # --- extended attributes --------------------------------------------------------------------------
 
 
@@ -215,7 +219,7 @@ def test_a_time_that_there_is_not_becomes_the_nearest_one(pair: Pair, place: Pat
         os.utime(made(place / f"{name} file"), ns=(moment, moment))
         pair.a.flush()
         there = pair.b.sees(f"{place.name}/{name} file")
-        assert there.stat().st_mtime_ns == nearest
+        pair.b.shows(modified(there, nearest), "its time on b")
 
 
 def test_one_time_is_set_and_the_other_left(place: Path) -> None:

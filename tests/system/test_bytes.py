@@ -110,7 +110,7 @@ def test_a_large_file_is_uploaded_while_it_is_being_written(pair: Pair) -> None:
     pair.a.flush()
     assert pair.a.uploaded - before < 96 * MIB * 1.1
     theirs = pair.b.sees("growing")
-    assert theirs.stat().st_size == 96 * MIB
+    pair.b.shows(lambda: theirs.stat().st_size == 96 * MIB, "all of it")
     with theirs.open("rb") as file:
         for step in range(6):
             assert file.read(16 * MIB) == noise(16 * MIB, 500 + step), step
@@ -125,7 +125,8 @@ def test_a_copy_sends_nothing_again(pair: Pair) -> None:
         file.write((pair.a.at / "original").read_bytes() + b"a little more")
     pair.a.flush()
     assert pair.a.uploaded - before < 8 * MIB  # the last chunk of `longer`, and messages
-    pair.b.sees("longer")
+    for name in ("original", "copy", "longer"):  # in whichever order
+        pair.b.sees(name)
     run("cmp", pair.b.at / "original", pair.b.at / "copy")
 
 

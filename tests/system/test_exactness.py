@@ -274,7 +274,7 @@ def test_of_all_who_create_exclusively_one_wins(pair: Pair) -> None:
     won = writers(CREATOR, *([str(directory)] for _ in range(5)))
     assert sum(won) == 60 == len(os.listdir(directory))
     pair.a.flush()
-    wait_until(lambda: len(os.listdir(pair.b.at / "exclusive")) == 60, "the names on b")
+    pair.b.shows(lambda: len(os.listdir(pair.b.at / "exclusive")) == 60, "the names on b")
 
 
 def test_what_another_handle_truncates_is_gone_for_all(pair: Pair) -> None:

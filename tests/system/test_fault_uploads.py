@@ -104,7 +104,8 @@ def test_whatever_the_server_does(proxied: Proxied, what: str, trouble: dict[str
         proxied.a.flush()
     assert fault.befell == 2
     assert all_is_well(proxied.a)
-    assert proxied.b.sees(name, content).stat().st_mode & 0o777 == 0o640
+    theirs = proxied.b.sees(name, content)
+    proxied.b.shows(lambda: theirs.stat().st_mode & 0o777 == 0o640, "the mode")
     chunks = stored(proxied)
     assert len(chunks) == len(set(chunks)), "no finished chunk is sent twice"
 

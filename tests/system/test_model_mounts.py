@@ -194,7 +194,7 @@ class Walk:
             try:
                 found.append(self.people[who].view())
             except OSError as problem:
-                if problem.errno not in EXPECTED:
+                if problem.errno not in EXPECTED | ALSO:
                     raise
             return bool(found)
 
