@@ -188,6 +188,7 @@ class Replayer:
             while True:
                 self._wake = trio.Event()
                 changed, began = self._journal.changed, trio.current_time()
+                began_ns, busy = time.time_ns(), self._is_busy()
                 await self._resolve_uploads()
                 self._merge.settle_free()
                 self._forget_waits()
@@ -199,12 +200,11 @@ class Replayer:
                     if not batch:  # there is nothing that could wait
                         self._sends.done(BATCHES)
                     looking = trio.current_time() - began
-                    await self._wait(changed, began)
+                    await self._wait(changed, began, began_ns, busy)
                     await self._rest(looking)
 
     async def _rest(self, looking: float) -> None:
-        """Looking through a long journal takes milliseconds, and every edit is a reason to look:
-        look at most a sixth of the time."""
+        """Every edit is a reason to look, for milliseconds: look at most a sixth of the time."""
         if not self._hurries:
             await trio.sleep(min(5 * looking, LONGEST_REST))
 
@@ -214,11 +214,11 @@ class Replayer:
         self._uploads.only(lambda key: self._journal.get(key) is not None)
         self._sends.only(lambda key: key == BATCHES or self._journal.get(key) is not None)
 
-    async def _wait(self, changed: trio.Event, looked: float) -> None:
-        """Until the journal changes, something wakes us, or time alone makes an operation due."""
-        due = self._next_due_ns()
+    async def _wait(self, changed: trio.Event, looked: float, at_ns: int, busy: bool) -> None:
+        """Until the journal changes, we are woken, or time makes due what was looked at before."""
+        due = self._next_due_ns(at_ns)
         left = float("inf") if due is None else max(0.001, (due - time.time_ns()) / 1e9)
-        if self._is_busy() and len(self._journal):
+        if (busy or self._is_busy()) and len(self._journal):
             left = min(left, BUSY_SECONDS)
         next_try = self.room.next_try()
         if next_try is not None and not self._uploading:
@@ -249,15 +249,15 @@ class Replayer:
         is_burst = self._is_busy() and _is_younger(op, BURST_NS)
         return not is_burst and self._uploader.wants_early(op.ino)
 
-    def _next_due_ns(self) -> int | None:
-        now, due = time.time_ns(), []
+    def _next_due_ns(self, looked_ns: int) -> int | None:
+        due = []
         for op in self._journal.newest_first():
-            if not _is_younger(op, LINGER_NS):
+            if looked_ns - op.made_ns >= LINGER_NS:
                 break
             due.append(op.made_ns + LINGER_NS)
         snapshot = self.snapshots.next_due_ns()
         due += [] if snapshot is None else [snapshot]
-        return min((one for one in due if one > now), default=None)
+        return min((one for one in due if one > looked_ns), default=None)
 
     def _is_ready(self, op: Op) -> bool:
         if not self._sends.may_try(op.key, trio.current_time()):

@@ -12,7 +12,7 @@ one. The second half is the trio shell:
     poll   quiet for `quiet_after` seconds: pulls at a growing interval, at most a minute apart;
            or in use where no WebSocket is to be had: long polls
     down   the last pull failed; tried again with backoff. The mount is offline then, unless it was
-           answered and only the answer made no sense (`OutOfStep`)
+           answered and only the answer made no sense (`OutOfStep`), or more has to be pulled yet
 
 Concurrency: one task runs `run`, and it alone calls the sink, so pulls and hints never interleave.
 `active`, `poke`, `sync` and the properties may be used by any task of the same trio run. `_hints`
@@ -331,6 +331,8 @@ class Subscriber:
                 # The server does not know this cursor for one of its own.
                 cursor, is_fresh = await self._start_over(), True
                 continue
+            if page.more and self.known_offline:  # nobody sees what it tells, and is refused it
+                self._become("down", self._reason, is_answered=True)
             self._take_page(cursor, page)
             cursor, more = page.cursor, page.more
 

@@ -6,7 +6,7 @@ As in `test_replayer`: two devices of one drive without HTTP, and time is trio's
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from remote.errors import (
     Unreachable,
     UploadUnknown,
 )
+from tests.clocks import patient_clock
 from tests.model.device import Device
 from tests.model.server import Server
 
@@ -41,9 +42,10 @@ Put = Callable[[wire.PresignedPut, bytes | memoryview], object]
 
 
 @pytest.fixture
-def clock() -> MockClock:
+def clock() -> Iterator[MockClock]:
     """pytest-trio runs a test under it that asks for it itself."""
-    return MockClock(autojump_threshold=0.02)
+    with patient_clock() as clock:
+        yield clock
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from remote.codec import Encoded
 from remote.errors import Forbidden
 from remote.upload import Upload
 from tests.cache.state import State
+from tests.clocks import patient_clock
 from tests.model.device import Device
 from tests.model.server import Server
 
@@ -258,8 +259,9 @@ def test_how_many_wait_behind_each_refusal() -> None:
 
 
 @pytest.fixture
-def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
+def clock() -> Iterator[trio.testing.MockClock]:
+    with patient_clock() as clock:
+        yield clock
 
 
 @pytest.fixture

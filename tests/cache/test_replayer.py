@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from cache.tree import ROOT
 from remote import wire
 from remote.errors import BadRequest, ChunksMissing, NameTooLong, Refused, TooLarge, Unavailable
 from server.metadata.schema import accounts
+from tests.clocks import patient_clock
 from tests.model.device import Device
 from tests.model.server import Server
 
@@ -29,9 +30,10 @@ COPY = re.compile(r" \(conflicted copy, \w+ [-0-9]+\)")
 
 
 @pytest.fixture
-def clock() -> trio.testing.MockClock:
+def clock() -> Iterator[trio.testing.MockClock]:
     """pytest-trio runs the test under it."""
-    return trio.testing.MockClock(autojump_threshold=0.02)
+    with patient_clock() as clock:
+        yield clock
 
 
 @pytest.fixture

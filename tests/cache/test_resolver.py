@@ -234,7 +234,7 @@ async def test_an_empty_file_is_sent_again_when_its_next_version_is_frozen_alrea
     await save(one, "a", b"bytes")
     write = list(one.journal)[-1]
     assert one.uploader.snapshot(write)
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await one.sync()
     assert one.tree.node(node.ino).size == 5
     await both_have_the_same(one, two)

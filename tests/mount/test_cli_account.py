@@ -109,10 +109,10 @@ def mounts(tmp_path: Path, home: Path) -> Iterator[Mounts]:
 
     thread = threading.Thread(target=trio.run, args=(serve,))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     yield found[0]
     trio.from_thread.run_sync(end[0].cancel, trio_token=found[0]._token)
-    thread.join(10)
+    thread.join(60)
 
 
 @pytest.fixture

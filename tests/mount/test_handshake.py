@@ -83,7 +83,7 @@ async def test_libfuse_talks_to_us_for_one_message_and_then_to_the_kernel(
     monkeypatch.setattr(pyfuse3, "main", libfuse)
     with kernel, device, mock.patch.object(handshake, "_device", device.fileno):
         kernel.send(request(operation))
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             assert await handshake.agree() is done
         assert kernel.recv(1 << 16) == reply(OTHERS if done else OTHERS | ASYNC_DIO)
         kernel.send(b"next")

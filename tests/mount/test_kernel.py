@@ -49,7 +49,7 @@ class Kernel:
         self.changed = trio.Event()
 
     def _call(self, *args: object, **more: object) -> None:
-        self.go.wait(20)
+        self.go.wait(60)
         self.told.append((*args, *more))
         trio.from_thread.run_sync(self._note, trio_token=self.token)
         if self.fail:
@@ -60,7 +60,7 @@ class Kernel:
         self.changed = trio.Event()
 
     async def was_told(self, times: int) -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while len(self.told) < times:
                 await self.changed.wait()
 

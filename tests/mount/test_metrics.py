@@ -11,6 +11,7 @@ import trio
 from mount.asked.control_messages import CacheStatus, JournalStatus, Status
 from mount.failures import Failure
 from mount.metrics import open_metrics, serve_metrics
+from tests.ports import free_port
 
 
 def status() -> Status:
@@ -25,13 +26,8 @@ def status() -> Status:
     )
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
 async def connect(port: int) -> trio.SocketStream:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             try:
                 return await trio.open_tcp_stream("127.0.0.1", port)

@@ -49,7 +49,7 @@ class Disk:
 
     def _end(self) -> None:
         assert self._process.stdout is not None
-        self._process.wait(20)
+        self._process.wait(60)
         self._process.stdout.close()
         self._position.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -525,6 +526,29 @@ async def test_that_the_first_contact_failed_is_told(autojump_clock: MockClock) 
         await told.wait()
         assert world.subscriber.known_offline
         assert world.modes == ["down"]
+
+
+async def test_who_catches_up_after_an_outage_is_not_offline(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first page told is seen before the last one has come: it can be asked for, too."""
+    world = World()
+    world.server.failure = Unreachable("no route")
+    told, plain = world.changed, world.tree.apply
+    offline: list[tuple[str, bool]] = []
+
+    def note(*args: Any) -> None:
+        plain(*args)
+        offline.append((world.subscriber.mode, world.subscriber.known_offline))
+
+    monkeypatch.setattr(world.tree, "apply", note)
+    async with world.running():
+        await told.wait()
+        assert world.subscriber.known_offline
+        world.server.commit(2 * PAGE_SIZE)
+        world.server.failure = None
+        await world.tree.reaches(f"1:{2 * PAGE_SIZE}")
+    assert offline == [("down", False)] * 2
 
 
 async def test_a_page_of_the_past_does_not_make_it_offline(autojump_clock: MockClock) -> None:

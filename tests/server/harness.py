@@ -235,7 +235,7 @@ class Running:
     clients: list[httpx.Client] = field(default_factory=list)
 
     def client(self, account: str | None = None, **login: str) -> Client:
-        http = httpx.Client(base_url=self.url, timeout=30)
+        http = httpx.Client(base_url=self.url, timeout=60)
         self.clients.append(http)
         client = Client(http)
         return client.log_in(account, **login) if account else client
@@ -261,7 +261,7 @@ class Running:
         for client in self.clients:
             client.close()
         self.server.stop()
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive(), "the server did not stop"
 
 
@@ -286,13 +286,13 @@ def run(
     server = main.Server(main.configure(app), up.set, app.service.stop_waiting, tls)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
-    assert up.wait(20), "the server did not start"
+    assert up.wait(60), "the server did not start"
     return Running(url, app, data, server, thread, identity.certificate)
 
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for something that another thread is about to do."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.005)

@@ -218,7 +218,7 @@ def test_nothing_is_collected_while_a_backup_is_made(served: Running, dest: Path
         thread = threading.Thread(target=back_up)
         thread.start()
         assert not (dest / "backup.json").exists()
-    thread.join(20)
+    thread.join(60)
     assert done.is_set()
 
 

@@ -364,10 +364,10 @@ def test_a_collector_in_another_process_beside_uploads(world: World) -> None:
                 forget(world.anna, f"f{number}")
         for number in (0, 6):  # the last of their content
             forget(world.anna, f"f{number}")
-        assert deleted.wait(30)
+        assert deleted.wait(60)
     finally:
         ended.set()
-        thread.join(30)
+        thread.join(60)
     report = fsck.run(world.db, world.blobs, read_data=True)
     assert report.findings == []
 

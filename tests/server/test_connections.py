@@ -43,7 +43,7 @@ def connected(server: Running, receive_buffer: int = 0) -> Iterator[socket.socke
     with socket.socket() as sock:
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.settimeout(20)
+        sock.settimeout(60)
         sock.connect((host, int(port)))
         yield sock
 

@@ -150,11 +150,11 @@ def test_nobody_has_more_than_half_of_the_threads() -> None:
 
     def job() -> None:
         begun.release()
-        gate.wait(20)
+        gate.wait(60)
 
     many = [pool.submit_for("many", job) for _ in range(10)]
-    assert begun.acquire(timeout=20)
-    assert begun.acquire(timeout=20)
+    assert begun.acquire(timeout=60)
+    assert begun.acquire(timeout=60)
     assert pool.submit_for("one", lambda: "at once").result(20) == "at once"
     assert sum(each.running() for each in many) == 2
     gate.set()
@@ -181,14 +181,14 @@ def test_what_waits_when_the_threads_end_is_done_or_cancelled() -> None:
     for cancelled in (False, True):
         gate = threading.Event()
         pool = FairPool(1, "test")
-        pool.submit_for(OWN, lambda gate=gate: gate.wait(20))  # type: ignore[misc]
+        pool.submit_for(OWN, lambda gate=gate: gate.wait(60))  # type: ignore[misc]
         waits = pool.submit_for("a", lambda: "done")
         ending = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": cancelled})
         ending.start()
         if cancelled:
             assert waits.cancelled() or waits.cancel()
         gate.set()
-        ending.join(20)
+        ending.join(60)
         assert waits.cancelled() if cancelled else waits.result(20) == "done"
         with pytest.raises(RuntimeError):
             pool.submit(lambda: None)

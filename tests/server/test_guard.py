@@ -33,7 +33,7 @@ SECURITY = {
 def raw(server: Running, request: bytes) -> bytes:
     """The whole answer to exactly these bytes, on a connection that is closed by one side."""
     host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as sock:
+    with socket.create_connection((host, int(port)), timeout=60) as sock:
         sock.sendall(request)
         answer = b""
         while b"\r\n\r\n" not in answer and (more := sock.recv(65536)):

@@ -101,7 +101,7 @@ def begun(server: Running, ticket: wire.ChunkTicket, first: bytes) -> Iterator[s
     host, port = server.url.removeprefix("http://").split(":")
     headers = "".join(f"{name}: {value}\r\n" for name, value in ticket.put.headers.items())
     target = ticket.put.url.removeprefix(server.url)
-    with socket.create_connection((host, int(port)), timeout=20) as raw:
+    with socket.create_connection((host, int(port)), timeout=60) as raw:
         raw.sendall(f"PUT {target} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode() + first)
         yield raw
 

@@ -66,9 +66,9 @@ def test_it_ends_between_two_steps_when_the_server_does(
     monkeypatch.setattr(collect, "steps", forever)
     thread = threading.Thread(target=running.app.service.janitor.collect)
     thread.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     running.app.service.janitor.close()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     with datalock.collecting(running.data):
         pass  # it let go of the lock

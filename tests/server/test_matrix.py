@@ -199,7 +199,7 @@ def knock(scene: Scene, ask: Ask, by: Client) -> str:
     headers = {"Authorization": f"Bearer {by.token}"} if by.token else {}
     try:
         with connect(url, additional_headers=headers) as socket:
-            socket.recv(timeout=10)
+            socket.recv(timeout=60)
             return "ok"
     except InvalidStatus as refused:
         return str(refused.response.status_code)

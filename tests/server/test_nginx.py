@@ -18,6 +18,7 @@ import structlog
 import trustme
 from websockets.sync.client import connect
 
+from tests.ports import free_port
 from tests.server.conftest import Start
 from tests.server.harness import Client, Running, make_chunk, noise, until
 from tests.server.linking import links_of, make_link, revoke
@@ -71,18 +72,12 @@ def proxied(server: Running, directory: Path, port: int) -> Iterator[ssl.SSLCont
         yield context
     finally:
         running.terminate()
-        running.wait(20)
+        running.wait(60)
 
 
 def answers(port: int) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def test_the_proxy_of_the_guide(start: Start, tmp_path: Path) -> None:
@@ -160,6 +155,6 @@ def listen_live(anna: Client, origin: str, context: ssl.SSLContext) -> None:
     url = f"{origin.replace('https', 'wss')}/v1/changes/live"
     headers = {"Authorization": f"Bearer {anna.token}"}
     with connect(url, additional_headers=headers, ssl=context) as sock:
-        assert sock.recv(timeout=20)
+        assert sock.recv(timeout=60)
         anna.make("b")
-        assert sock.recv(timeout=20)
+        assert sock.recv(timeout=60)

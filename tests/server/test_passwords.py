@@ -59,7 +59,7 @@ class Hashing:
 
     def work(self, name: str) -> str:
         self.done.append(name)
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         return name
 
 

@@ -61,7 +61,7 @@ def test_a_server_starts_tells_its_url_and_ends_when_told(tmp_path: Path) -> Non
             serve(data, "127.0.0.1:0")
         assert (data / "server.url").exists()
         running.send_signal(signal.SIGTERM)
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0
         assert running.stdout is not None
         assert running.stdout.read() == "ended\n"
     assert not (data / "server.url").exists()
@@ -70,11 +70,11 @@ def test_a_server_starts_tells_its_url_and_ends_when_told(tmp_path: Path) -> Non
 def test_a_killed_server_starts_again(tmp_path: Path) -> None:
     with process(tmp_path) as (running, _):
         running.kill()
-        running.wait(20)
+        running.wait(60)
     with process(tmp_path) as (running, url):
         assert httpx.get(f"{url}/readyz").status_code == 200
         running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0
 
 
 def test_what_is_secret_is_readable_by_the_owner_only(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_data_that_others_write_in_is_not_served(tmp_path: Path) -> None:
     tmp_path.chmod(0o770)
     with process(tmp_path) as (running, url):
         assert url == ""
-        assert running.wait(20) == 1
+        assert running.wait(60) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -75,7 +75,7 @@ def told_until_closed(socket: ClientConnection) -> int:
     """Why it was closed, whatever it was told before."""
     with contextlib.suppress(ConnectionClosed):
         while True:
-            socket.recv(timeout=10)
+            socket.recv(timeout=60)
     return socket.close_code or 0
 
 
@@ -195,7 +195,7 @@ def test_the_token_of_a_folder_ends_with_it_and_its_sockets_are_told(
     headers = {"Authorization": f"Bearer {token.token}"}
     url = server.url.replace("http", "ws") + "/v1/changes/live"
     with connect(url, additional_headers=headers) as socket:
-        socket.recv(timeout=10)
+        socket.recv(timeout=60)
         delete_for_good(anna, folder, "folder")
         assert told_until_closed(socket) == 4401
     kept.refresh()

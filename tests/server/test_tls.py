@@ -84,7 +84,7 @@ def certificate_of(url: str, files: Files) -> bytes:
     """The certificate that a new connection is shown, which is a good one."""
     host, port = url.removeprefix("https://").split(":")
     with (
-        socket.create_connection((host, int(port)), timeout=20) as plain,
+        socket.create_connection((host, int(port)), timeout=60) as plain,
         files.context().wrap_socket(plain, server_hostname=host) as sock,
     ):
         shown = sock.getpeercert(binary_form=True)

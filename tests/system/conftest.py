@@ -137,7 +137,9 @@ def through_proxy() -> Iterator[Proxied]:
 
 @pytest.fixture
 def proxied(through_proxy: Proxied) -> Iterator[Proxied]:
-    """The network is sound when a test begins, and again when it has ended."""
+    """The network is sound when a test begins, which both know, and again when it has ended."""
     through_proxy.proxy.forget()
+    for device in (through_proxy.a, through_proxy.b):
+        device.comes_online()
     yield through_proxy
     through_proxy.proxy.forget()

@@ -131,7 +131,7 @@ class FaultProxy:
     ) -> None:
         self.forget()
         self._token.run_sync_soon(self._stop.cancel)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def add(self, fault: Fault) -> Fault:
         self.faults.append(fault)

@@ -19,16 +19,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import hashlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,69 +40,26 @@ from mount import credentials, mountinfo
 from mount.asked import control_client
 from mount.asked import control_messages as say
 from mount.failures import Failure
+from remote import backoff
 from remote.client import ApiClient
 from remote.wire import LoginRequest
+from tests.ports import free_port
+from tests.system.processes import (
+    COMMAND_SECONDS,
+    PATIENCE_SECONDS,
+    Trouble,
+    environment,
+    nearline,
+    run,
+    tail,
+    wait_until,
+)
 
-COMMAND_SECONDS = 60.0
-TEST_SECONDS = 120.0
+TEST_SECONDS = 360.0
+ENDING_SECONDS = 10.0
 ACCOUNT, PASSWORD = "anna", "correct horse"
-LOG_TAIL_BYTES = 6000
 
 T = TypeVar("T")
-
-
-class Trouble(AssertionError):
-    """A command or a wait that did not end as it had to."""
-
-
-def wait_until(condition: Callable[[], T], what: str, seconds: float = 20.0) -> T:
-    """The first true value of `condition`; `Trouble` when there is none within `seconds`.
-
-    For what another process does and tells nobody, such as a change arriving in a mount: there is
-    no event to wait for from outside, so this asks again and again. It is the only sleep here."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise Trouble(f"still not so after {seconds:g} s: {what}")
-        time.sleep(0.02)
-    return value
-
-
-def run(
-    *command: str | Path,
-    env: dict[str, str] | None = None,
-    cwd: Path | None = None,
-    seconds: float = COMMAND_SECONDS,
-    check: bool = True,
-    input: str | None = None,
-) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end; `Trouble` with all it said if it fails (`check`) or takes long."""
-    words = [str(word) for word in command]
-    try:
-        done = subprocess.run(
-            words,
-            env=env,
-            cwd=cwd,
-            input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as late:
-        raise Trouble(f"{words} took over {seconds:g} s: {late.stdout!r} {late.stderr!r}") from late
-    if check and done.returncode:
-        raise Trouble(f"{words} gave {done.returncode}: {done.stdout} {done.stderr}")
-    return done
-
-
-def free_port() -> int:
-    """A port that is free now, for a server that must come back at the same address."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -123,6 +78,7 @@ class Server:
         self.url = public_url or f"http://{self.address}"
         self._public_url = public_url
         self._process: subprocess.Popen[str] | None = None
+        self.was_stopped = False
 
     @property
     def pid(self) -> int:
@@ -151,9 +107,10 @@ class Server:
         process, self._process = self._process, None
         if process is None:
             return 0
+        self.was_stopped = True
         process.send_signal(how)
         try:
-            code = process.wait(20)
+            code = process.wait(COMMAND_SECONDS)
         except subprocess.TimeoutExpired as late:
             process.kill()
             process.wait()
@@ -165,11 +122,6 @@ class Server:
 
     def kill(self) -> None:
         self.stop(signal.SIGKILL)
-
-
-def nearline() -> str:
-    """The command, as it is installed beside the Python that runs the tests."""
-    return str(Path(sys.executable).with_name("nearline"))
 
 
 @dataclass
@@ -206,17 +158,10 @@ class Device:
         return self.site.cli("mount", self.site.server.url, str(self.at), *words, check=check)
 
     def umount(self, *more: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """With `check`, once no process in a mount namespace of its own has a copy of it: another
-        test's may, because such a namespace begins with all there is."""
         command = ("umount", str(self.at), *more)
-        done = self.site.cli(*command, check=False)
-        end = time.monotonic() + COMMAND_SECONDS
-        while check and "in a namespace of its own" in done.stderr and time.monotonic() < end:
-            time.sleep(0.2)
-            done = self.site.cli(*command, check=False)
-        if check and done.returncode:
-            raise Trouble(f"{command} gave {done.returncode}: {done.stdout} {done.stderr}")
-        return done
+        if check:
+            return unmount(*command, env=self.site.env)
+        return self.site.cli(*command, check=False)
 
     # Asked hundreds of times, so without starting a command for it; `test_commands` does.
 
@@ -253,19 +198,51 @@ class Device:
         path = self.at / name
 
         def there() -> bool:
-            try:
-                return path.lstat() is not None and (
-                    content is None or path.read_bytes() == content
-                )
-            except FileNotFoundError:
-                return False
+            return path.lstat() is not None and (content is None or path.read_bytes() == content)
 
-        wait_until(there, f"{name} on {self.name}")
+        self.shows(there, f"{name} on {self.name}")
         return path
 
     def misses(self, name: str) -> None:
         """Wait until `name` is not here."""
-        wait_until(lambda: not os.path.lexists(self.at / name), f"no {name} on {self.name}")
+        path = self.at / name
+
+        def missing() -> bool:
+            try:
+                path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                return True
+            return False
+
+        self.shows(missing, f"no {name} on {self.name}")
+
+    def shows(self, condition: Callable[[], T], what: str, seconds: float = PATIENCE_SECONDS) -> T:
+        """Wait until what is looked at in this mount is so. That something is not there yet is no
+        failure; nor is that the server cannot be reached, where a test has cut it off before."""
+
+        def looked() -> T | None:
+            try:
+                return condition()
+            except FileNotFoundError:
+                return None
+            except OSError as problem:
+                if problem.errno != errno.ENETUNREACH or not self.site.was_cut_off:
+                    raise
+                return None
+
+        return wait_until(looked, what, seconds)  # type: ignore[return-value]  # a true one
+
+    def goes_offline(self) -> None:
+        """Wait until the mount knows that it is."""
+        wait_until(lambda: self.status()["state"] == "offline", f"{self.name} is offline")
+
+    def comes_online(self) -> None:
+        """Wait until it is again: the longer it was not, the later is its next try."""
+        wait_until(
+            lambda: self.status()["state"] == "online",
+            f"{self.name} is online",
+            backoff.CAP_SECONDS + PATIENCE_SECONDS,
+        )
 
     @property
     def mounted(self) -> bool:
@@ -280,6 +257,20 @@ class Device:
         pid = self.pid
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not Path(f"/proc/{pid}/cwd").exists(), "the daemon is gone")
+
+
+def unmount(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`nearline WORDS`, which unmount something, once no process in a mount namespace of its own
+    has a copy of that: another test's may, because such a namespace begins with all there is."""
+
+    def tried() -> subprocess.CompletedProcess[str] | None:
+        done = run(nearline(), *words, check=False, **options)
+        return None if "in a namespace of its own" in done.stderr else done
+
+    done = wait_until(tried, f"only this mount namespace has what {words} end")
+    if done.returncode:
+        raise Trouble(f"{words} gave {done.returncode}: {done.stdout} {done.stderr}")
+    return done
 
 
 def drop_page_cache(below: Path) -> None:
@@ -327,6 +318,11 @@ class Site:
     def certificate(self) -> str:
         """By which this site's server is known."""
         return (self.server.data / "server.certificate").read_text()
+
+    @property
+    def was_cut_off(self) -> bool:
+        """Whether a test may have kept a mount from reaching the server."""
+        return self.proxied or self.server.was_stopped
 
     @property
     def plainly(self) -> list[str]:
@@ -409,6 +405,8 @@ class Site:
             self.server.stop()
         except Trouble as trouble:
             complaints.append(str(trouble))
+        with contextlib.suppress(Trouble):  # one that is ending is not left
+            wait_until(lambda: not self.processes(), "every process has ended", ENDING_SECONDS)
         for pid in self.processes():
             complaints.append(f"process {pid} was left: {_command_line(pid)}")
         self.kill_daemons()
@@ -451,38 +449,11 @@ class _Beginning:
         return cls(data, token.stdout.strip())
 
 
-def environment(home: Path, runtime: Path) -> dict[str, str]:
-    """Ours, without anything of the person who runs the tests; what was changed in the sources is
-    compiled once, not by every process."""
-    left = {"DBUS_SESSION_BUS_ADDRESS", "PYTHONDONTWRITEBYTECODE"}
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("XDG_", "NEARLINE_", "GIT_")) and name not in left
-    }
-    author = {
-        f"GIT_{who}_{what}": value
-        for who in ("AUTHOR", "COMMITTER")
-        for what, value in (("NAME", "Anna"), ("EMAIL", "anna@example.org"))
-    }
-    return kept | author | {
-        "HOME": str(home),
-        "XDG_RUNTIME_DIR": str(runtime),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "LC_ALL": "C.UTF-8",
-    }  # fmt: skip
-
-
 def _command_line(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except OSError:
         return "gone meanwhile"
-
-
-def tail(file: Path) -> str:
-    """The last lines of a log."""
-    return file.read_text(errors="replace")[-LOG_TAIL_BYTES:] if file.exists() else ""
 
 
 RUNNING: list[Site] = []  # for the watchdog and for reports of failures; one test at a time

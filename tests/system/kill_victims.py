@@ -23,7 +23,7 @@ from tests.system.harness import Device, Site, Trouble, nearline, run, wait_unti
 from tests.system.kill_plan import Plan
 from tests.system.kill_sent import Sent
 
-ENDING_SECONDS = 15.0
+ENDING_SECONDS = 60.0
 RECEIVED = "nearline_blob_received_bytes_total "
 
 
@@ -54,7 +54,7 @@ class Victims:
         return control_client.status(socket_path(self.device.state))
 
     def received(self) -> int:
-        with urllib.request.urlopen(f"{self.site.server.url}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.site.server.url}/metrics", timeout=60) as answer:
             lines = answer.read().decode().splitlines()
         return next(int(float(line.split()[1])) for line in lines if line.startswith(RECEIVED))
 

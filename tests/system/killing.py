@@ -113,7 +113,7 @@ class Killer:
                 raise
         self.tally["files read from the server"] += 1
         self.victims.start_server()
-        wait_until(lambda: self.victims.status().state == "online", "online again", 60)
+        wait_until(lambda: self.victims.status().state == "online", "online again")
         return (self.device.at / path).read_bytes()
 
     def audit(self) -> None:

@@ -50,6 +50,10 @@ def made(path: Path, content: str = "x") -> Path:
     return path
 
 
+def modified(path: Path, when_ns: int) -> Callable[[], bool]:
+    return lambda: path.stat().st_mtime_ns == when_ns
+
+
 # --- extended attributes --------------------------------------------------------------------------
 
 
@@ -215,7 +219,7 @@ def test_a_time_that_there_is_not_becomes_the_nearest_one(pair: Pair, place: Pat
         os.utime(made(place / f"{name} file"), ns=(moment, moment))
         pair.a.flush()
         there = pair.b.sees(f"{place.name}/{name} file")
-        assert there.stat().st_mtime_ns == nearest
+        pair.b.shows(modified(there, nearest), "its time on b")
 
 
 def test_one_time_is_set_and_the_other_left(place: Path) -> None:
@@ -331,7 +335,9 @@ def test_df_shows_the_quota_and_the_use(pair: Pair, place: Path) -> None:
     before = os.statvfs(place)
     with (place / "file").open("wb") as file:
         file.write(os.urandom(8 << 20))
-    after = os.statvfs(place)
+        file.flush()
+        os.fsync(file.fileno())
+        after = os.statvfs(place)  # of what is not sent yet, as the file is open
     assert (before.f_bavail - after.f_bavail) * after.f_frsize >= 8 << 20, "at once"
     assert (after.f_namemax, after.f_bsize) == (255, 4096)
     shown = run("df", "-h", "--output=size,source,fstype", place).stdout.splitlines()[1].split()

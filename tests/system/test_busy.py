@@ -205,5 +205,5 @@ def test_unmounted_lazily_it_goes_on_for_who_has_it_open(device: Device) -> None
 def test_the_command_that_unmounts_does_not_keep_the_mount_busy_itself(device: Device) -> None:
     if not device.mounted:
         device.mount()
-    run(nearline(), "umount", ".", env=device.site.env, cwd=device.at)
+    harness.unmount("umount", ".", env=device.site.env, cwd=device.at)
     assert not device.mounted

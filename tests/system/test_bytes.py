@@ -19,10 +19,18 @@ def write_noise(path: Path, size: int, seed: int) -> None:
             file.write(noise(min(16 * MIB, size - start), seed * 1000 + start // MIB))
 
 
+def whole(pair: Pair, name: str, size: int) -> Path:
+    """Wait until all of it is on `b`, which may have seen it while it was being written; its
+    path."""
+    path = pair.b.at / name
+    pair.b.shows(lambda: path.stat().st_size == size, f"all of {name} on b")
+    return path
+
+
 def test_an_edit_in_the_middle_of_300_mb_sends_little(pair: Pair) -> None:
     write_noise(pair.a.at / "big", 300 * MIB, 1)
     pair.a.flush()
-    theirs = pair.b.sees("big")
+    theirs = whole(pair, "big", 300 * MIB)
     run("cmp", pair.a.at / "big", theirs)
     before = pair.a.uploaded
     edit = noise(100_000, 99)
@@ -46,7 +54,7 @@ def test_a_small_read_moves_little(pair: Pair) -> None:
     """Even with the kernel's read-ahead on: one block of 256 KiB, and the answers around it."""
     write_noise(pair.a.at / "cold", 64 * MIB, 2)
     pair.a.flush()
-    with pair.b.sees("cold").open("rb", buffering=0) as file:
+    with whole(pair, "cold", 64 * MIB).open("rb", buffering=0) as file:
         for number, offset in enumerate((31 * MIB + 4096, 7 * MIB - 4096)):
             before = pair.b.downloaded
             file.seek(offset)
@@ -107,11 +115,9 @@ def test_a_large_file_is_uploaded_while_it_is_being_written(pair: Pair) -> None:
             file.flush()
             os.fsync(file.fileno())
         wait_until(lambda: pair.a.uploaded - before > 8 * MIB, "bytes sent before the close")
-        assert not os.path.lexists(pair.b.at / "growing")
     pair.a.flush()
     assert pair.a.uploaded - before < 96 * MIB * 1.1
-    theirs = pair.b.sees("growing")
-    assert theirs.stat().st_size == 96 * MIB
+    theirs = whole(pair, "growing", 96 * MIB)
     with theirs.open("rb") as file:
         for step in range(6):
             assert file.read(16 * MIB) == noise(16 * MIB, 500 + step), step
@@ -126,6 +132,8 @@ def test_a_copy_sends_nothing_again(pair: Pair) -> None:
         file.write((pair.a.at / "original").read_bytes() + b"a little more")
     pair.a.flush()
     assert pair.a.uploaded - before < 8 * MIB  # the last chunk of `longer`, and messages
+    for name in ("original", "copy"):  # in whichever order
+        whole(pair, name, 20 * MIB)
     pair.b.sees("longer")
     run("cmp", pair.b.at / "original", pair.b.at / "copy")
 

@@ -347,9 +347,7 @@ def test_without_the_server_commands_say_so(people: People) -> None:
     file = save(people, people.anna.at / "offline", "a")
     people.site.server.stop()
     try:
-        harness.wait_until(
-            lambda: people.anna.status()["state"] == "offline", "the mount knows that it is offline"
-        )
+        people.anna.goes_offline()
         for words in (["log", file], ["restore", file], ["share", file, "ben"],
                       ["trash", "list", people.anna.at], ["devices", people.anna.at]):  # fmt: skip
             assert "cannot be" in people.refused(*words)
@@ -360,4 +358,4 @@ def test_without_the_server_commands_say_so(people: People) -> None:
         assert "the journal keeps the rest" in gave_up.stderr
     finally:
         people.site.server.start()
-    harness.wait_until(lambda: people.anna.status()["state"] == "online", "it is online again")
+    people.anna.comes_online()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import Device, Site, noise, wait_until
+from tests.system.harness import Device, Site, noise
 from tests.system.selection import some
 
 MARK = "(conflicted copy"
@@ -18,13 +18,13 @@ MARK = "(conflicted copy"
 def offline(site: Site, *devices: Device) -> None:
     site.server.stop()
     for device in devices:
-        wait_until(lambda d=device: d.status()["state"] == "offline", "offline")  # type: ignore[misc]  # d is the device
+        device.goes_offline()
 
 
 def online(site: Site, *devices: Device) -> None:
     site.server.start()
     for device in devices:
-        wait_until(lambda d=device: d.status()["state"] == "online", "online", 90)  # type: ignore[misc]  # d is the device
+        device.comes_online()
     for _round in range(2):  # the copy is a file that is sent in its turn
         for device in devices:
             device.flush()
@@ -41,7 +41,7 @@ def alike(*devices: Device) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in device.at.iterdir() if path.is_file()}
 
     first, *rest = devices
-    wait_until(lambda: all(tree(one) == tree(first) for one in rest), "the same everywhere", 60)
+    first.shows(lambda: all(tree(one) == tree(first) for one in rest), "the same everywhere")
     return tree(first)
 
 

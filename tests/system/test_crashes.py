@@ -44,14 +44,14 @@ def test_a_server_that_is_killed_comes_back_and_has_everything(site: Site, devic
     device.flush()
     (device.at / "large").write_bytes(large)
     site.server.kill()
-    wait_until(lambda: device.status()["state"] == "offline", "the mount knows")
+    device.goes_offline()
     (device.at / "during").write_bytes(during)
     (device.at / "dir").mkdir()
     (device.at / "before").rename(device.at / "dir" / "moved")
     assert (device.at / "dir" / "moved").read_bytes() == before
     assert device.status()["journal"]["operations"] > 0
     site.server.start()
-    wait_until(lambda: device.status()["state"] == "online", "the mount is back by itself", 90)
+    device.comes_online()
     device.flush()
     other = another(site)
     assert (other.at / "dir" / "moved").read_bytes() == before
@@ -139,7 +139,7 @@ def test_a_mount_without_the_server(site: Site, device: Device) -> None:
     writer.umount("--now")
     device.umount("--now")
     device.mount()
-    wait_until(lambda: device.status()["state"] == "offline", "offline")
+    device.goes_offline()
     assert sorted(os.listdir(device.at)) == ["dir", "unseen", "waiting"]
     with pytest.raises(OSError, match="Network is unreachable"):
         os.listdir(device.at / "unseen")
@@ -152,7 +152,7 @@ def test_a_mount_without_the_server(site: Site, device: Device) -> None:
     (device.at / "dir" / "cached").write_bytes(b"overwritten")
     (device.at / "dir" / "cold").rename(device.at / "cold")
     site.server.start()
-    wait_until(lambda: device.status()["state"] == "online", "online again", 90)
+    device.comes_online()
     device.flush()
     assert (device.at / "cold").read_bytes() == cold
     writer.mount()
@@ -169,8 +169,8 @@ def test_a_file_deleted_elsewhere_while_it_was_changed_here_comes_back(site: Sit
     (a.at / "file").write_bytes(noise(1_500_000, 7))
     b.sees("file")
     site.server.kill()
-    wait_until(lambda: b.status()["state"] == "offline", "b is offline")
-    wait_until(lambda: a.status()["state"] == "offline", "a is offline")
+    b.goes_offline()
+    a.goes_offline()
     a.umount("--now")
     changed = noise(1_600_000, 8)
     (b.at / "file").write_bytes(changed)
@@ -306,4 +306,4 @@ def test_a_full_disk_is_an_error_of_the_write_and_of_nothing_else(site: Site) ->
     finally:
         if device.mounted:
             device.umount("--now", check=False)
-        run("umount", device.state)
+        run("umount", "-l", device.state)

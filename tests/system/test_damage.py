@@ -29,7 +29,7 @@ def device(site: Site) -> Device:
     (device.at / "sent").write_bytes(noise(100_000, 1))
     device.flush()
     site.server.stop()
-    wait_until(lambda: device.status()["state"] == "offline", "the mount knows")
+    device.goes_offline()
     return device
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_database_is_salvaged_and_everything_arrives(site: Site, devic
     assert str(directory) in site.cli("status", str(device.at)).stdout
 
     site.server.start()
-    wait_until(lambda: device.status()["state"] == "online", "the mount is back", 90)
+    device.comes_online()
     device.flush()
     seen = content(site, "b")
     assert seen["sent"] == noise(100_000, 1)
@@ -118,7 +118,7 @@ def test_a_damaged_log_is_salvaged_and_everything_arrives(site: Site, device: De
     for name, dirty in made.items():
         assert (device.at / name).read_bytes() == dirty, name
     site.server.start()
-    wait_until(lambda: device.status()["state"] == "online", "the mount is back", 90)
+    device.comes_online()
     device.flush()
     seen = content(site, "b")
     assert {name: seen.get(name) for name in made} == made
@@ -142,8 +142,8 @@ def test_damaged_dirty_bytes_are_errors_and_others_go_on(site: Site, device: Dev
     assert (device.state / "spool" / "notes.txt").read_text() == "not ours"
 
     site.server.start()
-    wait_until(lambda: device.status()["state"] == "online", "the mount is back", 90)
-    wait_until(lambda: len(device.status()["refused"]) == 2, "the damaged ones are refused", 60)
+    device.comes_online()
+    wait_until(lambda: len(device.status()["refused"]) == 2, "the damaged ones are refused")
     assert all("damaged" in one["error"] for one in device.status()["refused"])
     seen = content(site, "b")
     assert {name: seen[name] for name in good} == good

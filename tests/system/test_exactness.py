@@ -16,7 +16,7 @@ import pytest
 from remote.content import MAX_FILE_SIZE
 from tests.system import fsx
 from tests.system.conftest import Pair
-from tests.system.harness import drop_page_cache, noise, run, wait_until
+from tests.system.harness import COMMAND_SECONDS, drop_page_cache, noise, run, wait_until
 
 KIB, MIB = 1 << 10, 1 << 20
 BLOCK = 256 * KIB
@@ -43,8 +43,8 @@ def writers(
         meanwhile()
         return all(one.poll() is not None for one in running)
 
-    wait_until(have_ended, "all have ended", 60)
-    told = [one.communicate(timeout=60)[0] for one in running]
+    wait_until(have_ended, "all have ended")
+    told = [one.communicate(timeout=COMMAND_SECONDS)[0] for one in running]
     assert [one.returncode for one in running] == [0] * len(running)
     return [int(text or 0) for text in told]
 
@@ -274,7 +274,7 @@ def test_of_all_who_create_exclusively_one_wins(pair: Pair) -> None:
     won = writers(CREATOR, *([str(directory)] for _ in range(5)))
     assert sum(won) == 60 == len(os.listdir(directory))
     pair.a.flush()
-    wait_until(lambda: len(os.listdir(pair.b.at / "exclusive")) == 60, "the names on b")
+    pair.b.shows(lambda: len(os.listdir(pair.b.at / "exclusive")) == 60, "the names on b")
 
 
 def test_what_another_handle_truncates_is_gone_for_all(pair: Pair) -> None:

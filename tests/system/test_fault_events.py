@@ -59,7 +59,7 @@ def test_events_that_are_not_as_they_were_sent(proxied: Proxied, mischief: Misch
     fault.lift()
     (proxied.a.at / "last").write_text(mischief)  # a lost event is made good by the next
     proxied.a.flush()
-    wait_until(lambda: agree(proxied.b, names), "the changes on the other device")
+    proxied.b.shows(lambda: agree(proxied.b, names), "the changes of the other device")
     proxied.b.sees("last", mischief.encode())
 
 
@@ -67,14 +67,14 @@ def test_an_answer_of_the_feed_that_comes_again(proxied: Proxied) -> None:
     """A page of the past in the place of news: it changes nothing, and no news is lost. The feed
     has broken so often then that it takes its time."""
     names = busy(proxied.a)
-    wait_until(lambda: agree(proxied.b, names), "the changes on the other device")
+    proxied.b.shows(lambda: agree(proxied.b, names), "the changes of the other device")
     again = proxied.proxy.add(Fault(PULL, replay=True, times=4))
     more: set[str] = set()
     while again.befell < 4:
         proxied.proxy.cut()
         proxied.proxy.mend()
         more = busy(proxied.a)
-    wait_until(lambda: agree(proxied.b, more), "the changes on the other device", 90)
+    proxied.b.shows(lambda: agree(proxied.b, more), "the changes of the other device")
     assert agree(proxied.b, names)
     assert agree(proxied.a, names)
 

@@ -104,7 +104,8 @@ def test_whatever_the_server_does(proxied: Proxied, what: str, trouble: dict[str
         proxied.a.flush()
     assert fault.befell == 2
     assert all_is_well(proxied.a)
-    assert proxied.b.sees(name, content).stat().st_mode & 0o777 == 0o640
+    theirs = proxied.b.sees(name, content)
+    proxied.b.shows(lambda: theirs.stat().st_mode & 0o777 == 0o640, "the mode")
     chunks = stored(proxied)
     assert len(chunks) == len(set(chunks)), "no finished chunk is sent twice"
 
@@ -154,13 +155,13 @@ def test_the_network_goes_in_the_middle_of_uploads(proxied: Proxied) -> None:
     files = dict(write(here) for _ in range(3))
     wait_until(lambda: len(stored(proxied)) >= 2, "some chunks are there")
     proxied.proxy.cut()
-    wait_until(lambda: here.status()["state"] == "offline", "offline")
+    here.goes_offline()
     assert here.status()["reason"]
     (here.at / "offline note").write_bytes(b"written meanwhile")
     assert all((here.at / name).read_bytes() == content for name, content in files.items())
     slow.lift()
     proxied.proxy.mend()
-    wait_until(lambda: here.status()["state"] == "online", "online")
+    here.comes_online()
     here.flush()
     for name, content in (files | {"offline note": b"written meanwhile"}).items():
         proxied.b.sees(name, content)

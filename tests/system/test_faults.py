@@ -18,7 +18,7 @@ import pytest
 from remote.errors import RateLimited, Unavailable
 from tests.system.conftest import Proxied
 from tests.system.faultproxy import Fault
-from tests.system.harness import Device, noise, wait_until
+from tests.system.harness import COMMAND_SECONDS, Device, noise, wait_until
 from tests.system.selection import some
 
 EDGE = "^GET /chunks/"
@@ -49,7 +49,7 @@ def cold(proxied: Proxied) -> Cold:
     (proxied.a.at / name).write_bytes(content)
     proxied.a.flush()
     path = proxied.b.sees(name)
-    wait_until(lambda: path.stat().st_size == SIZE, "the size on the reader")
+    proxied.b.shows(lambda: path.stat().st_size == SIZE, "the size on the reader")
     proxied.proxy.seen.clear()
     return Cold(path, content, proxied.a, proxied.b)
 
@@ -113,7 +113,7 @@ def test_a_read_waits_for_what_passes(
     shutil.rmtree(proxied.b.cache)
     proxied.b.mount()
     assert cold.read()
-    assert proxied.b.sees(f"of {cold.path.name}/inner").read_bytes() == b"inner"
+    proxied.b.sees(f"of {cold.path.name}/inner", b"inner")
     assert fault.befell == 2
 
 
@@ -124,7 +124,7 @@ def test_an_answer_that_stops_in_the_middle_goes_on(proxied: Proxied, cold: Cold
         wait_until(lambda: fault.befell, "the read has begun")
         assert cold.path.name in os.listdir(cold.reader.at)
         fault.lift()
-        said, _ = reading.communicate(timeout=30)
+        said, _ = reading.communicate(timeout=COMMAND_SECONDS)
         assert said.split()[0] == hashlib.sha256(cold.content).hexdigest()
     finally:
         fault.lift()
@@ -213,7 +213,7 @@ def test_a_stalled_edge_holds_up_nobody_else(proxied: Proxied, cold: Cold) -> No
         assert os.statvfs(cold.reader.at).f_namemax == 255
         assert reading.poll() is None
         fault.lift()
-        said, _ = reading.communicate(timeout=30)
+        said, _ = reading.communicate(timeout=COMMAND_SECONDS)
         assert said.split()[0] == hashlib.sha256(cold.content).hexdigest()
     finally:
         fault.lift()
@@ -238,21 +238,17 @@ def test_the_network_is_not_on_the_path_of_a_write(proxied: Proxied) -> None:
     assert len(os.listdir(proxied.b.sees("held"))) == 200
 
 
-def state(device: Device) -> str:
-    return str(device.status()["state"])
-
-
 def test_a_mount_follows_the_network_down_and_up(proxied: Proxied, cold: Cold) -> None:
     assert cold.read()
-    assert state(cold.reader) == "online"
+    cold.reader.comes_online()
     proxied.proxy.cut()
-    wait_until(lambda: state(cold.reader) == "offline", "offline after the cut")
+    cold.reader.goes_offline()
     assert cold.reader.status()["feed"]["mode"] == "down"
     assert cold.reader.status()["reason"]
     assert cold.read()
     (cold.reader.at / "offline").write_text("journaled")
     proxied.proxy.mend()
-    wait_until(lambda: state(cold.reader) == "online", "online after the mending")
+    cold.reader.comes_online()
     cold.reader.flush()
     cold.writer.sees("offline", b"journaled")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import Device, Site, noise, run, wait_until
+from tests.system.harness import Device, Site, noise, run
 
 Expected = dict[str, bytes | None]
 
@@ -34,8 +34,8 @@ def device(site: Site) -> Iterator[Device]:
     finally:
         if device.mounted:
             device.umount("--now", check=False)
-        run("umount", device.cache)
-        run("umount", device.state)
+        for directory in (device.cache, device.state):  # its process may be ending yet
+            run("umount", "-l", directory)
 
 
 def fill(device: Device, left: int = 0) -> Path:
@@ -50,7 +50,7 @@ def fill(device: Device, left: int = 0) -> Path:
 
 def offline(site: Site, device: Device) -> None:
     site.server.stop()
-    wait_until(lambda: device.status()["state"] == "offline", "offline")
+    device.goes_offline()
 
 
 def attempt(work: Callable[[], object]) -> bool:
@@ -126,7 +126,7 @@ def test_every_operation_on_a_full_disk_is_done_or_refused(site: Site, device: D
     for name in ("linked", "changed"):  # the next close is told when times could not be written
         attempt((at / name).read_bytes)
     site.server.start()
-    wait_until(lambda: device.status()["state"] == "online", "online", 90)
+    device.comes_online()
     device.flush()
     other = site.device("other")
     other.mount()
@@ -150,7 +150,7 @@ def test_others_fill_the_disk_and_deleting_and_making_directories_go_on(
         (at / f"file{number}").unlink()
         (at / f"dir{number}").mkdir()
     site.server.start()
-    wait_until(lambda: device.status()["state"] == "online", "online", 90)
+    device.comes_online()
     device.flush()
     filler.unlink()
     other = site.device("other")
@@ -205,7 +205,7 @@ def test_killed_while_full_what_was_acknowledged_is_there(site: Site, device: De
     assert (at / "known").stat().st_size == 1_000_000
     filler.unlink(missing_ok=True)
     site.server.start()
-    wait_until(lambda: device.status()["state"] == "online", "online", 90)
+    device.comes_online()
     device.flush()
     other = site.device("other")
     other.mount()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.conftest import Pair
-from tests.system.harness import wait_until
+from tests.system.harness import COMMAND_SECONDS, wait_until
 
 # Does what it is told, line by line, and answers each with a line: the value, or the errno's name.
 PROCESS = """
@@ -196,6 +196,6 @@ def test_writers_who_lock_lose_no_update(path: Path) -> None:
     )
     path.write_bytes(b"00000000")
     running = [subprocess.Popen([sys.executable, "-c", script, path]) for _ in range(4)]
-    assert [one.wait(60) for one in running] == [0] * 4
+    assert [one.wait(COMMAND_SECONDS) for one in running] == [0] * 4
     assert path.read_bytes() == b"00000800"
     assert os.path.getsize(path) == 8

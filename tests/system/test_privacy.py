@@ -39,8 +39,11 @@ def site() -> Iterator[Site]:
 
 def open_to_others(*tops: Path) -> list[str]:
     """Everything at and below `tops` that group or others may read, write or enter."""
-    found = [path for top in tops for path in (top, *top.rglob("*"))]
-    return [f"{path}: {path.lstat().st_mode:o}" for path in found if path.lstat().st_mode & 0o077]
+    modes: dict[Path, int] = {}
+    for path in (path for top in tops for path in (top, *top.rglob("*"))):
+        with contextlib.suppress(FileNotFoundError):  # it was sent, or temporary
+            modes[path] = path.lstat().st_mode
+    return [f"{path}: {mode:o}" for path, mode in modes.items() if mode & 0o077]
 
 
 def damage(device: Device) -> None:
@@ -141,5 +144,5 @@ def test_nobody_keeps_a_mount_from_starting_by_taking_names_in_shared_directorie
     (device.at / "file").write_text("here")
     status = json.loads(run(nearline(), "status", device.at, "--json", env=env).stdout)
     assert status["pid"]
-    run(nearline(), "umount", device.at, env=env)
+    harness.unmount("umount", device.at, env=env)
     assert [path.name for path in shared.rglob("*")] == [f"nearline-{os.getuid()}"]

@@ -23,7 +23,7 @@ def test_after_a_kill_at_half_of_an_upload_only_the_rest_is_sent(proxied: Proxie
     proxied.proxy.add(Fault(STORE, times=HALF))
     held = proxied.proxy.add(Fault(STORE, stall=True))
     (device.at / "large").write_bytes(content)
-    wait_until(lambda: held.befell and stored().chunks == HALF, "half of it is stored", 60)
+    wait_until(lambda: held.befell and stored().chunks == HALF, "half of it is stored")
     device.kill()
     proxied.proxy.cut()  # what was under way is lost with it
     proxied.proxy.forget()

@@ -77,7 +77,7 @@ def people(everybody: People) -> Iterator[People]:
     """The network is sound when a test begins, and again when it has ended."""
     everybody.proxy.forget()
     for device in everybody.mounts:
-        wait_until(lambda: device.status()["state"] == "online", f"{device.name} is online")  # noqa: B023  # asked at once
+        device.comes_online()
     yield everybody
     everybody.proxy.forget()
 
@@ -106,10 +106,7 @@ def tree(top: Path) -> dict[str, bytes | None]:
 
 def same(*tops: Path) -> Callable[[], bool]:
     def compare() -> bool:
-        try:
-            first, *rest = [tree(top) for top in tops]
-        except FileNotFoundError:  # still on the move
-            return False
+        first, *rest = [tree(top) for top in tops]
         return all(other == first for other in rest)
 
     return compare
@@ -156,7 +153,7 @@ def test_share_edit_move_and_revoke_on_a_bad_network(people: People) -> None:
     for work in works:
         work.join()
     people.flush()
-    wait_until(same(ours, bens, cleos, roads), "four times the same tree", 40)
+    people.anna.shows(same(ours, bens, cleos, roads), "four times the same tree")
     found = tree(ours)
     assert found["sub/moved by anna"] == noise(5_000, 3)
     assert found["renamed by ben"] == noise(5_000, 105)
@@ -194,7 +191,7 @@ def test_a_viewer_reads_and_is_refused_at_open(people: People) -> None:
     assert page.stat().st_mode & 0o222 == 0
     assert people.cleo.status()["journal"]["operations"] == 0
     people.share("for reading", "cleo", "editor")
-    wait_until(lambda: page.stat().st_mode & 0o200, "the right to write")
+    people.cleo.shows(lambda: page.stat().st_mode & 0o200, "the right to write")
     page.write_bytes(b"more words")
     people.anna.sees("for reading/page", b"more words")
 
@@ -304,7 +301,7 @@ def test_between_two_shared_folders_it_is_copied_too_and_a_hidden_name_goes(
     people.anna.sees("from/.hidden", b"plan")
     os.rename(people.anna.at / "from/plan", people.anna.at / "private plan")
     people.anna.flush()
-    wait_until(lambda: os.listdir(shared / "from") == [], "both names are gone")
+    people.ben.shows(lambda: os.listdir(shared / "from") == [], "both names are gone")
     wait_until(lambda: os.listdir(people.anna.at / "from") == [], "here too")
     assert (people.anna.at / "private plan").read_bytes() == b"plan"
     assert people.ben.status()["refused"] == []

@@ -13,10 +13,10 @@ import trio
 
 from bench import backlog
 from bench.data import PAGE
-from tests.system.harness import Site, wait_until
+from tests.system.harness import Site
 
 OPERATIONS = int(os.environ.get("NEARLINE_START_OPERATIONS", "2000"))
-SENDING_SECONDS = 60.0 + OPERATIONS / 100
+SENDING_SECONDS = 120.0 + OPERATIONS / 100
 PLAN = backlog.Plan(OPERATIONS, PAGE, apart=100, extents=200)
 
 
@@ -61,7 +61,7 @@ def test_a_mount_with_a_long_journal_is_in_use_at_once_and_sends_it_later(site: 
     assert tree(device.at) == here
 
     site.server.start()
-    wait_until(lambda: device.status()["state"] == "online", "online", 90)
+    device.comes_online()
     device.flush(SENDING_SECONDS)
     assert device.status()["journal"]["operations"] == 0
     assert device.status()["refused"] == []

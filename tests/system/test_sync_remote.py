@@ -39,9 +39,10 @@ def remote() -> Iterator[Proxied]:
 @pytest.fixture
 def calm(remote: Proxied) -> Iterator[Proxied]:
     remote.proxy.forget()
+    remote.b.comes_online()
     yield remote
     remote.proxy.forget()
-    wait_until(lambda: remote.a.status()["state"] == "online", "a is online again", 90)
+    remote.a.comes_online()
     remote.a.flush()
 
 
@@ -90,7 +91,7 @@ def test_when_close_has_returned_the_server_has_it(calm: Proxied) -> None:
     found = record(calm.site, "dir", "file")
     assert found is not None
     assert found.size == len(content)
-    assert calm.b.sees("dir/file").read_bytes() == content
+    calm.b.sees("dir/file", content)
     with (calm.a.at / "dir" / "file").open("ab") as file:
         file.write(b"more")
     found = record(calm.site, "dir", "file")
@@ -190,7 +191,7 @@ def test_an_editors_save_is_there_when_the_editor_says_saved(calm: Proxied) -> N
 def test_offline_it_fails_at_once_and_nothing_is_lost(calm: Proxied) -> None:
     (calm.a.at / "there").write_bytes(b"before")
     calm.proxy.cut()
-    wait_until(lambda: calm.a.status()["state"] == "offline", "a is offline")
+    calm.a.goes_offline()
     descriptor = os.open(calm.a.at / "there", os.O_WRONLY | os.O_TRUNC)
     os.write(descriptor, b"written offline")
     with pytest.raises(OSError, match=r".") as failed:
@@ -252,19 +253,19 @@ def test_after_a_crash_while_waiting_it_is_sent(site: Site) -> None:
     device.mount()
     (device.at / "before").write_bytes(b"before")
     site.server.stop()
-    wait_until(lambda: device.status()["state"] == "offline", "offline")
+    device.goes_offline()
     descriptor = os.open(device.at / "waiting", os.O_WRONLY | os.O_CREAT)
     os.write(descriptor, b"waiting")
     assert close_error(descriptor) == errno.ENETUNREACH
     device.kill()
     device.umount()
     device.mount()
-    wait_until(lambda: device.status()["state"] == "offline", "offline")
+    device.goes_offline()
     descriptor = os.open(device.at / "waiting", os.O_WRONLY)
     with pytest.raises(OSError, match="unreachable"):
         os.fsync(descriptor)
     site.server.start()
-    wait_until(lambda: device.status()["state"] == "online", "online", 90)
+    device.comes_online()
     os.fsync(descriptor)
     assert close_error(descriptor) is None
     assert record(site, "waiting") is not None

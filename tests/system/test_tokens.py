@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.harness import ACCOUNT, Device, Site, noise, wait_until
+from tests.system.harness import ACCOUNT, Device, Site, noise
 
 
 def token(site: Site, device: Device, name: str, *options: str) -> Path:
@@ -68,7 +68,7 @@ def test_a_revoked_device_is_out_at_once(site: Site) -> None:
     b.mount()
     b.sees("page")
     site.cli("devices", "revoke", "lost", str(a.at))
-    wait_until(lambda: b.status()["state"] == "offline", "the lost device is out")
+    b.goes_offline()
     assert "log in" in b.status()["reason"]
     with pytest.raises(OSError, match=r"Permission|unreachable"):
         (b.at / "page").read_bytes()
@@ -80,7 +80,7 @@ def test_a_refused_mount_takes_the_new_login_and_loses_nothing(site: Site) -> No
     keep(site, token(site, a, "lost"))
     b.mount()
     site.cli("devices", "revoke", "lost", str(a.at))
-    wait_until(lambda: b.status()["state"] == "offline", "the lost device is out")
+    b.goes_offline()
     assert "log in" in b.status()["reason"]
     assert f"{b.at} does not know that its token is good" in site.cli("doctor", check=False).stdout
     (b.at / "written").write_bytes(b"while it was out")
@@ -89,7 +89,7 @@ def test_a_refused_mount_takes_the_new_login_and_loses_nothing(site: Site) -> No
     assert f"{a.at} goes on with its own token" in said
     b.flush()
     a.sees("written", b"while it was out")
-    assert b.status()["state"] == "online"
+    b.comes_online()
     assert f"{b.at} goes on with the login that is kept" in site.cli("doctor", check=False).stdout
     site.person("ben")
     site.cli("devices", "revoke", "lost", str(a.at), check=False)

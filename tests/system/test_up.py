@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mount import mountinfo
+from tests.mount.test_up import UP
 from tests.system import harness
-from tests.system.harness import wait_until
+from tests.system.harness import COMMAND_SECONDS, wait_until
 
 
 class Up:
@@ -26,13 +28,14 @@ class Up:
         self.env = harness.environment(self.home, runtime)
         self.at = self.home / "Nearline"
         self.said = base / "said"
+        self.port = harness.free_port()
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Returns when it says that the folder can be used."""
         with self.said.open("w") as said:
             self.process = subprocess.Popen(
-                [harness.nearline(), "up"],
+                [sys.executable, "-c", UP, str(self.port)],
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
@@ -42,7 +45,7 @@ class Up:
             )
         process = self.process
         wait_until(
-            lambda: "Ctrl-C" in self.said.read_text() or process.poll() is not None, "it is up", 40
+            lambda: "Ctrl-C" in self.said.read_text() or process.poll() is not None, "it is up"
         )
         assert process.poll() is None, self.said.read_text()
 
@@ -50,7 +53,7 @@ class Up:
         """Ctrl-C, and the exit code."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGINT)
-        return self.process.wait(40)
+        return self.process.wait(COMMAND_SECONDS)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.applications.trees import arrives
+from tests.system.applications.trees import arrives, entries
 from tests.system.conftest import Pair
 from tests.system.harness import Device, Site, run
 
@@ -106,6 +106,8 @@ def test_a_writer_is_killed_and_the_other_device_finds_a_sound_database(
     assert len(os.listdir(path.parent)) > 1  # the journal, or the WAL and its index
     theirs = arrives(pair, name) / "db"
     assert rows(theirs) >= acknowledged
+    pair.b.flush()  # opening it has written: the database, and away with what lay beside it
+    pair.a.shows(lambda: entries(path.parent) == entries(theirs.parent), "what b made of it")
     assert rows(path) >= acknowledged
 
 
