@@ -312,7 +312,7 @@ def test_a_device_that_only_writes_is_seen_too(server: Running, anna: Client) ->
         assert account is not None
         token, device = tokens.new_device(conn, account[0], "writer", time.time_ns())
     Client(anna.http, token).do(anna.create("a"))
-    assert listed(anna)["writer"].seen_ns is not None
+    until(lambda: listed(anna)["writer"].seen_ns is not None)
     assert listed(anna)["writer"].id == device
 
 
