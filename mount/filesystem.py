@@ -47,7 +47,9 @@ from mount.attributes import (
 )
 from mount.interrupts import CALLER, Caller
 from mount.kernel import Lookups
+from mount.names import decode
 from mount.session import Session
+from mount.write_errors import WriteErrors
 from remote.errors import NearlineError
 
 log = structlog.get_logger(__name__)
@@ -98,16 +100,6 @@ class Handle:
     given_up: bool = False  # who waited for the server was told to end, and has had EINTR
 
 
-def decode(name: bytes) -> str:
-    """A name as text. Raises EILSEQ for what is not UTF-8, ENAMETOOLONG over 255 bytes."""
-    if len(name) > 255:
-        raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        raise pyfuse3.FUSEError(errno.EILSEQ) from None
-
-
 class FileSystem(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = True
@@ -121,6 +113,7 @@ class FileSystem(pyfuse3.Operations):
         self.greeted = trio.Event()  # the kernel knows what we can do
         self._handles: dict[int, Handle] = {}
         self._next_handle = 1
+        self._write_errors = WriteErrors()
         self.direct_writes = False  # does the kernel keep its pages in step with them? `handshake`
 
     def init(self) -> None:
@@ -504,16 +497,15 @@ class FileSystem(pyfuse3.Operations):
         )
         # An inode's bytes change only through this mount (a remote version gets a new inode), so
         # what the kernel has cached stays right.
-        return pyfuse3.FileInfo(
-            fh=pyfuse3.FileHandleT(self._handle(handle)),
-            keep_cache=True,
-        )
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._handle(handle)), keep_cache=True)
 
     def _handle(self, handle: Handle) -> int:
         number = self._next_handle
         self._next_handle += 1
         self._handles[number] = handle
         self._lookups.opened(handle.ino, writable=handle.writable)
+        if handle.writable:
+            self._write_errors.opened(handle.ino, number)
         return number
 
     @request
@@ -527,8 +519,12 @@ class FileSystem(pyfuse3.Operations):
 
     @request
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        session, handle = self._session, self._handles[fh]
-        ino = handle.ino
+        handle = self._handles[fh]
+        with self._write_errors.watched(handle.ino):
+            return await self._write(handle, off, buf)
+
+    async def _write(self, handle: Handle, off: int, buf: bytes) -> int:
+        session, ino = self._session, handle.ino
         node = session.tree.node(ino)
         session.shares.check_readable(node)
         if node.mode & SETID and not handle.privileged:
@@ -543,6 +539,7 @@ class FileSystem(pyfuse3.Operations):
     @request
     async def flush(self, fh: int) -> None:
         handle = self._handles[fh]
+        self._write_errors.check(fh)
         CALLER.set(Caller(handle.opener))
         remote = self._session.config.sync == "remote"
         if handle.writable and remote and not (handle.given_up or self._is_unused(handle)):
@@ -578,6 +575,7 @@ class FileSystem(pyfuse3.Operations):
 
     def _close(self, fh: int) -> None:
         handle = self._handles.pop(fh)
+        self._write_errors.released(handle.ino, fh)
         if handle.prefetch is not None:
             handle.prefetch.close()
         if handle.writable and self._session.replayer.snapshots.closed(handle.ino):

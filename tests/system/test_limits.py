@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -146,6 +147,120 @@ def test_who_waits_is_told_when_the_network_goes_and_nothing_is_lost(calm: Proxi
     wait_until(lambda: dirty(calm.a) == 0, "there is room again")
     calm.a.comes_online()
     assert Writer(calm.a.at / "this now", noise(20_000_000, 13)).failed() == 0
+
+
+LATE = """
+import contextlib, os, subprocess, sys
+path, happens = sys.argv[1:]
+file = os.open(path, os.O_WRONLY | os.O_CREAT)
+
+def write():
+    left = memoryview(os.urandom(2_000_000))
+    while left:
+        left = left[os.write(file, left):]
+
+def said(end, which):
+    try:
+        end(which)
+        return 0
+    except OSError as failed:
+        return failed.errno
+
+write()
+if happens == "child":
+    subprocess.run(["true"], check=True)
+elif happens == "fork":
+    if not (child := os.fork()):
+        os._exit(0)
+    os.waitpid(child, 0)
+elif happens == "dup":
+    print(said(os.close, os.dup(file)), flush=True)
+elif happens != "nothing":
+    print("written", flush=True)
+    sys.stdin.readline()
+if happens == "fsync":
+    print(said(os.fsync, file), flush=True)
+    sys.stdin.readline()
+    write()
+    print(said(os.fsync, file), flush=True)
+print(said(os.close, file))
+"""
+
+
+@contextlib.contextmanager
+def late(path: Path, happens: str) -> Iterator[subprocess.Popen[str]]:
+    """Writes 2 MB, has something happen, and closes: the program, with what it says."""
+    command = [sys.executable, "-c", LATE, path, happens]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+FULL = str(errno.ENOSPC)
+
+
+def offline_and_full(calm: Proxied) -> None:
+    calm.proxy.cut()
+    wait_until(lambda: calm.a.status()["state"] == "offline", "offline")
+    assert Writer(calm.a.at / "full", noise(20_000_000, 50)).failed() == errno.ENOSPC
+    assert dirty(calm.a) > LIMIT - (1 << 20)
+
+
+@pytest.mark.parametrize("happens", ["nothing", "child", "fork"])
+def test_the_writers_close_tells_whatever_a_child_has_closed(calm: Proxied, happens: str) -> None:
+    offline_and_full(calm)
+    with late(calm.a.at / happens, happens) as process:
+        assert line(process) == FULL
+
+
+def test_every_close_of_a_duplicate_tells(calm: Proxied) -> None:
+    """A shell's redirections are such."""
+    offline_and_full(calm)
+    with late(calm.a.at / "dup", "dup") as process:
+        assert [line(process), line(process)] == [FULL, FULL]
+
+
+def test_the_writers_close_tells_whoever_has_read_meanwhile(calm: Proxied) -> None:
+    """Who has the file open for reading only may be told by the kernel, and it is no use."""
+    offline_and_full(calm)
+    path = calm.a.at / "read"
+    path.touch()
+    with late(path, "reader") as process:
+        assert line(process) == "written"
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_RDONLY))
+        go_on(process)
+        assert line(process) == FULL
+
+
+def test_what_was_refused_is_told_to_those_who_were_writing_then(calm: Proxied) -> None:
+    """An fsync is told once, as everywhere, so that who tries again can succeed when there is
+    room. Its close is told all the same; one who comes later is not."""
+    offline_and_full(calm)
+    path = calm.a.at / "again"
+    with late(path, "fsync") as process:
+        assert line(process) == "written"
+        go_on(process)
+        assert line(process) == FULL
+        calm.proxy.forget()
+        wait_until(lambda: dirty(calm.a) == 0, "there is room again", 60)
+        wait_until(lambda: calm.a.status()["state"] == "online", "the mount knows", 60)
+        assert Writer(path, b"by another").failed() == 0
+        go_on(process)
+        assert line(process) == "0"
+        assert line(process) == FULL
+    assert Writer(path, b"by another").failed() == 0
 
 
 def test_who_waits_goes_on_waiting_while_only_the_feed_is_down(calm: Proxied) -> None:
