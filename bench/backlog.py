@@ -23,19 +23,19 @@ from typing import NoReturn
 import trio
 
 from bench.data import PAGE
-from cache.contents import Contents
-from cache.database import Database
-from cache.edits import Edits
-from cache.invalidation import Invalidation
-from cache.journal import Journal
-from cache.reader import Prefetch
-from cache.settling import digest
-from cache.shares import Shares
-from cache.spool import Spool
-from cache.tree import ROOT, Node, Tree
+from cache.blocks.reader import Prefetch
+from cache.files.contents import Contents
+from cache.files.spool import Spool
+from cache.files.unsynced import digest
+from cache.metadata.database import Database
+from cache.metadata.invalidation import Invalidation
+from cache.metadata.journal import Journal
+from cache.metadata.tree import ROOT, Node, Tree
+from cache.namespace.edits import Edits
+from cache.namespace.shares import Shares
 from mount.config import parse_size
-from mount.session import boot_id
-from remote.wire import Kind
+from mount.session.session import boot_id
+from remote.protocol.messages import Kind
 
 TOP = "backlog"
 SCATTERED = "scattered"  # the file with many extents

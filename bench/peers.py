@@ -26,9 +26,9 @@ import trio
 from bench import backlog, machine
 from bench.processes import BenchFailure, Network, cpu_seconds, poll, run, stop
 from mount import mountinfo
-from mount.asked import control_client
-from mount.asked.control_messages import FlushRequest, socket_path
-from mount.starting import registry, unmount
+from mount.control import client
+from mount.control.messages import FlushRequest, socket_path
+from mount.process import registry, unmount
 
 START_SECONDS = 60.0
 SETTLE_SECONDS = 900.0
@@ -218,9 +218,7 @@ class Nearline(Served):
         self._mount()
 
     def settle(self) -> None:
-        control_client.ask(
-            socket_path(self.base / "state"), FlushRequest(SETTLE_SECONDS), patience=None
-        )
+        client.ask(socket_path(self.base / "state"), FlushRequest(SETTLE_SECONDS), patience=None)
 
     def restart(self, operations: int, spool: int) -> float:
         if not self.network.isolated:
@@ -246,7 +244,7 @@ class Nearline(Served):
         return took
 
     def sent(self) -> int:
-        return control_client.status(socket_path(self.base / "state")).transferred.uploaded_bytes
+        return client.status(socket_path(self.base / "state")).transferred.uploaded_bytes
 
     def crash(self) -> None:
         self._kill()
@@ -268,7 +266,7 @@ class Nearline(Served):
         return self._command(["mount", self._url, str(self.mountpoint), *where, "--insecure"])
 
     def _note_daemon(self) -> None:
-        pid = control_client.status(socket_path(self.base / "state")).pid
+        pid = client.status(socket_path(self.base / "state")).pid
         self._daemon = (pid, registry.started_at(pid))
 
     def _unmount(self) -> None:

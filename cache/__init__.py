@@ -1,8 +1,8 @@
 """What this machine remembers.
 
-`blocks`, `eviction`, `readahead` and `reader` are the rebuildable half: content fetched from the
+`cache`, `eviction`, `readahead` and `reader` are the rebuildable half: content fetched from the
 server, thrown away when in doubt. `database`, `tree`, `journal`, `layers`, `spool`, `contents`,
-`merge`, `conflicts`, `resolver`, `messages`, `uploader`, `collector` and `replayer` are the half
+`merge`, `conflicts`, `resolver`, `encode`, `uploader`, `collector` and `replayer` are the half
 that must not be lost: the tree as this device sees it, and the local changes that the server does
 not have yet.
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 import platformdirs
 from msgspec import DecodeError, Struct, json
 
-from cache.disk import make_private
+from cache.metadata.durable import make_private
 from mount.config import MountConfig, needs_pin, short_hash
 from mount.failures import Failure, UsageFailure
-from mount.starting.registry import write_atomically
+from mount.process.registry import write_atomically
 
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend

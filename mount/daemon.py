@@ -38,21 +38,22 @@ import pyfuse3
 import structlog
 import trio
 
-from cache import quarantine
-from mount import connection, handshake, holders, mountinfo
-from mount.asked import control_messages as say
-from mount.asked import refusals
-from mount.asked.account import Account
-from mount.asked.account_messages import AccountAnswer, AccountRequest
-from mount.asked.control import Report, listening, serve_control
-from mount.asked.pins import Pins
-from mount.attributes import Ownership
+from cache.recovery import quarantine
+from mount import holders, mountinfo
 from mount.config import MountConfig
+from mount.control import messages as say
+from mount.control import refusals
+from mount.control.account_messages import AccountAnswer, AccountRequest
+from mount.control.context import Account
+from mount.control.pins import Pins
+from mount.control.server import Report, listening, serve_control
 from mount.failures import Failure
-from mount.filesystem import FileSystem
-from mount.kernel import KernelInvalidator, Lookups
-from mount.session import Session
-from mount.writeback import WriteBack
+from mount.fuse import fusectl, handshake
+from mount.fuse.attributes import Ownership
+from mount.fuse.invalidator import KernelInvalidator, Lookups
+from mount.fuse.operations import FileSystem
+from mount.fuse.writeback import WriteBack
+from mount.session.session import Session
 
 log = structlog.get_logger(__name__)
 
@@ -122,8 +123,8 @@ def _tended(mountpoint: Path) -> Iterator[None]:
     if mount is None:
         yield
         return
-    connection.allow_many_requests(mount)
-    with connection.guarded(mount):
+    fusectl.allow_many_requests(mount)
+    with fusectl.guarded(mount):
         yield
 
 
@@ -398,9 +399,9 @@ class Control:
         await self._pins.warm(path, partial(_report_progress, report))
 
     async def account(self, request: AccountRequest, report: Report) -> AccountAnswer | say.Done:
-        from mount.asked import answers
+        from mount.control import dispatch
 
-        return await answers.answer(self._account, request, report)
+        return await dispatch.answer(self._account, request, report)
 
     def cache_stats(self) -> say.CacheStats:
         stats = self._session.blocks.stats()

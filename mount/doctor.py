@@ -18,15 +18,15 @@ from typing import Literal
 
 import platformdirs
 
-from cache import quarantine
+from cache.recovery import quarantine
 from mount import credentials, mountinfo
-from mount.asked import control_client
 from mount.config import is_loopback, needs_insecure, needs_pin
+from mount.control import client as control_client
 from mount.credentials import Login
 from mount.failures import Failure
+from mount.process import detached_mounts, fstab, preflight, registry
+from mount.process.directories import existing
 from mount.progress import human_bytes, human_seconds
-from mount.starting import fstab, preflight, registry, remains
-from mount.starting.directories import existing
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -157,9 +157,9 @@ def check_server(login: Login, token: str, pin: str | None = None) -> Iterator[F
     import trio
 
     from mount import logs
-    from remote import errors
-    from remote.client import ApiClient
-    from remote.wire import Me
+    from remote.http.api import ApiClient
+    from remote.protocol import errors
+    from remote.protocol.messages import Me
 
     async def ask() -> tuple[Me, float]:
         insecure = needs_insecure(login.url)
@@ -203,7 +203,7 @@ def judge_clock(url: str, ahead: float) -> Finding:
 def check_mounts() -> Iterator[Finding]:
     """Mounts whose process is gone."""
     for record in registry.all_records():
-        if said := remains.described(record):
+        if said := detached_mounts.described(record):
             yield Finding("warn", said)
         elif record.alive:
             yield Finding("ok", f"{record.mountpoint} is mounted (process {record.pid})")

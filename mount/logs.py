@@ -1,7 +1,7 @@
 """Where log lines go: one JSON object a line, to a rotated private file or to standard error.
 
 Knows: structlog and logging. Must not know: what is logged. Tokens and signatures are kept out by
-whoever logs; here values are only cut to a length (`remote.lines`).
+whoever logs; here values are only cut to a length (`remote.protocol.log_lines`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from remote.lines import bounded
+from remote.protocol.log_lines import bounded
 
 _BYTES_PER_FILE = 5 * 1024 * 1024
 _OLD_FILES = 3

@@ -13,7 +13,7 @@ import trio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from mount.asked.control_messages import Status
+from mount.control.messages import Status
 from mount.failures import Failure
 
 _LIMIT = 8192

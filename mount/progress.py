@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from msgspec.structs import replace
 
-from mount.asked.control_messages import Progress
+from mount.control.messages import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

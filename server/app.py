@@ -1,7 +1,7 @@
 """The ASGI application: bytes go to the edge, everything else to the API.
 
-Knows: dispatch, the application's life. Must not know: any endpoint, what is let in (`guard`), what
-is noted of a request (`observed`).
+Knows: dispatch, the application's life. Must not know: any endpoint, what is let in (`admission`),
+what is noted of a request (`access_log`).
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from server.api import (
     uploads,
 )
 from server.api.exchange import HANDLERS
-from server.front import heads
-from server.front.answers import Send
-from server.front.bodies import Receive
-from server.front.connections import Connections
-from server.front.guard import Guard
-from server.front.observed import Observed
-from server.public.documents_http import ContentServer
-from server.public.documents_origin import CONTENT, Origins, refuse
+from server.http import head
+from server.http.access_log import Observed
+from server.http.admission import Guard
+from server.http.bodies import Receive
+from server.http.connections import Connections
+from server.http.problems import Send
+from server.links.content_http import ContentServer
+from server.links.origin import CONTENT, Origins, refuse
 from server.service import Service
 from server.settings import Settings
 from server.storage.edge import Edge
-from server.storage.intake import Intake
+from server.uploads.put import Intake
 
 ROUTES = (
     session.login,
@@ -154,6 +154,6 @@ class Application:
         if scope["type"] == "http" and scope["path"].startswith(CONTENT):
             await self._content(scope, receive, send)
             return "/content"
-        scope, send = heads.as_get(scope, send)
+        scope, send = head.as_get(scope, send)
         await self._api(scope, receive, send)  # type: ignore[arg-type]  # untyped ASGI messages
         return str(scope.get("path_template") or "unknown")

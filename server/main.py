@@ -30,12 +30,12 @@ import structlog
 import uvicorn
 
 from server import datadir, memory
-from server.front import logs
-from server.front.connections import Config, Http
-from server.front.door import Door
-from server.front.identity import Identity, tell_nothing
-from server.front.listening import CannotListen, check_safe, listening, public_url
-from server.front.tls import Certificate, Tls
+from server.http import logs
+from server.http.accept import Door
+from server.http.certificate import Identity, tell_nothing
+from server.http.connections import Config, Http
+from server.http.listen import CannotListen, check_safe, listening, public_url
+from server.http.tls import Certificate, Tls
 from server.settings import BadSettings, Settings, Tunables, read_config
 from server.storage.keys import write_private
 

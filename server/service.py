@@ -25,35 +25,35 @@ from typing import NamedTuple, TypeVar
 import structlog
 from sqlalchemy import Connection
 
-from remote.content import Descriptor
-from remote.errors import AnyProblem, Refused, Unauthorized, Unavailable
-from remote.wire import Applied, Keyed, PresignedPut
+from remote.protocol.content import Descriptor
+from remote.protocol.errors import AnyProblem, Refused, Unauthorized, Unavailable
+from remote.protocol.messages import Applied, Keyed, PresignedPut
+from server.accounts import tokens
 from server.changes.fanout import LocalFanout, News, account_topic
 from server.changes.feed import Cursors
 from server.changes.nesting import Nesting
-from server.drive import commits
-from server.front import passwords
-from server.front.known import KnownCallers
-from server.front.limits import Places, TokenBuckets
-from server.front.tries import Tries
+from server.drive import commits, sharing
 from server.gauges import Gauges
+from server.http import password_queue
+from server.http.password_tries import Tries
+from server.http.rate_limits import Places, TokenBuckets
+from server.http.recent_tokens import KnownCallers
+from server.links import tree
+from server.links.content import Library
+from server.links.signing import LinkSigner
+from server.maintenance.admin_watch import Beside
+from server.maintenance.janitor import Janitor
 from server.metadata.db import Database
 from server.metrics import Metrics
-from server.people import sharing, tokens
-from server.people.caller import Caller
+from server.permissions.caller import Caller
 from server.pools import STRANGERS, FairPool, Pool
-from server.public import links_tree
-from server.public.documents import Library
-from server.public.links_signing import LinkSigner
 from server.settings import Settings
 from server.storage.blobs import BlobKey, LocalBlobStore
 from server.storage.keys import load_keys
-from server.storage.quota import Budget, Limits
-from server.storage.reception import Reception
 from server.storage.signer import UrlSigner
-from server.storage.uploads import Terms
-from server.upkeep.beside import Beside
-from server.upkeep.janitor import Janitor
+from server.uploads.quota import Budget, Limits
+from server.uploads.reception import Reception
+from server.uploads.sessions import Terms
 
 log = structlog.get_logger("nearline.server")
 
@@ -110,15 +110,15 @@ class Service:
         self.share_pace = sharing.Pace(tunables.stranger_burst, tunables.stranger_seconds)
         self.known = KnownCallers()
         self.library = Library(self.db.read, self.blobs)
-        self.counts = links_tree.Counts()
+        self.counts = tree.Counts()
         self.nesting = Nesting()
         self.sockets = Places(tunables.connections, tunables.sockets_per_account)
         self._seen = tokens.SeenThisHour()
         self.upload_ns = tunables.upload_days * 86_400 * 10**9
         self.reads = FairPool(4, "read")
         self.writes = FairPool(1, "write")
-        self.passwords = Pool(passwords.THREADS, "password")
-        self.desk = passwords.Desk(self.passwords)
+        self.passwords = Pool(password_queue.THREADS, "password")
+        self.desk = password_queue.Desk(self.passwords)
         self.files = Pool(8, "file")
         self.visits = Pool(2, "visit")
         self.downloads = Pool(4, "download")

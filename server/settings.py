@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from remote.signing import LONGEST_SECONDS
-from remote.wire import SIGNED_URL_SECONDS
-from server.front.proxies import TrustedProxies
+from remote.protocol.messages import SIGNED_URL_SECONDS
+from remote.protocol.signing import LONGEST_SECONDS
+from server.addresses import TrustedProxies
 
 _UrlSeconds = Annotated[int, msgspec.Meta(ge=30, le=LONGEST_SECONDS)]
 

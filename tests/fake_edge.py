@@ -1,4 +1,5 @@
-"""A server and edge in memory for tests of the read path: implements `remote.download.EdgeApi`.
+"""A server and edge in memory for tests of the read path: implements
+`remote.transfer.download.EdgeApi`.
 
 Files are made from bytes with `add`; `faults` are taken one for each GET, in order, before an
 undisturbed answer is given.
@@ -13,10 +14,10 @@ from dataclasses import dataclass, field
 import trio
 from blake3 import blake3
 
-from remote.codec import encode_chunk
-from remote.content import HOLE, Descriptor, Manifest, Piece
-from remote.errors import Busy, NotFound, Refused, Unreachable, UrlRefused
-from remote.wire import Located, LocateReply, LocateRequest
+from remote.protocol.codec import encode_chunk
+from remote.protocol.content import HOLE, Descriptor, Manifest, Piece
+from remote.protocol.errors import Busy, NotFound, Refused, Unreachable, UrlRefused
+from remote.protocol.messages import Located, LocateReply, LocateRequest
 
 Fault = str  # "truncate", "corrupt", "refuse", "late", "down", "busy"
 

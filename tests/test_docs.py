@@ -14,13 +14,14 @@ import pytest
 from cyclopts import CycloptsError, MissingArgumentError
 from msgspec import Struct
 
-from cache import conflicts, schema
-from mount.asked import account_messages, control_messages
+from cache.metadata import schema
+from cache.namespace import conflicts
 from mount.cli import _take_debug
 from mount.cli.app import app
 from mount.config import parse_options
-from remote.errors import RULES, ChunksMissing, Exists
-from remote.wire import Op
+from mount.control import account_messages, messages
+from remote.protocol.errors import RULES, ChunksMissing, Exists
+from remote.protocol.messages import Op
 from server.metadata.schema import metadata
 from server.settings import Tunables
 
@@ -221,7 +222,7 @@ def test_the_conflict_table() -> None:
 
 @functools.cache
 def status_fields() -> frozenset[str]:
-    return frozenset(fields_of(control_messages.Status))
+    return frozenset(fields_of(messages.Status))
 
 
 def fields_of(struct: type[Struct], above: str = "") -> Iterator[str]:
@@ -259,7 +260,7 @@ def test_the_page_of_json_has_every_field_and_no_other() -> None:
 
 def test_the_cache_statistics_are_all_named() -> None:
     page = spans(ROOT / "docs/status-schema.md")
-    assert set(control_messages.CacheStats.__struct_fields__) <= set(page)
+    assert set(messages.CacheStats.__struct_fields__) <= set(page)
 
 
 def test_every_table_is_described() -> None:

@@ -34,11 +34,11 @@ from bench.hostile.attacks import ATTACKS, SOURCES, Outcome, Victim
 from bench.hostile.honest import Diary, Errand
 from bench.processes import BenchFailure, poll, run, stop
 from bench.results import quantile
-from remote.client import ApiClient
-from remote.codec import decode_block
-from remote.content import block_count
-from remote.wire import LocateRequest, LoginRequest, Span
-from server.people import accounts
+from remote.http.api import ApiClient
+from remote.protocol.codec import decode_block
+from remote.protocol.content import block_count
+from remote.protocol.messages import LocateRequest, LoginRequest, Span
+from server.accounts import accounts
 
 HONEST, HOSTILE = "honest", "hostile"
 PASSWORD = "a password of some length"

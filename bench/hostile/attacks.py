@@ -28,13 +28,14 @@ import structlog
 import trio
 
 from bench.hostile.raw import Make, Target, request
-from cache.operations import new_id
-from remote.client import ApiClient
-from remote.codec import encode_chunk
-from remote.content import HOLE, Descriptor, Manifest, Piece
-from remote.errors import NearlineError, Refused, Retry, Unavailable
-from remote.transport import Timeouts
-from remote.wire import (
+from cache.metadata.operations import new_id
+from remote.http.api import ApiClient
+from remote.http.transport import Timeouts
+from remote.protocol.account_messages import Invite, MakeLink, ShareRequest
+from remote.protocol.codec import encode_chunk
+from remote.protocol.content import HOLE, Descriptor, Manifest, Piece
+from remote.protocol.errors import NearlineError, Refused, Retry, Unavailable
+from remote.protocol.messages import (
     Applied,
     ApplyRequest,
     Content,
@@ -48,7 +49,6 @@ from remote.wire import (
     StartUploads,
     Unlink,
 )
-from remote.wire_account import Invite, MakeLink, ShareRequest
 
 Who = Literal["account", "visitor", "address"]
 

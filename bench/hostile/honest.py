@@ -21,13 +21,13 @@ import msgspec
 import structlog
 import trio
 
-from cache.operations import new_id
-from remote.client import ApiClient
-from remote.codec import encode_chunk
-from remote.content import Descriptor, Manifest, Piece
-from remote.errors import Busy, RateLimited, Refused, Unavailable, Unreachable
-from remote.transport import Timeouts
-from remote.wire import (
+from cache.metadata.operations import new_id
+from remote.http.api import ApiClient
+from remote.http.transport import Timeouts
+from remote.protocol.codec import encode_chunk
+from remote.protocol.content import Descriptor, Manifest, Piece
+from remote.protocol.errors import Busy, RateLimited, Refused, Unavailable, Unreachable
+from remote.protocol.messages import (
     Applied,
     ApplyRequest,
     CompleteUpload,

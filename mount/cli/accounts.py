@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from mount import credentials
-from mount.cli import agreeing, flags, listing, times
+from mount.cli import confirm, flags, listing, times
 from mount.config import absolute, parse_size
 from mount.failures import UsageFailure
 from mount.progress import human_bytes
@@ -22,7 +22,7 @@ token = App(name="token", help="Tokens of any account.")
 
 def ask(what: str, data_dir: Path, *values: Any, **options: Any) -> Any:
     """Have `server.admin` do something. Raises `Failure`."""
-    from mount.starting import embedded
+    from mount.process import embedded
 
     return embedded.admin(what, data_dir, *values, **options)
 
@@ -146,7 +146,7 @@ def account_remove(
     where = absolute(data)
     for line in _leaving(ask("leaving", where, name)):
         print(line)
-    if not yes and not agreeing.agreed(f"Remove the account {name} for good?"):
+    if not yes and not confirm.agreed(f"Remove the account {name} for good?"):
         print("Nothing was removed.")
         return
     done = ask("remove_account", where, name)

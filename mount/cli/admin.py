@@ -227,7 +227,7 @@ def audit(
     """Who did what, with which device, and when; oldest first."""
     from msgspec import json as encoding
 
-    from mount.starting import embedded
+    from mount.process import embedded
 
     for row in embedded.read_audit(absolute(data), _moment(since), account):
         if json:

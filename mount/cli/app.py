@@ -11,19 +11,19 @@ from importlib.metadata import version
 from cyclopts import App
 
 _COMMANDS = {
-    "up": ("mount.cli.starting:up", "A server, an account and a mount, in one command."),
-    "serve": ("mount.cli.starting:serve", "Run a server in the foreground."),
-    "login": ("mount.cli.starting:login", "Get a token for this device, with your password."),
-    "passwd": ("mount.cli.starting:passwd", "Change the password of your account."),
+    "up": ("mount.cli.setup:up", "A server, an account and a mount, in one command."),
+    "serve": ("mount.cli.setup:serve", "Run a server in the foreground."),
+    "login": ("mount.cli.setup:login", "Get a token for this device, with your password."),
+    "passwd": ("mount.cli.setup:passwd", "Change the password of your account."),
     "mount": ("mount.cli.mounting:mount", "Mount your drive; returns when it is usable."),
     "umount": ("mount.cli.mounting:umount", "Wait for the journal, then unmount."),
     "flush": ("mount.cli.mounting:flush", "Return when the server has everything."),
     "retry": ("mount.cli.mounting:retry", "Try again what the server refused."),
-    "status": ("mount.cli.asking:status", "What the mounts are doing."),
-    "doctor": ("mount.cli.asking:doctor", "Check this machine, and say what to do."),
-    "pin": ("mount.cli.asking:pin", "Keep a file or folder on this machine."),
-    "unpin": ("mount.cli.asking:unpin", "Let a pinned file or folder be evicted again."),
-    "warm": ("mount.cli.asking:warm", "Fetch a file or folder into the cache now."),
+    "status": ("mount.cli.status:status", "What the mounts are doing."),
+    "doctor": ("mount.cli.status:doctor", "Check this machine, and say what to do."),
+    "pin": ("mount.cli.status:pin", "Keep a file or folder on this machine."),
+    "unpin": ("mount.cli.status:unpin", "Let a pinned file or folder be evicted again."),
+    "warm": ("mount.cli.status:warm", "Fetch a file or folder into the cache now."),
     "share": ("mount.cli.sharing:share", "Let another account see or change a file or folder."),
     "unshare": ("mount.cli.sharing:unshare", "Take back what share gave."),
     "shares": ("mount.cli.sharing:shares", "Who has access to a file or folder."),
@@ -39,7 +39,7 @@ _COMMANDS = {
 }
 
 _ACCOUNT_COMMANDS = {
-    "add": ("mount.cli.starting:account_add", "Make an account."),
+    "add": ("mount.cli.setup:account_add", "Make an account."),
     "list": ("mount.cli.accounts:account_list", "What each account has and may."),
     "set": ("mount.cli.accounts:account_set", "Change quota and history of an account."),
     "passwd": ("mount.cli.accounts:account_passwd", "Give an account another password."),
@@ -63,8 +63,8 @@ def _make() -> App:
         account.command(path, name=name, help=summary)
     app.command(account)
     cache = App(name="cache", help="The block cache of a mount.")
-    cache.command("mount.cli.asking:cache_stats", name="stats", help="How full it is.")
-    cache.command("mount.cli.asking:cache_clear", name="clear", help="Drop what is not pinned.")
+    cache.command("mount.cli.status:cache_stats", name="stats", help="How full it is.")
+    cache.command("mount.cli.status:cache_clear", name="clear", help="Drop what is not pinned.")
     app.command(cache)
     return app
 

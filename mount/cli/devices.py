@@ -8,12 +8,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from mount.asked import account_messages as wanted
-from mount.asked import control_client
-from mount.asked.control_messages import Done
-from mount.cli import flags, listing, talking, times
+from mount.cli import flags, listing, target, times
+from mount.control import account_messages as wanted
+from mount.control import client
+from mount.control.messages import Done
 from mount.failures import Failure
-from mount.starting import registry
+from mount.process import registry
 
 devices = App(name="devices", help="The devices and tokens of your account.")
 
@@ -22,8 +22,8 @@ devices = App(name="devices", help="The devices and tokens of your account.")
 @devices.command(name="list")
 def list_devices(directory: flags.Mount = None, /, *, json: flags.Json = False) -> None:
     """Every device of the account whose token is good, newest first."""
-    record = talking.chosen(directory)
-    found = talking.ask(record, wanted.DevicesRequest(), wanted.Devices, "devices")
+    record = target.chosen(directory)
+    found = target.ask(record, wanted.DevicesRequest(), wanted.Devices, "devices")
     if json:
         listing.print_json(found)
         return
@@ -55,9 +55,9 @@ def revoke(
     own: Annotated[bool, Parameter(negative="", help="Also if it is this mount's own.")] = False,
 ) -> None:
     """Refuse a device from its next request on. What it has not sent stays on it."""
-    record = talking.chosen(directory)
+    record = target.chosen(directory)
     request = wanted.RevokeDeviceRequest(said=said, own_too=own)
-    done = talking.ask(record, request, Done, "devices")
+    done = target.ask(record, request, Done, "devices")
     print(f"{listing.printable(done.message)} is refused from now on.")
 
 
@@ -75,14 +75,14 @@ def add(
     """Make a token for a script or another machine, weaker than your own if you like.
 
     It is printed this once; keep it there with `nearline login --token-file`."""
-    record = talking.chosen(directory or folder)
+    record = target.chosen(directory or folder)
     request = wanted.MakeTokenRequest(
         name=name,
         read_only=read_only,
-        folder=None if folder is None else talking.path_in(record, folder) or None,
+        folder=None if folder is None else target.path_in(record, folder) or None,
         expires_seconds=None if expires is None else times.duration(expires),
     )
-    made = talking.ask(record, request, wanted.Token, "devices")
+    made = target.ask(record, request, wanted.Token, "devices")
     if json:
         listing.print_json(made)
         return
@@ -93,8 +93,8 @@ def add(
 @devices.command(name="rotate")
 def rotate(directory: flags.Mount = None, /) -> None:
     """Exchange this machine's token for a new one; the one before ends when that is used."""
-    record = talking.chosen(directory)
-    done = talking.ask(record, wanted.RotateRequest(), Done, "devices")
+    record = target.chosen(directory)
+    done = target.ask(record, wanted.RotateRequest(), Done, "devices")
     print(f"This device has a new token; it is in {done.message}.")
     for other in registry.all_records():
         if other.alive and other != record and _same_login(other, record):
@@ -108,8 +108,8 @@ def _same_login(one: registry.Record, other: registry.Record) -> bool:
 def _reload(other: registry.Record) -> None:
     """Another mount with the same login may be the same device."""
     try:
-        control_client.ask(Path(other.control), wanted.ReloadTokenRequest())
-    except (control_client.NotAnswering, control_client.MountRefused) as problem:
+        client.ask(Path(other.control), wanted.ReloadTokenRequest())
+    except (client.NotAnswering, client.MountRefused) as problem:
         raise Failure(
             f"the mount at {other.mountpoint} has the old token still ({problem});"
             " unmount it and mount it again"

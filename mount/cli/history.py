@@ -7,11 +7,11 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from mount.asked import account_messages as wanted
-from mount.cli import agreeing, flags, listing, talking, times
+from mount.cli import confirm, flags, listing, target, times
+from mount.control import account_messages as wanted
 from mount.failures import Failure
+from mount.process.registry import Record
 from mount.progress import human_bytes
-from mount.starting.registry import Record
 
 COUNTED = 1000  # things in a deleted folder
 
@@ -21,8 +21,8 @@ MaybeSaid = Annotated[str | None, Parameter(name="PATH-OR-ID")]
 
 def log(path: flags.Path, /, *, json: flags.Json = False) -> None:
     """The versions of the file PATH, newest first, and where each can be read."""
-    record, below = talking.at(path)
-    found = talking.ask(record, wanted.LogRequest(below), wanted.History, "log")
+    record, below = target.at(path)
+    found = target.ask(record, wanted.LogRequest(below), wanted.History, "log")
     if json:
         listing.print_json(found)
         return
@@ -67,10 +67,10 @@ def restore(
 
     It becomes a new version: nothing is lost, and restoring again undoes it. A PATH that is not
     there is looked for in the trash."""
-    record, below = talking.at(path)
+    record, below = target.at(path)
     at = [] if version is None else times.seconds_meant(version)
     request = wanted.RestoreRequest(path=below, version=version, at=at)
-    done = talking.ask(record, request, wanted.Restored, "restore")
+    done = target.ask(record, request, wanted.Restored, "restore")
     _tell(done)
     if done.version is not None:
         print(f"{listing.printable(done.path)} is as in version {done.version[-8:]} again.")
@@ -100,7 +100,7 @@ def list_trash(
     record = _mount_of(said, directory)
     said, path = _said_in(record, said)
     request = wanted.TrashRequest(said=said, path=path)
-    found = talking.ask(record, request, wanted.Trash, "trash")
+    found = target.ask(record, request, wanted.Trash, "trash")
     if json:
         listing.print_json(found)
         return
@@ -143,10 +143,10 @@ def restore_trashed(
     record = _mount_of(said, directory, to)
     request = wanted.TrashRestoreRequest(
         said=said,
-        path=talking.below(record, said),
-        to=None if to is None else talking.path_in(record, to),
+        path=target.below(record, said),
+        to=None if to is None else target.path_in(record, to),
     )
-    _tell(talking.ask(record, request, wanted.Restored, "trash"))
+    _tell(target.ask(record, request, wanted.Restored, "trash"))
 
 
 @trash.command(name="empty")
@@ -161,30 +161,30 @@ def empty(
     record = _mount_of(said, directory)
     said, path = _said_in(record, said)
     what = "everything in the trash" if said is None else f"{said} in the trash"
-    if not yes and not agreeing.agreed(f"Delete {what} of {record.account} for good?"):
+    if not yes and not confirm.agreed(f"Delete {what} of {record.account} for good?"):
         print("Nothing was deleted.")
         return
     request = wanted.TrashEmptyRequest(said=said, path=path)
-    done = talking.ask(record, request, wanted.Emptied, "trash")
+    done = target.ask(record, request, wanted.Emptied, "trash")
     print(f"{done.files} files are gone for good.")
 
 
 def _said_in(record: Record, said: str | None) -> tuple[str | None, str | None]:
     """`said` and the path that it is in the mount. The mount itself means all of its trash."""
-    path = None if said is None else talking.below(record, said)
+    path = None if said is None else target.below(record, said)
     return (None, None) if path == "" else (said, path)
 
 
 def _mount_of(said: str | None, directory: str | None, to: str | None = None) -> Record:
     """The mount that is named, else what `said` or `to` is a path in, else the obvious one."""
     if directory is None and said is not None and _is_in_a_mount(said):
-        return talking.at(said)[0]
-    return talking.chosen(directory or to)
+        return target.at(said)[0]
+    return target.chosen(directory or to)
 
 
 def _is_in_a_mount(path: str) -> bool:
     try:
-        talking.at(path)
+        target.at(path)
     except Failure:
         return False
     return True

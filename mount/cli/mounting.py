@@ -21,7 +21,7 @@ from mount.config import (
     parse_size,
 )
 from mount.failures import Failure, UsageFailure
-from mount.starting import preflight
+from mount.process import preflight
 
 
 def mount(
@@ -103,7 +103,7 @@ def _checked(url: str, where: Path, options: Options, *, foreground: bool) -> Mo
 
 def _leave(url: str, where: Path, options: Options) -> None:
     """Mount in a process of its own, which loads while we check."""
-    from mount.starting import launch
+    from mount.process import launch
 
     with launch.launched() as started:
         config = _checked(url, where, options, foreground=False)
@@ -113,9 +113,9 @@ def _leave(url: str, where: Path, options: Options) -> None:
 
 
 def _stay(config: MountConfig, token: str) -> None:
-    from mount.starting import daemon_main, process
+    from mount.process import daemon_main, processes
 
-    daemon_main.run_mount(config, token, ready=lambda: process.sd_notify("READY=1"))
+    daemon_main.run_mount(config, token, ready=lambda: processes.sd_notify("READY=1"))
 
 
 def umount(
@@ -130,8 +130,8 @@ def umount(
     """Wait until the server has everything, then unmount DIR.
 
     After --timeout seconds it stays mounted, and the exit code is 1."""
+    from mount.process import unmount
     from mount.progress import View
-    from mount.starting import unmount
 
     if timeout is not None and now:
         raise UsageFailure("--now does not wait, so it has no --timeout; give one of the two")
@@ -151,8 +151,8 @@ def flush(
     unless_offline: flags.UnlessOffline = False,
 ) -> None:
     """Return when the server has everything; exit code 1 after --timeout seconds."""
+    from mount.process import registry, unmount
     from mount.progress import View
-    from mount.starting import registry, unmount
 
     record, below = registry.live(Path(directory))
     if below and not Path(directory).exists():
@@ -170,14 +170,14 @@ def retry(
     """Try again what was refused at PATH and below it; without PATH, everything in the mount.
 
     Returns when the server has decided. Exit code 1 when it refused again, or after --timeout."""
-    from mount.asked import control_client
-    from mount.asked import control_messages as say
-    from mount.cli import talking
+    from mount.cli import target
+    from mount.control import client
+    from mount.control import messages as say
     from mount.progress import View
 
-    record, below = (talking.chosen(None), "") if path is None else talking.at(path)
+    record, below = (target.chosen(None), "") if path is None else target.at(path)
     with View("retry") as view:
-        done = control_client.ask(
+        done = client.ask(
             Path(record.control), say.RetryRequest(below, timeout), on_progress=view, patience=None
         )
     assert isinstance(done, say.Done)

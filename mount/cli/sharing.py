@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from mount.asked import account_messages as wanted
-from mount.asked.control_messages import Done
-from mount.cli import flags, listing, talking, times
+from mount.cli import flags, listing, target, times
+from mount.control import account_messages as wanted
+from mount.control.messages import Done
 from mount.failures import UsageFailure
 
 _SHOWN = 20
@@ -28,8 +28,8 @@ def share(
     """Let ACCOUNT see, or with --role editor change, PATH and what is below it.
 
     It appears in the folder Shared of their mount. Sharing again changes the role."""
-    record, below = talking.at(path)
-    talking.ask(record, wanted.ShareRequest(below, account, role), wanted.Shares, "share")
+    record, below = target.at(path)
+    target.ask(record, wanted.ShareRequest(below, account, role), wanted.Shares, "share")
     print(f"{listing.printable(account)} is {role} of {listing.printable(_called(below))} now.")
 
 
@@ -38,9 +38,9 @@ def unshare(path: flags.Path, account: OtherAccount, /) -> None:
 
     What it still reaches by other ways (a folder above or inside that is shared too, a hard link in
     another shared folder) is printed."""
-    record, below = talking.at(path)
+    record, below = target.at(path)
     request = wanted.UnshareRequest(below, account)
-    left = talking.ask(record, request, wanted.Shares, "unshare")
+    left = target.ask(record, request, wanted.Shares, "unshare")
     still = [one for one in left.grants if one.account.casefold() == account.casefold()]
     name, what = listing.printable(account), listing.printable(_called(below))
     print(f"{what} itself is not shared with {name} any more.")
@@ -58,8 +58,8 @@ def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
     """Who has access to PATH, and where it was given.
 
     Where that has another name, or is in another folder, since it was given, WAS tells the old."""
-    record, below = talking.at(path)
-    found = talking.ask(record, wanted.SharesRequest(below), wanted.Shares, "shares")
+    record, below = target.at(path)
+    found = target.ask(record, wanted.SharesRequest(below), wanted.Shares, "shares")
     if json:
         listing.print_json(found)
         return
@@ -92,8 +92,8 @@ def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
 
 def shared(directory: flags.Mount = None, /, *, json: flags.Json = False) -> None:
     """What others share with you, and where it is in the mount."""
-    record = talking.chosen(directory)
-    found = talking.ask(record, wanted.SharedRequest(), wanted.Shared, "shared")
+    record = target.chosen(directory)
+    found = target.ask(record, wanted.SharedRequest(), wanted.Shared, "shared")
     if json:
         listing.print_json(found)
         return
@@ -106,8 +106,8 @@ def shared(directory: flags.Mount = None, /, *, json: flags.Json = False) -> Non
 
 def leave(path: flags.Path, /) -> None:
     """Give up what somebody shares with you at PATH (Shared/OWNER/NAME). They keep it."""
-    record, below = talking.at(path)
-    talking.ask(record, wanted.LeaveRequest(below), Done, "leave")
+    record, below = target.at(path)
+    target.ask(record, wanted.LeaveRequest(below), Done, "leave")
     print(f"{listing.printable(below)} is not shared with you any more.")
 
 
@@ -150,14 +150,14 @@ def link(
     password = None
     if password_file is not None:
         password = credentials.read_secret("password", "", password_file)
-    record, below = talking.at(path)
+    record, below = target.at(path)
     request = wanted.MakeLinkRequest(
         path=below,
         expires_seconds=None if expires is None else times.duration(expires),
         password=password,
         max_downloads=max_downloads,
     )
-    made = talking.ask(record, request, wanted.LinkMade, "link")
+    made = target.ask(record, request, wanted.LinkMade, "link")
     if json:
         listing.print_json(made)
         return
@@ -176,10 +176,10 @@ def list_links(
 
     Where what a link shows has another name, or is in another folder, since the link was made, WAS
     tells the old."""
-    record = talking.chosen(path)
-    below = None if path is None else talking.path_in(record, path)
+    record = target.chosen(path)
+    below = None if path is None else target.path_in(record, path)
     request = wanted.LinksRequest(below or None)
-    found = talking.ask(record, request, wanted.Links, "links")
+    found = target.ask(record, request, wanted.Links, "links")
     if json:
         listing.print_json(found)
         return
@@ -206,6 +206,6 @@ def _row(one: wanted.Link) -> list[str]:
 @links.command(name="revoke")
 def revoke(id: Annotated[str, Parameter(name="ID")], directory: flags.Mount = None, /) -> None:
     """Make the link ID, as `nearline links` shows it, lead nowhere from now on."""
-    record = talking.chosen(directory)
-    talking.ask(record, wanted.RevokeLinkRequest(id), Done, "links")
+    record = target.chosen(directory)
+    target.ask(record, wanted.RevokeLinkRequest(id), Done, "links")
     print("The link leads nowhere any more.")

@@ -8,12 +8,12 @@ from litestar import get, post
 from litestar.params import FromQuery
 from sqlalchemy import Connection
 
-from remote.wire import ApplyReply, ApplyRequest, ChangesPage
+from remote.protocol.messages import ApplyReply, ApplyRequest, ChangesPage
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.changes import feed
 from server.changes.fanout import Closed
 from server.changes.views import View, view_of
-from server.people.caller import Caller
+from server.permissions.caller import Caller
 from server.service import Service
 
 

@@ -10,14 +10,14 @@ from litestar import delete, get, post
 from litestar.params import FromPath
 from sqlalchemy import Connection
 
-from remote.errors import Refused, Unauthorized
-from remote.wire_account import DevicesReply, MakeToken, TokenReply
+from remote.protocol.account_messages import DevicesReply, MakeToken, TokenReply
+from remote.protocol.errors import Refused, Unauthorized
+from server.accounts import devices, tokens
+from server.addresses import client_of
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
 from server.changes.fanout import News, account_topic
-from server.front.proxies import client_of
-from server.people import devices, tokens
-from server.people.caller import Caller
+from server.permissions.caller import Caller
 from server.service import Service
 
 

@@ -21,7 +21,7 @@ from litestar.exceptions import HTTPException
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
-from remote.errors import (
+from remote.protocol.errors import (
     RULES,
     BadRequest,
     NotFound,
@@ -31,10 +31,10 @@ from remote.errors import (
     Unavailable,
 )
 from server.changes.fanout import News
-from server.front.answers import JSON, MSGPACK, MSGPACK_NAMES, headers_for, wants_msgpack
-from server.front.bodies import GONE_STATUS, ClientGone, TooSlow, body_of
-from server.front.redaction import shown_path
-from server.people.caller import Caller
+from server.http.bodies import GONE_STATUS, ClientGone, TooSlow, body_of
+from server.http.problems import JSON, MSGPACK, MSGPACK_NAMES, headers_for, wants_msgpack
+from server.http.redaction import shown_path
+from server.permissions.caller import Caller
 from server.service import Service, check_present, token_of
 
 log = structlog.get_logger("nearline.api")

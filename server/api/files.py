@@ -9,17 +9,17 @@ from litestar import get, post
 from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection
 
-from remote.errors import NotFound, Refused
-from remote.wire import Located, LocateReply, LocateRequest
+from remote.protocol.errors import NotFound, Refused
+from remote.protocol.messages import Located, LocateReply, LocateRequest
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.changes import feed
 from server.changes.views import view_of
 from server.drive import listing, versions
-from server.people import access
-from server.people.caller import Caller
+from server.permissions import access
+from server.permissions.caller import Caller
 from server.service import Service
-from server.storage import verification
 from server.storage.blobs import BlobKey
+from server.uploads import verification
 
 _ID = re.compile(r"[0-9a-f]{32}")
 

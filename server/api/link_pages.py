@@ -28,17 +28,19 @@ from litestar.datastructures import Cookie
 from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection, Row
 
-from remote.errors import Problem, Refused
+from remote.protocol.errors import Problem, Refused
+from server.accounts import accounts
+from server.addresses import limited_as
 from server.api.exchange import AnyRequest, service_of
-from server.front import heads
-from server.front.answers import headers_for
-from server.front.proxies import limited_as
-from server.people import accounts, audit
+from server.http import head
+from server.http.problems import headers_for
+from server.links import html as pages
+from server.links import links, listing_page
+from server.links.links import Inside
+from server.links.signing import COOKIE_SECONDS, ZIP, Wanted
+from server.links.zip import MAX_MEMBERS
+from server.permissions import audit
 from server.pools import STRANGERS
-from server.public import links, links_pages, pages
-from server.public.documents_zip import MAX_MEMBERS
-from server.public.links import Inside
-from server.public.links_signing import COOKIE_SECONDS, ZIP, Wanted
 from server.service import Service
 
 Page = Response[bytes]
@@ -193,7 +195,7 @@ async def _visit(
 
     try:
         seen = await _off_loop(service, work)
-        if isinstance(seen, Begin) and heads.is_head(request.scope):
+        if isinstance(seen, Begin) and head.is_head(request.scope):
             return _redirect(service.links.content_url(seen.wanted.to_look(), time.time_ns()))
         if isinstance(seen, Begin):
             return await _begin(service, seen, _address(request))
@@ -255,7 +257,7 @@ async def _off_loop(service: Service, work: Callable[[Connection], T]) -> T:
 def _shown(
     conn: Connection, link: Link, secret: str, file: str, after: str | None, places: links.Places
 ) -> Page:
-    html = links_pages.page(conn, link, secret, file, after, places)
+    html = listing_page.page(conn, link, secret, file, after, places)
     if html is None:
         raise _Closed
     return _page(html)

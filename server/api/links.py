@@ -8,13 +8,13 @@ from litestar import delete, get, post
 from litestar.params import FromPath
 from sqlalchemy import Connection
 
-from remote.errors import RateLimited, Refused
-from remote.wire_account import LinkMade, LinksReply, MakeLink
+from remote.protocol.account_messages import LinkMade, LinksReply, MakeLink
+from remote.protocol.errors import RateLimited, Refused
+from server.accounts import accounts
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
-from server.people import accounts
-from server.people.caller import Caller
-from server.public import links
+from server.links import links
+from server.permissions.caller import Caller
 from server.service import Service
 
 

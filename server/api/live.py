@@ -24,15 +24,15 @@ import msgspec
 from litestar import WebSocket, websocket
 from sqlalchemy import Connection
 
-from remote.errors import RateLimited, Refused
-from remote.wire import Change, Hint
+from remote.protocol.errors import RateLimited, Refused
+from remote.protocol.messages import Change, Hint
 from server.api.exchange import service_of, token_in
 from server.changes import feed
 from server.changes.fanout import Closed, News, Subscription, drive_topic
 from server.changes.feed import Position
 from server.changes.views import View, view_of
-from server.front.answers import refuse
-from server.people.caller import Caller
+from server.http.problems import refuse
+from server.permissions.caller import Caller
 from server.service import Service
 
 INLINE_BYTES = 64 * 1024

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from remote import wire
-from remote import wire_account as account
-from remote.errors import AnyProblem
+from remote.protocol import account_messages as account
+from remote.protocol import messages
+from remote.protocol.errors import AnyProblem
 
 _REF = "#/components/schemas/{name}"
 
@@ -41,8 +41,10 @@ _WAIT = _CURSOR | {"timeout": {"type": "number", "minimum": 0, "maximum": 60}}
 _VERSION = {"version": {"type": "string"}, "manifest": {"type": "boolean"}}
 
 ENDPOINTS = (
-    Endpoint("post", "/v1/login", "Log in", wire.LoginRequest, wire.LoginReply, public=True),
-    Endpoint("get", "/v1/me", "Who the token is", None, wire.Me),
+    Endpoint(
+        "post", "/v1/login", "Log in", messages.LoginRequest, messages.LoginReply, public=True
+    ),
+    Endpoint("get", "/v1/me", "Who the token is", None, messages.Me),
     Endpoint(
         "post",
         "/v1/password",
@@ -54,17 +56,23 @@ ENDPOINTS = (
     Endpoint("post", "/v1/devices", "Make a token", account.MakeToken, account.TokenReply),
     Endpoint("post", "/v1/devices/rotate", "Change one's own token", None, account.TokenReply),
     Endpoint("delete", "/v1/devices/{device_id}", "Revoke a token, or log out"),
-    Endpoint("post", "/v1/files", "Start uploads", wire.StartUploads, wire.StartUploadsReply),
-    Endpoint("get", "/v1/files/{file_id}", "A file", None, wire.FileReply, _VERSION),
-    Endpoint("get", "/v1/files/{file_id}/children", "A directory", None, wire.ChildrenPage, _PAGE),
-    Endpoint("get", "/v1/files/{file_id}/versions", "History", None, wire.VersionsPage, _PAGE),
-    Endpoint("get", "/v1/files/{file_id}/changes", "Its changes", None, wire.ChangesPage, _CURSOR),
+    Endpoint(
+        "post", "/v1/files", "Start uploads", messages.StartUploads, messages.StartUploadsReply
+    ),
+    Endpoint("get", "/v1/files/{file_id}", "A file", None, messages.FileReply, _VERSION),
+    Endpoint(
+        "get", "/v1/files/{file_id}/children", "A directory", None, messages.ChildrenPage, _PAGE
+    ),
+    Endpoint("get", "/v1/files/{file_id}/versions", "History", None, messages.VersionsPage, _PAGE),
+    Endpoint(
+        "get", "/v1/files/{file_id}/changes", "Its changes", None, messages.ChangesPage, _CURSOR
+    ),
     Endpoint(
         "get",
         "/v1/files/by-fingerprint/{fingerprint}",
         "A file of this content in one's own drive",
         None,
-        wire.FingerprintReply,
+        messages.FingerprintReply,
     ),
     Endpoint(
         "post", "/v1/files/{file_id}/share", "Share", account.ShareRequest, account.SharesReply
@@ -82,22 +90,30 @@ ENDPOINTS = (
     Endpoint("get", "/v1/files/{file_id}/links", "Its links", None, account.LinksReply),
     Endpoint("get", "/v1/links", "All links", None, account.LinksReply),
     Endpoint("delete", "/v1/links/{link_id}", "Revoke a link"),
-    Endpoint("get", "/v1/uploads/{version}", "What is there", None, wire.UploadState),
+    Endpoint("get", "/v1/uploads/{version}", "What is there", None, messages.UploadState),
     Endpoint(
-        "post", "/v1/uploads/{version}/urls", "Presigned PUTs", wire.UrlsRequest, wire.UploadState
+        "post",
+        "/v1/uploads/{version}/urls",
+        "Presigned PUTs",
+        messages.UrlsRequest,
+        messages.UploadState,
     ),
     Endpoint(
         "post",
         "/v1/uploads/{version}/complete",
         "Commit an upload",
-        wire.CompleteUpload,
-        wire.Applied,
+        messages.CompleteUpload,
+        messages.Applied,
     ),
     Endpoint("delete", "/v1/uploads/{version}", "Abandon an upload"),
-    Endpoint("post", "/v1/chunks/locate", "Signed GETs", wire.LocateRequest, wire.LocateReply),
-    Endpoint("post", "/v1/changes/apply", "Apply changes", wire.ApplyRequest, wire.ApplyReply),
-    Endpoint("get", "/v1/changes", "Pull changes", None, wire.ChangesPage, _CURSOR),
-    Endpoint("get", "/v1/changes/wait", "Wait for changes", None, wire.ChangesPage, _WAIT),
+    Endpoint(
+        "post", "/v1/chunks/locate", "Signed GETs", messages.LocateRequest, messages.LocateReply
+    ),
+    Endpoint(
+        "post", "/v1/changes/apply", "Apply changes", messages.ApplyRequest, messages.ApplyReply
+    ),
+    Endpoint("get", "/v1/changes", "Pull changes", None, messages.ChangesPage, _CURSOR),
+    Endpoint("get", "/v1/changes/wait", "Wait for changes", None, messages.ChangesPage, _WAIT),
 )
 
 
@@ -106,7 +122,7 @@ def document() -> bytes:
     """The document as JSON."""
     used = [kind for each in ENDPOINTS for kind in (each.request, each.reply) if kind is not None]
     schemas, components = msgspec.json.schema_components(
-        [AnyProblem, wire.Hint, *used], ref_template=_REF
+        [AnyProblem, messages.Hint, *used], ref_template=_REF
     )
     problem, by_type = schemas[0], dict(zip(used, schemas[2:], strict=True))
     paths: dict[str, dict[str, Any]] = {}

@@ -9,19 +9,20 @@ from typing import Any, NamedTuple, cast
 from litestar import get, post
 from sqlalchemy import Connection, select
 
-from remote.errors import BadRequest, Forbidden, Refused, Unauthorized
-from remote.wire import LoginReply, LoginRequest, Me
-from remote.wire_account import ChangePassword, PasswordReply
+from remote.protocol.account_messages import ChangePassword, PasswordReply
+from remote.protocol.errors import BadRequest, Forbidden, Refused, Unauthorized
+from remote.protocol.messages import LoginReply, LoginRequest, Me
+from server.accounts import accounts, passwords, tokens
+from server.accounts.accounts import Checked
+from server.addresses import client_of, limited_as
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.changes import feed
 from server.changes.fanout import News, account_topic
-from server.front.proxies import client_of, limited_as
-from server.front.tries import Try
+from server.http.password_tries import Try
 from server.metadata.schema import accounts as accounts_table
 from server.metadata.schema import drives
-from server.people import access, accounts, audit, passwords, tokens
-from server.people.accounts import Checked
-from server.people.caller import Caller
+from server.permissions import access, audit
+from server.permissions.caller import Caller
 from server.pools import STRANGERS
 from server.service import Service
 

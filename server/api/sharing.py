@@ -10,14 +10,14 @@ from litestar import delete, get, post
 from litestar.params import FromPath
 from sqlalchemy import Connection
 
-from remote.errors import RateLimited, Refused
-from remote.wire_account import SharedReply, ShareRequest, SharesReply
+from remote.protocol.account_messages import SharedReply, ShareRequest, SharesReply
+from remote.protocol.errors import RateLimited, Refused
 from server.api.exchange import AnyRequest, Reply, body, published, reply, service_of, token_in
 from server.api.files import check_id
 from server.changes.fanout import News
 from server.changes.views import shared_with, with_attributes
-from server.people import sharing
-from server.people.caller import Caller
+from server.drive import sharing
+from server.permissions.caller import Caller
 from server.service import Service
 
 

@@ -8,11 +8,11 @@ import hmac
 import msgspec
 from litestar import Response, get
 
-from remote.errors import Refused, Unauthorized
+from remote.protocol.errors import Refused, Unauthorized
 from server.api import openapi
 from server.api.exchange import AnyRequest, Reply, service_of, token_in
-from server.front import health
-from server.front.answers import JSON
+from server.http import health
+from server.http.problems import JSON
 from server.service import Service
 
 READY_SECONDS = 5.0

@@ -10,13 +10,13 @@ from litestar import get, post
 from litestar.params import FromQuery
 from sqlalchemy import Connection
 
-from remote.errors import BadRequest, Refused
-from remote.wire_account import EmptiedReply, EmptyTrash, TrashPage
+from remote.protocol.account_messages import EmptiedReply, EmptyTrash, TrashPage
+from remote.protocol.errors import BadRequest, Refused
 from server.api.exchange import AnyRequest, Reply, body, published, reply, service_of, token_in
 from server.api.files import check_id
 from server.changes.fanout import News
 from server.drive import retention, trash
-from server.people.caller import Caller
+from server.permissions.caller import Caller
 
 _ENDING = re.compile("[0-9a-f]{6,32}")
 

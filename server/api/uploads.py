@@ -8,8 +8,8 @@ from litestar import delete, get, post
 from litestar.params import FromPath
 from sqlalchemy import Connection
 
-from remote.errors import AnyProblem, BadRequest, Refused, Unavailable
-from remote.wire import (
+from remote.protocol.errors import AnyProblem, BadRequest, Refused, Unavailable
+from remote.protocol.messages import (
     MAX_BATCH,
     Applied,
     CompleteUpload,
@@ -22,9 +22,9 @@ from remote.wire import (
 )
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.api.files import check_id
-from server.people.caller import Caller
-from server.storage import uploads
-from server.storage.uploads import Terms
+from server.permissions.caller import Caller
+from server.uploads import sessions
+from server.uploads.sessions import Terms
 
 
 @post("/v1/files")
@@ -53,7 +53,7 @@ def _start(conn: Connection, caller: Caller, wanted: StartUpload, terms: Terms) 
     """One of a batch; a refusal undoes only what this one did."""
     conn.exec_driver_sql("SAVEPOINT upload")
     try:
-        begun = uploads.start(conn, caller, wanted, terms, time.time_ns())
+        begun = sessions.start(conn, caller, wanted, terms, time.time_ns())
     except Refused as refused:
         conn.exec_driver_sql("ROLLBACK TO SAVEPOINT upload")
         conn.exec_driver_sql("RELEASE SAVEPOINT upload")
@@ -67,7 +67,7 @@ async def state(request: AnyRequest, version: FromPath[str]) -> Reply:
     check_id(version)
 
     def work(conn: Connection, caller: Caller) -> UploadState:
-        return uploads.state(conn, caller, version, time.time_ns())
+        return sessions.state(conn, caller, version, time.time_ns())
 
     return reply(request, await service_of(request).read(token_in(request), work))
 
@@ -80,7 +80,7 @@ async def urls(request: AnyRequest, version: FromPath[str]) -> Reply:
 
     def work(conn: Connection, caller: Caller) -> UploadState:
         terms = service.terms(conn, caller)
-        return uploads.extend(conn, caller, version, wanted, terms, time.time_ns())
+        return sessions.extend(conn, caller, version, wanted, terms, time.time_ns())
 
     return reply(request, await service.write(token_in(request), work))
 
@@ -104,6 +104,6 @@ async def abandon(request: AnyRequest, version: FromPath[str]) -> None:
     check_id(version)
 
     def work(conn: Connection, caller: Caller) -> None:
-        uploads.abandon(conn, caller, version, time.time_ns())
+        sessions.abandon(conn, caller, version, time.time_ns())
 
     await service_of(request).write(token_in(request), work)

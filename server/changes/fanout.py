@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from remote.wire import Change
+from remote.protocol.messages import Change
 
 INLINE_CHANGES = 64
 _OF_A_PART = "grant/"

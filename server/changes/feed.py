@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, func, or_, select
 
-from remote.errors import BadRequest, Refused
-from remote.wire import Change, ChangesPage
+from remote.protocol.errors import BadRequest, Refused
+from remote.protocol.messages import Change, ChangesPage
 from server.changes.fanout import is_of_a_part
 from server.changes.views import View, with_attributes
 from server.metadata.schema import changes, drives

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from remote.wire import Change, FileRecord
+from remote.protocol.messages import Change, FileRecord
 
 
 @dataclass(frozen=True)

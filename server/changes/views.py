@@ -20,12 +20,12 @@ import msgspec
 from msgspec import structs
 from sqlalchemy import Connection, Row, bindparam, select
 
-from remote.wire import SharedRoot
+from remote.protocol.messages import SharedRoot
 from server.changes.fanout import account_topic, drive_topic, grant_topic
 from server.changes.nesting import Nesting
-from server.drive.records import attributes, file_record, lightest
+from server.metadata.records import attributes, file_record, lightest
 from server.metadata.schema import accounts, devices, drives, files, grants
-from server.people.caller import Caller
+from server.permissions.caller import Caller
 
 _LONGEST_SUFFIX = 16
 """What follows a name's last dot and is longer is no suffix to be kept."""

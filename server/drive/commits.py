@@ -28,18 +28,18 @@ from dataclasses import dataclass, field
 import msgspec
 from sqlalchemy import ColumnElement, Connection, ScalarSelect, Select, func, insert, select, update
 
-from remote.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, Unavailable
-from remote.wire import Applied, Change, Keyed, Op
+from remote.protocol.errors import RULES, AnyProblem, NotFound, Problem, Refused, Retry, Unavailable
+from remote.protocol.messages import Applied, Change, Keyed, Op
 from server.changes.fanout import News, account_topic, drive_topic, grant_topic
 from server.changes.trimming import Touched, trimmed
 from server.drive import tree
 from server.drive.mutation import Mutation
-from server.drive.records import pages
+from server.metadata.records import pages
 from server.metadata.schema import audit as audit_table
 from server.metadata.schema import changes, devices, drives, grants, idempotency
-from server.people import access, audit
-from server.people.caller import Caller
-from server.people.lineage import Lineage
+from server.permissions import access, audit
+from server.permissions.caller import Caller
+from server.permissions.lineage import Lineage
 
 Result = Applied | AnyProblem
 

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, select, update
 
-from remote.errors import NameTooLong, Refused
-from remote.wire import MAX_LEVELS, MAX_PATH_BYTES
-from server.drive.records import pages
+from remote.protocol.errors import NameTooLong, Refused
+from remote.protocol.messages import MAX_LEVELS, MAX_PATH_BYTES
+from server.metadata.records import pages
 from server.metadata.schema import entries, files
-from server.people.lineage import Lineage, Place
+from server.permissions.lineage import Lineage, Place
 
 LOOKED_AT = 10_000
 """Entries of a tree that are looked at for how deep it really is."""

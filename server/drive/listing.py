@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import msgspec
 from sqlalchemy import Connection, Row, and_, or_, select
 
-from remote.errors import BadRequest, NotADirectory, NotFound, Refused
-from remote.wire import (
+from remote.protocol.errors import BadRequest, NotADirectory, NotFound, Refused
+from remote.protocol.messages import (
     Child,
     ChildrenPage,
     EntryRecord,
@@ -28,12 +28,12 @@ from remote.wire import (
 )
 from server.changes import feed
 from server.drive import versions
-from server.drive.records import attributes, file_record, fitting
+from server.metadata.records import attributes, file_record, fitting
 from server.metadata.schema import accounts, devices, entries, files
 from server.metadata.schema import versions as versions_table
-from server.people import access
-from server.people.caller import Caller
-from server.people.lineage import Lineage
+from server.permissions import access
+from server.permissions.caller import Caller
+from server.permissions.lineage import Lineage
 
 MAX_CHILDREN = 1000
 MAX_VERSIONS = 200

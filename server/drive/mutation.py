@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, text, update
 
-from remote.errors import (
+from remote.protocol.errors import (
     BadRequest,
     Exists,
     NotADirectory,
@@ -25,15 +25,15 @@ from remote.errors import (
     Stale,
     TooManyLinks,
 )
-from remote.wire import MAX_NAMES, Change, EntryRecord
+from remote.protocol.messages import MAX_NAMES, Change, EntryRecord
 from server.drive import depth
 from server.drive.depth import Below
-from server.drive.records import file_records
 from server.drive.rules import MAX_NAMED_TWICE, MAX_NAMES_BY_OTHERS, check_name
+from server.metadata.records import file_records
 from server.metadata.schema import entries, files, grants, links, xattrs
-from server.people import access
-from server.people.caller import Caller
-from server.people.lineage import Lineage
+from server.permissions import access
+from server.permissions.caller import Caller
+from server.permissions.lineage import Lineage
 
 _ENTRY = select(entries.c.file, entries.c.made_by).where(
     entries.c.parent == bindparam("parent"), entries.c.name == bindparam("name")

@@ -1,7 +1,7 @@
 """Names that others made, when the owner takes the file out of their reach.
 
 Knows: whose a name is, and which names go with a move. Must not know: operations (`tree`), grants
-(`people.lineage` says what a place's reach is).
+(`permissions.lineage` says what a place's reach is).
 
 An editor may give a file further names within what is shared. When the owner then moves the file
 out of that, or takes away the last of their own names that was in it, the names that others made in
@@ -24,8 +24,8 @@ from sqlalchemy import Boolean, Row, bindparam, exists, or_, select
 
 from server.drive.mutation import Mutation, Taken
 from server.metadata.schema import entries, files
-from server.people import access
-from server.people.lineage import ABOVE
+from server.permissions import access
+from server.permissions.lineage import ABOVE
 
 _NAMES = select(entries).where(entries.c.file == bindparam("file"))
 _MOVED_BY_OTHERS = select(entries.c.rev).where(

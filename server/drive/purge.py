@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 
 from server.changes.fanout import News, account_topic
-from server.drive.records import pages
+from server.metadata.records import pages
 from server.metadata.schema import (
     devices,
     files,
@@ -46,9 +46,9 @@ from server.metadata.schema import (
     versions,
     xattrs,
 )
-from server.people import audit
-from server.people.caller import Caller
-from server.storage import uploads
+from server.permissions import audit
+from server.permissions.caller import Caller
+from server.uploads import sessions
 
 CHUNKS = 10_000
 """About how many references to chunks one call lets go of."""
@@ -131,10 +131,10 @@ def drop_files(conn: Connection, by: Caller | None, ids: Sequence[str], now_ns: 
     for page in pages(done):
         for device in conn.execute(_REVOKE, {"ids": page, "now": now_ns}).all():
             audit.note(conn, by, "device_revoke", device.id, now_ns, folder=device.folder)
-            uploads.end_of_device(conn, device.id)
+            sessions.end_of_device(conn, device.id)
             told[device.account] = None
         for grant in conn.execute(_GRANTED, {"ids": page}).all():
-            uploads.end_of_account(conn, grant.drive, grant.account)
+            sessions.end_of_account(conn, grant.drive, grant.account)
         for statement in _DROP_FILE:
             conn.execute(statement, {"ids": page})
     return Dropped(len(done), tuple(News(account_topic(account)) for account in told))

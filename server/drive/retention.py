@@ -1,7 +1,7 @@
 """How long what was overwritten and deleted is kept, and letting it go after that.
 
 Knows: the limits of each account (else the server's), and what they say of a version, a file in the
-trash, a change, a stored answer. Must not know: who calls this and when (`collect`), what becomes
+trash, a change, a stored answer. Must not know: who calls this and when (`gc`), what becomes
 of chunks.
 
 The rules:
@@ -50,7 +50,7 @@ from server.metadata.schema import (
     idempotency,
     versions,
 )
-from server.people import audit
+from server.permissions import audit
 
 DAY_NS: Final = 86_400 * 10**9
 ANSWERS_NS: Final = 90 * DAY_NS

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from remote.errors import BadName, BadRequest, NameTooLong, Refused, TooLarge
-from remote.wire import MAX_NAME_BYTES, MAX_XATTR_BYTES, Create
+from remote.protocol.errors import BadName, BadRequest, NameTooLong, Refused, TooLarge
+from remote.protocol.messages import MAX_NAME_BYTES, MAX_XATTR_BYTES, Create
 
 RESERVED_AT_ROOT = "Shared"
 MAX_TARGET_BYTES = 4095

@@ -30,16 +30,16 @@ from sqlalchemy import (
     select,
 )
 
-from remote.errors import NotADirectory, Refused
-from remote.wire import MAX_LEVELS, MAX_PATH_BYTES
-from remote.wire_account import EmptiedReply, TrashItem, TrashPage
+from remote.protocol.account_messages import EmptiedReply, TrashItem, TrashPage
+from remote.protocol.errors import NotADirectory, Refused
+from remote.protocol.messages import MAX_LEVELS, MAX_PATH_BYTES
 from server.changes.fanout import News
 from server.drive import purge
 from server.drive.listing import read_mark, write_mark
-from server.drive.records import PAGE_BYTES, attributes, file_record, fitting, pages
+from server.metadata.records import PAGE_BYTES, attributes, file_record, fitting, pages
 from server.metadata.schema import drives, entries, files
-from server.people import access, audit
-from server.people.caller import Caller
+from server.permissions import access, audit
+from server.permissions.caller import Caller
 
 TOGETHER_NS: Final = 10 * 60 * 10**9
 MAX_ITEMS: Final = 200

@@ -1,7 +1,7 @@
 """What each operation of the wire does to the tree.
 
-Knows: the rules of every operation, as the docstrings in `remote.wire` promise them. Must not know:
-batches, idempotency, the feed, what becomes of the trash (`trash`, `retention`).
+Knows: the rules of every operation, as the docstrings in `remote.protocol.messages` promise them.
+Must not know: batches, idempotency, the feed, what becomes of the trash (`trash`, `retention`).
 
 Each function checks everything it depends on, raising `errors.Refused`, and changes the tables
 through the `Mutation` it is given; the caller rolls back the savepoint on a refusal, so checks and
@@ -16,8 +16,8 @@ from typing import Any
 from msgspec import UNSET
 from sqlalchemy import Row, delete, insert
 
-from remote import wire
-from remote.errors import (
+from remote.protocol import messages
+from remote.protocol.errors import (
     BadRequest,
     Exists,
     IsADirectory,
@@ -28,10 +28,9 @@ from remote.errors import (
     TooLarge,
     WouldLoop,
 )
-from remote.ids import mark_of
+from remote.protocol.ids import mark_of
 from server.drive import names, versions
 from server.drive.mutation import Mutation
-from server.drive.records import attributes
 from server.drive.retired import is_retired
 from server.drive.rules import (
     MAX_XATTRS_TOTAL,
@@ -41,11 +40,12 @@ from server.drive.rules import (
     check_numbers,
     check_xattrs,
 )
+from server.metadata.records import attributes
 from server.metadata.schema import xattrs
-from server.people import access
+from server.permissions import access
 
 
-def perform(tx: Mutation, op: wire.Op) -> None:
+def perform(tx: Mutation, op: messages.Op) -> None:
     """Carry out `op`. Raises `errors.Refused`."""
     for name in _names(op):
         check_length(name)
@@ -53,12 +53,12 @@ def perform(tx: Mutation, op: wire.Op) -> None:
     names.take_back(tx)
 
 
-def anchor(op: wire.Op) -> str:
+def anchor(op: messages.Op) -> str:
     """The file whose drive the operation is in."""
-    return op.parent if isinstance(op, wire.Create) else op.file
+    return op.parent if isinstance(op, messages.Create) else op.file
 
 
-def named(op: wire.Op) -> set[str]:
+def named(op: messages.Op) -> set[str]:
     """Every file the operation names."""
     fields = (
         "file",
@@ -73,13 +73,13 @@ def named(op: wire.Op) -> set[str]:
     return {value for field in fields if isinstance(value := getattr(op, field, None), str)}
 
 
-def _names(op: wire.Op) -> list[str]:
+def _names(op: messages.Op) -> list[str]:
     """Every name that the operation speaks of."""
     given = (getattr(op, field, None) for field in ("name", "new_name", "other_name"))
     return [name for name in given if name is not None]
 
 
-def create(tx: Mutation, op: wire.Create) -> None:
+def create(tx: Mutation, op: messages.Create) -> None:
     check_create(op)
     parent = tx.directory(op.parent)
     tx.check_free(parent, op.name)
@@ -112,7 +112,7 @@ def create(tx: Mutation, op: wire.Create) -> None:
     tx.add_entry(op.parent, op.name, op.file, below)
 
 
-def write(tx: Mutation, op: wire.Write) -> None:
+def write(tx: Mutation, op: messages.Write) -> None:
     """Last writer wins. A file in the trash is refused: an edit that crossed a delete would land
     where nobody looks; its sender, who knows the name, brings it back as a new file."""
     check_numbers(mtime_ns=op.mtime_ns)
@@ -126,7 +126,7 @@ def write(tx: Mutation, op: wire.Write) -> None:
     versions.make_current(tx, row, op.content.version, **now)
 
 
-def revert(tx: Mutation, op: wire.Revert) -> None:
+def revert(tx: Mutation, op: messages.Revert) -> None:
     """What is current already is left as it is: there is nothing to bring back, and a copy of it
     would push an older version out of the history. The change says so."""
     check_numbers(mtime_ns=op.mtime_ns)
@@ -140,7 +140,7 @@ def revert(tx: Mutation, op: wire.Revert) -> None:
     versions.make_current(tx, row, op.as_version, size=old.size, mtime_ns=op.mtime_ns)
 
 
-def link(tx: Mutation, op: wire.Link) -> None:
+def link(tx: Mutation, op: messages.Link) -> None:
     """Another name for a file; brings one back that lost its last name."""
     row, parent = tx.file(op.file), tx.directory(op.parent)
     if row.kind == "directory":
@@ -152,7 +152,7 @@ def link(tx: Mutation, op: wire.Link) -> None:
     _come_back(tx, row, op.parent, op.name)
 
 
-def recover(tx: Mutation, op: wire.Recover) -> None:
+def recover(tx: Mutation, op: messages.Recover) -> None:
     """The trash is its owner's alone, so nobody else can put things back."""
     row = access.require(tx.conn, tx.caller, op.file, "owner")
     if row.links:
@@ -174,7 +174,7 @@ def _come_back(tx: Mutation, row: Row[Any], parent: str, name: str) -> None:
         tx.follow(row.id, (row.trashed_parent, row.trashed_name), (parent, name))
 
 
-def _place(tx: Mutation, row: Row[Any], op: wire.Recover) -> str:
+def _place(tx: Mutation, row: Row[Any], op: messages.Recover) -> str:
     """The directory to put `row` in, if there still is one."""
     if op.parent is not None:
         return op.parent
@@ -190,7 +190,7 @@ def _place(tx: Mutation, row: Row[Any], op: wire.Recover) -> str:
     return str(directory.id)
 
 
-def unlink(tx: Mutation, op: wire.Unlink) -> None:
+def unlink(tx: Mutation, op: messages.Unlink) -> None:
     tx.directory(op.parent)
     tx.expect(op.parent, op.name, op.file)
     row = tx.file(op.file)
@@ -199,7 +199,7 @@ def unlink(tx: Mutation, op: wire.Unlink) -> None:
     tx.lose_link(row, op.parent, op.name)
 
 
-def rename(tx: Mutation, op: wire.Rename) -> None:
+def rename(tx: Mutation, op: messages.Rename) -> None:
     tx.directory(op.parent)
     parent = tx.directory(op.new_parent)
     tx.expect(op.parent, op.name, op.file)
@@ -220,7 +220,7 @@ def rename(tx: Mutation, op: wire.Rename) -> None:
     tx.update(op.file)
 
 
-def replace(tx: Mutation, op: wire.Replace) -> None:
+def replace(tx: Mutation, op: messages.Replace) -> None:
     """A file that an editor wrote beside the old one and renamed over it has gone on as that one:
     it would only fill the trash."""
     tx.directory(op.parent)
@@ -245,7 +245,7 @@ def replace(tx: Mutation, op: wire.Replace) -> None:
     tx.lose_link(row, *((None, None) if gone_on else (op.parent, op.name)))
 
 
-def retake(tx: Mutation, op: wire.Retake) -> None:
+def retake(tx: Mutation, op: messages.Retake) -> None:
     """As if the backup had been copied from the file, which kept its name all the time."""
     parent = tx.directory(op.parent)
     tx.expect(op.parent, op.name, op.file)
@@ -273,7 +273,7 @@ def retake(tx: Mutation, op: wire.Retake) -> None:
     tx.add_entry(*here, op.backup)
 
 
-def exchange(tx: Mutation, op: wire.Exchange) -> None:
+def exchange(tx: Mutation, op: messages.Exchange) -> None:
     tx.directory(op.parent)
     tx.directory(op.other_parent)
     tx.expect(op.parent, op.name, op.file)
@@ -297,7 +297,7 @@ def exchange(tx: Mutation, op: wire.Exchange) -> None:
     tx.update(op.other)
 
 
-def setattr_(tx: Mutation, op: wire.SetAttr) -> None:
+def setattr_(tx: Mutation, op: messages.SetAttr) -> None:
     wanted = {"mode": op.mode, "uid": op.uid, "gid": op.gid, "mtime_ns": op.mtime_ns}
     values = {name: value for name, value in wanted.items() if value is not UNSET}
     check_numbers(**values)
@@ -305,7 +305,7 @@ def setattr_(tx: Mutation, op: wire.SetAttr) -> None:
     tx.update(op.file, **values)
 
 
-def setxattr(tx: Mutation, op: wire.SetXattr) -> None:
+def setxattr(tx: Mutation, op: messages.SetXattr) -> None:
     """Removing an attribute that is not there changes nothing and is no error: another device
     may have removed it first."""
     check_xattrs({op.name: op.value or b""})
@@ -320,19 +320,19 @@ def setxattr(tx: Mutation, op: wire.SetXattr) -> None:
     tx.update(op.file)
 
 
-_OPERATIONS: dict[type[wire.Op], Callable[[Mutation, Any], None]] = {
-    wire.Create: create,
-    wire.Write: write,
-    wire.Link: link,
-    wire.Rename: rename,
-    wire.Replace: replace,
-    wire.Retake: retake,
-    wire.Exchange: exchange,
-    wire.Unlink: unlink,
-    wire.SetAttr: setattr_,
-    wire.SetXattr: setxattr,
-    wire.Revert: revert,
-    wire.Recover: recover,
+_OPERATIONS: dict[type[messages.Op], Callable[[Mutation, Any], None]] = {
+    messages.Create: create,
+    messages.Write: write,
+    messages.Link: link,
+    messages.Rename: rename,
+    messages.Replace: replace,
+    messages.Retake: retake,
+    messages.Exchange: exchange,
+    messages.Unlink: unlink,
+    messages.SetAttr: setattr_,
+    messages.SetXattr: setxattr,
+    messages.Revert: revert,
+    messages.Recover: recover,
 }
 
 
@@ -355,7 +355,7 @@ def _check_no_loop(tx: Mutation, row: Row[Any], new_parent: str) -> None:
         raise Refused(WouldLoop(message="a directory cannot move into itself"))
 
 
-def _make_way(tx: Mutation, row: Row[Any], op: wire.Rename, there: str) -> None:
+def _make_way(tx: Mutation, row: Row[Any], op: messages.Rename, there: str) -> None:
     """Remove what is at the new name, if it is what the sender saw there."""
     if there != op.replaces:
         raise Refused(Exists(message=f"there is another {op.new_name!r} by now"))

@@ -17,16 +17,23 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, exists, insert, select, update
 
-from remote.chunking import check_cut
-from remote.content import HOLE, BadContent, Descriptor, Manifest, check_manifest, fingerprint
-from remote.errors import BadUpload, ChunksMissing, Exists, NotFound, Refused
-from remote.wire import MAX_BATCH, Content, Span
+from remote.protocol.chunking import check_cut
+from remote.protocol.content import (
+    HOLE,
+    BadContent,
+    Descriptor,
+    Manifest,
+    check_manifest,
+    fingerprint,
+)
+from remote.protocol.errors import BadUpload, ChunksMissing, Exists, NotFound, Refused
+from remote.protocol.messages import MAX_BATCH, Content, Span
 from server.drive.mutation import Mutation
-from server.drive.records import pages
+from server.metadata.records import pages
 from server.metadata.schema import chunks, devices, uploads, version_chunks, versions
-from server.people import access
-from server.storage import leases
-from server.storage.leases import THERE, Upload
+from server.permissions import access
+from server.uploads import leases
+from server.uploads.leases import THERE, Upload
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_manifest = msgspec.msgpack.Decoder(Manifest).decode

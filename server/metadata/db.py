@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
-from remote.errors import BadRequest, Refused
+from remote.protocol.errors import BadRequest, Refused
 from server import datadir
 from server.metadata.schema import metadata
 

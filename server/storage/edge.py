@@ -1,6 +1,6 @@
 """The embedded blob endpoint and edge: bytes of stored objects, past the API.
 
-    PUT /blobs/DRIVE/CHUNK?...    a presigned upload: see `intake`
+    PUT /blobs/DRIVE/CHUNK?...    a presigned upload: see `put`
     GET /chunks/DRIVE/CHUNK?...   a signed download, whole or one Range
 
 Knows: signed URLs, HTTP's rules for ranges and conditions, streaming. Must not know: accounts,
@@ -25,7 +25,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from remote.signing import BadSignature
+from remote.protocol.signing import BadSignature
 from server.metrics import Metrics
 from server.storage.blobs import BlobKey, LocalBlobStore
 from server.storage.signer import UrlSigner
@@ -48,7 +48,7 @@ class Answer(Exception):
 
 class Put(Protocol):
     async def __call__(self, scope: MutableMapping[str, Any], send: Send) -> None:
-        """Answer a presigned upload, or raise `Answer` or `BadSignature` (`intake`)."""
+        """Answer a presigned upload, or raise `Answer` or `BadSignature` (`put`)."""
 
 
 @dataclass(frozen=True)

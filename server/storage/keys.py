@@ -5,7 +5,7 @@ Knows: which keys exist, how they are stored and exchanged. Must not know: what 
     edge.pem      ECDSA P-256: signs GET URLs. nginx or CloudFront are given the public half.
     put.secret    HMAC: signs PUT URLs and the cookies of links, which only this server verifies.
     cursor.secret HMAC: authenticates feed cursors.
-    server.pem    the server's own certificate and its key: see `front.identity`.
+    server.pem    the server's own certificate and its key: see `http.certificate`.
 
     edge-MOMENT.pub, put-MOMENT.secret, cursor-MOMENT.secret    what was there before a rotation
 
@@ -32,14 +32,14 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from remote.signing import LONGEST_SECONDS, SKEW_SECONDS
+from remote.protocol.signing import LONGEST_SECONDS, SKEW_SECONDS
 from server import datadir
 
 NOTICE_SECONDS = 60
 """How long a running server may take to notice a rotation; it signs as before meanwhile."""
 URL_SECONDS = LONGEST_SECONDS + SKEW_SECONDS + NOTICE_SECONDS
 CURSOR_SECONDS = 90 * 86_400
-"""How long a cursor from before a rotation is taken: as long as a change is kept (`collect`). Older
+"""How long a cursor from before a rotation is taken: as long as a change is kept (`gc`). Older
 ones are refused, and their clients begin from a listing, as they would have had to anyway."""
 
 _SECRET_BYTES = 32

@@ -14,9 +14,9 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from remote import signing
-from remote.content import Descriptor
-from remote.wire import PresignedPut
+from remote.protocol import signing
+from remote.protocol.content import Descriptor
+from remote.protocol.messages import PresignedPut
 from server.settings import Settings
 from server.storage.blobs import BlobKey
 from server.storage.keys import Keys

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache.pages import PAGE
-from cache.tree import ROOT
+from cache.metadata.tree import ROOT
+from cache.recovery.sqlite_pages import PAGE
 from tests.model.device import Device
 from tests.model.server import Server
 

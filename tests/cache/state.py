@@ -7,21 +7,21 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cache import clock
-from cache.collector import Collector
-from cache.contents import Contents
-from cache.database import Database
-from cache.edits import Edits
-from cache.invalidation import Invalidation
-from cache.journal import Journal
-from cache.merge import Merge
-from cache.operations import Op
-from cache.reader import Prefetch
-from cache.recovery import Losses, recover
-from cache.shares import Shares
-from cache.spool import Spool
-from cache.tree import ROOT, Node, Tree
-from remote.wire import Change, Child, EntryRecord, FileRecord, Kind, Me
+from cache.blocks.reader import Prefetch
+from cache.files.collector import Collector
+from cache.files.contents import Contents
+from cache.files.spool import Spool
+from cache.metadata import clock
+from cache.metadata.database import Database
+from cache.metadata.invalidation import Invalidation
+from cache.metadata.journal import Journal
+from cache.metadata.operations import Op
+from cache.metadata.tree import ROOT, Node, Tree
+from cache.namespace.edits import Edits
+from cache.namespace.merge import Merge
+from cache.namespace.shares import Shares
+from cache.recovery.power_loss import Losses, recover
+from remote.protocol.messages import Change, Child, EntryRecord, FileRecord, Kind, Me
 
 ROOT_FILE = "0" * 31 + "1"
 _numbers = itertools.count(16)

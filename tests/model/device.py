@@ -1,5 +1,5 @@
-"""One device: every part of `cache` that keeps local changes, wired as `mount.session` does it, on
-a directory and a `Port`; without FUSE, block cache and sockets.
+"""One device: every part of `cache` that keeps local changes, wired as `mount.session.session` does
+it, on a directory and a `Port`; without FUSE, block cache and sockets.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from pathlib import Path
 
 import trio
 
-from cache.collector import Collector
-from cache.contents import Contents
-from cache.database import Database
-from cache.edits import Edits
-from cache.invalidation import Invalidation
-from cache.journal import Journal
-from cache.manifests import Manifests
-from cache.merge import Merge
-from cache.operations import Op
-from cache.reader import Prefetch
-from cache.replayer import Replayer
-from cache.resolver import Resolver
-from cache.shares import Shares
-from cache.spool import Spool
-from cache.tree import ROOT, Node, Tree
-from cache.uploader import Uploader
-from remote import wire
-from remote.content import Manifest
-from remote.errors import Unreachable
-from remote.subscriber import Apply, Ignore, Pull, Reset, on_hint, on_page
-from remote.upload import Sender
-from remote.wire import Child
+from cache.blocks.reader import Prefetch
+from cache.files.collector import Collector
+from cache.files.contents import Contents
+from cache.files.spool import Spool
+from cache.metadata.database import Database
+from cache.metadata.invalidation import Invalidation
+from cache.metadata.journal import Journal
+from cache.metadata.manifests import Manifests
+from cache.metadata.operations import Op
+from cache.metadata.tree import ROOT, Node, Tree
+from cache.namespace.edits import Edits
+from cache.namespace.merge import Merge
+from cache.namespace.shares import Shares
+from cache.sync.replayer import Replayer
+from cache.sync.resolver import Resolver
+from cache.sync.uploader import Uploader
+from remote.feed.subscriber import Apply, Ignore, Pull, Reset, on_hint, on_page
+from remote.protocol import messages
+from remote.protocol.content import Manifest
+from remote.protocol.errors import Unreachable
+from remote.protocol.messages import Child
+from remote.transfer.upload import Sender
 from tests.model.server import Network, Port, Server
 
 
@@ -100,7 +100,7 @@ class Device:
     def open(self) -> None:
         self.port = Port(self._server, self._token, self.network)
         self.kernel, self.handles = Kernel(), set[int]()
-        self.hints: list[wire.Hint] = []  # on their way, in any order
+        self.hints: list[messages.Hint] = []  # on their way, in any order
         self._feed, self._listings = trio.Lock(), dict[int, trio.Event]()
         self._told: str | None = None
         self.db = Database(self._directory / "tree.sqlite")
@@ -178,7 +178,7 @@ class Device:
         self.spool.close()
         self.db.close()
 
-    # As in `mount.session`.
+    # As in `mount.session.session`.
 
     async def list_directory(self, ino: int) -> None:
         while (underway := self._listings.get(ino)) is not None:
@@ -248,8 +248,8 @@ class Device:
     # The network.
 
     async def pull(self) -> None:
-        """Take every change there is, in the server's pages. As in `remote.subscriber`: one task
-        at a time tells `merge` what is new."""
+        """Take every change there is, in the server's pages. As in `remote.feed.subscriber`: one
+        task at a time tells `merge` what is new."""
         async with self._feed:
             more = True
             while more:

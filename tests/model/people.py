@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from cache.tree import Node
+from cache.metadata.tree import Node
 from tests.model.device import Device
 
 Change = Callable[[bytes], bytes]

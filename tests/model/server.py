@@ -17,22 +17,22 @@ import msgspec
 import trio
 from sqlalchemy import Connection, event, select
 
-from remote import wire
-from remote.codec import decode_block
-from remote.content import HOLE, MAX_CHUNK_SIZE, Descriptor, Manifest, block_count
-from remote.errors import Problem, Refused, Unreachable, UrlRefused
-from remote.wire_account import Invite
+from remote.protocol import messages
+from remote.protocol.account_messages import Invite
+from remote.protocol.codec import decode_block
+from remote.protocol.content import HOLE, MAX_CHUNK_SIZE, Descriptor, Manifest, block_count
+from remote.protocol.errors import Problem, Refused, Unreachable, UrlRefused
+from server.accounts import accounts, tokens
 from server.changes import feed
 from server.changes.views import view_of
-from server.drive import commits, listing, retention
+from server.drive import commits, listing, retention, sharing
+from server.maintenance import fsck
 from server.metadata.db import Database
 from server.metadata.schema import chunks, files, grants, versions
-from server.people import accounts, sharing, tokens
-from server.people.caller import Caller
-from server.storage import arrivals, leases, uploads
+from server.permissions.caller import Caller
 from server.storage.blobs import BlobKey, BlobStore, Head
-from server.storage.quota import Budget, Limits
-from server.upkeep import fsck
+from server.uploads import arrivals, leases, sessions
+from server.uploads.quota import Budget, Limits
 from tests.contract.memory import MemoryBlobStore
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class Server(Storage):
 
     # What a test does and asks behind every device's back.
 
-    def share(self, token: str, file: str, account: str, role: wire.Role) -> None:
+    def share(self, token: str, file: str, account: str, role: messages.Role) -> None:
         """Raises `Refused`: what the server has not heard of, or what cannot be shared."""
         with self.db.write() as conn:
             invited = [Invite(account=account, role=role)]
@@ -193,7 +193,7 @@ class Port:
     def __init__(self, server: Server, token: str, network: Network) -> None:
         self._server, self._token, self._network = server, token, network
 
-    async def me(self) -> wire.Me:
+    async def me(self) -> messages.Me:
         await self._network.cross()
         with self._server.db.read() as conn:
             caller = self._server.caller(conn, self._token)
@@ -202,7 +202,7 @@ class Port:
                 "SELECT root FROM drives WHERE id = ?", (caller.drive,)
             ).scalar_one()
         await self._network.answer()
-        return wire.Me(
+        return messages.Me(
             account=caller.account_name,
             device_id=caller.device,
             drive=caller.drive,
@@ -214,18 +214,18 @@ class Port:
             now_ns=time.time_ns(),
         )
 
-    async def apply(self, request: wire.ApplyRequest) -> wire.ApplyReply:
+    async def apply(self, request: messages.ApplyRequest) -> messages.ApplyReply:
         await self._network.cross()
-        request = through_wire(request, wire.ApplyRequest)
+        request = through_wire(request, messages.ApplyRequest)
         with self._server.db.write() as conn:
             caller = self._server.caller(conn, self._token)
             results, _ = commits.apply(conn, caller, request.ops, time.time_ns())
         await self._network.answer(may_be_lost=True)
-        return through_wire(wire.ApplyReply(results=results), wire.ApplyReply)
+        return through_wire(messages.ApplyReply(results=results), messages.ApplyReply)
 
     async def file(
         self, file: str, version: str | None = None, *, manifest: bool = False
-    ) -> wire.FileReply:
+    ) -> messages.FileReply:
         await self._network.cross()
         with self._server.db.read() as conn:
             caller = self._server.caller(conn, self._token)
@@ -233,7 +233,7 @@ class Port:
         await self._network.answer()
         return reply
 
-    async def children(self, file: str, cursor: str | None = None) -> wire.ChildrenPage:
+    async def children(self, file: str, cursor: str | None = None) -> messages.ChildrenPage:
         await self._network.cross()
         with self._server.db.read() as conn:
             caller = self._server.caller(conn, self._token)
@@ -241,7 +241,7 @@ class Port:
         await self._network.answer()
         return page
 
-    async def changes(self, cursor: str | None) -> wire.ChangesPage:
+    async def changes(self, cursor: str | None) -> messages.ChangesPage:
         await self._network.cross()
         with self._server.db.read() as conn:
             caller = self._server.caller(conn, self._token)
@@ -249,40 +249,40 @@ class Port:
         await self._network.answer()
         return page
 
-    async def hint(self, since: str) -> wire.Hint:
+    async def hint(self, since: str) -> messages.Hint:
         """What a socket tells of everything after `since`: the changes, or only that there are."""
         page = await self.changes(since)
         if page.reset or page.more or page.shared is not None:
-            return wire.Hint(since=page.cursor, cursor=page.cursor, seq=page.seq)
-        return wire.Hint(since=since, cursor=page.cursor, seq=page.seq, changes=page.changes)
+            return messages.Hint(since=page.cursor, cursor=page.cursor, seq=page.seq)
+        return messages.Hint(since=since, cursor=page.cursor, seq=page.seq, changes=page.changes)
 
-    async def start_uploads(self, request: wire.StartUploads) -> wire.StartUploadsReply:
+    async def start_uploads(self, request: messages.StartUploads) -> messages.StartUploadsReply:
         await self._network.cross()
-        request = through_wire(request, wire.StartUploads)
+        request = through_wire(request, messages.StartUploads)
         with self._server.db.write() as conn:
             caller = self._server.caller(conn, self._token)
-            terms = uploads.Terms(LEASE_NS, Budget(conn, caller, Limits(1 << 40, 1 << 20)), _sign)
+            terms = sessions.Terms(LEASE_NS, Budget(conn, caller, Limits(1 << 40, 1 << 20)), _sign)
             states = [self._start(conn, caller, one, terms) for one in request.uploads]
         await self._network.answer(may_be_lost=True)
-        return wire.StartUploadsReply(uploads=states)  # type: ignore[arg-type]  # every Problem
+        return messages.StartUploadsReply(uploads=states)  # type: ignore[arg-type]  # every Problem
 
     def _start(
         self,
         conn: Connection,
         caller: Caller,
-        wanted: wire.StartUpload,
-        terms: uploads.Terms,
-    ) -> wire.UploadState | Problem:
+        wanted: messages.StartUpload,
+        terms: sessions.Terms,
+    ) -> messages.UploadState | Problem:
         conn.exec_driver_sql("SAVEPOINT upload")
         try:
-            return uploads.start(conn, caller, wanted, terms, time.time_ns())
+            return sessions.start(conn, caller, wanted, terms, time.time_ns())
         except Refused as refused:
             conn.exec_driver_sql("ROLLBACK TO SAVEPOINT upload")
             return refused.problem
         finally:
             conn.exec_driver_sql("RELEASE SAVEPOINT upload")
 
-    async def put_chunk(self, put: wire.PresignedPut, body: bytes | memoryview) -> None:
+    async def put_chunk(self, put: messages.PresignedPut, body: bytes | memoryview) -> None:
         await self._network.cross()
         drive, chunk, version = put.url.split("/")
         key, now = BlobKey(drive, bytes.fromhex(chunk)), time.time_ns()
@@ -304,8 +304,8 @@ def _do_not_sync(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA synchronous=OFF").close()
 
 
-def _sign(drive: str, descriptor: Descriptor, proof: str | None) -> wire.PresignedPut:
-    return wire.PresignedPut(
+def _sign(drive: str, descriptor: Descriptor, proof: str | None) -> messages.PresignedPut:
+    return messages.PresignedPut(
         url=f"{drive}/{descriptor.id.hex()}/{proof or ''}",
         headers={"sha256": descriptor.sha256.hex()},
         expires_ns=time.time_ns() + LEASE_NS,

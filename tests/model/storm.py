@@ -27,9 +27,9 @@ from unittest import mock
 import trio
 import trio.testing
 
-from cache.snapshots import STEP_NS
-from cache.tree import ROOT, Node
-from remote.errors import NearlineError, NotFound, Refused
+from cache.files.snapshots import STEP_NS
+from cache.metadata.tree import ROOT, Node
+from remote.protocol.errors import NearlineError, NotFound, Refused
 from tests.model.device import Device
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ class Life:
 
     @contextlib.contextmanager
     def opened(self, ino: int) -> Iterator[None]:
-        """Open for writing, as `mount.filesystem` does it."""
+        """Open for writing, as `mount.fuse.operations` does it."""
         snapshots = self.device.replayer.snapshots
         snapshots.opened(ino)
         self.hold(ino)
@@ -169,11 +169,11 @@ class Life:
                 self.device.hints.pop(0)
 
     async def keep(self) -> None:
-        """As `mount.session` does beside the calls."""
+        """As `mount.session.session` does beside the calls."""
         await self.device.contents.keep_settled()
 
     async def ask(self) -> None:
-        """As `mount.writeback` has the kernel do it."""
+        """As `mount.fuse.writeback` has the kernel do it."""
         snapshots = self.device.replayer.snapshots
         snapshots.has_asker = True
         while True:

@@ -34,9 +34,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from cache.operations import Body
-from cache.tree import ROOT
-from remote.errors import NearlineError
+from cache.metadata.operations import Body
+from cache.metadata.tree import ROOT
+from remote.protocol.errors import NearlineError
 from tests.model.device import Device
 from tests.model.people import WAYS, Person, backup, temporary
 from tests.model.plans import PATHS, PAUSES, TERRITORIES, Step, plan

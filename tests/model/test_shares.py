@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from cache.tree import HISTORY, LOCAL, REVOKED, ROOT, Node
-from remote.errors import NotFound, Refused
-from remote.wire import Role
+from cache.metadata.tree import HISTORY, LOCAL, REVOKED, ROOT, Node
+from remote.protocol.errors import NotFound, Refused
+from remote.protocol.messages import Role
 from tests.model.device import Device
 from tests.model.people import Person
 from tests.model.plans import PATHS

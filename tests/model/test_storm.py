@@ -22,8 +22,8 @@ import structlog.testing
 import trio
 import trio.testing
 
-from cache.operations import Op
-from cache.replayer import Replayer
+from cache.metadata.operations import Op
+from cache.sync.replayer import Replayer
 from tests.model.device import Device
 from tests.model.reference import differences
 from tests.model.server import Server

@@ -7,13 +7,13 @@ from typing import Any
 
 import trio
 
-from mount.asked import control
+from mount.control import server
 
 
 async def serve(
     path: Path, fake: Any, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Have `fake` answer on `path`, in a directory that is there, until cancelled."""
-    async with control.listening(path) as listener:
+    async with server.listening(path) as listener:
         task_status.started()
-        await control.serve_control(listener, fake)
+        await server.serve_control(listener, fake)

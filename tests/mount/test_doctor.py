@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-import remote.client
+import remote.http.api
 from mount import credentials, doctor
 from mount.cli import main
 from mount.credentials import Login
-from mount.starting import preflight
-from remote import errors, wire
+from mount.process import preflight
+from remote.protocol import errors, messages
 
 LOGIN = Login("http://localhost:1", "ann")
 
 
 class FakeClient:
-    """Stands where `remote.client.ApiClient` does; `answer` is what `me` does."""
+    """Stands where `remote.http.api.ApiClient` does; `answer` is what `me` does."""
 
-    answer: wire.Me | errors.NearlineError
+    answer: messages.Me | errors.NearlineError
 
     def __init__(self, base_url: str, token: str | None, **safety: object) -> None: ...
 
@@ -29,14 +29,14 @@ class FakeClient:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def me(self) -> wire.Me:
+    async def me(self) -> messages.Me:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
 
-def me(ahead: float = 0) -> wire.Me:
-    return wire.Me(
+def me(ahead: float = 0) -> messages.Me:
+    return messages.Me(
         account="ann",
         device_id="0" * 32,
         drive="0" * 32,
@@ -50,10 +50,10 @@ def me(ahead: float = 0) -> wire.Me:
 
 
 def levels(
-    monkeypatch: pytest.MonkeyPatch, answer: wire.Me | errors.NearlineError
+    monkeypatch: pytest.MonkeyPatch, answer: messages.Me | errors.NearlineError
 ) -> list[doctor.Finding]:
     FakeClient.answer = answer
-    monkeypatch.setattr(remote.client, "ApiClient", FakeClient)
+    monkeypatch.setattr(remote.http.api, "ApiClient", FakeClient)
     return list(doctor.check_server(LOGIN, "token"))
 
 
@@ -100,7 +100,7 @@ def test_requests_that_fail_are_not_logged_on_standard_output(
 def test_a_server_whose_key_is_not_known_is_told_no_token(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote.client, "ApiClient", None)
+    monkeypatch.setattr(remote.http.api, "ApiClient", None)
     credentials.save(LOGIN.url, LOGIN.account, "token")
     [found] = doctor.check_servers([LOGIN])
     assert found.level == "warn"

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from mount import logs
-from remote.lines import VALUE_BYTES
+from remote.protocol.log_lines import VALUE_BYTES
 
 
 def test_no_line_is_long(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import struct
 import pytest
 import trio
 
-from mount.asked.control_messages import CacheStatus, JournalStatus, Status
+from mount.control.messages import CacheStatus, JournalStatus, Status
 from mount.failures import Failure
 from mount.metrics import open_metrics, serve_metrics
 from tests.ports import free_port

@@ -8,7 +8,7 @@ import pytest
 
 from mount import mountinfo
 from mount.mountinfo import masters_of, parse, staying
-from mount.starting import preflight
+from mount.process import preflight
 
 HERE = """\
 20 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mount.asked.control_messages import Progress
+from mount.control.messages import Progress
 from mount.progress import Pace, View, describe, human_bytes, human_seconds, seconds_left
 
 

@@ -16,10 +16,10 @@ import trio
 import trio.testing
 from sqlalchemy import event, select
 
-from cache.database import Database
-from cache.recovery import recover
-from cache.tree import ROOT, Node
-from remote.content import Manifest
+from cache.metadata.database import Database
+from cache.metadata.tree import ROOT, Node
+from cache.recovery.power_loss import recover
+from remote.protocol.content import Manifest
 from server.changes import feed
 from server.metadata.db import Database as ServerDatabase
 from server.metadata.schema import versions

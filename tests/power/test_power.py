@@ -18,7 +18,7 @@ from random import Random
 import pytest
 import trio
 
-from cache.tree import ROOT
+from cache.metadata.tree import ROOT
 from tests.model.device import Device
 from tests.model.test_devices import check_tables
 from tests.power.disk import Loss, survivors

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from remote.codec import decode_block, encode_chunk
-from remote.content import (
+from remote.protocol.codec import decode_block, encode_chunk
+from remote.protocol.content import (
     BLOCK_SIZE,
     MAX_CHUNK_SIZE,
     BadContent,
@@ -31,7 +31,7 @@ from remote.content import (
     check_manifest,
     chunk_id,
 )
-from remote.signing import BadSignature, sign_get, sign_put, verify_get, verify_put
+from remote.protocol.signing import BadSignature, sign_get, sign_put, verify_get, verify_put
 from tests.remote.fuzzing import fuzz, mutated
 
 TEXT = b"a line that compresses well enough to be worth it\n" * 12_000

@@ -23,11 +23,11 @@ from blake3 import blake3
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from remote.chunking import cut
-from remote.codec import encode_chunk
-from remote.content import HOLE, Manifest, Piece, fingerprint
-from remote.ids import uuid7
-from remote.signing import canned_policy, sign_get, sign_put, verify_get
+from remote.protocol.chunking import cut
+from remote.protocol.codec import encode_chunk
+from remote.protocol.content import HOLE, Manifest, Piece, fingerprint
+from remote.protocol.ids import uuid7
+from remote.protocol.signing import canned_policy, sign_get, sign_put, verify_get
 
 GOLDEN = Path(__file__).parent / "golden"
 MIB = 1 << 20

@@ -12,7 +12,7 @@ from server.drive import depth
 from server.drive.depth import Below
 from server.metadata.db import Database
 from server.metadata.schema import entries, files
-from server.people.lineage import Lineage
+from server.permissions.lineage import Lineage
 from tests.server.harness import Client, Running, new_id
 
 

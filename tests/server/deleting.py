@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from remote.wire import Unlink
-from remote.wire_account import EmptiedReply, EmptyTrash
+from remote.protocol.account_messages import EmptiedReply, EmptyTrash
+from remote.protocol.messages import Unlink
 from tests.server.harness import Client
 
 

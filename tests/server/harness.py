@@ -16,8 +16,8 @@ import httpx
 import msgspec
 from blake3 import blake3
 
-from remote import wire
-from remote.content import (
+from remote.protocol import messages
+from remote.protocol.content import (
     BLOCK_SIZE,
     Descriptor,
     Manifest,
@@ -26,12 +26,12 @@ from remote.content import (
     block_hash,
     chunk_id,
 )
-from remote.errors import AnyProblem
+from remote.protocol.errors import AnyProblem
 from server import main
+from server.accounts import accounts, tokens
 from server.app import Application, create_app
-from server.front.identity import Identity
-from server.front.tls import Tls
-from server.people import accounts, tokens
+from server.http.certificate import Identity
+from server.http.tls import Tls
 from server.settings import Settings, Tunables
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ class Client:
 
     http: httpx.Client
     token: str = ""
-    me: wire.Me = field(init=False)
+    me: messages.Me = field(init=False)
 
     def request(
         self, method: str, path: str, kind: type[T], message: object = None, **query: object
@@ -114,37 +114,38 @@ class Client:
         return msgspec.msgpack.decode(got.content, type=kind) if got.content else None  # type: ignore[return-value]
 
     def log_in(self, account: str, password: str = "a secret", device: str = "laptop") -> Client:
-        wanted = wire.LoginRequest(account=account, password=password, device=device)
-        self.token = self.request("POST", "/v1/login", wire.LoginReply, wanted).token
+        wanted = messages.LoginRequest(account=account, password=password, device=device)
+        self.token = self.request("POST", "/v1/login", messages.LoginReply, wanted).token
         self.refresh()
         return self
 
-    def refresh(self) -> wire.Me:
-        self.me = self.request("GET", "/v1/me", wire.Me)
+    def refresh(self) -> messages.Me:
+        self.me = self.request("GET", "/v1/me", messages.Me)
         return self.me
 
     # --- mutations ---
 
-    def batch(self, *ops: wire.Op, keys: list[str] | None = None) -> list[Any]:
+    def batch(self, *ops: messages.Op, keys: list[str] | None = None) -> list[Any]:
         keyed = [
-            wire.Keyed(key=keys[index] if keys else new_id(), op=op) for index, op in enumerate(ops)
+            messages.Keyed(key=keys[index] if keys else new_id(), op=op)
+            for index, op in enumerate(ops)
         ]
         reply = self.request(
-            "POST", "/v1/changes/apply", wire.ApplyReply, wire.ApplyRequest(ops=keyed)
+            "POST", "/v1/changes/apply", messages.ApplyReply, messages.ApplyRequest(ops=keyed)
         )
         assert len(reply.results) == len(ops)
         return reply.results
 
-    def do(self, op: wire.Op) -> wire.Applied:
+    def do(self, op: messages.Op) -> messages.Applied:
         """Apply one operation that must succeed."""
         result = self.batch(op)[0]
-        assert isinstance(result, wire.Applied), result
+        assert isinstance(result, messages.Applied), result
         return result
 
-    def refused(self, op: wire.Op) -> Any:
+    def refused(self, op: messages.Op) -> Any:
         """Apply one operation that must be refused; returns the Problem."""
         result = self.batch(op)[0]
-        assert not isinstance(result, wire.Applied), result
+        assert not isinstance(result, messages.Applied), result
         return result
 
     def mkdir(self, name: str, parent: str | None = None) -> str:
@@ -156,23 +157,23 @@ class Client:
         self.do(op)
         return op.file
 
-    def create(self, name: str, parent: str | None = None, **changes: Any) -> wire.Create:
+    def create(self, name: str, parent: str | None = None, **changes: Any) -> messages.Create:
         fields: dict[str, Any] = {"kind": "file", "mode": 0o644, "mtime_ns": 1} | changes
         if fields["kind"] == "file" and "content" not in fields:
-            fields["content"] = wire.Content(version=new_id(), manifest=EMPTY)
+            fields["content"] = messages.Content(version=new_id(), manifest=EMPTY)
         parent = parent or self.me.root
-        return wire.Create(**({"file": new_id(), "parent": parent, "name": name} | fields))
+        return messages.Create(**({"file": new_id(), "parent": parent, "name": name} | fields))
 
     # --- content ---
 
     def start(self, version: str, file: str, *chunks: Chunk, **more: Any) -> Any:
-        upload = wire.StartUpload(
+        upload = messages.StartUpload(
             version=version, file=file, descriptors=[chunk.descriptor for chunk in chunks], **more
         )
-        wanted = wire.StartUploads(uploads=[upload])
-        return self.request("POST", "/v1/files", wire.StartUploadsReply, wanted).uploads[0]
+        wanted = messages.StartUploads(uploads=[upload])
+        return self.request("POST", "/v1/files", messages.StartUploadsReply, wanted).uploads[0]
 
-    def put(self, ticket: wire.ChunkTicket, chunk: Chunk, **changes: Any) -> httpx.Response:
+    def put(self, ticket: messages.ChunkTicket, chunk: Chunk, **changes: Any) -> httpx.Response:
         assert ticket.put is not None
         return self.http.put(
             changes.pop("url", ticket.put.url),
@@ -183,7 +184,7 @@ class Client:
     def upload(self, version: str, file: str, *chunks: Chunk, **more: Any) -> int:
         """Start, PUT what is needed; returns how many chunks were."""
         begun = self.start(version, file, *chunks, **more)
-        assert isinstance(begun, wire.UploadState), begun
+        assert isinstance(begun, messages.UploadState), begun
         needed = [t for t in begun.chunks if t.state == "needed"]
         by_id = {chunk.id: chunk for chunk in chunks}
         for ticket in needed:
@@ -194,32 +195,32 @@ class Client:
         """A regular file of these chunks; returns (file, version)."""
         file, version = new_id(), new_id()
         self.upload(version, file, *chunks)
-        content = wire.Content(version=version, manifest=manifest_of(*chunks))
+        content = messages.Content(version=version, manifest=manifest_of(*chunks))
         self.make(name, parent, file=file, content=content)
         return file, version
 
-    def children(self, directory: str | None = None) -> dict[str, wire.FileRecord]:
+    def children(self, directory: str | None = None) -> dict[str, messages.FileRecord]:
         """The whole directory by name, over as many pages as it takes."""
-        found: dict[str, wire.FileRecord] = {}
+        found: dict[str, messages.FileRecord] = {}
         cursor = None
         while True:
             path = f"/v1/files/{directory or self.me.root}/children"
-            page = self.request("GET", path, wire.ChildrenPage, cursor=cursor)
+            page = self.request("GET", path, messages.ChildrenPage, cursor=cursor)
             found |= {child.entry.name: child.file for child in page.children}
             if page.next is None:
                 return found
             cursor = page.next
 
-    def file(self, id: str, **query: object) -> wire.FileReply:
-        return self.request("GET", f"/v1/files/{id}", wire.FileReply, **query)
+    def file(self, id: str, **query: object) -> messages.FileReply:
+        return self.request("GET", f"/v1/files/{id}", messages.FileReply, **query)
 
-    def locate(self, **fields: Any) -> wire.LocateReply:
+    def locate(self, **fields: Any) -> messages.LocateReply:
         return self.request(
-            "POST", "/v1/chunks/locate", wire.LocateReply, wire.LocateRequest(**fields)
+            "POST", "/v1/chunks/locate", messages.LocateReply, messages.LocateRequest(**fields)
         )
 
-    def changes(self, cursor: str | None) -> wire.ChangesPage:
-        return self.request("GET", "/v1/changes", wire.ChangesPage, cursor=cursor)
+    def changes(self, cursor: str | None) -> messages.ChangesPage:
+        return self.request("GET", "/v1/changes", messages.ChangesPage, cursor=cursor)
 
 
 @dataclass

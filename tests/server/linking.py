@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from remote.content import HOLE, Manifest, Piece
-from remote.wire import Content
-from remote.wire_account import LinkMade, LinksReply, MakeLink
+from remote.protocol.account_messages import LinkMade, LinksReply, MakeLink
+from remote.protocol.content import HOLE, Manifest, Piece
+from remote.protocol.messages import Content
 from tests.server.harness import Chunk, Client, new_id
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, event, func, select, update
 
+from server.maintenance import fsck_content
+from server.maintenance.fsck_findings import Names
 from server.metadata import schema
 from server.metadata.schema import chunks, drives
 from server.storage.blobs import BlobKey
-from server.upkeep import fsck_content
-from server.upkeep.fsck_findings import Names
 from tests.server.harness import Client, Running, until
 
 

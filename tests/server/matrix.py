@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from argon2 import PasswordHasher
 from sqlalchemy import delete, insert, update
 
-from remote import wire
-from remote import wire_account as account
-from remote.content import fingerprint
+from remote.protocol import account_messages as account
+from remote.protocol import messages
+from remote.protocol.content import fingerprint
+from server.accounts import accounts, tokens
 from server.metadata import schema
-from server.people import accounts, tokens
 from tests.server.harness import (
     EMPTY,
     Client,
@@ -115,28 +115,28 @@ class Scene:
             hashed = {"password": _CHEAP.hash(PASSWORD)}
             conn.execute(update(schema.accounts).where(mine).values(**hashed))
 
-    def fresh(self, parent: str | None = None) -> wire.Create:
+    def fresh(self, parent: str | None = None) -> messages.Create:
         """A file that Anna has just made in the shared directory."""
         op = self.owner.create(new_id(), parent or self.shared)
         self.owner.do(op)
         return op
 
-    def fresh_directory(self) -> wire.Create:
+    def fresh_directory(self) -> messages.Create:
         op = self.owner.create(new_id(), self.shared, kind="directory", content=None)
         self.owner.do(op)
         return op
 
     def trashed(self) -> str:
         op = self.fresh()
-        self.owner.do(wire.Unlink(file=op.file, parent=op.parent, name=op.name))
+        self.owner.do(messages.Unlink(file=op.file, parent=op.parent, name=op.name))
         return op.file
 
     def trashed_directory(self) -> tuple[str, str]:
         """A directory that Anna has deleted, and a file that was deleted with it."""
         op, inside = self.fresh_directory(), new_id()
         self.owner.make("in it", op.file, file=inside)
-        self.owner.do(wire.Unlink(file=inside, parent=op.file, name="in it"))
-        self.owner.do(wire.Unlink(file=op.file, parent=op.parent, name=op.name))
+        self.owner.do(messages.Unlink(file=inside, parent=op.file, name="in it"))
+        self.owner.do(messages.Unlink(file=op.file, parent=op.parent, name=op.name))
         return op.file, inside
 
     def purged(self) -> str:
@@ -169,18 +169,18 @@ class Scene:
 Make = Callable[[Scene, Client], Ask]
 
 
-def _apply(op: wire.Op) -> Ask:
-    keyed = wire.Keyed(key=new_id(), op=op)
-    return Ask("/v1/changes/apply", wire.ApplyRequest(ops=[keyed]))
+def _apply(op: messages.Op) -> Ask:
+    keyed = messages.Keyed(key=new_id(), op=op)
+    return Ask("/v1/changes/apply", messages.ApplyRequest(ops=[keyed]))
 
 
 def _start(**fields: Any) -> Ask:
-    upload = wire.StartUpload(**({"version": new_id(), "file": new_id()} | fields))
-    return Ask("/v1/files", wire.StartUploads(uploads=[upload]))
+    upload = messages.StartUpload(**({"version": new_id(), "file": new_id()} | fields))
+    return Ask("/v1/files", messages.StartUploads(uploads=[upload]))
 
 
-def _empty() -> wire.Content:
-    return wire.Content(version=new_id(), manifest=EMPTY)
+def _empty() -> messages.Content:
+    return messages.Content(version=new_id(), manifest=EMPTY)
 
 
 def _create(scene: Scene, parent: str) -> Ask:
@@ -194,7 +194,7 @@ def _create_at_home(file: str, by: Client) -> Ask:
 
 def _login(scene: Scene, _by: Client) -> Ask:
     scene.set_password(scene.owner)
-    wanted = wire.LoginRequest(account=scene.owner.me.account, password=PASSWORD, device="new")
+    wanted = messages.LoginRequest(account=scene.owner.me.account, password=PASSWORD, device="new")
     return Ask("/v1/login", wanted)
 
 
@@ -225,38 +225,38 @@ def _leave(scene: Scene, by: Client) -> Ask:
 
 def _locate(scene: Scene, _by: Client) -> Ask:
     chunks = [scene.chunk.id]
-    wanted = wire.LocateRequest(file=scene.file, version=scene.version, chunks=chunks)
+    wanted = messages.LocateRequest(file=scene.file, version=scene.version, chunks=chunks)
     return Ask("/v1/chunks/locate", wanted)
 
 
 def _complete(scene: Scene, _by: Client) -> Ask:
     content = _empty()
-    op = wire.Write(file=scene.fresh().file, content=content, mtime_ns=1)
+    op = messages.Write(file=scene.fresh().file, content=content, mtime_ns=1)
     path = f"/v1/uploads/{content.version}/complete"
-    return Ask(path, wire.CompleteUpload(key=new_id(), op=op))
+    return Ask(path, messages.CompleteUpload(key=new_id(), op=op))
 
 
 def _write(scene: Scene, _by: Client) -> Ask:
     op = scene.fresh()
-    return _apply(wire.Write(file=op.file, content=_empty(), mtime_ns=1))
+    return _apply(messages.Write(file=op.file, content=_empty(), mtime_ns=1))
 
 
 def _link(scene: Scene, _by: Client) -> Ask:
-    return _apply(wire.Link(file=scene.fresh().file, parent=scene.shared, name=new_id()))
+    return _apply(messages.Link(file=scene.fresh().file, parent=scene.shared, name=new_id()))
 
 
 def _link_deeper(scene: Scene, _by: Client) -> Ask:
     """To where somebody else comes too."""
-    return _apply(wire.Link(file=scene.fresh().file, parent=scene.inner, name=new_id()))
+    return _apply(messages.Link(file=scene.fresh().file, parent=scene.inner, name=new_id()))
 
 
 def _link_hidden(scene: Scene, by: Client) -> Ask:
     """A file that the owner has moved out, when the sender had given it a name that stays."""
     op = scene.fresh()
     with contextlib.suppress(Failed):
-        by.batch(wire.Link(file=op.file, parent=scene.shared, name=new_id()))
+        by.batch(messages.Link(file=op.file, parent=scene.shared, name=new_id()))
     move = {"new_parent": scene.owner.me.root, "new_name": new_id()}
-    scene.owner.do(wire.Rename(file=op.file, parent=op.parent, name=op.name, **move))
+    scene.owner.do(messages.Rename(file=op.file, parent=op.parent, name=op.name, **move))
     return Ask(f"/v1/files/{op.file}")
 
 
@@ -275,25 +275,25 @@ def _move_out(scene: Scene, _by: Client) -> Ask:
 def _moved(scene: Scene, to: str) -> Ask:
     op = scene.fresh()
     move = {"new_parent": to, "new_name": new_id()}
-    return _apply(wire.Rename(file=op.file, parent=op.parent, name=op.name, **move))
+    return _apply(messages.Rename(file=op.file, parent=op.parent, name=op.name, **move))
 
 
 def _replace(scene: Scene, _by: Client) -> Ask:
     op, old = scene.fresh(), scene.fresh()
     over = {"new_parent": old.parent, "new_name": old.name, "target": old.file}
-    return _apply(wire.Replace(file=op.file, parent=op.parent, name=op.name, **over))
+    return _apply(messages.Replace(file=op.file, parent=op.parent, name=op.name, **over))
 
 
 def _replace_deeper(scene: Scene, _by: Client) -> Ask:
     op, old = scene.fresh(), scene.fresh(scene.inner)
     over = {"new_parent": old.parent, "new_name": old.name, "target": old.file}
-    return _apply(wire.Replace(file=op.file, parent=op.parent, name=op.name, **over))
+    return _apply(messages.Replace(file=op.file, parent=op.parent, name=op.name, **over))
 
 
 def _retake(scene: Scene, _by: Client) -> Ask:
     op = scene.fresh()
     place = {"parent": op.parent, "name": op.name, "new_name": new_id()}
-    return _apply(wire.Retake(file=op.file, backup=new_id(), **place))
+    return _apply(messages.Retake(file=op.file, backup=new_id(), **place))
 
 
 def _exchange(scene: Scene, by: Client) -> Ask:
@@ -307,24 +307,24 @@ def _exchange_deeper(scene: Scene, _by: Client) -> Ask:
 def _exchanged(scene: Scene, place: str) -> Ask:
     op, old = scene.fresh(), scene.fresh(place)
     other = {"other_parent": old.parent, "other_name": old.name, "other": old.file}
-    return _apply(wire.Exchange(file=op.file, parent=op.parent, name=op.name, **other))
+    return _apply(messages.Exchange(file=op.file, parent=op.parent, name=op.name, **other))
 
 
 def _unlink(scene: Scene, _by: Client) -> Ask:
     op = scene.fresh()
-    return _apply(wire.Unlink(file=op.file, parent=op.parent, name=op.name))
+    return _apply(messages.Unlink(file=op.file, parent=op.parent, name=op.name))
 
 
 def _revert(scene: Scene, _by: Client) -> Ask:
     op = scene.fresh()
     assert op.content is not None
-    scene.owner.do(wire.Write(file=op.file, content=_empty(), mtime_ns=1))
+    scene.owner.do(messages.Write(file=op.file, content=_empty(), mtime_ns=1))
     old = {"version": op.content.version, "as_version": new_id()}
-    return _apply(wire.Revert(file=op.file, mtime_ns=1, **old))
+    return _apply(messages.Revert(file=op.file, mtime_ns=1, **old))
 
 
 def _urls(scene: Scene, _by: Client) -> Ask:
-    wanted = wire.UrlsRequest([scene.chunk.descriptor])
+    wanted = messages.UrlsRequest([scene.chunk.descriptor])
     return Ask(f"/v1/uploads/{scene.session()}/urls", wanted)
 
 
@@ -413,14 +413,16 @@ ASKS: dict[str, Make] = {
     "POST /v1/changes/apply (exchange)": _exchange,
     "POST /v1/changes/apply (exchange deeper)": _exchange_deeper,
     "POST /v1/changes/apply (unlink)": _unlink,
-    "POST /v1/changes/apply (setattr)": lambda s, _: _apply(wire.SetAttr(file=s.file, mode=0o600)),
+    "POST /v1/changes/apply (setattr)": lambda s, _: _apply(
+        messages.SetAttr(file=s.file, mode=0o600)
+    ),
     "POST /v1/changes/apply (setxattr)": lambda scene, _: _apply(
-        wire.SetXattr(file=scene.file, name="user.x", value=b"x")
+        messages.SetXattr(file=scene.file, name="user.x", value=b"x")
     ),
     "POST /v1/changes/apply (revert)": _revert,
-    "POST /v1/changes/apply (recover)": lambda s, _: _apply(wire.Recover(file=s.trashed())),
+    "POST /v1/changes/apply (recover)": lambda s, _: _apply(messages.Recover(file=s.trashed())),
     "POST /v1/changes/apply (recover, of a deleted directory)": lambda s, _: _apply(
-        wire.Recover(file=s.trashed_directory()[1], parent=s.shared, name=new_id())
+        messages.Recover(file=s.trashed_directory()[1], parent=s.shared, name=new_id())
     ),
     "GET /v1/changes": _same("/v1/changes"),
     "GET /v1/changes/wait": _same("/v1/changes/wait", timeout=0),

@@ -9,8 +9,8 @@ import pytest
 
 from server import datadir
 from server.datadir import NotPrivate
-from server.upkeep import admin, datalock
-from server.upkeep.admin import CannotAdminister
+from server.maintenance import admin, lock
+from server.maintenance.admin import CannotAdminister
 
 SOMEBODY = 12345
 
@@ -90,15 +90,15 @@ def test_root_follows_no_link_in_the_data_of_another_user(data: Path, tmp_path: 
     os.chown(data, SOMEBODY, SOMEBODY)
     (tmp_path / "roots").touch(mode=0o600)
     (data / "gc.lock").symlink_to(tmp_path / "roots")
-    with pytest.raises(OSError, match="symbolic links"), datalock.keeping(data):
+    with pytest.raises(OSError, match="symbolic links"), lock.keeping(data):
         pass
     (data / "gc.lock").unlink()
     (data / "gc.lock").hardlink_to(tmp_path / "roots")
-    with datalock.keeping(data):
+    with lock.keeping(data):
         pass
     assert (tmp_path / "roots").stat().st_uid == 0
     (data / "gc.lock").unlink()
-    with datalock.keeping(data):
+    with lock.keeping(data):
         assert (data / "gc.lock").stat().st_uid == SOMEBODY
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.accounts.accounts import add_account
+from server.accounts.devices import issue_token
 from server.main import AlreadyServed, CannotListen, serve
-from server.people.accounts import add_account
-from server.people.devices import issue_token
 from server.settings import BadSettings, Settings, read_config
 
 PROGRAM = """

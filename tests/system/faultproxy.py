@@ -26,7 +26,7 @@ import h11
 import msgspec
 import trio
 
-from remote.errors import RULES, Problem
+from remote.protocol.errors import RULES, Problem
 from tests.system.faultframes import Distorter, Frames, Mischief
 
 PIECE = 64 * 1024

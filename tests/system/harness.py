@@ -37,12 +37,12 @@ import trio
 from msgspec import to_builtins
 
 from mount import credentials, mountinfo
-from mount.asked import control_client
-from mount.asked import control_messages as say
+from mount.control import client
+from mount.control import messages as say
 from mount.failures import Failure
-from remote import backoff
-from remote.client import ApiClient
-from remote.wire import LoginRequest
+from remote.http.api import ApiClient
+from remote.protocol import backoff
+from remote.protocol.messages import LoginRequest
 from tests.ports import free_port
 from tests.system.processes import (
     COMMAND_SECONDS,
@@ -176,7 +176,7 @@ class Device:
 
     def _ask(self, request: say.Request, patience: float) -> say.Reply:
         try:
-            return control_client.ask(say.socket_path(self.state), request, patience=patience)
+            return client.ask(say.socket_path(self.state), request, patience=patience)
         except Failure as failure:
             raise Trouble(f"{request} of {self.name}: {failure}") from failure
 

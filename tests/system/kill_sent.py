@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# What may be under way to the server at one moment: `parallel` of `remote.upload.Sender`.
+# What may be under way to the server at one moment: `parallel` of `remote.transfer.upload.Sender`.
 IN_FLIGHT = 8
 REQUEST_BYTES = 2048  # more than one operation takes up in requests, sent twice
 

@@ -16,8 +16,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mount.asked import control_client
-from mount.asked.control_messages import Status, socket_path
+from mount.control import client
+from mount.control.messages import Status, socket_path
 from mount.failures import Failure
 from tests.system.harness import Device, Site, Trouble, nearline, run, wait_until
 from tests.system.kill_plan import Plan
@@ -51,7 +51,7 @@ class Victims:
         self.mount_lives = True
 
     def status(self) -> Status:
-        return control_client.status(socket_path(self.device.state))
+        return client.status(socket_path(self.device.state))
 
     def received(self) -> int:
         with urllib.request.urlopen(f"{self.site.server.url}/metrics", timeout=60) as answer:
@@ -125,11 +125,11 @@ class Victims:
         pause(moment * self.start_seconds)
         with contextlib.suppress(Failure):  # not there yet: it has sent nothing
             self.sent.uploaded += self.status().transferred.uploaded_bytes
-        self._kill(self._pids(b"mount.starting.daemon_main"))
+        self._kill(self._pids(b"mount.process.daemon_main"))
         self.tally["deaths of a starting mount"] += 1
         command.wait(ENDING_SECONDS)
         # One that was started after we had looked.
-        self._kill(self._pids(b"mount.starting.daemon_main"))
+        self._kill(self._pids(b"mount.process.daemon_main"))
 
     def _start_andkill_server(self, moment: float) -> None:
         starting = threading.Thread(target=self._start_server_in_vain)

@@ -191,7 +191,7 @@ class Killer:
 
     def _await(self, writer: subprocess.Popen[bytes]) -> None:
         """The writers end when they are told to, or find the mount dead. A dead mount may hang
-        until it is taken away (`mount.starting.unmount` has why); then at the latest they end."""
+        until it is taken away (`mount.process.unmount` has why); then at the latest they end."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             writer.wait(ENDING_SECONDS if self.victims.mount_lives else DEAD_SECONDS)
         if writer.returncode is None and not self.victims.mount_lives:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.content import MAX_FILE_SIZE
+from remote.protocol.content import MAX_FILE_SIZE
 from tests.system import fsx
 from tests.system.conftest import Pair
 from tests.system.harness import COMMAND_SECONDS, drop_page_cache, noise, run, wait_until

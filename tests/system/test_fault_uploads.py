@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from remote.errors import RateLimited, Unavailable
+from remote.protocol.errors import RateLimited, Unavailable
 from tests.system.conftest import Proxied
 from tests.system.faultproxy import Fault
 from tests.system.harness import Device, noise, wait_until

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.wire import VersionInfo
+from remote.protocol.messages import VersionInfo
 from tests.system.conftest import Pair
 from tests.system.harness import noise, run, wait_until
 

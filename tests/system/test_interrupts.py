@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mount.interrupts import is_told_to_end, maps, was_killed
+from mount.session.interrupts import is_told_to_end, maps, was_killed
 from tests.system.conftest import Proxied
 from tests.system.faultproxy import Fault
 from tests.system.harness import COMMAND_SECONDS, noise, wait_until

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from mount.asked import control_client
-from mount.asked.control_messages import Status, socket_path
-from mount.starting import unmount
+from mount.control import client
+from mount.control.messages import Status, socket_path
+from mount.process import unmount
 from tests.system import harness
 from tests.system.faultproxy import Fault, FaultProxy
 from tests.system.harness import COMMAND_SECONDS, Device, Site, noise, wait_until
@@ -98,7 +98,7 @@ def stored(site: Site) -> Store:
 
 def status_of(device: Device) -> Status:
     """At once: a command would take longer to start than an upload takes."""
-    return control_client.status(socket_path(device.state))
+    return client.status(socket_path(device.state))
 
 
 @pytest.mark.parametrize("victims", [("mount",), ("server",)])
@@ -166,7 +166,7 @@ def test_a_mount_whose_process_cannot_die_is_taken_away(tmp_path: Path) -> None:
 
 
 def test_whoever_waits_in_a_mount_that_is_killed_gets_an_error_at_once(tmp_path: Path) -> None:
-    """Of the same thread the guard of a real mount makes an end: see `mount/connection.py`."""
+    """Of the same thread the guard of a real mount makes an end: see `mount/fuse/fusectl.py`."""
     with wedged(tmp_path / "at", "guarded") as (caller, _):
         assert caller.wait(COMMAND_SECONDS) == 1
         with pytest.raises(OSError, match="not connected"):

@@ -24,8 +24,8 @@ import msgspec
 import pytest
 import trio
 
-from mount.asked import control_client
-from mount.asked.control_messages import FlushRequest, socket_path
+from mount.control import client
+from mount.control.messages import FlushRequest, socket_path
 from server.metadata.db import Database
 from server.storage.blobs import LocalBlobStore
 from tests.model import plans
@@ -61,12 +61,12 @@ class Away(Device):
     # Asked without a process of its own for each question: a walk asks often.
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = msgspec.to_builtins(control_client.status(socket_path(self.state)))
+        found: dict[str, Any] = msgspec.to_builtins(client.status(socket_path(self.state)))
         return found
 
     def flush(self, seconds: float = harness.COMMAND_SECONDS) -> None:
         request = FlushRequest(timeout=seconds)
-        control_client.ask(socket_path(self.state), request, patience=None)
+        client.ask(socket_path(self.state), request, patience=None)
 
 
 @dataclass

@@ -255,7 +255,7 @@ def test_a_line_in_fstab_mounts_once_and_says_that_it_cannot_be_remounted(
     helper = tmp_path / "mount.nearline"
     home = " ".join(f"{name}={place.env[name]}" for name in ("HOME", "XDG_RUNTIME_DIR"))
     path = f"PYTHONPATH={place.env.get('PYTHONPATH', '')}"
-    python = f"{sys.executable} -P -m mount.starting.helper"
+    python = f"{sys.executable} -P -m mount.cli.mount_helper"
     helper.write_text(f'#!/bin/sh\nexec env {home} {path} {python} "$@"\n')
     helper.chmod(0o755)
     shutil.copy(helper, tmp_path / "mount.fuse.nearline")

@@ -15,7 +15,7 @@ import pytest
 
 from mount import mountinfo
 from mount.config import Options, make_config
-from mount.starting import launch
+from mount.process import launch
 from tests.system import harness
 from tests.system.harness import Device, Site, nearline, noise, run
 

@@ -184,7 +184,7 @@ def test_mount_of_type_nearline(place: Site, device: Device, tmp_path: Path) -> 
     # mount(8) gives its helper next to no environment; a root of this site has the site's home.
     home = " ".join(f"{name}={place.env[name]}" for name in ("HOME", "XDG_RUNTIME_DIR"))
     path = f"PYTHONPATH={place.env.get('PYTHONPATH', '')}"
-    python = f"{sys.executable} -P -m mount.starting.helper"
+    python = f"{sys.executable} -P -m mount.cli.mount_helper"
     helper.write_text(f'#!/bin/sh\nexec env {home} {path} {python} "$@"\n')
     helper.chmod(0o755)
     options = f"rw,account=anna,state={device.state},cache={device.cache}"

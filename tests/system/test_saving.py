@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from remote.client import ApiClient
+from remote.http.api import ApiClient
 from tests.system.conftest import Pair
 from tests.system.harness import Device, Site, noise
 

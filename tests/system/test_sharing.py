@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mount.symlinks import NOWHERE
+from mount.session.symlinks import NOWHERE
 from tests.system import harness
 from tests.system.applications.test_editing import NEW, OLD, code, emacs, glib, qt, swap, word
 from tests.system.faultproxy import Fault, FaultProxy

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from remote import wire
-from remote.client import ApiClient
-from remote.errors import Forbidden
+from remote.http.api import ApiClient
+from remote.protocol import messages
+from remote.protocol.errors import Forbidden
 from tests.system import harness
 from tests.system.conftest import Proxied
 from tests.system.faultproxy import Fault, FaultProxy
@@ -46,10 +46,10 @@ def calm(remote: Proxied) -> Iterator[Proxied]:
     remote.a.flush()
 
 
-def record(site: Site, *path: str) -> wire.FileRecord | None:
+def record(site: Site, *path: str) -> messages.FileRecord | None:
     """The file as the server has it now."""
 
-    async def ask(client: ApiClient) -> wire.FileRecord | None:
+    async def ask(client: ApiClient) -> messages.FileRecord | None:
         file = (await client.me()).root
         found = None
         for name in path:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mount import mountinfo
-from tests.mount.test_up import UP
+from tests.mount.process.up.test_start import UP
 from tests.system import harness
 from tests.system.harness import COMMAND_SECONDS, wait_until
 

@@ -2,10 +2,10 @@
 
     python -m tests.system.wedge MOUNTPOINT [guarded]
 
-Knows: pyfuse3; `guarded` is what a real mount has besides (`mount/connection.py`). It says "ready"
-when mounted, and the number of the thread when `mkdir` was called in it: the caller holds the
-directory's lock until it gets an answer, which never comes, and the thread waits for the lock to
-tell the kernel that it should forget a name of the directory.
+Knows: pyfuse3; `guarded` is what a real mount has besides (`mount/fuse/fusectl.py`). It says
+"ready" when mounted, and the number of the thread when `mkdir` was called in it: the caller holds
+the directory's lock until it gets an answer, which never comes, and the thread waits for the lock
+to tell the kernel that it should forget a name of the directory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from mount import connection, mountinfo
+from mount import mountinfo
+from mount.fuse import fusectl
 
 
 class Wedge(pyfuse3.Operations):
@@ -57,7 +58,7 @@ async def serve(mountpoint: str, guarded: bool) -> None:
     pyfuse3.init(Wedge(), mountpoint, {"fsname=wedge", "subtype=nearline"})
     mount = mountinfo.mounted_at(Path(mountpoint))
     assert mount is not None
-    with connection.guarded(mount) if guarded else nullcontext():
+    with fusectl.guarded(mount) if guarded else nullcontext():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pyfuse3.main)
             print("ready", flush=True)

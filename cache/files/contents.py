@@ -1,0 +1,538 @@
+"""The bytes of regular files: an uploaded version with dirty layers over it.
+
+Knows: which layers a node has, how reads and writes go through them, how a snapshot is frozen for
+upload and becomes the version underneath, when dirty bytes become safe from power loss. Must not
+know: FUSE, names, how uploads travel, what power loss leaves (`unsynced`, `power_loss`).
+
+Concurrency contract: `_stacks` mirrors the `layer` and `extent` tables for the nodes in use and is
+dropped on rollback. Everything is synchronous on the trio thread except the awaits named here:
+`write` awaits the spool (the layer's `writing` count is raised meanwhile, and `freeze` refuses a
+layer that is being written), `read` awaits the network only after it has copied the dirty parts,
+`settle` awaits the disk (of a layer that has left `_stacks` meanwhile nothing is noted: the next
+time tells), `settle_all` is alone (`_settling_all`).
+
+Invariants: at most one frozen layer per node, below the open one. Dirty bytes are removed only by
+`commit` (the server has them) and `discard` (no name and no handle is left); a spool file only when
+the transaction that dropped its layer survives power loss. What a file was before it was truncated
+to nothing (`Layer.instead`) stays until what came after is settled.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+import trio
+
+from cache.blocks.reader import Prefetch
+from cache.files.layers import BASE, ZERO, Layer, Segment, plan_read
+from cache.files.spool import Spool, pread_all
+from cache.files.unsynced import Change, Unsettled
+from cache.metadata import clock
+from cache.metadata.database import Database
+from cache.metadata.intervals import IntervalSet
+from cache.metadata.tree import Node, Tree
+from cache.namespace.edits import Edits, fail
+from cache.recovery.opening import DamagedState
+from remote.protocol.content import MAX_FILE_SIZE
+from remote.protocol.ids import FileId, VersionId
+
+log = structlog.get_logger(__name__)
+
+
+class VersionReader(Protocol):
+    """What reads uploaded versions: `cache.blocks.reader.Reader`."""
+
+    def try_read(
+        self, file: FileId, version: VersionId, offset: int, length: int, window: Prefetch | None
+    ) -> memoryview | None: ...
+
+    async def read(
+        self,
+        file: FileId,
+        version: VersionId,
+        size: int,
+        offset: int,
+        length: int,
+        window: Prefetch | None,
+    ) -> memoryview: ...
+
+
+Stack = list[Layer]  # from top to bottom
+# How long a change that nobody fsyncs may be lost to power loss: ext4's commit interval.
+SETTLE_SECONDS = 5.0
+TIDY_AT_ONCE = 500
+
+
+class Contents:
+    def __init__(self, db: Database, tree: Tree, spool: Spool, reader: VersionReader) -> None:
+        self._db, self._tree, self._spool, self._reader = db, tree, spool, reader
+        self._stacks: dict[int, Stack] = {}
+        self._writing: Counter[int] = Counter()
+        self._idle = trio.Event()  # set, and replaced, when a layer stops being written
+        self._doomed: list[int] = []  # layers whose spool files go after the transaction
+        self._condemned: list[int] = []  # and those that go when the transaction is on the disk
+        self._settling_all = trio.Lock()  # whoever takes from the front of those is alone
+        self._buffer = bytearray(1 << 20)
+        self.edits: Edits  # set once by the owner of both; content changes are journaled there
+        self.on_change: Callable[[int, int, int], None] = lambda ino, start, stop: None
+        self.dirty_bytes = self._count_dirty()
+        self._unsettled = self._find_unsettled()  # inodes
+        db.on_rollback.append(self._forget_all)
+
+    # The stack.
+
+    def stack(self, ino: int) -> Stack:
+        """The node's layers, top first."""
+        stack = self._stacks.get(ino)
+        if stack is None:
+            stack = self._stacks[ino] = self._load(ino)
+        return stack
+
+    def _load(self, ino: int) -> Stack:
+        rows = self._db.all(
+            "SELECT id, ino, below, size, version, average, safe, instead FROM layer"
+            " WHERE ino = ? ORDER BY id DESC",
+            ino,
+        )
+        return [self._load_extents(Layer(*row)) for row in rows]
+
+    def _load_extents(self, layer: Layer) -> Layer:
+        rows = self._db.all("SELECT start, stop FROM extent WHERE layer = ?", layer.id)
+        layer.extents = IntervalSet((row[0], row[1]) for row in rows)
+        parts = self._db.all("SELECT start, stop, digest FROM unsettled WHERE layer = ?", layer.id)
+        layer.unsettled = Unsettled((row[0], row[1], row[2]) for row in parts)
+        return layer
+
+    def release(self, ino: int) -> None:
+        """The kernel forgot the inode: keep nothing of it in memory."""
+        self._stacks.pop(ino, None)
+
+    def _forget_all(self) -> None:
+        self._stacks.clear()
+        self._doomed.clear()
+        self.dirty_bytes = self._count_dirty()
+        self._unsettled |= self._find_unsettled()
+
+    def _find_unsettled(self) -> set[int]:
+        rows = self._db.all(
+            "SELECT DISTINCT ino FROM layer WHERE instead IS NOT NULL"
+            " OR id IN (SELECT DISTINCT layer FROM unsettled)"
+        )
+        return {row["ino"] for row in rows}
+
+    def _count_dirty(self) -> int:
+        row = self._db.one("SELECT COALESCE(SUM(stop - start), 0) FROM extent")
+        assert row is not None
+        return int(row[0])
+
+    # Reading.
+
+    async def read(
+        self, ino: int, offset: int, length: int, window: Prefetch | None
+    ) -> bytes | memoryview:
+        """Up to `length` bytes at `offset`, fewer only at the end of the file. What is returned is
+        valid until the caller next awaits: it may be a buffer that is used again.
+
+        Raises NearlineError when uploaded bytes are needed and cannot be had."""
+        node = self._tree.node(ino)
+        length = min(length, node.size - offset)
+        if length <= 0:
+            return b""
+        stack = self.stack(ino)
+        if not stack and offset + length <= node.base_size:
+            return await self._read_base(node, offset, length, window)
+        plan = plan_read(stack, node.base_size, offset, length)
+        if all(segment.source != BASE for segment in plan):
+            return self._assemble_local(plan, offset, length)
+        return await self._assemble(node, plan, offset, length, window)
+
+    async def _read_base(
+        self, node: Node, offset: int, length: int, window: Prefetch | None
+    ) -> bytes | memoryview:
+        assert node.version is not None
+        assert node.base_file is not None
+        file, version = node.base_file, node.version
+        here = self._reader.try_read(file, version, offset, length, window)
+        if here is not None:
+            return here
+        return await self._reader.read(file, version, node.base_size, offset, length, window)
+
+    def _assemble_local(self, plan: list[Segment], start: int, length: int) -> memoryview:
+        """All from layers and zeros: no await, so one buffer serves every reader in turn."""
+        if len(self._buffer) < length:
+            self._buffer = bytearray(length)
+        into = memoryview(self._buffer)[:length]
+        self._fill(plan, start, into)
+        return into
+
+    def _fill(self, plan: list[Segment], start: int, into: memoryview) -> None:
+        for source, offset, length in plan:
+            part = into[offset - start : offset - start + length]
+            if source == ZERO:
+                part[:] = bytes(length)
+            elif source != BASE:
+                self._spool.read_into(source, offset, part)
+
+    async def _assemble(
+        self, node: Node, plan: list[Segment], start: int, length: int, window: Prefetch | None
+    ) -> memoryview:
+        """The dirty parts are copied first: the layers may be gone after an await."""
+        into = memoryview(bytearray(length))
+        self._fill(plan, start, into)
+        for source, offset, size in plan:
+            if source == BASE:
+                data = await self._read_base(node, offset, size, window)
+                into[offset - start : offset - start + size] = data
+        return into
+
+    # Writing.
+
+    async def write(self, ino: int, offset: int, data: bytes | memoryview) -> int:
+        """Write all of `data`; the journal knows of it when this returns. Raises OSError."""
+        if offset + len(data) > MAX_FILE_SIZE:
+            raise fail(errno.EFBIG)
+        layer = self._open_layer(ino)
+        self._writing[layer.id] += 1
+        try:
+            whole = await self._write_spool(layer.id, offset, data)
+            self._record_write(ino, layer, offset, data, whole)
+        finally:
+            self._writing[layer.id] -= 1
+            if not self._writing[layer.id]:
+                del self._writing[layer.id]
+                self._idle.set()
+                self._idle = trio.Event()
+        return len(data)
+
+    async def _write_spool(self, layer: int, offset: int, data: bytes | memoryview) -> bytes:
+        """On a full disk, after the files have gone that only wait for the journal to be safe."""
+        try:
+            return await self._spool.write(layer, offset, data)
+        except OSError as full:
+            if full.errno != errno.ENOSPC or not self._condemned:
+                raise
+        await self.settle_all()
+        return await self._spool.write(layer, offset, data)
+
+    def _open_layer(self, ino: int) -> Layer:
+        """The node's open layer; a new one over what is there if it has none."""
+        stack = self.stack(ino)
+        if stack and not stack[0].frozen:
+            return stack[0]
+        with self._db.transaction():
+            size = self._tree.node(ino).size
+            return self._add_layer(Layer(id=0, ino=ino, below=size, size=size, safe=size))
+
+    def _add_layer(self, layer: Layer) -> Layer:
+        cursor = self._db.run(
+            "INSERT INTO layer (ino, below, size, safe, instead) VALUES (?, ?, ?, ?, ?)",
+            layer.ino,
+            layer.below,
+            layer.size,
+            layer.safe,
+            layer.instead,
+        )
+        assert cursor.lastrowid is not None
+        layer.id = cursor.lastrowid
+        self.stack(layer.ino).insert(0, layer)
+        return layer
+
+    def _record_write(
+        self, ino: int, layer: Layer, start: int, data: bytes | memoryview, whole: bytes
+    ) -> None:
+        stop = start + len(data)
+        with self._db.transaction():
+            self._unsettle(layer, start, data, whole)
+            gone, added = layer.extents.add(start, stop)
+            if added is not None:
+                if gone[1:] or (gone and gone[0][0] != added[0]):
+                    self._db.run(
+                        "DELETE FROM extent WHERE layer = ? AND start BETWEEN ? AND ?",
+                        layer.id,
+                        gone[0][0],
+                        gone[-1][0],
+                    )
+                self._db.run("INSERT OR REPLACE INTO extent VALUES (?, ?, ?)", layer.id, *added)
+                self.dirty_bytes += (added[1] - added[0]) - sum(b - a for a, b in gone)
+            node = self._tree.node(ino)
+            size = max(node.size, stop)
+            if size != layer.size:
+                layer.size = size
+                self._db.run("UPDATE layer SET size = ? WHERE id = ?", size, layer.id)
+            self._tree.update(ino, size=size)
+            if self.edits.content_changed(node):
+                # Until the kernel says when. It does at the end, unless what was written last was
+                # written in the tick of a time that it has said: ours would stay, and differ.
+                self._tree.touch(ino, clock.moment())
+        self.on_change(ino, start, stop)
+
+    def _unsettle(self, layer: Layer, start: int, data: bytes | memoryview, whole: bytes) -> None:
+        """Note what of a write the disk may not have. In its transaction, before its extents."""
+        self._unsettled.add(layer.ino)
+        new = layer.extents.gaps(start, start + len(data))
+        self._note(layer, layer.unsettled.wrote(start, data, new, whole))
+
+    def _note(self, layer: Layer, change: Change) -> None:
+        """Bring the table of unsettled parts up to date."""
+        for part in change.gone:
+            self._db.run(
+                "DELETE FROM unsettled WHERE layer = ? AND start = ?", layer.id, part.start
+            )
+        for part in change.come:
+            self._db.run(
+                "INSERT OR REPLACE INTO unsettled VALUES (?, ?, ?, ?)",
+                layer.id,
+                part.start,
+                part.stop,
+                part.digest,
+            )
+
+    def truncate(self, ino: int, size: int) -> None:
+        """Cut off or extend with zeros; costs nothing whatever the size. Raises EFBIG."""
+        if size > MAX_FILE_SIZE:
+            raise fail(errno.EFBIG)
+        if size == self._tree.node(ino).size:
+            return
+        with self._db.transaction():
+            layer = self._layer_to_cut(ino, size)
+            before = layer.extents.total
+            # The spool file keeps its length: power loss may undo the truncation, which is not
+            # synced, and then its bytes must be there.
+            if layer.extents.cut(size):
+                self._rewrite_extents(layer)
+            self._note(layer, layer.unsettled.cut(size))
+            self.dirty_bytes -= before - layer.extents.total
+            layer.safe = size if layer.safe == layer.size else min(layer.safe, size)
+            layer.below, layer.size = min(layer.below, size), size
+            layer.cuts += 1
+            self._db.run(
+                "UPDATE layer SET below = ?, size = ?, safe = ? WHERE id = ?",
+                layer.below,
+                size,
+                layer.safe,
+                layer.id,
+            )
+            self._tree.update(ino, size=size)
+            self._tree.touch(ino, clock.moment())
+            self.edits.content_changed(self._tree.node(ino))
+        self.on_change(ino, size, MAX_FILE_SIZE)
+
+    def _layer_to_cut(self, ino: int, size: int) -> Layer:
+        """The open layer; a fresh one when nothing of the file is left. A file that is written anew
+        (`echo > file`, `cp`) must be there after power loss, the new one or the old one: so the
+        old one stays until the new one is settled."""
+        stack = self.stack(ino)
+        top = stack[0] if stack and not stack[0].frozen else None
+        if size or (top and (top.instead is not None or self._writing[top.id])):
+            return self._open_layer(ino)
+        if top is not None:
+            stack.pop(0)
+            self._db.run("UPDATE layer SET ino = 0 WHERE id = ?", top.id)
+        self._unsettled.add(ino)
+        return self._add_layer(Layer(id=0, ino=ino, below=0, size=0, instead=top.id if top else 0))
+
+    def _rewrite_extents(self, layer: Layer) -> None:
+        self._db.run("DELETE FROM extent WHERE layer = ?", layer.id)
+        for start, stop in layer.extents:
+            self._db.run("INSERT INTO extent VALUES (?, ?, ?)", layer.id, start, stop)
+
+    # Power loss.
+
+    async def sync(self, ino: int) -> None:
+        """Return when the bytes written so far, and the journal that refers to them, survive power
+        loss: bytes first, so that no extent ever promises bytes that are not there."""
+        await self.settle(ino)
+        await self._db.sync()
+
+    async def settle(self, ino: int) -> None:
+        """Return when the bytes written so far survive power loss, if the journal does."""
+        stack = list(self.stack(ino))
+        for layer in stack:
+            begun = layer.unsettled.writes, layer.cuts, layer.size
+            await self._spool.sync(layer.id)
+            self._note_settled(layer, *begun)
+        if not stack:
+            self._unsettled.discard(ino)
+
+    async def keep_settled(self) -> None:
+        """Make every change safe from power loss within seconds, until cancelled; and delete the
+        spool files that nobody can need after one."""
+        while True:
+            if not (self._unsettled or self._condemned):
+                await self._db.changed.wait()
+            await trio.sleep(SETTLE_SECONDS)  # many changes are made safe at once
+            try:
+                await self.settle_all()
+            except DamagedState:
+                raise
+            except OSError as problem:  # of the disk; whoever calls fsync is told, too
+                log.error("the journal is not safe from power loss yet", why=str(problem))
+
+    async def settle_all(self) -> None:
+        async with self._settling_all:
+            await self._settle_all()
+
+    async def _settle_all(self) -> None:
+        for ino in list(self._unsettled):
+            try:
+                await self.settle(ino)
+            except DamagedState:
+                raise
+            except OSError as problem:
+                log.error("cannot make dirty bytes safe yet", inode=ino, why=str(problem))
+        self.sweep()
+        condemned = list(self._condemned)
+        await self._db.sync()
+        del self._condemned[: len(condemned)]
+        await self._spool.remove_all(condemned)
+
+    async def tidy(self) -> None:
+        """Delete the spool files that no layer names: a crash left them. Beside everything else, a
+        few at a time, because a long journal has as many files."""
+        found = sorted(await self._spool.found())
+        self._never_use_again(found[-1:])
+        for first in range(0, len(found), TIDY_AT_ONCE):
+            some = found[first : first + TIDY_AT_ONCE]
+            marks = ",".join("?" * len(some))
+            rows = self._db.all(f"SELECT id FROM layer WHERE id IN ({marks})", *some)
+            # What was dropped a moment ago goes when that is on the disk.
+            needed = {row["id"] for row in rows} | {*self._doomed, *self._condemned}
+            await self._spool.remove_all(one for one in some if one not in needed)
+            await trio.lowlevel.checkpoint()
+
+    def _never_use_again(self, highest: list[int]) -> None:
+        """No new layer gets the number of a file that is about to be deleted. (Numbers that power
+        loss took back come again; others do not.)"""
+        row = self._db.one("SELECT seq FROM sqlite_sequence WHERE name = 'layer'")
+        used = 0 if row is None else int(row[0])
+        if highest and highest[0] > used:
+            with self._db.transaction():
+                self._db.run("DELETE FROM sqlite_sequence WHERE name = 'layer'")
+                self._db.run("INSERT INTO sqlite_sequence VALUES ('layer', ?)", highest[0])
+
+    def close(self) -> None:
+        """The end of the process: what `settle_all` does, without the trio thread's help."""
+        for ino in list(self._unsettled):
+            for layer in list(self.stack(ino)):
+                self._spool.sync_now(layer.id)
+                self._note_settled(layer, layer.unsettled.writes, layer.cuts, layer.size)
+
+    def _note_settled(self, layer: Layer, writes: int, cuts: int, size: int) -> None:
+        """The layer, as it was after so many writes and cuts, is on the disk. Where it was cut
+        since, or is not in use any more, the next time tells."""
+        stack = self.stack(layer.ino)
+        if not any(one is layer for one in stack) or layer.cuts != cuts:
+            return
+        if layer.unsettled or layer.instead is not None or layer.safe < size:
+            with self._db.transaction():
+                self._note(layer, layer.unsettled.settle(writes))
+                self._drop_instead(layer)
+                layer.safe = max(layer.safe, size)
+                self._db.run("UPDATE layer SET safe = ? WHERE id = ?", layer.safe, layer.id)
+        if not any(one.unsettled or one.instead is not None for one in stack):
+            self._unsettled.discard(layer.ino)
+
+    # Snapshots.
+
+    def freeze(self, ino: int, version: VersionId) -> Layer | None:
+        """Make the open layer the snapshot `version`; writes from now on go to a fresh layer.
+        Returns None, and does nothing, while a write into it is under way."""
+        stack = self.stack(ino)
+        if not stack or stack[0].frozen:
+            raise ValueError(f"inode {ino} has no open layer to freeze")
+        if self._writing[stack[0].id]:
+            return None
+        with self._db.transaction():
+            stack[0].version = version
+            self._db.run("UPDATE layer SET version = ? WHERE id = ?", version, stack[0].id)
+        return stack[0]
+
+    def renew(self, ino: int, old: VersionId, version: VersionId) -> None:
+        """The snapshot that was to be `old` becomes `version`: the server binds a version to the
+        file it was begun for, and the bytes are another file's now. In a transaction."""
+        layer = self.frozen(ino)
+        if layer is not None and layer.version == old:
+            layer.version = version
+            self._db.run("UPDATE layer SET version = ? WHERE id = ?", version, layer.id)
+
+    def frozen(self, ino: int) -> Layer | None:
+        """The snapshot being uploaded."""
+        stack = self.stack(ino)
+        return stack[-1] if stack and stack[-1].frozen else None
+
+    async def read_snapshot(self, ino: int, layer: Layer, offset: int, into: memoryview) -> None:
+        """Fill `into` from the frozen layer and the version below, whatever was written since."""
+        node = self._tree.node(ino)
+        plan = plan_read([layer], node.base_size, offset, len(into))
+        sources = {segment.source for segment in plan}
+        if sources <= {ZERO}:  # the layer may have no file
+            self._fill(plan, offset, into)
+        elif BASE not in sources:
+            with self._spool.lease(layer.id) as fd:
+                await trio.to_thread.run_sync(_fill_from, fd, plan, offset, into)
+        else:
+            into[:] = await self._assemble(node, plan, offset, len(into), None)
+
+    def average(self, layer: Layer, choice: int) -> int:
+        """The chunk size the layer is cut with: `choice`, unless one was chosen before."""
+        if layer.average is None:
+            with self._db.transaction():
+                layer.average = choice
+                self._db.run("UPDATE layer SET average = ? WHERE id = ?", choice, layer.id)
+        return layer.average
+
+    async def wait_idle(self) -> None:
+        """Return when some layer stopped being written."""
+        await self._idle.wait()
+
+    def commit(self, ino: int, file: FileId, version: VersionId, size: int) -> None:
+        """The server has `version`: it takes the place of the frozen layer. In a transaction."""
+        layer = self.frozen(ino)
+        if layer is not None and layer.version == version:
+            self._drop_layer(self.stack(ino).pop())
+        self._tree.update(ino, version=version, base_file=file, base_size=size)
+
+    def discard(self, ino: int) -> None:
+        """Drop the node's layers: nobody can read them any more. In a transaction."""
+        for layer in self.stack(ino):
+            self._drop_layer(layer)
+        self._stacks.pop(ino, None)
+
+    def _drop_layer(self, layer: Layer) -> None:
+        self._drop_instead(layer)
+        self._drop_rows(layer.id)
+
+    def _drop_instead(self, layer: Layer) -> None:
+        """What was there before is not needed any more."""
+        if layer.instead:
+            self._drop_rows(layer.instead)
+        if layer.instead is not None:
+            layer.instead = None
+            self._db.run("UPDATE layer SET instead = NULL WHERE id = ?", layer.id)
+
+    def _drop_rows(self, layer: int) -> None:
+        row = self._db.one("SELECT SUM(stop - start) FROM extent WHERE layer = ?", layer)
+        self.dirty_bytes -= 0 if row is None else row[0] or 0
+        for table, key in (("extent", "layer"), ("unsettled", "layer"), ("layer", "id")):
+            self._db.run(f"DELETE FROM {table} WHERE {key} = ?", layer)
+        self._doomed.append(layer)
+
+    def sweep(self) -> None:
+        """Note the spool files of dropped layers: they are deleted by `settle_all`. After their
+        transaction has committed."""
+        self._condemned += self._doomed
+        self._doomed.clear()
+
+
+def _fill_from(fd: int, plan: list[Segment], start: int, into: memoryview) -> None:
+    """`Contents._fill` for one layer, by descriptor: for worker threads."""
+    for source, offset, length in plan:
+        part = into[offset - start : offset - start + length]
+        if source == ZERO:
+            part[:] = bytes(length)
+        else:
+            pread_all(fd, offset, part)

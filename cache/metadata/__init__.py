@@ -1,0 +1,1 @@
+"""The state database: its schema, the tree, the journal, manifests, and what is durable when."""

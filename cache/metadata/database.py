@@ -1,0 +1,270 @@
+"""The state database: SQLite, one file, tree and journal in one transaction.
+
+Knows: transactions, durability. (`schema` has the tables, `opening` versions and quarantine.)
+Must not know: what the rows are for (tree, journal, merge), the network.
+
+Concurrency contract: one connection, used from the trio thread only, always synchronously; a
+transaction never contains an await. So every transaction is atomic for every task. `sync` alone
+runs in a worker thread, and touches only a file descriptor of the write-ahead log.
+
+Durability: WAL with synchronous=NORMAL. A commit is in the kernel's page cache when it returns, so
+it survives the death of the process. It survives power loss after the next `sync`, which fsyncs
+the log: that is what a FULL commit does, without holding SQLite's write lock meanwhile (log frames
+carry checksums; a torn tail is dropped by SQLite's recovery, so what survives is every transaction
+up to some moment at or after the last `sync`). Moving the log into the database fsyncs both, so a
+commit never does that by itself (it would stop every request meanwhile): `tend` does it from a
+worker thread with a connection of its own, which SQLite lets run beside a writer.
+
+A full disk: log and database have room behind their ends (`reserve`), so that transactions go on
+when others have filled the disk. It is taken again whenever some of it was used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from cache.metadata.durable import sync_directory
+from cache.metadata.reserve import RESERVE_BYTES, hold
+from cache.recovery.opening import DamagedState, examine, is_damage, note_damage, open_database
+from cache.recovery.quarantine import marked
+
+CHECKPOINT_EVERY = 2000  # transactions between two moves of the log into the database
+CHECKPOINT_WHEN_SHORT = 100  # the same on a full disk: a log that was moved takes no more room
+LONG_LOG = 32 << 20  # bytes
+GROWTH_BYTES = RESERVE_BYTES // 2  # of the database, held for one move of the log
+INDEX_BYTES = 1 << 18  # of the log's index, held: eight bytes for each of its pages
+
+# The second is told when the log's index cannot grow.
+_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
+
+log = structlog.get_logger(__name__)
+
+
+class Database:
+    """The connection. `transaction()` is the only way to write. Whoever keeps a copy of rows in
+    memory adds a function to `on_rollback` that drops the copy."""
+
+    def __init__(self, path: Path, companions: Sequence[Path] = (), boot: str = "") -> None:
+        """`companions` are directories that only this database explains: put aside with it. `boot`
+        names what a process survives and a machine that loses power does not."""
+        self.path, self._boot = path, boot
+        self._db = open_database(path, companions, boot)
+        self._depth = 0
+        self.damage: str | None = None  # what is wrong with it, as far as that is known
+        self.on_rollback: list[Callable[[], None]] = []
+        self._wal = os.open(f"{path}-wal", os.O_RDWR)
+        # Kept open to the end: closing them would take SQLite's locks on the files away.
+        self._file = os.open(path, os.O_RDWR)
+        self._index = os.open(f"{path}-shm", os.O_RDWR)
+        self._held = 0  # where the room ends that the log has
+        self.holds_room = False  # can it have any here? Not known while the disk is full
+        self._hold_room()
+        self._hold_growth()
+        for directory in (path.parent, path.parent.parent):  # the names of what was just made
+            sync_directory(directory)
+        self._synced = trio.Lock()
+        self._writes = 1  # what an earlier process committed may not be synced either
+        self._writes_synced = 0
+        self._checkpointed = 0
+        self._log_is_long = trio.Event()
+        self.changed = trio.Event()  # set while there is something to `sync`
+        # May the machine have stopped since, without what `close` does? Then nothing may be
+        # believed before `power_loss` has looked; it calls `trust`.
+        self.lost_power = self.meta("boot") not in (None, boot) and not self.meta("clean")
+        if not self.lost_power:
+            with self.transaction():
+                self.trust()
+            self.sync_now()
+
+    @property
+    def commits(self) -> int:
+        """Grows with every transaction that is committed: tells one from the next."""
+        return self._writes
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. Nested uses join the outermost one. Never await inside. A disk that is
+        full raises OSError (ENOSPC)."""
+        if self._depth:
+            yield
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        self._depth += 1
+        before = self._db.total_changes
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as problem:
+            self._roll_back(before, problem)
+            if isinstance(problem, sqlite3.Error) and _is_full(problem):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from problem
+            self._check(problem)
+            raise
+        finally:
+            self._depth -= 1
+        self._writes += 1
+        self._hold_room()
+        self.changed.set()
+        often = CHECKPOINT_WHEN_SHORT if self._is_short() else CHECKPOINT_EVERY
+        if self._writes - self._checkpointed >= often:
+            self._log_is_long.set()
+
+    def _hold_room(self) -> None:
+        end = os.fstat(self._wal).st_size  # about 1 µs
+        if self._held < end + RESERVE_BYTES // 2:
+            taken = hold(self._wal, end, RESERVE_BYTES)
+            self._held = max(self._held, end + taken)
+            self.holds_room = self.holds_room or taken > 0
+
+    def _hold_growth(self) -> None:
+        """Of the database, which takes what was in the log and is cut to its length then, and of
+        the log's index."""
+        hold(self._file, os.fstat(self._file).st_size, GROWTH_BYTES)
+        hold(self._index, os.fstat(self._index).st_size, INDEX_BYTES)
+
+    def _is_short(self) -> bool:
+        """Would there be more room for the log if the disk were not full?"""
+        return self.holds_room and self._held < os.fstat(self._wal).st_size + RESERVE_BYTES // 2
+
+    def _roll_back(self, before: int, problem: BaseException) -> None:
+        """A system call that was refused (OSError) before anything was written leaves every copy in
+        memory right: objects of the journal must not change identity for each EEXIST."""
+        refused = isinstance(problem, OSError) and self._db.total_changes == before
+        if self._db.in_transaction:  # on some errors SQLite has rolled back by itself
+            self._db.execute("ROLLBACK")
+        if not refused:
+            for forget in self.on_rollback:
+                forget()
+
+    def _check(self, problem: BaseException) -> None:
+        """Raise `DamagedState` (EIO) when the file is not what was written: that is noted, and the
+        state salvaged when it is opened the next time."""
+        if is_damage(problem):
+            self.damage = self.damage or str(problem)
+            note_damage(self.path, str(problem))
+            raise DamagedState(str(problem)) from problem
+
+    def run(self, sql: str, *values: object) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(sql, values)
+        except sqlite3.DatabaseError as problem:
+            self._check(problem)
+            raise
+
+    def one(self, sql: str, *values: object) -> sqlite3.Row | None:
+        row: sqlite3.Row | None
+        try:
+            row = self._db.execute(sql, values).fetchone()
+        except sqlite3.DatabaseError as problem:
+            self._check(problem)
+            raise
+        return row
+
+    def all(self, sql: str, *values: object) -> list[sqlite3.Row]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as problem:
+            self._check(problem)
+            raise
+
+    def each(self, sql: str, *values: object) -> Generator[tuple[Any, ...], None, None]:
+        """Rows as they are asked for. Close it before anything is written, or awaited."""
+        try:
+            with contextlib.closing(self._db.cursor()) as cursor:
+                cursor.row_factory = None  # plain tuples
+                yield from cursor.execute(sql, values)
+        except sqlite3.DatabaseError as problem:
+            self._check(problem)
+            raise
+
+    async def examine(self) -> None:
+        """Look through a database that was too large to be looked through when it was opened."""
+        await trio.to_thread.run_sync(examine, self.path, abandon_on_cancel=True)
+        mark = marked(self.path.parent)
+        self.damage = self.damage or (mark.why if mark else None)
+
+    def meta(self, key: str) -> object | None:
+        row = self.one("SELECT value FROM meta WHERE key = ?", key)
+        return None if row is None else row[0]
+
+    def set_meta(self, key: str, value: object) -> None:
+        self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
+
+    def trust(self) -> None:
+        """What is here is right, and in use from now on. In a transaction."""
+        self.set_meta("boot", self._boot)
+        self.set_meta("clean", 0)
+        self.lost_power = False
+
+    async def sync(self) -> None:
+        """Return when every transaction committed before the call survives power loss. Calls that
+        arrive while one is under way share the next (group commit)."""
+        wanted = self._writes
+        async with self._synced:
+            if self._writes_synced >= wanted:
+                return
+            upto = self._writes
+            self.changed = trio.Event()
+            try:
+                await trio.to_thread.run_sync(os.fsync, self._wal)
+            except BaseException:
+                self.changed.set()
+                raise
+            self._writes_synced = upto
+
+    def sync_now(self) -> None:
+        """`sync` for the start: an earlier process may have left what is not on the disk, and the
+        spool files that nothing names any more are about to be deleted."""
+        os.fsync(self._wal)
+
+    async def tend(self) -> None:
+        """Keep the write-ahead log short, until cancelled."""
+        while True:
+            await self._log_is_long.wait()
+            self._log_is_long = trio.Event()
+            self._checkpointed = self._writes
+            try:
+                await trio.to_thread.run_sync(_checkpoint, self.path)
+                if os.fstat(self._wal).st_size > LONG_LOG:
+                    # The log starts over only when all of it has been moved, and under a steady
+                    # stream of writes the thread never gets there: move the few frames that came
+                    # meanwhile.
+                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    self._held = 0
+            except sqlite3.DatabaseError as problem:
+                self._check(problem)
+                if not _is_full(problem):
+                    raise
+                log.warning("no room to shorten the journal's log; it is tried again later")
+            self._hold_room()
+            self._hold_growth()
+
+    def close(self, *, clean: bool = False) -> None:
+        """`clean`: whatever the rows refer to is on the disk, and after this they are, too."""
+        if clean and not self.lost_power:
+            with self.transaction():
+                self.set_meta("clean", 1)
+            os.fsync(self._wal)
+        os.close(self._wal)
+        self._db.close()
+        os.close(self._file)
+        os.close(self._index)
+
+
+def _is_full(problem: sqlite3.Error) -> bool:
+    return getattr(problem, "sqlite_errorcode", None) in _FULL
+
+
+def _checkpoint(path: Path) -> None:
+    """Move what is in the log into the database, as far as that is possible without waiting."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")

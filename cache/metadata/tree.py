@@ -1,0 +1,356 @@
+"""The tree as this device sees it: nodes, entries, extended attributes.
+
+Knows: how nodes and entries are stored and found, and the counts that follow from them. Must not
+know: what a system call means (`edits`), what the server says (`merge`), bytes (`contents`).
+
+Concurrency contract: see `database`; every method is synchronous, and the ones that write must be
+called inside a transaction.
+
+Invariants:
+- A directory is either listed (every entry the server has is here) or not; entries exist only in
+  listed directories.
+- A file of the drive has at most one live node. A node that is not live has no entries.
+- `subdirs` of a directory equals the number of its entries whose node is a directory.
+- A name that is always there keeps its cookie, whatever it means; so does a file that is renamed
+  within its directory. So neither is missed by who reads up to what was once the last cookie.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sqlite3
+from collections.abc import Callable, Generator, Sequence
+
+from msgspec import Struct
+
+from cache.metadata.clock import Moment
+from cache.metadata.database import Database
+from remote.protocol.ids import FileId, VersionId
+from remote.protocol.messages import FileRecord, Kind
+
+ROOT = 1
+ASKED_AT_ONCE = 500  # inodes in one query
+
+# Instead of a drive's id, in `Node.drive`:
+LOCAL = ""  # directories that are on this device only: Shared, and those of the owners in it
+HISTORY = "@"  # old versions of files, and the directories that show them
+REVOKED = "-"  # what is not shared any more; only open handles still refer to it
+
+
+class Node(Struct):
+    """A row of `node`; see the columns there."""
+
+    ino: int
+    file: FileId
+    drive: str
+    live: bool
+    kind: Kind
+    mode: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    atime_ns: int
+    links: int
+    target: str | None
+    version: VersionId | None
+    base_size: int
+    base_file: FileId | None
+    subdirs: int
+    rev: int
+    listed: int | None
+    made_under: bytes | None = None
+
+    @property
+    def is_directory(self) -> bool:
+        return self.kind == "directory"
+
+    @property
+    def is_regular(self) -> bool:
+        return self.kind == "file"
+
+
+COLUMNS = Node.__struct_fields__
+_SELECT = ", ".join(f"node.{name}" for name in COLUMNS)
+
+
+Dropped = Callable[[Node], None]
+
+
+class Entry(Struct):
+    """A name in a directory, with its node."""
+
+    cookie: int
+    name: str
+    node: Node
+
+
+def _node(row: sqlite3.Row) -> Node:
+    return Node(*tuple(row)[-len(COLUMNS) :])
+
+
+class Tree:
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self._own_drive = ""
+
+    @property
+    def own_drive(self) -> str:
+        """The drive of the account that is mounted; "" before the first contact."""
+        if not self._own_drive:
+            self._own_drive = str(self.db.meta("drive") or "")
+        return self._own_drive
+
+    # Finding.
+
+    def find(self, ino: int) -> Node | None:
+        row = self.db.one(f"SELECT {_SELECT} FROM node WHERE ino = ?", ino)
+        return None if row is None else _node(row)
+
+    def node(self, ino: int) -> Node:
+        """Raises OSError (ESTALE) when there is no such inode."""
+        node = self.find(ino)
+        if node is None:
+            raise OSError(errno.ESTALE, f"no inode {ino}")
+        return node
+
+    def live(self, file: FileId) -> Node | None:
+        """The node that `file` is now."""
+        row = self.db.one(f"SELECT {_SELECT} FROM node WHERE file = ? AND live", file)
+        return None if row is None else _node(row)
+
+    def is_gone(self, ino: int) -> bool:
+        """No name will mean the inode any more, here or elsewhere."""
+        row = self.db.one("SELECT live FROM node WHERE ino = ?", ino)
+        return row is None or not row[0]
+
+    def dead(self, inodes: Sequence[int]) -> list[int]:
+        """Those of the inodes that are not live any more, and are still here."""
+        found = []
+        for first in range(0, len(inodes), ASKED_AT_ONCE):
+            some = inodes[first : first + ASKED_AT_ONCE]
+            marks = ",".join("?" * len(some))
+            rows = self.db.all(f"SELECT ino FROM node WHERE NOT live AND ino IN ({marks})", *some)
+            found += [row[0] for row in rows]
+        return found
+
+    def child(self, parent: int, name: str) -> Node | None:
+        row = self.db.one(
+            f"SELECT {_SELECT} FROM entry JOIN node USING (ino) WHERE parent = ? AND name = ?",
+            parent,
+            name,
+        )
+        return None if row is None else _node(row)
+
+    def entries(self, parent: int, after: int, limit: int) -> list[Entry]:
+        """Up to `limit` entries in readdir order, beginning behind cookie `after`."""
+        rows = self.db.all(
+            f"SELECT cookie, name, {_SELECT} FROM entry JOIN node USING (ino)"
+            " WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?",
+            parent,
+            after,
+            limit,
+        )
+        return [Entry(row["cookie"], row["name"], _node(row)) for row in rows]
+
+    def listing(self, parent: int, after: int, last: int) -> Generator[Entry, None, None]:
+        """The entries with cookies behind `after` up to `last`, in readdir order. Each is read when
+        it is asked for; the tree must not change before the iterator is closed."""
+        rows = self.db.each(
+            f"SELECT cookie, name, {_SELECT} FROM entry JOIN node USING (ino)"
+            " WHERE parent = ? AND cookie > ? AND cookie <= ? ORDER BY cookie",
+            parent,
+            after,
+            last,
+        )
+        with contextlib.closing(rows):
+            for row in rows:
+                yield Entry(row[0], row[1], Node(*row[2:]))
+
+    def last_cookie(self, parent: int) -> int:
+        """The last entry's, in readdir order; 0 when there is none."""
+        row = self.db.one("SELECT MAX(cookie) FROM entry WHERE parent = ?", parent)
+        return 0 if row is None else int(row[0] or 0)
+
+    def is_empty(self, parent: int) -> bool:
+        return self.db.one("SELECT 1 FROM entry WHERE parent = ? LIMIT 1", parent) is None
+
+    def names(self, ino: int) -> list[tuple[int, str]]:
+        """Every (parent, name) known here that means `ino`."""
+        rows = self.db.all("SELECT parent, name FROM entry WHERE ino = ?", ino)
+        return [(row[0], row[1]) for row in rows]
+
+    def parent(self, ino: int) -> int:
+        """The directory that holds directory `ino`; the root is its own."""
+        row = self.db.one("SELECT parent FROM entry WHERE ino = ?", ino)
+        return ROOT if row is None else int(row[0])
+
+    def path(self, ino: int) -> str:
+        """One path of the inode from the drive's root, for people to read."""
+        parts: list[str] = []
+        while ino != ROOT and len(parts) < 4096:
+            row = self.db.one("SELECT parent, name FROM entry WHERE ino = ? LIMIT 1", ino)
+            if row is None:
+                parts.append(f"(removed {ino})")
+                break
+            parts.append(row["name"])
+            ino = row["parent"]
+        return "/".join(reversed(parts)) or "/"
+
+    def is_under(self, ino: int, ancestor: int) -> bool:
+        """Is `ancestor` the directory `ino` or above it?"""
+        while ino != ancestor:
+            if ino == ROOT:
+                return False
+            row = self.db.one("SELECT parent FROM entry WHERE ino = ? LIMIT 1", ino)
+            if row is None:
+                return False
+            ino = row["parent"]
+        return True
+
+    def files_below(self, ino: int) -> list[FileId]:
+        """Of a directory, and of all that is known to be in it."""
+        rows = self.db.all(
+            "WITH RECURSIVE below (ino) AS (SELECT ? UNION"
+            " SELECT entry.ino FROM entry JOIN below ON parent = below.ino)"
+            " SELECT file FROM node JOIN below USING (ino)",
+            ino,
+        )
+        return [row["file"] for row in rows]
+
+    # Changing: inside a transaction.
+
+    def insert(self, node: Node) -> Node:
+        """Add the node under a fresh inode number (its `ino` is ignored unless it is the root)."""
+        values = [getattr(node, name) for name in COLUMNS]
+        values[0] = ROOT if node.ino == ROOT else None
+        marks = ", ".join("?" * len(COLUMNS))
+        cursor = self.db.run(f"INSERT INTO node ({', '.join(COLUMNS)}) VALUES ({marks})", *values)
+        assert cursor.lastrowid is not None
+        node.ino = cursor.lastrowid
+        return node
+
+    def update(self, ino: int, **fields: object) -> None:
+        names = ", ".join(f"{name} = ?" for name in fields)
+        self.db.run(f"UPDATE node SET {names} WHERE ino = ?", *fields.values(), ino)
+
+    def reidentify(self, old: FileId, new: FileId) -> None:
+        """A file of which the server has not heard has another id from now on."""
+        self.db.run("UPDATE node SET file = ?, rev = 0 WHERE file = ?", new, old)
+
+    def touch(self, ino: int, now: Moment) -> None:
+        """A directory's entries, or a file's bytes, changed."""
+        node = self.node(ino)
+        mtime, ctime = now.after(node.mtime_ns), now.after(node.ctime_ns)
+        self.update(ino, mtime_ns=mtime, ctime_ns=ctime)
+
+    def add_entry(self, parent: int, name: str, node: Node, rev: int = 0) -> None:
+        self.db.run(
+            "INSERT INTO entry (parent, name, ino, rev) VALUES (?, ?, ?, ?)",
+            parent,
+            name,
+            node.ino,
+            rev,
+        )
+        if node.is_directory:
+            self.db.run("UPDATE node SET subdirs = subdirs + 1 WHERE ino = ?", parent)
+
+    def drop_entry(self, parent: int, name: str, node: Node) -> None:
+        self.db.run("DELETE FROM entry WHERE parent = ? AND name = ?", parent, name)
+        if node.is_directory:
+            self.db.run("UPDATE node SET subdirs = subdirs - 1 WHERE ino = ?", parent)
+
+    def point_entry(self, parent: int, name: str, old: Node, new: Node, rev: int = 0) -> None:
+        """The name, which meant `old`, means `new`, at the same place in readdir order."""
+        self.db.run(
+            "UPDATE entry SET ino = ?, rev = ? WHERE parent = ? AND name = ?",
+            new.ino,
+            rev,
+            parent,
+            name,
+        )
+        more = new.is_directory - old.is_directory
+        if more:
+            self.db.run("UPDATE node SET subdirs = subdirs + ? WHERE ino = ?", more, parent)
+
+    def rename_entry(self, parent: int, name: str, new_name: str) -> None:
+        """Within its directory, to a name that means nothing."""
+        self.db.run(
+            "UPDATE entry SET name = ?, rev = 0 WHERE parent = ? AND name = ?",
+            new_name,
+            parent,
+            name,
+        )
+
+    def entry_rev(self, parent: int, name: str) -> int:
+        row = self.db.one("SELECT rev FROM entry WHERE parent = ? AND name = ?", parent, name)
+        return 0 if row is None else int(row[0])
+
+    def set_entry_rev(self, parent: int, name: str, rev: int) -> None:
+        self.db.run("UPDATE entry SET rev = ? WHERE parent = ? AND name = ?", rev, parent, name)
+
+    def repoint(self, old: int, new: int) -> None:
+        """Every name of inode `old` means `new` from now on (both the same kind)."""
+        self.db.run("UPDATE entry SET ino = ? WHERE ino = ?", new, old)
+
+    def delete(self, ino: int) -> None:
+        self.db.run("DELETE FROM xattr WHERE ino = ?", ino)
+        self.db.run("DELETE FROM node WHERE ino = ?", ino)
+
+    # Extended attributes.
+
+    def xattrs(self, ino: int) -> dict[str, bytes]:
+        rows = self.db.all("SELECT name, value FROM xattr WHERE ino = ? ORDER BY name", ino)
+        return {row[0]: row[1] for row in rows}
+
+    def xattr(self, ino: int, name: str) -> bytes | None:
+        row = self.db.one("SELECT value FROM xattr WHERE ino = ? AND name = ?", ino, name)
+        return None if row is None else bytes(row[0])
+
+    def xattr_sizes(self, ino: int) -> dict[str, int]:
+        """Every attribute's name, with the bytes of its value."""
+        query = "SELECT name, length(value) FROM xattr WHERE ino = ? ORDER BY name"
+        return {row[0]: row[1] for row in self.db.all(query, ino)}
+
+    def set_xattr(self, ino: int, name: str, value: bytes | None) -> None:
+        if value is None:
+            self.db.run("DELETE FROM xattr WHERE ino = ? AND name = ?", ino, name)
+        else:
+            self.db.run("INSERT OR REPLACE INTO xattr VALUES (?, ?, ?)", ino, name, value)
+
+    def replace_xattrs(self, ino: int, xattrs: dict[str, bytes]) -> None:
+        if self.xattrs(ino) != xattrs:
+            self.db.run("DELETE FROM xattr WHERE ino = ?", ino)
+            for name, value in xattrs.items():
+                self.set_xattr(ino, name, value)
+
+
+def node_from(record: FileRecord, drive: str) -> Node:
+    """A fresh, live, unlisted node of `drive` in the state the record tells."""
+    return Node(
+        ino=0,
+        file=record.id,
+        drive=drive,
+        live=True,
+        kind=record.kind,
+        mode=record.mode,
+        uid=record.uid,
+        gid=record.gid,
+        rdev=record.rdev,
+        size=record.size if record.kind == "file" else 0,
+        mtime_ns=record.mtime_ns,
+        ctime_ns=record.ctime_ns,
+        atime_ns=record.mtime_ns,
+        links=record.links,
+        target=record.target,
+        version=record.version,
+        base_size=record.size if record.version else 0,
+        base_file=record.id if record.version else None,
+        subdirs=0,
+        rev=record.rev,
+        listed=None,
+        made_under=record.made_under,
+    )

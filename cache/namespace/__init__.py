@@ -1,0 +1,1 @@
+"""What edits, the server's news and shares mean for names and directories."""

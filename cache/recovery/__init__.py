@@ -1,0 +1,1 @@
+"""Making the state usable again after power loss or damage."""

@@ -1,0 +1,1 @@
+"""Sending what was changed here: what is due, uploads, batches, answers, retries."""

@@ -1,0 +1,424 @@
+"""From a snapshot to a manifest: freeze, cut, encode, send what the drive lacks.
+
+Knows: how a file's bytes become chunks that the server has, resuming where it stopped. Must not
+know: when an upload is due and what order operations take (`replayer`), HTTP
+(`remote.transfer.upload`).
+
+A file that is being written from the start is cut while it grows: chunks whose boundaries are
+certain are sent before the file is closed ("early" pieces). At the snapshot they count as an old
+version whose later overwrites are dirty, so one algorithm, `chunking.Cutter`, does both.
+
+Concurrency contract: one task per operation; `ready`, `progress` and `_early` are changed on the
+trio thread without an await between reading and writing an entry. Encoding runs in worker threads
+on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_flight` bounds those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from cache.files.contents import Contents
+from cache.files.layers import Layer, changed_ranges, hole_ranges
+from cache.metadata.database import Database
+from cache.metadata.intervals import IntervalSet, Range
+from cache.metadata.journal import Journal
+from cache.metadata.operations import Op, new_id
+from cache.metadata.tree import Node, Tree
+from remote.protocol.chunking import (
+    Cutter,
+    Fresh,
+    Hole,
+    Keep,
+    NeedData,
+    average_for,
+    cut,
+    is_well_cut,
+)
+from remote.protocol.codec import Encoded, encode_chunk
+from remote.protocol.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
+from remote.protocol.errors import NearlineError, Refused, Retry
+from remote.protocol.ids import FileId, VersionId
+from remote.protocol.messages import Content
+from remote.transfer.upload import Sender, Upload
+
+EARLY_STEP = 16 << 20  # how much a growing file must have gained before more of it is sent
+CHUNKS_IN_FLIGHT = 8
+
+ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
+KeepManifest = Callable[[VersionId, Manifest], None]
+KeepBlocks = Callable[[bytes, memoryview], Awaitable[None]]
+
+
+class BaseGone(NearlineError):
+    """The version below a local change may not be read any more, and is not cached whole. The
+    change is kept, and shown."""
+
+    retry = Retry.NEVER
+
+
+@dataclass
+class Progress:
+    """One upload, for `status`: bytes of the file dealt with, of how many; why it waits."""
+
+    path: str
+    bytes_done: int
+    bytes_total: int
+    error: str | None = None
+    moved: bool = False  # were bytes of it sent since it was last begun?
+
+
+@dataclass
+class Early:
+    """The part [0, upto) of a growing file that was cut and sent already; `dirty` are the ranges
+    written again since."""
+
+    upload: Upload
+    average: int
+    upto: int = 0
+    pieces: list[Piece] = field(default_factory=list)
+    dirty: IntervalSet = field(default_factory=IntervalSet)
+    running: bool = False
+
+
+class Uploader:
+    """`manifest_of` gives a version's manifest, `keep_manifest` remembers one that was made here;
+    `keep_blocks(chunk id, plain)` puts bytes that were just sent into the block cache."""
+
+    def __init__(
+        self,
+        db: Database,
+        tree: Tree,
+        journal: Journal,
+        contents: Contents,
+        sender: Sender,
+        manifest_of: ManifestOf,
+        keep_manifest: KeepManifest,
+        keep_blocks: KeepBlocks,
+    ) -> None:
+        self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
+        self._sender, self._manifest_of = sender, manifest_of
+        self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
+        self._in_flight = trio.CapacityLimiter(CHUNKS_IN_FLIGHT)
+        self._early: dict[int, Early] = {}
+        self.ready: dict[str, Content] = {}  # by operation key
+        self.progress: dict[str, Progress] = {}
+        self.sent_bytes = 0
+        self.on_arrival: Callable[[], None] = lambda: None  # bytes were taken
+        self._resend: dict[str, set[bytes]] = {}  # by operation key: known chunks to send anyway
+        journal.on_rekey = self._rekeyed
+
+    # Snapshots.
+
+    async def prepare(self, op: Op) -> None:
+        """Bring the operation's bytes to the server; afterwards `ready` has its content, unless the
+        operation was folded away meanwhile. Raises NearlineError; calling again goes on where it
+        stopped."""
+        node = self._tree.node(op.ino)
+        await self._freeze(op)
+        if op.version is None or self._is_gone(op):
+            return
+        if op.body.renew:
+            self._renew(op, op.version)
+        layer = self._contents.frozen(op.ino)
+        if op.key in self._resend and (layer is None or layer.version != op.version):
+            layer = _untouched(node)
+            manifest = await self._send(op, node, layer)
+        elif layer is None or layer.version != op.version:
+            manifest = EMPTY if node.version is None else await self._base_manifest(node)
+        else:
+            manifest = await self._send(op, node, layer)
+        if not self._is_gone(op):
+            base = op.body.base or node.version
+            self._keep_manifest(op.version, manifest)
+            self.ready[op.key] = Content(version=op.version, base=base, manifest=manifest)
+        self.progress.pop(op.key, None)
+
+    async def _base_manifest(self, node: Node) -> Manifest:
+        assert node.version is not None
+        try:
+            return await self._manifest_of(node.base_file or node.file, node.version)
+        except Refused as problem:
+            raise BaseGone(f"what was changed cannot be read any more: {problem}") from problem
+
+    async def _base_of(self, node: Node, layer: Layer) -> Manifest | None:
+        """The version below a snapshot; what was written anew as a whole can do without."""
+        try:
+            return None if node.version is None else await self._base_manifest(node)
+        except BaseGone:
+            if layer.below == 0 or layer.extents.covers(0, layer.below):
+                return None
+            raise
+
+    async def read(self, ino: int, layer: Layer, offset: int, into: memoryview) -> None:
+        """Fill `into` from a snapshot."""
+        try:
+            await self._contents.read_snapshot(ino, layer, offset, into)
+        except Refused as problem:
+            raise BaseGone(f"what was changed cannot be read any more: {problem}") from problem
+
+    async def _freeze(self, op: Op) -> None:
+        while op.version is None and not self._is_gone(op) and not self.snapshot(op):
+            await self._contents.wait_idle()
+
+    def _is_gone(self, op: Op) -> bool:
+        """After each wait, also that for this task's first turn, its file may have been deleted,
+        or renamed over another one."""
+        return self._journal.get(op.key) is not op
+
+    def snapshot(self, op: Op) -> bool:
+        """The operation's content is what the file holds now; False while a write is under way."""
+        early = self._early.get(op.ino)
+        goes_on = early is not None and early.upload.file == op.file
+        version = early.upload.version if early and goes_on else new_id()
+        with self._db.transaction():
+            stack = self._contents.stack(op.ino)
+            if stack and self._contents.freeze(op.ino, version) is None:
+                return False
+            self._journal.rewrite(op, version=version)
+            return True
+
+    def is_written(self, ino: int) -> bool:
+        """Does it hold bytes that are in no snapshot?"""
+        stack = self._contents.stack(ino)
+        return bool(stack) and not stack[0].frozen
+
+    def _renew(self, op: Op, old: VersionId) -> None:
+        fresh = new_id()
+        with self._db.transaction():
+            self._contents.renew(op.ino, old, fresh)
+            body = msgspec.structs.replace(op.body, renew=False)
+            self._journal.rewrite(op, version=fresh, body=body)
+
+    async def _send(self, op: Op, node: Node, layer: Layer) -> Manifest:
+        """Cut the snapshot, sending each chunk that is new; the manifest of all of it."""
+        early = self._early.get(op.ino)
+        base = await self._base_of(node, layer)
+        if base is not None:
+            average, old, dirty = base.average, base.pieces, changed_ranges(layer)
+        elif early is not None and node.version is None:
+            average, old = early.average, list(early.pieces)
+            sent = sum(piece.length for piece in old)  # a step under way has no pieces yet
+            dirty = [*early.dirty, (sent, layer.size)]
+        else:
+            average = self._contents.average(layer, average_for(layer.size, None))
+            old, dirty = [], [(0, layer.size)]
+        unwanted = self._resend.get(op.key, set())
+        if base is not None and not is_well_cut(base):  # of another program: cut all of it anew
+            unwanted = {piece.id for piece in old if piece.id != HOLE}
+        again = ranges_of(old, unwanted, layer.size)
+        dirty = list(IntervalSet([*dirty, *again])) if again else dirty
+        assert op.version is not None
+        upload = Upload(op.version, op.file, self.known_parent(op), op.body.base or node.version)
+        before = self.progress.get(op.key)  # why it failed is shown until it moves again
+        error = before.error if before is not None else None
+        progress = Progress(self._tree.path(op.ino), 0, layer.size, error)
+        self.progress[op.key] = progress
+        cutter = Cutter(average, layer.size, old, dirty, hole_ranges(layer))
+        pieces = await _Run(self, op, upload, layer, progress).drive(cutter)
+        return Manifest(size=layer.size, average=average, pieces=pieces)
+
+    def known_parent(self, op: Op) -> FileId | None:
+        """The nearest directory above that the server knows: it authorises the upload of a file
+        whose own creation is still in the journal. (Where the operation makes it, which is not
+        where it is seen here after its share has ended.) None: the server knows the file."""
+        made: Op | None = op if op.kind == "create" else None
+        parent = None
+        while made is not None:
+            parent, ops = made.body.parent, self._journal.of_file(made.body.parent)
+            made = next((one for one in ops if one.kind == "create"), None)
+        return parent
+
+    async def store(self, upload: Upload, plain: memoryview, op: Op) -> Encoded:
+        """Encode and send one chunk; what was sent is kept in the block cache."""
+        encoded = await trio.to_thread.run_sync(encode_chunk, plain)
+        sent = await self._sender.store(upload, encoded)
+        self.sent_bytes += sent
+        if sent:
+            self.on_arrival()
+        progress = self.progress.get(op.key)
+        if sent and progress is not None:
+            progress.moved, progress.error = True, None
+        await self._keep_blocks(encoded.descriptor.id, plain)
+        return encoded
+
+    def fail(self, op: Op, why: str) -> bool:
+        """Show why the operation waits; whether bytes of it were sent before it failed."""
+        if op.key not in self.progress:
+            size = self._tree.node(op.ino).size
+            self.progress[op.key] = Progress(self._tree.path(op.ino), 0, size)
+        progress = self.progress[op.key]
+        moved, progress.moved, progress.error = progress.moved, False, why
+        return moved
+
+    def resend(self, op: Op, missing: Iterable[bytes]) -> None:
+        """The server does not have these chunks of the operation's version, or they are not ours to
+        refer to: the next `prepare` sends them, though the version it is made from has them."""
+        self.ready.pop(op.key, None)
+        self._resend.setdefault(op.key, set()).update(missing)
+
+    def tidy(self, under_way: Container[str]) -> None:
+        """Nothing is shown or kept of what has left the journal (a local edit may have folded it
+        away when its bytes were there) and is not `under_way`."""
+        for kept in (self.progress, self.ready, self._resend):
+            for key in [key for key in kept if self._journal.get(key) is None]:
+                if key not in under_way:
+                    del kept[key]
+        for ino in [ino for ino, early in self._early.items() if not early.running]:
+            if not self._journal.refers_to(ino):
+                del self._early[ino]
+
+    def _rekeyed(self, old: str, new: str) -> None:
+        """An operation goes on under another key."""
+        if old in self._resend:
+            self._resend[new] = self._resend.pop(old)
+        if old in self.ready:
+            self.ready[new] = self.ready.pop(old)
+        if old in self.progress:
+            self.progress[new] = self.progress.pop(old)
+
+    # Growing files.
+
+    def note_write(self, ino: int, start: int, stop: int) -> None:
+        """Bytes [start, stop) of the inode were overwritten or cut off."""
+        early = self._early.get(ino)
+        if early is not None and start < early.upto:
+            early.dirty.add(start, min(stop, MAX_FILE_SIZE))
+
+    def wants_early(self, ino: int) -> bool:
+        """Is there enough of a growing file that nobody has sent?"""
+        early = self._early.get(ino)
+        if early is not None and early.running:
+            return False
+        stack = self._contents.stack(ino)
+        if len(stack) != 1 or stack[0].frozen or stack[0].below:
+            return False
+        upto = early.upto if early else 0
+        return stack[0].extents.covers(upto, upto + EARLY_STEP)
+
+    async def send_early(self, op: Op) -> None:
+        """Cut and send what has become certain of a file that is still being written."""
+        if self._is_gone(op):
+            return
+        early = self._early.get(op.ino)
+        if early is None:
+            upload = Upload(new_id(), op.file, self.known_parent(op), None)
+            layer = self._contents.stack(op.ino)[0]
+            average = self._contents.average(layer, average_for(EARLY_STEP, None))
+            early = self._early[op.ino] = Early(upload, average)
+        early.running = True
+        try:
+            while self._still_growing(op, early):
+                await self._early_step(op, early)
+        finally:
+            early.running = False
+            if self._is_gone(op):
+                self._early.pop(op.ino, None)
+
+    def _still_growing(self, op: Op, early: Early) -> bool:
+        stack = self._contents.stack(op.ino)
+        return (
+            not self._is_gone(op)
+            and op.version is None
+            and self._early.get(op.ino) is early
+            and len(stack) == 1
+            and stack[0].extents.covers(early.upto, early.upto + EARLY_STEP)
+        )
+
+    async def _early_step(self, op: Op, early: Early) -> None:
+        start, buffer = early.upto, memoryview(bytearray(EARLY_STEP))
+        layer = self._contents.stack(op.ino)[0]
+        early.upto = start + EARLY_STEP  # writes from here on into this range are noticed
+        done = start
+        try:
+            await self._contents.read_snapshot(op.ino, layer, start, buffer)
+            pieces = await self._send_pieces(op, early, buffer)
+            done += sum(piece.length for piece in pieces)
+            early.pieces += pieces
+        finally:
+            early.upto = done
+
+    async def _send_pieces(self, op: Op, early: Early, buffer: memoryview) -> list[Piece]:
+        lengths = await trio.to_thread.run_sync(lambda: cut(buffer, early.average, final=False))
+        pieces: list[Piece] = [Piece(HOLE, length) for length in lengths]
+
+        async def send(index: int, view: memoryview) -> None:
+            async with self._in_flight:
+                encoded = await self.store(early.upload, view, op)
+            pieces[index] = Piece(encoded.descriptor.id, len(view))
+
+        async with trio.open_nursery() as nursery:
+            at = 0
+            for index, length in enumerate(lengths):
+                nursery.start_soon(send, index, buffer[at : at + length])
+                at += length
+        return pieces
+
+    def forget(self, op: Op) -> None:
+        """The operation is done or gone."""
+        if op.has_content:
+            self._early.pop(op.ino, None)
+        self.ready.pop(op.key, None)
+        self.progress.pop(op.key, None)
+        self._resend.pop(op.key, None)
+
+
+def ranges_of(pieces: Sequence[Piece], ids: set[bytes], size: int) -> list[Range]:
+    """Where chunks `ids` are in a file of these pieces, as far as it goes up to `size`."""
+    found, offset = [], 0
+    for piece in pieces:
+        if piece.id in ids and offset < size:
+            found.append((offset, min(offset + piece.length, size)))
+        offset += piece.length
+    return found
+
+
+def _untouched(node: Node) -> Layer:
+    """The snapshot of a node that has no layer: all of it shows through."""
+    return Layer(id=0, ino=node.ino, below=node.base_size, size=node.base_size)
+
+
+class _Run:
+    """One pass of a cutter over a snapshot."""
+
+    def __init__(
+        self, uploader: Uploader, op: Op, upload: Upload, layer: Layer, progress: Progress
+    ) -> None:
+        self._uploader, self._op, self._upload, self._layer = uploader, op, upload, layer
+        self._progress = progress
+        self._pieces: list[Piece] = []
+
+    async def drive(self, cutter: Cutter) -> list[Piece]:
+        async with trio.open_nursery() as nursery:
+            for step in cutter:
+                match step:
+                    case NeedData(offset, length):
+                        buffer = memoryview(bytearray(length))
+                        await self._uploader.read(self._op.ino, self._layer, offset, buffer)
+                        cutter.feed(buffer)
+                    case Keep(piece, _):
+                        self._add(piece, piece.length)
+                    case Hole(_, length):
+                        self._add(Piece(HOLE, length), length)
+                    case Fresh(_, length, data):
+                        limiter = self._uploader._in_flight
+                        turn = object()
+                        await limiter.acquire_on_behalf_of(turn)
+                        self._pieces.append(Piece(HOLE, length))
+                        nursery.start_soon(self._store, len(self._pieces) - 1, data, turn)
+        return self._pieces
+
+    def _add(self, piece: Piece, done: int) -> None:
+        self._pieces.append(piece)
+        self._progress.bytes_done += done
+
+    async def _store(self, index: int, data: memoryview, turn: object) -> None:
+        try:
+            encoded = await self._uploader.store(self._upload, data, self._op)
+        finally:
+            self._uploader._in_flight.release_on_behalf_of(turn)
+        self._pieces[index] = Piece(encoded.descriptor.id, len(data))
+        self._progress.bytes_done += len(data)

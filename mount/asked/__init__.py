@@ -1,1 +1,0 @@
-"""What a running mount does for a command: the control socket, its messages, every answer."""

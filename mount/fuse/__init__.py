@@ -1,0 +1,1 @@
+"""The kernel's side: FUSE operations, attributes, invalidation, the handshake."""

@@ -1,0 +1,1 @@
+"""Processes: starting a mount's, finding, checking and ending it."""

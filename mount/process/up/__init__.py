@@ -1,0 +1,1 @@
+"""`nearline up`: a server, an account and a mount in one command."""

@@ -1,0 +1,1 @@
+"""A mount's connection to its drive, and how applications wait for it."""

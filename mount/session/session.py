@@ -1,0 +1,452 @@
+"""One device's connection to its drive: every part of `cache` and `remote`, put together.
+
+Knows: who needs whom, in which order things start and end, directory listings on demand. Must not
+know: FUSE requests (`operations`), the control socket and signals (`daemon`).
+
+Concurrency contract: everything on the trio thread. `_listings` holds one event per directory being
+listed; who finds one waits for it instead of asking.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+import trio
+
+from cache.blocks.cache import BlockCache
+from cache.blocks.reader import Reader
+from cache.files.collector import Collector
+from cache.files.contents import Contents
+from cache.files.layers import stored_bytes
+from cache.files.spool import Spool
+from cache.metadata.database import Database
+from cache.metadata.invalidation import Invalidation, Invalidator
+from cache.metadata.journal import Journal
+from cache.metadata.manifests import Manifests
+from cache.metadata.reserve import RESERVE_BYTES, START_BYTES
+from cache.metadata.tree import HISTORY, ROOT, Node, Tree
+from cache.namespace.edits import Edits
+from cache.namespace.merge import Merge
+from cache.namespace.shares import Shares
+from cache.recovery.opening import DamagedState
+from cache.recovery.power_loss import recover
+from cache.sync.replayer import Replayer
+from cache.sync.resolver import Resolver
+from cache.sync.uploader import Uploader
+from mount.config import MountConfig
+from mount.session.backpressure import Waiting
+from mount.session.interrupts import InterruptibleReader, Interrupts
+from mount.session.old_versions import Versions
+from mount.session.quota import AccountWatch
+from mount.session.relogin import Relogin
+from mount.session.symlinks import Symlinks
+from remote.feed.subscriber import Subscriber
+from remote.http.api import ApiClient
+from remote.protocol.chunking import DEFAULT_AVERAGE, min_size
+from remote.protocol.content import Manifest
+from remote.protocol.errors import NearlineError, Refused, Unreachable
+from remote.protocol.ids import FileId, VersionId
+from remote.protocol.messages import Child, VersionsPage
+from remote.transfer.download import Downloader
+from remote.transfer.read_retry import Patience, PatientReads
+from remote.transfer.upload import Sender
+
+log = structlog.get_logger(__name__)
+
+NO_QUOTA_BYTES = 1 << 46  # what `df` shows where there is no limit
+MIN_HOLE = min_size(DEFAULT_AVERAGE)  # bytes; shorter ones are stored with what is around them
+MIN_FREE_BYTES = 1 << 30  # the block cache leaves at least this much of the disk to others
+
+
+def boot_id() -> str:
+    """Names the running kernel's boot, so that a cache written without sync is not trusted after
+    another one. Where there is no such file every start counts as a new boot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        return f"start-{time.time_ns()}"
+
+
+class Session:
+    """Open with `Session(config, token, ...)`, run with `run`, end with `close`."""
+
+    def __init__(
+        self,
+        config: MountConfig,
+        token: str,
+        invalidator: Invalidator,
+        in_use: Callable[[int], bool],
+    ) -> None:
+        self.config = config
+        self.client = ApiClient(
+            config.url,
+            token,
+            insecure=config.insecure,
+            pin=config.pin,
+            on_refused_token=self._token_refused,
+        )
+        self.patience = Patience()
+        self._reads = PatientReads(self.client, self.patience)
+        spool = config.state_dir / "spool"
+        boot = boot_id()
+        self.db = Database(config.state_dir / "tree.sqlite", companions=[spool], boot=boot)
+        if self.db.lost_power:
+            recover(self.db, spool)
+        self.tree = Tree(self.db)
+        self.symlinks = Symlinks(self.tree, inside=config.symlinks == "inside")
+        self.journal = Journal(self.db)
+        self.manifests = Manifests(self.db)
+        self.blocks = BlockCache.open(
+            config.cache_dir / "blocks",
+            config.cache_size,
+            boot_id=boot,
+            min_free_bytes=MIN_FREE_BYTES,
+        )
+        downloader = Downloader(self._reads, patience=self.patience)
+        self.interrupts = Interrupts()
+        self.reader = Reader(self.blocks, downloader, self.manifests)
+        self.spool = Spool(spool, START_BYTES if self.db.holds_room else RESERVE_BYTES)
+        reader = InterruptibleReader(self.reader, self.interrupts)
+        self.contents = Contents(self.db, self.tree, self.spool, reader)
+        self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)
+        dropped = self.collector.dropped
+        self._invalidator = invalidator
+        told = Invalidation(self.db, invalidator, self.tree.is_gone)
+        self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
+        self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
+        self.contents.edits = self.edits
+        self.merge = Merge(self.db, self.tree, self.journal, self.shares, told, dropped)
+        self.uploader = Uploader(
+            self.db,
+            self.tree,
+            self.journal,
+            self.contents,
+            Sender(self.client),
+            self.manifest_of,
+            self.reader.keep_manifest,
+            self.reader.put_plain,
+        )
+        resolver = Resolver(
+            self.db,
+            self.tree,
+            self.journal,
+            self.merge,
+            self.shares,
+            self.uploader,
+            self.client,
+            self.list_directory,
+            device=platform.node() or "another device",
+            keep_copies=config.on_conflict == "copy",
+        )
+        self.replayer = Replayer(
+            self.db,
+            self.tree,
+            self.journal,
+            self.contents,
+            self.merge,
+            self.uploader,
+            resolver,
+            self.client,
+            self.collector.collect,
+        )
+        self.relogin = Relogin(config, self.client, self.db, self.merge.adopt, self._token_taken)
+        self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
+        self.versions = Versions(self.db, self.tree, self._versions_of)
+        self.contents.on_change = self._content_changed
+        self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
+        self.back = trio.Event()  # set, and replaced, when a host can be reached again
+        self._listings: dict[int, trio.Event] = {}
+        self.waiting = Waiting(
+            config.dirty_limit,
+            self.tree,
+            self.journal,
+            self.contents,
+            self.replayer,
+            self.require_online,
+            self._is_out_of_touch,
+        )
+        self.replayer.on_weather = self._weather_changed
+
+    # Life.
+
+    async def start(self) -> None:
+        """Make the state usable. Without the network that works if there was a mount before;
+        raises NearlineError (the first contact failed) or ValueError (another drive's state). At
+        the first start the top is listed, so that something can be made in it whatever becomes of
+        the server from then on."""
+        if self.tree.find(ROOT) is None:
+            self.merge.adopt(await self.client.me())
+            await self.list_directory(ROOT)
+        self.versions.sweep()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Talk to the server until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.reader.run)
+            nursery.start_soon(self.client.connectivity.run, self._connectivity_changed)
+            nursery.start_soon(self._while_whole, self.db.tend)
+            nursery.start_soon(self._while_whole, self.contents.keep_settled)
+            nursery.start_soon(self._begin, nursery)
+            nursery.start_soon(self._list_root)
+            nursery.start_soon(self.interrupts.run)
+            nursery.start_soon(self.account.run)
+            task_status.started()
+
+    async def _begin(self, nursery: trio.Nursery) -> None:
+        """What a long journal makes long: the mount is in use meanwhile."""
+        await self._while_whole(self.journal.load)
+        nursery.start_soon(self._while_whole, self.subscriber.run)
+        nursery.start_soon(self._while_whole, self.replayer.run)
+        await self._while_whole(self._tidy)
+
+    async def _tidy(self) -> None:
+        """Delete what is useless, once it is known that the rows which say so are whole."""
+        await self.db.examine()
+        if self.db.damage is not None:
+            return
+        try:
+            self.collector.sweep()
+            await self.manifests.prune()
+            await self.contents.tidy()
+        except DamagedState:
+            raise
+        except OSError as problem:  # a full disk: it stays until the next start
+            log.warning("not tidied up", why=str(problem))
+
+    async def _while_whole(self, part: Callable[[], Awaitable[None]]) -> None:
+        """What works on the state by itself rests once that is found to be damaged: the mount goes
+        on with everything that can be read, and the next one salvages it."""
+        try:
+            await part()
+        except* DamagedState as damage:
+            log.error("resting until it is salvaged", part=part.__qualname__, why=str(damage))
+
+    @property
+    def trouble(self) -> str | None:
+        """Why something does not go on, for people to read."""
+        damage = self.db.damage
+        return str(DamagedState(damage).strerror) if damage else self.replayer.waiting_because
+
+    async def _list_root(self) -> None:
+        """The top of the drive is there offline even if nobody has looked at it."""
+        try:
+            await self.ensure_listed(ROOT)
+        except NearlineError as problem:
+            log.info("root not listed yet", why=str(problem))
+
+    def forget_attributes(self, ino: int) -> None:
+        self._invalidator.forget_attributes(ino)
+
+    def look_up_again(self, ino: int) -> None:
+        """The kernel has dropped its inode of a file, and makes another one from an answer that was
+        on its way to somebody meanwhile. The size in that may be from before what was written
+        through the first one, and with the write-back cache the kernel asks for a size only once
+        (`fuse_change_attributes_i` in Linux): it shall not keep what it makes."""
+        node = self.tree.find(ino)
+        if node is not None and node.is_regular:
+            for parent, name in self.tree.names(ino):
+                self._invalidator.forget_entry(parent, name)
+
+    def close(self) -> None:
+        self.blocks.close()
+        clean = False
+        try:
+            self.contents.close()
+            clean = True
+        except OSError as problem:
+            log.error("not everything is safe from power loss", why=str(problem))
+        self.spool.close()
+        self.db.close(clean=clean)
+
+    def _weather_changed(self) -> None:
+        self.waiting.weather_changed()
+        if self.subscriber.known_offline and self.replayer.gets_through:
+            self.subscriber.poke()  # its own next try may be far away
+
+    def _online_changed(self) -> None:
+        if not self.subscriber.online:
+            self.replayer.lost_touch()
+        self.waiting.weather_changed()
+        self.patience.down(self.subscriber.known_offline)
+        log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
+        if self.subscriber.online:
+            self._try_again()
+
+    def _connectivity_changed(self, origin: str) -> None:
+        """A host became silent, or is no longer, or may be."""
+        silence = self.client.connectivity.silence(origin)
+        if origin == self.client.origin and silence is None:
+            self.subscriber.poke()  # it knows for certain, and its own next try may be far away
+        if silence is None:
+            self._try_again()
+        self.waiting.weather_changed()
+
+    async def _token_refused(self, refused: Refused) -> bool:
+        """Whether the mount has another token now. The feed finds out too: its socket stays open
+        when a token expires, and nobody may think that the mount is online."""
+        if self.subscriber.online:
+            self.subscriber.poke()
+        return await self.relogin.refused(refused)
+
+    def _token_taken(self) -> None:
+        self.subscriber.poke()
+        self._try_again()
+
+    def _try_again(self) -> None:
+        """What failed for want of a server, or of a login, need wait no longer."""
+        self.replayer.retry_now()
+        self.back.set()
+        self.back = trio.Event()
+
+    def _content_changed(self, ino: int, start: int, stop: int) -> None:
+        self.uploader.note_write(ino, start, stop)
+        if self.uploader.wants_early(ino):
+            self.replayer.wake()
+
+    async def refresh_account(self) -> None:
+        """Quota and use, for statfs; keeps what was known when the server cannot be reached."""
+        try:
+            self.merge.adopt(await self.client.me())
+        except NearlineError as problem:
+            log.info("account not refreshed", why=str(problem))
+
+    # Directories and versions on demand.
+
+    def stored_bytes(self, node: Node) -> int:
+        """How many bytes of a node are not holes, as far as known: never too few."""
+        if not node.is_regular or node.size < MIN_HOLE:
+            return node.size
+        base = node.base_size - (self.manifests.hole_bytes(node.version) if node.version else 0)
+        if node.size <= base:
+            return node.size
+        return stored_bytes(self.contents.stack(node.ino), base, node.size)
+
+    async def ensure_listed(self, ino: int) -> None:
+        """Return when every entry of the directory is in the tree. Raises NearlineError, and
+        InterruptedError when the caller is told to end."""
+        node = self.tree.node(ino)
+        if node.drive == HISTORY:
+            await self.versions.look_again(node)
+            return
+        if node.is_directory and node.listed is None and node.live:
+            with self.interrupts.watched():
+                await self.list_directory(ino)
+
+    async def list_directory(self, ino: int) -> None:
+        """Ask the server for the directory, once however many callers wait."""
+        while (underway := self._listings.get(ino)) is not None:
+            await underway.wait()
+            node = self.tree.find(ino)
+            if node is None or node.listed is not None:
+                return
+        self._listings[ino] = done = trio.Event()
+        try:
+            await self._list(ino)
+        finally:
+            del self._listings[ino]
+            done.set()
+
+    async def _list(self, ino: int) -> None:
+        self.require_online()
+        while True:
+            node = self.tree.node(ino)
+            file, drive = node.file, node.drive
+            page = await self._reads.children(file)
+            directory, as_of = page.directory, page.as_of
+            children: list[Child] = list(page.children)
+            while page.next is not None:
+                page = await self._reads.children(file, page.next)
+                children += page.children
+            # The feed may have run ahead of this answer, and what it said of a directory that was
+            # not listed was dropped: then the answer is too old, and a newer one is there.
+            if as_of >= self.merge.seq(drive):
+                self.merge.list_directory(ino, directory, children, as_of)
+                self.collector.collect()
+                return
+
+    async def manifest_of(self, file: FileId, version: VersionId) -> Manifest:
+        """The manifest, from here or from the server."""
+        known = self.manifests.manifest(version)
+        if known is not None:
+            return known
+        reply = await self._reads.file(file, version, manifest=True)
+        if reply.manifest is None:
+            raise Unreachable(f"the server has no manifest of version {version}")
+        self.reader.keep_manifest(version, reply.manifest)
+        return reply.manifest
+
+    async def _versions_of(self, file: FileId, cursor: str | None) -> VersionsPage:
+        self.require_online()
+        with self.interrupts.watched():
+            return await self._reads.versions(file, cursor)
+
+    @property
+    def offline_because(self) -> str | None:
+        """Why the server cannot be reached, if that is known."""
+        if self.subscriber.known_offline:
+            return self.subscriber.reason or "no answer from the server"
+        return self.client.connectivity.silence(self.client.origin)
+
+    def _is_out_of_touch(self) -> bool:
+        """Whether it is known that nothing can be sent either."""
+        is_silent = self.client.connectivity.silence(self.client.origin) is not None
+        return is_silent or (self.subscriber.known_offline and not self.replayer.gets_through)
+
+    def require_online(self) -> None:
+        """Fail at once while it is known that the server cannot be reached."""
+        if (why := self.offline_because) is not None:
+            raise Unreachable(f"offline: {why}")
+
+    # Durability.
+
+    async def sync_file(self, ino: int) -> None:
+        """What fsync promises: on this machine's disk; with --sync=remote, on the server. Raises
+        InterruptedError when the caller is told to end: the server will have it all the same."""
+        await self.contents.sync(ino)
+        await self._until_sent(ino)
+
+    async def sync_directory(self, ino: int) -> None:
+        """The same for a directory and the names in it."""
+        await self.db.sync()
+        await self._until_sent(ino)
+
+    async def _until_sent(self, ino: int) -> None:
+        if self.config.sync == "remote":
+            with self.interrupts.watched():
+                await self.waiting.until_sent(self.tree.node(ino))
+
+    def check_quota(self, ino: int) -> None:
+        """Raise OSError (EDQUOT) while the drive has no room for the bytes that were written into
+        the inode. They are kept, and sent when there is room."""
+        full = self.replayer.room.is_full(self.tree.node(ino).drive)
+        if full and self.contents.stack(ino):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    def usage(self) -> tuple[int, int]:
+        """Bytes used and quota of the account as last told, what waits here included; without a
+        quota the drive seems as large as `NO_QUOTA_BYTES`."""
+        self.account.asked()
+        used, quota = self.db.meta("used_bytes"), self.db.meta("quota_bytes")
+        here = self.contents.dirty_bytes
+        return int(str(used or 0)) + here, NO_QUOTA_BYTES if quota is None else int(str(quota))
+
+    def status_of(self, ino: int) -> str:
+        """`user.nearline.status` of one inode."""
+        node = self.tree.node(ino)
+        ops = [op for op in self.journal.of_file(node.file) if op.ino == ino]
+        if any(op.refused for op in ops):
+            return "error"
+        if any(op.key in self.uploader.progress for op in ops):
+            return "uploading"
+        if ops or self.contents.stack(ino):
+            return "pending"
+        if node.is_regular and node.version is not None:
+            here = self.reader.cached_bytes(node.version)
+            return "synced" if here == node.base_size or node.base_size == 0 else "online-only"
+        return "synced"

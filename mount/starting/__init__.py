@@ -1,1 +1,0 @@
-"""From a command to a running mount and back: checks, processes, unmounting, `up`."""

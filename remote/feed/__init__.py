@@ -1,0 +1,1 @@
+"""Following the server's change feed."""

@@ -1,0 +1,1 @@
+"""Moving content: downloads and uploads, their limits, and how long a read asks again."""

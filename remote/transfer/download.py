@@ -1,0 +1,243 @@
+"""Verified blocks from the edge: fetched by range, resumed, refetched, bounded.
+
+Knows: signed URLs, descriptors, verification, what to do when bytes are late, short or wrong. Must
+not know: files' contents beyond one chunk, the cache, who waits for a block.
+
+A fetch is one run of neighbouring blocks of one chunk, wanted as one range of the stored object.
+What has arrived is judged by its hash alone: after a transfer that broke off, every block that
+verifies counts as received and the rest is asked for again, from there. So:
+
+- refused URL (403, expired): sign again, go on. Persistent refusal ends as `Unreachable`.
+- broken transfer: go on while each attempt brings at least one block; `Unreachable` otherwise.
+- "not now" (429, 5xx): ask again with `patience`, holding no connection meanwhile.
+- a complete answer with a wrong block: that block again, at most `REFETCHES` times, from the
+  second time on under a new URL (past any cache between); then `CorruptContent`, with a log line.
+
+Concurrency contract: trio thread only, except that `_decode` may run in a worker thread, on
+buffers that belong to its own fetch. `memory` bounds the bytes of all fetches from the first byte
+until the caller leaves the fetch's context; `connections` the transfers under way; both are FIFO
+with urgent claims first. A fetch holds memory while it waits for a connection, never the reverse,
+and its caller must not start another fetch inside the context: so there is no cycle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import structlog
+import trio
+
+from remote.protocol.codec import Buffer, decode_block
+from remote.protocol.content import BLOCK_SIZE, BadContent, Descriptor, Manifest
+from remote.protocol.errors import CorruptContent, ProtocolError, Unreachable, UrlRefused
+from remote.protocol.ids import FileId, VersionId
+from remote.protocol.messages import Located, Span
+from remote.transfer.limits import BufferPool, Claim, Quota
+from remote.transfer.locate import LocateApi, Locator
+from remote.transfer.read_retry import Patience
+
+BUDGET_BYTES = 64 * 1024 * 1024
+CONNECTIONS = 8
+REFETCHES = 3
+REFUSALS = 3  # fresh URLs refused in a row before the edge counts as out of order
+STALLS = 2  # transfers in a row that bring nothing before the edge counts as unreachable
+COMPRESSED_WEIGHT = 5  # what verifying a compressed block costs, in raw blocks
+THREAD_WEIGHT = 16
+
+log = structlog.get_logger(__name__)
+
+
+class EdgeApi(LocateApi, Protocol):
+    async def get_range(
+        self, url: str, start: int, end: int, into: bytearray | memoryview, /
+    ) -> int:
+        """Read bytes [start, end) of the object into `into`; how many came. Raises `UrlRefused`,
+        and `Unreachable` also when fewer came than asked."""
+        ...
+
+
+class _Fetch:
+    """One run in progress: blocks `first` to `last` of a chunk; `plain` fills up as they verify."""
+
+    def __init__(self, descriptor: Descriptor, first: int, last: int, stored: memoryview) -> None:
+        self.descriptor = descriptor
+        self.last = last
+        self.stored = stored
+        self.plain: dict[int, Buffer] = {}
+        self.wrong: dict[int, int] = {}
+        start = descriptor.stored_offset(first)
+        self.base = start
+        self.ends: dict[int, tuple[int, int]] = {}
+        for block in range(first, last + 1):
+            end = start + descriptor.stored_lengths[block]
+            self.ends[block] = (start, end)
+            start = end
+
+    def missing(self) -> range | None:
+        """The first run of neighbouring blocks still to be had."""
+        blocks = [block for block in self.ends if block not in self.plain]
+        if not blocks:
+            return None
+        stop = next((b for b in range(blocks[0], self.last + 1) if b in self.plain), self.last + 1)
+        return range(blocks[0], stop)
+
+    def span(self, blocks: range) -> tuple[int, int]:
+        """The bytes of the stored object that hold `blocks`."""
+        return self.ends[blocks[0]][0], self.ends[blocks[-1]][1]
+
+    def room(self, start: int, end: int) -> memoryview:
+        return self.stored[start - self.base : end - self.base]
+
+
+class Downloader:
+    """Fetches runs of blocks; see the module header."""
+
+    def __init__(
+        self,
+        api: EdgeApi,
+        *,
+        budget_bytes: int = BUDGET_BYTES,
+        connections: int = CONNECTIONS,
+        now_ns: Callable[[], int] = time.time_ns,
+        patience: Patience | None = None,
+    ) -> None:
+        self._api = api
+        self._patience = patience or Patience()
+        self._locator = Locator(api, now_ns)
+        self._pool = BufferPool(keep=budget_bytes)
+        self.memory = Quota(budget_bytes)
+        self.connections = Quota(connections)
+
+    async def first_look(
+        self, file: FileId, version: VersionId, span: Span | None = None
+    ) -> Manifest:
+        """The checked manifest of `version`; in the same round trip the chunks under `span` are
+        located, so that the first read costs one request more. Raises `Refused`, `Unreachable`,
+        `ProtocolError`."""
+        return await self._locator.first_look(file, version, span)
+
+    @asynccontextmanager
+    async def fetch(
+        self,
+        file: FileId,
+        version: VersionId,
+        chunk: bytes,
+        first: int,
+        last: int,
+        *,
+        claim: Claim | None = None,
+        ahead: Sequence[bytes] = (),
+    ) -> AsyncIterator[list[tuple[int, Buffer]]]:
+        """Blocks `first` to `last` (inclusive) of `chunk`: (number, verified plain bytes), in
+        order. The bytes may be used inside the context only; their memory is reused after it.
+
+        `ahead` names chunks wanted soon, located in the same request if one is made. Raises
+        `Refused`, `Unreachable`, `ProtocolError`, `CorruptContent`.
+        """
+        claim = claim or Claim()
+        located = await self._locator.find(file, version, chunk, ahead)
+        amount, stored = _sizes(located.descriptor, first, last)
+        await self.memory.acquire(amount, claim)
+        buffer = self._pool.take(stored)
+        fetch = _Fetch(located.descriptor, first, last, memoryview(buffer)[:stored])
+        try:
+            await self._complete(fetch, file, version, claim)
+            yield sorted(fetch.plain.items())
+        finally:
+            self._pool.give(buffer)
+            self.memory.release(amount)
+
+    async def _complete(
+        self, fetch: _Fetch, file: FileId, version: VersionId, claim: Claim
+    ) -> None:
+        chunk, refusals, stalls = fetch.descriptor.id, 0, 0
+        question = self._patience.question()
+        while (blocks := fetch.missing()) is not None:
+            located = await self._locator.find(file, version, chunk)
+            try:
+                await self._transfer(fetch, located, blocks, claim)
+            except UrlRefused as error:
+                self._locator.forget(chunk)
+                refusals += 1
+                if refusals > REFUSALS:
+                    raise Unreachable(f"{_host(located)} refuses fresh URLs: {error}") from error
+                continue
+            except Unreachable as error:
+                if await self._verify(fetch, blocks):
+                    stalls, question = 0, self._patience.question()
+                elif not await question.may_go_on(error):
+                    stalls += 1
+                if stalls >= STALLS:
+                    raise
+                continue
+            refusals, stalls, question = 0, 0, self._patience.question()
+            await self._verify(fetch, blocks)
+            self._judge(fetch, blocks, located)
+
+    async def _transfer(self, fetch: _Fetch, located: Located, blocks: range, claim: Claim) -> None:
+        start, end = fetch.span(blocks)
+        await self.connections.acquire(1, claim)
+        try:
+            came = await self._api.get_range(located.url, start, end, fetch.room(start, end))
+        except ValueError as error:  # what a client raises for a URL it will not use
+            raise ProtocolError(f"the server gave a bad URL: {error}") from error
+        finally:
+            self.connections.release(1)
+        if came != end - start:
+            raise Unreachable(f"{_host(located)} sent {came} bytes of {end - start}")
+
+    async def _verify(self, fetch: _Fetch, blocks: range) -> bool:
+        """Take over every block of `blocks` whose bytes are right; whether there were any.
+
+        Measured on two cores: a hop to a thread and back costs 0.2 ms; verifying a raw block
+        0.05 ms, a compressed one 0.25 ms. A thread is worth it from about 0.8 ms on.
+        """
+        before = len(fetch.plain)
+        weight = COMPRESSED_WEIGHT if fetch.descriptor.codec == "zstd" else 1
+        if len(blocks) * weight >= THREAD_WEIGHT:
+            decoded = await trio.to_thread.run_sync(_decode, fetch, blocks)
+        else:
+            decoded = _decode(fetch, blocks)
+        fetch.plain.update(decoded)
+        return len(fetch.plain) > before
+
+    def _judge(self, fetch: _Fetch, blocks: range, located: Located) -> None:
+        """A complete answer came: what is still missing was wrong."""
+        for block in blocks:
+            if block in fetch.plain:
+                continue
+            fetch.wrong[block] = times = fetch.wrong.get(block, 0) + 1
+            names = {"chunk": fetch.descriptor.id.hex(), "block": block, "host": _host(located)}
+            if times > REFETCHES:
+                log.error("corrupt block given up", times=times, **names)
+                raise CorruptContent(
+                    f"chunk {names['chunk']} block {block} from {names['host']} is corrupt"
+                )
+            log.warning("corrupt block refetched", times=times, **names)
+            if times > 1:
+                self._locator.forget(fetch.descriptor.id)
+
+
+def _decode(fetch: _Fetch, blocks: range) -> dict[int, Buffer]:
+    decoded: dict[int, Buffer] = {}
+    for block in blocks:
+        try:
+            decoded[block] = decode_block(fetch.descriptor, block, fetch.room(*fetch.ends[block]))
+        except BadContent:
+            continue  # its absence says so; `_complete` knows whether it is short or wrong
+    return decoded
+
+
+def _sizes(descriptor: Descriptor, first: int, last: int) -> tuple[int, int]:
+    """(memory to claim, bytes of the stored range): inflated blocks need memory of their own."""
+    stored = sum(descriptor.stored_lengths[first : last + 1])
+    inflated = (last + 1 - first) * BLOCK_SIZE if descriptor.codec == "zstd" else 0
+    return stored + inflated, stored
+
+
+def _host(located: Located) -> str:
+    return urlsplit(located.url).netloc

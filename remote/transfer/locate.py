@@ -1,0 +1,170 @@
+"""Where chunks are: signed URLs and descriptors, asked for in batches, remembered while fresh.
+
+Knows: the locate request, expiry, who else is asking. Must not know: blocks, ranges, how bytes are
+fetched, what the cache holds.
+
+A located chunk is believed after its descriptor hashed to its id. It is remembered by chunk id
+alone: a URL authorised through one version serves the same bytes for every version.
+
+Concurrency contract: trio thread only. `_known` is changed without checkpoints. A question in
+flight is in `_asking` under each chunk it asks for, so a chunk is asked for once however many
+readers of its version want it. The first asker of a version sends the request; it lets every ready
+task add its chunks first (one checkpoint). An asker that is cancelled leaves its question
+unanswered and set, and whoever waited asks anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from remote.protocol.content import BadContent, Manifest, check_descriptor, check_manifest
+from remote.protocol.errors import NearlineError, ProtocolError
+from remote.protocol.ids import FileId, VersionId
+from remote.protocol.messages import SIGNED_URL_SECONDS, Located, LocateReply, LocateRequest, Span
+
+MAX_QUESTION = 100
+MAX_KNOWN = 4096
+EXPIRY_MARGIN_SECONDS = 30.0
+
+
+class LocateApi(Protocol):
+    async def locate(self, request: LocateRequest) -> LocateReply:
+        """Raises `Refused`, `Unreachable`, `ProtocolError`."""
+        ...
+
+
+class _Question:
+    """One request, open for more chunks until it is sent."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.found: dict[bytes, Located] = {}
+        self.error: NearlineError | None = None
+        self.is_answered = False
+        self.done = trio.Event()
+
+
+class Locator:
+    """Finds chunks of versions; see the module header for the concurrency contract."""
+
+    def __init__(self, api: LocateApi, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._api = api
+        self._now_ns = now_ns
+        self._known: OrderedDict[bytes, tuple[Located, float]] = OrderedDict()
+        self._asking: dict[tuple[VersionId, bytes], _Question] = {}
+        self._open: dict[tuple[FileId, VersionId], _Question] = {}
+
+    async def find(
+        self, file: FileId, version: VersionId, chunk: bytes, ahead: Sequence[bytes] = ()
+    ) -> Located:
+        """Where `chunk` of `version` is. When a request is needed it also asks for the chunks in
+        `ahead`, as far as they are unknown. Raises what `LocateApi.locate` does."""
+        while True:
+            located = self.known(chunk)
+            if located is not None:
+                return located
+            question = self._asking.get((version, chunk)) or self._join(file, version, chunk)
+            if question is None:
+                question = await self._ask(file, version, [chunk, *ahead])
+            else:
+                await question.done.wait()
+            if question.error is not None:
+                raise question.error
+            if question.is_answered:
+                return _pick(question, chunk)
+
+    async def first_look(self, file: FileId, version: VersionId, span: Span | None) -> Manifest:
+        """The manifest of `version`; the chunks under `span` become known in the same round trip.
+        Raises what `LocateApi.locate` does."""
+        request = LocateRequest(file=file, version=version, span=span, manifest=True)
+        reply = await self._api.locate(request)
+        if reply.manifest is None:
+            raise ProtocolError(f"the server sent no manifest for version {version}")
+        try:
+            check_manifest(reply.manifest)
+        except BadContent as error:
+            raise ProtocolError(f"version {version} has a bad manifest: {error}") from error
+        self._remember(reply.chunks)
+        return reply.manifest
+
+    def known(self, chunk: bytes) -> Located | None:
+        """What is known of `chunk` and not about to expire."""
+        entry = self._known.get(chunk)
+        if entry is None or entry[1] <= trio.current_time():
+            return None
+        self._known.move_to_end(chunk)
+        return entry[0]
+
+    def forget(self, chunk: bytes) -> None:
+        """Its URL was refused, or serves wrong bytes: sign anew next time."""
+        self._known.pop(chunk, None)
+
+    def _join(self, file: FileId, version: VersionId, chunk: bytes) -> _Question | None:
+        """The question about `version` that has not been sent yet, now about `chunk` too."""
+        question = self._open.get((file, version))
+        if question is None or len(question.chunks) >= MAX_QUESTION:
+            return None
+        self._add(question, version, chunk)
+        return question
+
+    def _add(self, question: _Question, version: VersionId, chunk: bytes) -> None:
+        question.chunks.append(chunk)
+        self._asking[(version, chunk)] = question
+
+    async def _ask(self, file: FileId, version: VersionId, chunks: Sequence[bytes]) -> _Question:
+        question = self._open[(file, version)] = _Question()
+        for chunk in dict.fromkeys(chunks):
+            unknown = (version, chunk) not in self._asking and self.known(chunk) is None
+            if unknown and len(question.chunks) < MAX_QUESTION:
+                self._add(question, version, chunk)
+        try:
+            try:
+                await trio.lowlevel.checkpoint()
+            finally:
+                if self._open.get((file, version)) is question:
+                    del self._open[(file, version)]
+            request = LocateRequest(file=file, version=version, chunks=question.chunks)
+            reply = await self._api.locate(request)
+            question.found = self._remember(reply.chunks)
+            question.is_answered = True
+        except NearlineError as error:
+            question.error = error
+        finally:
+            for chunk in question.chunks:
+                del self._asking[(version, chunk)]
+            question.done.set()
+        return question
+
+    def _remember(self, chunks: Sequence[Located]) -> dict[bytes, Located]:
+        found = {}
+        for located in chunks:
+            try:
+                check_descriptor(located.descriptor)
+            except BadContent as error:
+                raise ProtocolError(f"the server sent a bad descriptor: {error}") from error
+            found[located.descriptor.id] = located
+            self._known[located.descriptor.id] = (located, self._fresh_until(located))
+            self._known.move_to_end(located.descriptor.id)
+        while len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+        return found
+
+    def _fresh_until(self, located: Located) -> float:
+        """Until when to use a URL, on trio's clock. Our wall clock may be wrong, so the lifetime
+        read off it is kept between the margin and what servers sign for; a URL that turns out to
+        have expired is refused and signed again, which costs a round trip, not an error."""
+        lifetime = (located.expires_ns - self._now_ns()) / 1e9
+        believable = min(max(lifetime, 2 * EXPIRY_MARGIN_SECONDS), float(SIGNED_URL_SECONDS))
+        return trio.current_time() + believable - EXPIRY_MARGIN_SECONDS
+
+
+def _pick(question: _Question, chunk: bytes) -> Located:
+    located = question.found.get(chunk)
+    if located is None:
+        raise ProtocolError(f"the server did not say where chunk {chunk.hex()} is")
+    return located

@@ -1,0 +1,1 @@
+"""Accounts, their devices, tokens and passwords."""

@@ -1,0 +1,1 @@
+"""Looking after the data: garbage collection, fsck, backup, restore, administration."""

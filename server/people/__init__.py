@@ -1,1 +1,0 @@
-"""Accounts, devices, tokens, roles, grants, and the log of who did what."""

@@ -1,1 +1,0 @@
-"""Links for people without an account, and content put together for them."""

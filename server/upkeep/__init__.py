@@ -1,1 +1,0 @@
-"""What keeps a data directory sound: garbage collection, checks, backup and restore."""

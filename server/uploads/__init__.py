@@ -1,0 +1,1 @@
+"""Chunks on their way in: sessions, leases, quota, arrivals, verification."""

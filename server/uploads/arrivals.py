@@ -1,0 +1,243 @@
+"""Chunks arriving: from a stored object to a chunk that versions may refer to.
+
+Knows: which promise a stored object fulfils. Must not know: how bytes arrive (`edge`), when this is
+called (`service`).
+
+A chunk may be promised in several ways (see `leases`). What arrives decides: the descriptor whose
+SHA-256 and length the stored object has becomes the chunk's. An object that fulfils no promise, or
+whose chunk nobody promises any more, leaves nothing behind.
+
+Events may be late, repeated and out of order, so none is believed by itself: a chunk is marked only
+while it is `pending` and, in that very transaction, its object is there; an object is removed only
+in a transaction that sees no row, or a `pending` one that it does not fulfil. What is `deleting` is
+neither: see `gc`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, bindparam, select, update
+
+from remote.protocol.content import Descriptor
+from remote.protocol.messages import Create, Keyed, Write
+from server.drive import tree
+from server.metadata.records import pages
+from server.metadata.schema import chunks, files, upload_chunks, uploads
+from server.permissions import access
+from server.permissions.caller import Caller
+from server.storage.blobs import BlobKey, BlobStore, Head
+from server.uploads import leases, quota
+from server.uploads.leases import THERE, Upload, known_chunks, possessed
+from server.uploads.quota import Sums
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Descriptor).decode
+
+_ARRIVED = (
+    update(chunks)
+    .where(
+        chunks.c.drive == bindparam("d"),
+        chunks.c.id == bindparam("i"),
+        chunks.c.sha256 == bindparam("s"),
+        chunks.c.stored_length == bindparam("l"),
+        chunks.c.state == "pending",
+        chunks.c.unshown == bindparam("h"),
+    )
+    .values(state="uploaded", uploaded_ns=bindparam("now"), verified_ns=None, unshown=0)
+)
+_ROW = select(chunks.c.state, chunks.c.stored_length, chunks.c.unshown).where(
+    chunks.c.drive == bindparam("drive"), chunks.c.id == bindparam("chunk")
+)
+_PROMISES = (
+    select(upload_chunks.c.descriptor, uploads.c.device)
+    .join(uploads, uploads.c.version == upload_chunks.c.version)
+    .where(
+        upload_chunks.c.drive == bindparam("drive"),
+        upload_chunks.c.chunk == bindparam("chunk"),
+        upload_chunks.c.descriptor.is_not(None),
+    )
+)
+_ADOPT = (
+    update(chunks)
+    .where(
+        chunks.c.drive == bindparam("d"),
+        chunks.c.id == bindparam("i"),
+        chunks.c.state == "pending",
+    )
+    .values(
+        state="uploaded",
+        uploaded_ns=bindparam("now"),
+        sha256=bindparam("s"),
+        stored_length=bindparam("l"),
+        descriptor=bindparam("how"),
+        device=bindparam("by"),
+        verified_ns=bindparam("verified"),
+        unshown=0,
+    )
+)
+_DEVICE = select(uploads.c.device).where(uploads.c.version == bindparam("version"))
+
+
+class Proof(NamedTuple):
+    """The whole bytes of a chunk came for the upload of `version`, and were checked: they are the
+    chunk, stored as `descriptor` says."""
+
+    version: str
+    descriptor: Descriptor
+
+
+class Arrival(NamedTuple):
+    """A stored object is in the blob store, durably. `made`: it was not there before."""
+
+    key: BlobKey
+    head: Head
+    made: bool = True
+    proof: Proof | None = None
+
+
+def arrived(
+    conn: Connection, blobs: BlobStore, arrivals: Sequence[Arrival], now_ns: int
+) -> list[BlobKey]:
+    """Mark chunks uploaded whose objects are stored. Returns those that are to be verified."""
+    unverified: list[BlobKey] = []
+    sums: defaultdict[str, Sums] = defaultdict(Sums)
+    for arrival in arrivals:
+        done = _settle(conn, blobs, arrival, now_ns) if arrival.made else None
+        if done is not None:
+            sums[arrival.key.drive] += done
+            if arrival.proof is None:
+                unverified.append(arrival.key)
+        if arrival.proof is not None:
+            version, descriptor = arrival.proof
+            leases.prove(conn, version, arrival.key.chunk, descriptor.length)
+    for drive, change in sums.items():
+        quota.change(conn, drive, change)
+    return unverified
+
+
+def _settle(conn: Connection, blobs: BlobStore, arrival: Arrival, now_ns: int) -> Sums | None:
+    """What changed by this; None: nothing."""
+    key, head, _, proof = arrival
+    found = blobs.stat(key)
+    if found is None or found.length != head.length:
+        return None  # taken away since; what is there now has an event of its own
+    if proof is None and _mark(conn, key, head, now_ns):
+        return Sums(used=head.length, reserved=-head.length, promised=-1)
+    row = conn.execute(_ROW, {"drive": key.drive, "chunk": key.chunk}).first()
+    if row is None:
+        blobs.delete(key)
+        return None
+    if row.state != "pending":
+        return None
+    if proof is not None:
+        return _adopt_proof(conn, key, row, proof, now_ns)
+    return _adopt_other(conn, blobs, key, row, now_ns)
+
+
+def _mark(conn: Connection, key: BlobKey, head: Head, now_ns: int, unshown: int = 0) -> bool:
+    """Mark a chunk that is stored as it was promised, almost always by the drive's owner."""
+    where = {"d": key.drive, "i": key.chunk, "s": head.sha256, "l": head.length, "h": unshown}
+    return conn.execute(_ARRIVED, where | {"now": now_ns}).rowcount == 1
+
+
+def _adopt_proof(conn: Connection, key: BlobKey, row: Any, proof: Proof, now_ns: int) -> Sums:
+    """What was checked on its way in needs no other promise to be believed, and no verification."""
+    device = conn.execute(_DEVICE, {"version": proof.version}).scalar()
+    how = _encode(proof.descriptor)
+    return _adopt(conn, key, row, how, device, now_ns, verified_ns=now_ns)
+
+
+def _adopt_other(
+    conn: Connection, blobs: BlobStore, key: BlobKey, row: Any, now_ns: int
+) -> Sums | None:
+    """The object is not as the first promise said: adopt the lease that it fulfils, or remove it.
+
+    What is there is read again: the event may have been of an object that is there no more.
+    """
+    head = blobs.head(key)
+    if head is not None and _mark(conn, key, head, now_ns, row.unshown):
+        return Sums(used=head.length) - Sums.of_pending([row])
+    promises = conn.execute(_PROMISES, {"drive": key.drive, "chunk": key.chunk}).all()
+    for how, device in promises:
+        descriptor = _decode(how)
+        if head == Head(descriptor.stored_length, descriptor.sha256):
+            return _adopt(conn, key, row, how, device, now_ns, verified_ns=None)
+    blobs.delete(key)
+    return None
+
+
+def _adopt(
+    conn: Connection,
+    key: BlobKey,
+    row: Any,
+    how: bytes,
+    device: str | None,
+    now_ns: int,
+    *,
+    verified_ns: int | None,
+) -> Sums:
+    descriptor = _decode(how)
+    stored = {"s": descriptor.sha256, "l": descriptor.stored_length, "how": how, "by": device}
+    here = {"d": key.drive, "i": key.chunk, "now": now_ns, "verified": verified_ns}
+    conn.execute(_ADOPT, here | stored)
+    return Sums(used=descriptor.stored_length) - Sums.of_pending([row])
+
+
+def chunks_of(ops: Iterable[Keyed]) -> set[bytes]:
+    """The chunks that `ops` refer to."""
+    contents = (getattr(keyed.op, "content", None) for keyed in ops)
+    return {piece.id for each in contents if each is not None for piece in each.manifest.pieces}
+
+
+class Unready(NamedTuple):
+    """Chunks that operations need: `pending` ones that no event has reported, of which the blob
+    store may know more; and `doubtful` ones, which another device uploaded and nobody verified."""
+
+    pending: list[BlobKey]
+    doubtful: list[BlobKey]
+
+
+def unready(conn: Connection, ops: Iterable[Keyed], caller: Caller, now_ns: int) -> Unready:
+    """What is to be looked into before `ops` of `caller` are applied."""
+    result = Unready([], [])
+    for drive, wanted in _needed(conn, ops, caller, now_ns).items():
+        for row in known_chunks(conn, drive, wanted).values():
+            if row.state == "pending":
+                result.pending.append(BlobKey(drive, row.id))
+            # What is older than verification has no device, and is believed as it always was.
+            elif (
+                row.state in THERE
+                and row.verified_ns is None
+                and row.device not in (None, caller.device)
+            ):
+                result.doubtful.append(BlobKey(drive, row.id))
+    return result
+
+
+def _needed(
+    conn: Connection, ops: Iterable[Keyed], caller: Caller, now_ns: int
+) -> dict[str, set[bytes]]:
+    """By drive, the chunks that `ops` refer to and that the caller may know of."""
+    withs = [
+        (tree.anchor(keyed.op), keyed.op.file, keyed.op.content)
+        for keyed in ops
+        if isinstance(keyed.op, Create | Write) and keyed.op.content is not None
+    ]
+    drive_of: dict[str, str] = {}
+    for page in pages({anchor for anchor, _, content in withs if content.manifest.pieces}):
+        rows = conn.execute(select(files.c.id, files.c.drive).where(files.c.id.in_(page)))
+        drive_of |= {row.id: row.drive for row in rows}
+    found: dict[str, set[bytes]] = {}
+    for anchor, file, content in withs:
+        drive, ids = drive_of.get(anchor), {each.id for each in content.manifest.pieces if each.id}
+        if drive is None or not ids:
+            continue
+        if not access.owns_drive(caller, drive):
+            upload = Upload(content.version, file, drive)
+            ids = possessed(conn, caller, upload, list(ids), now_ns)
+        found.setdefault(drive, set()).update(ids)
+    return found

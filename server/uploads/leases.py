@@ -1,0 +1,390 @@
+"""Leases: what an upload session holds of a drive's chunks, and which it may refer to.
+
+Knows: the states of a chunk, promises, possession. Must not know: sessions' life (`uploads`), how
+bytes arrive (`edge`, `arrivals`), what a version is for (`versions`).
+
+A row in `upload_chunks` is a lease: what it names is not collected. A chunk that the drive does not
+have is promised: a `pending` row, its room reserved. A chunk that is `deleting` is as good as gone,
+and needed; nobody revives it.
+
+Two devices may store one chunk differently (compressors differ), and one of them may lie about how.
+The first promise is in `chunks`; a lease that differs in anything carries its own descriptor;
+`arrivals` and `verification` decide.
+
+Possession: who does not own the drive may refer to a chunk only if they can read it (an uploaded
+version of the very file refers to it) or have sent its bytes (`proven`). Everything else looks to
+them as if it were not there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    Row,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    union,
+    update,
+)
+
+from remote.protocol.content import BadContent, Descriptor, check_descriptor
+from remote.protocol.errors import BadUpload, Refused
+from remote.protocol.messages import ChunkTicket, PresignedPut
+from server.metadata.records import pages
+from server.metadata.schema import chunks, devices, upload_chunks, uploads, version_chunks, versions
+from server.permissions import access
+from server.permissions.caller import Caller
+from server.uploads import quota
+from server.uploads.quota import Amount, Budget, Sums
+
+THERE = ("uploaded", "doomed")
+"""States of a chunk that the drive has."""
+
+Sign = Callable[[str, Descriptor, str | None], PresignedPut]
+"""(drive, descriptor, version for whose upload the PUT shows possession)"""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Descriptor).decode
+
+
+class Upload(NamedTuple):
+    """A live session of the caller's: what leases hang on. `holder` is whose promises they are (see
+    `uploaders`); none is named where nothing is leased."""
+
+    version: str
+    file: str
+    drive: str
+    holder: str = ""
+
+
+_KNOWN = select(
+    chunks.c.id,
+    chunks.c.state,
+    chunks.c.descriptor,
+    chunks.c.device,
+    chunks.c.verified_ns,
+    chunks.c.stored_length,
+    chunks.c.unshown,
+).where(chunks.c.drive == bindparam("drive"), chunks.c.id.in_(bindparam("ids", expanding=True)))
+_chunk_of_lease = (upload_chunks.c.drive == chunks.c.drive) & (upload_chunks.c.chunk == chunks.c.id)
+_LEASED = (
+    select(chunks.c.id, chunks.c.state, upload_chunks.c.proven)
+    .join_from(upload_chunks, chunks, _chunk_of_lease)
+    .where(upload_chunks.c.version == bindparam("version"))
+    .order_by(chunks.c.id)
+)
+_READABLE = (
+    select(version_chunks.c.chunk)
+    .join(versions, versions.c.id == version_chunks.c.version)
+    .where(
+        versions.c.file == bindparam("file"),
+        versions.c.status == "uploaded",
+        version_chunks.c.drive == bindparam("drive"),
+        version_chunks.c.chunk.in_(bindparam("ids", expanding=True)),
+    )
+)
+_SENT = (
+    select(upload_chunks.c.chunk)
+    .join(uploads, uploads.c.version == upload_chunks.c.version)
+    .join(devices, uploads.c.device == devices.c.id)
+    .where(
+        upload_chunks.c.version == bindparam("version"),
+        upload_chunks.c.drive == bindparam("drive"),
+        upload_chunks.c.chunk.in_(bindparam("ids", expanding=True)),
+        upload_chunks.c.proven != 0,
+        devices.c.account == bindparam("account"),
+        or_(bindparam("any_device", type_=Boolean), uploads.c.device == bindparam("device")),
+        uploads.c.expires_ns > bindparam("now"),
+    )
+)
+_SHOWN = union(_READABLE, _SENT)
+_of_versions = upload_chunks.c.version.in_(bindparam("versions", expanding=True))
+_holder = case((devices.c.folder.is_(None), devices.c.account), else_=devices.c.id)
+SESSIONS = (
+    select(uploads.c.drive, _holder.label("holder"), func.count().label("sessions"))
+    .join(devices, uploads.c.device == devices.c.id)
+    .group_by(uploads.c.drive, _holder)
+)
+"""What `uploaders.sessions` should be."""
+ASKED = (
+    select(
+        uploads.c.drive,
+        _holder.label("holder"),
+        func.count().label("chunks"),
+        func.sum(chunks.c.length).label("bytes"),
+    )
+    .join_from(upload_chunks, chunks, _chunk_of_lease)
+    .join(uploads, uploads.c.version == upload_chunks.c.version)
+    .join(devices, uploads.c.device == devices.c.id)
+    .where(upload_chunks.c.proven == 0)
+    .group_by(uploads.c.drive, _holder)
+)
+"""What `uploaders.asked_chunks` and `asked_bytes` should be; no row: 0."""
+_HOLDERS = SESSIONS.where(uploads.c.version.in_(bindparam("versions", expanding=True)))
+_ASKED = ASKED.where(_of_versions)
+_PROMISED = (
+    select(chunks.c.drive, chunks.c.id)
+    .join_from(upload_chunks, chunks, _chunk_of_lease)
+    .where(_of_versions, chunks.c.state == "pending")
+    .distinct()
+)
+_unheld = ~exists().where(
+    upload_chunks.c.drive == chunks.c.drive, upload_chunks.c.chunk == chunks.c.id
+) & ~exists().where(
+    # A bad object was taken away from under a version: the row stays until it is back.
+    version_chunks.c.drive == chunks.c.drive,
+    version_chunks.c.chunk == chunks.c.id,
+)
+_PROMISE_OF = (
+    select(func.coalesce(upload_chunks.c.descriptor, chunks.c.descriptor))
+    .join_from(upload_chunks, chunks, _chunk_of_lease)
+    .join(uploads, uploads.c.version == upload_chunks.c.version)
+    .where(
+        upload_chunks.c.version == bindparam("version"),
+        upload_chunks.c.drive == bindparam("drive"),
+        upload_chunks.c.chunk == bindparam("chunk"),
+        uploads.c.expires_ns > bindparam("now"),
+    )
+)
+
+
+def take(
+    conn: Connection,
+    caller: Caller,
+    upload: Upload,
+    descriptors: Sequence[Descriptor],
+    budget: Budget,
+    sign: Sign,
+    now_ns: int,
+) -> list[ChunkTicket]:
+    """Lease these chunks, or the same again: a ticket for each, with a fresh URL where needed.
+
+    Raises `Refused` with BadUpload, QuotaExceeded or RateLimited.
+    """
+    wanted = _checked(descriptors)
+    known = known_chunks(conn, upload.drive, wanted)
+    fresh = [descriptor for id, descriptor in wanted.items() if id not in known]
+    owner = access.owns_drive(caller, upload.drive)
+    shown = None if owner else possessed(conn, caller, upload, list(wanted), now_ns)
+    before = _unproven(conn, upload, wanted)
+    now = set[bytes]() if shown is None else wanted.keys() - shown
+    asked = Amount.of(wanted[id].length for id in now - before)
+    budget.take(upload.drive, upload.holder, Amount.of(d.stored_length for d in fresh), asked)
+    answered = Amount.of(wanted[id].length for id in before - now)
+    quota.release(conn, upload.drive, upload.holder, asked=answered)
+    _promise(conn, caller, upload.drive, fresh, now_ns)
+    if owner:
+        _show(conn, upload.drive, [row for row in known.values() if row.unshown])
+    _keep(conn, upload.drive, [id for id, row in known.items() if row.state == "doomed"])
+    _record(conn, upload, wanted, known, shown)
+    there = {id for id, row in known.items() if row.state in THERE}
+    there = there if shown is None else there & shown
+    proof = None if shown is None else upload.version
+    return [
+        ChunkTicket(id=each.id, state="uploaded")
+        if each.id in there
+        else ChunkTicket(id=each.id, state="needed", put=sign(upload.drive, each, proof))
+        for each in descriptors
+    ]
+
+
+def tickets(conn: Connection, version: str) -> list[ChunkTicket]:
+    """Which of the chunks that an upload leases are there for it. No URLs."""
+    return [
+        ChunkTicket(id=row.id, state="uploaded" if row.state in THERE and row.proven else "needed")
+        for row in conn.execute(_LEASED, {"version": version})
+    ]
+
+
+def possessed(
+    conn: Connection, caller: Caller, upload: Upload, ids: Sequence[bytes], now_ns: int
+) -> set[bytes]:
+    """Those of `ids` that the caller can read in the upload's file or has sent for the upload."""
+    here: dict[str, object] = {"version": upload.version, "file": upload.file}
+    here |= {"drive": upload.drive, "account": caller.account, "now": now_ns}
+    # What the account's other devices may know of, a token for a single folder may not.
+    here |= {"device": caller.device, "any_device": caller.folder is None}
+    found: set[bytes] = set()
+    for page in pages(ids):
+        found.update(conn.execute(_SHOWN, here | {"ids": page}).scalars())
+    return found
+
+
+def promise_of(
+    conn: Connection, version: str, drive: str, chunk: bytes, now_ns: int
+) -> Descriptor | None:
+    """How the upload of `version` said it would store a chunk; None: it leases no such chunk."""
+    here = {"version": version, "drive": drive, "chunk": chunk, "now": now_ns}
+    found = conn.execute(_PROMISE_OF, here).scalar()
+    return None if found is None else _decode(found)
+
+
+def end(conn: Connection, ended: Iterable[str]) -> None:
+    """End the upload sessions of these versions: their leases, and the promises that nobody else
+    leases. What was stored is left to garbage collection; what is still coming finds no row
+    (`arrivals`)."""
+    for page in pages(ended):
+        _end(conn, page)
+
+
+def _end(conn: Connection, ended: Sequence[str]) -> None:
+    these = {"versions": ended}
+    promised: defaultdict[str, list[bytes]] = defaultdict(list)
+    for row in conn.execute(_PROMISED, these):
+        promised[row.drive].append(row.id)
+    asked = {(row.drive, row.holder): row for row in conn.execute(_ASKED, these)}
+    for row in conn.execute(_HOLDERS, these).all():
+        more = asked.get((row.drive, row.holder))
+        amount = quota.NONE if more is None else Amount(more.chunks, more.bytes)
+        quota.release(conn, row.drive, row.holder, row.sessions, amount)
+    uploading = versions.c.id.in_(ended) & (versions.c.status == "uploading")
+    conn.execute(delete(versions).where(uploading))
+    conn.execute(delete(uploads).where(uploads.c.version.in_(ended)))
+    for drive, ids in promised.items():
+        for page in pages(ids):
+            _forget_promises(conn, drive, page)
+
+
+def _forget_promises(conn: Connection, drive: str, ids: Sequence[bytes]) -> None:
+    """Those of `ids` that are promised to nobody any more."""
+    mine = (chunks.c.drive == drive) & chunks.c.id.in_(ids) & (chunks.c.state == "pending")
+    gone = delete(chunks).where(mine, _unheld)
+    rows = conn.execute(gone.returning(chunks.c.stored_length, chunks.c.unshown)).all()
+    quota.change(conn, drive, -Sums.of_pending(rows))
+
+
+def let_go(conn: Connection, version: str, limit: int) -> int:
+    """Let go of up to `limit` leases of an upload session; how many there were."""
+    mine = upload_chunks.c.version == version
+    some = conn.execute(select(upload_chunks.c.chunk).where(mine).limit(limit)).scalars().all()
+    for page in pages(some):
+        those = mine & upload_chunks.c.chunk.in_(page)
+        for row in conn.execute(ASKED.where(those)).all():
+            quota.release(conn, row.drive, row.holder, asked=Amount(row.chunks, row.bytes))
+        conn.execute(delete(upload_chunks).where(those))
+    return len(some)
+
+
+def prove(conn: Connection, version: str, chunk: bytes, length: int) -> None:
+    """Whoever uploads `version` has sent a chunk of `length` bytes."""
+    if conn.execute(_PROVE, {"v": version, "i": chunk}).rowcount == 1:
+        row = conn.execute(_HOLDERS, {"versions": [version]}).one()
+        quota.release(conn, row.drive, row.holder, asked=Amount(1, length))
+
+
+_PROVE = (
+    update(upload_chunks)
+    .where(
+        upload_chunks.c.version == bindparam("v"),
+        upload_chunks.c.chunk == bindparam("i"),
+        upload_chunks.c.proven == 0,
+    )
+    .values(proven=1)
+)
+
+
+def known_chunks(conn: Connection, drive: str, wanted: Iterable[bytes]) -> dict[bytes, Row[Any]]:
+    """Those of `wanted` that the drive knows of: state, descriptor, and who vouches for it."""
+    found: dict[bytes, Row[Any]] = {}
+    for page in pages(wanted):
+        found |= {row.id: row for row in conn.execute(_KNOWN, {"drive": drive, "ids": page})}
+    return found
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def _checked(descriptors: Iterable[Descriptor]) -> dict[bytes, Descriptor]:
+    wanted: dict[bytes, Descriptor] = {}
+    for descriptor in descriptors:
+        try:
+            check_descriptor(descriptor)
+        except BadContent as error:
+            raise Refused(BadUpload(message=str(error))) from error
+        wanted[descriptor.id] = descriptor
+    return wanted
+
+
+def _unproven(conn: Connection, upload: Upload, ids: Iterable[bytes]) -> set[bytes]:
+    """Those of `ids` that the upload leases and that were not shown."""
+    found: set[bytes] = set()
+    for page in pages(ids):
+        mine = (upload_chunks.c.version == upload.version) & upload_chunks.c.chunk.in_(page)
+        query = select(upload_chunks.c.chunk).where(mine, upload_chunks.c.proven == 0)
+        found.update(conn.execute(query).scalars())
+    return found
+
+
+def _promise(
+    conn: Connection, caller: Caller, drive: str, descriptors: Sequence[Descriptor], now_ns: int
+) -> None:
+    rows = [
+        {
+            "drive": drive,
+            "id": descriptor.id,
+            "state": "pending",
+            "length": descriptor.length,
+            "stored_length": descriptor.stored_length,
+            "sha256": descriptor.sha256,
+            "descriptor": _encode(descriptor),
+            "created_ns": now_ns,
+            "device": caller.device,
+            "unshown": int(not access.owns_drive(caller, drive)),
+        }
+        for descriptor in descriptors
+    ]
+    if rows:
+        conn.execute(insert(chunks), rows)
+
+
+def _show(conn: Connection, drive: str, rows: Sequence[Row[Any]]) -> None:
+    """The drive's owner promises these pending chunks too, which only others had."""
+    for page in pages(row.id for row in rows):
+        mine = (chunks.c.drive == drive) & chunks.c.id.in_(page)
+        conn.execute(update(chunks).where(mine).values(unshown=0))
+    unshown = sum(row.stored_length for row in rows)
+    quota.change(conn, drive, Sums(unshown=-unshown, promised=len(rows)))
+
+
+def _keep(conn: Connection, drive: str, doomed: Sequence[bytes]) -> None:
+    """Revive chunks that garbage collection was about to delete."""
+    for page in pages(doomed):
+        mine = (chunks.c.drive == drive) & chunks.c.id.in_(page) & (chunks.c.state == "doomed")
+        conn.execute(update(chunks).where(mine).values(state="uploaded", doomed_ns=None))
+
+
+def _record(
+    conn: Connection,
+    upload: Upload,
+    wanted: dict[bytes, Descriptor],
+    known: dict[bytes, Row[Any]],
+    shown: set[bytes] | None,
+) -> None:
+    """Write the leases, each with its own descriptor where its bytes are awaited and the chunk's
+    says otherwise."""
+    for page in pages(wanted):
+        old = (upload_chunks.c.version == upload.version) & upload_chunks.c.chunk.in_(page)
+        conn.execute(delete(upload_chunks).where(old))
+    rows = []
+    for id, descriptor in wanted.items():
+        row, proven = known.get(id), shown is None or id in shown
+        own = None
+        if row is not None and not (proven and row.state in THERE):
+            encoded = _encode(descriptor)
+            own = encoded if encoded != row.descriptor else None
+        lease = {"version": upload.version, "drive": upload.drive, "chunk": id}
+        rows.append(lease | {"descriptor": own, "proven": int(proven)})
+    if rows:
+        conn.execute(insert(upload_chunks), rows)

@@ -1,0 +1,267 @@
+"""How much may still be promised in a drive.
+
+Knows: an account's quota, what its drive uses and has promised, who has how much under way, and the
+bounds on promises. Must not know: which chunks, uploads beyond their number, what the room is for.
+
+A drive's `used_bytes` + `reserved_bytes` stay within its owner's quota, whoever writes. Bytes are
+reserved when a chunk is promised (`Budget`), used when its object has come, and free again when the
+promise ends without one. Only new chunks take room: whatever is done without them is never refused
+here. A promise costs more than its bytes, so each counts as `LEAST` at least where it is asked how
+much is promised at one time, and each uploader may have so many sessions and promises.
+
+Who does not own the drive may not learn which chunks are in it, so for them a chunk that they have
+not shown to possess counts alike whether it is there or not, by its plain length: `Budget` charges
+them for what they ask, not for what is new, and counts what all such callers have asked for and
+not yet shown. What they have reserved by that is `unshown_bytes`, and is not counted twice. The
+numbers are not told them.
+
+All of this is sums that are kept, in `drives` and `uploaders`, so what one uploader has promised
+does not make it slower for another to ask. Whoever changes a chunk's state or a lease changes them
+in the same transaction (`change`, `hold`); fsck adds them up anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from remote.protocol.errors import QuotaExceeded, RateLimited, Refused
+from server.metadata.schema import accounts, drives, uploaders
+from server.permissions import access
+from server.permissions.caller import Caller
+
+OTHERS_SHARE = 4
+"""Those who do not own a drive may together have promised this part of the bound on promises."""
+LEAST = 64 * 1024
+"""Bytes that a promised chunk counts as at least: the smallest average that a file is cut at."""
+RETRY_SECONDS = 30.0
+
+
+class Limits(NamedTuple):
+    """How much may be promised at one time: `bytes` in a drive, and `promises` to one uploader in a
+    drive, which are sessions and chunks."""
+
+    bytes: int
+    promises: int
+
+
+class Amount(NamedTuple):
+    """Chunks: how many, and their bytes."""
+
+    chunks: int = 0
+    bytes: int = 0
+
+    @classmethod
+    def of(cls, lengths: Iterable[int]) -> Amount:
+        """Chunks of these lengths."""
+        found = list(lengths)
+        return cls(len(found), sum(found))
+
+
+NONE = Amount()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Those of a drive that are over its chunks (see `drives`), or what is added to them."""
+
+    used: int = 0
+    reserved: int = 0
+    unshown: int = 0
+    promised: int = 0
+
+    @classmethod
+    def of_pending(cls, rows: Iterable[Any]) -> Sums:
+        """What pending chunks, each with its `stored_length` and `unshown`, make up."""
+        found = cls()
+        for row in rows:
+            length, hidden = row.stored_length, bool(row.unshown)
+            found += cls(0, length, length if hidden else 0, 0 if hidden else 1)
+        return found
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.used + other.used,
+            self.reserved + other.reserved,
+            self.unshown + other.unshown,
+            self.promised + other.promised,
+        )
+
+    def __neg__(self) -> Sums:
+        return Sums(-self.used, -self.reserved, -self.unshown, -self.promised)
+
+    def __sub__(self, other: Sums) -> Sums:
+        return self + -other
+
+
+@dataclass
+class Room:
+    """A drive's numbers as its owner may see them (`asked` 0), or as others may: `promised` without
+    what only such callers have promised, and `asked` with all that they ask for. `chunks` are those
+    of `promised` for the owner, of `asked` for others; `held` are the caller's own promises."""
+
+    quota: int | None
+    used: int
+    promised: int
+    asked: int = 0
+    chunks: int = 0
+    held: int = 0
+
+
+def refusal(
+    room: Room, more: Amount, limits: Limits, *, owner: bool
+) -> QuotaExceeded | RateLimited | None:
+    """Why `more` may not be promised; None: it may."""
+    if not more.chunks:
+        return None
+    promised = room.promised if owner else room.asked
+    weight = max(promised + more.bytes, (room.chunks + more.chunks) * LEAST)
+    most = limits.bytes if owner else limits.bytes // OTHERS_SHARE
+    if weight > most or room.held + more.chunks > limits.promises:
+        return _too_much()
+    taken = room.used + room.promised + room.asked
+    if room.quota is not None and taken + more.bytes > room.quota:
+        return QuotaExceeded(message=_full(room, more.bytes) if owner else _FULL)
+    return None
+
+
+def _too_much() -> RateLimited:
+    message = "too much is promised to uploads under way; finish or abandon some"
+    return RateLimited(message=message, retry_after_seconds=RETRY_SECONDS)
+
+
+_FULL = "the drive of the owner has no room for this; ask them to make some"
+
+
+def _full(room: Room, more: int) -> str:
+    return (
+        f"the drive is full: {more} bytes more than the {room.used} used and {room.promised}"
+        f" promised to uploads are over the quota of {room.quota}; delete something and empty the"
+        " trash, or ask for a larger quota"
+    )
+
+
+# --- asking -------------------------------------------------------------------------------------
+
+_here = uploaders.c.drive == bindparam("drive")
+_mine = _here & (uploaders.c.holder == bindparam("holder"))
+_NUMBERS = (
+    select(
+        accounts.c.quota_bytes,
+        drives.c.used_bytes,
+        drives.c.reserved_bytes,
+        drives.c.unshown_bytes,
+        drives.c.promised_chunks,
+    )
+    .join_from(drives, accounts, drives.c.owner == accounts.c.id)
+    .where(drives.c.id == bindparam("drive"))
+)
+_ASKED = select(
+    func.coalesce(func.sum(uploaders.c.asked_chunks), 0).label("chunks"),
+    func.coalesce(func.sum(uploaders.c.asked_bytes), 0).label("bytes"),
+).where(_here)
+_HELD = select(uploaders.c.sessions, uploaders.c.asked_chunks).where(_mine)
+
+
+class Budget:
+    """What may still be promised in each drive, in one write transaction of one caller.
+
+    What is taken is in the sums at once, so a savepoint that is undone gives it back.
+    """
+
+    def __init__(self, conn: Connection, caller: Caller, limits: Limits) -> None:
+        self._conn, self._caller, self._limits = conn, caller, limits
+
+    def begin(self, drive: str, holder: str) -> None:
+        """Count one more session of `holder`. Raises `Refused` with RateLimited."""
+        if self._room(drive, holder).held >= self._limits.promises:
+            raise Refused(_too_much())
+        hold(self._conn, drive, holder, sessions=1)
+
+    def take(self, drive: str, holder: str, fresh: Amount, asked: Amount) -> None:
+        """Reserve `fresh`, the stored lengths of chunks that are new; `asked` are the plain lengths
+        of those that the caller has not shown to possess.
+
+        Raises `Refused` with QuotaExceeded or RateLimited.
+        """
+        owner = access.owns_drive(self._caller, drive)
+        more = fresh if owner else asked
+        if more.chunks:
+            problem = refusal(self._room(drive, holder), more, self._limits, owner=owner)
+            if problem is not None:
+                raise Refused(problem)
+        if owner:
+            change(self._conn, drive, Sums(reserved=fresh.bytes, promised=fresh.chunks))
+        else:
+            change(self._conn, drive, Sums(reserved=fresh.bytes, unshown=fresh.bytes))
+            hold(self._conn, drive, holder, asked=asked)
+
+    def _room(self, drive: str, holder: str) -> Room:
+        row = self._conn.execute(_NUMBERS, {"drive": drive}).one()
+        numbers = (row.quota_bytes, row.used_bytes)
+        held = self._held(drive, holder)
+        if access.owns_drive(self._caller, drive):
+            chunks: int = row.promised_chunks
+            return Room(*numbers, row.reserved_bytes, chunks=chunks, held=held + chunks)
+        asked = self._conn.execute(_ASKED, {"drive": drive}).one()
+        promised = row.reserved_bytes - row.unshown_bytes
+        return Room(*numbers, promised, asked.bytes, asked.chunks, held)
+
+    def _held(self, drive: str, holder: str) -> int:
+        row = self._conn.execute(_HELD, {"drive": drive, "holder": holder}).first()
+        return 0 if row is None else row.sessions + row.asked_chunks
+
+
+# --- keeping the sums ---------------------------------------------------------------------------
+
+_ADD = (
+    update(drives)
+    .where(drives.c.id == bindparam("drive"))
+    .values(
+        used_bytes=drives.c.used_bytes + bindparam("used"),
+        reserved_bytes=drives.c.reserved_bytes + bindparam("reserved"),
+        unshown_bytes=drives.c.unshown_bytes + bindparam("unshown"),
+        promised_chunks=drives.c.promised_chunks + bindparam("promised"),
+    )
+)
+_HOLD = (
+    update(uploaders)
+    .where(uploaders.c.drive == bindparam("d"), uploaders.c.holder == bindparam("h"))
+    .values(
+        sessions=uploaders.c.sessions + bindparam("more_sessions"),
+        asked_chunks=uploaders.c.asked_chunks + bindparam("more_asked_chunks"),
+        asked_bytes=uploaders.c.asked_bytes + bindparam("more_asked_bytes"),
+    )
+)
+_FORGET = delete(uploaders).where(_mine, uploaders.c.sessions == 0)
+
+
+def change(conn: Connection, drive: str, by: Sums) -> None:
+    """Chunks of the drive have changed: add to its sums."""
+    if by != Sums():
+        conn.execute(_ADD, dataclasses.asdict(by) | {"drive": drive})
+
+
+def hold(
+    conn: Connection, drive: str, holder: str, sessions: int = 0, asked: Amount = NONE
+) -> None:
+    """Sessions of `holder` have begun, or leases that are not proven were made."""
+    if sessions == 0 and asked == NONE:
+        return
+    more = {"sessions": sessions, "asked_chunks": asked.chunks, "asked_bytes": asked.bytes}
+    added = {f"more_{column}": value for column, value in more.items()}
+    if conn.execute(_HOLD, added | {"d": drive, "h": holder}).rowcount == 0:
+        conn.execute(insert(uploaders), more | {"drive": drive, "holder": holder})
+
+
+def release(
+    conn: Connection, drive: str, holder: str, sessions: int = 0, asked: Amount = NONE
+) -> None:
+    """Sessions of `holder` have ended, or leases were proven or let go of."""
+    hold(conn, drive, holder, -sessions, Amount(-asked.chunks, -asked.bytes))
+    if sessions:
+        conn.execute(_FORGET, {"drive": drive, "holder": holder})

@@ -1,0 +1,332 @@
+"""Where stored objects are received: noted in the database, looked at, and vouched for.
+
+Knows: which thread notes arrivals and verdicts, and when. Must not know: what they mean
+(`arrivals`, `verification`), who asks.
+
+Arrivals: a stored object is announced to `arrived`, which queues it and makes sure that one `flush`
+is on its way through the write thread. All that gather while earlier transactions run share one
+commit, at most `NOTED` of them. A batch that needs a chunk notes its arrival itself (`settle`), and
+no others: they are not its sender's to wait for. What a crash forgot in between, `settle` asks the
+blob store for.
+
+Verification: what a flush marked is read back by one thread of its own, which nobody waits for,
+from a bounded queue, after a pause in which many gather: that is cheaper, and a reader who is
+sooner does not wait for it. Its verdicts share the commits of arrivals; when it has nothing more to
+look at, it sees to a flush itself. What does not fit the queue, and what was stored before the
+process started, is looked at when it is first asked for (`look_into`), at most `AT_ONCE` objects at
+a time.
+
+Concurrency: `_lock` guards the queues. `_flush` and what calls it run in the write thread only: a
+chunk is marked uploaded, and a bad object removed, by that thread alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from remote.protocol.content import Descriptor
+from remote.protocol.errors import Refused, Unavailable
+from remote.protocol.messages import Keyed
+from server.metadata.db import Database
+from server.metrics import Metrics
+from server.permissions.caller import Caller
+from server.pools import OWN, FairPool
+from server.storage.blobs import BlobKey, BlobStore
+from server.uploads import arrivals, leases, verification
+from server.uploads.arrivals import Arrival
+from server.uploads.verification import Suspect, Verdict
+
+log = structlog.get_logger("nearline.server")
+
+T = TypeVar("T")
+
+QUEUE = 20_000
+"""Objects waiting to be looked at; more than these wait until they are asked for."""
+PAUSE_SECONDS = 0.25
+STEP = 256
+"""Objects whose rows are read at once."""
+AT_ONCE = 2
+NOTED = 500
+"""Arrivals and verdicts of one transaction of the server's own: others wait meanwhile."""
+
+
+SETTLED = 50
+"""Operations whose chunks are looked up between two looks at the time."""
+
+
+class Settled(NamedTuple):
+    """How many operations, from the first, may be applied once the `doubtful` chunks have been
+    looked into."""
+
+    ready: int
+    doubtful: list[BlobKey]
+
+
+class Reception:
+    """`reads`, `writes` and `files` are the service's threads."""
+
+    def __init__(
+        self,
+        db: Database,
+        blobs: BlobStore,
+        reads: Executor,
+        writes: FairPool,
+        files: Executor,
+        metrics: Metrics,
+    ) -> None:
+        self._db, self._blobs, self._metrics = db, blobs, metrics
+        self._reads, self._writes, self._files = reads, writes, files
+        self._lock = threading.Lock()  # guards the queues and flags below
+        self._arrivals: list[Arrival] = []
+        self._verdicts: list[Verdict] = []
+        self._flush_queued = False
+        self._queue: deque[BlobKey] = deque()
+        self._looking = False
+        self._hurry = threading.Event()  # set: do not pause
+        self._closing = False
+        self._looker = ThreadPoolExecutor(1, "verify")
+        self._under_way: dict[Suspect, asyncio.Task[None]] = {}
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    def close(self) -> None:
+        """Stop looking; what was not looked at is when it is asked for."""
+        self._closing = True
+        self._hurry.set()
+        self._looker.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def waiting_arrivals(self) -> int:
+        """Stored objects that no transaction has taken note of yet."""
+        with self._lock:
+            return len(self._arrivals)
+
+    @property
+    def waiting_verification(self) -> int:
+        """Stored objects in the queue to be looked at."""
+        with self._lock:
+            return len(self._queue)
+
+    # --- arrivals ---
+
+    def arrived(self, arrival: Arrival) -> None:
+        """A stored object is durable. From any thread; returns at once."""
+        with self._lock:
+            self._arrivals.append(arrival)
+        self._see_to_flush()
+
+    async def promise_of(self, version: str, key: BlobKey) -> Descriptor | None:
+        """How the live upload of `version` said it would store the chunk; None: it did not."""
+
+        def job() -> Descriptor | None:
+            with self._db.read() as conn:
+                return leases.promise_of(conn, version, key.drive, key.chunk, time.time_ns())
+
+        return await asyncio.get_running_loop().run_in_executor(self._reads, job)
+
+    def settle(
+        self,
+        ops: Sequence[Keyed],
+        who: Callable[[Connection], Caller],
+        is_over: Callable[[], bool],
+    ) -> Settled:
+        """Mark the chunks that `ops` need and that are stored, also those of which no event said
+        so; of the first operations at least, when `is_over` says that there is no time for all. In
+        the write thread."""
+        needed = arrivals.chunks_of(ops)
+        if not needed:
+            return Settled(len(ops), [])
+        self._flush(lambda key: key.chunk in needed, len(needed))
+        pending: list[BlobKey] = []
+        doubtful: list[BlobKey] = []
+        ready = 0
+        with self._db.read() as conn:
+            caller = who(conn)
+            while ready < len(ops) and not (ready and is_over()):
+                part = ops[ready : ready + SETTLED]
+                found = arrivals.unready(conn, part, caller, time.time_ns())
+                pending += found.pending
+                doubtful += found.doubtful
+                ready += len(part)
+        self._find_and_note(pending)
+        return Settled(ready, doubtful)
+
+    def _find_and_note(self, keys: Iterable[BlobKey]) -> None:
+        """Note those of these objects that are there. In the write thread."""
+        found = [Arrival(key, head) for key in keys if (head := self._blobs.head(key)) is not None]
+        for arrival in found:
+            log.info("chunk_found_without_event", chunk=arrival.key.chunk.hex())
+        with self._lock:
+            self._arrivals += found
+        if found:
+            there = {arrival.key for arrival in found}
+            self._flush(there.__contains__, len(there))
+
+    def _see_to_flush(self) -> None:
+        with self._lock:
+            if self._flush_queued:
+                return
+            self._flush_queued = True
+        self._writes.submit(self.flush).add_done_callback(_report)
+
+    def flush(self) -> None:
+        """Note what has gathered, in one transaction; when it is very much, a part of it, and see
+        to the rest. In the write thread."""
+        with self._lock:
+            self._flush_queued = False
+        self._flush(lambda _key: True, NOTED)
+        if self.waiting_arrivals or self._verdicts:
+            self._see_to_flush()
+
+    def _flush(self, which: Callable[[BlobKey], bool], most: int) -> None:
+        """Note up to `most` of those whose key is one of `which`."""
+        with self._lock:
+            waiting, self._arrivals = _parted(self._arrivals, lambda each: which(each.key), most)
+            verdicts, self._verdicts = _parted(
+                self._verdicts, lambda each: which(each.suspect.key), most
+            )
+        if not waiting and not verdicts:
+            return
+        try:
+            with self._db.write() as conn:
+                stored = arrivals.arrived(conn, self._blobs, waiting, time.time_ns())
+                bad = verification.settle(conn, verdicts, time.time_ns())
+        except (
+            OperationalError
+        ):  # the database is busy, or its disk full: the next flush tries again
+            with self._lock:
+                self._arrivals[:0], self._verdicts[:0] = waiting, verdicts
+            raise
+        self._remove(bad)
+        self._look_at(stored)
+
+    def _remove(self, bad: list[Verdict]) -> None:
+        for each in bad:
+            self._metrics.bad_chunks.inc()
+            log.error("chunk_bad", chunk=each.suspect.key.chunk.hex(), why=each.why)
+            with self._db.write() as conn:
+                verification.remove(conn, self._blobs, each)
+
+    # --- verification, behind everybody's back ---
+
+    def _look_at(self, keys: Sequence[BlobKey]) -> None:
+        with self._lock:
+            self._queue.extend(keys[: max(0, QUEUE - len(self._queue))])
+            if self._looking or not self._queue or self._closing:
+                return
+            self._looking = True
+        self._looker.submit(self._look).add_done_callback(_report)
+
+    def _look(self) -> None:
+        self._hurry.wait(PAUSE_SECONDS)
+        try:
+            while keys := self._next_keys():
+                for suspect in self._suspects(keys):
+                    if self._closing:
+                        return
+                    self._try_to_judge(suspect)
+        except BaseException:
+            self._looking = False  # the next flush begins again
+            raise
+        self._see_to_flush()
+
+    def _try_to_judge(self, suspect: Suspect) -> None:
+        try:
+            self._judge(suspect)
+        except OSError as error:
+            log.error("chunk_not_verified", chunk=suspect.key.chunk.hex(), error=str(error))
+
+    def _next_keys(self) -> list[BlobKey]:
+        with self._lock:
+            found = [self._queue.popleft() for _ in range(min(STEP, len(self._queue)))]
+            self._looking = bool(found)
+        return found
+
+    def _judge(self, suspect: Suspect) -> None:
+        verdict = verification.judge(self._blobs, suspect)
+        self._metrics.verified_bytes.inc(suspect.length)
+        with self._lock:
+            self._verdicts.append(verdict)
+
+    # --- verification, because somebody waits ---
+
+    async def vouch(self, keys: Sequence[BlobKey], whose: Hashable = OWN) -> None:
+        """Return when each of these chunks may be given to anybody. `whose` job that is.
+
+        Raises `Refused(Unavailable)` if one is not what it should be, and is to be uploaded again.
+        """
+        await self.look_into(keys, whose)
+        if await asyncio.get_running_loop().run_in_executor(self._reads, self._doubtful, keys):
+            message = "some of the content is damaged or not there; it can be had once it is"
+            raise Refused(Unavailable(message=f"{message} uploaded again"))
+
+    async def look_into(self, keys: Sequence[BlobKey], whose: Hashable = OWN) -> None:
+        """Return when each of these chunks is verified, or known not to be there. `whose` job that
+        is.
+
+        Raises `Refused(Unavailable)` when the disk does not let us know.
+        """
+        loop = asyncio.get_running_loop()
+        await asyncio.wrap_future(self._writes.submit_for(whose, lambda: self._retrieve(keys)))
+        suspects = await loop.run_in_executor(self._reads, self._suspects, keys)
+        try:
+            await asyncio.gather(*(self._judged(suspect) for suspect in suspects))
+        except OSError as error:
+            log.error("chunk_not_verified", error=str(error))
+            message = "the server cannot read what it stores; its log says why"
+            raise Refused(Unavailable(message=message)) from error
+        finally:
+            note = partial(self._flush, frozenset(keys).__contains__, 2 * len(keys))
+            await asyncio.wrap_future(self._writes.submit_for(whose, note))
+
+    async def _judged(self, suspect: Suspect) -> None:
+        """However many wait for one object, it is read once."""
+        task = self._under_way.get(suspect)
+        if task is None:
+            task = self._under_way[suspect] = asyncio.create_task(self._judge_soon(suspect))
+            task.add_done_callback(lambda _: self._under_way.pop(suspect, None))
+        await asyncio.shield(task)
+
+    async def _judge_soon(self, suspect: Suspect) -> None:
+        async with self._places:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._files, self._judge, suspect)
+
+    def _retrieve(self, keys: Sequence[BlobKey]) -> None:
+        """What is pending although its object is there (it was out of reach for a while)."""
+        with self._db.read() as conn:
+            pending = verification.pending(conn, keys)
+        self._find_and_note(pending)
+
+    def _suspects(self, keys: Sequence[BlobKey]) -> list[Suspect]:
+        with self._db.read() as conn:
+            return verification.suspects(conn, keys)
+
+    def _doubtful(self, keys: Sequence[BlobKey]) -> bool:
+        with self._db.read() as conn:
+            return verification.any_doubtful(conn, keys)
+
+
+def _parted(items: list[T], is_wanted: Callable[[T], bool], most: int) -> tuple[list[T], list[T]]:
+    """The first `most` that are wanted, and the others."""
+    taken: list[T] = []
+    left: list[T] = []
+    for item in items:
+        (taken if len(taken) < most and is_wanted(item) else left).append(item)
+    return taken, left
+
+
+def _report(done: Future[None]) -> None:
+    error = done.exception() if not done.cancelled() else None
+    if error is not None:
+        log.error("arrivals_not_recorded", error=repr(error), exc_info=error)

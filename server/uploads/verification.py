@@ -1,0 +1,282 @@
+"""Whether a stored object really is what its chunk's id says.
+
+Knows: how an object is taken apart and checked, and what a verdict means for the chunk. Must not
+know: when and in which thread this happens (`verifier`), who may have the chunk (`access`).
+
+The edge checks the SHA-256 and length that an uploader announced; that the bytes are the chunk only
+reading them tells: each block is decoded within its declared bound and hashed, and the hashes give
+the id. Until then the chunk is for the device that uploaded it: nobody else is given it, and nobody
+else's version may refer to it (`doubtful`, and `arrivals.unready` for commits).
+
+A verdict is about one stay of one object: it counts only while the row still has the `uploaded_ns`
+that was read before the object was. A bad object is taken away and its chunk is `pending` again, to
+be uploaded anew, also under the versions that refer to it. So it is with one that is missing;
+should it come back (its disk was not mounted), `reception` finds it when it is asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, and_, bindparam, or_, select, true, update
+
+from remote.protocol.codec import decode_block
+from remote.protocol.content import BadContent, Descriptor, block_count, check_descriptor
+from server.metadata.records import pages
+from server.metadata.schema import chunks, upload_chunks
+from server.permissions import audit
+from server.storage.blobs import BlobKey, BlobMissing, BlobStore, Head
+from server.uploads import quota
+from server.uploads.leases import THERE, known_chunks
+from server.uploads.quota import Sums
+
+PIECE = 1024 * 1024
+
+_decode = msgspec.msgpack.Decoder(Descriptor).decode
+
+
+class Checker:
+    """Takes an object in, in pieces of any size, and says whether it is what `descriptor` says.
+    Memory: one stored block. Raises `BadContent` as soon as it is not."""
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        check_descriptor(descriptor)
+        self._descriptor = descriptor
+        self._blocks = block_count(descriptor.length)
+        self._block = 0
+        self._part = bytearray()
+        self._length = 0
+        self._hasher = hashlib.sha256()
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        self._hasher.update(piece)
+        self._length += len(piece)
+        rest = memoryview(piece)
+        while rest:
+            if self._block == self._blocks:
+                raise BadContent(f"more came than {self._descriptor.stored_length} bytes")
+            rest = self._take(rest)
+
+    def _take(self, rest: memoryview) -> memoryview:
+        """Use up to one block of `rest`; what remains of it."""
+        need = self._descriptor.stored_lengths[self._block] - len(self._part)
+        if len(rest) < need:
+            self._part += rest
+            return rest[len(rest) :]
+        block: bytearray | memoryview = rest[:need]
+        if self._part:
+            self._part += rest[:need]
+            block = self._part
+        decode_block(self._descriptor, self._block, block)
+        self._part = bytearray()
+        self._block += 1
+        return rest[need:]
+
+    def head(self) -> Head:
+        """Length and SHA-256 of what came."""
+        return Head(self._length, self._hasher.digest())
+
+    def finish(self) -> None:
+        """All has come."""
+        if self._block < self._blocks:
+            raise BadContent(f"{self._length} bytes, not {self._descriptor.stored_length}")
+        if self._hasher.digest() != self._descriptor.sha256:
+            raise BadContent("the object does not have the SHA-256 of its descriptor")
+
+
+def check_object(blobs: BlobStore, key: BlobKey, descriptor: Descriptor) -> None:
+    """Read a stored object back. Raises `BadContent`, `BlobMissing` or OSError."""
+    checker = Checker(descriptor)
+    with blobs.open(key) as reader:
+        while piece := reader.read(PIECE):
+            checker.feed(piece)
+    checker.finish()
+
+
+# --- verdicts -----------------------------------------------------------------------------------
+
+
+class Suspect(NamedTuple):
+    """An object to look at, and how it may be stored: as its row says, or as a lease with the same
+    SHA-256 says (whoever promised it first may have lied about how the bytes divide)."""
+
+    key: BlobKey
+    uploaded_ns: int
+    length: int
+    descriptors: tuple[bytes, ...]
+
+
+class Verdict(NamedTuple):
+    """`found` is the descriptor that is true; None: the object is bad, and `why`."""
+
+    suspect: Suspect
+    found: bytes | None
+    why: str = ""
+    rotten: bool = False
+
+
+_ROW = select(
+    chunks.c.drive,
+    chunks.c.id,
+    chunks.c.sha256,
+    chunks.c.stored_length,
+    chunks.c.descriptor,
+    chunks.c.uploaded_ns,
+).where(
+    chunks.c.drive == bindparam("drive"),
+    chunks.c.id.in_(bindparam("ids", expanding=True)),
+    chunks.c.state.in_(THERE),
+    chunks.c.verified_ns.is_(None),
+)
+_PROMISES = select(upload_chunks.c.chunk, upload_chunks.c.descriptor).where(
+    upload_chunks.c.drive == bindparam("drive"),
+    upload_chunks.c.chunk.in_(bindparam("ids", expanding=True)),
+    upload_chunks.c.descriptor.is_not(None),
+)
+# Spelt out: an IN list cannot be executed for many rows at once.
+_there = or_(*(chunks.c.state == state for state in THERE))
+_this_stay = (
+    (chunks.c.drive == bindparam("d"))
+    & (chunks.c.id == bindparam("i"))
+    & (chunks.c.uploaded_ns == bindparam("u"))
+    & _there
+    & chunks.c.verified_ns.is_(None)
+)
+_GOOD = update(chunks).where(_this_stay).values(verified_ns=bindparam("now"))
+_FOUND = update(chunks).where(_this_stay).values(descriptor=bindparam("found"))
+_BAD = (
+    update(chunks)
+    .where(_this_stay)
+    .values(state="pending", uploaded_ns=None, doomed_ns=None, verified_ns=None)
+)
+
+
+def doubtful(
+    conn: Connection, drive: str, ids: Iterable[bytes], device: str | None
+) -> list[BlobKey]:
+    """Those of `ids` that may not be given to `device` (None: to nobody) before they are verified.
+
+    What is not stored at all (a bad object was taken away) is among them: asking for it to be
+    verified is answered `unavailable`.
+    """
+    anothers = (
+        true() if device is None else or_(chunks.c.device.is_(None), chunks.c.device != device)
+    )
+    unverified = and_(chunks.c.verified_ns.is_(None), anothers)
+    wanted = select(chunks.c.id).where(
+        chunks.c.drive == drive, or_(unverified, chunks.c.state.not_in(THERE))
+    )
+    found: list[BlobKey] = []
+    for page in pages(ids):
+        rows = conn.execute(wanted.where(chunks.c.id.in_(page))).scalars()
+        found += [BlobKey(drive, id) for id in rows]
+    return found
+
+
+def any_doubtful(conn: Connection, keys: Iterable[BlobKey]) -> bool:
+    """Whether one of `keys` may not be given to everybody."""
+    return any(doubtful(conn, drive, ids, None) for drive, ids in _by_drive(keys).items())
+
+
+def pending(conn: Connection, keys: Iterable[BlobKey]) -> list[BlobKey]:
+    """Those of `keys` that no event has reported as stored."""
+    return [
+        BlobKey(drive, row.id)
+        for drive, ids in _by_drive(keys).items()
+        for row in known_chunks(conn, drive, ids).values()
+        if row.state == "pending"
+    ]
+
+
+def suspects(conn: Connection, keys: Iterable[BlobKey]) -> list[Suspect]:
+    """What is to be looked at to verify `keys`; what is verified already is left out."""
+    return [
+        suspect
+        for drive, ids in _by_drive(keys).items()
+        for page in pages(ids)
+        for suspect in _suspects(conn, {"drive": drive, "ids": page})
+    ]
+
+
+def _by_drive(keys: Iterable[BlobKey]) -> dict[str, list[bytes]]:
+    found: dict[str, list[bytes]] = {}
+    for key in keys:
+        found.setdefault(key.drive, []).append(key.chunk)
+    return found
+
+
+def _suspects(conn: Connection, where: dict[str, object]) -> Iterator[Suspect]:
+    promised: dict[bytes, list[bytes]] = {}
+    for chunk, encoded in conn.execute(_PROMISES, where):
+        promised.setdefault(chunk, []).append(encoded)
+    for row in conn.execute(_ROW, where):
+        others = [each for each in promised.get(row.id, ()) if _decode(each).sha256 == row.sha256]
+        descriptors = tuple(dict.fromkeys([row.descriptor, *others]))
+        yield Suspect(BlobKey(row.drive, row.id), row.uploaded_ns, row.stored_length, descriptors)
+
+
+def judge(blobs: BlobStore, suspect: Suspect) -> Verdict:
+    """Read the object. Raises OSError, which is no verdict."""
+    why = ""
+    try:
+        for encoded in suspect.descriptors:
+            try:
+                check_object(blobs, suspect.key, _decode(encoded))
+            except BadContent as error:
+                why = why or str(error)
+            else:
+                return Verdict(suspect, encoded)
+        head = blobs.head(suspect.key)
+    except BlobMissing:
+        return Verdict(suspect, None, "the object is missing")
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return Verdict(suspect, None, f"the disk cannot read it: {error}", rotten=True)
+    expected = _decode(suspect.descriptors[0]).sha256
+    return Verdict(suspect, None, why, rotten=head is not None and head.sha256 != expected)
+
+
+def settle(conn: Connection, verdicts: Sequence[Verdict], now_ns: int) -> list[Verdict]:
+    """Write verdicts down. Returns the bad ones that count: their objects are to be removed."""
+    good = [each for each in verdicts if each.found is not None]
+    other = [each for each in good if each.found != each.suspect.descriptors[0]]
+    if other:
+        conn.execute(_FOUND, [_stay(each.suspect) | {"found": each.found} for each in other])
+    if good:
+        conn.execute(_GOOD, [_stay(each.suspect) | {"now": now_ns} for each in good])
+    return [each for each in verdicts if each.found is None and _condemn(conn, each, now_ns)]
+
+
+def _condemn(conn: Connection, verdict: Verdict, now_ns: int) -> bool:
+    key, length = verdict.suspect.key, verdict.suspect.length
+    if conn.execute(_BAD, _stay(verdict.suspect)).rowcount != 1:
+        return False
+    quota.change(conn, key.drive, Sums(used=-length, reserved=length, promised=1))
+    chunk = key.chunk.hex()
+    audit.note(conn, None, "chunk_bad", chunk, now_ns, drive=key.drive, why=verdict.why)
+    return True
+
+
+def remove(conn: Connection, blobs: BlobStore, verdict: Verdict) -> None:
+    """Take a bad object away, in a write transaction after that of its verdict: then a crash in
+    between leaves an object that nobody believes, and never a version without its object.
+
+    What the disk has spoiled is set aside for people to look at; what came bad is deleted.
+    """
+    key = verdict.suspect.key
+    state = select(chunks.c.state).where(chunks.c.drive == key.drive, chunks.c.id == key.chunk)
+    if conn.execute(state).scalar() not in (None, "pending"):
+        return
+    if verdict.rotten:
+        blobs.set_aside(key)
+    else:
+        blobs.delete(key)
+
+
+def _stay(suspect: Suspect) -> dict[str, object]:
+    return {"d": suspect.key.drive, "i": suspect.key.chunk, "u": suspect.uploaded_ns}

@@ -1,0 +1,105 @@
+"""Dead nodes stay as long as a handle, the kernel or the journal needs them, and no longer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cache.metadata.tree import ASKED_AT_ONCE, ROOT
+from tests.cache.state import State
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    found = State(tmp_path)
+    yield found
+    found.close()
+
+
+async def test_an_open_handle_reads_what_was_deleted(state: State) -> None:
+    node = await state.save("a", b"bytes")
+    state.in_use.add(node.ino)
+    state.unlink("a")
+    state.collector.collect()
+    assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"bytes"
+    state.in_use.clear()
+    state.collector.unused(node.ino)
+    assert state.tree.find(node.ino) is None
+    assert state.contents.dirty_bytes == 0
+    await state.contents.settle_all()
+    assert state.spool_files() == []
+
+
+async def test_the_journal_keeps_what_it_will_send(state: State) -> None:
+    node = await state.save("a", b"bytes")
+    state.send()
+    state.unlink("a")
+    state.collector.collect()
+    create, unlink = state.journal
+    assert state.tree.find(node.ino) is not None
+    with state.db.transaction():
+        state.journal.remove(create)
+    state.collector.collect()
+    assert state.tree.find(node.ino) is not None
+    with state.db.transaction():
+        state.journal.remove(unlink)
+    state.collector.collect()
+    assert state.tree.find(node.ino) is None
+    assert state.contents.dirty_bytes == 0
+
+
+def test_what_lives_is_not_touched(state: State) -> None:
+    node = state.make("a")
+    state.collector.unused(node.ino)
+    assert state.listing() == {"a": node.ino}
+
+
+def test_to_let_go_of_what_lives_writes_nothing(state: State) -> None:
+    """The kernel lets go of thousands at once, and whoever asks for something waits."""
+    listed = [state.make(f"f{number}").ino for number in range(ASKED_AT_ONCE + 1)]
+    before = state.db.commits
+    state.collector.unused(*listed)
+    assert state.db.commits == before
+
+
+def test_of_many_that_are_let_go_at_once_the_dead_are_deleted(state: State) -> None:
+    inodes = [state.make(f"f{number}").ino for number in range(ASKED_AT_ONCE + 1)]
+    gone = [inodes[0], inodes[-1]]
+    state.in_use.update(inodes)
+    for name in ("f0", f"f{ASKED_AT_ONCE}"):
+        state.unlink(name)
+    state.collector.collect()
+    assert all(state.tree.find(ino) for ino in inodes)
+    state.in_use.clear()
+    state.collector.unused(*inodes)
+    assert [ino for ino in inodes if state.tree.find(ino) is None] == gone
+
+
+def test_a_dead_directory_with_local_names_in_it_stays(state: State) -> None:
+    """It was believed gone before that was made; or a state of before tells so: what was made in
+    it is brought to safety first."""
+    record = state.born("d", 1, kind="directory")
+    directory = state.listing()["d"]
+    state.list_directory(directory, [], 1)
+    inner = state.make("x", parent=directory)
+    with state.db.transaction():
+        state.tree.drop_entry(ROOT, "d", state.tree.node(directory))
+        state.tree.update(directory, live=False, links=0)
+        state.collector.dropped(state.tree.node(directory))
+    state.collector.collect()
+    assert record.id == state.tree.node(directory).file
+    assert state.listing(directory) == {"x": inner.ino}
+
+
+async def test_at_start_nothing_is_in_use(state: State) -> None:
+    node = await state.save("a", b"bytes")
+    state.in_use.add(node.ino)
+    state.unlink("a")
+    state.collector.collect()
+    state.reopen()
+    assert state.tree.find(node.ino) is not None
+    state.collector.sweep()
+    assert state.tree.find(node.ino) is None
+    assert state.listing(ROOT) == {}

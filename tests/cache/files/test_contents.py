@@ -1,0 +1,311 @@
+"""A file's bytes through writes, truncations, snapshots, commits and the death of the process,
+against a bytearray."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache.files.contents import Contents
+from cache.files.layers import changed_ranges
+from cache.metadata.tree import ROOT
+from remote.protocol.content import MAX_FILE_SIZE
+from tests.cache.state import State
+
+SIZE = 60
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, SIZE), st.integers(1, 20)),
+        st.tuples(st.just("truncate"), st.integers(0, SIZE), st.just(0)),
+        st.tuples(
+            st.sampled_from(("freeze", "commit", "reopen", "settle")), st.just(0), st.just(0)
+        ),
+    ),
+    max_size=16,
+)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    found = State(tmp_path)
+    yield found
+    found.close()
+
+
+class File:
+    """One file of a `State`, and what it must hold."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        record = state.born("a", 1, size=30)
+        assert record.version is not None
+        state.versions.bytes[record.version] = b"\xff" * 30
+        self.ino, self.file = state.listing()["a"], record.id
+        self.now, self.snapshot = bytearray(b"\xff" * 30), b""
+        self.marks = itertools.count(1)
+
+    async def write(self, at: int, length: int) -> None:
+        data = bytes([next(self.marks)]) * length
+        assert await self.state.contents.write(self.ino, at, data) == length
+        self.now.extend(bytes(max(0, at + length - len(self.now))))
+        self.now[at : at + length] = data
+
+    async def truncate(self, size: int, _: int) -> None:
+        self.state.contents.truncate(self.ino, size)
+        self.now = self.now[:size].ljust(size, b"\0")
+
+    async def freeze(self, *_: int) -> None:
+        contents = self.state.contents
+        if contents.frozen(self.ino) is None and contents.stack(self.ino):
+            assert contents.freeze(self.ino, f"{next(self.marks):032x}") is not None
+            self.snapshot = bytes(self.now)
+
+    async def commit(self, *_: int) -> None:
+        layer = self.state.contents.frozen(self.ino)
+        if layer is None:
+            return
+        assert layer.version is not None
+        self.state.versions.bytes[layer.version] = self.snapshot
+        with self.state.db.transaction():
+            size = len(self.snapshot)
+            self.state.contents.commit(self.ino, self.file, layer.version, size)
+        self.state.contents.sweep()
+
+    async def reopen(self, *_: int) -> None:
+        self.state.reopen()
+        await self.state.contents.tidy()  # as at every start
+
+    async def settle(self, *_: int) -> None:
+        await self.state.contents.settle_all()
+        ids = {f"{layer.id}.layer" for layer in self.state.contents.stack(self.ino)}
+        assert set(self.state.spool_files()) <= ids
+        assert self.state.db.all("SELECT * FROM unsettled") == []
+
+    async def check(self, offset: int, length: int) -> None:
+        contents = self.state.contents
+        read = await contents.read(self.ino, offset, length, None)
+        assert bytes(read) == self.now[offset : offset + length]
+        layer = contents.frozen(self.ino)
+        if layer is not None:
+            into = bytearray(len(self.snapshot))
+            await contents.read_snapshot(self.ino, layer, 0, memoryview(into))
+            assert into == self.snapshot
+        self.check_counts(contents)
+
+    def check_counts(self, contents: Contents) -> None:
+        layers = contents.stack(self.ino)
+        row = self.state.db.one("SELECT COALESCE(SUM(stop - start), 0) FROM extent")
+        assert row is not None
+        assert contents.dirty_bytes == row[0]
+        assert self.state.tree.node(self.ino).size == len(self.now)
+        assert all(start < layer.size for layer in layers for start, _ in layer.extents)
+        for layer in layers:
+            parts = sorted(part[:3] for part in layer.unsettled)
+            rows = self.state.db.all("SELECT * FROM unsettled WHERE layer = ?", layer.id)
+            assert [tuple(one)[1:] for one in rows] == parts
+            assert all(layer.extents.covers(start, stop) for start, stop, _ in parts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps, st.integers(0, SIZE), st.integers(0, SIZE))
+def test_reads_see_exactly_what_was_written(
+    steps: list[tuple[str, int, int]], offset: int, length: int
+) -> None:
+    async def run(state: State) -> None:
+        file = File(state)
+        for name, at, size in steps:
+            await getattr(file, name)(at, size)
+            await file.check(offset, length)
+        await file.check(0, 3 * SIZE)
+
+    with tempfile.TemporaryDirectory() as directory:
+        state = State(Path(directory))
+        trio.run(run, state)
+        state.close()
+
+
+async def test_a_write_under_way_puts_the_snapshot_off(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = state.make("a")
+    started, go = trio.Event(), trio.Event()
+    plain = state.spool.write
+
+    async def slow(layer: int, offset: int, data: bytes | memoryview) -> bytes:
+        started.set()
+        await go.wait()
+        return await plain(layer, offset, data)
+
+    monkeypatch.setattr(state.spool, "write", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(state.contents.write, node.ino, 0, b"bytes")
+        await started.wait()
+        assert state.contents.freeze(node.ino, "9" * 32) is None
+        nursery.start_soon(state.contents.wait_idle)
+        await trio.testing.wait_all_tasks_blocked()
+        go.set()
+    layer = state.contents.freeze(node.ino, "9" * 32)
+    assert layer is not None
+    assert list(layer.extents) == [(0, 5)]
+
+
+async def test_a_full_disk_gets_back_what_only_waits_to_be_deleted(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that are dropped stay on the disk for some seconds, in case of a power loss."""
+    await state.save("large", b"large")
+    state.unlink("large")
+    state.collector.collect()
+    [large] = state.spool_files()
+    plain = state.spool.write
+
+    async def full(layer: int, offset: int, data: bytes | memoryview) -> bytes:
+        if large in state.spool_files():
+            raise OSError(errno.ENOSPC, "full")
+        return await plain(layer, offset, data)
+
+    monkeypatch.setattr(state.spool, "write", full)
+    node = await state.save("small", b"small")
+    assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"small"
+
+
+async def test_a_failed_write_is_not_believed(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = state.make("a")
+
+    async def full(layer: int, offset: int, data: bytes | memoryview) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(state.spool, "write", full)
+    with pytest.raises(OSError, match="full"):
+        await state.contents.write(node.ino, 0, b"bytes")
+    assert (state.tree.node(node.ino).size, state.contents.dirty_bytes) == (0, 0)
+    assert state.contents.freeze(node.ino, "9" * 32) is not None
+
+
+async def test_limits(state: State) -> None:
+    node = state.make("a")
+    with pytest.raises(OSError, match="large") as refused:
+        await state.contents.write(node.ino, MAX_FILE_SIZE, b"x")
+    assert refused.value.errno == errno.EFBIG
+    with pytest.raises(OSError, match="large"):
+        state.contents.truncate(node.ino, MAX_FILE_SIZE + 1)
+
+
+async def test_a_huge_truncation_costs_nothing(state: State) -> None:
+    node = await state.save("a", b"12345")
+    state.contents.truncate(node.ino, 10**15)
+    (layer,) = state.contents.stack(node.ino)
+    assert changed_ranges(layer) == [(0, 10**15)]
+    assert state.contents.dirty_bytes == 5
+    assert bytes(await state.contents.read(node.ino, 10**15 - 3, 9, None)) == b"\0\0\0"
+    assert bytes(await state.contents.read(node.ino, 3, 4, None)) == b"45\0\0"
+
+
+async def test_what_was_cut_off_never_comes_back(state: State) -> None:
+    node = await state.save("a", b"secret")
+    state.contents.truncate(node.ino, 2)
+    state.contents.truncate(node.ino, 6)
+    assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"se\0\0\0\0"
+
+
+async def test_a_truncation_that_power_loss_undoes_finds_its_bytes(state: State) -> None:
+    """Bytes and journal were synced; the truncation was not, so the database may come back without
+    it: the spool must not be ahead."""
+    node = await state.save("a", b"precious")
+    await state.contents.sync(node.ino)
+    saved = {p: p.read_bytes() for p in state.directory.glob("tree.sqlite*")}
+    state.contents.truncate(node.ino, 0)
+    state.close()
+    for path, data in saved.items():
+        path.write_bytes(data)
+    state.open()
+    assert bytes(await state.contents.read(node.ino, 0, 99, None)) == b"precious"
+
+
+async def test_spool_files_that_no_layer_names_go_at_the_next_start(state: State) -> None:
+    await state.save("a", b"kept")
+    (state.directory / "spool" / "999.layer").write_bytes(b"left by a crash")
+    (state.directory / "spool" / "notes.txt").write_bytes(b"not ours")
+    state.reopen()
+    await state.contents.tidy()
+    names = {path.name for path in (state.directory / "spool").iterdir()}
+    assert names == {"1.layer", "notes.txt"}
+    await state.save("b", b"new")  # its file is none that was to be deleted
+    assert (state.directory / "spool" / "1000.layer").exists()
+
+
+async def test_content_that_changes_hands_keeps_its_snapshot(state: State) -> None:
+    node = await state.save("a", b"bytes")
+    state.contents.freeze(node.ino, "8" * 32)
+    with state.db.transaction():
+        state.contents.renew(node.ino, "7" * 32, "6" * 32)  # not the one that is frozen
+        state.contents.renew(node.ino, "8" * 32, "9" * 32)
+    layer = state.contents.frozen(node.ino)
+    assert layer is not None
+    assert layer.version == "9" * 32
+    state.reopen()
+    layer = state.contents.frozen(node.ino)
+    assert layer is not None
+    assert layer.version == "9" * 32
+
+
+async def test_the_chosen_chunk_size_is_kept(state: State) -> None:
+    node = await state.save("a", b"bytes")
+    layer = state.contents.freeze(node.ino, "9" * 32)
+    assert layer is not None
+    assert state.contents.average(layer, 1 << 20) == 1 << 20
+    state.reopen()
+    layer = state.contents.frozen(node.ino)
+    assert layer is not None
+    assert state.contents.average(layer, 1 << 18) == 1 << 20
+
+
+async def test_a_rollback_forgets_what_memory_had_ahead(state: State) -> None:
+    node = await state.save("a", b"bytes")
+
+    def work() -> None:
+        with state.db.transaction():
+            state.contents.discard(node.ino)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    state.contents.sweep()
+    assert state.contents.dirty_bytes == 5
+    assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"bytes"
+    assert state.listing(ROOT) == {"a": node.ino}
+
+
+async def test_files_that_a_crash_left_are_deleted_and_no_others(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.files.contents.TIDY_AT_ONCE", 2)
+    kept = [await state.save(f"kept{number}", b"bytes") for number in range(3)]
+    crashed = await state.save("crashed", b"bytes")
+    with state.db.transaction():
+        state.contents.discard(crashed.ino)  # and the process died before the file was deleted
+    dropped = await state.save("dropped", b"bytes")
+    state.reopen()
+    spool = state.directory / "spool"
+    (spool / "notes.txt").write_text("not ours")
+    with state.db.transaction():
+        state.contents.discard(dropped.ino)  # power loss may take this back
+    fresh = await state.save("fresh", b"bytes")
+    with state.db.transaction():
+        state.contents.discard(fresh.ino)
+    before = {path.name for path in spool.iterdir()}
+    await state.contents.tidy()
+    assert {path.name for path in spool.iterdir()} == before - {"4.layer"}
+    for node in kept:
+        assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"bytes"

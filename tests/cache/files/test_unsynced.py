@@ -1,0 +1,78 @@
+"""Which bytes a power loss may take: parts, digests, and what is left."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.files.unsynced import UNKNOWN, Part, Unsettled, digest, survivors
+from cache.metadata.intervals import IntervalSet, Range
+
+SIZE = 60
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(("write", "write", "cut", "settle")),
+        st.integers(0, SIZE),
+        st.integers(1, 20),
+    ),
+    max_size=12,
+)
+
+
+def parts(unsettled: Unsettled) -> list[Range]:
+    return sorted((part.start, part.stop) for part in unsettled)
+
+
+@given(steps)
+def test_parts_are_what_was_new_since_the_last_sync_and_their_digests_are_right(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    unsettled, extents = Unsettled(), IntervalSet()
+    file, new = bytearray(SIZE + 20), set[int]()  # bytes; positions that are not settled
+    table: dict[int, Part] = {}
+    for number, (name, at, length) in enumerate(steps, 1):
+        if name == "write":
+            data = bytes([number]) * length
+            gaps = extents.gaps(at, at + length)
+            change = unsettled.wrote(at, data, gaps, digest(data))
+            extents.add(at, at + length)
+            file[at : at + length] = data
+            new |= {one for low, high in gaps for one in range(low, high)}
+        elif name == "cut":
+            extents.cut(at)
+            change = unsettled.cut(at)
+            new = {one for one in new if one < at}
+        else:
+            change = unsettled.settle(unsettled.writes)
+            new = set()
+        for part in change.gone:
+            del table[part.start]
+        table |= {part.start: part for part in change.come}
+        assert sorted(table.values()) == sorted(unsettled)
+        assert {one for part in unsettled for one in range(*part[:2])} == new
+        assert sum(stop - start for start, stop in parts(unsettled)) == len(new)
+        for start, stop, told, _ in unsettled:
+            assert told in (UNKNOWN, digest(file[start:stop]))
+
+
+def test_a_sync_settles_what_was_written_before_it_began() -> None:
+    unsettled = Unsettled()
+    unsettled.wrote(0, b"early", [(0, 5)], digest(b"early"))
+    begun = unsettled.writes
+    unsettled.wrote(10, b"late", [(10, 14)], digest(b"late"))
+    unsettled.wrote(0, b"E", [], digest(b"E"))  # over what the sync may have seen before
+    assert [part[:2] for part in unsettled.settle(begun).gone] == [(1, 5)]
+    assert parts(unsettled) == [(0, 1), (10, 14)]
+
+
+def left(size: int, safe: int, *lost: Range) -> tuple[list[Range], int]:
+    extents, size = survivors(IntervalSet([(0, 10), (20, 40)]), size, safe, list(lost))
+    return list(extents), size
+
+
+def test_a_file_ends_where_its_bytes_are_gone() -> None:
+    assert left(40, 0) == ([(0, 10), (20, 40)], 40)
+    assert left(40, 0, (25, 30)) == ([(0, 10), (20, 25)], 25)
+    assert left(40, 0, (25, 30), (0, 5)) == ([], 0)
+    assert left(50, 40, (20, 40)) == ([(0, 10)], 50)  # settled size: what is below shows again
+    assert left(40, 30, (20, 40)) == ([(0, 10)], 30)

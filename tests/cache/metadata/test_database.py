@@ -1,0 +1,151 @@
+"""The state database: all or nothing, in memory too; quarantine; what `sync` waits for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from cache.metadata import database
+from cache.metadata.database import Database
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    found = Database(tmp_path / "tree.sqlite")
+    yield found
+    found.close()
+
+
+def write_and_fail(db: Database, error: type[Exception]) -> None:
+    with db.transaction():
+        db.set_meta("a", 1)
+        raise error
+
+
+def test_nested_writes_stay(db: Database) -> None:
+    with db.transaction(), db.transaction():
+        db.set_meta("a", 1)
+    assert db.meta("a") == 1
+
+
+def test_a_transaction_is_all_or_nothing(db: Database) -> None:
+    forgotten: list[str] = []
+    db.on_rollback.append(lambda: forgotten.append("a copy"))
+    with pytest.raises(KeyError):
+        write_and_fail(db, KeyError)
+    assert db.meta("a") is None
+    assert forgotten == ["a copy"]
+    with db.transaction():
+        db.set_meta("a", 2)
+    assert db.meta("a") == 2
+
+
+def test_nested_transactions_are_one(db: Database) -> None:
+    with pytest.raises(KeyError), db.transaction():
+        write_and_fail(db, KeyError)
+    assert db.meta("a") is None
+
+
+def test_a_refused_call_that_wrote_nothing_costs_no_copy(db: Database) -> None:
+    """Identity of the journal's objects matters to uploads under way."""
+    forgotten: list[str] = []
+    db.on_rollback.append(lambda: forgotten.append("a copy"))
+    with pytest.raises(FileExistsError), db.transaction():
+        raise FileExistsError
+    assert not forgotten
+    with pytest.raises(FileExistsError):
+        write_and_fail(db, FileExistsError)
+    assert forgotten == ["a copy"]
+
+
+def test_a_full_disk_is_enospc_and_the_database_goes_on(db: Database) -> None:
+    (pages,) = db.run("PRAGMA page_count").fetchone()
+    db.run(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(OSError, match="No space") as full, db.transaction():
+        db.set_meta("a", "x" * 100_000)
+    assert full.value.errno == errno.ENOSPC
+    with db.transaction():
+        db.set_meta("b", 1)
+    assert (db.meta("a"), db.meta("b")) == (None, 1)
+
+
+def test_what_was_committed_is_there_after_the_process_dies(tmp_path: Path) -> None:
+    """A copy of the files at that moment is what the next process finds."""
+    first = Database(tmp_path / "tree.sqlite")
+    with first.transaction():
+        first.set_meta("a", 1)
+    after = tmp_path / "after"
+    after.mkdir()
+    for file in tmp_path.glob("tree.sqlite*"):
+        (after / file.name).write_bytes(file.read_bytes())
+    first.close()
+    second = Database(after / "tree.sqlite")
+    assert second.meta("a") == 1
+    second.close()
+
+
+def test_a_damaged_database_is_put_aside_not_deleted(tmp_path: Path) -> None:
+    path, damage = tmp_path / "tree.sqlite", b"not a database at all" * 300
+    Database(path).close()
+    path.write_bytes(damage + path.read_bytes()[len(damage) :])
+    Database(path).close()
+    (aside,) = tmp_path.glob("quarantine-*/tree.sqlite")
+    assert aside.read_bytes().startswith(damage)
+
+
+async def test_sync_waits_for_the_disk_and_is_shared(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go, calls = trio.Event(), threading.Event(), []
+    token = trio.lowlevel.current_trio_token()
+
+    def fsync(fd: int) -> None:
+        calls.append(fd)
+        trio.from_thread.run_sync(started.set, trio_token=token)
+        go.wait()
+
+    monkeypatch.setattr(database.os, "fsync", fsync)
+    with db.transaction():
+        db.set_meta("a", 1)
+    done: list[int] = []
+
+    async def wait(number: int) -> None:
+        await db.sync()
+        done.append(number)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, 1)
+        await started.wait()
+        with db.transaction():
+            db.set_meta("a", 2)
+        for number in (2, 3):  # of a later commit: the one under way is not enough, one more is
+            nursery.start_soon(wait, number)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not done
+        go.set()
+    assert sorted(done) == [1, 2, 3]
+    assert len(calls) == 2
+
+
+async def test_the_first_sync_covers_what_an_earlier_process_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    found = Database(tmp_path / "tree.sqlite")
+    monkeypatch.setattr(database.os, "fsync", calls.append)
+    await found.sync()
+    await found.sync()
+    assert len(calls) == 1
+    found.close()
+
+
+def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    Database(tmp_path / "tree.sqlite").close()
+    assert os.stat(tmp_path / "tree.sqlite").st_mode & 0o077 == 0

@@ -1,0 +1,451 @@
+"""Remote changes over a tree that has local ones: what is applied, what is held back, what the
+kernel is told."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cache.metadata.tree import ROOT
+from remote.protocol.errors import NotKept
+from remote.protocol.messages import Me
+from tests.cache.state import ROOT_FILE, State, new_file
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    found = State(tmp_path)
+    yield found
+    found.close()
+
+
+def later(record: object, **fields: object) -> object:
+    return msgspec.structs.replace(record, **fields)  # type: ignore[type-var]  # a FileRecord
+
+
+# --- first contact --------------------------------------------------------------------------------
+
+
+def test_the_state_of_another_drive_is_refused(state: State) -> None:
+    other = Me(
+        account="ben",
+        device_id="d" * 32,
+        drive="f" * 32,
+        root=ROOT_FILE,
+        cursor="0",
+        seq=0,
+        used_bytes=0,
+        quota_bytes=None,
+        now_ns=0,
+    )
+    with pytest.raises(ValueError, match="another drive"):
+        state.merge.adopt(other)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_a_new_name_appears_and_the_kernel_forgets_its_absence(state: State) -> None:
+    record = state.born("a", 1, xattrs={"user.x": b"1"})
+    node = state.tree.child(ROOT, "a")
+    assert node is not None
+    assert (node.file, node.rev, state.tree.xattrs(node.ino)) == (record.id, 1, {"user.x": b"1"})
+    assert (ROOT, "a") in state.kernel.entries
+    assert (state.merge.seq("e" * 32), state.merge.cursor()) == (1, "1")
+
+
+def test_a_new_version_is_a_new_inode(state: State) -> None:
+    record = state.born("a", 1, size=5)
+    old = state.listing()["a"]
+    state.in_use.add(old)
+    fresh = later(record, version="9" * 32, size=7, rev=2)
+    state.remote(2, [fresh], [])
+    state.collector.collect()
+    new = state.listing()["a"]
+    assert new != old
+    assert state.tree.node(new).size == 7
+    assert (state.tree.node(old).live, state.tree.node(old).size) == (False, 5)
+    assert (ROOT, "a") in state.kernel.entries
+    state.in_use.clear()
+    state.collector.unused(old)
+    assert state.tree.find(old) is None
+
+
+def test_attributes_alone_change_in_place(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.remote(2, [later(record, mode=0o600, uid=5, xattrs={"user.y": b"2"}, rev=2)], [])
+    assert state.listing()["a"] == ino
+    node = state.tree.node(ino)
+    assert (node.mode, node.uid, node.rev) == (0o600, 5, 2)
+    assert state.tree.xattrs(ino) == {"user.y": b"2"}
+    assert state.kernel.attributes == [ino]
+
+
+def test_a_new_mtime_of_a_regular_file_is_a_new_inode(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.remote(2, [later(record, mtime_ns=99, rev=2)], [])
+    assert state.listing()["a"] != ino
+
+
+def test_an_older_record_never_undoes_a_newer_one(state: State) -> None:
+    record = state.born("a", 5)
+    state.remote(6, [later(record, mode=0o600, rev=6)], [])
+    state.remote(7, [record], [state.entry("a", None, 4)])
+    node = state.tree.node(state.listing()["a"])
+    assert (node.mode, node.rev) == (0o600, 6)
+
+
+def test_a_change_that_comes_twice_changes_nothing(state: State) -> None:
+    record = state.born("a", 1)
+    entries = [state.entry("b", record.id, 2), state.entry("a", None, 2)]
+    state.remote(2, [later(record, rev=2)], entries)
+    before = state.listing()
+    state.remote(2, [later(record, rev=2)], entries)
+    assert state.listing() == before == {"b": before["b"]}
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_rename_keeps_the_inode(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    entries = [state.entry("a", None, 2), state.entry("b", record.id, 2)]  # the loss comes first
+    state.remote(2, [later(record, rev=2)], entries)
+    assert state.listing() == {"b": ino}
+
+
+def test_a_directory_moves_with_what_is_in_it(state: State) -> None:
+    top = state.born("d", 1, kind="directory")
+    state.born("e", 2, kind="directory")
+    directory = state.listing()["d"]
+    state.list_directory(directory, [], 2)
+    inner = state.born("x", 3, parent=top.id)
+    target = state.tree.node(state.listing()["e"])
+    state.list_directory(target.ino, [], 3)
+    entries = [state.entry("d", None, 4), state.entry("d2", top.id, 4, target.file)]
+    state.remote(4, [later(top, rev=4)], entries)
+    assert state.listing(target.ino) == {"d2": directory}
+    assert state.listing() == {"e": target.ino}
+    assert state.tree.node(state.listing(directory)["x"]).file == inner.id
+    assert [state.tree.node(ino).subdirs for ino in (ROOT, target.ino)] == [1, 1]
+
+
+def test_a_deleted_file_stays_for_its_open_handle(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.in_use.add(ino)
+    state.remote(2, [later(record, links=0, rev=2)], [state.entry("a", None, 2)])
+    state.collector.collect()
+    assert state.listing() == {}
+    assert (state.tree.node(ino).live, state.tree.node(ino).links) == (False, 0)
+
+
+def test_a_name_in_a_directory_that_is_not_listed_is_left_to_its_listing(state: State) -> None:
+    top = state.born("d", 1, kind="directory")
+    state.born("x", 2, parent=top.id)
+    directory = state.listing()["d"]
+    assert state.listing(directory) == {}
+    assert state.tree.node(directory).listed is None
+
+
+def test_a_directory_stays_where_a_listing_has_shown_it_whatever_came_before(state: State) -> None:
+    """It moved to "in" (3) and back (4); the listing of the top tells the last, then the feed."""
+    holder = state.born("in", 1, kind="directory")
+    with state.db.transaction():
+        state.tree.update(state.listing()["in"], listed=1)
+    moved = state.born("d", 2, kind="directory")
+    ino, back = state.listing()["d"], later(moved, rev=4)
+    state.list_directory(ROOT, [("in", holder), ("d", back)], 5)
+    there, gone = state.entry("d", moved.id, 3, holder.id), state.entry("d", None, 4, holder.id)
+    state.remote(3, [later(moved, rev=3)], [state.entry("d", None, 3), there])
+    state.remote(4, [back], [gone, state.entry("d", moved.id, 4)])
+    assert state.listing()["d"] == ino
+
+
+# --- held back ------------------------------------------------------------------------------------
+
+
+def test_a_record_waits_for_the_local_change_of_the_same_file(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.edits.set_attributes(ino, {"mode": 0o700})
+    (op,) = state.journal
+    state.remote(2, [later(record, mode=0o600, uid=5, rev=2)], [])
+    assert state.tree.node(ino).mode == 0o700
+    state.acknowledge(op, 3, [later(record, mode=0o700, uid=5, rev=3)], [])
+    node = state.tree.node(ino)
+    assert (node.mode, node.uid, node.rev) == (0o700, 5, 3)
+    assert state.db.all("SELECT * FROM shadow") == []
+
+
+def test_what_was_held_back_comes_when_the_operation_is_given_up(state: State) -> None:
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.edits.set_attributes(ino, {"mode": 0o700})
+    (op,) = state.journal
+    state.remote(2, [later(record, mode=0o640, rev=2)], [])
+    state.remote(3, [later(record, mode=0o600, rev=3)], [])
+    with state.db.transaction():
+        state.journal.remove(op)
+        state.merge.settle(op)
+    assert state.tree.node(ino).mode == 0o600
+
+
+def test_a_held_back_name_may_be_older_than_the_listing_that_held_it(state: State) -> None:
+    ours = state.make("a", "directory")
+    (op,) = state.journal
+    theirs = state.record(rev=3)
+    state.list_directory(ROOT, [("a", theirs)], 9)
+    assert state.listing() == {"a": ours.ino}
+    with state.db.transaction():
+        state.tree.drop_entry(ROOT, "a", ours)
+        state.journal.remove(op)
+        state.merge.settle(op)
+    assert state.tree.node(ROOT).listed is None  # nothing told what it is: the listing will
+    state.list_directory(ROOT, [("a", theirs)], 9)
+    assert state.tree.node(state.listing()["a"]).file == theirs.id
+
+
+def test_a_listing_leaves_local_names_and_removals_alone(state: State) -> None:
+    record = state.born("mine to delete", 1)
+    state.unlink("mine to delete")
+    state.make("new here")
+    stale = state.born("gone there", 2)
+    other = state.record(rev=3)
+    state.list_directory(ROOT, [("mine to delete", record), ("other", other)], 4)
+    assert set(state.listing()) == {"new here", "other"}
+    assert state.tree.live(stale.id) is None
+
+
+# --- acknowledgements -----------------------------------------------------------------------------
+
+
+def test_an_acknowledged_removal_is_not_undone_by_an_older_change(state: State) -> None:
+    """Acknowledgements overtake the feed: create is 1, unlink is 2, then the feed says 1."""
+    node = state.make("a")
+    (create,) = state.journal
+    state.send(create)
+    state.unlink("a")
+    record = state.record(id=node.file, rev=1)
+    state.acknowledge(create, 1, [record], [state.entry("a", node.file, 1)])
+    (unlink,) = state.journal
+    state.acknowledge(unlink, 2, [later(record, links=0, rev=2)], [state.entry("a", None, 2)])
+    assert state.listing() == {}
+    state.remote(1, [record], [state.entry("a", node.file, 1)])
+    assert state.listing() == {}
+    state.list_directory(ROOT, [("a", record)], 1)
+    assert state.listing() == {}
+    state.remote(2, [later(record, links=0, rev=2)], [state.entry("a", None, 2)])
+    again = state.born("a", 3)
+    assert state.tree.node(state.listing()["a"]).file == again.id
+
+
+async def test_an_acknowledged_removal_is_not_undone_after_a_restart(state: State) -> None:
+    """Link is 2, unlink is 3, both acknowledged; the process dies before the feed has said so. The
+    file was written meanwhile: that must not hold back the removal of a name long gone."""
+    first = state.born("a", 1, links=1)
+    node = state.tree.node(state.listing()["a"])
+    state.edits.link(node.ino, ROOT, "b")
+    state.edits.unlink(ROOT, "b", directory=False)
+    await state.contents.write(node.ino, 0, b"written")
+    link, unlink, write = state.journal
+    assert write.kind == "write"
+    linked = later(first, links=2, rev=2)
+    unlinked = later(first, links=1, rev=3)
+    named, gone = state.entry("b", first.id, 2), state.entry("b", None, 3)
+    state.acknowledge(link, 2, [linked], [named])
+    state.acknowledge(unlink, 3, [unlinked], [gone])
+    state.reopen()
+    assert list(state.listing()) == ["a"]
+    state.remote(2, [linked], [named])
+    assert list(state.listing()) == ["a"]
+    state.remote(3, [unlinked], [gone])
+    assert list(state.listing()) == ["a"]
+    assert state.db.all("SELECT key FROM meta WHERE key GLOB 'gone:*'") == []
+
+
+def test_our_own_change_of_a_directory_leaves_its_local_times(state: State) -> None:
+    node = state.make("a")
+    before = state.tree.node(ROOT).mtime_ns
+    (op,) = state.journal
+    root = state.record(id=ROOT_FILE, kind="directory", mtime_ns=12345, rev=1)
+    record = state.record(id=node.file, mtime_ns=node.mtime_ns, version=None, rev=1)
+    state.acknowledge(op, 1, [record, root], [state.entry("a", node.file, 1)])
+    assert state.tree.node(ROOT).mtime_ns == before
+    assert state.tree.node(ROOT).rev == 1
+
+
+def test_ctime_moves_and_does_not_go_back_when_the_server_has_an_earlier_one(state: State) -> None:
+    """Its clock may be behind that of this device."""
+    node = state.make("d", "directory")
+    state.send(*state.journal)
+    (op,) = state.journal
+    told = {"id": node.file, "kind": "directory", "mtime_ns": node.mtime_ns, "version": None}
+    state.acknowledge(op, 1, [state.record(rev=1, **told)], [state.entry("d", node.file, 1)])
+    before = state.tree.node(node.ino).ctime_ns
+    state.remote(2, [state.record(rev=2, mode=0o700, ctime_ns=5, **told)], [])
+    assert state.tree.node(node.ino).mode == 0o700
+    assert state.tree.node(node.ino).ctime_ns == before + 1
+
+
+def test_the_mtime_of_a_directory_does_not_go_back_when_its_making_is_answered(
+    state: State,
+) -> None:
+    """What was made in it meanwhile has moved it; who remembers a listing by it must not be told
+    the old one."""
+    node = state.make("d", "directory")
+    (making,) = state.journal
+    state.tick()
+    state.make("f", parent=node.ino)
+    now = state.tree.node(node.ino).mtime_ns
+    assert now > node.mtime_ns
+    record = state.record(
+        id=node.file, kind="directory", mtime_ns=node.mtime_ns, version=None, rev=1
+    )
+    state.acknowledge(making, 1, [record], [state.entry("d", node.file, 1)])
+    assert state.tree.node(node.ino).mtime_ns == now
+
+
+def test_the_times_of_a_directory_stay_when_the_feed_tells_of_an_edit_before_its_answer(
+    state: State,
+) -> None:
+    node = state.make("a")
+    before = state.tree.node(ROOT)
+    (op,) = state.journal
+    state.send(op)
+    root = state.record(id=ROOT_FILE, kind="directory", mtime_ns=before.mtime_ns + 5, rev=1)
+    record = state.record(id=node.file, mtime_ns=node.mtime_ns, version=None, rev=1)
+    named = state.entry("a", node.file, 1)
+    state.remote(1, [record, root], [named])
+    state.acknowledge(op, 1, [record, root], [named])
+    after = state.tree.node(ROOT)
+    assert (after.mtime_ns, after.ctime_ns) == (before.mtime_ns, before.ctime_ns)
+    assert after.rev == 1
+    state.remote(2, [later(root, rev=2)], [state.entry("b", new_file(), 2)])
+    assert state.tree.node(ROOT).mtime_ns == before.mtime_ns + 5
+
+
+def test_a_name_goes_only_after_the_bytes_written_under_it_were_taken(state: State) -> None:
+    """The edit reached the server before the delete did: then the delete stands, and no nameless
+    node stays alive."""
+    record = state.born("a", 1)
+    ino = state.listing()["a"]
+    state.contents.truncate(ino, 3)
+    (op,) = state.journal
+    gone = later(record, links=0, rev=3)
+    state.remote(3, [gone], [state.entry("a", None, 3)])
+    assert state.listing() == {"a": ino}
+    state.acknowledge(op, 2, [later(record, version="9" * 32, size=3, rev=2)], [])
+    state.merge.settle_free()
+    assert state.listing() == {}
+    state.collector.collect()
+    assert state.db.all("SELECT ino FROM node WHERE ino != ?", ROOT) == []
+    assert state.contents.dirty_bytes == 0
+
+
+def test_a_file_that_moved_elsewhere_while_it_was_edited_here_ends_under_its_new_name_only(
+    state: State,
+) -> None:
+    record = state.born("a", 1)
+    state.contents.truncate(state.listing()["a"], 3)
+    (op,) = state.journal
+    moved = [state.entry("a", None, 2), state.entry("b", record.id, 2)]
+    state.remote(2, [later(record, rev=2)], moved)
+    state.acknowledge(op, 3, [later(record, version="9" * 32, size=3, rev=3)], [])
+    state.merge.settle_free()
+    assert set(state.listing()) == {"b"}
+
+
+def test_a_listing_is_believed_about_a_name_that_an_answer_has_left_as_it_was(
+    state: State,
+) -> None:
+    """As that to a rename over the name, which keeps the file that it means."""
+    record = state.born("a", 1)
+    state.edits.set_attributes(state.listing()["a"], {"mode": 0o600})
+    (op,) = state.journal
+    state.acknowledge(op, 5, [later(record, rev=5)], [state.entry("a", record.id, 5)])
+    state.edits.rename(ROOT, "a", ROOT, "b")
+    (refused,) = state.journal
+    with state.db.transaction():
+        state.journal.remove(refused)
+    state.list_directory(ROOT, [("a", record)], 6)
+    assert set(state.listing()) == {"a"}
+
+
+# --- reset ----------------------------------------------------------------------------------------
+
+
+def test_a_directory_stays_where_another_device_moved_it_before_its_making_was_answered(
+    state: State,
+) -> None:
+    node = state.make("a", "directory")
+    state.send()
+    (create,) = state.journal
+    record = state.record(id=node.file, kind="directory", rev=1)
+    moved = later(record, rev=2)
+    state.remote(1, [record], [state.entry("a", node.file, 1)])
+    state.remote(2, [moved], [state.entry("a", None, 2), state.entry("b", node.file, 2)])
+    state.acknowledge(create, 1, [record], [state.entry("a", node.file, 1)])
+    assert state.listing() == {"b": node.ino}
+
+
+def test_after_a_reset_listings_are_believed_again_whatever_their_number(state: State) -> None:
+    record = state.born("a", 50)
+    state.born("gone", 51)
+    local = state.make("local")
+    state.merge.reset("r", 7, None)
+    assert state.tree.node(ROOT).listed is None
+    assert (state.merge.seq("e" * 32), state.merge.cursor()) == (7, "r")
+    state.list_directory(ROOT, [("a", later(record, mode=0o600, rev=3))], 7)
+    assert set(state.listing()) == {"a", "local"}
+    assert state.listing()["local"] == local.ino
+    assert state.tree.node(state.listing()["a"]).mode == 0o600
+
+
+def test_what_was_held_back_comes_when_the_operation_is_folded_away(state: State) -> None:
+    """Created here and there; deleted here before it was sent: theirs appears."""
+    state.make("a")
+    theirs = state.born("a", 1)
+    state.unlink("a")
+    assert state.listing() == {}
+    state.merge.settle_free()
+    state.list_directory(ROOT, [("a", theirs)], 1)
+    assert state.tree.node(state.listing()["a"]).file == theirs.id
+    assert state.db.all("SELECT * FROM shadow") == []
+
+
+def test_what_was_held_back_and_is_free_does_not_undo_what_is_newer(state: State) -> None:
+    state.make("a")
+    theirs = state.record(rev=1)
+    state.remote(1, [theirs], [state.entry("a", theirs.id, 1)])
+    state.unlink("a")
+    moved = [state.entry("a", None, 2), state.entry("b", theirs.id, 2)]
+    state.remote(2, [later(theirs, rev=2)], moved)
+    state.merge.settle_free()
+    assert set(state.listing()) == {"b"}
+
+
+def test_a_change_that_cannot_be_stored_is_asked_for_again(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk under the state database is a reason to wait, not the end of the mount."""
+    record = state.born("a", 1)
+
+    def full(key: str, value: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(state.db, "set_meta", full)
+        with pytest.raises(NotKept):
+            state.merge.apply(
+                [state.change(2, [later(record, mode=0o600, rev=2)], [])], "c", 2, None
+            )
+    assert state.tree.node(state.listing()["a"]).mode == record.mode
+    assert state.merge.seq("e" * 32) != 2
