@@ -27,12 +27,12 @@ from cache.blocks.reader import Prefetch
 from cache.files.contents import Contents
 from cache.files.spool import Spool
 from cache.files.unsynced import digest
-from cache.metadata.database import Database
 from cache.metadata.invalidation import Invalidation
 from cache.metadata.journal import Journal
 from cache.metadata.tree import ROOT, Node, Tree
 from cache.namespace.edits import Edits
 from cache.namespace.shares import Shares
+from cache.recovery.opening import open_database
 from mount.config import parse_size
 from mount.session.session import boot_id
 from remote.protocol.messages import Kind
@@ -96,7 +96,7 @@ class _State:
 
     def __init__(self, directory: Path) -> None:
         nothing, spool = _Nothing(), directory / "spool"
-        self.db = Database(directory / "tree.sqlite", boot=boot_id())
+        self.db = open_database(directory / "tree.sqlite", boot=boot_id())
         tree, self.journal = Tree(self.db), Journal(self.db)
         self.spool = _HollowSpool(spool)
         self.contents = Contents(self.db, tree, self.spool, nothing)

@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING
 import platformdirs
 from msgspec import DecodeError, Struct, json
 
-from cache.metadata.durable import make_private
+from cache.metadata.durable import make_private, write_durably
 from mount.config import MountConfig, needs_pin, short_hash
 from mount.failures import Failure, UsageFailure
-from mount.process.registry import write_atomically
 
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend
@@ -54,7 +53,7 @@ def save(url: str, account: str, token: str) -> str:
         file.unlink(missing_ok=True)
         where = "the keyring"
     else:
-        write_atomically(file, token.encode() + b"\n", mode=0o600)
+        write_durably(file, token.encode() + b"\n")
         where = str(file)
     _remember(Login(url, account))
     return where
@@ -82,7 +81,7 @@ def keep_certificate(url: str, certificate: str) -> None:
     """From now on only the holder of this certificate's key (PEM) is the server at `url`."""
     file = _certificate_file(url)
     _close_to_others(file.parent)
-    write_atomically(file, certificate.encode(), mode=0o600)
+    write_durably(file, certificate.encode())
 
 
 def certificate(url: str) -> str | None:
@@ -191,7 +190,7 @@ def _list_file() -> Path:
 
 def _remember(login: Login) -> None:
     known = sorted({*logins(), login})
-    write_atomically(_list_file(), json.format(json.encode(known)), mode=0o600)
+    write_durably(_list_file(), json.format(json.encode(known)))
 
 
 def _close_to_others(where: Path) -> None:

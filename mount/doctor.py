@@ -18,6 +18,7 @@ from typing import Literal
 
 import platformdirs
 
+from cache.metadata import damage
 from cache.recovery import quarantine
 from mount import credentials, mountinfo
 from mount.config import is_loopback, needs_insecure, needs_pin
@@ -230,7 +231,7 @@ def check_token(record: registry.Record) -> Finding:
 def check_states() -> Iterator[Finding]:
     """Damaged state: still to be salvaged, or put aside when it was."""
     for state in sorted({Path(record.state_dir) for record in registry.all_records()}):
-        mark = quarantine.marked(state)
+        mark = damage.marked(state)
         if mark is not None:
             what = f"the state in {state} is damaged ({mark.why})"
             yield Finding("fail", what, "unmount with `nearline umount --now`, and mount again")

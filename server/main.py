@@ -30,6 +30,7 @@ import structlog
 import uvicorn
 
 from server import datadir, memory
+from server.durable import write_private
 from server.http import logs
 from server.http.accept import Door
 from server.http.certificate import Identity, tell_nothing
@@ -37,7 +38,6 @@ from server.http.connections import Config, Http
 from server.http.listen import CannotListen, check_safe, listening, public_url
 from server.http.tls import Certificate, Tls
 from server.settings import BadSettings, Settings, Tunables, read_config
-from server.storage.keys import write_private
 
 if TYPE_CHECKING:
     from server.app import Application

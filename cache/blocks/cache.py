@@ -45,7 +45,7 @@ import trio
 
 from cache.blocks import eviction
 from cache.blocks.lmdb_store import Block, BlockMap, Buffer, is_disk_full, key_of, map_size
-from cache.metadata.durable import make_private
+from cache.metadata.durable import make_private, write_durably
 
 __all__ = ["Block", "BlockCache", "Buffer", "Stats"]
 
@@ -354,18 +354,7 @@ def _why_distrust(path: Path, boot_id: str) -> str | None:
 
 def _write_state(path: Path, state: _State) -> None:
     """Replace the state file; on return it is on disk, before anything the map does next."""
-    fresh = path / "state.json.new"
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(state))
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path / "state.json")
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    write_durably(path / "state.json", msgspec.json.encode(state))
 
 
 def _set_aside(path: Path) -> Path:

@@ -32,11 +32,11 @@ from cache.files.layers import BASE, ZERO, Layer, Segment, plan_read
 from cache.files.spool import Spool, pread_all
 from cache.files.unsynced import Change, Unsettled
 from cache.metadata import clock
+from cache.metadata.damage import DamagedState
 from cache.metadata.database import Database
 from cache.metadata.intervals import IntervalSet
 from cache.metadata.tree import Node, Tree
 from cache.namespace.edits import Edits, fail
-from cache.recovery.opening import DamagedState
 from remote.protocol.content import MAX_FILE_SIZE
 from remote.protocol.ids import FileId, VersionId
 

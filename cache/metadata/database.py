@@ -1,7 +1,7 @@
 """The state database: SQLite, one file, tree and journal in one transaction.
 
-Knows: transactions, durability. (`schema` has the tables, `opening` versions and quarantine.)
-Must not know: what the rows are for (tree, journal, merge), the network.
+Knows: transactions, durability. Must not know: the tables (`schema`), how a connection is had
+(`recovery.opening`), what the rows are for (tree, journal, merge), the network.
 
 Concurrency contract: one connection, used from the trio thread only, always synchronously; a
 transaction never contains an await. So every transaction is atomic for every task. `sync` alone
@@ -25,17 +25,16 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import structlog
 import trio
 
+from cache.metadata.damage import DamagedState, examine, is_damage, marked, note_damage
 from cache.metadata.durable import sync_directory
 from cache.metadata.reserve import RESERVE_BYTES, hold
-from cache.recovery.opening import DamagedState, examine, is_damage, note_damage, open_database
-from cache.recovery.quarantine import marked
 
 CHECKPOINT_EVERY = 2000  # transactions between two moves of the log into the database
 CHECKPOINT_WHEN_SHORT = 100  # the same on a full disk: a log that was moved takes no more room
@@ -53,11 +52,10 @@ class Database:
     """The connection. `transaction()` is the only way to write. Whoever keeps a copy of rows in
     memory adds a function to `on_rollback` that drops the copy."""
 
-    def __init__(self, path: Path, companions: Sequence[Path] = (), boot: str = "") -> None:
-        """`companions` are directories that only this database explains: put aside with it. `boot`
-        names what a process survives and a machine that loses power does not."""
-        self.path, self._boot = path, boot
-        self._db = open_database(path, companions, boot)
+    def __init__(self, path: Path, connection: sqlite3.Connection, boot: str = "") -> None:
+        """`connection`: to `path`, as `recovery.opening` makes it; closed with this. `boot` names
+        what a process survives and a machine that loses power does not."""
+        self.path, self._db, self._boot = path, connection, boot
         self._depth = 0
         self.damage: str | None = None  # what is wrong with it, as far as that is known
         self.on_rollback: list[Callable[[], None]] = []

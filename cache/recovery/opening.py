@@ -1,71 +1,57 @@
 """Opens the state database: makes it, brings an older one up to date, salvages a damaged one.
 
-Knows: how damage shows, in which order a damaged database is replaced. Must not know: what the rows
-are for (`salvage` and `mending` do).
+Knows: what is looked at when, in which order a damaged database is replaced. Must not know: how
+damage shows (`metadata.damage`), what the rows are for (`salvage` and `mending` do).
 
 Invariant: nothing is ever deleted here. A database that is damaged is put into quarantine whole,
 with the dirty bytes that it explains, and a new one is made of every row that can be read. One of a
 newer program is refused and left alone: to hide its journal would be worse.
 
 A database that is small enough is looked through before it is believed, a large one in the
-background (`examine`). What is found there, or met in use, marks the state, which is salvaged when
-it is opened the next time.
+background (`damage.examine`). What is found there, or met in use, marks the state, which is
+salvaged when it is opened the next time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import sqlite3
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from cache.metadata import clock
+from cache.metadata import clock, damage
+from cache.metadata.database import Database
 from cache.metadata.durable import make_private, sync_directory
-from cache.metadata.operations import Body
+from cache.metadata.operations import new_id
 from cache.metadata.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
-from cache.recovery import quarantine
+from cache.recovery import quarantine, salvage, spool_scan
+from cache.recovery.mending import mend
+from cache.recovery.sqlite_pages import Image, lost_of_log
 
 log = structlog.get_logger(__name__)
-
-CURE = "unmount with `nearline umount --now`, and mount again: that salvages it"
-CHECKED_AT_ONCE = 8 << 20  # bytes: about 0.1 s
-_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_CUT_SHORT = sqlite3.SQLITE_IOERR_SHORT_READ
 
 
 class NewerState(Exception):
     """The state was written by a newer program. The message says what to do."""
 
 
-class DamagedState(OSError):
-    """The state database is damaged where it was read: EIO for who asked."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(errno.EIO, f"the state is damaged ({why}); {CURE}")
-
-
-def is_damage(problem: BaseException) -> bool:
-    """Does this error say that the file is not what was written?"""
-    code = getattr(problem, "sqlite_errorcode", None) or 0
-    is_text = isinstance(problem, UnicodeDecodeError) or "decode to UTF-8" in str(problem)
-    is_row = isinstance(problem, msgspec.DecodeError | DamagedState)
-    return code & 0xFF in _DAMAGE or code == _CUT_SHORT or is_text or is_row
+def open_database(path: Path, spool: Path | None = None, boot: str = "") -> Database:
+    """Open or make the database. `spool`: the directory that only this database explains, put aside
+    with it. `boot` names what a process survives and a machine that loses power does not. Raises
+    `NewerState`."""
+    return Database(path, _connection(path, spool, boot), boot)
 
 
-def open_database(path: Path, companions: Sequence[Path], boot: str = "") -> sqlite3.Connection:
-    """Open or make the database. `companions`: the spool. `boot` names what a process survives and
-    a machine that loses power does not. Raises `NewerState`."""
+def _connection(path: Path, spool: Path | None, boot: str) -> sqlite3.Connection:
     make_private(path.parent)
-    spool = companions[0] if companions else None
-    if quarantine.marked(path.parent) is None:
+    if damage.marked(path.parent) is None:
         db = _open_whole(path, spool, boot)
         if db is not None:
             return db
@@ -89,7 +75,7 @@ def _open_whole(path: Path, spool: Path | None, boot: str) -> sqlite3.Connection
     try:
         why = _prepare(db, path, spool, boot, has_log=has_log)
     except BaseException as problem:
-        if not is_damage(problem):  # a full disk or a lock: nothing is wrong with the file
+        if not damage.is_damage(problem):  # a full disk or a lock: nothing is wrong with the file
             db.close()
             raise
         why = str(problem)
@@ -114,8 +100,8 @@ def _prepare(
     if not why and has_log and _columns(db):
         why = _log_damage(db, path, spool, boot)
     is_old = db.execute("PRAGMA user_version").fetchone()[0] > 0
-    if is_old and not why and _size(path) + _size(Path(f"{path}-wal")) <= CHECKED_AT_ONCE:
-        why = _check(db)
+    if is_old and not why and damage.is_small(path):
+        why = damage.look_through(db)
     if not why:
         _begin(db)
     return why
@@ -123,7 +109,7 @@ def _prepare(
 
 def _put_aside(path: Path, spool: Path | None, why: str) -> None:
     directory = quarantine.take_in(path, spool)
-    quarantine.mark(path.parent, why, directory.name)
+    damage.mark(path.parent, why, directory.name)
 
 
 def _size(path: Path) -> int:
@@ -198,8 +184,6 @@ def _log_damage(db: sqlite3.Connection, path: Path, spool: Path | None, boot: st
     last = db.execute("SELECT value FROM meta WHERE key = 'boot'").fetchone()
     if last is not None and last["value"] != boot:  # also after a clean end: it may have begun anew
         return ""
-    from cache.recovery.sqlite_pages import lost_of_log  # only after a mount that was not ended
-
     (valid,) = struct.unpack_from("=I", Path(f"{path}-shm").read_bytes(), 16)
     with _mapped(Path(f"{path}-wal")) as log_bytes:
         if lost_of_log(log_bytes, valid):
@@ -207,39 +191,6 @@ def _log_damage(db: sqlite3.Connection, path: Path, spool: Path | None, boot: st
     row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'layer'").fetchone()
     newest = max(quarantine.layer_files(spool), default=0) if spool is not None else 0
     return "the log lacks its end" if newest > (row["seq"] if row else 0) else ""
-
-
-def _check(db: sqlite3.Connection) -> str:
-    """Look through all of it."""
-    found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
-    if found != "ok":
-        return " ".join(found.split())
-    decode = msgspec.msgpack.Decoder(Body).decode
-    for (body,) in db.execute("SELECT body FROM op"):
-        decode(body)
-    return ""
-
-
-def examine(path: Path) -> None:
-    """Look through a database that was not looked through when it was opened, in a thread; mark it
-    if it is damaged."""
-    if _size(path) + _size(Path(f"{path}-wal")) <= CHECKED_AT_ONCE:
-        return
-    try:
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-            why = _check(db)
-    except (sqlite3.DatabaseError, ValueError) as problem:
-        why = str(problem) if is_damage(problem) else ""
-    if why:
-        note_damage(path, why)
-
-
-def note_damage(path: Path, why: str) -> None:
-    """Damage was met while the state was in use: it is salvaged when it is opened again."""
-    if quarantine.marked(path.parent) is None:
-        log.error("state damaged", why=why, state=str(path.parent), cure=CURE)
-        with contextlib.suppress(OSError):  # a full disk: it will be met again
-            quarantine.mark(path.parent, why)
 
 
 @contextlib.contextmanager
@@ -258,10 +209,10 @@ def _mapped(file: Path) -> Iterator[bytes | memoryview]:
 
 def _salvage(path: Path, spool: Path | None) -> None:
     """Put everything aside, and a database of what can be read in its place."""
-    state, mark = path.parent, quarantine.marked(path.parent)
+    state, mark = path.parent, damage.marked(path.parent)
     if mark is None or mark.quarantine is None or not (state / mark.quarantine).is_dir():
         _put_aside(path, spool, mark.why if mark else "")
-        mark = quarantine.marked(state)
+        mark = damage.marked(state)
     assert mark is not None
     assert mark.quarantine is not None
     why, directory = mark.why, state / mark.quarantine
@@ -279,7 +230,7 @@ def _salvage(path: Path, spool: Path | None) -> None:
         kept = quarantine.leave_only(spool, needed, directory)
         report = msgspec.structs.replace(report, kept=kept)
     quarantine.write_report(directory, report)
-    quarantine.unmark(state)
+    damage.unmark(state)
     log.error(
         "state salvaged",
         at=str(directory),
@@ -291,12 +242,6 @@ def _salvage(path: Path, spool: Path | None) -> None:
 
 
 def _replace(path: Path, spool: Path | None, why: str, directory: Path) -> quarantine.Report:
-    # Only now: they know the journal's types, and the journal knows this module.
-    from cache.metadata.operations import new_id
-    from cache.recovery import salvage, spool_scan
-    from cache.recovery.mending import mend
-    from cache.recovery.sqlite_pages import Image
-
     with (
         _mapped(directory / path.name) as data,
         _mapped(directory / f"{path.name}-wal") as log_bytes,

@@ -1,9 +1,8 @@
 """Where damaged state is put aside: one directory for each time, beside the state, never deleted.
 
-Knows: what is in such a directory, and the mark that says that the state must be looked at before
-it is used again. Must not know: what damage is (`opening`), what the rows are for.
+Knows: what is in such a directory. Must not know: what damage is (`metadata.damage`, which has the
+mark that names such a directory), what the rows are for.
 
-    STATE/damaged.json         what is wrong with the state; there until it has been salvaged
     STATE/quarantine-MOMENT/   the database as it was found, its log, the spool files (hard links
                                to those that go on being used), and report.json
 
@@ -22,17 +21,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cache.metadata.durable import copy_private, sync_directory
+from cache.metadata.durable import copy_private, sync_directory, sync_file, write_durably
 
-MARK = "damaged.json"
 REPORT = "report.json"
-
-
-class Mark(Struct, frozen=True):
-    """`quarantine`: the directory that has everything already."""
-
-    why: str
-    quarantine: str | None = None
 
 
 class Report(Struct, frozen=True):
@@ -48,25 +39,6 @@ class Report(Struct, frozen=True):
     kept: list[str] = []  # spool files that are in the quarantine only
 
 
-def mark(state: Path, why: str, quarantine: str | None = None) -> None:
-    """The next one who opens the state salvages it."""
-    _write(state / MARK, msgspec.json.encode(Mark(why, quarantine)))
-
-
-def marked(state: Path) -> Mark | None:
-    try:
-        return msgspec.json.decode((state / MARK).read_bytes(), type=Mark)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError:
-        return Mark("it was marked as damaged")
-
-
-def unmark(state: Path) -> None:
-    (state / MARK).unlink(missing_ok=True)
-    sync_directory(state)
-
-
 def reports(state: Path) -> Iterator[tuple[Path, Report]]:
     """Every quarantine in a state directory, the oldest first."""
     for directory in sorted(state.glob("quarantine-*")):
@@ -78,7 +50,7 @@ def reports(state: Path) -> Iterator[tuple[Path, Report]]:
 
 
 def write_report(directory: Path, report: Report) -> None:
-    _write(directory / REPORT, msgspec.json.format(msgspec.json.encode(report)))
+    write_durably(directory / REPORT, msgspec.json.format(msgspec.json.encode(report)))
 
 
 def take_in(database: Path, spool: Path | None) -> Path:
@@ -138,21 +110,4 @@ def _fresh(state: Path) -> Path:
 def _copy(file: Path, target: Path) -> None:
     """The database's bytes as they are now; SQLite must not find two names of one database."""
     copy_private(file, target)
-    descriptor = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Whole or not at all, also after power loss."""
-    fresh = file.with_name(f".{file.name}.new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    fresh.replace(file)
-    sync_directory(file.parent)
+    sync_file(target)

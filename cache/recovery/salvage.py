@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cache.metadata.durable import sync_file
 from cache.metadata.schema import SCHEMA, SCHEMA_VERSION
 from cache.recovery.row_checks import MASTER, SEQUENCE, TABLES, Row, Table
 from cache.recovery.sqlite_pages import Cell, Image, Page
@@ -164,8 +165,4 @@ def write(path: Path, rows: dict[str, list[Row]], highest: dict[str, int]) -> No
         db.execute("DELETE FROM sqlite_sequence")
         db.executemany("INSERT INTO sqlite_sequence VALUES (?, ?)", highest.items())
         db.execute("COMMIT")
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(path)

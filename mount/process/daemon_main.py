@@ -28,7 +28,8 @@ import structlog
 import trio
 from msgspec import json, structs
 
-from cache.recovery.opening import NewerState, is_damage, note_damage
+from cache.metadata.damage import is_damage, note_damage
+from cache.recovery.opening import NewerState
 from mount import logs, mountinfo
 from mount.config import MountConfig
 from mount.control.messages import socket_path

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from cache.metadata.durable import write_durably
 from mount import mountinfo
 from mount.config import ROOT_FLAGS, MountConfig, needs_insecure
 from mount.failures import Failure, UsageFailure
@@ -184,4 +185,4 @@ def remember_identity(config: MountConfig) -> None:
     """From now on this state may start without the server."""
     data = msgspec.json.encode(Identity(config.url, config.account))
     if identity(config.state_dir) is None:
-        registry.write_atomically(_identity_file(config.state_dir), data, mode=0o600)
+        write_durably(_identity_file(config.state_dir), data)

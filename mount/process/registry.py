@@ -18,7 +18,7 @@ from pathlib import Path
 import platformdirs
 from msgspec import DecodeError, Struct, json
 
-from cache.metadata.durable import make_private, sync_directory
+from cache.metadata.durable import make_private, write_durably
 from mount import mountinfo
 from mount.config import short_hash
 from mount.control import client
@@ -80,24 +80,7 @@ def put(record: Record) -> None:
     """Write `record`, replacing an older one of the same mountpoint."""
     file = _file(Path(record.mountpoint))
     make_private(file.parent)
-    write_atomically(file, json.encode(record), mode=0o600)
-
-
-def write_atomically(file: Path, data: bytes, *, mode: int) -> None:
-    """Make `file` hold `data` with permission bits `mode`: all of it, or what was there before."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    try:
-        with open(descriptor, "wb") as stream:
-            os.fchmod(descriptor, mode)  # whatever the umask is, and if an old file was there
-            stream.write(data)
-            stream.flush()
-            os.fsync(descriptor)
-        fresh.replace(file)
-        sync_directory(file.parent)  # a journal whose `identity.json` is gone cannot start offline
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+    write_durably(file, json.encode(record))
 
 
 def remove(record: Record) -> None:

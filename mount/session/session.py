@@ -25,7 +25,7 @@ from cache.files.collector import Collector
 from cache.files.contents import Contents
 from cache.files.layers import stored_bytes
 from cache.files.spool import Spool
-from cache.metadata.database import Database
+from cache.metadata.damage import DamagedState
 from cache.metadata.invalidation import Invalidation, Invalidator
 from cache.metadata.journal import Journal
 from cache.metadata.manifests import Manifests
@@ -34,7 +34,7 @@ from cache.metadata.tree import HISTORY, ROOT, Node, Tree
 from cache.namespace.edits import Edits
 from cache.namespace.merge import Merge
 from cache.namespace.shares import Shares
-from cache.recovery.opening import DamagedState
+from cache.recovery.opening import open_database
 from cache.recovery.power_loss import recover
 from cache.sync.replayer import Replayer
 from cache.sync.resolver import Resolver
@@ -95,7 +95,7 @@ class Session:
         self._reads = PatientReads(self.client, self.patience)
         spool = config.state_dir / "spool"
         boot = boot_id()
-        self.db = Database(config.state_dir / "tree.sqlite", companions=[spool], boot=boot)
+        self.db = open_database(config.state_dir / "tree.sqlite", spool, boot)
         if self.db.lost_power:
             recover(self.db, spool)
         self.tree = Tree(self.db)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 
+from cache.metadata.durable import write_durably
 from mount.mountinfo import FSTYPE
 
 _LINE = re.compile(rb'^([ \t]*PRUNEFS[ \t]*=[ \t]*")([^"\n]*)(")', re.MULTILINE)
@@ -56,18 +56,8 @@ def rewrite(file: Path, *, remove: bool = False) -> bool:
     if new == old:
         return False
     was = file.stat()
-    descriptor, fresh = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with open(descriptor, "wb") as stream:
-            stream.write(new)
-            os.fchown(descriptor, was.st_uid, was.st_gid)
-            os.fchmod(descriptor, was.st_mode & 0o7777)
-            stream.flush()
-            os.fsync(descriptor)
-        os.replace(fresh, file)
-    except BaseException:
-        os.unlink(fresh)
-        raise
+    owner = was.st_uid, was.st_gid
+    write_durably(file, new, mode=was.st_mode & 0o7777, owner=owner)
     return True
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from remote.protocol.certificates import fingerprint
 from server import datadir
+from server.durable import write_private
 from server.http.tls import Certificate
 from server.settings import BadSettings
-from server.storage.keys import BadKey, kept, write_private
+from server.storage.keys import BadKey, kept
 
 KEY_NAME = "server.pem"
 CERTIFICATE_NAME = "server.certificate"

@@ -33,13 +33,13 @@ from pathlib import Path
 import msgspec
 
 from server import datadir
+from server.durable import sync_directory, write_private
 from server.maintenance import gc, lock
-from server.maintenance.backup_objects import Copier, objects_of, sha256_of, sync
+from server.maintenance.backup_objects import Copier, objects_of, sha256_of
 from server.metadata.db import HEAD, Database
 from server.metadata.records import pages
 from server.permissions import audit
 from server.storage.blobs import LocalBlobStore
-from server.storage.keys import write_private
 
 FORMAT = 1
 DATABASE = "nearline.sqlite"
@@ -102,7 +102,7 @@ def _make(db: Database, data_dir: Path, dest: Path, progress: Progress) -> Made:
         made = _take_objects(data_dir, dest, state, progress)
     manifest = _manifest(state, made, now_ns)
     write_private(dest / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
-    sync(dest)
+    sync_directory(dest)
     made.removed = _remove_others(dest, state)
     return made
 
@@ -143,8 +143,8 @@ def _take_state(db: Database, data_dir: Path, dest: Path, now_ns: int) -> Path:
         write_private(state / "keys" / key.name, key.read_bytes())
     with contextlib.suppress(FileNotFoundError):
         write_private(state / "kept.json", (data_dir / "kept.json").read_bytes())
-    sync(state / "keys")
-    sync(state)
+    sync_directory(state / "keys")
+    sync_directory(state)
     return state
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from sqlalchemy import bindparam, select, tuple_
 
 from server import datadir
+from server.durable import sync_directory
 from server.metadata.db import Database
 from server.metadata.schema import chunks
 from server.storage.blobs import BlobKey, LocalBlobStore
@@ -82,7 +83,7 @@ class Copier:
     def finish(self) -> None:
         """Make the names durable."""
         for directory in self._directories:
-            sync(directory)
+            sync_directory(directory)
 
     def _link(self, key: BlobKey, final: Path) -> bool:
         try:
@@ -113,11 +114,3 @@ class Copier:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

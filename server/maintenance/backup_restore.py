@@ -21,14 +21,14 @@ import msgspec
 from sqlalchemy import select, update
 
 from server import datadir
+from server.durable import sync_directory, write_private
 from server.maintenance import fsck, lock
 from server.maintenance.backup import DATABASE, FORMAT, MANIFEST, BadBackup, Manifest, Progress
-from server.maintenance.backup_objects import Copier, objects_of, sha256_of, sync
+from server.maintenance.backup_objects import Copier, objects_of, sha256_of
 from server.metadata.db import Database
 from server.metadata.schema import drives
 from server.permissions import audit
 from server.storage.blobs import LocalBlobStore
-from server.storage.keys import write_private
 
 
 class NotEmpty(RuntimeError):
@@ -76,7 +76,7 @@ def _bring_back(
     shutil.copyfile(state / DATABASE, copy)
     report = _renew(copy, blobs, manifest, progress)
     copy.rename(data_dir / DATABASE)
-    sync(data_dir)
+    sync_directory(data_dir)
     return report
 
 

@@ -22,6 +22,7 @@ import msgspec
 import structlog
 from prometheus_client import Counter, Gauge
 
+from server.durable import write_private
 from server.maintenance import gc as collect
 from server.maintenance import lock
 from server.maintenance.gc_chunks import Collected, Options
@@ -29,7 +30,6 @@ from server.metadata.db import Database
 from server.metrics import Metrics
 from server.settings import Settings, Tunables
 from server.storage.blobs import BlobStore
-from server.storage.keys import write_private
 
 FIRST_SECONDS = 300.0
 """A server that has just started has other things to do."""

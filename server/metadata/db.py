@@ -13,7 +13,6 @@ beside the running server (account add) are held off by the database's lock, for
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sqlite3
 import threading
@@ -26,6 +25,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 
 from remote.protocol.errors import BadRequest, Refused
 from server import datadir
+from server.durable import sync_file
 from server.metadata.schema import metadata
 
 HEAD = "0009"
@@ -92,11 +92,7 @@ class Database:
             source: Any = conn.connection.driver_connection
             source.backup(copy)
             copy.execute("PRAGMA journal_mode=DELETE")
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_file(path)
 
     def revision(self) -> str | None:
         """Which migration the schema is of; None: there is none yet. Raises `DataTooNew`."""

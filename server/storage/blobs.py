@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from server import datadir
+from server.durable import sync_directory
 
 _DRIVE = re.compile(r"[0-9a-f]{32}")
 _CHUNK = re.compile(r"[0-9a-f]{64}")
@@ -224,15 +225,15 @@ class _LocalWriter:
         except FileExistsError:
             made = False
         # Also for the other's object, which may not be durable yet: it is spoken of as if it were.
-        _sync_directory(self._final.parent)
+        sync_directory(self._final.parent)
         return made
 
     def _make_directory(self) -> None:
         if self._final.parent.is_dir():
             return
         datadir.make(self._final.parent)
-        _sync_directory(self._final.parent.parent)
-        _sync_directory(self._root)
+        sync_directory(self._final.parent.parent)
+        sync_directory(self._root)
 
     def __enter__(self) -> BlobWriter:
         return self
@@ -241,11 +242,3 @@ class _LocalWriter:
         self._file.close()
         with contextlib.suppress(FileNotFoundError):
             self._temporary.unlink()
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from remote.protocol.signing import LONGEST_SECONDS, SKEW_SECONDS
 from server import datadir
+from server.durable import write_private
 
 NOTICE_SECONDS = 60
 """How long a running server may take to notice a rotation; it signs as before meanwhile."""
@@ -234,19 +235,3 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(found.st_mode) or (os.geteuid() == 0 and found.st_uid != owner):
             raise BadKey(f"{path} is no file of user {owner}, whose keys these are; remove it")
         return file.read()
-
-
-def write_private(path: Path, data: bytes) -> bytes:
-    """Write `data` to `path`, mode 0600, so that it is there whole or not at all. Root writes it
-    for the directory's owner: an administrator's command must not lock the server out."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        if os.geteuid() == 0:
-            owner = path.parent.stat()
-            os.fchown(fd, owner.st_uid, owner.st_gid)
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-    temporary.rename(path)
-    return data

@@ -12,7 +12,6 @@ from cache.files.collector import Collector
 from cache.files.contents import Contents
 from cache.files.spool import Spool
 from cache.metadata import clock
-from cache.metadata.database import Database
 from cache.metadata.invalidation import Invalidation
 from cache.metadata.journal import Journal
 from cache.metadata.operations import Op
@@ -20,6 +19,7 @@ from cache.metadata.tree import ROOT, Node, Tree
 from cache.namespace.edits import Edits
 from cache.namespace.merge import Merge
 from cache.namespace.shares import Shares
+from cache.recovery.opening import open_database
 from cache.recovery.power_loss import Losses, recover
 from remote.protocol.messages import Change, Child, EntryRecord, FileRecord, Kind, Me
 
@@ -94,7 +94,7 @@ class State:
 
     def open(self) -> None:
         self.kernel, self.in_use = Kernel(), set[int]()
-        self.db = Database(self.directory / "tree.sqlite", boot=self.boot)
+        self.db = open_database(self.directory / "tree.sqlite", boot=self.boot)
         self.tree, self.journal = Tree(self.db), Journal(self.db)
         self.spool = Spool(self.directory / "spool")
         self.contents = Contents(self.db, self.tree, self.spool, self.versions)
@@ -120,7 +120,7 @@ class State:
         """The machine stops, as things are now, and starts again."""
         self.close()
         self.boot += "1"
-        db = Database(self.directory / "tree.sqlite", boot=self.boot)
+        db = open_database(self.directory / "tree.sqlite", boot=self.boot)
         assert db.lost_power
         losses = recover(db, self.directory / "spool")
         db.close()

@@ -14,7 +14,6 @@ from cache.blocks.reader import Prefetch
 from cache.files.collector import Collector
 from cache.files.contents import Contents
 from cache.files.spool import Spool
-from cache.metadata.database import Database
 from cache.metadata.invalidation import Invalidation
 from cache.metadata.journal import Journal
 from cache.metadata.manifests import Manifests
@@ -23,6 +22,7 @@ from cache.metadata.tree import ROOT, Node, Tree
 from cache.namespace.edits import Edits
 from cache.namespace.merge import Merge
 from cache.namespace.shares import Shares
+from cache.recovery.opening import open_database
 from cache.sync.replayer import Replayer
 from cache.sync.resolver import Resolver
 from cache.sync.uploader import Uploader
@@ -103,7 +103,7 @@ class Device:
         self.hints: list[messages.Hint] = []  # on their way, in any order
         self._feed, self._listings = trio.Lock(), dict[int, trio.Event]()
         self._told: str | None = None
-        self.db = Database(self._directory / "tree.sqlite")
+        self.db = open_database(self._directory / "tree.sqlite")
         self.tree, self.journal = Tree(self.db), Journal(self.db)
         self.manifests = Manifests(self.db)
         self.spool = Spool(self._directory / "spool")

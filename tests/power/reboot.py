@@ -16,8 +16,8 @@ import trio
 import trio.testing
 from sqlalchemy import event, select
 
-from cache.metadata.database import Database
 from cache.metadata.tree import ROOT, Node
+from cache.recovery.opening import open_database
 from cache.recovery.power_loss import recover
 from remote.protocol.content import Manifest
 from server.changes import feed
@@ -70,7 +70,7 @@ def reboot(at: Path, server: model.Server, token: str, *, was_usable: bool = Tru
     """Open the state directory after a power loss. Raises AssertionError when something in it had
     to be put aside although a mount `was_usable` with it."""
     spool = at / "spool"
-    db = Database(at / "tree.sqlite", companions=[spool], boot=AFTER)
+    db = open_database(at / "tree.sqlite", spool=spool, boot=AFTER)
     if db.lost_power:
         recover(db, spool)
     db.close()

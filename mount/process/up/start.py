@@ -20,10 +20,11 @@ from pathlib import Path
 import platformdirs
 from msgspec import DecodeError, Struct, json
 
+from cache.metadata.durable import write_durably
 from mount import credentials, mountinfo
 from mount.config import MountConfig, Options, default_cache_dir, default_state_dir, make_config
 from mount.failures import Failure
-from mount.process import embedded, launch, preflight, registry
+from mount.process import embedded, launch, preflight
 from mount.process.up.server import Server
 from mount.process.up.supervisor import Watch, say
 
@@ -152,10 +153,10 @@ def _token(data_dir: Path, config: MountConfig, settings: Settings) -> str:
         password = secrets.token_urlsafe(15)
         embedded.add_account(data_dir, config.account, password)
         file = data_dir / "account-password"
-        registry.write_atomically(file, password.encode() + b"\n", mode=0o600)
+        write_durably(file, password.encode() + b"\n")
     token = embedded.issue_token(data_dir, config.account, embedded.device_name())
     credentials.save(config.url, config.account, token)
-    registry.write_atomically(_settings_file(data_dir), json.encode(settings), mode=0o600)
+    write_durably(_settings_file(data_dir), json.encode(settings))
     return token
 
 

@@ -14,11 +14,12 @@ import trio.testing
 
 from cache.metadata import database
 from cache.metadata.database import Database
+from cache.recovery.opening import open_database
 
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    found = Database(tmp_path / "tree.sqlite")
+    found = open_database(tmp_path / "tree.sqlite")
     yield found
     found.close()
 
@@ -78,7 +79,7 @@ def test_a_full_disk_is_enospc_and_the_database_goes_on(db: Database) -> None:
 
 def test_what_was_committed_is_there_after_the_process_dies(tmp_path: Path) -> None:
     """A copy of the files at that moment is what the next process finds."""
-    first = Database(tmp_path / "tree.sqlite")
+    first = open_database(tmp_path / "tree.sqlite")
     with first.transaction():
         first.set_meta("a", 1)
     after = tmp_path / "after"
@@ -86,16 +87,16 @@ def test_what_was_committed_is_there_after_the_process_dies(tmp_path: Path) -> N
     for file in tmp_path.glob("tree.sqlite*"):
         (after / file.name).write_bytes(file.read_bytes())
     first.close()
-    second = Database(after / "tree.sqlite")
+    second = open_database(after / "tree.sqlite")
     assert second.meta("a") == 1
     second.close()
 
 
 def test_a_damaged_database_is_put_aside_not_deleted(tmp_path: Path) -> None:
     path, damage = tmp_path / "tree.sqlite", b"not a database at all" * 300
-    Database(path).close()
+    open_database(path).close()
     path.write_bytes(damage + path.read_bytes()[len(damage) :])
-    Database(path).close()
+    open_database(path).close()
     (aside,) = tmp_path.glob("quarantine-*/tree.sqlite")
     assert aside.read_bytes().startswith(damage)
 
@@ -138,7 +139,7 @@ async def test_the_first_sync_covers_what_an_earlier_process_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    found = Database(tmp_path / "tree.sqlite")
+    found = open_database(tmp_path / "tree.sqlite")
     monkeypatch.setattr(database.os, "fsync", calls.append)
     await found.sync()
     await found.sync()
@@ -147,5 +148,5 @@ async def test_the_first_sync_covers_what_an_earlier_process_wrote(
 
 
 def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
-    Database(tmp_path / "tree.sqlite").close()
+    open_database(tmp_path / "tree.sqlite").close()
     assert os.stat(tmp_path / "tree.sqlite").st_mode & 0o077 == 0

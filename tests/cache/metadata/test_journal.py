@@ -25,6 +25,7 @@ from cache.metadata.operations import (
     stuck,
     writes,
 )
+from cache.recovery.opening import open_database
 
 FILES = ("f1", "f2", "f3", "d1", "d2")
 NAMES = ("a", "b")
@@ -154,7 +155,7 @@ def test_what_operations_touch() -> None:
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
-    found = Database(tmp_path / "tree.sqlite")
+    found = open_database(tmp_path / "tree.sqlite")
     yield found
     found.close()
 

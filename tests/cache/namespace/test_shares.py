@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cache.metadata.database import Database
 from cache.metadata.tree import HISTORY, LOCAL, REVOKED, ROOT, Node, Tree, node_from
+from cache.recovery.opening import open_database
 from remote.protocol.messages import Change, EntryRecord, FileRecord, Role, SharedRoot
 from tests.cache.state import State
 
@@ -414,7 +414,7 @@ def test_a_database_from_before_shares_is_brought_up_to_date(tmp_path: Path) -> 
         "PRAGMA user_version = 1;"
     )
     db.close()
-    opened = Database(tmp_path / "tree.sqlite")
+    opened = open_database(tmp_path / "tree.sqlite")
     node = Tree(opened).child(ROOT, "kept")
     assert node is not None
     assert (node.drive, node.kind) == ("e" * 32, "file")

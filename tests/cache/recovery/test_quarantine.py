@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cache.metadata.database import Database
+from cache.metadata import damage
+from cache.metadata.damage import DamagedState
 from cache.recovery import opening, quarantine, spool_scan
-from cache.recovery.opening import DamagedState, NewerState
+from cache.recovery.opening import NewerState, open_database
 
 
 def spoiled(state: Path) -> Path:
@@ -24,7 +25,7 @@ def spoiled(state: Path) -> Path:
 
 
 def open_and_close(state: Path) -> None:
-    Database(state / "tree.sqlite", [state / "spool"]).close()
+    open_database(state / "tree.sqlite", state / "spool").close()
 
 
 def test_a_damaged_database_is_put_aside_with_its_spool(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_a_damaged_database_is_put_aside_with_its_spool(tmp_path: Path) -> None:
     assert (directory / "spool" / "7.layer").read_bytes() == b"somebody's thesis"
     assert report.kept == ["7.layer"]
     assert [path.name for path in spool.iterdir()] == ["notes.txt"], "foreign files stay"
-    assert quarantine.marked(tmp_path) is None
+    assert damage.marked(tmp_path) is None
 
 
 def test_what_is_whole_is_not_put_aside(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_crash_while_damage_is_put_aside_loses_nothing(
         with pytest.raises(Killed):
             open_and_close(tmp_path)
     open_and_close(tmp_path)
-    assert quarantine.marked(tmp_path) is None
+    assert damage.marked(tmp_path) is None
     for directory in tmp_path.glob("quarantine-*"):
         assert (directory / "tree.sqlite").read_bytes() == b"not a database at all" * 1000
         assert (directory / "spool" / "7.layer").read_bytes() == b"somebody's thesis"
@@ -107,8 +108,8 @@ def test_a_crash_while_damage_is_put_aside_loses_nothing(
 
 def test_a_marked_state_is_salvaged_though_it_looks_whole(tmp_path: Path) -> None:
     open_and_close(tmp_path)
-    opening.note_damage(tmp_path / "tree.sqlite", "a page that was met in use")
-    opening.note_damage(tmp_path / "tree.sqlite", "another")
+    damage.note_damage(tmp_path / "tree.sqlite", "a page that was met in use")
+    damage.note_damage(tmp_path / "tree.sqlite", "another")
     open_and_close(tmp_path)
     assert [report.why for _, report in quarantine.reports(tmp_path)] == [
         "a page that was met in use"
@@ -120,7 +121,7 @@ def test_a_mark_that_cannot_be_read_counts(tmp_path: Path) -> None:
     (tmp_path / quarantine.MARK).write_bytes(b"\xff{")
     open_and_close(tmp_path)
     assert len(list(quarantine.reports(tmp_path))) == 1
-    assert quarantine.marked(tmp_path) is None
+    assert damage.marked(tmp_path) is None
 
 
 def test_a_look_in_the_background_marks_damage_only(
@@ -129,18 +130,18 @@ def test_a_look_in_the_background_marks_damage_only(
     monkeypatch.setattr(opening, "CHECKED_AT_ONCE", 0)
     path = tmp_path / "tree.sqlite"
     open_and_close(tmp_path)
-    opening.examine(path)
-    assert quarantine.marked(tmp_path) is None
+    damage.examine(path)
+    assert damage.marked(tmp_path) is None
     data = bytearray(path.read_bytes())
     data[4096 * 3 : 4096 * 6] = b"\xee" * 4096 * 3
     path.write_bytes(data)
-    opening.examine(path)
-    assert quarantine.marked(tmp_path) is not None
+    damage.examine(path)
+    assert damage.marked(tmp_path) is not None
 
 
 def test_damage_that_is_met_in_use_is_an_error_and_is_salvaged_next_time(tmp_path: Path) -> None:
     path = tmp_path / "tree.sqlite"
-    db = Database(path, [tmp_path / "spool"])
+    db = open_database(path, tmp_path / "spool")
     with db.transaction():
         db.set_meta("drive", "d" * 32)
         db.set_meta("root", "e" * 32)
@@ -161,7 +162,7 @@ def test_damage_that_is_met_in_use_is_an_error_and_is_salvaged_next_time(tmp_pat
         db.set_meta("scope", "write")
     db.close()
 
-    again = Database(path, [tmp_path / "spool"])
+    again = open_database(path, tmp_path / "spool")
     assert again.meta("scope") == "write"
     assert 0 < len(again.all("SELECT * FROM pin")) < 200
     assert again.damage is None

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from cache.metadata.database import Database
+from cache.metadata.damage import mark
 from cache.metadata.tree import ROOT, Node
 from cache.recovery import quarantine
+from cache.recovery.opening import open_database
 from cache.recovery.row_checks import TABLES
 from cache.recovery.sqlite_pages import PAGE, Image
 from remote.protocol.errors import NearlineError
@@ -58,7 +59,7 @@ def salvage(state: Path) -> quarantine.Report | None:
     """What opening found to be damaged, after checking that the quarantine has everything."""
     before = {name: (state / name).read_bytes() for name in FILES}
     spool = {path.name: path.read_bytes() for path in (state / "spool").iterdir()}
-    Database(state / "tree.sqlite", [state / "spool"]).close()
+    open_database(state / "tree.sqlite", state / "spool").close()
     found = list(quarantine.reports(state))
     if not found:
         return None
@@ -217,7 +218,7 @@ async def test_numbers_are_not_given_twice(made: Damageable, tmp_path: Path) -> 
         given = dict(db.execute("SELECT name, seq FROM sqlite_sequence"))
     db.close()
     state = made.copy(tmp_path / "again")
-    quarantine.mark(state, "for this test")
+    mark(state, "for this test")
     assert salvage(state) is not None
     with sqlite3.connect(state / "tree.sqlite") as db:
         now = dict(db.execute("SELECT name, seq FROM sqlite_sequence"))
@@ -230,7 +231,7 @@ async def test_a_state_that_is_whole_comes_through_salvaging_as_it_was(
 ) -> None:
     """Every name and every byte; only what the server has said is not believed any more."""
     state = made.copy(tmp_path / "state")
-    quarantine.mark(state, "for this test")
+    mark(state, "for this test")
     report = salvage(state)
     assert report is not None
     assert (report.torn, report.recovered, report.lost, report.kept) == ([], [], [], [])
@@ -270,5 +271,5 @@ def test_a_salvaged_state_is_not_salvaged_again(made: Damageable, tmp_path: Path
     shutil.rmtree(state / "spool")
     damage.spoil(state / "tree.sqlite-wal", "nonsense", 1)
     for _ in range(2):
-        Database(state / "tree.sqlite", [state / "spool"]).close()
+        open_database(state / "tree.sqlite", state / "spool").close()
     assert len(list(quarantine.reports(state))) == 1

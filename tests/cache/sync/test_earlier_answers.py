@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cache.metadata.database import Database
 from cache.metadata.tree import ROOT
+from cache.recovery.opening import open_database
 from cache.recovery.power_loss import recover
 from tests.model.device import Device
 from tests.model.server import Server
@@ -43,7 +43,7 @@ class World:
         self.device.close()
         shutil.rmtree(self.directory / "one")
         (self.directory / "kept").rename(self.directory / "one")
-        db = Database(self.directory / "one" / "tree.sqlite", boot="another")
+        db = open_database(self.directory / "one" / "tree.sqlite", boot="another")
         recover(db, self.directory / "one" / "spool")
         db.close()
         self.device.open()

@@ -148,16 +148,3 @@ def test_a_mount_that_does_not_answer_is_not_live(home: Path) -> None:
     registry.put(make("/m"))
     with pytest.raises(Failure, match="nearline umount /m"):
         registry.live(Path("/m"))
-
-
-def test_a_write_is_whole_or_not_at_all(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    registry.write_atomically(file, b"one", mode=0o600)
-    file.chmod(0o666)
-    registry.write_atomically(file, b"two", mode=0o600)
-    assert file.read_bytes() == b"two"
-    assert file.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(TypeError):
-        registry.write_atomically(file, "no bytes", mode=0o600)  # type: ignore[arg-type]  # meant
-    assert file.read_bytes() == b"two"
-    assert os.listdir(tmp_path) == ["file"]
