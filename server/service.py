@@ -26,7 +26,7 @@ import structlog
 from sqlalchemy import Connection
 
 from remote.protocol.content import Descriptor
-from remote.protocol.errors import AnyProblem, Refused, Unauthorized, Unavailable
+from remote.protocol.errors import AnyProblem, Refused, Unavailable
 from remote.protocol.messages import Applied, Keyed, PresignedPut
 from server.accounts import tokens
 from server.changes.fanout import LocalFanout, News, account_topic
@@ -312,18 +312,6 @@ class Service:
 
     def _put_url(self, drive: str, descriptor: Descriptor, proof: str | None) -> PresignedPut:
         return self.signer.put(drive, descriptor, time.time_ns(), proof)
-
-
-def token_of(authorization: str | None) -> str | None:
-    """The bearer token of an Authorization header's value."""
-    scheme, _, token = (authorization or "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
-
-
-def check_present(token: str | None) -> None:
-    """Cheap refusal before a body is read. Raises `Refused(Unauthorized)`."""
-    if not token:
-        raise Refused(Unauthorized(message="send an Authorization: Bearer header; log in first"))
 
 
 def _report(done: Future[None]) -> None:

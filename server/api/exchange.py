@@ -31,11 +31,12 @@ from remote.protocol.errors import (
     Unavailable,
 )
 from server.changes.fanout import News
+from server.http.bearer import check_present, token_of
 from server.http.bodies import GONE_STATUS, ClientGone, TooSlow, body_of
 from server.http.problems import JSON, MSGPACK, MSGPACK_NAMES, headers_for, wants_msgpack
 from server.http.redaction import shown_path
 from server.permissions.caller import Caller
-from server.service import Service, check_present, token_of
+from server.service import Service
 
 log = structlog.get_logger("nearline.api")
 

@@ -34,6 +34,7 @@ from server.changes.fanout import News, account_topic, drive_topic, grant_topic
 from server.changes.trimming import Touched, trimmed
 from server.drive import tree
 from server.drive.mutation import Mutation
+from server.metadata import operations
 from server.metadata.records import pages
 from server.metadata.schema import audit as audit_table
 from server.metadata.schema import changes, devices, drives, grants, idempotency
@@ -161,7 +162,7 @@ class _Batch:
         return result
 
     def _attempt(self, op: Op) -> Result:
-        if not self.put_off.isdisjoint(tree.named(op)):
+        if not self.put_off.isdisjoint(operations.named(op)):
             return Unavailable(message="an earlier operation on this file must be repeated first")
         self.conn.exec_driver_sql("SAVEPOINT operation")
         try:
@@ -186,9 +187,9 @@ class _Batch:
         return Applied(change=change, overtaken=tx.overtaken)
 
     def _drive_of(self, op: Op) -> str:
-        row = access.find(self.conn, tree.anchor(op))
+        row = access.find(self.conn, operations.anchor(op))
         if row is None:
-            raise Refused(NotFound(message=f"there is no file {tree.anchor(op)}"))
+            raise Refused(NotFound(message=f"there is no file {operations.anchor(op)}"))
         return str(row.drive)
 
     def _head(self, drive: str) -> _Head:

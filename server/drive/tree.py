@@ -53,26 +53,6 @@ def perform(tx: Mutation, op: messages.Op) -> None:
     names.take_back(tx)
 
 
-def anchor(op: messages.Op) -> str:
-    """The file whose drive the operation is in."""
-    return op.parent if isinstance(op, messages.Create) else op.file
-
-
-def named(op: messages.Op) -> set[str]:
-    """Every file the operation names."""
-    fields = (
-        "file",
-        "parent",
-        "new_parent",
-        "other",
-        "other_parent",
-        "target",
-        "replaces",
-        "backup",
-    )
-    return {value for field in fields if isinstance(value := getattr(op, field, None), str)}
-
-
 def _names(op: messages.Op) -> list[str]:
     """Every name that the operation speaks of."""
     given = (getattr(op, field, None) for field in ("name", "new_name", "other_name"))

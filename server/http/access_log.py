@@ -17,7 +17,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -25,10 +25,13 @@ from remote.protocol.errors import RULES, RateLimited
 from server.addresses import client_of
 from server.http import bodies
 from server.http.admission import REFUSALS, Guard, is_free
+from server.http.bearer import token_of
 from server.http.bodies import Receive
 from server.http.problems import Message, Send, header, refuse
+from server.http.recent_tokens import KnownCallers
 from server.http.redaction import shown_path
-from server.service import Service, token_of
+from server.metrics import Metrics
+from server.settings import Tunables
 
 Route = Callable[[Any, Receive, Send], Awaitable[str]]
 """Answers one connection; returns the route's name for the metrics."""
@@ -45,11 +48,19 @@ _LASTING = frozenset({"/v1/changes/wait", "/v1/changes/live", "/blobs", "/chunks
 """Routes that take as long as there is nothing to tell, or as the client's network needs."""
 
 
+class Noting(NamedTuple):
+    """Where requests are counted, who sends them, and what is slow."""
+
+    metrics: Metrics
+    known: KnownCallers
+    tunables: Tunables
+
+
 class Observed:
     """One request. `run` it once."""
 
-    def __init__(self, service: Service, guard: Guard, scope: Any, send: Send) -> None:
-        self._service, self._guard, self._scope, self._forward = service, guard, scope, send
+    def __init__(self, noting: Noting, guard: Guard, scope: Any, send: Send) -> None:
+        self._noting, self._guard, self._scope, self._forward = noting, guard, scope, send
         self._id = _request_id(scope)
         self._status = 0
         self._is_flood = False
@@ -100,7 +111,7 @@ class Observed:
 
     async def _hold_back(self) -> None:
         bodies.give_back(self._scope)
-        await _sleep(self._service.settings.tunables.refused_seconds)
+        await _sleep(self._noting.tunables.refused_seconds)
 
     def _begin(self, message: Message) -> None:
         self._status = message["status"]
@@ -119,12 +130,12 @@ class Observed:
 
     def _note(self, route: str, seconds: float) -> None:
         method = self._scope.get("method", "WS")
-        metrics = self._service.metrics
+        metrics = self._noting.metrics
         metrics.requests.labels(method, route, str(self._status)).inc()
         metrics.seconds.labels(route).observe(seconds)
         if self._is_flood or (self._is_quiet(route) and 200 <= self._status < 400):
             return
-        slow = seconds > self._service.settings.tunables.slow_seconds and route not in _LASTING
+        slow = seconds > self._noting.tunables.slow_seconds and route not in _LASTING
         (log.warning if slow else log.info)(
             "slow_request" if slow else "request",
             id=self._id.decode(),
@@ -142,7 +153,7 @@ class Observed:
     def _who(self) -> dict[str, str]:
         """Account and device, by their ids; nothing for who has no good token."""
         authorization = header(self._scope, b"authorization").decode("latin-1")
-        known = self._service.known.of(token_of(authorization))
+        known = self._noting.known.of(token_of(authorization))
         return {} if known is None else known._asdict()
 
 

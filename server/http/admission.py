@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 from remote.protocol.errors import BadRequest, Problem, RateLimited, Refused
 from server.addresses import TrustedProxies, client_of, limited_as, site_of
 from server.http import bodies, request_target
+from server.http.bearer import token_of
 from server.http.bodies import GONE_STATUS, Bodies, Body, Receive
 from server.http.password_tries import Tries
 from server.http.problems import header
 from server.http.rate_limits import TokenBuckets
 from server.http.recent_tokens import Known, KnownCallers
 from server.metrics import Metrics
-from server.service import token_of
 from server.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]

@@ -37,12 +37,12 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from server import memory
 from server.addresses import TrustedProxies, is_loopback, limited_as
 from server.http import request_target
+from server.http.bearer import token_of
 from server.http.peer_users import Address, UserOf, Users
 from server.http.rate_limits import Room
 from server.http.recent_tokens import KnownCallers
 from server.http.slots import Seats
 from server.metrics import Metrics
-from server.service import token_of
 from server.settings import Tunables
 
 _REASONS = {

@@ -24,7 +24,7 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from remote.protocol.content import Descriptor
 from remote.protocol.messages import Create, Keyed, Write
-from server.drive import tree
+from server.metadata import operations
 from server.metadata.records import pages
 from server.metadata.schema import chunks, files, upload_chunks, uploads
 from server.permissions import access
@@ -223,7 +223,7 @@ def _needed(
 ) -> dict[str, set[bytes]]:
     """By drive, the chunks that `ops` refer to and that the caller may know of."""
     withs = [
-        (tree.anchor(keyed.op), keyed.op.file, keyed.op.content)
+        (operations.anchor(keyed.op), keyed.op.file, keyed.op.content)
         for keyed in ops
         if isinstance(keyed.op, Create | Write) and keyed.op.content is not None
     ]
