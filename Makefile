@@ -9,7 +9,8 @@ PJDFSTEST ?=
 FSX ?= 30000
 ARGS ?=
 
-.PHONY: help setup up test test-systemd check lock audit conformance bench bench-hostile install-helper install-units
+.PHONY: help setup up quick test test-systemd check lock audit conformance bench bench-hostile \
+	install-helper install-units
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +18,7 @@ help:
 	@echo "make setup                 everything needed to work on Nearline"
 	@echo "make test [ARGS=...]       the tests; those of real mounts need /dev/fuse"
 	@echo "make test-systemd          units, fstab, autofs, power off under a systemd that boots (as root)"
+	@echo "make quick [ARGS=...]      the tests without real mounts and power loss"
 	@echo "make check                 lint, format, types, layers, the wheel"
 	@echo "make lock [ARGS=--upgrade] requirements/*.txt anew, after a change of pyproject.toml"
 	@echo "make audit                 known weaknesses of what is locked; asks a source of advisories"
@@ -47,6 +49,10 @@ test: $(VENV)/.dev
 # there. As root, on a machine with systemd and a cgroup2; minutes. With autofs installed, that too.
 test-systemd: $(VENV)/.dev
 	@NEARLINE_BOOTED=1 $(BIN)/pytest tests/booted $(ARGS)
+
+quick: $(VENV)/.dev
+	@$(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile \
+		--ignore tests/system --ignore tests/power --ignore tests/booted $(ARGS)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check

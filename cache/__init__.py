@@ -1,11 +1,14 @@
 """What this machine remembers.
 
-`cache`, `eviction`, `readahead` and `reader` are the rebuildable half: content fetched from the
-server, thrown away when in doubt. `database`, `tree`, `journal`, `layers`, `spool`, `contents`,
-`merge`, `conflicts`, `resolver`, `encode`, `uploader`, `collector` and `replayer` are the half
-that must not be lost: the tree as this device sees it, and the local changes that the server does
-not have yet.
+    metadata/   the state database: tree, journal, manifests
+    namespace/  edits made here, news of the server, shares: what they mean for names
+    files/      contents that were written here: layers, spool, snapshots
+    blocks/     what was fetched from the server
+    sync/       sending what was changed here
+    recovery/   making the state usable again after power loss or damage
 
-Nothing here knows of FUSE; what the kernel must be told goes through `merge.Invalidator`, which
-`mount` implements.
+`blocks` is rebuildable, and thrown away when in doubt. All else must not be lost: the tree as this
+device sees it, and the local changes that the server does not have yet. Nothing here knows of FUSE;
+what the kernel must be told goes through `metadata.invalidation.Invalidator`, which `mount`
+implements.
 """

@@ -1,12 +1,13 @@
 """The FUSE file system, the `nearline` command, and everything around a mount.
 
-    filesystem  pyfuse3's requests                    session  every part of cache and remote
-    kernel, attributes, versions                      what the kernel is told and shown
-    daemon      one mount, from mounting to unmounted
-
-    cli/        what people type                      asked/   what a running mount does for it
-    starting/   checks, processes, unmounting, `up`   units/   systemd, launchd
-    config, credentials, doctor, failures, logs, metrics, mountinfo, progress
+    fuse/      the kernel's requests, and what the kernel is told
+    session/   a mount's connection to its drive
+    control/   what a running mount does for commands, and the socket between the two
+    daemon     one mount, from mounting to unmounted
+    process/   starting, finding, checking and ending a mount's process; up/: `nearline up`
+    cli/       what people type
+    units/     systemd, launchd
+    config, credentials, doctor, failures, holders, logs, metrics, mountinfo, progress
 
 Reaches the server over the wire only.
 """

@@ -1,6 +1,9 @@
-"""The wire: what client and server say to each other, and the client's side of saying it.
+"""The protocol between client and server, and the client's side of speaking it.
 
-`ids`, `messages`, `errors`, `content`, `codec`, `chunking`, `signing` and `backoff` are pure and
-are shared with the server. `api`, `download`, `upload` and `subscriber` do I/O (trio, httpx) and
-are the client's alone. Nothing here knows of the cache, the journal or FUSE.
+    protocol/  messages, errors, content, chunks, signatures: pure, shared with the server
+    http/      requests, block bodies, the WebSocket, who is reachable
+    transfer/  downloads and uploads
+    feed/      following the server's change feed
+
+Nothing here knows of the cache, the journal or FUSE.
 """

@@ -26,7 +26,8 @@ from server.metadata.schema import metadata
 from server.settings import Tunables
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 OURS = ("mount", "cache", "remote", "server", "bench", "tests", "docs", "scripts")
 
 # Files that a mount or a server makes; they look like names of Python.

@@ -10,8 +10,8 @@ whole states and carry the drive sequence number that made them, so an older one
 newer one, and applying one twice does nothing.
 
 A new version of a regular file, or a new mtime, looks like an atomic replace: the file gets a new
-inode, and open handles keep the old one and its bytes (DESIGN section 6 says why the kernel needs
-this).
+inode, and open handles keep the old one and its bytes (the kernel keeps one size and one page
+cache for each inode: both belong to the version).
 
 Concurrency contract: synchronous, on the trio thread, one transaction per page of changes or
 acknowledgement; the kernel is told after the commit.

@@ -21,7 +21,7 @@ token = App(name="token", help="Tokens of any account.")
 
 
 def ask(what: str, data_dir: Path, *values: Any, **options: Any) -> Any:
-    """Have `server.admin` do something. Raises `Failure`."""
+    """Have `server.maintenance.admin` do something. Raises `Failure`."""
     from mount.process import embedded
 
     return embedded.admin(what, data_dir, *values, **options)

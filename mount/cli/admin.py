@@ -1,6 +1,7 @@
 """`admin`: looking after a server's data, on the machine that has it.
 
-All but `admin restore` work beside the running server. Everything is done by `server.admin`, which
+All but `admin restore` work beside the running server. Everything is done by
+`server.maintenance.admin`, which
 gives and takes plain values.
 """
 

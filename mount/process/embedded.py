@@ -97,7 +97,8 @@ def issue_token(data_dir: Path, account: str, device_name: str) -> str:
 
 
 def admin(what: str, *values: Any, **options: Any) -> Any:
-    """Call the function `what` of `server.admin`, which takes and gives plain values. Raises
+    """Call the function `what` of `server.maintenance.admin`, which takes and gives plain values.
+    Raises
     `Failure`."""
     module = _load("server.maintenance.admin")
     try:

@@ -1,7 +1,7 @@
 """One request to the server: pools, token, MessagePack, what transport trouble is called.
 
 Knows: how a request is sent, named and answered, and which of `errors` each kind of trouble is.
-Must not know: any endpoint (`client`, `account_api`), signed URLs (`data`), WebSockets
+Must not know: any endpoint (`api`, `account_api`), signed URLs (`data`), WebSockets
 (`websocket`), when to try again.
 
 Every request carries an `X-Request-Id` of its own; the server logs it, and so is it here when the

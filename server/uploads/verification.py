@@ -1,7 +1,7 @@
 """Whether a stored object really is what its chunk's id says.
 
 Knows: how an object is taken apart and checked, and what a verdict means for the chunk. Must not
-know: when and in which thread this happens (`verifier`), who may have the chunk (`access`).
+know: when and in which thread this happens (`reception`), who may have the chunk (`access`).
 
 The edge checks the SHA-256 and length that an uploader announced; that the bytes are the chunk only
 reading them tells: each block is decoded within its declared bound and hashed, and the hashes give

@@ -1,6 +1,6 @@
 """A real server process, real mounts, and the certainty that nothing of them is left behind.
 
-Knows: the command line (DESIGN.md section 7), where its logins are kept, and how to end whatever it
+Knows: the command line, where its logins are kept, and how to end whatever it
 started. Must not know: what any test proves, anything inside the processes.
 
 A `Site` is one server with its data, one person's home, and that person's devices: mounts of one
