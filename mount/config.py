@@ -20,6 +20,7 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from mount.failures import UsageFailure
+from remote.protocol.hosts import is_on_this_machine
 
 Sync = Literal["local", "remote"]
 OnConflict = Literal["history", "copy"]
@@ -255,21 +256,15 @@ def normal_url(url: str) -> str:
     return f"{parts.scheme}://{netloc}{parts.path.rstrip('/')}"
 
 
-def is_loopback(url: str) -> bool:
-    """Whether the URL's host is this machine by name: nothing can listen in on the way."""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host) is not None
-
-
 def needs_pin(url: str) -> bool:
     """Whether any program on this machine could answer there, so that the server has to show its
     key."""
-    return urlsplit(url).scheme == "http" and is_loopback(url)
+    return urlsplit(url).scheme == "http" and is_on_this_machine(url)
 
 
 def needs_insecure(url: str) -> bool:
     """Whether the token would travel in the clear: http to another machine."""
-    return urlsplit(url).scheme == "http" and not is_loopback(url)
+    return urlsplit(url).scheme == "http" and not is_on_this_machine(url)
 
 
 def short_hash(*parts: str) -> str:

@@ -21,13 +21,14 @@ import platformdirs
 from cache.metadata import damage
 from cache.recovery import quarantine
 from mount import credentials, mountinfo
-from mount.config import is_loopback, needs_insecure, needs_pin
+from mount.config import needs_insecure, needs_pin
 from mount.control import client as control_client
 from mount.credentials import Login
 from mount.failures import Failure
 from mount.process import detached_mounts, fstab, preflight, registry
 from mount.process.directories import existing
 from mount.progress import human_bytes, human_seconds
+from remote.protocol.hosts import is_on_this_machine
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -187,7 +188,7 @@ def check_server(login: Login, token: str, pin: str | None = None) -> Iterator[F
         yield judge_clock(login.url, me.now_ns / 1e9 - here)
     if needs_insecure(login.url):
         yield Finding("warn", f"{login.url} is without TLS", "use an https URL")
-    elif is_loopback(login.url):
+    elif is_on_this_machine(login.url):
         yield Finding("ok", f"{login.url} is on this machine")
 
 

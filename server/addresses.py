@@ -14,6 +14,8 @@ import ipaddress
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
+from remote.protocol import hosts
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -95,7 +97,7 @@ def _network_of(address: str, bits: int) -> str:
 
 def is_loopback(address: str) -> bool:
     parsed = parse(address)
-    return parsed is not None and parsed.is_loopback
+    return parsed is not None and hosts.is_loopback(str(parsed))
 
 
 def _values(scope: MutableMapping[str, Any], name: bytes) -> list[str]:

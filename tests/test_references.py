@@ -78,18 +78,19 @@ def defined_in(file: Path) -> frozenset[str]:
 
 def is_there(parts: list[str], bases: list[Path]) -> bool:
     """Is `parts` a folder, a module, or something that a module in one of `bases` defines?"""
-    for base in bases:
-        for count in range(len(parts), 0, -1):
-            place = base.joinpath(*parts[:count])
-            rest = parts[count:]
-            if place.is_dir() and not rest:
-                return True
-            file = place.with_suffix(".py")
-            if file.is_file():
-                return defined_in(file).issuperset(rest)
-            if place.is_dir() and rest[0] in defined_in(place / "__init__.py"):
-                return True
-    return False
+    return any(
+        is_at(base.joinpath(*parts[:count]), parts[count:])
+        for base in bases
+        for count in range(len(parts), 0, -1)
+    )
+
+
+def is_at(place: Path, names: list[str]) -> bool:
+    """Is `place` a folder or module, in which `names` are defined?"""
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not file.is_file():
+        return place.is_dir() and not names
+    return defined_in(file).issuperset(names)
 
 
 @functools.cache

@@ -35,10 +35,10 @@ from cache.metadata.operations import (
 from cache.metadata.tree import LOCAL, ROOT, Dropped, Node, Tree
 from cache.namespace import depth
 from cache.namespace.refused_names import redirect_refused, refused_making
-from cache.namespace.shares import SHARED, Shares
+from cache.namespace.shares import Shares
 from cache.namespace.vacancies import Place, Vacancies, Vacancy, is_new
 from remote.protocol.ids import VersionId
-from remote.protocol.messages import MAX_NAMES, Kind
+from remote.protocol.messages import MAX_NAMES, SHARED_NAME, Kind
 
 ATTRIBUTES = frozenset({"mode", "uid", "gid", "mtime_ns", "atime_ns"})
 # Writing into a file whose change was refused tries it again, but a program that never stops
@@ -601,5 +601,5 @@ class Edits:
             raise fail(errno.EEXIST)
 
     def _check_not_reserved(self, parent: int, name: str) -> None:
-        if parent == ROOT and name == SHARED:
+        if parent == ROOT and name == SHARED_NAME:
             raise fail(errno.EPERM)

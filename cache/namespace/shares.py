@@ -31,9 +31,8 @@ from cache.metadata.operations import Op, new_id
 from cache.metadata.tree import HISTORY, LOCAL, REVOKED, ROOT, Dropped, Entry, Node, Tree, node_from
 from cache.namespace.conflicts import marked_name
 from remote.protocol.ids import DriveId, FileId
-from remote.protocol.messages import FileRecord, Role, SharedRoot
+from remote.protocol.messages import SHARED_NAME, FileRecord, Role, SharedRoot
 
-SHARED = "Shared"
 KEPT_MARK = "no longer shared"
 
 
@@ -162,12 +161,12 @@ class Shares:
 
     def _is_in_place(self, root: SharedRoot, name: str) -> bool:
         """Not when the server's refusal of a change told of the end before the feed did."""
-        holder = self._directory(self._directory(ROOT, SHARED), root.owner)
+        holder = self._directory(self._directory(ROOT, SHARED_NAME), root.owner)
         node = self._tree.child(holder, name)
         return node is not None and node.file == root.file.id
 
     def _place(self, root: SharedRoot, name: str) -> None:
-        holder = self._directory(self._directory(ROOT, SHARED), root.owner)
+        holder = self._directory(self._directory(ROOT, SHARED_NAME), root.owner)
         node = self._tree.live(root.file.id)
         if node is None:
             node = self._tree.insert(node_from(root.file, root.drive))
@@ -221,12 +220,12 @@ class Shares:
 
     def _tidy(self) -> None:
         """Directories of this device that hold nothing any more."""
-        shared = self._tree.child(ROOT, SHARED)
+        shared = self._tree.child(ROOT, SHARED_NAME)
         if shared is None:
             return
         for entry in self._tree.entries(shared.ino, 0, 100_000):
             self._remove_if_empty(shared.ino, entry.name, entry.node)
-        self._remove_if_empty(ROOT, SHARED, shared)
+        self._remove_if_empty(ROOT, SHARED_NAME, shared)
 
     def _remove_if_empty(self, parent: int, name: str, node: Node) -> None:
         if self._tree.is_empty(node.ino):

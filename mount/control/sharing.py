@@ -15,8 +15,8 @@ from mount.control.paths import resolve
 from mount.failures import Failure
 from remote.protocol import account_messages as wire
 from remote.protocol.ids import FileId
+from remote.protocol.messages import SHARED_NAME
 
-SHARED = "Shared"  # the directory at the root in which shared things appear
 _SECOND_NS = 1_000_000_000
 
 
@@ -94,7 +94,7 @@ async def _places(account: Account) -> dict[FileId, ask.SharedPlace]:
     roots = (await account.client.shared()).shared
     return {
         root.file.id: ask.SharedPlace(
-            path=f"{SHARED}/{root.owner}/{root.name}",
+            path=f"{SHARED_NAME}/{root.owner}/{root.name}",
             owner=root.owner,
             role=root.role,
             kind=root.file.kind,

@@ -17,9 +17,7 @@ from __future__ import annotations
 import copy
 import errno
 import functools
-import ipaddress
 import os
-import re
 import secrets
 import socket
 import ssl
@@ -47,6 +45,7 @@ from remote.protocol.errors import (
     Unauthorized,
     Unreachable,
 )
+from remote.protocol.hosts import is_loopback, is_on_this_machine
 
 if TYPE_CHECKING:
     import httpx
@@ -70,8 +69,6 @@ KEEPALIVE_SECONDS = 30.0
 
 # A request that took longer than this is worth a line in the log.
 SLOW_SECONDS = 5.0
-
-_OUR_MACHINE = re.compile(r"http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?(/|$)")
 
 # How long a probe of a silent host waits. One that takes longer is found by the change feed.
 PROBE_SECONDS = 10.0
@@ -153,7 +150,7 @@ class Pools:
             verify=httpx.create_ssl_context(),
             timeout=self._timeouts.as_httpx(),
             # A proxy from the environment must not get between us and our own machine.
-            trust_env=not _is_loopback(httpx.URL(self._base_url).host),
+            trust_env=not is_loopback(httpx.URL(self._base_url).host),
         )
         for_api, for_data = _pool(API_CONNECTIONS), _pool(DATA_CONNECTIONS)
         api = make(base_url=self._base_url, limits=for_api, mounts=self._mounts(for_api))
@@ -392,7 +389,8 @@ def check_url(url: str, *, insecure: bool = False, pinned: bool = False) -> None
     URL's query."""
     if url.startswith("https://") and len(url) > len("https://"):
         return
-    if pinned and _OUR_MACHINE.match(url):  # which needs no library to see
+    # No library is loaded to see this.
+    if pinned and url.startswith("http://") and is_on_this_machine(url):
         return
     shown = url.partition("?")[0]
     try:
@@ -403,7 +401,7 @@ def check_url(url: str, *, insecure: bool = False, pinned: bool = False) -> None
         raise ValueError(f"{shown!r} is not an http:// or https:// URL")
     if parsed.scheme != "http" or insecure:
         return
-    host, is_ours = parsed.host, _is_loopback(parsed.host)
+    host, is_ours = parsed.host, is_loopback(parsed.host)
     if not is_ours:
         raise InsecureUrl(f"http://{host} is not encrypted: use https://, or allow it (--insecure)")
     if not pinned:
@@ -411,15 +409,6 @@ def check_url(url: str, *, insecure: bool = False, pinned: bool = False) -> None
             f"http://{host} may be anybody's on this machine, and the server's key is not known: "
             "run `nearline login`, or allow it (--insecure)"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _pool(connections: int) -> httpx.Limits:

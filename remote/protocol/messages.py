@@ -24,6 +24,9 @@ from remote.protocol.ids import ChunkId, DriveId, FileId, HexId, VersionId
 MAX_BATCH = 1000
 MAX_SENT_AS = 4
 MAX_NAME_BYTES = 255
+SHARED_NAME = "Shared"
+"""Of the directory at a drive's top in which every device shows what others share with the account;
+nothing else has that name there."""
 MAX_LEVELS = 1000
 """Of directories in each other."""
 MAX_PATH_BYTES = 65536

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from remote.protocol.errors import BadName, BadRequest, NameTooLong, Refused, TooLarge
-from remote.protocol.messages import MAX_NAME_BYTES, MAX_XATTR_BYTES, Create
+from remote.protocol.messages import MAX_NAME_BYTES, MAX_XATTR_BYTES, SHARED_NAME, Create
 
-RESERVED_AT_ROOT = "Shared"
 MAX_TARGET_BYTES = 4095
 MAX_XATTRS_TOTAL = 1024 * 1024
 MAX_NAMES_BY_OTHERS = 1000
@@ -29,7 +28,7 @@ def check_name(name: str, *, at_root: bool) -> None:
     check_length(name)
     if name in ("", ".", "..") or "/" in name:
         raise Refused(BadName(message=f"{name!r} cannot be a file's name"))
-    if at_root and name == RESERVED_AT_ROOT:
+    if at_root and name == SHARED_NAME:
         raise Refused(BadName(message=f"{name!r} at the root is where shared files appear"))
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache.namespace import conflicts
 from cache.namespace.conflicts import Verdict, conflicted_name, verdict
 from remote.protocol.errors import (
     RULES,
@@ -69,10 +70,15 @@ def test_what_carries_bytes_is_never_dropped(kind: str, problem: type[AnyProblem
     assert verdict(kind, problem(), directory=False) is not Verdict.DROP
 
 
+def test_every_rule_is_for_an_operation_and_a_final_refusal_that_there_are() -> None:
+    """A rule for a misspelt one would never be used, and the operation kept for ever."""
+    assert {kind for kind, _ in conflicts._RULES} <= set(KINDS)
+    assert {problem for _, problem in conflicts._RULES} <= set(FINAL)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("problem", FINAL)
-def test_every_refusal_has_a_verdict(kind: str, problem: type[AnyProblem]) -> None:
-    assert verdict(kind, problem(), directory=False) in Verdict
+def test_what_has_no_rule_is_kept(kind: str) -> None:
+    assert verdict(kind, TooLarge(), directory=False) is Verdict.KEEP
 
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=90)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -290,4 +289,5 @@ def test_merged_news_keep_all_changes_or_none() -> None:
 
 
 def test_publishing_without_a_loop_is_no_error() -> None:
-    threading.Thread(target=LocalFanout().publish, args=(news(1),)).start()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(LocalFanout().publish, news(1)).result() is None
