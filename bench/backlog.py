@@ -24,14 +24,11 @@ import trio
 
 from bench.data import PAGE
 from cache.blocks.reader import Prefetch
-from cache.files.contents import Contents
+from cache.device import Local
 from cache.files.spool import Spool
 from cache.files.unsynced import digest
-from cache.metadata.invalidation import Invalidation
-from cache.metadata.journal import Journal
-from cache.metadata.tree import ROOT, Node, Tree
-from cache.namespace.edits import Edits
-from cache.namespace.shares import Shares
+from cache.metadata.manifests import Manifests
+from cache.metadata.tree import ROOT, Node
 from cache.recovery.opening import open_database
 from mount.config import parse_size
 from mount.session.session import boot_id
@@ -91,19 +88,15 @@ class _Nothing:
         raise AssertionError("only new files are made")
 
 
-class _State:
+class _State(Local):
     """A state directory, opened for edits."""
 
     def __init__(self, directory: Path) -> None:
         nothing, spool = _Nothing(), directory / "spool"
-        self.db = open_database(directory / "tree.sqlite", boot=boot_id())
-        tree, self.journal = Tree(self.db), Journal(self.db)
-        self.spool = _HollowSpool(spool)
-        self.contents = Contents(self.db, tree, self.spool, nothing)
-        told = Invalidation(self.db, nothing, tree.is_gone)
-        shares = Shares(self.db, tree, self.journal, told, lambda node: None)
-        self.edits = Edits(self.db, tree, self.journal, shares, lambda node: None)
-        self.contents.edits = self.edits
+        db = open_database(directory / "tree.sqlite", boot=boot_id())
+        super().__init__(
+            db, _HollowSpool(spool), Manifests(db), nothing, nothing, lambda ino: False
+        )
 
     def close(self) -> None:
         """As a mount that ended well. After so long, everything is on the disk."""

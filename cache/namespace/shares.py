@@ -186,7 +186,7 @@ class Shares:
         row = self._db.one("SELECT * FROM share WHERE file = ? AND name != ''", file)
         if row is None:
             return
-        holder = self._directory(self._directory(ROOT, SHARED), row["owner"])
+        holder = self._directory(self._directory(ROOT, SHARED_NAME), row["owner"])
         was, name = self._tree.child(holder, row["name"]), row["name"]
         if was is not None and was.file != file:
             self._drop(holder, name, was)

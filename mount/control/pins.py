@@ -122,7 +122,7 @@ class Pins:
             session.require_online()
             await session.reader.warm(node.base_file, node.version)
         if keep:
-            manifest = await session.manifest_of(node.base_file, node.version)
+            manifest = await session.listing.manifest_of(node.base_file, node.version)
             chunks = [piece.id for piece in manifest.pieces if piece.id != HOLE]
             await session.blocks.pin(node.file, chunks)
 

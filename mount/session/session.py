@@ -1,10 +1,9 @@
-"""One device's connection to its drive: every part of `cache` and `remote`, put together.
+"""One device's connection to its drive: `cache.device` and every part of `remote`, put together.
 
-Knows: who needs whom, in which order things start and end, directory listings on demand. Must not
-know: FUSE requests (`operations`), the control socket and signals (`daemon`).
+Knows: who needs whom, in which order things start and end, who waits for the server. Must not know:
+FUSE requests (`operations`), the control socket and signals (`daemon`).
 
-Concurrency contract: everything on the trio thread. `_listings` holds one event per directory being
-listed; who finds one waits for it instead of asking.
+Concurrency contract: everything on the trio thread.
 """
 
 from __future__ import annotations
@@ -21,24 +20,16 @@ import trio
 
 from cache.blocks.cache import BlockCache
 from cache.blocks.reader import Reader
-from cache.files.collector import Collector
-from cache.files.contents import Contents
+from cache.device import Device
 from cache.files.layers import stored_bytes
 from cache.files.spool import Spool
 from cache.metadata.damage import DamagedState
-from cache.metadata.invalidation import Invalidation, Invalidator
-from cache.metadata.journal import Journal
+from cache.metadata.invalidation import Invalidator
 from cache.metadata.manifests import Manifests
 from cache.metadata.reserve import RESERVE_BYTES, START_BYTES
-from cache.metadata.tree import HISTORY, ROOT, Node, Tree
-from cache.namespace.edits import Edits
-from cache.namespace.merge import Merge
-from cache.namespace.shares import Shares
+from cache.metadata.tree import HISTORY, ROOT, Node
 from cache.recovery.opening import open_database
 from cache.recovery.power_loss import recover
-from cache.sync.replayer import Replayer
-from cache.sync.resolver import Resolver
-from cache.sync.uploader import Uploader
 from mount.config import MountConfig
 from mount.session.backpressure import Waiting
 from mount.session.interrupts import InterruptibleReader, Interrupts
@@ -49,13 +40,11 @@ from mount.session.symlinks import Symlinks
 from remote.feed.subscriber import Subscriber
 from remote.http.api import ApiClient
 from remote.protocol.chunking import DEFAULT_AVERAGE, min_size
-from remote.protocol.content import Manifest
 from remote.protocol.errors import NearlineError, Refused, Unreachable
-from remote.protocol.ids import FileId, VersionId
-from remote.protocol.messages import Child, VersionsPage
+from remote.protocol.ids import FileId
+from remote.protocol.messages import VersionsPage
 from remote.transfer.download import Downloader
 from remote.transfer.read_retry import Patience, PatientReads
-from remote.transfer.upload import Sender
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +62,7 @@ def boot_id() -> str:
         return f"start-{time.time_ns()}"
 
 
-class Session:
+class Session(Device):
     """Open with `Session(config, token, ...)`, run with `run`, end with `close`."""
 
     def __init__(
@@ -92,76 +81,45 @@ class Session:
             on_refused_token=self._token_refused,
         )
         self.patience = Patience()
-        self._reads = PatientReads(self.client, self.patience)
-        spool = config.state_dir / "spool"
+        self._reads = reads = PatientReads(self.client, self.patience)
+        spool_dir = config.state_dir / "spool"
         boot = boot_id()
-        self.db = open_database(config.state_dir / "tree.sqlite", spool, boot)
-        if self.db.lost_power:
-            recover(self.db, spool)
-        self.tree = Tree(self.db)
-        self.symlinks = Symlinks(self.tree, inside=config.symlinks == "inside")
-        self.journal = Journal(self.db)
-        self.manifests = Manifests(self.db)
+        db = open_database(config.state_dir / "tree.sqlite", spool_dir, boot)
+        if db.lost_power:
+            recover(db, spool_dir)
+        manifests = Manifests(db)
         self.blocks = BlockCache.open(
             config.cache_dir / "blocks",
             config.cache_size,
             boot_id=boot,
             min_free_bytes=MIN_FREE_BYTES,
         )
-        downloader = Downloader(self._reads, patience=self.patience)
+        downloader = Downloader(reads, patience=self.patience)
         self.interrupts = Interrupts()
-        self.reader = Reader(self.blocks, downloader, self.manifests)
-        self.spool = Spool(spool, START_BYTES if self.db.holds_room else RESERVE_BYTES)
-        reader = InterruptibleReader(self.reader, self.interrupts)
-        self.contents = Contents(self.db, self.tree, self.spool, reader)
-        self.collector = Collector(self.db, self.tree, self.journal, self.contents, in_use)
-        dropped = self.collector.dropped
+        self.reader = Reader(self.blocks, downloader, manifests)
         self._invalidator = invalidator
-        told = Invalidation(self.db, invalidator, self.tree.is_gone)
-        self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
-        self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
-        self.contents.edits = self.edits
-        self.merge = Merge(self.db, self.tree, self.journal, self.shares, told, dropped)
-        self.uploader = Uploader(
-            self.db,
-            self.tree,
-            self.journal,
-            self.contents,
-            Sender(self.client),
-            self.manifest_of,
-            self.reader.keep_manifest,
-            self.reader.put_plain,
-        )
-        resolver = Resolver(
-            self.db,
-            self.tree,
-            self.journal,
-            self.merge,
-            self.shares,
-            self.uploader,
-            self.client,
-            self.list_directory,
-            device=platform.node() or "another device",
+        super().__init__(
+            db,
+            Spool(spool_dir, START_BYTES if db.holds_room else RESERVE_BYTES),
+            manifests,
+            InterruptibleReader(self.reader, self.interrupts),
+            invalidator,
+            in_use,
+            send=self.client,
+            read=reads,
+            keep_manifest=self.reader.keep_manifest,
+            keep_plain=self.reader.put_plain,
+            require_online=self.require_online,
+            name=platform.node() or "another device",
             keep_copies=config.on_conflict == "copy",
         )
-        self.replayer = Replayer(
-            self.db,
-            self.tree,
-            self.journal,
-            self.contents,
-            self.merge,
-            self.uploader,
-            resolver,
-            self.client,
-            self.collector.collect,
-        )
+        self.symlinks = Symlinks(self.tree, inside=config.symlinks == "inside")
         self.relogin = Relogin(config, self.client, self.db, self.merge.adopt, self._token_taken)
         self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
         self.versions = Versions(self.db, self.tree, self._versions_of)
         self.contents.on_change = self._content_changed
         self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
         self.back = trio.Event()  # set, and replaced, when a host can be reached again
-        self._listings: dict[int, trio.Event] = {}
         self.waiting = Waiting(
             config.dirty_limit,
             self.tree,
@@ -182,7 +140,7 @@ class Session:
         the server from then on."""
         if self.tree.find(ROOT) is None:
             self.merge.adopt(await self.client.me())
-            await self.list_directory(ROOT)
+            await self.listing.list_directory(ROOT)
         self.versions.sweep()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -336,50 +294,7 @@ class Session:
             return
         if node.is_directory and node.listed is None and node.live:
             with self.interrupts.watched():
-                await self.list_directory(ino)
-
-    async def list_directory(self, ino: int) -> None:
-        """Ask the server for the directory, once however many callers wait."""
-        while (underway := self._listings.get(ino)) is not None:
-            await underway.wait()
-            node = self.tree.find(ino)
-            if node is None or node.listed is not None:
-                return
-        self._listings[ino] = done = trio.Event()
-        try:
-            await self._list(ino)
-        finally:
-            del self._listings[ino]
-            done.set()
-
-    async def _list(self, ino: int) -> None:
-        self.require_online()
-        while True:
-            node = self.tree.node(ino)
-            file, drive = node.file, node.drive
-            page = await self._reads.children(file)
-            directory, as_of = page.directory, page.as_of
-            children: list[Child] = list(page.children)
-            while page.next is not None:
-                page = await self._reads.children(file, page.next)
-                children += page.children
-            # The feed may have run ahead of this answer, and what it said of a directory that was
-            # not listed was dropped: then the answer is too old, and a newer one is there.
-            if as_of >= self.merge.seq(drive):
-                self.merge.list_directory(ino, directory, children, as_of)
-                self.collector.collect()
-                return
-
-    async def manifest_of(self, file: FileId, version: VersionId) -> Manifest:
-        """The manifest, from here or from the server."""
-        known = self.manifests.manifest(version)
-        if known is not None:
-            return known
-        reply = await self._reads.file(file, version, manifest=True)
-        if reply.manifest is None:
-            raise Unreachable(f"the server has no manifest of version {version}")
-        self.reader.keep_manifest(version, reply.manifest)
-        return reply.manifest
+                await self.listing.list_directory(ino)
 
     async def _versions_of(self, file: FileId, cursor: str | None) -> VersionsPage:
         self.require_online()

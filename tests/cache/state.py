@@ -8,17 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cache.blocks.reader import Prefetch
-from cache.files.collector import Collector
-from cache.files.contents import Contents
+from cache.device import Local
 from cache.files.spool import Spool
 from cache.metadata import clock
-from cache.metadata.invalidation import Invalidation
-from cache.metadata.journal import Journal
+from cache.metadata.manifests import Manifests
 from cache.metadata.operations import Op
-from cache.metadata.tree import ROOT, Node, Tree
-from cache.namespace.edits import Edits
-from cache.namespace.merge import Merge
-from cache.namespace.shares import Shares
+from cache.metadata.tree import ROOT, Node
 from cache.recovery.opening import open_database
 from cache.recovery.power_loss import Losses, recover
 from remote.protocol.messages import Change, Child, EntryRecord, FileRecord, Kind, Me
@@ -70,7 +65,7 @@ class Versions:
         return memoryview(self.bytes[version])[offset : offset + length]
 
 
-class State:
+class State(Local):
     """Everything of one device that is on disk, opened; `reopen` is the death of the process."""
 
     def __init__(self, directory: Path) -> None:
@@ -94,19 +89,15 @@ class State:
 
     def open(self) -> None:
         self.kernel, self.in_use = Kernel(), set[int]()
-        self.db = open_database(self.directory / "tree.sqlite", boot=self.boot)
-        self.tree, self.journal = Tree(self.db), Journal(self.db)
-        self.spool = Spool(self.directory / "spool")
-        self.contents = Contents(self.db, self.tree, self.spool, self.versions)
-        self.collector = Collector(
-            self.db, self.tree, self.journal, self.contents, self.in_use.__contains__
+        db = open_database(self.directory / "tree.sqlite", boot=self.boot)
+        super().__init__(
+            db,
+            Spool(self.directory / "spool"),
+            Manifests(db),
+            self.versions,
+            self.kernel,
+            self.in_use.__contains__,
         )
-        dropped = self.collector.dropped
-        told = Invalidation(self.db, self.kernel, self.tree.is_gone)
-        self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
-        self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
-        self.contents.edits = self.edits
-        self.merge = Merge(self.db, self.tree, self.journal, self.shares, told, dropped)
 
     def close(self) -> None:
         self.spool.close()

@@ -1,6 +1,4 @@
-"""One device: every part of `cache` that keeps local changes, wired as `mount.session.session` does
-it, on a directory and a `Port`; without FUSE, block cache and sockets.
-"""
+"""One device: `cache.device` on a directory and a `Port`; without FUSE, block cache and sockets."""
 
 from __future__ import annotations
 
@@ -10,28 +8,16 @@ from pathlib import Path
 
 import trio
 
+from cache import device
 from cache.blocks.reader import Prefetch
-from cache.files.collector import Collector
-from cache.files.contents import Contents
 from cache.files.spool import Spool
-from cache.metadata.invalidation import Invalidation
-from cache.metadata.journal import Journal
 from cache.metadata.manifests import Manifests
 from cache.metadata.operations import Op
-from cache.metadata.tree import ROOT, Node, Tree
-from cache.namespace.edits import Edits
-from cache.namespace.merge import Merge
-from cache.namespace.shares import Shares
+from cache.metadata.tree import ROOT, Node
 from cache.recovery.opening import open_database
-from cache.sync.replayer import Replayer
-from cache.sync.resolver import Resolver
-from cache.sync.uploader import Uploader
 from remote.feed.subscriber import Apply, Ignore, Pull, Reset, on_hint, on_page
 from remote.protocol import messages
-from remote.protocol.content import Manifest
 from remote.protocol.errors import Unreachable
-from remote.protocol.messages import Child
-from remote.transfer.upload import Sender
 from tests.model.server import Network, Port, Server
 
 
@@ -73,14 +59,14 @@ class ServerReader:
     ) -> memoryview:
         here = self._device.read_before
         if version not in here or self._device.manifests.manifest(version) is None:
-            manifest = await self._device.manifest_of(file, version)
+            manifest = await self._device.listing.manifest_of(file, version)
             assert manifest.size == size
             await self._device.port.file(file, version)  # as locating its chunks: is it allowed?
             here[version] = self._server.content(manifest, self._server.drive_of(file))
         return memoryview(here[version])[offset : offset + length]
 
 
-class Device:
+class Device(device.Device):
     """Open it with `Device(...)`, then `await start()`. `crash` is the death of the process."""
 
     def __init__(
@@ -101,55 +87,24 @@ class Device:
         self.port = Port(self._server, self._token, self.network)
         self.kernel, self.handles = Kernel(), set[int]()
         self.hints: list[messages.Hint] = []  # on their way, in any order
-        self._feed, self._listings = trio.Lock(), dict[int, trio.Event]()
+        self._feed = trio.Lock()
         self._told: str | None = None
-        self.db = open_database(self._directory / "tree.sqlite")
-        self.tree, self.journal = Tree(self.db), Journal(self.db)
-        self.manifests = Manifests(self.db)
-        self.spool = Spool(self._directory / "spool")
-        reader = ServerReader(self._server, self.network, self)
-        self.contents = Contents(self.db, self.tree, self.spool, reader)
-        self.collector = Collector(
-            self.db, self.tree, self.journal, self.contents, self.handles.__contains__
-        )
-        dropped = self.collector.dropped
-        told = Invalidation(self.db, self.kernel, self.tree.is_gone)
-        self.shares = Shares(self.db, self.tree, self.journal, told, dropped)
-        self.edits = Edits(self.db, self.tree, self.journal, self.shares, dropped)
-        self.contents.edits = self.edits
-        self.merge = Merge(self.db, self.tree, self.journal, self.shares, told, dropped)
-        self.uploader = Uploader(
-            self.db,
-            self.tree,
-            self.journal,
-            self.contents,
-            Sender(self.port),
-            self.manifest_of,
-            self.manifests.keep_manifest,
-            _keep_nothing,
-        )
-        self.resolver = Resolver(
-            self.db,
-            self.tree,
-            self.journal,
-            self.merge,
-            self.shares,
-            self.uploader,
-            self.port,
-            self.list_directory,
-            device=self.name,
+        db = open_database(self._directory / "tree.sqlite")
+        manifests = Manifests(db)
+        super().__init__(
+            db,
+            Spool(self._directory / "spool"),
+            manifests,
+            ServerReader(self._server, self.network, self),
+            self.kernel,
+            self.handles.__contains__,
+            send=self.port,
+            read=self.port,
+            keep_manifest=manifests.keep_manifest,
+            keep_plain=_keep_nothing,
+            require_online=lambda: None,
+            name=self.name,
             keep_copies=self._keep_copies,
-        )
-        self.replayer = Replayer(
-            self.db,
-            self.tree,
-            self.journal,
-            self.contents,
-            self.merge,
-            self.uploader,
-            self.resolver,
-            self.port,
-            self.collector.collect,
         )
         self.contents.on_change = lambda ino, a, b: self.uploader.note_write(ino, a, b)
         self._rescue, self.resolver._rescue = self.resolver._rescue, self._check_rescue  # type: ignore[method-assign]
@@ -178,49 +133,8 @@ class Device:
         self.spool.close()
         self.db.close()
 
-    # As in `mount.session.session`.
-
-    async def list_directory(self, ino: int) -> None:
-        while (underway := self._listings.get(ino)) is not None:
-            await underway.wait()
-            found = self.tree.find(ino)
-            if found is None or found.listed is not None:
-                return
-        self._listings[ino] = done = trio.Event()
-        try:
-            await self._list(ino)
-        finally:
-            del self._listings[ino]
-            done.set()
-
-    async def _list(self, ino: int) -> None:
-        while True:
-            node = self.tree.node(ino)
-            file, drive = node.file, node.drive
-            page = await self.port.children(file)
-            directory, as_of = page.directory, page.as_of
-            children: list[Child] = list(page.children)
-            while page.next is not None:
-                page = await self.port.children(file, page.next)
-                children += page.children
-            if as_of >= self.merge.seq(drive):
-                self.merge.list_directory(ino, directory, children, as_of)
-                self.collector.collect()
-                return
-
     async def ensure_listed(self, ino: int) -> None:
-        node = self.tree.node(ino)
-        if node.is_directory and node.listed is None and node.live:
-            await self.list_directory(ino)
-
-    async def manifest_of(self, file: str, version: str) -> Manifest:
-        known = self.manifests.manifest(version)
-        if known is not None:
-            return known
-        reply = await self.port.file(file, version, manifest=True)
-        assert reply.manifest is not None
-        self.manifests.keep_manifest(version, reply.manifest)
-        return reply.manifest
+        await self.listing.ensure_listed(ino)
 
     # What a person does.
 
