@@ -107,7 +107,7 @@ def is_module(name: str, bases: list[Path]) -> bool:
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
 def test_what_is_named_exists(file: Path) -> None:
     package = name_of(file).split("/")[0]
-    bases = [place for top in PACKAGES for place in places_of(top)]
+    bases = [ROOT, *(place for top in PACKAGES for place in places_of(top))]
     missing = []
     for span in said_in(file):
         text = span.removesuffix("()")

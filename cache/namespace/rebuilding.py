@@ -31,7 +31,7 @@ from remote.protocol.ids import FileId, VersionId
 
 
 class FilePort(Protocol):
-    """The part of `client.ApiClient` that resolving needs."""
+    """The part of `remote.http.api.ApiClient` that resolving needs."""
 
     async def file(
         self, file: FileId, version: VersionId | None = None, *, manifest: bool = False

@@ -70,7 +70,7 @@ BATCHES = "batches"  # what waits when a batch had no answer at all
 
 
 class ApplyPort(Protocol):
-    """The part of `client.ApiClient` that the replayer needs."""
+    """The part of `remote.http.api.ApiClient` that the replayer needs."""
 
     async def apply(self, request: messages.ApplyRequest) -> messages.ApplyReply: ...
 
