@@ -50,7 +50,7 @@ from mount.control.server import Report, listening, serve_control
 from mount.failures import Failure
 from mount.fuse import fusectl, handshake
 from mount.fuse.attributes import Ownership
-from mount.fuse.invalidator import KernelInvalidator, Lookups
+from mount.fuse.invalidator import KernelInvalidator, LookupCounts
 from mount.fuse.operations import FileSystem
 from mount.fuse.writeback import WriteBack
 from mount.session.session import Session
@@ -67,7 +67,7 @@ async def run(
 ) -> None:
     """Mount, call `answering` before the kernel gets its first answer and `ready` when the folder
     can be used, return when it has been unmounted."""
-    lookups = Lookups()
+    lookups = LookupCounts()
     invalidator = KernelInvalidator(lookups)
     session = Session(config, token, invalidator, lookups.in_use)
     try:
@@ -356,7 +356,7 @@ class Control:
             )
 
     async def _give_up(self, flushing: trio.CancelScope) -> None:
-        await self._session.waiting.until_given_up()
+        await self._session.backpressure.until_given_up()
         flushing.cancel()
 
     async def retry(self, path: str, report: Report) -> str:

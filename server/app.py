@@ -29,8 +29,8 @@ from server.api import (
 )
 from server.api.exchange import HANDLERS
 from server.http import head
-from server.http.access_log import Noting, Observed
-from server.http.admission import Guard
+from server.http.access_log import LoggedRequest, Noting
+from server.http.admission import Admission
 from server.http.bodies import Receive
 from server.http.connections import Connections
 from server.http.problems import Send
@@ -108,7 +108,7 @@ class Application:
         self._edge = _edge_of(service)
         tunables = service.settings.tunables
         self.connections = Connections(tunables, service.metrics, service.known)
-        self._guard = Guard(service.settings, service.metrics, service.known, service.tries)
+        self._admission = Admission(service.settings, service.metrics, service.known, service.tries)
         self._noting = Noting(service.metrics, service.known, tunables)
         self._origins = Origins(tunables.content_url)
         self._content = ContentServer(
@@ -142,7 +142,7 @@ class Application:
         if scope["type"] == "lifespan":
             await self._api(scope, receive, send)  # type: ignore[arg-type]  # untyped ASGI messages
             return
-        await Observed(self._noting, self._guard, scope, send).run(self.route, receive)
+        await LoggedRequest(self._noting, self._admission, scope, send).run(self.route, receive)
 
     async def route(self, scope: Any, receive: Receive, send: Send) -> str:
         """Answer one connection; returns the route's name for the metrics."""

@@ -32,7 +32,7 @@ import uvicorn
 from server import datadir, memory
 from server.durable import write_private
 from server.http import logs
-from server.http.accept import Door
+from server.http.accept import Acceptor
 from server.http.certificate import Identity, tell_nothing
 from server.http.connections import Config, Http
 from server.http.listen import CannotListen, check_safe, listening, public_url
@@ -194,7 +194,8 @@ class Server(uvicorn.Server):
             sys.exit(STARTUP_FAILURE)
         self._loop = asyncio.get_running_loop()
         doors = [
-            Door(sock, self._connections, self._make_protocol, self._tls) for sock in sockets or []
+            Acceptor(sock, self._connections, self._make_protocol, self._tls)
+            for sock in sockets or []
         ]
         for door in doors:
             door.open(self.config.backlog)

@@ -35,9 +35,9 @@ from server.changes.nesting import Nesting
 from server.drive import commits, sharing
 from server.gauges import Gauges
 from server.http import password_queue
-from server.http.password_tries import Tries
+from server.http.password_tries import PasswordTries
 from server.http.rate_limits import Places, TokenBuckets
-from server.http.recent_tokens import KnownCallers
+from server.http.recent_tokens import RecentTokens
 from server.links import tree
 from server.links.content import Library
 from server.links.signing import LinkSigner
@@ -101,14 +101,14 @@ class Service:
         self.fanout = LocalFanout()
         self.metrics = Metrics()
         tunables = settings.tunables
-        self.tries = Tries(tunables)
+        self.tries = PasswordTries(tunables)
         self.locked_links = TokenBuckets(30, 2)  # links made with a password, per account
         self.login_failures = TokenBuckets(1, 60)  # audit rows, per address and name
         self.login_failures_from = TokenBuckets(60, 60)  # audit rows, per address
         misses = (tunables.share_miss_burst, tunables.share_miss_seconds)
         self.share_misses = TokenBuckets(*misses)  # names that are no account's, per account
         self.share_pace = sharing.Pace(tunables.stranger_burst, tunables.stranger_seconds)
-        self.known = KnownCallers()
+        self.known = RecentTokens()
         self.library = Library(self.db.read, self.blobs)
         self.counts = tree.Counts()
         self.nesting = Nesting()

@@ -26,7 +26,7 @@ class _Full:
     next_try: float
 
 
-class Room:
+class FullDrives:
     """Times are in seconds, of any clock that only goes forward."""
 
     def __init__(self) -> None:

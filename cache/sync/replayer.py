@@ -32,7 +32,7 @@ from cache.metadata.operations import Body, Op, needed, new_id, reads, select, s
 from cache.metadata.tree import Tree
 from cache.namespace.merge import Merge
 from cache.sync.encode import message
-from cache.sync.full_drives import Room
+from cache.sync.full_drives import FullDrives
 from cache.sync.resolver import Resolver
 from cache.sync.retries import Line, Waits
 from cache.sync.succession import Succession
@@ -97,7 +97,7 @@ class Replayer:
         self.snapshots = Snapshots(tree, journal, contents)
         self.snapshots.freeze = uploader.snapshot
         uploader.on_arrival = lambda: self._arrives(True)
-        self.room = Room()
+        self.room = FullDrives()
         self._full_because: str | None = None
         self.last_request = float("-inf")  # trio time at which an application last asked something
         # Origins of what somebody waits for: it does not linger, and is snapshotted though open.
@@ -107,8 +107,8 @@ class Replayer:
         self._early: dict[str, int] = {}
         self._turned_away: list[tuple[Op, Problem]] = []  # uploads to be resolved between batches
         self._uploads, self._sends, self._line = Waits(), Waits(), Line()
-        self.gets_through = False  # has what was sent last, since `lost_touch`, arrived?
-        self.on_weather: Callable[[], None] = lambda: None  # that has changed
+        self.reachable = False  # has what was sent last, since `lost_touch`, arrived?
+        self.on_reachable: Callable[[], None] = lambda: None  # that has changed
         self._wake = trio.Event()
         self._most = BATCH  # operations sent at a time: fewer after a batch was refused as a whole
 
@@ -128,12 +128,12 @@ class Replayer:
 
     def lost_touch(self) -> None:
         """The server cannot be asked what is new any more."""
-        self.gets_through = False
+        self.reachable = False
 
     def _arrives(self, so: bool) -> None:
-        if so != self.gets_through:
-            self.gets_through = so
-            self.on_weather()
+        if so != self.reachable:
+            self.reachable = so
+            self.on_reachable()
 
     @property
     def waiting_because(self) -> str | None:
@@ -147,7 +147,7 @@ class Replayer:
         is being written is not waited for: whoever wants it has it brought to rest before."""
         which_or_all = which or (lambda op: not self.snapshots.is_moving(op))
         origins = {op.origin for op in self._journal if which_or_all(op)}
-        with self.hurried(None if which is None else needed(self._journal, origins)):
+        with self.expedited(None if which is None else needed(self._journal, origins)):
             self.retry_now()
             refused, kept = list[str](), set[str]()
             while first := self._first(origins, kept):
@@ -169,7 +169,7 @@ class Replayer:
         yield last
 
     @contextlib.contextmanager
-    def hurried(self, origins: set[str] | None) -> Iterator[None]:
+    def expedited(self, origins: set[str] | None) -> Iterator[None]:
         """Operations with these origins are sent as soon as they can be; None: all."""
         self._hurries.append(origins)
         self.wake()

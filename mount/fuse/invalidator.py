@@ -20,7 +20,7 @@ import trio
 log = structlog.get_logger(__name__)
 
 
-class Lookups:
+class LookupCounts:
     """How often the kernel holds each inode (lookup count) and how many handles are open on it."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Lookups:
 class KernelInvalidator:
     """Implements `cache.metadata.invalidation.Invalidator`."""
 
-    def __init__(self, lookups: Lookups) -> None:
+    def __init__(self, lookups: LookupCounts) -> None:
         self._lookups = lookups
         self._queue: list[Callable[[], None]] = []
         self._wake = trio.Event()

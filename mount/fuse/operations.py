@@ -44,7 +44,7 @@ from mount.fuse.attributes import (
     takes_setid,
     without_setid,
 )
-from mount.fuse.invalidator import Lookups
+from mount.fuse.invalidator import LookupCounts
 from mount.fuse.names import decode
 from mount.fuse.write_errors import WriteErrors
 from mount.session.interrupts import CALLER, Caller
@@ -105,7 +105,7 @@ class FileSystem(pyfuse3.Operations):
     enable_writeback_cache = True
     enable_acl = False
 
-    def __init__(self, session: Session, lookups: Lookups, owner: Ownership) -> None:
+    def __init__(self, session: Session, lookups: LookupCounts, owner: Ownership) -> None:
         super().__init__()
         self._session, self._lookups, self._owner = session, lookups, owner
         self._xattrs = xattrs.ExtendedAttributes(session.tree, session.edits)
@@ -531,9 +531,9 @@ class FileSystem(pyfuse3.Operations):
             # Before a write through its cache the kernel asks for it (`takes_setid`). Past the
             # cache it only marks the write, where pyfuse3 does not show it.
             self._take_setid(node, member=True)
-        if not session.waiting.fits(len(buf)):
-            await session.waiting.for_room(ino, len(buf))
-        with session.waiting.incoming(len(buf)):
+        if not session.backpressure.fits(len(buf)):
+            await session.backpressure.for_room(ino, len(buf))
+        with session.backpressure.incoming(len(buf)):
             return await session.contents.write(ino, off, buf)
 
     @request

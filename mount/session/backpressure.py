@@ -32,9 +32,9 @@ from cache.sync.replayer import Replayer
 TRY_SECONDS = 5.0  # long enough to connect, and to be refused or answered
 
 
-class Waiting:
+class Backpressure:
     """`require_online` raises NearlineError while it is known that the server does not answer;
-    whoever learns of a change of that calls `weather_changed`."""
+    whoever learns of a change of that calls `reachability_changed`."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Waiting:
         self._incoming = 0  # bytes of writes that have room, and are not counted as dirty yet
         self._settled = trio.Event()  # set, and replaced, when such a write is over
 
-    def weather_changed(self) -> None:
+    def reachability_changed(self) -> None:
         """The server is to be had, or not any more."""
         self._weather.set()
         self._weather = trio.Event()
@@ -146,7 +146,7 @@ class Waiting:
             if not self._incoming and not self._something_leaves():
                 raise self._no_space()
             changed = self._journal.changed, self._replayer.room.changed
-            with self._replayer.hurried(self._open_and_dirty()):
+            with self._replayer.expedited(self._open_and_dirty()):
                 await first_of(*changed, self._weather, self._settled)
 
     def _no_space(self) -> OSError:

@@ -31,7 +31,7 @@ from cache.metadata.tree import HISTORY, ROOT, Node
 from cache.recovery.opening import open_database
 from cache.recovery.power_loss import recover
 from mount.config import MountConfig
-from mount.session.backpressure import Waiting
+from mount.session.backpressure import Backpressure
 from mount.session.interrupts import InterruptibleReader, Interrupts
 from mount.session.old_versions import Versions
 from mount.session.quota import AccountWatch
@@ -120,7 +120,7 @@ class Session(Device):
         self.contents.on_change = self._content_changed
         self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
         self.back = trio.Event()  # set, and replaced, when a host can be reached again
-        self.waiting = Waiting(
+        self.backpressure = Backpressure(
             config.dirty_limit,
             self.tree,
             self.journal,
@@ -129,7 +129,7 @@ class Session(Device):
             self.require_online,
             self._is_out_of_touch,
         )
-        self.replayer.on_weather = self._weather_changed
+        self.replayer.on_reachable = self._reachability_changed
 
     # Life.
 
@@ -222,15 +222,15 @@ class Session(Device):
         self.spool.close()
         self.db.close(clean=clean)
 
-    def _weather_changed(self) -> None:
-        self.waiting.weather_changed()
-        if self.subscriber.known_offline and self.replayer.gets_through:
+    def _reachability_changed(self) -> None:
+        self.backpressure.reachability_changed()
+        if self.subscriber.known_offline and self.replayer.reachable:
             self.subscriber.poke()  # its own next try may be far away
 
     def _online_changed(self) -> None:
         if not self.subscriber.online:
             self.replayer.lost_touch()
-        self.waiting.weather_changed()
+        self.backpressure.reachability_changed()
         self.patience.down(self.subscriber.known_offline)
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
         if self.subscriber.online:
@@ -243,7 +243,7 @@ class Session(Device):
             self.subscriber.poke()  # it knows for certain, and its own next try may be far away
         if silence is None:
             self._try_again()
-        self.waiting.weather_changed()
+        self.backpressure.reachability_changed()
 
     async def _token_refused(self, refused: Refused) -> bool:
         """Whether the mount has another token now. The feed finds out too: its socket stays open
@@ -311,7 +311,7 @@ class Session(Device):
     def _is_out_of_touch(self) -> bool:
         """Whether it is known that nothing can be sent either."""
         is_silent = self.client.connectivity.silence(self.client.origin) is not None
-        return is_silent or (self.subscriber.known_offline and not self.replayer.gets_through)
+        return is_silent or (self.subscriber.known_offline and not self.replayer.reachable)
 
     def require_online(self) -> None:
         """Fail at once while it is known that the server cannot be reached."""
@@ -334,7 +334,7 @@ class Session(Device):
     async def _until_sent(self, ino: int) -> None:
         if self.config.sync == "remote":
             with self.interrupts.watched():
-                await self.waiting.until_sent(self.tree.node(ino))
+                await self.backpressure.until_sent(self.tree.node(ino))
 
     def check_quota(self, ino: int) -> None:
         """Raise OSError (EDQUOT) while the drive has no room for the bytes that were written into

@@ -36,7 +36,7 @@ from remote.protocol.content import BLOCK_SIZE, BadContent, Descriptor, Manifest
 from remote.protocol.errors import CorruptContent, ProtocolError, Unreachable, UrlRefused
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Located, Span
-from remote.transfer.limits import BufferPool, Claim, Quota
+from remote.transfer.limits import BufferPool, Claim, PrioritySemaphore
 from remote.transfer.locate import LocateApi, Locator
 from remote.transfer.read_retry import Patience
 
@@ -109,8 +109,8 @@ class Downloader:
         self._patience = patience or Patience()
         self._locator = Locator(api, now_ns)
         self._pool = BufferPool(keep=budget_bytes)
-        self.memory = Quota(budget_bytes)
-        self.connections = Quota(connections)
+        self.memory = PrioritySemaphore(budget_bytes)
+        self.connections = PrioritySemaphore(connections)
 
     async def first_look(
         self, file: FileId, version: VersionId, span: Span | None = None

@@ -1,12 +1,13 @@
-"""Bounds on what is in flight: a fair quota, and buffers that are used again.
+"""Bounds on what is in flight: a fair semaphore, and buffers that are used again.
 
 Knows: numbers and buffers. Must not know: what is being transferred.
 
-Concurrency contract: trio thread only. A `Quota` grants in order of arrival, urgent claims first;
-`BufferPool` has no checkpoint. Buffers are reused because fresh pages are expensive to fault in
-on small machines (a copy into new memory runs at a third of the speed). A fresh one is a mapping of
-its own, which takes memory only as bytes come: of those who wait for a network that stands still
-there can be thousands.
+Concurrency contract: trio thread only. A `PrioritySemaphore` grants in order of arrival, urgent
+claims first; `BufferPool` has no checkpoint.
+
+Buffers are reused because fresh pages are expensive to fault in on small machines (a copy into new
+memory runs at a third of the speed). A fresh one is a mapping of its own, which takes memory only
+as bytes come: of those who wait for a network that stands still there can be thousands.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class _Ticket:
         self.granted = trio.Event()
 
 
-class Quota:
+class PrioritySemaphore:
     """At most `limit` units handed out at once. An amount over the limit is granted alone."""
 
     def __init__(self, limit: int) -> None:

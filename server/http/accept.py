@@ -39,7 +39,7 @@ PAUSE_SECONDS = 1.0
 """Between tries when the system gives no more descriptors."""
 
 
-class Door:
+class Acceptor:
     """One listening socket. Without `tls` plain HTTP alone is spoken. Closed and waited for like an
     `asyncio.Server`."""
 
@@ -120,7 +120,7 @@ class Arrival(Watched):
     """A connection that is not yet a protocol's: it waits for the first byte, then for the end of
     the TLS handshake, if there is one."""
 
-    def __init__(self, door: Door, sock: socket.socket) -> None:
+    def __init__(self, door: Acceptor, sock: socket.socket) -> None:
         self._door, self._sock = door, sock
         self._loop = asyncio.get_running_loop()
         self._since = time.monotonic()

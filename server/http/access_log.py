@@ -1,7 +1,7 @@
 """One request from its arrival to its log line.
 
-Knows: request ids, the access log, request metrics, in what order a request passes the guard and
-is routed. Must not know: any endpoint, why the guard turns something away.
+Knows: request ids, the access log, request metrics, in what order a request is admitted and routed.
+Must not know: any endpoint, why something is turned away (`admission`).
 
 Every answer carries `X-Request-Id`: the caller's own if it is well formed, else a new one. Logged
 paths have no query: signatures and cursors stay out of the log. What rates turn away, and refusals
@@ -24,11 +24,11 @@ import structlog
 from remote.protocol.errors import RULES, RateLimited
 from server.addresses import client_of
 from server.http import bodies
-from server.http.admission import REFUSALS, Guard, is_free
+from server.http.admission import REFUSALS, Admission, is_free
 from server.http.bearer import token_of
 from server.http.bodies import Receive
 from server.http.problems import Message, Send, header, refuse
-from server.http.recent_tokens import KnownCallers
+from server.http.recent_tokens import RecentTokens
 from server.http.redaction import shown_path
 from server.metrics import Metrics
 from server.settings import Tunables
@@ -52,15 +52,15 @@ class Noting(NamedTuple):
     """Where requests are counted, who sends them, and what is slow."""
 
     metrics: Metrics
-    known: KnownCallers
+    known: RecentTokens
     tunables: Tunables
 
 
-class Observed:
+class LoggedRequest:
     """One request. `run` it once."""
 
-    def __init__(self, noting: Noting, guard: Guard, scope: Any, send: Send) -> None:
-        self._noting, self._guard, self._scope, self._forward = noting, guard, scope, send
+    def __init__(self, noting: Noting, admission: Admission, scope: Any, send: Send) -> None:
+        self._noting, self._admission, self._scope, self._forward = noting, admission, scope, send
         self._id = _request_id(scope)
         self._status = 0
         self._is_flood = False
@@ -78,7 +78,7 @@ class Observed:
 
     async def _answer(self, route: Route, receive: Receive) -> str:
         scope = self._scope
-        turned = await self._guard.admit(scope, receive)
+        turned = await self._admission.admit(scope, receive)
         if turned is not None:
             self._is_flood = isinstance(turned.problem, RateLimited)
             problem, status, close = turned
@@ -118,13 +118,13 @@ class Observed:
         given = [*message.get("headers", ()), (b"x-request-id", self._id)]
         if bodies.unread(self._scope) and not any(name == b"connection" for name, _ in given):
             given.append((b"connection", b"close"))
-        message["headers"] = self._guard.secured(given)
+        message["headers"] = self._admission.secured(given)
 
     def _too_many_refusals(self, status: int) -> RateLimited | None:
         """Count an answer if it refuses a stranger something; what to say instead, if anything."""
         if status not in REFUSALS or (self._is_paced and self._who()):
             return None
-        problem = self._guard.refusal(self._scope)
+        problem = self._admission.refusal(self._scope)
         self._is_flood = self._is_flood or problem is not None
         return None if self._is_paced else problem
 

@@ -23,10 +23,10 @@ from server.addresses import TrustedProxies, client_of, limited_as, site_of
 from server.http import bodies, request_target
 from server.http.bearer import token_of
 from server.http.bodies import GONE_STATUS, Bodies, Body, Receive
-from server.http.password_tries import Tries
+from server.http.password_tries import PasswordTries
 from server.http.problems import header
 from server.http.rate_limits import TokenBuckets
-from server.http.recent_tokens import Known, KnownCallers
+from server.http.recent_tokens import Known, RecentTokens
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -75,15 +75,15 @@ def is_free(path: str) -> bool:
     return path in _HEALTH or path.startswith(_SIGNED)
 
 
-class Guard:
+class Admission:
     """The checks of one server. Concurrency: the event loop."""
 
     def __init__(
         self,
         settings: Settings,
         metrics: Metrics,
-        known: KnownCallers,
-        tries: Tries,
+        known: RecentTokens,
+        tries: PasswordTries,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         tunables = settings.tunables

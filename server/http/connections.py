@@ -38,10 +38,10 @@ from server import memory
 from server.addresses import TrustedProxies, is_loopback, limited_as
 from server.http import request_target
 from server.http.bearer import token_of
-from server.http.peer_users import Address, UserOf, Users
+from server.http.peer_users import Address, PeerUsers, UserOf
 from server.http.rate_limits import Room
-from server.http.recent_tokens import KnownCallers
-from server.http.slots import Seats
+from server.http.recent_tokens import RecentTokens
+from server.http.slots import Slots
 from server.metrics import Metrics
 from server.settings import Tunables
 
@@ -99,36 +99,36 @@ class Connections:
         self,
         tunables: Tunables,
         metrics: Metrics,
-        known: KnownCallers,
+        known: RecentTokens,
         user_of: UserOf | None = None,
     ) -> None:
         self.tunables = tunables
         self._metrics, self._known = metrics, known
-        self._user_of = user_of or Users().of
+        self._user_of = user_of or PeerUsers().of
         self._proxies = TrustedProxies(tunables.trusted_proxies)
         self.behind = Room(tunables.body_memory_bytes // 8)
         each = tunables.connections_per_address, tunables.connections_per_account
-        self._seats: Seats[Watched] = Seats(tunables.connections, *each)
+        self._slots: Slots[Watched] = Slots(tunables.connections, *each)
         self._open: set[Watched] = set()
         self._ended, self._given_back = 0, -GIVE_BACK_SECONDS
-        metrics.connections.set_function(lambda: self._seats.taken)
+        metrics.connections.set_function(lambda: self._slots.taken)
 
     @property
     def taken(self) -> int:
         """How many there are."""
-        return self._seats.taken
+        return self._slots.taken
 
     def enter(self, connection: Watched, there: Address, here: Address) -> bool:
         """Count a connection between two addresses; False, and it is not counted, if there are too
         many, and every one of them is of use to somebody."""
         holder = self._holder(there, here)
-        while (crowd := self._seats.in_the_way(holder)) is not None:
+        while (crowd := self._slots.in_the_way(holder)) is not None:
             leaving = _first_to_leave(list(crowd))
             if leaving is None:
                 self.cut("too_many")
                 return False
             self._end(leaving, "made_room")
-        self._seats.take(connection, holder)
+        self._slots.take(connection, holder)
         self._open.add(connection)
         return True
 
@@ -146,28 +146,28 @@ class Connections:
         more."""
         if old not in self._open:
             return False
-        self._seats.succeed(old, new)
+        self._slots.succeed(old, new)
         self._open.discard(old)
         self._open.add(new)
         return True
 
     def leave(self, connection: Watched) -> None:
         if connection in self._open:
-            self._seats.leave(connection)
+            self._slots.leave(connection)
             self._open.remove(connection)
             self._ended += 1
 
     def recognise(self, connection: Watched) -> None:
         """Count a connection for its account, as soon as its token has proved to be good."""
-        if connection.token is not None and self._seats.is_stranger(connection):
+        if connection.token is not None and self._slots.is_stranger(connection):
             known = self._known.of(connection.token)
             if known is not None:
-                self._seats.recognise(connection, known.account)
+                self._slots.recognise(connection, known.account)
 
     def served(self, connection: Watched) -> None:
         """A request of it has been answered."""
         self.recognise(connection)
-        self._seats.served(connection)
+        self._slots.served(connection)
 
     def cut(self, why: str) -> None:
         """A connection is refused or ended because of `why`."""

@@ -51,7 +51,7 @@ class Try(NamedTuple):
     counted: Counted
 
 
-class Tries:
+class PasswordTries:
     def __init__(
         self,
         tunables: Tunables,

@@ -34,7 +34,7 @@ _USER_AT = _HEADER.size + 4 + _SOCKET_ID_BYTES + 12
 _ANSWER_BYTES = 8192
 
 
-class Users:
+class PeerUsers:
     """Asks the kernel. `of` is a `UserOf`."""
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ class Known(NamedTuple):
     device: str
 
 
-class KnownCallers:
+class RecentTokens:
     def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
         self._max_tokens = max_tokens
         self._lock = threading.Lock()  # guards the one below

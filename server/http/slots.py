@@ -23,7 +23,7 @@ T = TypeVar("T", bound=Hashable)
 RESERVED_PART = 4
 
 
-class Seats(Generic[T]):
+class Slots(Generic[T]):
     """`total` places, `per_address` for the strangers of one address, `per_account` for the known
     guests of one account."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cache.sync.full_drives import Room
+from cache.sync.full_drives import FullDrives
 
 
 def test_a_full_drive_is_tried_later_and_later() -> None:
-    room = Room()
+    room = FullDrives()
     assert room.may_try("d", 0)
     waits = []
     now = 100.0
@@ -23,7 +23,7 @@ def test_a_full_drive_is_tried_later_and_later() -> None:
 
 
 def test_drives_are_full_each_for_itself() -> None:
-    room = Room()
+    room = FullDrives()
     room.refused("a", 0, 0.5)
     assert room.is_full("a")
     assert not room.is_full("b")
@@ -37,7 +37,7 @@ def test_drives_are_full_each_for_itself() -> None:
 
 
 def test_a_drive_to_which_nothing_is_to_be_sent_is_not_known_to_be_full() -> None:
-    room = Room()
+    room = FullDrives()
     room.refused("a", 0, 0.5)
     room.refused("b", 0, 0.5)
     told = room.changed
@@ -48,7 +48,7 @@ def test_a_drive_to_which_nothing_is_to_be_sent_is_not_known_to_be_full() -> Non
 
 
 def test_who_waits_is_told_of_changes_only() -> None:
-    room = Room()
+    room = FullDrives()
     first = room.changed
     room.refused("a", 0, 0.5)
     assert first.is_set()
@@ -61,7 +61,7 @@ def test_who_waits_is_told_of_changes_only() -> None:
 
 
 def test_a_person_need_not_wait() -> None:
-    room = Room()
+    room = FullDrives()
     for _ in range(9):
         room.refused("a", 50.0, 0.9)
     room.retry_now()

@@ -249,7 +249,7 @@ async def test_nothing_has_arrived_while_nobody_answers(
         raise Unreachable("no network")
 
     seen: list[bool] = []
-    one.replayer.on_weather = lambda: seen.append(one.replayer.gets_through)
+    one.replayer.on_reachable = lambda: seen.append(one.replayer.reachable)
     one.edits.create(ROOT, "empty", "file", 0o644, 0, 0)
     with monkeypatch.context() as offline, trio.move_on_after(5):
         offline.setattr(one.port, "apply", unreachable)
@@ -258,7 +258,7 @@ async def test_nothing_has_arrived_while_nobody_answers(
     await one.flush()
     assert seen == [True]
     one.replayer.lost_touch()
-    assert not one.replayer.gets_through
+    assert not one.replayer.reachable
     await save(one, "a", b"bytes")
     await one.flush()
     assert seen == [True, True]

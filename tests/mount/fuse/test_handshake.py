@@ -16,7 +16,7 @@ import trio
 from mount.fuse import handshake
 from mount.fuse.attributes import Ownership
 from mount.fuse.handshake import ASYNC_DIO, HANDLE_KILLPRIV_V2, INIT, amended, offered
-from mount.fuse.invalidator import Lookups
+from mount.fuse.invalidator import LookupCounts
 from mount.fuse.operations import FileSystem
 
 OTHERS = 1 << 16 | 1 << 0 | 1 << 3  # write-back cache, asynchronous reads, atomic O_TRUNC
@@ -105,7 +105,7 @@ async def test_direct_writing_is_refused_where_bytes_could_be_lost_by_it() -> No
         edits=None,
         shares=SimpleNamespace(check_writable=lambda node: None),
     )
-    system = FileSystem(session, Lookups(), Ownership(None, None, 0))  # type: ignore[arg-type]  # the part of it that is used
+    system = FileSystem(session, LookupCounts(), Ownership(None, None, 0))  # type: ignore[arg-type]  # the part of it that is used
     context = pyfuse3.RequestContext()
     with pytest.raises(pyfuse3.FUSEError) as refused:
         await system.open(7, os.O_RDWR | os.O_DIRECT, context)

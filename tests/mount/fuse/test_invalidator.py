@@ -12,12 +12,12 @@ import trio
 import trio.testing
 
 from mount.fuse.attributes import Ownership
-from mount.fuse.invalidator import KernelInvalidator, Lookups
+from mount.fuse.invalidator import KernelInvalidator, LookupCounts
 from mount.fuse.operations import FileSystem
 
 
 def test_an_inode_is_in_use_until_the_last_reference_is_gone() -> None:
-    lookups = Lookups()
+    lookups = LookupCounts()
     lookups.looked_up(7)
     lookups.looked_up(7)
     lookups.opened(7)
@@ -66,7 +66,7 @@ class Kernel:
 
 
 async def test_forgetting_is_queued_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator(Lookups())
+    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator(LookupCounts())
     kernel.go.clear()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(invalidator.run)
@@ -84,7 +84,7 @@ async def test_forgetting_is_queued_and_in_order(monkeypatch: pytest.MonkeyPatch
 async def test_who_watches_is_told_of_what_is_gone_unless_somebody_writes_into_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kernel, lookups = Kernel(monkeypatch), Lookups()
+    kernel, lookups = Kernel(monkeypatch), LookupCounts()
     invalidator = KernelInvalidator(lookups)
     for ino, writable in ((7, False), (8, True)):
         lookups.opened(ino, writable=False)
@@ -104,7 +104,7 @@ async def test_who_watches_is_told_of_what_is_gone_unless_somebody_writes_into_i
 async def test_a_kernel_that_will_not_is_no_reason_to_end(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator(Lookups())
+    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator(LookupCounts())
     kernel.fail = [OSError(code, "no")]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(invalidator.run)
@@ -125,7 +125,7 @@ async def test_a_file_that_the_kernel_makes_anew_from_an_old_answer_is_looked_up
         collector=SimpleNamespace(unused=released.append),
         look_up_again=again.append,
     )
-    lookups = Lookups()
+    lookups = LookupCounts()
     system = FileSystem(session, lookups, Ownership(None, None, 0))  # type: ignore[arg-type]  # the part of it that is used
     for ino in (7, 7, 8):
         lookups.looked_up(ino)

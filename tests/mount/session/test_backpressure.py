@@ -13,8 +13,8 @@ import trio
 import trio.testing
 
 from cache.metadata.operations import Body, Op
-from cache.sync.full_drives import Room
-from mount.session.backpressure import Waiting
+from cache.sync.full_drives import FullDrives
+from mount.session.backpressure import Backpressure
 from remote.protocol.errors import Unreachable
 
 MINE, THEIRS = 1, 2  # inodes, each in a drive of its own
@@ -35,16 +35,16 @@ class Journal(list[Op]):
 
 
 class Replayer:
-    """Remembers who is hurried; `flush` returns what `answer` says, when it is set."""
+    """Remembers who is expedited; `flush` returns what `answer` says, when it is set."""
 
     def __init__(self) -> None:
-        self.room, self.snapshots = Room(), self
+        self.room, self.snapshots = FullDrives(), self
         self.hurries: list[set[str]] = []
         self.answered = trio.Event()
         self.left: list[Op] = []
 
     @contextlib.contextmanager
-    def hurried(self, origins: set[str]) -> Iterator[None]:
+    def expedited(self, origins: set[str]) -> Iterator[None]:
         self.hurries.append(origins)
         yield
 
@@ -57,14 +57,14 @@ class Replayer:
 
 
 class World:
-    """As much of a mount as `Waiting` looks at, with as many dirty bytes as may be."""
+    """As much of a mount as `Backpressure` looks at, with as many dirty bytes as may be."""
 
     def __init__(self, ino: int = MINE) -> None:
         self.offline = False
         self.contents = SimpleNamespace(dirty_bytes=LIMIT, stack=lambda ino: ["a layer"])
         self.journal, self.replayer = Journal([content(ino)]), Replayer()
         self.journal.changed = trio.Event()
-        self.waiting = Waiting(
+        self.waiting = Backpressure(
             LIMIT,
             SimpleNamespace(node=node, find=node),  # type: ignore[arg-type]  # as much as it needs
             self.journal,  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ class World:
 
     def go_offline(self) -> None:
         self.offline = True
-        self.waiting.weather_changed()
+        self.waiting.reachability_changed()
 
 
 def node(ino: int) -> Any:
@@ -256,7 +256,7 @@ async def test_who_gives_up_offline_waits_for_one_try(
         world.go_offline()
         await trio.sleep(1)
         world.offline = False
-        world.waiting.weather_changed()
+        world.waiting.reachability_changed()
         await trio.sleep(1000)
         assert not given_up.is_set()
         world.go_offline()

@@ -15,7 +15,7 @@ from remote.protocol.errors import (
     Unreachable,
 )
 from remote.transfer.download import STALLS, Downloader
-from remote.transfer.limits import BufferPool, Claim, Quota
+from remote.transfer.limits import BufferPool, Claim, PrioritySemaphore
 from remote.transfer.read_retry import Patience
 from tests.fake_edge import FakeEdge, noise, version_name
 
@@ -264,7 +264,7 @@ async def test_memory_in_flight_stays_under_the_budget() -> None:
 
 
 async def test_a_quota_is_fair_and_urgent_claims_go_first() -> None:
-    quota, order = Quota(10), list[str]()
+    quota, order = PrioritySemaphore(10), list[str]()
     late = Claim(urgent=False)
 
     async def claim(name: str, amount: int, by: Claim) -> None:
@@ -296,7 +296,7 @@ async def test_a_quota_is_fair_and_urgent_claims_go_first() -> None:
 
 
 async def test_a_cancelled_claim_takes_nothing() -> None:
-    quota = Quota(10)
+    quota = PrioritySemaphore(10)
     await quota.acquire(10, Claim())
     with trio.move_on_after(0):
         await quota.acquire(5, Claim())

@@ -132,7 +132,7 @@ def test_an_arrival_that_made_room_becomes_no_protocol(both: Running) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             opened = both.server.servers[0]
-            assert isinstance(opened, door.Door)
+            assert isinstance(opened, door.Acceptor)
             arrival = door.Arrival(opened, ours)
             transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
                 arrival._protocol, ours

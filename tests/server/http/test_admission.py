@@ -303,7 +303,7 @@ def test_who_is_told_to_come_again_is_told_a_moment_later(
     server, held = start(login_burst=1, login_seconds_per_try=3600, refused_seconds=0.7), []
 
     async def sleep(seconds: float) -> None:
-        held.append((seconds, server.app._guard.bodies.held))
+        held.append((seconds, server.app._admission.bodies.held))
 
     monkeypatch.setattr(access_log, "_sleep", sleep)
     server.account("anna")

@@ -38,7 +38,7 @@ def small(start: Start, monkeypatch: pytest.MonkeyPatch) -> Running:
 
 
 def bodies_of(server: Running) -> Bodies:
-    return server.app._guard.bodies
+    return server.app._admission.bodies
 
 
 def buffered(server: Running) -> int:

@@ -20,7 +20,7 @@ import pytest
 
 from server import memory
 from server.http.connections import ENDED, Connections, Http, Watched
-from server.http.recent_tokens import KnownCallers
+from server.http.recent_tokens import RecentTokens
 from server.metrics import Metrics
 from server.settings import Tunables
 from tests.server.conftest import Start
@@ -296,7 +296,7 @@ def test_users_of_this_machine_are_not_each_others_crowd() -> None:
     gone: list[Watched] = []
     tunables = Tunables(connections_per_address=2)
     places = Connections(
-        tunables, Metrics(), KnownCallers(), lambda there, here: users.get(there[1])
+        tunables, Metrics(), RecentTokens(), lambda there, here: users.get(there[1])
     )
     idle = {port: Idle() for port in users}
     for port, each in idle.items():
@@ -305,7 +305,7 @@ def test_users_of_this_machine_are_not_each_others_crowd() -> None:
             host = "127.0.0.1"
         assert places.enter(each, (host, port), ("127.0.0.1", 8750))
     assert gone == [idle[1], idle[5]]
-    places = Connections(tunables, Metrics(), KnownCallers(), lambda there, here: 1 // 0)
+    places = Connections(tunables, Metrics(), RecentTokens(), lambda there, here: 1 // 0)
     assert places.enter(Idle(), ("192.0.2.1", 1), ("192.0.2.2", 1))  # nobody is asked about others
 
 
@@ -358,7 +358,7 @@ def test_ended_connections_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None
     """Over TLS they have buffers of half a megabyte, of which Python's collector knows nothing."""
     collected: list[int] = []
     monkeypatch.setattr(memory, "give_back", partial(collected.append, 1))
-    connections = Connections(Tunables(), Metrics(), KnownCallers())
+    connections = Connections(Tunables(), Metrics(), RecentTokens())
     for ended in range(1, 2 * ENDED + 1):
         visitor = Visitor()
         assert connections.enter(visitor, ("192.0.2.1", 1), ("192.0.2.2", 2))

@@ -10,7 +10,7 @@ from argon2 import PasswordHasher
 
 from remote.protocol.errors import RateLimited, Refused
 from server.accounts import accounts
-from server.http.password_tries import HEARD, LONGEST_SECONDS, Tries
+from server.http.password_tries import HEARD, LONGEST_SECONDS, PasswordTries
 from server.settings import Tunables
 from tests.server.conftest import Start
 from tests.server.harness import Failed, Running
@@ -26,13 +26,15 @@ class Moment:
     def __init__(self) -> None:
         self.now, self.slept = 0.0, 0.0
 
-    def tries(self, **tunables: Any) -> Tries:
-        return Tries(Tunables(**tunables), lambda: self.now, self.sleep)
+    def tries(self, **tunables: Any) -> PasswordTries:
+        return PasswordTries(Tunables(**tunables), lambda: self.now, self.sleep)
 
     async def sleep(self, seconds: float) -> None:
         self.slept = seconds
 
-    def ask(self, tries: Tries, address: str, what: object = ANNA, *, right: bool = False) -> bool:
+    def ask(
+        self, tries: PasswordTries, address: str, what: object = ANNA, *, right: bool = False
+    ) -> bool:
         """Whether a try may be made; `slept` is how long it had to wait."""
         self.slept = 0.0
         try:
@@ -62,7 +64,7 @@ def test_many_addresses_together_have_one_try_in_some_seconds(moment: Moment) ->
     assert heard <= 2 * 10 + (HOUR + LONGEST_SECONDS) / 6 + machines * HEARD < alone / 10
 
 
-def attacked(moment: Moment, tries: Tries, what: object = ANNA) -> None:
+def attacked(moment: Moment, tries: PasswordTries, what: object = ANNA) -> None:
     """A great many addresses try, until none of them is heard any more."""
     for n in range(100):
         while moment.ask(tries, address(n), what):
@@ -124,7 +126,7 @@ def proxied(start: Start, moment: Moment, monkeypatch: pytest.MonkeyPatch) -> Ru
     hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     monkeypatch.setattr(accounts, "HASHER", hasher)
     server = start(trusted_proxies=["127.0.0.1"])
-    server.app.service.tries = server.app._guard._tries = moment.tries()
+    server.app.service.tries = server.app._admission._tries = moment.tries()
     accounts.add_account(server.data, "anna", "right password")
     return server
 

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from server.http.peer_users import Users
+from server.http.peer_users import PeerUsers
 
 NOBODY = 65534
 
@@ -28,7 +28,7 @@ def connection(family: int, host: str, user: int | None = None) -> list[socket.s
     return [listener, client, listener.accept()[0]]
 
 
-def asked(users: Users, sockets: list[socket.socket]) -> int | None:
+def asked(users: PeerUsers, sockets: list[socket.socket]) -> int | None:
     accepted = sockets[-1]
     return users.of(accepted.getpeername()[:2], accepted.getsockname()[:2])
 
@@ -37,7 +37,7 @@ def asked(users: Users, sockets: list[socket.socket]) -> int | None:
     ("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
 )
 def test_users_are_told_apart(family: int, host: str) -> None:
-    users = Users()
+    users = PeerUsers()
     wanted = [None, NOBODY, None] if os.geteuid() == 0 else [None]
     for user in wanted:
         sockets = connection(family, host, user)
@@ -48,7 +48,7 @@ def test_users_are_told_apart(family: int, host: str) -> None:
 
 
 def test_a_connection_that_is_not_there_is_nobodys() -> None:
-    users = Users()
+    users = PeerUsers()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert users.of(("127.0.0.1", port), ("127.0.0.1", port)) is None
@@ -63,4 +63,4 @@ def test_where_the_kernel_does_not_tell_nobody_is_told_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delattr(socket, "AF_NETLINK")
-    assert Users().of(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
+    assert PeerUsers().of(("127.0.0.1", 1), ("127.0.0.1", 2)) is None

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from server.http.slots import Seats
+from server.http.slots import Slots
 
 
-def seats(total: int = 100, per_address: int = 100, per_account: int = 100) -> Seats[str]:
-    return Seats(total, per_address, per_account)
+def seats(total: int = 100, per_address: int = 100, per_account: int = 100) -> Slots[str]:
+    return Slots(total, per_address, per_account)
 
 
-def enter(places: Seats[str], *guests: str, address: str | None = "here") -> None:
+def enter(places: Slots[str], *guests: str, address: str | None = "here") -> None:
     for guest in guests:
         assert places.in_the_way(address) is None
         places.take(guest, address)
 
 
-def crowd(places: Seats[str], address: str | None = "here") -> list[str] | None:
+def crowd(places: Slots[str], address: str | None = "here") -> list[str] | None:
     found = places.in_the_way(address)
     return None if found is None else list(found)
 
