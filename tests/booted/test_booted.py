@@ -7,7 +7,6 @@ lines in fstab, by autofs. Not part of `make test`: it needs root and namespaces
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,11 +14,7 @@ import pytest
 from tests.booted.machine import PROGRAM, SECONDS, Machine, missing
 from tests.system.harness import wait_until
 
-ASKED = "NEARLINE_BOOTED"
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(ASKED not in os.environ, reason="only by `make test-systemd`"),
-]
+pytestmark = pytest.mark.system
 
 URL = "http://127.0.0.1:8750"
 GOOD = "account=anna,nosuid,nodev,_netdev,nofail"
