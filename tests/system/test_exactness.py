@@ -213,7 +213,8 @@ def test_a_file_that_is_too_large_is_refused_and_keeps_what_it_has(pair: Pair) -
     os.pwrite(descriptor, b"x", MAX_FILE_SIZE)
     with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         os.fsync(descriptor)
-    os.close(descriptor)
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        os.close(descriptor)
     arrives(pair, "too large", b"small")
 
 

@@ -87,7 +87,7 @@ FAILING = """
 import sys
 from mount import daemon, mountinfo
 from mount.failures import Failure
-from mount.starting import daemon_main
+from mount.process import daemon_main
 
 class Failing:
     def __init__(self, session):

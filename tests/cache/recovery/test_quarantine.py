@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -82,9 +83,18 @@ def test_a_spool_without_its_database_is_put_aside(tmp_path: Path, content: byte
     assert not (spool / "7.layer").exists()
 
 
-@pytest.mark.parametrize("step", ["mark", "_replace", "leave_only", "write_report", "unmark"])
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        (damage, "mark"),
+        (opening, "_replace"),
+        (quarantine, "leave_only"),
+        (quarantine, "write_report"),
+        (damage, "unmark"),
+    ],
+)
 def test_a_crash_while_damage_is_put_aside_loses_nothing(
-    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, module: ModuleType, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoiled(tmp_path)
 
@@ -95,7 +105,7 @@ def test_a_crash_while_damage_is_put_aside_loses_nothing(
         raise Killed
 
     with monkeypatch.context() as until_here:
-        until_here.setattr(opening if step == "_replace" else quarantine, step, die)
+        until_here.setattr(module, step, die)
         with pytest.raises(Killed):
             open_and_close(tmp_path)
     open_and_close(tmp_path)
@@ -118,7 +128,7 @@ def test_a_marked_state_is_salvaged_though_it_looks_whole(tmp_path: Path) -> Non
 
 def test_a_mark_that_cannot_be_read_counts(tmp_path: Path) -> None:
     open_and_close(tmp_path)
-    (tmp_path / quarantine.MARK).write_bytes(b"\xff{")
+    (tmp_path / damage.MARK).write_bytes(b"\xff{")
     open_and_close(tmp_path)
     assert len(list(quarantine.reports(tmp_path))) == 1
     assert damage.marked(tmp_path) is None
@@ -127,7 +137,7 @@ def test_a_mark_that_cannot_be_read_counts(tmp_path: Path) -> None:
 def test_a_look_in_the_background_marks_damage_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "CHECKED_AT_ONCE", 0)
+    monkeypatch.setattr(damage, "CHECKED_AT_ONCE", 0)
     path = tmp_path / "tree.sqlite"
     open_and_close(tmp_path)
     damage.examine(path)

@@ -21,9 +21,9 @@ from remote.protocol import errors
 # Runs daemon_main with a `mount.daemon` whose `run` does what the mount's account is called.
 PROGRAM = """
 import os, sys, types, trio
-from mount.starting import daemon_main
+from mount.process import daemon_main
 from mount.failures import UsageFailure
-from remote import errors
+from remote.protocol import errors
 
 async def run(config, token, *, answering, ready):
     assert token == "secret"
@@ -158,7 +158,7 @@ def test_a_mount_ends_with_its_parent(config: MountConfig, tmp_path: Path) -> No
     code = f"""
 import os, signal
 from pathlib import Path
-from mount.starting import launch
+from mount.process import launch
 launch.COMMAND = {launch.COMMAND!r}
 config = launch.decode_orders(Path({str(orders)!r}).read_bytes()).config
 with launch.launched() as started:

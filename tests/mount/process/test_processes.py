@@ -35,8 +35,8 @@ def test_the_end_of_a_process_is_seen() -> None:
 
 def test_a_child_whose_parent_has_ended_before_it_could_ask_ends() -> None:
     code = (
-        "from mount.starting import process;"
-        f" process.die_with_parent({os.getpid()} + 1); print('alive')"
+        "from mount.process import processes;"
+        f" processes.die_with_parent({os.getpid()} + 1); print('alive')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stdout == b""

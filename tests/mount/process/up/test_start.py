@@ -106,8 +106,8 @@ def test_nothing_is_left_of_an_up_that_could_not_mount(
 UP = """
 import sys
 from mount.cli import main
-from mount.starting import up
-up.FIRST_PORT = int(sys.argv[1])
+from mount.process.up import start
+start.FIRST_PORT = int(sys.argv[1])
 sys.exit(main(["up", *sys.argv[2:]]))
 """
 
