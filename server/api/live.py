@@ -78,6 +78,11 @@ def _place(service: Service, account: str) -> Iterator[None]:
         service.sockets.leave(account)
 
 
+# uvicorn (0.54, websockets_sansio_impl) takes nothing but an acceptance when its transport began to
+# close, because the client had gone, a moment before the first one.
+_UNACCEPTED = "Expected ASGI message 'websocket.accept'"
+
+
 @dataclass
 class _Pusher:
     """Tells one socket what happens in the view of its token. `position` is where the receiver has
@@ -118,6 +123,10 @@ class _Pusher:
             return TOKEN_REFUSED
         except OSError:  # what ASGI servers raise when the client has gone
             return None
+        except RuntimeError as error:
+            if _UNACCEPTED not in str(error):
+                raise
+            return GOING_AWAY
 
     async def _follow(self, news: Subscription) -> None:
         """Push until the view is another one. The token is checked before each hint, so a revoked

@@ -16,6 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 from remote.feed.subscriber import Subscriber
 from remote.http.api import ApiClient
 from remote.protocol import errors, messages
+from server.api.live import GOING_AWAY
 from server.changes.fanout import News, account_topic
 from server.metadata import schema
 from tests.server.conftest import Start
@@ -134,6 +135,22 @@ async def follow(server: Running, anna: Client) -> Sink:
             await sink.heard.wait()
         nursery.cancel_scope.cancel()
     return sink
+
+
+def test_a_client_that_goes_while_it_is_accepted_is_no_fault(
+    server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvicorn refuses the first hint then as if nobody had been accepted."""
+    with live(server, anna.token) as socket:
+
+        async def refuses(*_: object) -> None:
+            raise RuntimeError(
+                "Expected ASGI message 'websocket.accept', but got 'websocket.send'."
+            )
+
+        monkeypatch.setattr("server.api.live._Pusher._send", refuses)
+        anna.do(anna.create("a"))
+        assert closed_with(socket) == GOING_AWAY
 
 
 def test_a_revoked_device_is_cut_off_at_once(server: Running, anna: Client) -> None:
