@@ -81,13 +81,13 @@ class Merge:
 
     def adopt(self, me: Me) -> None:
         """Remember whose drive this is; make the root at first contact. Raises ValueError when
-        the state belongs to another drive."""
+        the state belongs to another drive, `NotKept` when the disk is full."""
         known = self._db.meta("drive")
         if known is not None and known != me.drive:
             raise ValueError(
                 f"this state directory belongs to another drive ({known}); use another --state"
             )
-        with self._db.transaction():
+        with _kept(), self._db.transaction():
             for key in ("drive", "root", "account"):
                 self._db.set_meta(key, getattr(me, key))
             self._db.set_meta(DEVICES, " ".join(_newest_first(me.device_id, self.devices())))

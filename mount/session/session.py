@@ -195,7 +195,7 @@ class Session(Device):
         """The top of the drive is there offline even if nobody has looked at it."""
         try:
             await self.ensure_listed(ROOT)
-        except NearlineError as problem:
+        except (NearlineError, OSError) as problem:  # OSError: a full disk, or damage that is told
             log.info("root not listed yet", why=str(problem))
 
     def forget_attributes(self, ino: int) -> None:
@@ -268,7 +268,8 @@ class Session(Device):
             self.replayer.wake()
 
     async def refresh_account(self) -> None:
-        """Quota and use, for statfs; keeps what was known when the server cannot be reached."""
+        """Quota and use, for statfs; keeps what was known when the server cannot be reached, or the
+        disk is full."""
         try:
             self.merge.adopt(await self.client.me())
         except NearlineError as problem:

@@ -30,11 +30,11 @@ def later(record: object, **fields: object) -> object:
 # --- first contact --------------------------------------------------------------------------------
 
 
-def test_the_state_of_another_drive_is_refused(state: State) -> None:
-    other = Me(
-        account="ben",
+def me(account: str, drive: str) -> Me:
+    return Me(
+        account=account,
         device_id="d" * 32,
-        drive="f" * 32,
+        drive=drive,
         root=ROOT_FILE,
         cursor="0",
         seq=0,
@@ -42,8 +42,11 @@ def test_the_state_of_another_drive_is_refused(state: State) -> None:
         quota_bytes=None,
         now_ns=0,
     )
+
+
+def test_the_state_of_another_drive_is_refused(state: State) -> None:
     with pytest.raises(ValueError, match="another drive"):
-        state.merge.adopt(other)
+        state.merge.adopt(me("ben", "f" * 32))
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -447,5 +450,7 @@ def test_a_change_that_cannot_be_stored_is_asked_for_again(
             state.merge.apply(
                 [state.change(2, [later(record, mode=0o600, rev=2)], [])], "c", 2, None
             )
+        with pytest.raises(NotKept):  # the account is looked at by itself, too
+            state.merge.adopt(me("anna", "e" * 32))
     assert state.tree.node(state.listing()["a"]).mode == record.mode
     assert state.merge.seq("e" * 32) != 2
