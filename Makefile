@@ -41,9 +41,10 @@ up: $(VENV)/.server
 	@$(BIN)/nearline up $(DIR)
 
 # The tests of a file share servers and mounts, so a file stays with one process. One process more
-# than there are processors, because some of the time is waiting.
+# than there are processors, because some of the time is waiting. In the order of collection
+# (tests/conftest.py), and not by how many tests a file has: few may take longest.
 test: $(VENV)/.dev
-	@$(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # A systemd of its own as process 1, in namespaces: this machine's files are read, its network is not
 # there. As root, on a machine with systemd and a cgroup2; minutes. With autofs installed, that too.
