@@ -1,7 +1,7 @@
 """The server collects its garbage by itself, gently.
 
 Knows: when a collection is due, and how to leave the server to its clients meanwhile. Must not
-know: what is collected (`collect`).
+know: what is collected (`gc`).
 
 Concurrency: `start` and `close` on the event loop's side; a run has a thread of its own. Its write
 transactions are short and take their turn at the database's lock between those of requests; after
@@ -23,8 +23,7 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from server.durable import write_private
-from server.maintenance import gc as collect
-from server.maintenance import lock
+from server.maintenance import gc, lock
 from server.maintenance.gc_chunks import Collected, Options
 from server.metadata.db import Database
 from server.metrics import Metrics
@@ -54,7 +53,7 @@ class Janitor:
         db: Database,
         blobs: BlobStore,
         metrics: Metrics,
-        tell: collect.Tell,
+        tell: gc.Tell,
     ) -> None:
         self._data, self._tunables = settings.data_dir, settings.tunables
         self._db, self._blobs, self._tell = db, blobs, tell
@@ -93,7 +92,7 @@ class Janitor:
         options = msgspec.structs.replace(options_of(self._tunables), orphans=listing)
         self._stepped = begun
         with contextlib.suppress(_Told, lock.Collecting), lock.collecting(self._data):
-            found = collect.run(self._db, self._blobs, options, self._rest, tell=self._tell)
+            found = gc.run(self._db, self._blobs, options, self._rest, tell=self._tell)
             self._listed = begun if listing else self._listed
             self._deleted.inc(found.deleted_bytes + found.promised_bytes + found.orphans_bytes)
             self._finished.set_to_current_time()
