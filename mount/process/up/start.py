@@ -60,8 +60,7 @@ def run(mountpoint: Path, data_dir: Path, options: Options) -> None:
             token = _token(data_dir, config, settings)
             mounting.order(launch.Orders(config, token, os.getpid()))
             mounting.wait(config.state_dir / launch.LOG_NAME)
-            _welcome(config)
-            Watch(config, server, mounting.process).run()
+            Watch(config, server, mounting.process).run(lambda: _welcome(config))
 
 
 @contextlib.contextmanager

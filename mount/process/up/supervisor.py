@@ -69,11 +69,13 @@ class Watch:
         self._failures = 0
         self._timer: threading.Timer | None = None
 
-    def run(self) -> None:
-        """Return after an orderly end; raise `Failure` when the mount's process died."""
+    def run(self, welcome: Callable[[], None]) -> None:
+        """Return after an orderly end; raise `Failure` when the mount's process died. `welcome` is
+        called when Ctrl-C does what it says that it does."""
         self._follow_server()
         self._follow(self._mounting, lambda: MountEnded(self._mounting.returncode))
         with _signals(lambda: self._events.put(StopAsked())):
+            welcome()
             try:
                 while not self._handle(self._events.get()):
                     pass
