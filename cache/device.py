@@ -27,7 +27,7 @@ from cache.namespace.edits import Edits
 from cache.namespace.merge import Merge
 from cache.namespace.rebuilding import FilePort
 from cache.namespace.shares import Shares
-from cache.sync.listing import Listing, ReadApi
+from cache.sync.listing import AheadApi, Listing, ReadApi
 from cache.sync.replayer import ApplyPort, Replayer
 from cache.sync.resolver import Resolver
 from cache.sync.uploader import Uploader
@@ -36,7 +36,7 @@ from remote.protocol.ids import VersionId
 from remote.transfer.upload import Sender, UploadPort
 
 
-class SendApi(ApplyPort, FilePort, UploadPort, Protocol):
+class SendApi(ApplyPort, FilePort, UploadPort, AheadApi, Protocol):
     """The part of `remote.http.api.ApiClient` that sending needs."""
 
 
@@ -95,6 +95,7 @@ class Device(Local):
             self.merge,
             self.collector.collect,
             read,
+            send,
             keep_manifest,
             require_online,
         )

@@ -51,6 +51,7 @@ ROUTES = (
     devices.revoke,
     files.file,
     files.children,
+    files.listings,
     files.file_versions,
     files.file_changes,
     files.by_fingerprint,

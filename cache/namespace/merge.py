@@ -20,7 +20,7 @@ acknowledgement; the kernel is told after the commit.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import structlog
@@ -75,6 +75,8 @@ class Merge:
         # no row could tell: (drive, sequence number) by entry key. Names that are gone are in the
         # database too: after a restart a row tells of all others.
         self._ahead = self._recall_gone()
+        # Directories whose listing is being merged: has the feed told of one, and was not heard?
+        self._missed: dict[int, bool] = {}
         self.changed = trio.Event()  # set, and replaced, after remote changes were applied
 
     # The first contact.
@@ -182,17 +184,43 @@ class Merge:
     # Listings.
 
     def list_directory(
-        self, ino: int, directory: FileRecord, children: Iterable[Child], as_of: int
+        self, ino: int, directory: FileRecord, children: Sequence[Child], as_of: int
     ) -> None:
-        """The complete listing of a directory as it was at `as_of`."""
+        """The complete listing of a directory as it was at `as_of`, at once."""
+        self.begin_listing(ino)
+        self.list_some(ino, children, as_of)
+        self.end_listing(ino, directory, children, as_of)
+
+    def begin_listing(self, ino: int) -> None:
+        """A listing of the directory is about to be merged in pieces."""
+        self._missed[ino] = False
+
+    def list_some(self, ino: int, children: Sequence[Child], as_of: int) -> None:
+        """Some entries of the directory as they were at `as_of`. What nothing is known of, which is
+        most in a first listing, is put in at once; the rest one by one."""
         with self._db.transaction():
-            self._merge_file(directory)
-            listed: set[str] = set()
-            for child in children:
-                listed.add(child.entry.name)
+            fresh, others = self._split(ino, children, as_of)
+            parent = self._tree.find(ino)
+            if parent is not None and parent.live:
+                self._tree.add_fresh(parent, fresh)
+                for child in fresh:
+                    self._forget_entry(ino, child.entry.name)
+            for child in others:
                 self._merge_file(child.file)
                 entry = self._not_before(child.entry, as_of)
                 self._merge_entry(entry, {child.file.id: child.file}, listing=True)
+        self._kernel.tell()
+
+    def end_listing(
+        self, ino: int, directory: FileRecord, children: Iterable[Child], as_of: int
+    ) -> bool:
+        """`children` were all that the directory held. False: the feed has told of others since
+        `begin_listing`, which were dropped; then it is not listed yet."""
+        if self._missed.pop(ino, False):
+            return False
+        listed = {child.entry.name for child in children}
+        with self._db.transaction():
+            self._merge_file(directory)
             parent = self._tree.node(ino)
             rows = self._db.all(
                 "SELECT name FROM entry JOIN node USING (ino) WHERE parent = ? AND drive != ?",
@@ -205,6 +233,30 @@ class Merge:
             self._tree.update(ino, listed=as_of)
             self._kernel.forget_attributes(ino)  # how many directories are in it is known now
         self._kernel.tell()
+        return True
+
+    def _split(
+        self, ino: int, children: Sequence[Child], as_of: int
+    ) -> tuple[list[Child], list[Child]]:
+        """Those of which neither name nor file is known here, and those that must be compared.
+        What is known to be just so is in neither."""
+        here = self._tree.entries_named(ino, [child.entry.name for child in children])
+        live = self._tree.which_live([child.file.id for child in children])
+        is_quiet = self._db.one("SELECT 1 FROM shadow LIMIT 1") is None
+        fresh: list[Child] = []
+        others: list[Child] = []
+        for child in children:
+            entry, file = child.entry, child.file
+            key = entry_key(entry.parent, entry.name)
+            pending = self._journal.is_pending(key) or self._journal.is_pending(file_key(file.id))
+            if not is_quiet or pending or key in self._ahead:
+                others.append(child)
+            elif entry.name not in here and file.id not in live:
+                fresh.append(child)
+                live.add(file.id)
+            elif here.get(entry.name) != (entry.rev, file.id, file.rev):
+                others.append(child)
+        return fresh, others
 
     def _not_before(self, entry: EntryRecord, as_of: int) -> EntryRecord:
         """An answer tells also of names that it has left as they were. For the server these are no
@@ -438,6 +490,8 @@ class Merge:
             return
         if parent.listed is None and not listing:
             # It is asked for when somebody looks; the kernel must not remember from before.
+            if parent.ino in self._missed:
+                self._missed[parent.ino] = True
             self._forget_entry(parent.ino, entry.name)
             return
         newest = max(

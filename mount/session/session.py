@@ -152,6 +152,7 @@ class Session(Device):
             nursery.start_soon(self._while_whole, self.contents.keep_settled)
             nursery.start_soon(self._begin, nursery)
             nursery.start_soon(self._list_root)
+            nursery.start_soon(self._while_whole, self.listing.run)
             nursery.start_soon(self.interrupts.run)
             nursery.start_soon(self.account.run)
             task_status.started()
@@ -296,6 +297,11 @@ class Session(Device):
         if node.is_directory and node.listed is None and node.live:
             with self.interrupts.watched():
                 await self.listing.list_directory(ino)
+
+    async def visit_directory(self, ino: int) -> None:
+        """`ensure_listed` for somebody who will look through the directory."""
+        await self.ensure_listed(ino)
+        self.listing.visit(ino)
 
     async def _versions_of(self, file: FileId, cursor: str | None) -> VersionsPage:
         self.require_online()

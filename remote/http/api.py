@@ -20,6 +20,8 @@ Concurrency: any number of tasks of one trio run may call any method (see `trans
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from remote.http.account_api import AccountEndpoints
 from remote.http.data import Buffer, DataPath, Truncated
 from remote.http.transport import InsecureUrl, Timeouts, Transferred, check_url
@@ -34,6 +36,8 @@ from remote.protocol.messages import (
     CompleteUpload,
     FileReply,
     FingerprintReply,
+    ListReply,
+    ListRequest,
     LocateReply,
     LocateRequest,
     LoginReply,
@@ -82,6 +86,11 @@ class ApiClient(Live, DataPath, AccountEndpoints):
         path = f"/v1/files/{directory}/children"
         asked = {"cursor": cursor, "limit": limit}
         return await self._call("GET", path, ChildrenPage, params=asked)
+
+    async def list_several(self, directories: Sequence[FileId]) -> ListReply:
+        """Complete listings of some of `directories`, from the front: see `ListReply`."""
+        request = ListRequest(directories=list(directories))
+        return await self._call("POST", "/v1/listings", ListReply, request)
 
     async def versions(self, file: FileId, cursor: str | None = None) -> VersionsPage:
         path = f"/v1/files/{file}/versions"

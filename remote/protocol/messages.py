@@ -142,6 +142,27 @@ class ChildrenPage(Struct, kw_only=True):
     next: str | None = None
 
 
+class ListRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Directories to list, the most wanted first."""
+
+    directories: Annotated[list[FileId], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class Listed(Struct, frozen=True, kw_only=True):
+    """A directory with all its entries by name (code point order), as of drive sequence `as_of`."""
+
+    directory: FileRecord
+    children: list[Child]
+    as_of: int
+
+
+class ListReply(Struct, kw_only=True):
+    """Those that were asked for, from the front, until the answer was full: at least one, if the
+    caller may see it, it is a directory, and its entries fit. What is not here is not told why."""
+
+    listed: list[Listed]
+
+
 class VersionInfo(Struct, kw_only=True):
     """`device` and `account` are the names of who wrote it. `base` is the version it was made
     from: where that is not the one before in the list, this one won over that."""

@@ -10,7 +10,7 @@ from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection
 
 from remote.protocol.errors import NotFound, Refused
-from remote.protocol.messages import Located, LocateReply, LocateRequest
+from remote.protocol.messages import ListRequest, Located, LocateReply, LocateRequest
 from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
 from server.changes import feed
 from server.changes.views import view_of
@@ -57,6 +57,16 @@ async def children(
 
     def work(conn: Connection, caller: Caller) -> object:
         return listing.children(conn, caller, file_id, cursor, limit)
+
+    return reply(request, await service_of(request).read(token_in(request), work))
+
+
+@post("/v1/listings")
+async def listings(request: AnyRequest) -> Reply:
+    wanted = await body(request, ListRequest)
+
+    def work(conn: Connection, caller: Caller) -> object:
+        return listing.several(conn, caller, wanted.directories)
 
     return reply(request, await service_of(request).read(token_in(request), work))
 

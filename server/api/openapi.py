@@ -63,6 +63,9 @@ ENDPOINTS = (
     Endpoint(
         "get", "/v1/files/{file_id}/children", "A directory", None, messages.ChildrenPage, _PAGE
     ),
+    Endpoint(
+        "post", "/v1/listings", "Several directories", messages.ListRequest, messages.ListReply
+    ),
     Endpoint("get", "/v1/files/{file_id}/versions", "History", None, messages.VersionsPage, _PAGE),
     Endpoint(
         "get", "/v1/files/{file_id}/changes", "Its changes", None, messages.ChangesPage, _CURSOR

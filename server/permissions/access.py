@@ -20,17 +20,15 @@ from sqlalchemy import Connection, Row, Select, bindparam, select
 
 from remote.protocol.errors import Forbidden, NotFound, Refused
 from remote.protocol.messages import Role
+from server.metadata.records import pages
 from server.metadata.schema import drives, files, grants
 from server.permissions.caller import Caller
 from server.permissions.lineage import ABOVE, IS_ABOVE, Lineage
 
 _RANK: Final[dict[Role, int]] = {"viewer": 1, "editor": 2, "owner": 3}
 
-_FILE = (
-    select(files, drives.c.owner, drives.c.root)
-    .join(drives, files.c.drive == drives.c.id)
-    .where(files.c.id == bindparam("id"))
-)
+_FILES = select(files, drives.c.owner, drives.c.root).join(drives, files.c.drive == drives.c.id)
+_FILE = _FILES.where(files.c.id == bindparam("id"))
 
 _GRANTED = select(grants.c.role).where(
     grants.c.account == bindparam("account"), grants.c.file.in_(ABOVE)
@@ -40,6 +38,12 @@ _GRANTED = select(grants.c.role).where(
 def find(conn: Connection, file: str) -> Row[Any] | None:
     """The row of `file` with its drive's `owner` and `root`; no access is checked."""
     return conn.execute(_FILE, {"id": file}).first()
+
+
+def find_all(conn: Connection, ids: Iterable[str]) -> list[Row[Any]]:
+    """The rows of `ids` as `find` gives them, in no order; of those that are not there, none."""
+    query = _FILES.where(files.c.id.in_(bindparam("ids", expanding=True)))
+    return [row for page in pages(ids) for row in conn.execute(query, {"ids": page})]
 
 
 def above(file: str) -> Select[str]:

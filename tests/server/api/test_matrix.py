@@ -50,6 +50,8 @@ GET /v1/files/{file_id}               | ok    ok     ok     404      404     ok 
   (moved out, a name left behind)     | ok    404    404    404      404     ok     404    404       401     401   401
   (deleted for good)                  | 404   404    404    404      404     404    404    404       401     401   401
 GET /v1/files/{file_id}/children      | ok    ok     ok     404      404     ok     ok     404       401     401   401
+POST /v1/listings                     | ok    ok     ok     404      404     ok     ok     404       401     401   401
+  (behind one's own)                  | ok    ok     ok     ok       ok      ok     404    404       401     401   401
 GET /v1/files/{file_id}/versions      | ok    ok     ok     404      404     ok     ok     404       401     401   401
 GET /v1/files/{file_id}/changes       | ok    ok     ok     404      404     ok     ok     404       401     401   401
 GET /v1/files/by-fingerprint/{fingerprint}
