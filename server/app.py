@@ -56,6 +56,7 @@ ROUTES = (
     files.file_changes,
     files.by_fingerprint,
     files.locate,
+    files.locate_several,
     sharing.share,
     sharing.shares,
     sharing.unshare,

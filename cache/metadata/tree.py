@@ -21,6 +21,7 @@ import contextlib
 import errno
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import astuple
@@ -149,14 +150,7 @@ class Tree:
 
     def entries(self, parent: int, after: int, limit: int) -> list[Entry]:
         """Up to `limit` entries in readdir order, beginning behind cookie `after`."""
-        rows = self.db.all(
-            f"SELECT cookie, name, {_SELECT} FROM entry JOIN node USING (ino)"
-            " WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?",
-            parent,
-            after,
-            limit,
-        )
-        return [Entry(row["cookie"], row["name"], _node(row)) for row in rows]
+        return self.entries_behind(parent, "cookie", after, limit)
 
     def listing(self, parent: int, after: int, last: int) -> Generator[Entry, None, None]:
         """The entries with cookies behind `after` up to `last`, in readdir order. Each is read when
@@ -207,6 +201,39 @@ class Tree:
             parent,
         )
         return [row[0] for row in rows]
+
+    def place(self, ino: int) -> tuple[int, int, str] | None:
+        """Directory, cookie and name of one of the inode's names."""
+        row = self.db.one("SELECT parent, cookie, name FROM entry WHERE ino = ? LIMIT 1", ino)
+        return None if row is None else (row[0], row[1], row[2])
+
+    def count_between(
+        self, parent: int, by: Literal["cookie", "name"], after: object, last: object, most: int
+    ) -> int:
+        """How many entries of the directory are behind `after` up to `last`, it included, in
+        readdir order or by name; `most` at most."""
+        row = self.db.one(
+            "SELECT COUNT(*) FROM (SELECT 1 FROM entry"
+            f" WHERE parent = ? AND {by} > ? AND {by} <= ? LIMIT ?)",
+            parent,
+            after,
+            last,
+            most,
+        )
+        return 0 if row is None else int(row[0])
+
+    def entries_behind(
+        self, parent: int, by: Literal["cookie", "name"], after: object, limit: int
+    ) -> list[Entry]:
+        """As `entries`, in readdir order or by name."""
+        rows = self.db.all(
+            f"SELECT cookie, name, {_SELECT} FROM entry JOIN node USING (ino)"
+            f" WHERE parent = ? AND {by} > ? ORDER BY {by} LIMIT ?",
+            parent,
+            after,
+            limit,
+        )
+        return [Entry(row["cookie"], row["name"], _node(row)) for row in rows]
 
     def last_cookie(self, parent: int) -> int:
         """The last entry's, in readdir order; 0 when there is none."""

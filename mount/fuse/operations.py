@@ -97,6 +97,7 @@ class Handle:
     privileged: bool = False  # opened by root
     last: int = 0  # of a directory: the cookie at which this reading of it ends
     reached: int = 0  # of a directory: the position at which the last answer ended
+    is_read: bool = False
     given_up: bool = False  # who waited for the server was told to end, and has had EINTR
 
 
@@ -515,6 +516,9 @@ class FileSystem(pyfuse3.Operations):
         session, handle = self._session, self._handles[fh]
         session.shares.check_readable(session.tree.node(handle.ino))
         CALLER.set(Caller(handle.opener, handle.ino))
+        if not handle.is_read:
+            handle.is_read = True
+            session.next_files.begun(handle.ino)
         return await session.contents.read(handle.ino, off, size, handle.prefetch)
 
     @request

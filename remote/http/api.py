@@ -40,6 +40,8 @@ from remote.protocol.messages import (
     ListRequest,
     LocateReply,
     LocateRequest,
+    LocateSeveral,
+    LocateSeveralReply,
     LoginReply,
     LoginRequest,
     Me,
@@ -100,6 +102,10 @@ class ApiClient(Live, DataPath, AccountEndpoints):
         """A file of one's own drive with this content (`content.fingerprint`)."""
         path = f"/v1/files/by-fingerprint/{fingerprint.hex()}"
         return await self._call("GET", path, FingerprintReply)
+
+    async def locate_several(self, request: LocateSeveral) -> LocateSeveralReply:
+        path = "/v1/chunks/locate-several"
+        return await self._call("POST", path, LocateSeveralReply, request)
 
     async def locate(self, request: LocateRequest) -> LocateReply:
         return await self._call("POST", "/v1/chunks/locate", LocateReply, request)

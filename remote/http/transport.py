@@ -64,7 +64,7 @@ USER_AGENT = "nearline/1"
 REQUEST_ID = "X-Request-Id"
 
 API_CONNECTIONS = 16
-DATA_CONNECTIONS = 16
+DATA_CONNECTIONS = 48  # what downloads (`transfer.download`) and uploads have under way together
 KEEPALIVE_SECONDS = 30.0
 
 # A request that took longer than this is worth a line in the log.

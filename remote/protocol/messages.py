@@ -22,6 +22,8 @@ from remote.protocol.errors import AnyProblem
 from remote.protocol.ids import ChunkId, DriveId, FileId, HexId, VersionId
 
 MAX_BATCH = 1000
+MAX_WHOLE = 100  # versions located in one request
+MAX_WHOLE_CHUNKS = 16  # located of each of them
 MAX_SENT_AS = 4
 MAX_NAME_BYTES = 255
 SHARED_NAME = "Shared"
@@ -216,12 +218,36 @@ class LocateRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     manifest: bool = False
 
 
+class WholeVersion(Struct, frozen=True):
+    file: FileId
+    version: VersionId
+
+
 class Located(Struct, frozen=True, kw_only=True):
     """A signed GET of one stored chunk, and how to take it apart."""
 
     descriptor: Descriptor
     url: str
     expires_ns: Nanoseconds
+
+
+class LocateSeveral(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The whole of each of several small versions, by one request."""
+
+    versions: Annotated[list[WholeVersion], Meta(min_length=1, max_length=MAX_WHOLE)]
+
+
+class LocatedVersion(Struct, frozen=True, kw_only=True, tag="located", tag_field="type"):
+    """Its manifest, and its first chunks: all of them, if there are not very many."""
+
+    manifest: Manifest
+    chunks: list[Located]
+
+
+class LocateSeveralReply(Struct, kw_only=True):
+    """In the order of the request."""
+
+    found: list[LocatedVersion | AnyProblem]
 
 
 class LocateReply(Struct, kw_only=True):

@@ -41,7 +41,9 @@ from remote.transfer.locate import LocateApi, Locator
 from remote.transfer.read_retry import Patience
 
 BUDGET_BYTES = 64 * 1024 * 1024
-CONNECTIONS = 8
+CONNECTIONS = 8  # large transfers under way
+LARGE_SHARES = 4  # small ones that go at once in the place of a large one: they wait, mostly
+SMALL_BYTES = 256 * 1024
 REFETCHES = 3
 REFUSALS = 3  # fresh URLs refused in a row before the edge counts as out of order
 STALLS = 2  # transfers in a row that bring nothing before the edge counts as unreachable
@@ -110,7 +112,7 @@ class Downloader:
         self._locator = Locator(api, now_ns)
         self._pool = BufferPool(keep=budget_bytes)
         self.memory = PrioritySemaphore(budget_bytes)
-        self.connections = PrioritySemaphore(connections)
+        self.connections = PrioritySemaphore(connections * LARGE_SHARES)
 
     async def first_look(
         self, file: FileId, version: VersionId, span: Span | None = None
@@ -119,6 +121,12 @@ class Downloader:
         located, so that the first read costs one request more. Raises `Refused`, `Unreachable`,
         `ProtocolError`."""
         return await self._locator.first_look(file, version, span)
+
+    async def look_at_several(
+        self, wanted: Sequence[tuple[FileId, VersionId]]
+    ) -> dict[VersionId, Manifest]:
+        """The same for whole small versions, by one request: see `Locator.look_at_several`."""
+        return await self._locator.look_at_several(wanted)
 
     @asynccontextmanager
     async def fetch(
@@ -180,13 +188,14 @@ class Downloader:
 
     async def _transfer(self, fetch: _Fetch, located: Located, blocks: range, claim: Claim) -> None:
         start, end = fetch.span(blocks)
-        await self.connections.acquire(1, claim)
+        share = 1 if end - start < SMALL_BYTES else LARGE_SHARES
+        await self.connections.acquire(share, claim)
         try:
             came = await self._api.get_range(located.url, start, end, fetch.room(start, end))
         except ValueError as error:  # what a client raises for a URL it will not use
             raise ProtocolError(f"the server gave a bad URL: {error}") from error
         finally:
-            self.connections.release(1)
+            self.connections.release(share)
         if came != end - start:
             raise Unreachable(f"{_host(located)} sent {came} bytes of {end - start}")
 

@@ -110,6 +110,13 @@ ENDPOINTS = (
     ),
     Endpoint("delete", "/v1/uploads/{version}", "Abandon an upload"),
     Endpoint(
+        "post",
+        "/v1/chunks/locate-several",
+        "Signed GETs of whole versions",
+        messages.LocateSeveral,
+        messages.LocateSeveralReply,
+    ),
+    Endpoint(
         "post", "/v1/chunks/locate", "Signed GETs", messages.LocateRequest, messages.LocateReply
     ),
     Endpoint(
