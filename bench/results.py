@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from bench.link.schedule import Shape
 from bench.machine import Machine
 
 Better = Literal["more", "less"]
@@ -38,6 +39,17 @@ class Failed(msgspec.Struct, frozen=True):
     reason: str
 
 
+class OverALine(msgspec.Struct, frozen=True, kw_only=True):
+    """What the workloads over a line worked on. Sizes in bytes, times in seconds."""
+
+    shape: Shape
+    size: int
+    reads: int
+    files: int
+    directories: int
+    git_files: int
+
+
 class Given(msgspec.Struct, frozen=True, kw_only=True):
     """What the workloads worked on. Sizes in bytes."""
 
@@ -50,6 +62,7 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     operations: int
     spool: int
     runs: int
+    line: OverALine | None = None
 
 
 class Report(msgspec.Struct, frozen=True):

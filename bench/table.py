@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.results import Measure, Report, ahead, rows, summary
+from bench.results import Given, Measure, Report, ahead, rows, summary
 
 OURS, PEER = "nearline", "rclone"
 
@@ -40,7 +40,21 @@ def _given(report: Report) -> str:
         f"a large file of {given.size / 2**20:g} MiB, {given.reads} random reads, "
         f"{given.files} small files of {given.small} bytes, "
         f"{given.operations:,} operations with {given.spool / 1e9:g} GB; "
-        f"medians of {given.runs} runs (lowest-highest)"
+        f"medians of {given.runs} runs (lowest-highest)" + (_line(given) if given.line else "")
+    )
+
+
+def _line(given: Given) -> str:
+    """What the rows `wan-` worked on."""
+    line = given.line
+    assert line is not None
+    shape = line.shape
+    rate = f"{shape.up_rate * 8 / 1e6:g} Mbit/s" if shape.up_rate else "no limit of rate"
+    return (
+        f"\n- over a line (wan): a round trip of {shape.round_trip * 1000:g} ms, {rate} each way; "
+        f"a large file of {line.size / 2**20:g} MiB, {line.reads} random reads, {line.files} small "
+        f"files of {given.small} bytes, {line.directories} directories, a repository of "
+        f"{line.git_files} files"
     )
 
 

@@ -42,7 +42,7 @@ class Line:
 
     @contextlib.contextmanager
     def short(self) -> Iterator[None]:
-        """While this is open, the line is as short and as fast as the machine can: for preparing."""
+        """While this is open, the line is as short as it can be: for preparing."""
         shape = self.shape
         self.reshape(_SHORT)
         try:

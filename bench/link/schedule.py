@@ -14,8 +14,12 @@ from collections import deque
 
 import msgspec
 
-QUEUE_SECONDS = 0.005
+QUEUE_SECONDS = 0.02
 """What may wait at the beginning of a lane, as in a router, before a sender is held back."""
+
+PIECE_SECONDS = 0.002
+PIECE_BYTES = (4 << 10, 256 << 10)
+"""What is given to a lane at once: few, for its own cost, but no more than takes so long."""
 
 DEFAULT_WINDOW = 6 << 20
 """Bytes of a connection under way in one direction: Linux's limit for a receiver (tcp_rmem)."""
@@ -57,6 +61,8 @@ class Lane:
         if delay < 0:
             raise ValueError("a delay is not negative")
         self._rate, self.delay = rate, delay
+        least, most = PIECE_BYTES
+        self.piece = most if rate is None else min(most, max(least, int(rate * PIECE_SECONDS)))
 
     def send(self, now: float, size: int) -> float:
         """Take `size` bytes at `now`; when the last of them arrives."""
