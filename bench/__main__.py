@@ -25,7 +25,7 @@ import msgspec
 
 from bench import machine, table
 from bench.link.schedule import Shape, symmetric
-from bench.peers import DEFAULT, KINDS, installing
+from bench.peers import DEFAULT, KINDS, complaint, installing, programs
 from bench.peers.base import Peer
 from bench.processes import BenchFailure
 from bench.results import Failed, Given, OverALine, Report, Sample
@@ -42,12 +42,10 @@ def main() -> int:
     """Run, print, clean up; the exit code."""
     arguments = _parse()
     signal.signal(signal.SIGTERM, _terminated)
-    needed = [program for name in arguments.peers for program in KINDS[name].needs]
     if arguments.install:
-        installing.install(needed)
-    if missing := installing.missing(needed):
-        names = ", ".join(dict.fromkeys(map(str, missing)))
-        _say(f"missing: {names}; --install gets them, for the benchmark only")
+        installing.install(programs(arguments.peers))
+    if said := complaint(arguments.peers):
+        _say(said)
         return 2
     scratch = Path(tempfile.mkdtemp(prefix="nearline-bench-", dir=arguments.scratch))
     try:

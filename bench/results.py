@@ -74,6 +74,30 @@ class Report(msgspec.Struct, frozen=True):
     failed: list[Failed]
 
 
+class Point(msgspec.Struct, frozen=True):
+    """One figure of `peer` at `x`, which is in the unit of its curve."""
+
+    peer: str
+    x: float
+    measure: str
+    value: float
+    unit: str
+
+
+class Curve(msgspec.Struct, frozen=True):
+    name: str
+    title: str
+    unit: str
+    points: list[Point]
+
+
+class Curves(msgspec.Struct, frozen=True):
+    """Everything that `bench.curves` writes."""
+
+    machine: Machine
+    curves: list[Curve]
+
+
 class Summary(msgspec.Struct, frozen=True):
     middle: float
     low: float

@@ -5,6 +5,7 @@ Knows: its commands, its control connection. Must not know: what is measured.
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from bench.peers.base import SETTLE_SECONDS, START_SECONDS, Served, detach, said
 from bench.processes import BenchFailure, poll, run
 from mount import mountinfo
 from mount.control import client
-from mount.control.messages import FlushRequest, socket_path
+from mount.control.messages import FlushRequest, Status, socket_path
 from mount.process import registry
 
 
@@ -34,6 +35,7 @@ class Nearline(Served):
     def __init__(self, base: Path, shape: Shape | None = None) -> None:
         super().__init__(base, shape)
         self._url = ""
+        self.mount_options: list[str] = []
         self._daemon = (0, 0)  # process id and start time, as `registry` knows it
         # A configuration of its own: the benchmark must not see, or leave, anything of the user's.
         self._env = {
@@ -93,7 +95,26 @@ class Nearline(Served):
         return took
 
     def sent(self) -> int:
-        return client.status(socket_path(self.base / "state")).transferred.uploaded_bytes
+        return self.status().transferred.uploaded_bytes
+
+    def status(self) -> Status:
+        return client.status(socket_path(self.base / "state"))
+
+    def another(self, name: str) -> Nearline:
+        """Another device of the same account. To be ended, by `end_device`, before this one."""
+        other = copy.copy(self)
+        other.base = self.base / name
+        other.mountpoint = other.base / "mnt"
+        other.mountpoint.mkdir(parents=True)
+        other._daemon = (0, 0)
+        other._mount()
+        return other
+
+    def end_device(self) -> None:
+        try:
+            self._unmount()
+        finally:
+            self._kill()
 
     def crash(self) -> None:
         self._kill()
@@ -112,10 +133,11 @@ class Nearline(Served):
 
     def _mount_command(self) -> list[str]:
         where = ["--state", str(self.base / "state"), "--cache", str(self.base / "cache")]
+        where += self.mount_options
         return self._command(["mount", self._url, str(self.mountpoint), *where, "--insecure"])
 
     def _note_daemon(self) -> None:
-        pid = client.status(socket_path(self.base / "state")).pid
+        pid = self.status().pid
         self._daemon = (pid, registry.started_at(pid))
 
     def _unmount(self) -> None:

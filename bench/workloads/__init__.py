@@ -8,7 +8,7 @@ another's writing.
 
 from __future__ import annotations
 
-from bench.workloads import calls, going_on, large, small, wan
+from bench.workloads import calls, going_on, large, memory, small, wan
 from bench.workloads.inputs import Workload
 
 BESIDE: dict[str, Workload] = {
@@ -22,6 +22,7 @@ BESIDE: dict[str, Workload] = {
     "directory": calls.directory,
     "start": going_on.start,
     "resume": going_on.resume,
+    "memory": memory.streaming,
 }
 """With the server beside the mount, on one machine."""
 

@@ -40,7 +40,11 @@ class Inputs:
         return file
 
     def rng(self, name: str) -> random.Random:
-        return random.Random(f"{self.seed}/{name}")
+        return rng_of(self.seed, name)
+
+
+def rng_of(seed: str, name: str) -> random.Random:
+    return random.Random(f"{seed}/{name}")
 
 
 Workload = Callable[[Peer, Inputs, int], Iterator[Measure]]

@@ -85,9 +85,9 @@ def small(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     top = peer.mountpoint / source.name
     peer.settle()
     machine.drop_caches()
-    _program("cat", *sorted(map(str, source.rglob("*.bin"))))  # have the page cache hold them
+    program("cat", *sorted(map(str, source.rglob("*.bin"))))  # have the page cache hold them
     clock = _Clock(peer)
-    _program("cp", "-r", str(source), str(top))
+    program("cp", "-r", str(source), str(top))
     yield Measure("copied in", time.perf_counter() - clock.began, "s", "less")
     peer.settle()
     yield from clock.measures("server has them")
@@ -95,10 +95,10 @@ def small(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     peer.cold()
     out = inputs.scratch / f"out-{peer.name}-{run}"
     clock = _Clock(peer)
-    _program("cp", "-r", str(top), str(out))
+    program("cp", "-r", str(top), str(out))
     yield from clock.measures("cold cp -r")
     yield clock.moved("cold cp -r", size)
-    _program("diff", "-r", str(source), str(out))
+    program("diff", "-r", str(source), str(out))
     shutil.rmtree(out)
     with peer.nearby():
         shutil.rmtree(top)
@@ -197,7 +197,7 @@ def find(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
             peer.settle()
         peer.cold()
     clock = _Clock(peer)
-    found = _program("find", str(top))
+    found = program("find", str(top))
     yield from clock.measures("cold find")
     if len(found.splitlines()) != len(names) + 1:
         raise BenchFailure("find does not show the directories that were made")
@@ -225,7 +225,7 @@ def git(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     with peer.nearby():
         for source in (bare, tree):
             if not (peer.mountpoint / source.name).exists():
-                _program("cp", "-r", str(source), str(peer.mountpoint))
+                program("cp", "-r", str(source), str(peer.mountpoint))
         peer.settle()
         peer.cold()
     out = inputs.scratch / f"clone-{peer.name}-{run}"
@@ -265,10 +265,10 @@ def _repository(inputs: Inputs) -> tuple[Path, Path]:
 
 
 def _git(*words: str) -> str:
-    return _program("git", "-c", "safe.directory=*", *words, env=_GIT_ENV)
+    return program("git", "-c", "safe.directory=*", *words, env=_GIT_ENV)
 
 
-def _program(*command: str, env: dict[str, str] | None = None) -> str:
+def program(*command: str, env: dict[str, str] | None = None) -> str:
     """What `command` prints. Raises `BenchFailure` when it fails."""
     done = subprocess.run(
         command, env=env, capture_output=True, timeout=PROGRAM_SECONDS, check=False
