@@ -86,7 +86,7 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> Report:
     samples = _by_peer(found.samples, arguments.peers)
     described = machine.describe(scratch, found.versions, load, found.isolated)
     given = _given(near, arguments.runs, _line(far, shape) if over else None)
-    return Report(described, given, samples, found.failed)
+    return Report(described, given, samples, found.failed, found.late)
 
 
 class _Found:
@@ -96,6 +96,7 @@ class _Found:
         self.samples: list[Sample] = []
         self.failed: list[Failed] = []
         self.versions: dict[str, str] = {}
+        self.late: dict[str, float] = {}
         self.isolated = True
 
 
@@ -121,6 +122,9 @@ def _group(
         found.versions |= {peer.name: peer.version for peer in started if peer.version}
         found.isolated &= all(peer.isolated for peer in started)
         _run(started, inputs, names, runs, found)
+        for peer in started:
+            if (passed := peer.traffic()) is not None:
+                found.late[peer.name] = passed.late
     shutil.rmtree(inputs.scratch)
 
 
@@ -234,8 +238,8 @@ def _say(line: str) -> None:
 
 QUICK = {
     "size": 32 << 20, "reads": 64, "files": 200, "runs": 1, "rest": 5.0,
-    "wan_size": 32 << 20, "wan_reads": 16, "wan_files": 60, "wan_directories": 200,
-    "wan_git_files": 60,
+    "wan_size": 32 << 20, "wan_reads": 16, "wan_files": 50, "wan_directories": 120,
+    "wan_git_files": 40,
     "workloads": ["write", "read", "random", "small", "edit", *OVER_A_LINE],
     "peers": ["nearline", "rclone"],
 }  # fmt: skip

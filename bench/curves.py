@@ -203,16 +203,16 @@ def main() -> int:
     base = Path(tempfile.mkdtemp(prefix="nearline-curves-", dir=arguments.scratch))
     load = machine.load_average()
     try:
-        curves = [
-            draw(name, arguments.peers, base, full=arguments.full, most=arguments.most)
-            for name in arguments.curves
-        ]
-        described = machine.describe(base, {"nearline": machine.nearline_version()}, load, True)
+        curves: list[Curve] = []
+        versions = {"nearline": machine.nearline_version()}
+        for name in arguments.curves:
+            points = draw(name, arguments.peers, base, full=arguments.full, most=arguments.most)
+            curves.append(points)
+            found = Curves(machine.describe(base, versions, load, isolated=True), curves)
+            arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     finally:
         if str(base) not in Path("/proc/self/mounts").read_text():
             shutil.rmtree(base)
-    found = Curves(described, curves)
-    arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     if arguments.plots:
         plot = [sys.executable, "-m", "bench.plots", "curves", arguments.json, arguments.plots]
         subprocess.run(plot, check=True)

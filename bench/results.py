@@ -66,12 +66,14 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Everything `--json` writes."""
+    """Everything `--json` writes. `late`: by how many seconds the line of each peer was longer than
+    it should have been, each way and on the average."""
 
     machine: Machine
     given: Given
     samples: list[Sample]
     failed: list[Failed]
+    late: dict[str, float] = {}
 
 
 class Point(msgspec.Struct, frozen=True):

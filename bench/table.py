@@ -11,7 +11,7 @@ OURS, PEER = "nearline", "rclone"
 
 def render(report: Report) -> str:
     """The machine, the inputs, the table, and what failed."""
-    parts = [f"{_machine(report)}\n{_given(report)}", _table(report)]
+    parts = [f"{_machine(report)}\n{_given(report)}{_late(report)}", _table(report)]
     if report.failed:
         parts.append("\n".join(f"- {f.workload}, {f.peer}: {f.reason}" for f in report.failed))
     return "\n\n".join(parts) + "\n"
@@ -56,6 +56,14 @@ def _line(given: Given) -> str:
         f"files of {given.small} bytes, {line.directories} directories, a repository of "
         f"{line.git_files} files"
     )
+
+
+def _late(report: Report) -> str:
+    """How busy the machine was, as it can be seen of the line."""
+    if not report.late:
+        return ""
+    late = ", ".join(f"{name} {number(each * 1000)}" for name, each in report.late.items())
+    return f"\n- later than the line says, each way, on the average, in ms: {late}"
 
 
 def _table(report: Report) -> str:

@@ -63,13 +63,16 @@ class Order(msgspec.Struct, frozen=True):
 
 class Counts(msgspec.Struct, frozen=True):
     """Since the start. `up`, `down`: bytes from client to server and back, without any headers of
-    packets. `flights`: round trips in which clients sent something."""
+    packets. `flights`: round trips in which clients sent something. `late`: by how many seconds
+    what arrived was later than it should have been, on the average, because the machine was busy:
+    so much longer was the line."""
 
     up: int = 0
     down: int = 0
     connections: int = 0
     requests: int = 0
     flights: int = 0
+    late: float = 0.0
 
     @property
     def both(self) -> int:
@@ -82,6 +85,7 @@ class Counts(msgspec.Struct, frozen=True):
             self.connections - before.connections,
             self.requests - before.requests,
             self.flights - before.flights,
+            self.late,
         )
 
 
@@ -93,6 +97,7 @@ class Proxy:
         self._bytes = {self._up: 0, self._down: 0}
         self._connections = self._requests = 0
         self._flights = Flights()
+        self._late, self._given = 0.0, 0
 
     def reshape(self, shape: Shape) -> None:
         self.shape = shape
@@ -106,6 +111,7 @@ class Proxy:
             self._connections,
             self._requests,
             self._flights.count,
+            self._late / self._given if self._given else 0.0,
         )
 
     async def serve(self, route: Route, listener: trio.SocketListener) -> None:
@@ -177,6 +183,8 @@ class Proxy:
                 if not piece:
                     await sink.send_eof()
                     return
+                self._late += trio.current_time() - arrives
+                self._given += 1
                 await sink.send_all(piece)
                 flow.delivered(len(piece), back.delay)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,9 +13,13 @@ GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 PLAIN = [
     (GET, 1),
     (b"PUT /b HTTP/1.1\r\ncontent-length: 12\r\n\r\nGET / HTTP/1", 1),
-    (b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nGET /\r\nA\r\n0123456789\r\n0\r\n\r\n", 1),
+    (
+        b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"5;x=y\r\nGET /\r\nA\r\n0123456789\r\n0\r\n\r\n",
+        1,
+    ),
     (b"PROPFIND /d HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 1),
-]  # fmt: skip
+]
 
 
 @given(
@@ -25,7 +31,7 @@ def test_the_count_does_not_depend_on_the_cuts(
 ) -> None:
     whole = b"".join(data for data, _ in messages)
     requests, edges = Requests(), sorted({0, len(whole), *(c for c in cuts if c < len(whole))})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         requests.feed(whole[start:end])
     assert requests.count == len(messages)
     assert not requests.lost
