@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from itertools import islice
 from typing import Literal, Protocol
 
 import structlog
 import trio
 
-from cache.files.sweep import GAP, Order, Place, Sweeps, Wanted
+from cache.files.sweep import FRONT, GAP, Order, Place, Sweeps, Wanted
 from cache.metadata.tree import Node, Tree
 from remote.protocol.errors import NearlineError
 from remote.protocol.ids import FileId, VersionId
@@ -30,6 +29,9 @@ from remote.protocol.messages import MAX_WHOLE
 SMALL_BYTES = 512 * 1024
 MAX_ASKED = 4096  # versions of which it is remembered that they were fetched for a sweep
 MAX_WAITING = 512  # files
+LOOKED_AT = 128  # entries of a directory, for the next files in it
+MAX_DIRECTORIES = 16  # gone through for one window
+MAX_CLIMB = 8
 
 _COLUMNS: dict[Order, Literal["cookie", "name"]] = {"readdir": "cookie", "name": "name"}
 
@@ -55,8 +57,13 @@ class NextFiles:
     def begun(self, ino: int) -> None:
         """A file is read for the first time since it was opened."""
         node = self._tree.find(ino)
-        if node is None or not _is_small(node) or not self._is_of_a_sweep(node):
+        if node is None or not _is_small(node):
             return
+        assert node.version is not None
+        asked = node.version in self._asked
+        if not asked and self._reader.is_here(node.version):
+            return
+        self._asked.pop(node.version, None)
         place = self._tree.place(ino)
         if place is None:
             return
@@ -68,44 +75,71 @@ class NextFiles:
             between = self._tree.count_between(directory, by, *values, GAP + 1)
             return between if 0 < between <= GAP else None
 
-        wanted = self._sweeps.opened(directory, Place(cookie, name), distance)
+        wanted = self._sweeps.opened(directory, Place(cookie, name), distance, asked=asked)
         if wanted is not None:
-            self._ask(directory, wanted)
+            self._ask(wanted)
 
     def entered(self, directory: int) -> None:
         """Somebody looks through the directory."""
         wanted = self._sweeps.entered(directory)
         if wanted is not None:
-            self._ask(directory, wanted)
+            self._ask(wanted)
 
-    def _is_of_a_sweep(self, node: Node) -> bool:
-        """It is not here, or is here because it was fetched for a sweep."""
-        assert node.version is not None
-        if node.version in self._asked:
-            del self._asked[node.version]
-            return True
-        return not self._reader.is_here(node.version)
-
-    def _ask(self, directory: int, wanted: Wanted) -> None:
-        by = _COLUMNS[wanted.order]
-        most = 2 * wanted.most  # not all are small
-        after = getattr(wanted.after, by)
-        found = self._tree.entries_behind(directory, by, after, most)
-        small = list(islice((one for one in found if _is_small(one.node)), wanted.most))
-        last = small[-1] if len(small) == wanted.most else (found[-1] if found else None)
-        ends = len(found) < most and len(small) < wanted.most
-        place = None if last is None or ends else Place(last.cookie, last.name)
-        self._sweeps.asked(directory, place, len(small))
-        for one in small:
-            node = one.node
-            assert node.version is not None
-            if not self._reader.is_here(node.version):
-                self._asked[node.version] = None
-                self._waiting.append((node.base_file or node.file, node.version))
-        while len(self._asked) > MAX_ASKED:
-            self._asked.popitem(last=False)
+    def _ask(self, wanted: Wanted) -> None:
+        """Have files fetched behind the window, in its directory and in those that follow."""
+        window, left = wanted.window, wanted.most
+        directory, place = window.directory, window.place
+        passed: list[int] = []
+        while True:
+            count, last = self._ask_in(directory, place, wanted.order, left)
+            left -= count
+            if last is not None or len(passed) == MAX_DIRECTORIES:
+                break
+            follows = self._following(directory, wanted.order)
+            if follows is None or follows in passed:
+                break
+            directory, place, last = follows, FRONT, FRONT
+            passed.append(directory)
+        self._sweeps.asked(window, directory, last, wanted.most - left, passed)
         if self._waiting:
             self._wake.set()
+
+    def _ask_in(
+        self, directory: int, after: Place, order: Order, most: int
+    ) -> tuple[int, Place | None]:
+        """How many files were asked for, and up to where; None: there are no more behind them."""
+        by = _COLUMNS[order]
+        found = self._tree.entries_behind(directory, by, getattr(after, by), LOOKED_AT)
+        count, last = 0, after
+        for one in found:
+            if count == most:
+                return count, last
+            last = Place(one.cookie, one.name)
+            version = one.node.version
+            if version is None or not _is_small(one.node):
+                continue
+            count += 1
+            if not self._reader.is_here(version):
+                self._asked[version] = None
+                self._waiting.append((one.node.base_file or one.node.file, version))
+        while len(self._asked) > MAX_ASKED:
+            self._asked.popitem(last=False)
+        return count, last if len(found) == LOOKED_AT else None
+
+    def _following(self, directory: int, order: Order) -> int | None:
+        """The directory that a walk comes to next: the first in this one, else the one behind it,
+        or behind what holds it."""
+        by, after = _COLUMNS[order], FRONT
+        for _ in range(MAX_CLIMB):
+            found = self._tree.entries_behind(directory, by, getattr(after, by), LOOKED_AT)
+            for one in found:
+                if one.node.is_directory and one.node.listed is not None:
+                    return one.node.ino
+            place = self._tree.place(directory)
+            if place is None:
+                return None
+            directory, after = place[0], Place(place[1], place[2])
+        return None
 
     async def run(self) -> None:
         """Fetch, until cancelled."""

@@ -1,4 +1,5 @@
-"""Programs that open a directory's files one after the other: which files they come to next.
+"""Programs that open files one after the other, directory by directory: how far ahead of them files
+are wanted.
 
 Knows: places of files in a directory, in readdir order and by name. Must not know: the database,
 the network, what is in a file, who opens. Pure.
@@ -6,7 +7,9 @@ the network, what is in a file, who opens. Pure.
 tar, cp -r, rsync, grep -r, a checkout or a shell's `*` open files in one of two orders: as readdir
 gave them, or by name. A directory in which `STEPS` opens in a row went forward, never over more
 than `GAP` places, is *swept*: the files behind are wanted, ever more of them up to `MAX_AHEAD`. Who
-sweeps one directory comes to the next one: the first look or open in it, soon after, goes on there.
+sweeps one directory comes to another one next, so the sweep goes on there at the first look or open
+that comes soon after; `asked` tells what directories were thought to be these, and a file that was
+not asked for begins a window anew, where it is.
 
 One open, or several here and there, want nothing. Memory is bounded: the directories that were
 looked at last.
@@ -17,16 +20,16 @@ Concurrency: of one task.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 STEPS = 2
 GAP = 8
 FIRST_AHEAD = 16
-MAX_AHEAD = 64
+MAX_AHEAD = 96
 SOON = 4  # opens, anywhere
-MAX_DIRECTORIES = 32
+MAX_DIRECTORIES = 64
 NO_MORE = 1 << 30
 
 Order = Literal["readdir", "name"]
@@ -43,23 +46,39 @@ class Place(NamedTuple):
 
 FRONT = Place(0, "")
 
+Distance = Callable[[Order, Place, Place], int | None]
+"""How many entries of the directory lie behind the first place up to the second, it included; None:
+more than `GAP`, or the second is not behind the first."""
+
+
+@dataclass
+class Window:
+    """What was asked for ahead of one sweep, in whatever directories: up to `place` of `directory`,
+    of which about `left` files were not opened yet. `size`: how many to have asked for."""
+
+    directory: int
+    place: Place
+    size: int = FIRST_AHEAD
+    left: int = 0
+
 
 class Wanted(NamedTuple):
-    """Up to `most` files of the directory behind `after`, in that order."""
+    """`most` files behind the place of the window, in that order, and in the directories that
+    follow."""
 
+    window: Window
     order: Order
-    after: Place
     most: int
 
 
 @dataclass
 class _Sweep:
+    """Of one directory."""
+
     last: Place
     at: int  # the number of the open that was its last
-    steps: dict[Order, int]
-    ahead: int = FIRST_AHEAD  # how many files to have asked for beyond the last open
-    left: int = 0  # how many of these are still to be opened, about
-    asked: Place | None = None  # the last one of them
+    window: Window | None = None
+    steps: dict[Order, int] = field(default_factory=lambda: dict.fromkeys(ORDERS, 0))
 
     @property
     def order(self) -> Order | None:
@@ -67,74 +86,86 @@ class _Sweep:
         return next((one for one in ORDERS if self.steps[one] >= STEPS), None)
 
 
-Distance = Callable[[Order, Place, Place], int | None]
-"""How many files of the directory lie behind the first place up to the second, it included; None:
-more than `GAP`, or the second is not behind the first."""
-
-
 class Sweeps:
     """Directories by inode number."""
 
     def __init__(self) -> None:
         self._sweeps: OrderedDict[int, _Sweep] = OrderedDict()
+        self._expected: OrderedDict[int, Window] = OrderedDict()  # directories that may be next
         self._opens = 0
         self._latest: _Sweep | None = None  # a sweep that was the last to go on
 
-    def opened(self, directory: int, place: Place, distance: Distance) -> Wanted | None:
-        """A file of the directory is read for the first time since it was opened."""
+    def opened(
+        self, directory: int, place: Place, distance: Distance, *, asked: bool
+    ) -> Wanted | None:
+        """A file of the directory is read for the first time since it was opened; `asked`: it had
+        been asked for."""
         self._opens += 1
-        sweep = self._sweeps.get(directory)
-        if sweep is None:
-            sweep = self._begin(directory, place)
-        else:
-            self._step(sweep, place, distance)
+        sweep = self._sweeps.get(directory) or self._begin(directory, FRONT)
+        gone = self._step(sweep, place, distance)
         self._sweeps.move_to_end(directory)
-        order = sweep.order
-        if order is None:
+        if sweep.order is None:
+            sweep.window = None
             return None
         self._latest = sweep
-        if sweep.left > sweep.ahead // 2:
-            return None
-        wanted = Wanted(order, sweep.asked or place, sweep.ahead - sweep.left)
-        sweep.ahead = min(MAX_AHEAD, sweep.ahead * 2)
-        return wanted
+        if sweep.window is None:
+            sweep.window = Window(directory, place)
+        elif not asked:
+            sweep.window = Window(directory, place, sweep.window.size)
+        else:
+            sweep.window.left = max(0, sweep.window.left - gone)
+        return self._wanted(sweep)
 
     def entered(self, directory: int) -> Wanted | None:
         """Somebody looks through the directory. Who has just swept another one comes to its first
         files."""
         if not self._goes_on() or directory in self._sweeps:
             return None
-        sweep = self._begin(directory, FRONT)
-        assert sweep.order is not None
-        return Wanted(sweep.order, FRONT, sweep.ahead)
+        return self._wanted(self._begin(directory, FRONT))
 
-    def asked(self, directory: int, last: Place | None, count: int) -> None:
-        """What `opened` wanted were `count` files, the last of them at `last`; None: there are no
-        more."""
-        sweep = self._sweeps.get(directory)
-        if sweep is not None:
-            sweep.asked = last or sweep.asked
-            sweep.left = sweep.left + count if last is not None else NO_MORE
+    def asked(
+        self,
+        window: Window,
+        directory: int,
+        place: Place | None,
+        count: int,
+        passed: Iterable[int] = (),
+    ) -> None:
+        """`count` files were asked for, up to `place` of `directory` (None: there is nothing behind
+        them), on the way through directories `passed`."""
+        window.directory, window.place = directory, place or window.place
+        window.left = window.left + count if place is not None else NO_MORE
+        for one in passed:
+            self._expected[one] = window
+        while len(self._expected) > MAX_DIRECTORIES:
+            self._expected.popitem(last=False)
+
+    def _wanted(self, sweep: _Sweep) -> Wanted | None:
+        window, order = sweep.window, sweep.order
+        if window is None or order is None or window.left > window.size // 2:
+            return None
+        wanted = Wanted(window, order, window.size - window.left)
+        window.size = min(MAX_AHEAD, window.size * 2)
+        return wanted
 
     def _goes_on(self) -> bool:
+        """Has a sweep gone on a moment ago?"""
         return self._latest is not None and self._opens - self._latest.at <= SOON
 
     def _begin(self, directory: int, place: Place) -> _Sweep:
-        steps: dict[Order, int] = dict.fromkeys(ORDERS, 0)
-        if self._latest is not None and self._goes_on():
-            steps = dict(self._latest.steps)
-        sweep = self._sweeps[directory] = _Sweep(place, self._opens, steps)
+        sweep = self._sweeps[directory] = _Sweep(place, self._opens)
+        latest, window = self._latest, self._expected.pop(directory, None)
+        if latest is not None and latest.window is not None and self._goes_on():
+            sweep.steps = dict(latest.steps)
+            sweep.window = window or Window(directory, place, latest.window.size)
         while len(self._sweeps) > MAX_DIRECTORIES:
             self._sweeps.popitem(last=False)
         return sweep
 
-    def _step(self, sweep: _Sweep, place: Place, distance: Distance) -> None:
+    def _step(self, sweep: _Sweep, place: Place, distance: Distance) -> int:
+        """How many places the open went forward."""
         gone = {order: distance(order, sweep.last, place) for order in ORDERS}
         for order, steps in gone.items():
             sweep.steps[order] = sweep.steps[order] + 1 if steps else 0
-        swept = sweep.order
-        if swept is None:
-            sweep.ahead, sweep.left, sweep.asked = FIRST_AHEAD, 0, None
-        else:
-            sweep.left = max(0, sweep.left - (gone[swept] or 0))
         sweep.last, sweep.at = place, self._opens
+        return 0 if sweep.order is None else gone[sweep.order] or 0
