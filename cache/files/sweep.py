@@ -6,10 +6,10 @@ the network, what is in a file, who opens. Pure.
 
 tar, cp -r, rsync, grep -r, a checkout or a shell's `*` open files in one of two orders: as readdir
 gave them, or by name. A directory in which `STEPS` opens in a row went forward, never over more
-than `GAP` places, is *swept*: the files behind are wanted, ever more of them up to `MAX_AHEAD`. Who
-sweeps one directory comes to another one next, so the sweep goes on there at the first look or open
-that comes soon after; `asked` tells what directories were thought to be these, and a file that was
-not asked for begins a window anew, where it is.
+than `GAP` places (from its front, too), is *swept*: the files behind are wanted, ever more of them
+up to `MAX_AHEAD`. Who sweeps one directory comes to another one next, so the sweep goes on there at
+the first look or open that comes soon after; `asked` tells what directories were thought to be
+these, and a file that was not asked for begins a window anew, where it is.
 
 One open, or several here and there, want nothing. Memory is bounded: the directories that were
 looked at last.

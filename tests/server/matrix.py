@@ -229,6 +229,11 @@ def _locate(scene: Scene, _by: Client) -> Ask:
     return Ask("/v1/chunks/locate", wanted)
 
 
+def _locate_several(scene: Scene, _by: Client) -> Ask:
+    whole = messages.WholeVersion(file=scene.file, version=scene.version)
+    return Ask("/v1/chunks/locate-several", messages.LocateSeveral(versions=[whole]))
+
+
 def _complete(scene: Scene, _by: Client) -> Ask:
     content = _empty()
     op = messages.Write(file=scene.fresh().file, content=content, mtime_ns=1)
@@ -400,6 +405,7 @@ ASKS: dict[str, Make] = {
     "POST /v1/uploads/{version}/complete": _complete,
     "DELETE /v1/uploads/{version}": lambda scene, _: Ask(f"/v1/uploads/{scene.session()}"),
     "POST /v1/chunks/locate": _locate,
+    "POST /v1/chunks/locate-several": _locate_several,
     "POST /v1/changes/apply (create)": lambda scene, _: _create(scene, scene.shared),
     "POST /v1/changes/apply (create outside)": lambda scene, _: _create(scene, scene.owner.me.root),
     "POST /v1/changes/apply (create deeper)": lambda scene, _: _create(scene, scene.inner),

@@ -14,7 +14,7 @@ from remote.protocol.errors import (
     Refused,
     Unreachable,
 )
-from remote.transfer.download import STALLS, Downloader
+from remote.transfer.download import LARGE_SHARES, STALLS, Downloader
 from remote.transfer.limits import BufferPool, Claim, PrioritySemaphore
 from remote.transfer.read_retry import Patience
 from tests.fake_edge import FakeEdge, noise, version_name
@@ -259,7 +259,7 @@ async def test_memory_in_flight_stays_under_the_budget() -> None:
         for chunk in chunks:
             nursery.start_soon(fetched, downloader, chunk, 0, 0)
     assert downloader.memory.peak == 3 * BLOCK_SIZE
-    assert downloader.connections.peak == 2
+    assert downloader.connections.peak == 2 * LARGE_SHARES
     assert downloader.memory.used == 0
 
 
