@@ -30,9 +30,9 @@ from cache.files.unsynced import digest
 from cache.metadata.manifests import Manifests
 from cache.metadata.tree import ROOT, Node
 from cache.recovery.opening import open_database
-from mount.config import parse_size
 from mount.session.session import boot_id
 from remote.protocol.messages import Kind
+from remote.protocol.sizes import parse_size
 
 TOP = "backlog"
 SCATTERED = "scattered"  # the file with many extents

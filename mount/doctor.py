@@ -27,8 +27,9 @@ from mount.credentials import Login
 from mount.failures import Failure
 from mount.process import detached_mounts, fstab, preflight, registry
 from mount.process.directories import existing
-from mount.progress import human_bytes, human_seconds
+from mount.progress import human_seconds
 from remote.protocol.hosts import is_on_this_machine
+from remote.protocol.sizes import size_text
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -122,7 +123,7 @@ def check_disks() -> Iterator[Finding]:
 
 
 def judge_space(kind: str, path: Path, free: int) -> Finding:
-    what = f"{human_bytes(free)} free for {kind} in {path}"
+    what = f"{size_text(free)} free for {kind} in {path}"
     if free < SPACE_FAIL_BYTES:
         return Finding("fail", what, f"make room, or give another --{kind} directory")
     if free < SPACE_WARN_BYTES:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from msgspec.structs import replace
 
 from mount.control.messages import Progress
+from remote.protocol.sizes import size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -52,10 +53,10 @@ def describe(progress: Progress, pace: float | None) -> str:
     """One line: `uploading: 3/10 files, 12.0 MB of 40.0 MB, 3.2 MB/s, 9 s left`."""
     parts = [
         f"{progress.files_done}/{progress.files_total} files",
-        f"{human_bytes(progress.bytes_done)} of {human_bytes(progress.bytes_total)}",
+        f"{size_text(progress.bytes_done)} of {size_text(progress.bytes_total)}",
     ]
     if pace:
-        parts.append(f"{human_bytes(pace)}/s")
+        parts.append(f"{size_text(pace)}/s")
     left = seconds_left(progress, pace)
     if left is not None:
         parts.append(f"{human_seconds(left)} left")
@@ -72,15 +73,6 @@ def finished(progress: Progress) -> Progress:
         state="done",
         reason=None,
     )
-
-
-def human_bytes(count: float) -> str:
-    """`12.3 MB`, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} PB"
 
 
 def human_seconds(seconds: float) -> str:

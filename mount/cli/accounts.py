@@ -13,9 +13,9 @@ from cyclopts import App, Parameter
 
 from mount import credentials
 from mount.cli import confirm, flags, listing, times
-from mount.config import absolute, parse_size
 from mount.failures import UsageFailure
-from mount.progress import human_bytes
+from mount.options import absolute, size
+from remote.protocol.sizes import size_text
 
 token = App(name="token", help="Tokens of any account.")
 
@@ -56,9 +56,9 @@ def _account(one: dict[str, Any]) -> list[str]:
     kept += [f"{one['keep_versions']} versions"] if one["keep_versions"] is not None else []
     return [
         one["name"],
-        human_bytes(one["used_bytes"]),
-        human_bytes(one["reserved_bytes"]) if one["reserved_bytes"] else "",
-        "none" if quota is None else human_bytes(quota),
+        size_text(one["used_bytes"]),
+        size_text(one["reserved_bytes"]) if one["reserved_bytes"] else "",
+        "none" if quota is None else size_text(quota),
         ", ".join(kept) or "as the server",
         str(one["devices"]),
         times.local(one["created_ns"]),
@@ -82,7 +82,7 @@ def account_set(
     """Change how much an account may store, and how long its history is kept."""
     values: dict[str, int | None] = {}
     if quota is not None:
-        values["quota_bytes"] = None if quota == "none" else parse_size(quota)
+        values["quota_bytes"] = None if quota == "none" else size(quota)
     if keep_days is not None:
         values["keep_days"] = _number("--keep-days", keep_days)
     if keep_versions is not None:
@@ -159,7 +159,7 @@ def account_remove(
 def _leaving(one: dict[str, Any]) -> list[str]:
     """What becomes of everything that the account has to do with."""
     return [
-        f"{one['name']} has {one['files']:,} files, {human_bytes(one['used_bytes'])} with history"
+        f"{one['name']} has {one['files']:,} files, {size_text(one['used_bytes'])} with history"
         " and trash: they are deleted for good.",
         f"What it shares with others ends at once: {one['shared']:,}. So do its links:"
         f" {one['links']:,}.",

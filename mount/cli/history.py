@@ -11,7 +11,7 @@ from mount.cli import confirm, flags, listing, target, times
 from mount.control import account_messages as wanted
 from mount.failures import Failure
 from mount.process.registry import Record
-from mount.progress import human_bytes
+from remote.protocol.sizes import size_text
 
 COUNTED = 1000  # things in a deleted folder
 
@@ -32,7 +32,7 @@ def log(path: flags.Path, /, *, json: flags.Json = False) -> None:
             [
                 one.id[-8:],
                 times.local(one.created_ns),
-                human_bytes(one.size),
+                size_text(one.size),
                 f"{one.account} on {one.device}",
                 _note(one),
                 one.path,
@@ -123,7 +123,7 @@ def list_trash(
 def _size(one: wanted.TrashedFile) -> str:
     """The server stops counting at `COUNTED`."""
     if one.kind != "directory":
-        return human_bytes(one.size)
+        return size_text(one.size)
     return f"{one.inside} or more inside" if one.inside >= COUNTED else f"{one.inside} inside"
 
 

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from getopt import GetoptError, gnu_getopt
 from pathlib import Path
 
-from mount.config import ROOT_FLAGS, normal_url, parse_options
+from mount.config import normal_url
 from mount.failures import Failure, UsageFailure
+from mount.options import ROOT_FLAGS, parse_options
 from mount.process import fstab
 
 USAGE = "mount -t nearline URL DIR [-o OPTIONS]"

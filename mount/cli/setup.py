@@ -11,8 +11,9 @@ from cyclopts import Parameter
 
 from mount import credentials
 from mount.cli import flags
-from mount.config import absolute, needs_insecure, needs_pin, normal_url, parse_options
+from mount.config import needs_insecure, needs_pin, normal_url
 from mount.failures import Failure, UsageFailure, advised
+from mount.options import absolute, parse_options
 
 T = TypeVar("T")
 

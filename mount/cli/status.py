@@ -13,7 +13,8 @@ from mount.cli import flags
 from mount.control import client
 from mount.control import messages as say
 from mount.process import detached_mounts, registry
-from mount.progress import View, human_bytes
+from mount.progress import View
+from remote.protocol.sizes import size_text
 
 Place = Annotated[str, Parameter(name="PATH")]
 Directory = Annotated[str, Parameter(name="DIR")]
@@ -118,7 +119,7 @@ def cache_stats(directory: Directory, /, *, json: flags.Json = False) -> None:
         print_json(stats)
         return
     reads = stats.hits + stats.misses
-    print(f"used     {human_bytes(stats.bytes)} of {human_bytes(stats.limit)}")
+    print(f"used     {size_text(stats.bytes)} of {size_text(stats.limit)}")
     print(f"blocks   {stats.blocks}")
     print(f"pinned   {stats.pinned_chunks} chunks")
     print(f"hits     {stats.hits} of {reads}{f' ({stats.hits / reads:.0%})' if reads else ''}")
@@ -129,4 +130,4 @@ def cache_clear(directory: Directory, /) -> None:
     record, _ = registry.live(Path(directory))
     answer = _ask(record, say.CacheClearRequest())
     freed = int(answer.message) if isinstance(answer, say.Done) and answer.message else 0
-    print(f"freed {human_bytes(freed)}", file=sys.stdout)
+    print(f"freed {size_text(freed)}", file=sys.stdout)

@@ -19,10 +19,12 @@ from msgspec import Struct
 
 from cache.metadata.durable import write_durably
 from mount import mountinfo
-from mount.config import ROOT_FLAGS, MountConfig, needs_insecure
+from mount.config import MountConfig, needs_insecure
 from mount.failures import Failure, UsageFailure
+from mount.options import ROOT_FLAGS
 from mount.process import registry
 from mount.process.directories import existing
+from remote.protocol.sizes import size_text
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
@@ -176,8 +178,8 @@ def check_space(config: MountConfig) -> None:
         free = shutil.disk_usage(existing(directory)).free
         if free < MIN_FREE_BYTES:
             raise Failure(
-                f"only {free // 1000} kB are free for {directory}; make room (at least "
-                f"{MIN_FREE_BYTES >> 20} MiB), or give another {flag}"
+                f"only {size_text(free)} are free for {directory}; make room (at least "
+                f"{size_text(MIN_FREE_BYTES)}), or give another {flag}"
             )
 
 

@@ -75,7 +75,7 @@ def test_log_and_restore(people: People) -> None:
     assert second["account"] == ACCOUNT
     shown = people.say("log", letter).splitlines()
     assert len(shown) == 3
-    assert re.search(rf"{second['id'][-8:]} .* 14 B .* anna on .* current", shown[1])
+    assert re.search(rf"{second['id'][-8:]} .* 14 bytes .* anna on .* current", shown[1])
     assert Path(people.anna.at, first["path"]).read_text() == "first"
 
     people.say("restore", letter)
