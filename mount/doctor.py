@@ -22,7 +22,7 @@ from cache.metadata import damage
 from cache.recovery import quarantine
 from mount import credentials, mountinfo
 from mount.config import needs_insecure, needs_pin
-from mount.control import client as control_client
+from mount.control import client
 from mount.credentials import Login
 from mount.failures import Failure
 from mount.process import detached_mounts, fstab, preflight, registry
@@ -166,10 +166,10 @@ def check_server(login: Login, token: str, pin: str | None = None) -> Iterator[F
 
     async def ask() -> tuple[Me, float]:
         insecure = needs_insecure(login.url)
-        async with ApiClient(login.url, token, insecure=insecure, pin=pin) as client:
+        async with ApiClient(login.url, token, insecure=insecure, pin=pin) as api:
             with trio.fail_after(ASK_SECONDS):
                 before = time.time()
-                me = await client.me()
+                me = await api.me()
                 return me, (before + time.time()) / 2
 
     logs.configure_for_a_command()
@@ -222,9 +222,9 @@ def check_token(record: registry.Record) -> Finding:
     try:
         return Finding(
             "ok",
-            f"the mount at {record.mountpoint} {control_client.check_token(Path(record.control))}",
+            f"the mount at {record.mountpoint} {client.check_token(Path(record.control))}",
         )
-    except (control_client.NotAnswering, control_client.MountRefused) as problem:
+    except (client.NotAnswering, client.MountRefused) as problem:
         what = f"the mount at {record.mountpoint} does not know that its token is good: {problem}"
         again = f"run `nearline login {record.url} --account {record.account}`"
         return Finding("fail", what, "" if ";" in str(problem) else again)
@@ -255,8 +255,8 @@ def judge_quarantine(directory: Path, report: quarantine.Report) -> Finding:
 def check_refusals(record: registry.Record) -> Iterator[Finding]:
     """What a mount could not send, and never will by itself."""
     try:
-        refused = control_client.status(Path(record.control)).refused
-    except (control_client.NotAnswering, control_client.MountRefused) as silent:
+        refused = client.status(Path(record.control)).refused
+    except (client.NotAnswering, client.MountRefused) as silent:
         advice = f"see the log in {record.state_dir}"
         yield Finding("fail", f"the mount at {record.mountpoint} does not answer: {silent}", advice)
         return

@@ -19,8 +19,7 @@ from mount.control.messages import Progress
 from remote.protocol.sizes import size_text
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    import rich.progress
 
 WINDOW_SECONDS = 10.0
 PLAIN_INTERVAL_SECONDS = 2.0
@@ -98,8 +97,8 @@ class View:
         self._title, self._clock = title, clock
         self._stream = sys.stderr if stream is None else stream
         self._pace = Pace()
-        self._bars: Bars | None = None
-        self._bar: TaskID | None = None
+        self._bars: rich.progress.Progress | None = None
+        self._bar: rich.progress.TaskID | None = None
         self._last: Progress | None = None
         self._shown: tuple[float, str, str | None] | None = None
 
@@ -145,10 +144,14 @@ class View:
         self._bars.stop()
 
 
-def _bars(stream: TextIO) -> Bars:
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as RichProgress
+def _bars(stream: TextIO) -> rich.progress.Progress:
+    import rich.console
+    import rich.progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"))
-    return RichProgress(*columns, console=Console(file=stream), refresh_per_second=8)
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.fields[line]}"),
+    )
+    console = rich.console.Console(file=stream)
+    return rich.progress.Progress(*columns, console=console, refresh_per_second=8)

@@ -226,13 +226,13 @@ def audit(
     json: Annotated[bool, Parameter(negative="", help="One JSON object a line.")] = False,
 ) -> None:
     """Who did what, with which device, and when; oldest first."""
-    from msgspec import json as encoding
+    from msgspec.json import encode
 
     from mount.process import embedded
 
     for row in embedded.read_audit(absolute(data), _moment(since), account):
         if json:
-            print(encoding.encode(row).decode())
+            print(encode(row).decode())
             continue
         who = row["account"] or "(operator)"
         device = f" ({row['device']})" if row["device"] else ""

@@ -8,7 +8,19 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from mount.cli import confirm, flags, listing, target, times
-from mount.control import account_messages as wanted
+from mount.control.account_messages import (
+    Emptied,
+    History,
+    LogRequest,
+    Restored,
+    RestoreRequest,
+    Trash,
+    TrashedFile,
+    TrashEmptyRequest,
+    TrashRequest,
+    TrashRestoreRequest,
+    Version,
+)
 from mount.failures import Failure
 from mount.process.registry import Record
 from remote.protocol.sizes import size_text
@@ -22,7 +34,7 @@ MaybeSaid = Annotated[str | None, Parameter(name="PATH-OR-ID")]
 def log(path: flags.Path, /, *, json: flags.Json = False) -> None:
     """The versions of the file PATH, newest first, and where each can be read."""
     record, below = target.at(path)
-    found = target.ask(record, wanted.LogRequest(below), wanted.History, "log")
+    found = target.ask(record, LogRequest(below), History, "log")
     if json:
         listing.print_json(found)
         return
@@ -43,7 +55,7 @@ def log(path: flags.Path, /, *, json: flags.Json = False) -> None:
     )
 
 
-def _note(one: wanted.Version) -> str:
+def _note(one: Version) -> str:
     notes = ["current"] if one.current else []
     if one.restored_from is not None:
         notes.append(f"restored from {one.restored_from[-8:]}")
@@ -69,14 +81,14 @@ def restore(
     there is looked for in the trash."""
     record, below = target.at(path)
     at = [] if version is None else times.seconds_meant(version)
-    request = wanted.RestoreRequest(path=below, version=version, at=at)
-    done = target.ask(record, request, wanted.Restored, "restore")
+    request = RestoreRequest(path=below, version=version, at=at)
+    done = target.ask(record, request, Restored, "restore")
     _tell(done)
     if done.version is not None:
         print(f"{listing.printable(done.path)} is as in version {done.version[-8:]} again.")
 
 
-def _tell(done: wanted.Restored) -> None:
+def _tell(done: Restored) -> None:
     """Say what came back from the trash. Raises `Failure` when not everything did."""
     if done.files:
         more = f", {done.files} files and folders in all" if done.files > 1 else ""
@@ -99,8 +111,8 @@ def list_trash(
     With PATH-OR-ID of a folder: what was deleted in it, and with it."""
     record = _mount_of(said, directory)
     said, path = _said_in(record, said)
-    request = wanted.TrashRequest(said=said, path=path)
-    found = target.ask(record, request, wanted.Trash, "trash")
+    request = TrashRequest(said=said, path=path)
+    found = target.ask(record, request, Trash, "trash")
     if json:
         listing.print_json(found)
         return
@@ -120,7 +132,7 @@ def list_trash(
     )
 
 
-def _size(one: wanted.TrashedFile) -> str:
+def _size(one: TrashedFile) -> str:
     """The server stops counting at `COUNTED`."""
     if one.kind != "directory":
         return size_text(one.size)
@@ -141,12 +153,12 @@ def restore_trashed(
     Where its name is taken by now it gets another one. Where its folder is gone, that is made
     anew."""
     record = _mount_of(said, directory, to)
-    request = wanted.TrashRestoreRequest(
+    request = TrashRestoreRequest(
         said=said,
         path=target.below(record, said),
         to=None if to is None else target.path_in(record, to),
     )
-    _tell(target.ask(record, request, wanted.Restored, "trash"))
+    _tell(target.ask(record, request, Restored, "trash"))
 
 
 @trash.command(name="empty")
@@ -164,8 +176,8 @@ def empty(
     if not yes and not confirm.agreed(f"Delete {what} of {record.account} for good?"):
         print("Nothing was deleted.")
         return
-    request = wanted.TrashEmptyRequest(said=said, path=path)
-    done = target.ask(record, request, wanted.Emptied, "trash")
+    request = TrashEmptyRequest(said=said, path=path)
+    done = target.ask(record, request, Emptied, "trash")
     print(f"{done.files} files are gone for good.")
 
 

@@ -136,14 +136,16 @@ def retry(
 
     Returns when the server has decided. Exit code 1 when it refused again, or after --timeout."""
     from mount.cli import target
-    from mount.control import client
-    from mount.control import messages as say
+    from mount.control import client, messages
     from mount.progress import View
 
     record, below = (target.chosen(None), "") if path is None else target.at(path)
     with View("retry") as view:
         done = client.ask(
-            Path(record.control), say.RetryRequest(below, timeout), on_progress=view, patience=None
+            Path(record.control),
+            messages.RetryRequest(below, timeout),
+            on_progress=view,
+            patience=None,
         )
-    assert isinstance(done, say.Done)
+    assert isinstance(done, messages.Done)
     print(done.message)

@@ -28,10 +28,10 @@ def up(
 
     Stays in the foreground. Ctrl-C uploads what is left, unmounts and stops the server; a second
     Ctrl-C leaves the rest for the next start."""
-    from mount.process.up import start as supervisor
+    from mount.process.up import start
 
-    data_dir = supervisor.default_data_dir() if data is None else absolute(data)
-    supervisor.run(absolute(directory), data_dir, parse_options(options or []))
+    data_dir = start.default_data_dir() if data is None else absolute(data)
+    start.run(absolute(directory), data_dir, parse_options(options or []))
 
 
 def serve(
@@ -168,11 +168,11 @@ def tell_of_mounts(url: str, account: str) -> None:
 
 def _goes_on(control: Path) -> str:
     """With which token, asked of the mount itself."""
-    from mount.control import client as control_client
+    from mount.control import client
 
     try:
-        return control_client.check_token(control)
-    except (control_client.NotAnswering, control_client.MountRefused) as problem:
+        return client.check_token(control)
+    except (client.NotAnswering, client.MountRefused) as problem:
         return f"did not take the new token ({problem})"
 
 

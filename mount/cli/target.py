@@ -9,8 +9,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from mount.control import client
-from mount.control import messages as say
+from mount.control import client, messages
 from mount.failures import Failure, UsageFailure
 from mount.process import registry
 from mount.progress import View
@@ -45,7 +44,7 @@ def chosen(directory: str | None) -> registry.Record:
     raise UsageFailure(f"there are {len(records)} mounts; say which: {places}")
 
 
-def ask(record: registry.Record, request: say.Request, kind: type[T], title: str) -> T:
+def ask(record: registry.Record, request: messages.Request, kind: type[T], title: str) -> T:
     """Ask the mount; its answer, which is a `kind`. Raises `Failure`."""
     with View(title) as view:
         answer = client.ask(

@@ -23,7 +23,7 @@ import trio
 from cache.metadata.operations import Op, new_id
 from cache.metadata.tree import HISTORY, LOCAL, REVOKED, Node
 from mount.config import MountConfig
-from mount.control import messages as say
+from mount.control.messages import Progress
 from mount.control.paths import resolve
 from mount.failures import Failure
 from mount.session.session import Session
@@ -41,10 +41,10 @@ MIN_GIVEN = 6
 _NOT_ON_THE_SERVER = frozenset({LOCAL, HISTORY, REVOKED})
 
 T = TypeVar("T")
-Report = Callable[[say.Progress], Awaitable[None]]
+Report = Callable[[Progress], Awaitable[None]]
 
 
-class Account:
+class CommandContext:
     """`told` returns when the kernel has been told everything that changed until now."""
 
     def __init__(
@@ -101,10 +101,10 @@ class Account:
                 return
             await report(self._progress([op for op in self.session.journal if which(op)]))
 
-    def _progress(self, left: list[Op]) -> say.Progress:
+    def _progress(self, left: list[Op]) -> Progress:
         progress = self.session.uploader.progress
         sending = [progress[op.key] for op in left if op.key in progress]
-        return say.Progress(
+        return Progress(
             files_total=len({op.ino for op in left}),
             bytes_done=sum(one.bytes_done for one in sending),
             bytes_total=sum(one.bytes_total for one in sending),

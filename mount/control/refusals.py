@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cache.metadata.operations import Op, waiting_behind
-from mount.control import messages as say
-from mount.control.context import Account, Report
+from mount.control import messages
+from mount.control.context import CommandContext, Report
 from mount.failures import Failure
 from mount.session.session import Session
 
@@ -41,14 +41,14 @@ def advice(error: str) -> str:
     return _ADVICE.get(error.partition(":")[0], _OTHERWISE)
 
 
-def described(session: Session) -> list[say.RefusedStatus]:
+def described(session: Session) -> list[messages.RefusedStatus]:
     """Each refused change, in order."""
     journal = session.journal
     if not journal.is_whole or not journal.has_refused:
         return []
     behind = waiting_behind(journal)
     return [
-        say.RefusedStatus(
+        messages.RefusedStatus(
             next(paths(session, op)),
             op.kind,
             op.refused or "",
@@ -86,10 +86,10 @@ def refused_at(session: Session, path: str) -> list[Op]:
     ]
 
 
-async def retry(account: Account, path: str, report: Report) -> str:
+async def retry(context: CommandContext, path: str, report: Report) -> str:
     """Try again what was refused at `path`; what came of it. Raises `Failure` when something was
     refused once more, `Unreachable` when the server cannot be asked."""
-    session = account.session
+    session = context.session
     session.require_online()
     await session.journal.whole()
     again = refused_at(session, path)
@@ -98,7 +98,7 @@ async def retry(account: Account, path: str, report: Report) -> str:
     with session.db.transaction():
         session.journal.try_again(again)
     origins = {op.origin for op in again}
-    await account.flush(lambda op: op.origin in origins, report)
+    await context.flush(lambda op: op.origin in origins, report)
     left = [op for op in session.journal if op.origin in origins]
     if left:
         raise Failure(_told(session, left))

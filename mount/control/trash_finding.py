@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 from cache.metadata.operations import Op
-from mount.control.context import Account, Report, one_of
+from mount.control.context import CommandContext, Report, one_of
 from mount.failures import Failure
 from remote.protocol.account_messages import TrashItem
 from remote.protocol.ids import FileId
@@ -20,21 +20,25 @@ _BRINGS_TO_TRASH = frozenset({"unlink", "rename", "replace"})
 _ENDING = re.compile("[0-9a-f]{6,32}")
 
 
-async def flush_deletions(account: Account, report: Report) -> None:
+async def flush_deletions(context: CommandContext, report: Report) -> None:
     def deletes(op: Op) -> bool:
         return op.kind in _BRINGS_TO_TRASH and not op.refused
 
-    await account.flush(deletes, report)
+    await context.flush(deletes, report)
 
 
 async def pages(
-    account: Account, parent: FileId | None, *, name: str | None = None, ending: str | None = None
+    context: CommandContext,
+    parent: FileId | None,
+    *,
+    name: str | None = None,
+    ending: str | None = None,
 ) -> list[TrashItem]:
     """A listing of the server's, whole."""
-    page = await account.client.trash(parent, name=name, ending=ending)
+    page = await context.client.trash(parent, name=name, ending=ending)
     found = page.items
     while page.next is not None:
-        page = await account.client.trash(parent, page.next, name=name, ending=ending)
+        page = await context.client.trash(parent, page.next, name=name, ending=ending)
         found += page.items
     return found
 
@@ -50,14 +54,14 @@ def _newest_first(items: Iterable[TrashItem]) -> list[TrashItem]:
 class Finder:
     """The trash as it is now. `alone` is what was deleted by itself, newest first."""
 
-    def __init__(self, account: Account, alone: list[TrashItem]) -> None:
-        self._account, self.alone = account, alone
+    def __init__(self, context: CommandContext, alone: list[TrashItem]) -> None:
+        self._context, self.alone = context, alone
 
     @classmethod
-    async def of(cls, account: Account, report: Report) -> Finder:
+    async def of(cls, context: CommandContext, report: Report) -> Finder:
         """What was deleted here a moment ago is in it."""
-        await flush_deletions(account, report)
-        return cls(account, _newest_first(await pages(account, None)))
+        await flush_deletions(context, report)
+        return cls(context, _newest_first(await pages(context, None)))
 
     async def at(self, path: str) -> list[TrashItem]:
         """What was deleted at `path`, newest first: by itself, or with a folder above."""
@@ -70,7 +74,7 @@ class Finder:
 
     async def _within(self, folder: TrashItem, path: str) -> list[TrashItem]:
         name, _, rest = path.partition("/")
-        here = await pages(self._account, folder.file.id, name=name)
+        here = await pages(self._context, folder.file.id, name=name)
         if not rest:
             return here
         below = [await self._within(one, rest) for one in here if one.file.kind == "directory"]
@@ -82,7 +86,7 @@ class Finder:
         if found:
             return found[0]
         if _ENDING.fullmatch(said):
-            found = await pages(self._account, None, ending=said)
+            found = await pages(self._context, None, ending=said)
         found = found or self.alone
         if path is not None and not any(one.file.id.endswith(said) for one in found):
             raise Failure(self.missing(path))
@@ -97,7 +101,7 @@ class Finder:
         found = {item.file.id: item for item in self.alone if _folder_of(item) == path}
         for item in at:
             if item.file.kind == "directory":
-                found |= {one.file.id: one for one in await pages(self._account, item.file.id)}
+                found |= {one.file.id: one for one in await pages(self._context, item.file.id)}
         if not found and not at:
             raise Failure(self.missing(path))
         return _newest_first(found.values()) or at
