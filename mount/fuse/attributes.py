@@ -154,6 +154,23 @@ def without_setid(mode: int, member: bool) -> int:
     return mode & ~(stat.S_ISUID | (0 if keeps_group else stat.S_ISGID))
 
 
+def setid_taken(node: Node, member: bool) -> dict[str, int]:
+    """The change of mode by which a file loses setuid and setgid; nothing where it has none."""
+    mode = without_setid(node.mode, member)
+    return {} if mode == node.mode else {"mode": mode}
+
+
+def is_member(node: Node, owner: Ownership, ctx: pyfuse3.RequestContext) -> bool:
+    """May the caller leave the file setgid? Looked up only where it matters."""
+    group = node.gid if owner.gid is None else owner.gid
+    if ctx.uid == 0 or ctx.gid == group or not node.mode & stat.S_ISGID:
+        return True
+    try:
+        return group in pyfuse3.get_sup_groups(ctx.pid)
+    except OSError:  # the caller has ended, or is not to be seen from here
+        return False
+
+
 def kept_time(asked_ns: int) -> int:
     """The time nearest to `asked_ns` that there is."""
     return min(max(asked_ns, FIRST_NS), LAST_NS)
