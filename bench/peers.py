@@ -31,7 +31,7 @@ from mount.control.messages import FlushRequest, socket_path
 from mount.process import registry, unmount
 
 START_SECONDS = 60.0
-SETTLE_SECONDS = 900.0
+FLUSH_SECONDS = 900.0
 _ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"]  # also when we are killed
 
 
@@ -64,7 +64,7 @@ class Peer(ABC):
         """Mount anew, as a device that has never seen the drive; the kernel's caches empty."""
 
     @abstractmethod
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Return when the server has everything that was closed."""
 
     @abstractmethod
@@ -125,7 +125,7 @@ class Served(Peer):
         the process frees whoever waits for an answer of a wedged mount."""
 
     def cold(self) -> None:
-        self.settle()
+        self.flush()
         self._unmount()
         self._mount()
         machine.drop_caches()
@@ -217,8 +217,8 @@ class Nearline(Served):
         self._nearline("login", self._url, *words)
         self._mount()
 
-    def settle(self) -> None:
-        client.ask(socket_path(self.base / "state"), FlushRequest(SETTLE_SECONDS), patience=None)
+    def flush(self) -> None:
+        client.ask(socket_path(self.base / "state"), FlushRequest(FLUSH_SECONDS), line_timeout=None)
 
     def restart(self, operations: int, spool: int) -> float:
         if not self.network.isolated:
@@ -329,8 +329,8 @@ class Rclone(Served):
         self._url = _said(self._server, "Server started on [", log).partition("]")[0]
         self._mount()
 
-    def settle(self) -> None:
-        poll(self._settled, "rclone: uploads", timeout=SETTLE_SECONDS)
+    def flush(self) -> None:
+        poll(self._is_flushed, "rclone: uploads", timeout=FLUSH_SECONDS)
 
     def stop(self) -> None:
         try:
@@ -338,7 +338,7 @@ class Rclone(Served):
         finally:
             self._rc.close()
 
-    def _settled(self) -> bool:
+    def _is_flushed(self) -> bool:
         """Nothing queued, and nothing dirty that is not queued yet: the kernel releases a file some
         time after close(2) has returned, and only then does rclone queue it."""
         stats = self._ask("vfs/stats")["diskCache"]
@@ -421,7 +421,7 @@ class Disk(Peer):
     def cold(self) -> None:
         machine.drop_caches()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         os.sync()
 
     def stop(self) -> None:

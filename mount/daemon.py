@@ -142,7 +142,7 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         await nursery.start(session.run)
         pins = Pins(session)
-        context = CommandContext(config, session, invalidator.settled)
+        context = CommandContext(config, session, invalidator.finish_queued)
         write_back = WriteBack(config.mountpoint, session.tree, session.journal, session.replayer)
         nursery.start_soon(write_back.run)
         mounted = mountinfo.mounted_at(config.mountpoint)
@@ -322,9 +322,9 @@ class Control:
 
     def _limits(self) -> messages.LimitsStatus:
         files, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
         return messages.LimitsStatus(
-            memory_bytes=pages * resource.getpagesize(),
+            memory_bytes=resident_pages * resource.getpagesize(),
             open_files=len(os.listdir("/proc/self/fd")),
             open_files_limit=files,
             dirty_bytes=self._session.contents.dirty_bytes,

@@ -145,7 +145,7 @@ def retry(
             Path(record.control),
             messages.RetryRequest(below, timeout),
             on_progress=view,
-            patience=None,
+            line_timeout=None,
         )
     assert isinstance(done, messages.Done)
     print(done.message)

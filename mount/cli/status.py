@@ -107,7 +107,7 @@ def _ask(
     record: registry.Record, request: messages.Request, view: View | None = None
 ) -> messages.Reply:
     return client.ask(
-        Path(record.control), request, on_progress=view, patience=None if view else 60.0
+        Path(record.control), request, on_progress=view, line_timeout=None if view else 60.0
     )
 
 

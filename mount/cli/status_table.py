@@ -58,8 +58,8 @@ def _work(status: Status) -> list[tuple[str, str]]:
         found += [("refused", _refusal(refused)), ("what to do", refused.advice)]
     found += [("quarantine", f"damaged state was put aside in {at}") for at in status.quarantined]
     lag = status.feed.lag_seconds
-    known = "never" if lag is None else f"{human_seconds(lag)} ago"
-    found.append(("changes", f"{status.feed.mode}, last known complete {known}"))
+    complete = "never" if lag is None else f"{human_seconds(lag)} ago"
+    found.append(("changes", f"{status.feed.mode}, last known complete {complete}"))
     return found
 
 

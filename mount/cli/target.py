@@ -16,7 +16,7 @@ from mount.progress import View
 
 # The longest silence: a large answer over a slow line, not a wedged mount. While the mount waits
 # for an upload, it says so every second.
-PATIENCE_SECONDS = 300.0
+LINE_TIMEOUT_SECONDS = 300.0
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def ask(record: registry.Record, request: messages.Request, kind: type[T], title
     """Ask the mount; its answer, which is a `kind`. Raises `Failure`."""
     with View(title) as view:
         answer = client.ask(
-            Path(record.control), request, on_progress=view, patience=PATIENCE_SECONDS
+            Path(record.control), request, on_progress=view, line_timeout=LINE_TIMEOUT_SECONDS
         )
     if not isinstance(answer, kind):
         raise Failure(

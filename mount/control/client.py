@@ -39,15 +39,15 @@ def ask(
     request: messages.Request,
     *,
     on_progress: Callable[[messages.Progress], None] | None = None,
-    patience: float | None = PROMPT_SECONDS,
+    line_timeout: float | None = PROMPT_SECONDS,
 ) -> messages.Reply:
     """Send `request` to the mount listening on `path` and return its last answer.
 
-    `patience` is the longest wait for the next line in seconds; None waits for ever. Raises
+    `line_timeout` is the longest wait for the next line in seconds; None waits for ever. Raises
     `NotAnswering` and `MountRefused`."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(patience)
+            sock.settimeout(line_timeout)
             _connect(sock, path)
             sock.sendall(messages.encode(request))
             for line in _lines(sock):
@@ -85,7 +85,7 @@ def check_token(path: Path) -> str:
     not. How it goes on, in words; raises as `ask` does."""
     from mount.control.account_messages import ReloadTokenRequest  # most commands do without
 
-    done = ask(path, ReloadTokenRequest(), patience=SERVER_SECONDS)
+    done = ask(path, ReloadTokenRequest(), line_timeout=SERVER_SECONDS)
     assert isinstance(done, messages.Done)
     return done.message
 

@@ -5,8 +5,8 @@ journal, and how the mount comes to show what came of them. Must not know: any c
 `links`, `history`, `trash`, `devices`), the control socket.
 
 A command speaks of what the person sees in the mount, and the server may not have it yet: so the
-operations on that file go first (`known`). Afterwards the feed is pulled, so that the mount shows
-the result when the command returns (`shown`).
+operations on that file go first (`flushed_node`). Afterwards the feed is pulled, so that the mount
+shows the result when the command returns (`pull_and_invalidate`).
 
 Concurrency contract: each command is a task of its own, on the trio thread. Nothing is kept here.
 """
@@ -35,7 +35,7 @@ from remote.protocol.ids import FileId
 log = structlog.get_logger(__name__)
 
 REPORT_SECONDS = 1.0
-SHOWN_SECONDS = 10.0  # for the kernel, which a request of somebody else may keep waiting
+INVALIDATED_SECONDS = 10.0  # for the kernel, which a request of somebody else may keep waiting
 TRIES = 3
 MIN_GIVEN = 6
 _NOT_ON_THE_SERVER = frozenset({LOCAL, HISTORY, REVOKED})
@@ -45,12 +45,12 @@ Report = Callable[[Progress], Awaitable[None]]
 
 
 class CommandContext:
-    """`told` returns when the kernel has been told everything that changed until now."""
+    """`invalidated` returns when the kernel has been told everything that changed until now."""
 
     def __init__(
-        self, config: MountConfig, session: Session, told: Callable[[], Awaitable[None]]
+        self, config: MountConfig, session: Session, invalidated: Callable[[], Awaitable[None]]
     ) -> None:
-        self.config, self.session, self._told = config, session, told
+        self.config, self.session, self._invalidated = config, session, invalidated
 
     @property
     def client(self) -> ApiClient:
@@ -63,7 +63,7 @@ class CommandContext:
 
     # Before: what the person sees is what the server has.
 
-    async def known(self, path: str, report: Report) -> Node:
+    async def flushed_node(self, path: str, report: Report) -> Node:
         """The node at `path`, once the server has every change of it. Raises `NoSuchPath`,
         `Failure` when the server refuses one, `Unreachable` while offline."""
         node = await resolve(self.session, path)
@@ -156,7 +156,7 @@ class CommandContext:
 
     # After: the person sees what the server has.
 
-    async def shown(self) -> None:
+    async def pull_and_invalidate(self) -> None:
         """Return when the mount shows what is on the server now. What cannot be had now comes with
         the feed, later: what was asked for has been done either way."""
         try:
@@ -164,8 +164,8 @@ class CommandContext:
         except NearlineError as problem:
             log.info("not shown yet", why=str(problem))
             return
-        with trio.move_on_after(SHOWN_SECONDS):
-            await self._told()
+        with trio.move_on_after(INVALIDATED_SECONDS):
+            await self._invalidated()
 
     def path_of(self, file: FileId) -> str | None:
         """A path of the file in this mount, or None when it has not been seen here."""

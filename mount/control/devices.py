@@ -76,7 +76,7 @@ def _meant(known: list[account_messages.DeviceInfo], said: str) -> account_messa
 async def make_token(context: CommandContext, request: MakeTokenRequest, report: Report) -> Token:
     folder = None
     if request.folder is not None:
-        folder = (await context.known(request.folder, report)).file
+        folder = (await context.flushed_node(request.folder, report)).file
     asked = account_messages.MakeToken(
         name=request.name,
         scope="read" if request.read_only else "full",

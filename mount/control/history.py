@@ -80,7 +80,7 @@ async def restore(context: CommandContext, request: RestoreRequest, report: Repo
         raise Failure(str(none)) from none
     if not wanted.current:
         await _revert(context, node, wanted)
-        await context.shown()
+        await context.pull_and_invalidate()
     return Restored(path=context.path_of(node.file) or request.path, version=wanted.id)
 
 
@@ -104,7 +104,7 @@ async def _revert(context: CommandContext, node: Node, wanted: messages.VersionI
 
 
 async def _regular(context: CommandContext, path: str, report: Report) -> Node:
-    node = await context.known(path, report)
+    node = await context.flushed_node(path, report)
     if not node.is_regular:
         raise Failure(f"{path or '/'} is a {node.kind}, which has no versions; name a file in it")
     return node

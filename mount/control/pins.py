@@ -30,9 +30,9 @@ from remote.protocol.errors import NearlineError, Unreachable
 
 log = structlog.get_logger(__name__)
 
-SETTLE_SECONDS = 1.0  # after a change, so that a burst of them is one look
+BURST_SECONDS = 1.0  # after a change, so that a burst of them is one look
 
-Told = Callable[[int, int], Awaitable[None]]  # files done, files known so far
+OnFetched = Callable[[int, int], Awaitable[None]]  # files done, files known so far
 
 
 class Pins:
@@ -41,14 +41,14 @@ class Pins:
         self._working = trio.Lock()
         self._lacking = trio.Event()  # set when somebody pinned what could not be fetched
 
-    async def pin(self, path: str, told: Told) -> None:
+    async def pin(self, path: str, on_fetched: OnFetched) -> None:
         """Keep `path` on this machine; returns when it is here. What cannot be fetched now is
         pinned all the same, and comes later."""
         node = await resolve(self._session, path)
         with self._session.db.transaction():
             self._session.db.run("INSERT OR IGNORE INTO pin VALUES (?)", node.file)
         try:
-            await self._fetch(node, told, keep=True)
+            await self._fetch(node, on_fetched, keep=True)
         except BaseException:  # also when the asker goes away
             self._lacking.set()
             raise
@@ -63,9 +63,9 @@ class Pins:
         if not await self._refresh():  # what lies under another pin stays
             self._lacking.set()
 
-    async def warm(self, path: str, told: Told) -> None:
+    async def warm(self, path: str, on_fetched: OnFetched) -> None:
         """Fetch `path` once."""
-        await self._fetch(await resolve(self._session, path), told, keep=False)
+        await self._fetch(await resolve(self._session, path), on_fetched, keep=False)
 
     async def run(self) -> None:
         """Fetch what is pinned and its new versions, as they come, until cancelled."""
@@ -77,7 +77,7 @@ class Pins:
             pause = backoff.delay(failures - 1, random.random()) if failures else math.inf
             with trio.move_on_after(pause):
                 await first_of(changed, back, self._lacking)
-            await trio.sleep(SETTLE_SECONDS)
+            await trio.sleep(BURST_SECONDS)
 
     async def _refresh(self) -> bool:
         """Whether all that is pinned is here now."""
@@ -106,13 +106,13 @@ class Pins:
             return False
         return whole
 
-    async def _fetch(self, node: Node, told: Told, *, keep: bool) -> None:
+    async def _fetch(self, node: Node, on_fetched: OnFetched, *, keep: bool) -> None:
         async with self._working:
             files = [one async for one in self._files(node)]
             for number, one in enumerate(files):
-                await told(number, len(files))
+                await on_fetched(number, len(files))
                 await self._fetch_one(one, keep=keep)
-            await told(len(files), len(files))
+            await on_fetched(len(files), len(files))
 
     async def _fetch_one(self, node: Node, *, keep: bool) -> None:
         session = self._session

@@ -101,11 +101,11 @@ async def retry(context: CommandContext, path: str, report: Report) -> str:
     await context.flush(lambda op: op.origin in origins, report)
     left = [op for op in session.journal if op.origin in origins]
     if left:
-        raise Failure(_told(session, left))
+        raise Failure(_still_refused(session, left))
     return f"the server has taken {_changes(len(again))}"
 
 
-def _told(session: Session, left: list[Op]) -> str:
+def _still_refused(session: Session, left: list[Op]) -> str:
     refused = [op for op in left if op.refused]
     if not refused:
         return (

@@ -38,7 +38,7 @@ _SECOND_NS = 1_000_000_000
 
 
 async def share(context: CommandContext, request: ShareRequest, report: Report) -> Shares:
-    node = await context.known(request.path, report)
+    node = await context.flushed_node(request.path, report)
     invited = [account_messages.Invite(account=request.account, role=request.role)]
     entry = await _entry(context, request.path, node)
     reply = await context.client.share(
@@ -61,13 +61,13 @@ async def _entry(context: CommandContext, path: str, node: Node) -> account_mess
 async def unshare(context: CommandContext, request: UnshareRequest, report: Report) -> Shares:
     """Take the grant back; the answer tells which others are left, also those above, and what is
     still reached otherwise."""
-    node = await context.known(request.path, report)
+    node = await context.flushed_node(request.path, report)
     await context.client.unshare(node.file, request.account)
     return _shares(context, request.path, await context.client.shares(node.file))
 
 
 async def shares(context: CommandContext, request: SharesRequest, report: Report) -> Shares:
-    node = await context.known(request.path, report)
+    node = await context.flushed_node(request.path, report)
     return _shares(context, request.path, await context.client.shares(node.file))
 
 
@@ -132,7 +132,7 @@ async def leave(context: CommandContext, request: LeaveRequest, _report: Report)
     if file is None:
         raise Failure(_not_shared(request.path, [place.path for place in places.values()]))
     await context.client.unshare(file, context.name)
-    await context.shown()
+    await context.pull_and_invalidate()
     return Done()
 
 
@@ -147,7 +147,7 @@ def _not_shared(path: str, places: list[str]) -> str:
 
 
 async def make_link(context: CommandContext, request: MakeLinkRequest, report: Report) -> LinkMade:
-    node = await context.known(request.path, report)
+    node = await context.flushed_node(request.path, report)
     asked = account_messages.MakeLink(
         expires_ns=in_seconds(request.expires_seconds),
         password=request.password,
@@ -161,7 +161,7 @@ async def make_link(context: CommandContext, request: MakeLinkRequest, report: R
 async def links(context: CommandContext, request: LinksRequest, report: Report) -> Links:
     file = None
     if request.path is not None:
-        file = (await context.known(request.path, report)).file
+        file = (await context.flushed_node(request.path, report)).file
     found = (await context.client.links(file)).links
     found.sort(key=lambda link: link.created_ns, reverse=True)
     return Links([_link(context, link) for link in found])

@@ -30,7 +30,7 @@ from mount.control.account_messages import (
 )
 from mount.control.context import CommandContext, Report
 from mount.control.paths import NoSuchPath
-from mount.control.trash_finding import Finder, flush_deletions, pages, path_of
+from mount.control.trash_finding import Finder, all_items, flush_deletions, path_of
 from mount.failures import Failure
 from mount.session.version_names import restored_name
 from remote.protocol import messages
@@ -75,7 +75,7 @@ async def restore(
     item = await finder.meant(request.said, request.path)
     place = item.parent
     if request.to is not None:
-        place = (await context.known(request.to, report)).file
+        place = (await context.flushed_node(request.to, report)).file
     return await Restoring(context, finder, report).bring_back(item, place)
 
 
@@ -103,7 +103,7 @@ class Restoring:
         for one, answer in zip(inside, answers, strict=True):
             if not isinstance(answer, messages.Applied):
                 left.append(f"{path_of(one)}: {answer.message or type(answer).__name__}")
-        await self._context.shown()
+        await self._context.pull_and_invalidate()
         path = self._context.path_of(item.file.id) or called
         return Restored(path=path, files=1 + len(inside) - len(left), left=left)
 
@@ -112,7 +112,7 @@ class Restoring:
         found, at = [item], 0
         while at < len(found):
             if found[at].file.kind == "directory":
-                found += await pages(self._context, found[at].file.id)
+                found += await all_items(self._context, found[at].file.id)
             at += 1
         return found[1:]
 
@@ -121,7 +121,7 @@ class Restoring:
         or in the trash, the one that has its path will do."""
         answer = await self._recover(item, place, item.name)
         if isinstance(answer, NotFound):
-            await self._context.shown()  # what others have made there meanwhile
+            await self._context.pull_and_invalidate()  # what others have made there meanwhile
             place = await self._folder(path_of(item).rpartition("/")[0], item)
             answer = await self._recover(item, place, item.name)
         name, place = item.name, place or item.parent
@@ -149,7 +149,7 @@ class Restoring:
     async def directory(self, path: str) -> Node | None:
         """The directory at `path`, or None when it is gone."""
         try:
-            found = await self._context.known(path, self._report)
+            found = await self._context.flushed_node(path, self._report)
         except NoSuchPath:
             return None
         return found if found.is_directory else None

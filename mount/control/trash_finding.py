@@ -27,7 +27,7 @@ async def flush_deletions(context: CommandContext, report: Report) -> None:
     await context.flush(deletes, report)
 
 
-async def pages(
+async def all_items(
     context: CommandContext,
     parent: FileId | None,
     *,
@@ -61,7 +61,7 @@ class Finder:
     async def of(cls, context: CommandContext, report: Report) -> Finder:
         """What was deleted here a moment ago is in it."""
         await flush_deletions(context, report)
-        return cls(context, _newest_first(await pages(context, None)))
+        return cls(context, _newest_first(await all_items(context, None)))
 
     async def at(self, path: str) -> list[TrashItem]:
         """What was deleted at `path`, newest first: by itself, or with a folder above."""
@@ -74,7 +74,7 @@ class Finder:
 
     async def _within(self, folder: TrashItem, path: str) -> list[TrashItem]:
         name, _, rest = path.partition("/")
-        here = await pages(self._context, folder.file.id, name=name)
+        here = await all_items(self._context, folder.file.id, name=name)
         if not rest:
             return here
         below = [await self._within(one, rest) for one in here if one.file.kind == "directory"]
@@ -86,7 +86,7 @@ class Finder:
         if found:
             return found[0]
         if _ENDING.fullmatch(said):
-            found = await pages(self._context, None, ending=said)
+            found = await all_items(self._context, None, ending=said)
         found = found or self.alone
         if path is not None and not any(one.file.id.endswith(said) for one in found):
             raise Failure(self.missing(path))
@@ -101,7 +101,7 @@ class Finder:
         found = {item.file.id: item for item in self.alone if _folder_of(item) == path}
         for item in at:
             if item.file.kind == "directory":
-                found |= {one.file.id: one for one in await pages(self._context, item.file.id)}
+                found |= {one.file.id: one for one in await all_items(self._context, item.file.id)}
         if not found and not at:
             raise Failure(self.missing(path))
         return _newest_first(found.values()) or at

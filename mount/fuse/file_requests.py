@@ -110,7 +110,7 @@ class FileRequests(NameRequests):
             # cache it only marks the write, where pyfuse3 does not show it.
             self._take_setid(node, member=True)
         if not session.backpressure.fits(len(buf)):
-            await session.backpressure.for_room(ino, len(buf))
+            await session.backpressure.wait_for_space(ino, len(buf))
         with session.backpressure.incoming(len(buf)):
             return await session.contents.write(ino, off, buf)
 

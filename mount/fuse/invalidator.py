@@ -91,11 +91,11 @@ class KernelInvalidator:
         any more."""
         self._put(lambda: pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=False))
 
-    async def settled(self) -> None:
+    async def finish_queued(self) -> None:
         """Return when the kernel has been told everything that it was to be told until now."""
-        told = trio.Event()
-        self._put(lambda: trio.from_thread.run_sync(told.set))
-        await told.wait()
+        finished = trio.Event()
+        self._put(lambda: trio.from_thread.run_sync(finished.set))
+        await finished.wait()
 
     def _put(self, job: Callable[[], None]) -> None:
         self._queue.append(job)

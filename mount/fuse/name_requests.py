@@ -158,12 +158,12 @@ class NameRequests(Requests):
         await self._journal_read(session.tree.child(parent_inode_old, old), over)
         if over is not None:
             await session.ensure_listed(over.ino)
-            await self._settle_before(parent_inode_old, old)
+            await self._sync_before_replacing(parent_inode_old, old)
         replace = not flags & pyfuse3.RENAME_NOREPLACE
         session.edits.rename(parent_inode_old, old, parent_inode_new, new, replace=replace)
         session.collector.collect()
 
-    async def _settle_before(self, parent: int, name: str) -> None:
+    async def _sync_before_replacing(self, parent: int, name: str) -> None:
         """A file that takes another's place must be on the disk before it does: after power loss
         there is the new one or the old one, whether or not the program called fsync."""
         node = self._session.tree.child(parent, name)

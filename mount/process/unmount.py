@@ -156,7 +156,7 @@ def flush(
     `Failure` with `unless_offline` when the server cannot be reached."""
     try:
         request = FlushRequest(timeout, unless_offline)
-        client.ask(Path(record.control), request, on_progress=on_progress, patience=None)
+        client.ask(Path(record.control), request, on_progress=on_progress, line_timeout=None)
     except client.MountRefused as refused:
         if refused.timed_out:
             raise NotFlushed(

@@ -35,8 +35,8 @@ VersionsPort = Callable[[FileId, str | None], Awaitable[VersionsPage]]
 class Versions:
     """`pages(file, cursor)` asks the server for the versions of a file, newest first."""
 
-    def __init__(self, db: Database, tree: Tree, pages: VersionsPort) -> None:
-        self._db, self._tree, self._pages = db, tree, pages
+    def __init__(self, db: Database, tree: Tree, api: VersionsPort) -> None:
+        self._db, self._tree, self._api = db, tree, api
 
     def sweep(self) -> None:
         """At start no kernel knows of them."""
@@ -72,10 +72,10 @@ class Versions:
             log.info("versions not refreshed", path=self._tree.path(node.ino), why=str(problem))
 
     async def _ask(self, file: FileId) -> list[VersionInfo]:
-        page = await self._pages(file, None)
+        page = await self._api(file, None)
         found = list(page.versions)
         while page.next is not None:
-            page = await self._pages(file, page.next)
+            page = await self._api(file, page.next)
             found += page.versions
         return found
 

@@ -44,7 +44,7 @@ from remote.protocol.errors import NearlineError, Refused, Unreachable
 from remote.protocol.ids import FileId
 from remote.protocol.messages import VersionsPage
 from remote.transfer.download import Downloader
-from remote.transfer.read_retry import Patience, PatientReads
+from remote.transfer.read_retry import ReadRetries, RetriedReads
 
 log = structlog.get_logger(__name__)
 
@@ -80,8 +80,8 @@ class Session(Device):
             pin=config.pin,
             on_refused_token=self._token_refused,
         )
-        self.patience = Patience()
-        self._reads = reads = PatientReads(self.client, self.patience)
+        self.retries = ReadRetries()
+        self._reads = reads = RetriedReads(self.client, self.retries)
         spool_dir = config.state_dir / "spool"
         boot = boot_id()
         db = open_database(config.state_dir / "tree.sqlite", spool_dir, boot)
@@ -94,7 +94,7 @@ class Session(Device):
             boot_id=boot,
             min_free_bytes=MIN_FREE_BYTES,
         )
-        downloader = Downloader(reads, patience=self.patience)
+        downloader = Downloader(reads, retries=self.retries)
         self.interrupts = Interrupts()
         self.reader = Reader(self.blocks, downloader, manifests)
         self._invalidator = invalidator
@@ -231,7 +231,7 @@ class Session(Device):
         if not self.subscriber.online:
             self.replayer.lost_touch()
         self.backpressure.reachability_changed()
-        self.patience.down(self.subscriber.known_offline)
+        self.retries.down(self.subscriber.known_offline)
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
         if self.subscriber.online:
             self._try_again()

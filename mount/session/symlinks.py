@@ -35,9 +35,9 @@ class Symlinks:
 
     def target(self, node: Node) -> str:
         """What readlink answers."""
-        told = node.target or ""
-        hidden = self._inside and self._is_of_others(node) and not self._stays(node, told)
-        return NOWHERE if hidden else told
+        target = node.target or ""
+        hidden = self._inside and self._is_of_others(node) and not self._stays(node, target)
+        return NOWHERE if hidden else target
 
     def _is_of_others(self, node: Node) -> bool:
         if node.made_under is None:

@@ -286,7 +286,7 @@ class Subscriber:
                     await self._fail(error)
         finally:
             self._stopped = True
-            self._settle(self._tickets, _stopped())
+            self._answer(self._tickets, _stopped())
             self._become("down", "stopped")
 
     async def _follow(self) -> None:
@@ -312,10 +312,10 @@ class Subscriber:
         try:
             await self._pull_pages()
         except NearlineError as error:
-            self._settle(tickets, error)
+            self._answer(tickets, error)
             raise
         self._in_step()
-        self._settle(tickets, None)
+        self._answer(tickets, None)
 
     async def _pull_pages(self) -> None:
         cursor, more = self._sink.cursor(), True
@@ -363,7 +363,7 @@ class Subscriber:
         if self._mode == "down":
             self._become("poll", None)
 
-    def _settle(self, tickets: list[_Ticket], error: NearlineError | None) -> None:
+    def _answer(self, tickets: list[_Ticket], error: NearlineError | None) -> None:
         for ticket in tickets:
             ticket.error = error
             ticket.done.set()

@@ -50,7 +50,7 @@ def next_wait(error: NearlineError, attempt: int, waited: float, jitter: float) 
     return min(wait, left)
 
 
-class Patience:
+class ReadRetries:
     """One for all reads of a mount."""
 
     def __init__(self, jitter: Callable[[], float] = random.random) -> None:
@@ -81,8 +81,8 @@ class Patience:
 class Question:
     """How often one question was asked in vain, and for how long it was waited with."""
 
-    def __init__(self, patience: Patience, jitter: Callable[[], float]) -> None:
-        self._patience, self._jitter = patience, jitter
+    def __init__(self, retries: ReadRetries, jitter: Callable[[], float]) -> None:
+        self._retries, self._jitter = retries, jitter
         self._since: float | None = None
         self._attempt = 0
 
@@ -92,7 +92,7 @@ class Question:
         self._since = now if self._since is None else self._since
         wait = next_wait(error, self._attempt, now - self._since, self._jitter())
         self._attempt += 1
-        return wait is not None and await self._patience.wait(wait)
+        return wait is not None and await self._retries.wait(wait)
 
 
 class ReadApi(Protocol):
@@ -115,14 +115,14 @@ class ReadApi(Protocol):
     ) -> int: ...
 
 
-class PatientReads:
+class RetriedReads:
     """The same questions, asked with patience. It raises what `api` does."""
 
-    def __init__(self, api: ReadApi, patience: Patience) -> None:
-        self._api, self.patience = api, patience
+    def __init__(self, api: ReadApi, retries: ReadRetries) -> None:
+        self._api, self.retries = api, retries
 
     async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
-        question = self.patience.question()
+        question = self.retries.question()
         while True:
             try:
                 return await ask()

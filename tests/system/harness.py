@@ -166,7 +166,7 @@ class Device:
 
     def flush(self, seconds: float = COMMAND_SECONDS) -> None:
         """Returns when the server has everything that was written here."""
-        self._ask(messages.FlushRequest(seconds), patience=seconds)
+        self._ask(messages.FlushRequest(seconds), line_timeout=seconds)
 
     def status(self) -> dict[str, Any]:
         """What `nearline status --json` prints while the mount answers."""
@@ -175,7 +175,7 @@ class Device:
 
     def _ask(self, request: messages.Request, patience: float) -> messages.Reply:
         try:
-            return client.ask(messages.socket_path(self.state), request, patience=patience)
+            return client.ask(messages.socket_path(self.state), request, line_timeout=patience)
         except Failure as failure:
             raise Trouble(f"{request} of {self.name}: {failure}") from failure
 

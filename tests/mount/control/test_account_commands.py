@@ -156,7 +156,7 @@ class Site:
     async def report(self, progress: control_messages.Progress) -> None:
         self.reports.append(progress)
 
-    async def account(self, request: AccountRequest) -> Any:
+    async def ask(self, request: AccountRequest) -> Any:
         return await dispatch.answer(self.context, request, self.report)
 
 
