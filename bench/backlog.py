@@ -35,9 +35,11 @@ from remote.protocol.messages import Kind
 from remote.protocol.sizes import parse_size
 
 TOP = "backlog"
-SCATTERED = "scattered"  # the file with many extents
+# The file with many extents.
+SCATTERED = "scattered"
 PER_DIRECTORY = 500
-STRIDE = 16 * PAGE  # from one extent of the scattered file to the next
+# From one extent of the scattered file to the next.
+STRIDE = 16 * PAGE
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from mount.process import registry, unmount
 
 START_SECONDS = 60.0
 FLUSH_SECONDS = 900.0
-_ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"]  # also when we are killed
+# Also when we are killed.
+_ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"]
 
 
 class Peer(ABC):
@@ -49,7 +50,7 @@ class Peer(ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """What is measured, for the record."""
+        """The name and version of what is measured."""
 
     @property
     def isolated(self) -> bool:
@@ -75,7 +76,7 @@ class Peer(ABC):
         """Seconds of processor that the mount and the server have used since they started."""
         return 0.0
 
-    # What only some can do: `None` says that this one cannot.
+    # --- only some can do this: `None` says that this one cannot ----------------------------------
 
     def restart(self, operations: int, spool: int) -> float | None:
         """Seconds from a mount command to the first listing and the first directory made, with so
@@ -97,7 +98,7 @@ class Peer(ABC):
 
 
 class Served(Peer):
-    """What peers with a server and a FUSE mount have in common."""
+    """The common part of peers with a server and a FUSE mount."""
 
     def __init__(self, base: Path) -> None:
         super().__init__(base)
@@ -396,7 +397,7 @@ def _rclone() -> str:
 
 
 def _dirty(meta: Path) -> bool:
-    """Whether rclone's record of a cached file says that the server does not have it yet."""
+    """True if rclone's record of a cached file says that the server does not have it yet."""
     if not meta.is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""What one mount was asked to be: `MountConfig`.
+"""`MountConfig`: one mount as it was asked for.
 
 Knows: what a server's URL is like, and where state and cache live by default. Must not know: how
 options are said (`options`), whether a directory exists, who is mounted where (`registry`,
@@ -54,13 +54,13 @@ def normal_url(url: str) -> str:
 
 
 def needs_pin(url: str) -> bool:
-    """Whether any program on this machine could answer there, so that the server has to show its
+    """True if any program on this machine could answer there, so that the server has to show its
     key."""
     return urlsplit(url).scheme == "http" and is_on_this_machine(url)
 
 
 def needs_insecure(url: str) -> bool:
-    """Whether the token would travel in the clear: http to another machine."""
+    """True if the token would travel in the clear: http to another machine."""
     return urlsplit(url).scheme == "http" and not is_on_this_machine(url)
 
 
@@ -89,7 +89,7 @@ def make_config(
     """The `MountConfig` that `options` ask for, with every default filled in. Raises `UsageFailure`
     when `url` is none of a server."""
     url = normal_url(url)
-    asked: dict[str, Any] = {one.name: getattr(options, one.name) for one in fields(Options)}
+    asked: dict[str, Any] = {item.name: getattr(options, item.name) for item in fields(Options)}
     asked |= {
         "account": account,
         "state_dir": options.state_dir or default_state_dir(url, mountpoint),

@@ -58,7 +58,8 @@ log = structlog.get_logger(__name__)
 
 REPORT_SECONDS = 0.2
 SYNC_SECONDS = 20.0
-MAX_REQUESTS = 8192  # handled at once; each that waits costs some KiB, and must not starve others
+# Handled at once; each that waits costs some KiB, and must not starve others.
+MAX_REQUESTS = 8192
 
 
 async def run(
@@ -182,12 +183,12 @@ async def _look_at(mountpoint: Path) -> None:
         done = await trio.run_process(
             command, check=False, stdout=subprocess.DEVNULL, capture_stderr=True
         )
-    except OSError as problem:
-        log.warning("nobody could look at the mount", why=str(problem))
+    except OSError as error:
+        log.warning("nobody_could_look_at_the_mount", why=str(error))
         return
     if done.returncode:
         why = done.stderr.decode(errors="replace").strip()
-        log.warning("nobody could look at the mount", why=why)
+        log.warning("nobody_could_look_at_the_mount", why=why)
 
 
 def _fuse_options(config: MountConfig) -> set[str]:
@@ -209,14 +210,14 @@ async def _raise_read_ahead(mountpoint: Path, greeted: trio.Event) -> None:
     knob = Path(f"/sys/class/bdi/{found.device}/read_ahead_kb")
     try:
         await trio.to_thread.run_sync(knob.write_text, "1024")
-    except OSError as problem:
-        log.info("kernel read-ahead stays small", why=str(problem))
+    except OSError as error:
+        log.info("kernel_read_ahead_stays_small", why=str(error))
 
 
 async def _end_on_signal(config: MountConfig, device: str, write_back: WriteBack) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
-            log.info("asked to end", signal=signal.Signals(number).name)
+            log.info("asked_to_end", signal=signal.Signals(number).name)
             await unmount(config.mountpoint, device, hand_over=write_back.hand_over)
 
 
@@ -234,7 +235,7 @@ async def unmount(
     gone = mountinfo.Mounted(0, mountpoint, mountinfo.FSTYPE, "", device)
     mount = mounted if mounted is not None and here else gone
     places = [
-        one.place for one in await trio.to_thread.run_sync(holders.elsewhere, mount) if one.place
+        item.place for item in await trio.to_thread.run_sync(holders.elsewhere, mount) if item.place
     ]
     if places:
         await _written_back(hand_over if here else None, places)
@@ -302,8 +303,8 @@ class Control:
             cache_dir=str(config.cache_dir),
             journal=messages.JournalStatus(len(session.journal), session.contents.dirty_bytes),
             uploads=[
-                messages.UploadStatus(one.path, one.bytes_done, one.bytes_total, one.error)
-                for one in session.uploader.progress.values()
+                messages.UploadStatus(item.path, item.bytes_done, item.bytes_total, item.error)
+                for item in session.uploader.progress.values()
             ],
             refused=refusals.described(session),
             quarantined=[str(at) for at, _ in quarantine.reports(config.state_dir)],
@@ -368,7 +369,7 @@ class Control:
         session = self._session
         while True:
             left, dirty = len(session.journal), session.contents.dirty_bytes
-            sent = sum(one.bytes_done for one in session.uploader.progress.values())
+            sent = sum(item.bytes_done for item in session.uploader.progress.values())
             done = max(0, size - dirty) + sent
             waiting = session.replayer.waiting_because
             offline = session.offline_because

@@ -89,7 +89,7 @@ def _one_of(literal: object) -> Reader:
 
 @dataclass(frozen=True)
 class Option:
-    """How a field of `Options` is said. `name` is that of `-o`; one with `help` is a flag of
+    """The way to say a field of `Options`. `name` is that of `-o`; one with `help` is a flag of
     `nearline mount` too, of the same name or of `flag_name`. Without `read` it takes no value, and
     `off` takes it back."""
 
@@ -106,10 +106,11 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What was asked for, or the defaults. Sizes in bytes. `account` None: the only one there is;
-    `state_dir` and `cache_dir` None: places of the mount's own. `uid`, `gid` and `umask` override
-    what the drive says about every file; None means the drive's own. `metrics_port` None means no
-    metrics endpoint. `fuse_options`: what FUSE or the kernel carries out, by mount(8)'s names."""
+    """The options that were asked for, or the defaults. Sizes in bytes. `account` None: the only
+    one there is; `state_dir` and `cache_dir` None: places of the mount's own. `uid`, `gid` and
+    `umask` override what the drive says about every file; None means the drive's own.
+    `metrics_port` None means no metrics endpoint. `fuse_options`: what FUSE or the kernel carries
+    out, by mount(8)'s names."""
 
     account: Annotated[
         str | None, Option("account", _text, "The account; needed when you have several.")

@@ -43,7 +43,7 @@ class Pace:
 
 
 def seconds_left(progress: Progress, pace: float | None) -> float | None:
-    """How long the rest takes at `pace` bytes per second; None when that cannot be said."""
+    """The time that the rest takes at `pace` bytes per second; None when that cannot be said."""
     rest = progress.bytes_total - progress.bytes_done
     return rest / pace if pace and rest > 0 else None
 

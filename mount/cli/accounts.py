@@ -45,7 +45,7 @@ def account_list(*, data: flags.Data, json: flags.Json = False) -> None:
         return
     listing.show(
         ["ACCOUNT", "USED", "RESERVED", "QUOTA", "KEEPS", "DEVICES", "MADE", ""],
-        [_account(one) for one in found],
+        [_account(item) for item in found],
         nothing="There are no accounts; make one with `nearline account add`.",
     )
 
@@ -157,7 +157,7 @@ def account_remove(
 
 
 def _leaving(one: dict[str, Any]) -> list[str]:
-    """What becomes of everything that the account has to do with."""
+    """The fate of everything that the account has to do with."""
     return [
         f"{one['name']} has {one['files']:,} files, {size_text(one['used_bytes'])} with history"
         " and trash: they are deleted for good.",
@@ -184,15 +184,15 @@ def token_list(
         return
     rows = [
         [
-            one["account"],
-            one["id"],
-            one["name"],
-            "read" if one["scope"] == "read" else "everything",
-            one["folder"] or "",
-            "never" if one["expires_ns"] is None else times.local(one["expires_ns"]),
-            "never" if one["seen_ns"] is None else times.local(one["seen_ns"]),
+            item["account"],
+            item["id"],
+            item["name"],
+            "read" if item["scope"] == "read" else "everything",
+            item["folder"] or "",
+            "never" if item["expires_ns"] is None else times.local(item["expires_ns"]),
+            "never" if item["seen_ns"] is None else times.local(item["seen_ns"]),
         ]
-        for one in found
+        for item in found
     ]
     headings = ["ACCOUNT", "ID", "NAME", "MAY", "FOLDER", "EXPIRES", "LAST SEEN"]
     listing.show(headings, rows, nothing="There are no tokens.")

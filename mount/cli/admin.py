@@ -225,7 +225,7 @@ def audit(
     ] = None,
     json: Annotated[bool, Parameter(negative="", help="One JSON object a line.")] = False,
 ) -> None:
-    """Who did what, with which device, and when; oldest first."""
+    """Show who did what, with which device, and when; oldest first."""
     from msgspec.json import encode
 
     from mount.process import embedded

@@ -39,16 +39,16 @@ def list_devices(directory: flags.Mount = None, /, *, json: flags.Json = False) 
         ["ID", "NAME", "MAY", "FOLDER", "MADE", "EXPIRES", "LAST SEEN", ""],
         [
             [
-                one.id[-8:],
-                one.name,
-                "read" if one.scope == "read" else "everything",
-                one.folder or ("" if one.folder_id is None else "(not seen here)"),
-                times.local(one.created_ns),
-                "never" if one.expires_ns is None else times.local(one.expires_ns),
-                "never" if one.seen_ns is None else times.local(one.seen_ns),
-                "this mount" if one.current else "",
+                item.id[-8:],
+                item.name,
+                "read" if item.scope == "read" else "everything",
+                item.folder or ("" if item.folder_id is None else "(not seen here)"),
+                times.local(item.created_ns),
+                "never" if item.expires_ns is None else times.local(item.expires_ns),
+                "never" if item.seen_ns is None else times.local(item.seen_ns),
+                "this mount" if item.current else "",
             ]
-            for one in found.devices
+            for item in found.devices
         ],
         nothing="There are no devices.",
     )
@@ -117,8 +117,8 @@ def _reload(other: registry.Record) -> None:
     """Another mount with the same login may be the same device."""
     try:
         client.ask(Path(other.control), ReloadTokenRequest())
-    except (client.NotAnswering, client.MountRefused) as problem:
+    except (client.NotAnswering, client.MountRefused) as error:
         raise Failure(
-            f"the mount at {other.mountpoint} has the old token still ({problem});"
+            f"the mount at {other.mountpoint} has the old token still ({error});"
             " unmount it and mount it again"
-        ) from problem
+        ) from error

@@ -25,7 +25,8 @@ from mount.failures import Failure
 from mount.process.registry import Record
 from remote.protocol.sizes import size_text
 
-COUNTED = 1000  # things in a deleted folder
+# Things in a deleted folder.
+COUNTED = 1000
 
 Said = Annotated[str, Parameter(name="PATH-OR-ID")]
 MaybeSaid = Annotated[str | None, Parameter(name="PATH-OR-ID")]
@@ -42,14 +43,14 @@ def log(path: flags.Path, /, *, json: flags.Json = False) -> None:
         ["VERSION", "WHEN", "SIZE", "BY", "NOTE", "READ IT AT"],
         [
             [
-                one.id[-8:],
-                times.local(one.created_ns),
-                size_text(one.size),
-                f"{one.account} on {one.device}",
-                _note(one),
-                one.path,
+                item.id[-8:],
+                times.local(item.created_ns),
+                size_text(item.size),
+                f"{item.account} on {item.device}",
+                _note(item),
+                item.path,
             ]
-            for one in found.versions
+            for item in found.versions
         ],
         nothing="The server has no version of it yet.",
     )
@@ -106,7 +107,7 @@ trash = App(name="trash", help="What was deleted, and bringing it back.")
 def list_trash(
     said: MaybeSaid = None, directory: flags.Mount = None, /, *, json: flags.Json = False
 ) -> None:
-    """What is in the trash, newest first. What was deleted with its folder counts with that.
+    """List the trash, newest first. What was deleted with its folder counts with that.
 
     With PATH-OR-ID of a folder: what was deleted in it, and with it."""
     record = _mount_of(said, directory)
@@ -120,13 +121,13 @@ def list_trash(
         ["ID", "DELETED", "KEPT UNTIL", "SIZE", "PATH"],
         [
             [
-                one.id[-8:],
-                times.local(one.trashed_ns),
-                times.local(one.expires_ns),
-                _size(one),
-                one.path + ("/" if one.kind == "directory" else ""),
+                item.id[-8:],
+                times.local(item.trashed_ns),
+                times.local(item.expires_ns),
+                _size(item),
+                item.path + ("/" if item.kind == "directory" else ""),
             ]
-            for one in found.items
+            for item in found.items
         ],
         nothing="The trash is empty.",
     )

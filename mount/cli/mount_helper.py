@@ -28,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Mount as asked; the exit code."""
     try:
         mount(list(sys.argv[1:] if arguments is None else arguments))
-    except Failure as failure:
-        print(f"mount.nearline: {failure}", file=sys.stderr)
-        return failure.exit_code
+    except Failure as error:
+        print(f"mount.nearline: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 

@@ -172,8 +172,8 @@ def _goes_on(control: Path) -> str:
 
     try:
         return client.check_token(control)
-    except (client.NotAnswering, client.MountRefused) as problem:
-        return f"did not take the new token ({problem})"
+    except (client.NotAnswering, client.MountRefused) as error:
+        return f"did not take the new token ({error})"
 
 
 def passwd(
@@ -238,7 +238,7 @@ def _change_password(
 
 
 class _Server(NamedTuple):
-    """Whom to log in to. `pin`: the certificate of a server on this machine."""
+    """The server to log in to. `pin`: the certificate of a server on this machine."""
 
     url: str
     insecure: bool
@@ -303,13 +303,13 @@ def _asked(url: str, ask: Callable[[], Awaitable[T]], unknown: str) -> T:
     logs.configure_for_a_command()
     try:
         return trio.run(ask)
-    except errors.Refused as refused:
-        if isinstance(refused.problem, errors.Unauthorized):
-            is_explained = ";" in str(refused)  # as that the account is locked
-            raise Failure(str(refused) if is_explained else unknown) from refused
-        if isinstance(refused.problem, errors.Forbidden | errors.BadRequest):
-            raise Failure(str(refused)) from refused
-        raise Failure(f"{url} refused: {refused}; try again later") from refused
+    except errors.Refused as error:
+        if isinstance(error.problem, errors.Unauthorized):
+            is_explained = ";" in str(error)  # as that the account is locked
+            raise Failure(str(error) if is_explained else unknown) from error
+        if isinstance(error.problem, errors.Forbidden | errors.BadRequest):
+            raise Failure(str(error)) from error
+        raise Failure(f"{url} refused: {error}; try again later") from error
     except errors.Unreachable as error:
         raise Failure(advised(str(error), "check the URL and that the server runs")) from error
     except errors.ProtocolError as error:

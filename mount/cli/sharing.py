@@ -62,13 +62,13 @@ def unshare(path: flags.Path, account: OtherAccount, /) -> None:
     record, below = target.at(path)
     request = UnshareRequest(below, account)
     left = target.ask(record, request, Shares, "unshare")
-    still = [one for one in left.grants if one.account.casefold() == account.casefold()]
+    still = [item for item in left.grants if item.account.casefold() == account.casefold()]
     name, what = listing.printable(account), listing.printable(_called(below))
     print(f"{what} itself is not shared with {name} any more.")
-    for one in still:
-        where = "a folder above" if one.path is None else _called(one.path)
-        print(f"{name} still sees it as {one.role} of {listing.printable(where)}.")
-    reached = [one for one in left.reached if one.account.casefold() == account.casefold()]
+    for item in still:
+        where = "a folder above" if item.path is None else _called(item.path)
+        print(f"{name} still sees it as {item.role} of {listing.printable(where)}.")
+    reached = [item for item in left.reached if item.account.casefold() == account.casefold()]
     for place in reached[:_SHOWN]:
         print(f"{name} still reaches {_place(place)} as {place.role}.")
     if left.more_reached or len(reached) > _SHOWN:
@@ -76,7 +76,7 @@ def unshare(path: flags.Path, account: OtherAccount, /) -> None:
 
 
 def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
-    """Who has access to PATH, and where it was given.
+    """List who has access to PATH, and where it was given.
 
     Where that has another name, or is in another folder, since it was given, WAS tells the old."""
     record, below = target.at(path)
@@ -104,7 +104,7 @@ def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
         print("\nIn it, and not by the above:")
         listing.show(
             ["ACCOUNT", "ROLE", "REACHES"],
-            [[one.account, one.role, _place(one)] for one in found.reached],
+            [[item.account, item.role, _place(item)] for item in found.reached],
             nothing="",
         )
     if found.more_reached:
@@ -112,7 +112,7 @@ def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
 
 
 def shared(directory: flags.Mount = None, /, *, json: flags.Json = False) -> None:
-    """What others share with you, and where it is in the mount."""
+    """List what others share with you, and where it is in the mount."""
     record = target.chosen(directory)
     found = target.ask(record, SharedRequest(), Shared, "shared")
     if json:
@@ -120,7 +120,7 @@ def shared(directory: flags.Mount = None, /, *, json: flags.Json = False) -> Non
         return
     listing.show(
         ["PATH", "OWNER", "ROLE", "KIND"],
-        [[one.path, one.owner, one.role, one.kind] for one in found.shared],
+        [[item.path, item.owner, item.role, item.kind] for item in found.shared],
         nothing="Nobody shares anything with you.",
     )
 
@@ -137,7 +137,7 @@ def _place(one: Reached) -> str:
 
 
 def _was(one: Link | Grant) -> str:
-    """What it was called when it was given, where that has changed."""
+    """Its name when it was given, where that has changed."""
     if one.was_name is None:
         return ""
     return f"(elsewhere)/{one.was_name}" if one.was_path is None else one.was_path
@@ -206,7 +206,7 @@ def list_links(
         return
     listing.show(
         ["ID", "PATH", "WAS", "MADE", "EXPIRES", "DOWNLOADS", "PASSWORD"],
-        [_row(one) for one in found.links],
+        [_row(item) for item in found.links],
         nothing="There are no links. Make one with: nearline link PATH",
     )
 

@@ -22,7 +22,7 @@ Directory = Annotated[str, Parameter(name="DIR")]
 def status(
     directory: Annotated[str | None, Parameter(name="DIR")] = None, /, *, json: flags.Json = False
 ) -> None:
-    """What the mount at DIR is doing; without DIR, every mount of yours."""
+    """Show what the mount at DIR is doing; without DIR, every mount of yours."""
     if directory is not None:
         record, _ = registry.find(Path(directory))
         found = [status_of(record)]
@@ -112,7 +112,7 @@ def _ask(
 
 
 def cache_stats(directory: Directory, /, *, json: flags.Json = False) -> None:
-    """How full the block cache of the mount at DIR is, and how often it had what was read."""
+    """Show how full the block cache of the mount at DIR is, and how often it had what was read."""
     record, _ = registry.live(Path(directory))
     stats = _ask(record, messages.CacheStatsRequest())
     assert isinstance(stats, messages.CacheStats)

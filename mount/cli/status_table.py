@@ -1,4 +1,4 @@
-"""How `nearline status` looks to a person."""
+"""`nearline status` as a person sees it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _table(status: Status) -> Table:
 
 
 def rows(status: Status) -> list[tuple[str, str]]:
-    """What there is to say, as (name, text)."""
+    """The lines that there are, as (name, text)."""
     reason = f": {status.reason}" if status.reason else ""
     found = [
         ("state", f"{status.state}{reason}"),

@@ -91,7 +91,7 @@ def check_token(path: Path) -> str:
 
 
 def answers(path: Path) -> bool:
-    """Whether something accepts connections on `path`."""
+    """True if something accepts connections on `path`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(PROMPT_SECONDS)
         try:

@@ -99,23 +99,23 @@ async def rotate(context: CommandContext, _request: RotateRequest, _report: Repo
         )
     try:
         token = (await context.again(context.client.rotate)).token
-    except Unreachable as problem:
+    except Unreachable as error:
         raise Failure(
-            f"no answer came ({problem}), and the token may have been exchanged; rotate again"
+            f"no answer came ({error}), and the token may have been exchanged; rotate again"
             " within ten minutes, or log in again"
-        ) from problem
+        ) from error
     context.client.use_token(token)
     try:
         where = await trio.to_thread.run_sync(credentials.save, url, name, token)
-    except (Failure, OSError) as problem:
+    except (Failure, OSError) as error:
         raise Failure(
-            f"the new token is in use, but could not be kept for the next mount ({problem});"
+            f"the new token is in use, but could not be kept for the next mount ({error});"
             f" run `nearline login {url} --account {name}` before you unmount"
-        ) from problem
+        ) from error
     try:
         await context.client.me()
-    except NearlineError as problem:  # the next request ends the token before as well
-        log.info("the new token is not used yet", why=str(problem))
+    except NearlineError as error:  # the next request ends the token before as well
+        log.info("the_new_token_is_not_used_yet", why=str(error))
     return Done(where)
 
 

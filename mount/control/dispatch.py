@@ -84,13 +84,13 @@ async def answer(context: CommandContext, request: AccountRequest, report: Repor
     """Carry the request out. Raises `Failure` with one line for the person, or NearlineError."""
     try:
         return await ANSWERERS[type(request)](context, request, report)
-    except Unreachable as problem:
+    except Unreachable as error:
         raise Failure(
-            f"the server has to be asked, and cannot be ({problem}); try again when"
+            f"the server has to be asked, and cannot be ({error}); try again when"
             " `nearline status` says online"
-        ) from problem
-    except Refused as refused:
-        raise Failure(f"the server refused: {_advised(refused)}") from refused
+        ) from error
+    except Refused as error:
+        raise Failure(f"the server refused: {_advised(error)}") from error
 
 
 def _advised(refused: Refused) -> str:

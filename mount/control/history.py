@@ -76,8 +76,8 @@ async def restore(context: CommandContext, request: RestoreRequest, report: Repo
         node = await _regular(context, back.path, report)
     try:
         wanted = _wanted(request, await _versions(context, node.file))
-    except version_names.NoSuchVersion as none:
-        raise Failure(str(none)) from none
+    except version_names.NoSuchVersion as error:
+        raise Failure(str(error)) from error
     if not wanted.current:
         await _revert(context, node, wanted)
         await context.pull_and_invalidate()

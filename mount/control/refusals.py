@@ -3,7 +3,7 @@
 Knows: where such a change is for a person, and what to do about each reason. Must not know: what is
 sent and when (`replayer`), which edits make a change be tried again by themselves (`edits`).
 
-Concurrency contract: on the trio thread. Looking is synchronous; `retry` may be cancelled at any
+Concurrency: on the trio thread. Looking is synchronous; `retry` may be cancelled at any
 await, and what it has set going goes on.
 """
 
@@ -37,7 +37,7 @@ _OTHERWISE = f"remove the cause, {_RETRY}; renaming or deleting the file settles
 
 
 def advice(error: str) -> str:
-    """What to do about a refusal, which reads `problem: message`."""
+    """Advice about a refusal, which reads `problem: message`."""
     return _ADVICE.get(error.partition(":")[0], _OTHERWISE)
 
 
@@ -82,7 +82,8 @@ def refused_at(session: Session, path: str) -> list[Op]:
     return [
         op
         for op in session.journal.refused()
-        if not path or any(one == path or one.startswith(f"{path}/") for one in paths(session, op))
+        if not path
+        or any(item == path or item.startswith(f"{path}/") for item in paths(session, op))
     ]
 
 

@@ -40,8 +40,9 @@ Report = Callable[[Progress], Awaitable[None]]
 
 
 class ControlHandler(Protocol):
-    """What a mount can be asked. A method fails by raising `Failure`, `NearlineError` or `OSError`
-    whose text is shown to the person. Paths are relative to the mount's root; "" is the root."""
+    """The questions that a mount answers. A method fails by raising `Failure`, `NearlineError` or
+    `OSError` whose text is shown to the person. Paths are relative to the mount's root; "" is the
+    root."""
 
     def status(self) -> Status:
         """The mount now; must not wait for anything."""
@@ -118,7 +119,7 @@ async def _serve_one(handler: ControlHandler, stream: trio.SocketStream) -> None
         try:
             await _converse(stream, handler)
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("control connection went away")
+            log.debug("control_connection_went_away")
 
 
 def _may_ask(sock: trio.socket.SocketType) -> bool:
@@ -138,8 +139,8 @@ async def _converse(stream: trio.SocketStream, handler: ControlHandler) -> None:
         return
     try:
         request = messages.decode_request(line)
-    except DecodeError as bad:
-        await stream.send_all(messages.encode(messages.Failed(f"not a request: {bad}", "usage")))
+    except DecodeError as error:
+        await stream.send_all(messages.encode(messages.Failed(f"not a request: {error}", "usage")))
         return
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_at_end, stream, nursery.cancel_scope)
@@ -177,11 +178,11 @@ async def _answer(
         return await _perform(handler, request, report)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         raise
-    except (Failure, NearlineError, OSError) as refused:
-        return messages.Failed(str(refused))
-    except Exception as bug:
-        log.exception("control request failed", request=type(request).__name__)
-        return messages.Failed(f"{type(bug).__name__} inside the mount; its log has the details")
+    except (Failure, NearlineError, OSError) as error:
+        return messages.Failed(str(error))
+    except Exception as error:
+        log.exception("control_request_failed", request=type(request).__name__)
+        return messages.Failed(f"{type(error).__name__} inside the mount; its log has the details")
 
 
 async def _perform(

@@ -85,8 +85,8 @@ def _shares(context: CommandContext, path: str, reply: account_messages.SharesRe
         for grant in reply.grants
     ]
     reached = [
-        Reached(account=one.account, role=one.role, name=one.name, path=_path_of(context, one))
-        for one in reply.reached
+        Reached(account=item.account, role=item.role, name=item.name, path=_path_of(context, item))
+        for item in reply.reached
     ]
     return Shares(
         path=path,
@@ -111,7 +111,7 @@ async def shared(context: CommandContext, _request: SharedRequest, _report: Repo
 
 
 async def _places(context: CommandContext) -> dict[FileId, SharedPlace]:
-    """What others share, by file, without what is reached through another."""
+    """The files that others share, by id, without those that are reached through another."""
     roots = (await context.client.shared()).shared
     return {
         root.file.id: SharedPlace(

@@ -38,8 +38,10 @@ from remote.protocol.account_messages import EmptyTrash, TrashItem
 from remote.protocol.errors import AnyProblem, Exists, NotFound, Refused
 from remote.protocol.ids import FileId
 
-MAX_NAMES = 100  # tried beside a name that is taken
-_UNKNOWN = "…"  # stands in a path for directories that are gone for good
+# Tried beside a name that is taken.
+MAX_NAMES = 100
+# Stands in a path for directories that are gone for good.
+_UNKNOWN = "…"
 
 
 async def list_trash(context: CommandContext, request: TrashRequest, report: Report) -> Trash:
@@ -80,7 +82,7 @@ async def restore(
 
 
 async def restore_path(context: CommandContext, path: str, report: Report) -> Restored:
-    """What was deleted at `path` last, to that path."""
+    """Bring back what was deleted at `path` last, to that path."""
     finder = await Finder.of(context, report)
     found = await finder.at(path)
     if not found:
@@ -99,16 +101,18 @@ class Restoring:
         inside = await self._inside(item)
         called = await self._first(item, place)
         left = []
-        answers = await self._context.apply([messages.Recover(file=one.file.id) for one in inside])
-        for one, answer in zip(inside, answers, strict=True):
+        answers = await self._context.apply(
+            [messages.Recover(file=child.file.id) for child in inside]
+        )
+        for child, answer in zip(inside, answers, strict=True):
             if not isinstance(answer, messages.Applied):
-                left.append(f"{path_of(one)}: {answer.message or type(answer).__name__}")
+                left.append(f"{path_of(child)}: {answer.message or type(answer).__name__}")
         await self._context.pull_and_invalidate()
         path = self._context.path_of(item.file.id) or called
         return Restored(path=path, files=1 + len(inside) - len(left), left=left)
 
     async def _inside(self, item: TrashItem) -> list[TrashItem]:
-        """What was deleted with it, each directory before what was in it."""
+        """The items that were deleted with it, each directory before what was in it."""
         found, at = [item], 0
         while at < len(found):
             if found[at].file.kind == "directory":
@@ -144,7 +148,7 @@ class Restoring:
         (answer,) = await self._context.apply([where])
         return answer
 
-    # The directory that something was in.
+    # --- the directory that something was in ------------------------------------------------------
 
     async def directory(self, path: str) -> Node | None:
         """The directory at `path`, or None when it is gone."""
@@ -166,8 +170,10 @@ class Restoring:
                 f" nearline trash restore {item.file.id} --to DIR"
             )
         above, _, name = path.rpartition("/")
-        was = [one for one in await self._finder.at(path) if one.file.kind == "directory"]
-        was.sort(key=lambda one: one.file.id != item.parent)  # that one first, then the newest
+        deleted = await self._finder.at(path)
+        was = [folder for folder in deleted if folder.file.kind == "directory"]
+        # That one first, then the newest.
+        was.sort(key=lambda folder: folder.file.id != item.parent)
         place = await self._folder(above, was[0] if was else item)
         return await self._make(place, name, was[0].file if was else None)
 

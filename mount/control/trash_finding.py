@@ -59,12 +59,12 @@ class Finder:
 
     @classmethod
     async def of(cls, context: CommandContext, report: Report) -> Finder:
-        """What was deleted here a moment ago is in it."""
+        """With what was deleted here a moment ago."""
         await flush_deletions(context, report)
         return cls(context, _newest_first(await all_items(context, None)))
 
     async def at(self, path: str) -> list[TrashItem]:
-        """What was deleted at `path`, newest first: by itself, or with a folder above."""
+        """The items deleted at `path`, newest first: by itself, or with a folder above."""
         found = [item for item in self.alone if path_of(item) == path]
         for item in self.alone:
             above = path_of(item) + "/"
@@ -77,7 +77,7 @@ class Finder:
         here = await all_items(self._context, folder.file.id, name=name)
         if not rest:
             return here
-        below = [await self._within(one, rest) for one in here if one.file.kind == "directory"]
+        below = [await self._within(item, rest) for item in here if item.file.kind == "directory"]
         return [item for some in below for item in some]
 
     async def meant(self, said: str, path: str | None) -> TrashItem:
@@ -88,20 +88,21 @@ class Finder:
         if _ENDING.fullmatch(said):
             found = await all_items(self._context, None, ending=said)
         found = found or self.alone
-        if path is not None and not any(one.file.id.endswith(said) for one in found):
+        if path is not None and not any(item.file.id.endswith(said) for item in found):
             raise Failure(self.missing(path))
-        wanted = one_of([one.file.id for one in found], said, "thing in the trash")
-        return next(one for one in found if one.file.id == wanted)
+        wanted = one_of([item.file.id for item in found], said, "thing in the trash")
+        return next(item for item in found if item.file.id == wanted)
 
     async def inside(self, path: str) -> list[TrashItem]:
-        """What was deleted in the folder that is, or was, at `path`: with it, or before, also when
+        """The items deleted in the folder that is, or was, at `path`: with it, or before, also when
         the folder is there. What is no folder is told itself. Raises `Failure` when there is
         nothing."""
         at = await self.at(path)
         found = {item.file.id: item for item in self.alone if _folder_of(item) == path}
         for item in at:
             if item.file.kind == "directory":
-                found |= {one.file.id: one for one in await all_items(self._context, item.file.id)}
+                inside = await all_items(self._context, item.file.id)
+                found |= {child.file.id: child for child in inside}
         if not found and not at:
             raise Failure(self.missing(path))
         return _newest_first(found.values()) or at

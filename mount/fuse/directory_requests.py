@@ -51,14 +51,14 @@ class DirectoryRequests(Requests):
             handle.reached = position
         own, may_write = tree.own_drive, self._session.shares.is_writable(tree.node(ROOT))
         with contextlib.closing(tree.listing(ino, start_id - FIRST, handle.last)) as listing:
-            for one in itertools.islice(listing, most):
-                writable = may_write if one.node.drive == own else None
-                entry = self._attributes(one.node, writable)
-                name, position = one.name.encode(), one.cookie + FIRST
+            for item in itertools.islice(listing, most):
+                writable = may_write if item.node.drive == own else None
+                entry = self._attributes(item.node, writable)
+                name, position = item.name.encode(), item.cookie + FIRST
                 if not pyfuse3.readdir_reply(token, name, entry, position):
                     return
                 handle.reached = position
-                self._lookups.looked_up(one.node.ino)
+                self._lookups.looked_up(item.node.ino)
 
     @request
     async def releasedir(self, fh: int) -> None:

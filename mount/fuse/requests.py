@@ -1,4 +1,4 @@
-"""What every request of the kernel has in common: errnos, and answers with attributes.
+"""The common part of the kernel's requests: errnos, and answers with attributes.
 
 Knows: how an exception becomes the errno of a system call, and what the kernel is told of a node.
 Must not know: any one request (`name_requests`, `file_requests`, `directory_requests`,
@@ -53,12 +53,12 @@ def request(
             return await handler(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
-        except (OSError, NearlineError) as problem:
-            raise pyfuse3.FUSEError(problem.errno or errno.EIO) from problem
-        except Exception as bug:
+        except (OSError, NearlineError) as error:
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+        except Exception as error:
             # The one place that must catch everything: an exception that left here would unmount.
-            log.exception("request failed", request=handler.__name__)
-            raise pyfuse3.FUSEError(errno.EIO) from bug
+            log.exception("request_failed", request=handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
 
     return wrapped  # type: ignore[return-value]  # mypy sees a _Wrapped object, not a method
 
@@ -91,9 +91,9 @@ class Requests(pyfuse3.Operations):
         return attributes(node, self._owner, writable=writable, stored=stored, target=target)
 
     def _stored(self, node: Node) -> int:
-        """What `st_blocks` tells. Of a file that is being written the kernel may hold bytes that
-        are not here yet, and it will not ask again before a close: nobody may take it for empty
-        meanwhile (GNU tar would not even open it)."""
+        """The bytes that `st_blocks` tells. Of a file that is being written the kernel may hold
+        bytes that are not here yet, and it will not ask again before a close: nobody may take it
+        for empty meanwhile (GNU tar would not even open it)."""
         stored = self._session.stored_bytes(node)
         return max(1, stored) if self._session.replayer.snapshots.is_open(node.ino) else stored
 

@@ -32,7 +32,7 @@ MIN_FREE_BYTES = 16 << 20
 
 
 class Identity(Struct, frozen=True):
-    """Whose state a state directory holds. Written when its first mount became usable."""
+    """The owner of the state in a state directory. Written when its first mount became usable."""
 
     url: str
     account: str
@@ -135,7 +135,7 @@ def check_root_flags(config: MountConfig) -> None:
 
 
 def user_allow_other() -> bool:
-    """Whether /etc/fuse.conf has the line `user_allow_other`."""
+    """True if /etc/fuse.conf has the line `user_allow_other`."""
     try:
         lines = FUSE_CONF.read_text().splitlines()
     except OSError:
@@ -148,7 +148,7 @@ def _identity_file(state_dir: Path) -> Path:
 
 
 def identity(state_dir: Path) -> Identity | None:
-    """Whose state this is; None when no mount with it was ever usable."""
+    """The owner of this state; None when no mount with it was ever usable."""
     try:
         return msgspec.json.decode(_identity_file(state_dir).read_bytes(), type=Identity)
     except (FileNotFoundError, NotADirectoryError):

@@ -29,7 +29,8 @@ from cache.metadata.operations import Op, stuck
 from cache.metadata.tree import Node, Tree
 from cache.sync.replayer import Replayer
 
-TRY_SECONDS = 5.0  # long enough to connect, and to be refused or answered
+# Long enough to connect, and to be refused or answered.
+TRY_SECONDS = 5.0
 
 
 class Backpressure:
@@ -70,7 +71,7 @@ class Backpressure:
             if trying.cancelled_caught:
                 return
 
-    # Until the server has it.
+    # --- until the server has it ------------------------------------------------------------------
 
     async def until_sent(self, node: Node) -> None:
         """Return when the server has every change of a file, or of a directory and the names in it.
@@ -117,7 +118,7 @@ class Backpressure:
         if self._is_drive_full(which, node):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    # Until there is room.
+    # --- until there is room ----------------------------------------------------------------------
 
     def fits(self, size: int) -> bool:
         """May `size` more bytes become dirty now?"""

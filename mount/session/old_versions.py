@@ -8,7 +8,7 @@ nodes are in the tree under `tree.HISTORY`: nothing of them is ever sent, and th
 the next start. Each look into the directory asks the server what there is; without it, what was
 seen last is shown.
 
-Concurrency contract: on the trio thread; the tree is changed in one transaction after the answers.
+Concurrency: on the trio thread; the tree is changed in one transaction after the answers.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Versions:
     async def _refresh(self, directory: Node, node: Node, name: str) -> None:
         try:
             self._show(node, name, await self._ask(node.file))
-        except NearlineError as problem:
-            log.info("versions not refreshed", path=self._tree.path(node.ino), why=str(problem))
+        except NearlineError as error:
+            log.info("versions_not_refreshed", path=self._tree.path(node.ino), why=str(error))
 
     async def _ask(self, file: FileId) -> list[VersionInfo]:
         page = await self._api(file, None)

@@ -25,7 +25,7 @@ from msgspec import Struct
 
 
 class Retry(enum.Enum):
-    """What the sender of a refused request should do with it."""
+    """Advice to the sender of a refused request."""
 
     NEVER = "never"  # a person has to do something first; keep the bytes
     LATER = "later"  # the same request may succeed after a wait

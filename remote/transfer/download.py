@@ -13,7 +13,7 @@ verifies counts as received and the rest is asked for again, from there. So:
 - a complete answer with a wrong block: that block again, at most `REFETCHES` times, from the
   second time on under a new URL (past any cache between); then `CorruptContent`, with a log line.
 
-Concurrency contract: trio thread only, except that `_decode` may run in a worker thread, on
+Concurrency: trio thread only, except that `_decode` may run in a worker thread, on
 buffers that belong to its own fetch. `memory` bounds the bytes of all fetches from the first byte
 until the caller leaves the fetch's context; `connections` the transfers under way; both are FIFO
 with urgent claims first. A fetch holds memory while it waits for a connection, never the reverse,
@@ -43,9 +43,12 @@ from remote.transfer.read_retry import ReadRetries
 BUDGET_BYTES = 64 * 1024 * 1024
 CONNECTIONS = 8
 REFETCHES = 3
-REFUSALS = 3  # fresh URLs refused in a row before the edge counts as out of order
-STALLS = 2  # transfers in a row that bring nothing before the edge counts as unreachable
-COMPRESSED_WEIGHT = 5  # what verifying a compressed block costs, in raw blocks
+# Fresh URLs refused in a row before the edge counts as out of order.
+REFUSALS = 3
+# Transfers in a row that bring nothing before the edge counts as unreachable.
+STALLS = 2
+# What verifying a compressed block costs, in raw blocks.
+COMPRESSED_WEIGHT = 5
 THREAD_WEIGHT = 16
 
 log = structlog.get_logger(__name__)
@@ -213,11 +216,11 @@ class Downloader:
             fetch.wrong[block] = times = fetch.wrong.get(block, 0) + 1
             names = {"chunk": fetch.descriptor.id.hex(), "block": block, "host": _host(located)}
             if times > REFETCHES:
-                log.error("corrupt block given up", times=times, **names)
+                log.error("corrupt_block_given_up", times=times, **names)
                 raise CorruptContent(
                     f"chunk {names['chunk']} block {block} from {names['host']} is corrupt"
                 )
-            log.warning("corrupt block refetched", times=times, **names)
+            log.warning("corrupt_block_refetched", times=times, **names)
             if times > 1:
                 self._locator.forget(fetch.descriptor.id)
 

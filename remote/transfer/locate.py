@@ -6,7 +6,7 @@ fetched, what the cache holds.
 A located chunk is believed after its descriptor hashed to its id. It is remembered by chunk id
 alone: a URL authorised through one version serves the same bytes for every version.
 
-Concurrency contract: trio thread only. `_located` is changed without checkpoints. A question in
+Concurrency: trio thread only. `_located` is changed without checkpoints. A question in
 flight is in `_asking` under each chunk it asks for, so a chunk is asked for once however many
 readers of its version want it. The first asker of a version sends the request; it lets every ready
 task add its chunks first (one checkpoint). An asker that is cancelled leaves its question
@@ -93,7 +93,7 @@ class Locator:
         return reply.manifest
 
     def known(self, chunk: bytes) -> Located | None:
-        """What is known of `chunk` and not about to expire."""
+        """The location of `chunk`, if it is known and not about to expire."""
         entry = self._located.get(chunk)
         if entry is None or entry[1] <= trio.current_time():
             return None

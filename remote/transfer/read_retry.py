@@ -7,7 +7,7 @@ A read must neither fail for what is over in a moment, nor wait for what is not:
 now" asks again, at growing intervals or when the server said, for as long as the error's
 `patience`. While it is known that the server cannot be reached nobody waits: `down` ends all waits.
 
-Concurrency contract: trio thread only; any number of tasks may wait. A wait ends when it is over,
+Concurrency: trio thread only; any number of tasks may wait. A wait ends when it is over,
 when it is cancelled, or when `down` is said.
 """
 
@@ -59,7 +59,7 @@ class ReadRetries:
         self._changed = trio.Event()
 
     def down(self, is_down: bool) -> None:
-        """Whether it is known that the server cannot be reached."""
+        """Take note whether the server is known to be out of reach."""
         self._is_down = is_down
         if is_down:
             self._changed.set()
@@ -70,7 +70,7 @@ class ReadRetries:
         return Question(self, self._jitter)
 
     async def wait(self, seconds: float) -> bool:
-        """Whether it was waited out."""
+        """True if it was waited out."""
         if self._is_down:
             return False
         with trio.move_on_after(seconds) as waiting:
@@ -79,7 +79,7 @@ class ReadRetries:
 
 
 class Question:
-    """How often one question was asked in vain, and for how long it was waited with."""
+    """One question: how often it was asked in vain, and for how long it was waited with."""
 
     def __init__(self, retries: ReadRetries, jitter: Callable[[], float]) -> None:
         self._retries, self._jitter = retries, jitter

@@ -33,7 +33,7 @@ FIRST_PORT = 8750
 
 
 class Settings(Struct, frozen=True):
-    """What the first `up` chose and every later one keeps: the URL names the credentials and the
+    """Choices of the first `up` that every later one keeps: the URL names the credentials and the
     mount's state, so the port must stay. `id` ties the mount's state to this server's data."""
 
     port: int
@@ -87,7 +87,7 @@ def _settings_file(data_dir: Path) -> Path:
 
 
 def load_settings(data_dir: Path) -> Settings | None:
-    """What an earlier start chose; None at the first."""
+    """The choices of an earlier start; None at the first."""
     try:
         return json.decode(_settings_file(data_dir).read_bytes(), type=Settings)
     except FileNotFoundError:

@@ -345,13 +345,13 @@ async def test_the_log_has_the_ids_of_failed_and_slow_requests_and_no_secrets(
     lines = [line for line in map(msgspec.json.decode, text.splitlines()) if "id" in line]
     assert [line["id"] for line in lines] == [one.headers["x-request-id"] for one in server.asked]
     assert [(line["event"], line["path"]) for line in lines] == [
-        ("request was slow", "/v1/me"),
-        ("request was slow", "/blob"),
-        ("request failed", "/v1/changes"),
-        ("request failed", "/gone"),
-        ("request failed", "/gone"),
-        ("request failed", "/blob"),
-        ("request failed", "/v1/changes/live"),
+        ("request_was_slow", "/v1/me"),
+        ("request_was_slow", "/blob"),
+        ("request_failed", "/v1/changes"),
+        ("request_failed", "/gone"),
+        ("request_failed", "/gone"),
+        ("request_failed", "/blob"),
+        ("request_failed", "/v1/changes/live"),
     ]
 
 
