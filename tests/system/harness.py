@@ -173,9 +173,9 @@ class Device:
         found: dict[str, Any] = to_builtins(self._ask(messages.StatusRequest(), COMMAND_SECONDS))
         return found
 
-    def _ask(self, request: messages.Request, patience: float) -> messages.Reply:
+    def _ask(self, request: messages.Request, line_timeout: float) -> messages.Reply:
         try:
-            return client.ask(messages.socket_path(self.state), request, line_timeout=patience)
+            return client.ask(messages.socket_path(self.state), request, line_timeout=line_timeout)
         except Failure as failure:
             raise Trouble(f"{request} of {self.name}: {failure}") from failure
 
