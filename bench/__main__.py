@@ -26,8 +26,8 @@ from bench.peers import KINDS, Peer
 from bench.processes import BenchFailure
 from bench.results import Failed, Given, Report, Sample
 from bench.workloads import WORKLOADS, Inputs
-from mount.config import parse_size
 from mount.failures import Failure
+from remote.protocol.sizes import parse_size
 
 # What a peer that fails can raise: I/O through its mount, its commands, its control connection.
 PEER_ERRORS = (BenchFailure, Failure, OSError, subprocess.TimeoutExpired, httpx.HTTPError)

@@ -31,8 +31,9 @@ from mount.control.messages import FlushRequest, socket_path
 from mount.process import registry, unmount
 
 START_SECONDS = 60.0
-SETTLE_SECONDS = 900.0
-_ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"]  # also when we are killed
+FLUSH_SECONDS = 900.0
+# Also when we are killed.
+_ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"]
 
 
 class Peer(ABC):
@@ -49,7 +50,7 @@ class Peer(ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """What is measured, for the record."""
+        """The name and version of what is measured."""
 
     @property
     def isolated(self) -> bool:
@@ -64,7 +65,7 @@ class Peer(ABC):
         """Mount anew, as a device that has never seen the drive; the kernel's caches empty."""
 
     @abstractmethod
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Return when the server has everything that was closed."""
 
     @abstractmethod
@@ -75,7 +76,7 @@ class Peer(ABC):
         """Seconds of processor that the mount and the server have used since they started."""
         return 0.0
 
-    # What only some can do: `None` says that this one cannot.
+    # --- only some can do this: `None` says that this one cannot ----------------------------------
 
     def restart(self, operations: int, spool: int) -> float | None:
         """Seconds from a mount command to the first listing and the first directory made, with so
@@ -97,7 +98,7 @@ class Peer(ABC):
 
 
 class Served(Peer):
-    """What peers with a server and a FUSE mount have in common."""
+    """The common part of peers with a server and a FUSE mount."""
 
     def __init__(self, base: Path) -> None:
         super().__init__(base)
@@ -125,7 +126,7 @@ class Served(Peer):
         the process frees whoever waits for an answer of a wedged mount."""
 
     def cold(self) -> None:
-        self.settle()
+        self.flush()
         self._unmount()
         self._mount()
         machine.drop_caches()
@@ -217,8 +218,8 @@ class Nearline(Served):
         self._nearline("login", self._url, *words)
         self._mount()
 
-    def settle(self) -> None:
-        client.ask(socket_path(self.base / "state"), FlushRequest(SETTLE_SECONDS), patience=None)
+    def flush(self) -> None:
+        client.ask(socket_path(self.base / "state"), FlushRequest(FLUSH_SECONDS), line_timeout=None)
 
     def restart(self, operations: int, spool: int) -> float:
         if not self.network.isolated:
@@ -329,8 +330,8 @@ class Rclone(Served):
         self._url = _said(self._server, "Server started on [", log).partition("]")[0]
         self._mount()
 
-    def settle(self) -> None:
-        poll(self._settled, "rclone: uploads", timeout=SETTLE_SECONDS)
+    def flush(self) -> None:
+        poll(self._is_flushed, "rclone: uploads", timeout=FLUSH_SECONDS)
 
     def stop(self) -> None:
         try:
@@ -338,7 +339,7 @@ class Rclone(Served):
         finally:
             self._rc.close()
 
-    def _settled(self) -> bool:
+    def _is_flushed(self) -> bool:
         """Nothing queued, and nothing dirty that is not queued yet: the kernel releases a file some
         time after close(2) has returned, and only then does rclone queue it."""
         stats = self._ask("vfs/stats")["diskCache"]
@@ -396,7 +397,7 @@ def _rclone() -> str:
 
 
 def _dirty(meta: Path) -> bool:
-    """Whether rclone's record of a cached file says that the server does not have it yet."""
+    """True if rclone's record of a cached file says that the server does not have it yet."""
     if not meta.is_file():
         return False
     try:
@@ -421,7 +422,7 @@ class Disk(Peer):
     def cold(self) -> None:
         machine.drop_caches()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         os.sync()
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What is done to a mount, and what is measured of it.
+"""Workloads on a mount, and what is measured of them.
 
 Knows: files, clocks and the `Peer` interface. Must not know: which peer it is.
 Invariants: what is read is compared with the source, outside the clock: a figure for wrong bytes is
@@ -74,13 +74,13 @@ def write(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     cpu, began = peer.cpu(), time.perf_counter()
     _copy(source, peer.mountpoint / name)
     closed = time.perf_counter()
-    peer.settle()
-    settled = time.perf_counter()
+    peer.flush()
+    flushed = time.perf_counter()
     yield _rate("write and close", inputs.size, closed - began)
-    yield _rate("until the server has it", inputs.size, settled - began)
+    yield _rate("until the server has it", inputs.size, flushed - began)
     yield from _cpu(peer, cpu)
     (peer.mountpoint / name).unlink()
-    peer.settle()
+    peer.flush()
 
 
 # --- sequential read ----------------------------------------------------------------------------
@@ -150,11 +150,11 @@ def small(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     }
     for directory in sorted({file.parent for file in files}):
         directory.mkdir(parents=True)
-    peer.settle()
+    peer.flush()
     machine.drop_caches()
     began = time.perf_counter()
     yield _each("create", inputs.files, lambda: _create_each(files))
-    peer.settle()
+    peer.flush()
     yield Measure("create, server has them", time.perf_counter() - began, "s", "less")
     machine.drop_caches()
     yield _each("stat, dentries dropped", inputs.files, lambda: [f.stat() for f in files])
@@ -164,10 +164,10 @@ def small(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     yield _each("read, cold", inputs.files, lambda: _read_each(files))
     began = time.perf_counter()
     yield _each("delete", inputs.files, lambda: _unlink_each(files))
-    peer.settle()
+    peer.flush()
     yield Measure("delete, server has them", time.perf_counter() - began, "s", "less")
     shutil.rmtree(top)
-    peer.settle()
+    peer.flush()
 
 
 def _create_each(files: dict[Path, bytes]) -> None:
@@ -208,10 +208,10 @@ def edit(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     cpu, moved, began = peer.cpu(), peer.moved(), time.perf_counter()
     _change(file, at, page)
     closed = time.perf_counter()
-    peer.settle()
-    settled = time.perf_counter()
+    peer.flush()
+    flushed = time.perf_counter()
     yield Measure("change and close", closed - began, "s", "less")
-    yield Measure("until the server has it", settled - began, "s", "less")
+    yield Measure("until the server has it", flushed - began, "s", "less")
     yield from _cpu(peer, cpu)
     if peer.wired:
         wire = (_moved_when_quiet(peer) - moved) / 1024
@@ -236,13 +236,13 @@ def commit(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     for name, durable in (("create, write, close", False), ("create, write, fsync, close", True)):
         here = top / ("fsynced" if durable else "closed")
         here.mkdir(parents=True)
-        peer.settle()
+        peer.flush()
         machine.drop_caches()
         files = [here / f"{number:05}" for number in range(inputs.files)]
         yield _each(name, inputs.files, partial(_save_each, files, data, durable=durable))
-        peer.settle()
+        peer.flush()
     shutil.rmtree(top)
-    peer.settle()
+    peer.flush()
 
 
 def pieces(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
@@ -251,7 +251,7 @@ def pieces(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     rates = []
     for piece in (PAGE, MIB):
         file = peer.mountpoint / f"pieces-{run}-{piece}"
-        peer.settle()
+        peer.flush()
         data = bytes(piece)
         began = time.perf_counter()
         with file.open("wb", buffering=0) as stream:
@@ -261,7 +261,7 @@ def pieces(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
         rates.append(size / seconds)
         yield _rate(f"in {piece >> 10} KiB", size, seconds)
         file.unlink()
-    peer.settle()
+    peer.flush()
     yield Measure("4 KiB against 1 MiB", rates[0] / rates[1], "", "more")
 
 
@@ -272,7 +272,7 @@ def directory(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     names = {f"{number:05}" for number in range(inputs.files)}
     for name in names:
         (here / name).touch()
-    peer.settle()
+    peer.flush()
     machine.drop_caches()
     began = time.perf_counter()
     found = os.listdir(here)
@@ -291,7 +291,7 @@ def directory(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
         seconds = time.perf_counter() - began
     yield Measure("sought", len(order) / seconds, "seeks/s", "more")
     shutil.rmtree(here)
-    peer.settle()
+    peer.flush()
 
 
 def _save_each(files: Iterable[Path], data: bytes, *, durable: bool) -> None:
@@ -330,7 +330,7 @@ def resume(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     sent = (peer.sent() or 0) - before
     moved = peer.moved()
     peer.crash()
-    peer.settle()
+    peer.flush()
     left = inputs.size - sent
     yield Measure("sent after the kill, of what was left", (peer.sent() or 0) / left, "", "less")
     wire = (_moved_when_quiet(peer) - moved) / left
@@ -338,7 +338,7 @@ def resume(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     peer.cold()
     _compare(inputs.source(name), file)
     file.unlink()
-    peer.settle()
+    peer.flush()
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -363,7 +363,7 @@ def _big(peer: Peer, inputs: Inputs) -> Path:
     file = peer.mountpoint / BIG
     if not file.exists():
         _copy(inputs.source(BIG), file)
-        peer.settle()
+        peer.flush()
     return file
 
 
