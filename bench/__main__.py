@@ -31,8 +31,8 @@ from bench.processes import BenchFailure
 from bench.results import Failed, Given, OverALine, Report, Sample
 from bench.workloads import BESIDE, OVER_A_LINE, WORKLOADS
 from bench.workloads.inputs import Inputs
-from mount.config import parse_size
 from mount.failures import Failure
+from remote.protocol.sizes import parse_size
 
 # What a peer that fails can raise: I/O through its mount, its commands, its control connection.
 PEER_ERRORS = (BenchFailure, Failure, OSError, subprocess.TimeoutExpired, httpx.HTTPError)

@@ -30,14 +30,16 @@ from cache.files.unsynced import digest
 from cache.metadata.manifests import Manifests
 from cache.metadata.tree import ROOT, Node
 from cache.recovery.opening import open_database
-from mount.config import parse_size
 from mount.session.session import boot_id
 from remote.protocol.messages import Kind
+from remote.protocol.sizes import parse_size
 
 TOP = "backlog"
-SCATTERED = "scattered"  # the file with many extents
+# The file with many extents.
+SCATTERED = "scattered"
 PER_DIRECTORY = 500
-STRIDE = 16 * PAGE  # from one extent of the scattered file to the next
+# From one extent of the scattered file to the next.
+STRIDE = 16 * PAGE
 
 
 @dataclass(frozen=True)

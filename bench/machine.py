@@ -1,4 +1,4 @@
-"""What the figures were measured on, and how busy it was. Reads /proc; changes only page caches."""
+"""The machine of the figures, and how busy it was. Reads /proc; changes only page caches."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_average() -> float:
 
 
 def can_drop_caches() -> bool:
-    """Whether this user may empty the kernel's caches (only root may)."""
+    """True if this user may empty the kernel's caches (only root may)."""
     return os.access(_DROP_CACHES, os.W_OK)
 
 

@@ -77,7 +77,7 @@ class Network:
 
 
 def run(command: Sequence[str], env: dict[str, str], timeout: float) -> str:
-    """What `command` prints. Raises `BenchFailure` with its last words when it fails."""
+    """The output of `command`. Raises `BenchFailure` with its last words when it fails."""
     done = subprocess.run(
         command, env=env, capture_output=True, text=True, timeout=timeout, check=False
     )

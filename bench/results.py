@@ -1,4 +1,4 @@
-"""What was measured, and the numbers a reader wants of it. Pure."""
+"""Results of measuring, and the numbers a reader wants of them. Pure."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class OverALine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Given(msgspec.Struct, frozen=True, kw_only=True):
-    """What the workloads worked on. Sizes in bytes."""
+    """The inputs of the workloads. Sizes in bytes."""
 
     data: str
     seed: str
@@ -121,8 +121,8 @@ def summary(measures: Sequence[Measure]) -> Summary:
 
 
 def ahead(ours: Sequence[Measure], theirs: Sequence[Measure]) -> float | None:
-    """How many times better ours is by the medians: above 1 we are ahead, whichever way the figure
-    counts. None when one of the two is 0."""
+    """The factor by which ours is better, by the medians: above 1 we are ahead, whichever way the
+    figure counts. None when one of the two is 0."""
     mine, other = summary(ours).middle, summary(theirs).middle
     if not mine or not other:
         return None

@@ -211,7 +211,7 @@ def _from_file(file: Path) -> str | None:
 
 
 def _into_keyring(url: str, account: str, token: str) -> bool:
-    """Whether the keyring took it; a locked one, or one that will not, leaves the file."""
+    """True if the keyring took it; a locked one, or one that will not, leaves the file."""
     keyring = _keyring()
     if keyring is None:
         return False

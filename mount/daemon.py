@@ -41,10 +41,9 @@ import trio
 from cache.recovery import quarantine
 from mount import holders, mountinfo
 from mount.config import MountConfig
-from mount.control import messages as say
-from mount.control import refusals
+from mount.control import messages, refusals
 from mount.control.account_messages import AccountAnswer, AccountRequest
-from mount.control.context import Account
+from mount.control.context import CommandContext
 from mount.control.pins import Pins
 from mount.control.server import Report, listening, serve_control
 from mount.failures import Failure
@@ -59,7 +58,8 @@ log = structlog.get_logger(__name__)
 
 REPORT_SECONDS = 0.2
 SYNC_SECONDS = 20.0
-MAX_REQUESTS = 8192  # handled at once; each that waits costs some KiB, and must not starve others
+# Handled at once; each that waits costs some KiB, and must not starve others.
+MAX_REQUESTS = 8192
 
 
 async def run(
@@ -105,7 +105,10 @@ class _Doors:
 
 @contextlib.asynccontextmanager
 async def _listening(config: MountConfig) -> AsyncIterator[_Doors]:
-    async with listening(say.socket_path(config.state_dir)) as control, AsyncExitStack() as stack:
+    async with (
+        listening(messages.socket_path(config.state_dir)) as control,
+        AsyncExitStack() as stack,
+    ):
         metrics: list[trio.SocketListener] = []
         if config.metrics_port is not None:
             from mount.metrics import open_metrics  # only when asked for: it costs start-up time
@@ -140,12 +143,12 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         await nursery.start(session.run)
         pins = Pins(session)
-        account = Account(config, session, invalidator.settled)
+        context = CommandContext(config, session, invalidator.finish_queued)
         write_back = WriteBack(config.mountpoint, session.tree, session.journal, session.replayer)
         nursery.start_soon(write_back.run)
         mounted = mountinfo.mounted_at(config.mountpoint)
         device = mounted.device if mounted else ""
-        handler = Control(config, session, pins, account, write_back, device, filesystem.requests)
+        handler = Control(config, session, pins, context, write_back, device, filesystem.requests)
         nursery.start_soon(serve_control, doors.control, handler)
         nursery.start_soon(pins.run)
         nursery.start_soon(_end_on_signal, config, device, write_back)
@@ -180,12 +183,12 @@ async def _look_at(mountpoint: Path) -> None:
         done = await trio.run_process(
             command, check=False, stdout=subprocess.DEVNULL, capture_stderr=True
         )
-    except OSError as problem:
-        log.warning("nobody could look at the mount", why=str(problem))
+    except OSError as error:
+        log.warning("nobody_could_look_at_the_mount", why=str(error))
         return
     if done.returncode:
         why = done.stderr.decode(errors="replace").strip()
-        log.warning("nobody could look at the mount", why=why)
+        log.warning("nobody_could_look_at_the_mount", why=why)
 
 
 def _fuse_options(config: MountConfig) -> set[str]:
@@ -207,14 +210,14 @@ async def _raise_read_ahead(mountpoint: Path, greeted: trio.Event) -> None:
     knob = Path(f"/sys/class/bdi/{found.device}/read_ahead_kb")
     try:
         await trio.to_thread.run_sync(knob.write_text, "1024")
-    except OSError as problem:
-        log.info("kernel read-ahead stays small", why=str(problem))
+    except OSError as error:
+        log.info("kernel_read_ahead_stays_small", why=str(error))
 
 
 async def _end_on_signal(config: MountConfig, device: str, write_back: WriteBack) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
-            log.info("asked to end", signal=signal.Signals(number).name)
+            log.info("asked_to_end", signal=signal.Signals(number).name)
             await unmount(config.mountpoint, device, hand_over=write_back.hand_over)
 
 
@@ -232,7 +235,7 @@ async def unmount(
     gone = mountinfo.Mounted(0, mountpoint, mountinfo.FSTYPE, "", device)
     mount = mounted if mounted is not None and here else gone
     places = [
-        one.place for one in await trio.to_thread.run_sync(holders.elsewhere, mount) if one.place
+        item.place for item in await trio.to_thread.run_sync(holders.elsewhere, mount) if item.place
     ]
     if places:
         await _written_back(hand_over if here else None, places)
@@ -274,22 +277,22 @@ class Control:
         config: MountConfig,
         session: Session,
         pins: Pins,
-        account: Account,
+        context: CommandContext,
         write_back: WriteBack,
         device: str,
         requests: Mapping[str, int],
     ) -> None:
         self._config, self._session, self._pins = config, session, pins
         self._device, self._requests = device, requests
-        self._account, self._write_back = account, write_back
+        self._context, self._write_back = context, write_back
 
-    def status(self) -> say.Status:
+    def status(self) -> messages.Status:
         from importlib import metadata  # here and below: a start is quicker without
 
         session, config = self._session, self._config
         feed, cache, sent = session.subscriber, session.blocks.stats(), session.client.transferred
         offline = session.offline_because
-        return say.Status(
+        return messages.Status(
             state="online" if offline is None else "offline",
             reason=session.trouble if offline is None else offline,
             mountpoint=str(config.mountpoint),
@@ -298,18 +301,18 @@ class Control:
             pid=os.getpid(),
             state_dir=str(config.state_dir),
             cache_dir=str(config.cache_dir),
-            journal=say.JournalStatus(len(session.journal), session.contents.dirty_bytes),
+            journal=messages.JournalStatus(len(session.journal), session.contents.dirty_bytes),
             uploads=[
-                say.UploadStatus(one.path, one.bytes_done, one.bytes_total, one.error)
-                for one in session.uploader.progress.values()
+                messages.UploadStatus(item.path, item.bytes_done, item.bytes_total, item.error)
+                for item in session.uploader.progress.values()
             ],
             refused=refusals.described(session),
             quarantined=[str(at) for at, _ in quarantine.reports(config.state_dir)],
-            cache=say.CacheStatus(cache.bytes, cache.limit),
-            transferred=say.TransferredStatus(
+            cache=messages.CacheStatus(cache.bytes, cache.limit),
+            transferred=messages.TransferredStatus(
                 sent.downloaded_bytes, sent.uploaded_bytes, sent.requests
             ),
-            feed=say.FeedStatus(feed.mode, feed.lag_seconds),
+            feed=messages.FeedStatus(feed.mode, feed.lag_seconds),
             kernel_requests=dict(self._requests),
             limits=self._limits(),
             versions={
@@ -318,11 +321,11 @@ class Control:
             metrics_port=config.metrics_port,
         )
 
-    def _limits(self) -> say.LimitsStatus:
+    def _limits(self) -> messages.LimitsStatus:
         files, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return say.LimitsStatus(
-            memory_bytes=pages * resource.getpagesize(),
+        resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return messages.LimitsStatus(
+            memory_bytes=resident_pages * resource.getpagesize(),
             open_files=len(os.listdir("/proc/self/fd")),
             open_files_limit=files,
             dirty_bytes=self._session.contents.dirty_bytes,
@@ -360,18 +363,18 @@ class Control:
         flushing.cancel()
 
     async def retry(self, path: str, report: Report) -> str:
-        return await refusals.retry(self._account, path, report)
+        return await refusals.retry(self._context, path, report)
 
     async def _report(self, report: Report, files: int, size: int) -> None:
         session = self._session
         while True:
             left, dirty = len(session.journal), session.contents.dirty_bytes
-            sent = sum(one.bytes_done for one in session.uploader.progress.values())
+            sent = sum(item.bytes_done for item in session.uploader.progress.values())
             done = max(0, size - dirty) + sent
             waiting = session.replayer.waiting_because
             offline = session.offline_because
             await report(
-                say.Progress(
+                messages.Progress(
                     files_done=max(0, files - left),
                     files_total=files,
                     bytes_done=min(done, size),
@@ -398,14 +401,16 @@ class Control:
     async def warm(self, path: str, report: Report) -> None:
         await self._pins.warm(path, partial(_report_progress, report))
 
-    async def account(self, request: AccountRequest, report: Report) -> AccountAnswer | say.Done:
+    async def account(
+        self, request: AccountRequest, report: Report
+    ) -> AccountAnswer | messages.Done:
         from mount.control import dispatch
 
-        return await dispatch.answer(self._account, request, report)
+        return await dispatch.answer(self._context, request, report)
 
-    def cache_stats(self) -> say.CacheStats:
+    def cache_stats(self) -> messages.CacheStats:
         stats = self._session.blocks.stats()
-        return say.CacheStats(
+        return messages.CacheStats(
             bytes=stats.bytes,
             limit=stats.limit,
             blocks=stats.blocks,
@@ -422,4 +427,4 @@ class Control:
 
 
 async def _report_progress(report: Report, files_done: int, files_total: int) -> None:
-    await report(say.Progress(files_done=files_done, files_total=files_total))
+    await report(messages.Progress(files_done=files_done, files_total=files_total))

@@ -1,4 +1,4 @@
-"""What is wrong with this machine for Nearline, and what to do about it.
+"""Findings about this machine: what keeps Nearline from working, and what to do about it.
 
 Knows: each thing that a mount needs from its surroundings. Must not know: how a mount uses it.
 Each check answers `Finding`s and never raises for what it looks for; the network is asked once per
@@ -22,13 +22,14 @@ from cache.metadata import damage
 from cache.recovery import quarantine
 from mount import credentials, mountinfo
 from mount.config import needs_insecure, needs_pin
-from mount.control import client as control_client
+from mount.control import client
 from mount.credentials import Login
 from mount.failures import Failure
 from mount.process import detached_mounts, fstab, preflight, registry
 from mount.process.directories import existing
-from mount.progress import human_bytes, human_seconds
+from mount.progress import human_seconds
 from remote.protocol.hosts import is_on_this_machine
+from remote.protocol.sizes import size_text
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -90,7 +91,8 @@ def _fuse_device() -> Finding:
 
 
 def check_allow_other() -> Finding:
-    """Whether people who are not root may share their mounts with others (`-o allow_other`)."""
+    """Find out whether people who are not root may share their mounts with others (`-o
+    allow_other`)."""
     if preflight.user_allow_other():
         return Finding("ok", f"{preflight.FUSE_CONF} has user_allow_other")
     if os.getuid() == 0:
@@ -122,7 +124,7 @@ def check_disks() -> Iterator[Finding]:
 
 
 def judge_space(kind: str, path: Path, free: int) -> Finding:
-    what = f"{human_bytes(free)} free for {kind} in {path}"
+    what = f"{size_text(free)} free for {kind} in {path}"
     if free < SPACE_FAIL_BYTES:
         return Finding("fail", what, f"make room, or give another --{kind} directory")
     if free < SPACE_WARN_BYTES:
@@ -138,8 +140,8 @@ def check_servers(logins: list[Login]) -> Iterator[Finding]:
         try:
             token = credentials.load(login.url, login.account)
             pin = credentials.certificate(login.url)
-        except Failure as failure:
-            yield Finding("fail", str(failure))
+        except Failure as error:
+            yield Finding("fail", str(error))
             continue
         if needs_pin(login.url) and pin is None:
             yield _unknown_key(login)
@@ -165,19 +167,19 @@ def check_server(login: Login, token: str, pin: str | None = None) -> Iterator[F
 
     async def ask() -> tuple[Me, float]:
         insecure = needs_insecure(login.url)
-        async with ApiClient(login.url, token, insecure=insecure, pin=pin) as client:
+        async with ApiClient(login.url, token, insecure=insecure, pin=pin) as api:
             with trio.fail_after(ASK_SECONDS):
                 before = time.time()
-                me = await client.me()
+                me = await api.me()
                 return me, (before + time.time()) / 2
 
     logs.configure_for_a_command()
     try:
         me, here = trio.run(ask)
-    except errors.Refused as refused:
+    except errors.Refused as error:
         again = f"run `nearline login {login.url} --account {login.account}`"
-        what = f"{login.url} refuses the token of {login.account}: {refused}"
-        yield Finding("fail", what, "" if ";" in str(refused) else again)
+        what = f"{login.url} refuses the token of {login.account}: {error}"
+        yield Finding("fail", what, "" if ";" in str(error) else again)
     except (errors.NearlineError, trio.TooSlowError) as error:
         reason = str(error) or f"no answer in {ASK_SECONDS:.0f} s"
         what = f"{login.url} is not reachable: {reason}"
@@ -193,7 +195,7 @@ def check_server(login: Login, token: str, pin: str | None = None) -> Iterator[F
 
 
 def judge_clock(url: str, ahead: float) -> Finding:
-    """Whether a server's clock that is `ahead` seconds of ours (or behind, negative) hurts."""
+    """The finding about a server's clock that is `ahead` seconds of ours (behind, if negative)."""
     skew = abs(ahead)
     if skew < SKEW_WARN_SECONDS:
         return Finding("ok", f"the clock agrees with {url}")
@@ -217,16 +219,16 @@ def check_mounts() -> Iterator[Finding]:
 
 
 def check_token(record: registry.Record) -> Finding:
-    """Whether the server accepts the token that the mount has, which need not be the kept one."""
+    """Ask whether the server accepts the mount's token, which need not be the kept one."""
     try:
         return Finding(
             "ok",
-            f"the mount at {record.mountpoint} {control_client.check_token(Path(record.control))}",
+            f"the mount at {record.mountpoint} {client.check_token(Path(record.control))}",
         )
-    except (control_client.NotAnswering, control_client.MountRefused) as problem:
-        what = f"the mount at {record.mountpoint} does not know that its token is good: {problem}"
+    except (client.NotAnswering, client.MountRefused) as error:
+        what = f"the mount at {record.mountpoint} does not know that its token is good: {error}"
         again = f"run `nearline login {record.url} --account {record.account}`"
-        return Finding("fail", what, "" if ";" in str(problem) else again)
+        return Finding("fail", what, "" if ";" in str(error) else again)
 
 
 def check_states() -> Iterator[Finding]:
@@ -252,17 +254,17 @@ def judge_quarantine(directory: Path, report: quarantine.Report) -> Finding:
 
 
 def check_refusals(record: registry.Record) -> Iterator[Finding]:
-    """What a mount could not send, and never will by itself."""
+    """The changes that a mount could not send, and never will by itself."""
     try:
-        refused = control_client.status(Path(record.control)).refused
-    except (control_client.NotAnswering, control_client.MountRefused) as silent:
+        refused = client.status(Path(record.control)).refused
+    except (client.NotAnswering, client.MountRefused) as error:
         advice = f"see the log in {record.state_dir}"
-        yield Finding("fail", f"the mount at {record.mountpoint} does not answer: {silent}", advice)
+        yield Finding("fail", f"the mount at {record.mountpoint} does not answer: {error}", advice)
         return
-    for one in refused[:REFUSALS_SHOWN]:
-        where = Path(record.mountpoint, one.path)
-        behind = f" ({one.waiting} more wait for it)" if one.waiting else ""
-        yield Finding("fail", f"{one.operation} of {where}{behind}: {one.error}", one.advice)
+    for item in refused[:REFUSALS_SHOWN]:
+        where = Path(record.mountpoint, item.path)
+        behind = f" ({item.waiting} more wait for it)" if item.waiting else ""
+        yield Finding("fail", f"{item.operation} of {where}{behind}: {item.error}", item.advice)
     if len(refused) > REFUSALS_SHOWN:
         more = f"{len(refused) - REFUSALS_SHOWN} more changes in {record.mountpoint} were refused"
         yield Finding("fail", more, f"run `nearline status {record.mountpoint}`")

@@ -1,4 +1,4 @@
-"""What a command can fail with: one line that says what happened and what to do.
+"""Failures of a command: one line that says what happened and what to do.
 
     Failure          exit code 1: it did not work
     ├── UsageFailure exit code 2: it was asked wrongly

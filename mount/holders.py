@@ -1,4 +1,4 @@
-"""Who keeps a mount busy, learned without touching it.
+"""Processes and mounts that keep a mount busy, found without touching it.
 
 Knows: /proc/PID (proc(5)), loop devices in /sys. Must not know: Nearline's own records.
 Invariant: as in `mountinfo`, nothing here visits a path on or below a mountpoint; links are read,
@@ -35,7 +35,8 @@ class Holder:
 
 
 def of(mountpoint: Path, *, besides: frozenset[int] = frozenset()) -> list[Holder]:
-    """What keeps the unmounting of `mountpoint` from being done, as far as this user may see it."""
+    """All that keeps the unmounting of `mountpoint` from being done, as far as this user may see
+    it."""
     mount = mountinfo.mounted_at(mountpoint)
     if mount is None:
         return []
@@ -106,7 +107,8 @@ def _all_processes(besides: frozenset[int]) -> Iterator[Path]:
 
 
 def _held(process: Path, mount: Mounted) -> Iterator[str]:
-    """What the process has in use in `mount`; of one that is gone, or not ours, nothing."""
+    """The paths that the process has in use in `mount`; of one that is gone, or not ours,
+    nothing."""
     for link, what in (("cwd", "works in {}"), ("root", "has its root at {}")):
         if at := _within(process / link, mount):
             yield what.format(at)

@@ -1,4 +1,4 @@
-"""What the kernel has mounted, learned without touching any mount.
+"""The kernel's table of mounts, read without touching any mount.
 
 Knows: /proc/self/mountinfo (proc(5)). Must not know: Nearline's own records
 (`registry`). Invariant: nothing here calls stat, open or listdir on or below a mountpoint, because
@@ -86,7 +86,7 @@ def mounted_at(mountpoint: Path) -> Mounted | None:
 
 
 def is_trigger(mountpoint: Path) -> bool:
-    """Whether autofs (also `x-systemd.automount`) waits at `mountpoint` for the mount that it has
+    """True if autofs (also `x-systemd.automount`) waits at `mountpoint` for the mount that it has
     asked for. Whoever looks at such a place waits for that mount, so nobody here may."""
     at = [mount for mount in mounts() if mount.mountpoint == mountpoint]
     return bool(at) and at[-1].fstype == TRIGGER

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, TextIO
 from msgspec.structs import replace
 
 from mount.control.messages import Progress
+from remote.protocol.sizes import size_text
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    import rich.progress
 
 WINDOW_SECONDS = 10.0
 PLAIN_INTERVAL_SECONDS = 2.0
@@ -43,7 +43,7 @@ class Pace:
 
 
 def seconds_left(progress: Progress, pace: float | None) -> float | None:
-    """How long the rest takes at `pace` bytes per second; None when that cannot be said."""
+    """The time that the rest takes at `pace` bytes per second; None when that cannot be said."""
     rest = progress.bytes_total - progress.bytes_done
     return rest / pace if pace and rest > 0 else None
 
@@ -52,10 +52,10 @@ def describe(progress: Progress, pace: float | None) -> str:
     """One line: `uploading: 3/10 files, 12.0 MB of 40.0 MB, 3.2 MB/s, 9 s left`."""
     parts = [
         f"{progress.files_done}/{progress.files_total} files",
-        f"{human_bytes(progress.bytes_done)} of {human_bytes(progress.bytes_total)}",
+        f"{size_text(progress.bytes_done)} of {size_text(progress.bytes_total)}",
     ]
     if pace:
-        parts.append(f"{human_bytes(pace)}/s")
+        parts.append(f"{size_text(pace)}/s")
     left = seconds_left(progress, pace)
     if left is not None:
         parts.append(f"{human_seconds(left)} left")
@@ -72,15 +72,6 @@ def finished(progress: Progress) -> Progress:
         state="done",
         reason=None,
     )
-
-
-def human_bytes(count: float) -> str:
-    """`12.3 MB`, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} PB"
 
 
 def human_seconds(seconds: float) -> str:
@@ -106,8 +97,8 @@ class View:
         self._title, self._clock = title, clock
         self._stream = sys.stderr if stream is None else stream
         self._pace = Pace()
-        self._bars: Bars | None = None
-        self._bar: TaskID | None = None
+        self._bars: rich.progress.Progress | None = None
+        self._bar: rich.progress.TaskID | None = None
         self._last: Progress | None = None
         self._shown: tuple[float, str, str | None] | None = None
 
@@ -153,10 +144,14 @@ class View:
         self._bars.stop()
 
 
-def _bars(stream: TextIO) -> Bars:
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as RichProgress
+def _bars(stream: TextIO) -> rich.progress.Progress:
+    import rich.console
+    import rich.progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"))
-    return RichProgress(*columns, console=Console(file=stream), refresh_per_second=8)
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.fields[line]}"),
+    )
+    console = rich.console.Console(file=stream)
+    return rich.progress.Progress(*columns, console=console, refresh_per_second=8)

@@ -18,8 +18,8 @@ from cache.metadata import schema
 from cache.namespace import conflicts
 from mount.cli import _take_debug
 from mount.cli.app import app
-from mount.config import parse_options
 from mount.control import account_messages, messages
+from mount.options import FUSE_FLAGS, OPTIONS, Options, parse_options
 from remote.protocol.errors import RULES, ChunksMissing, Exists
 from remote.protocol.messages import Op
 from server.metadata.schema import metadata
@@ -95,15 +95,28 @@ def test_every_command_is_on_a_page() -> None:
     assert [name for name in names if f"nearline {name}" not in told] == []
 
 
-def test_every_mount_option_is_described() -> None:
-    guide = (ROOT / "docs/user-guide.md").read_text()
-    options = re.findall(r"`([a-z-]+=)`", guide)
-    values = {"uid": "1", "gid": "1", "umask": "022", "sync": "local", "on-conflict": "copy"}
-    values |= {"cache-size": "1G", "dirty-limit": "1G", "metrics-port": "1", "log-level": "info"}
-    values |= {"symlinks": "inside"}
-    for option in options:
-        parse_options([option + values.get(option[:-1], "x")])
-    assert {option[:-1] for option in options} >= {*values, "state", "cache", "account"}
+def test_the_table_of_mount_options() -> None:
+    """It has each option that is declared and each flag of FUSE, and no other."""
+    _head, _line, *table = rows("docs/user-guide.md", "Mount options")
+    said = {}
+    for *flag, names, default, _what in table:
+        for name in re.findall(r"`([^`]+)`", names):
+            said[name] = (flag, default)
+    defaults = Options()
+    for field, option in OPTIONS.items():
+        flag, default = said.pop(option.name if option.read is None else f"{option.name}=")
+        assert flag == ([f"`{option.flag}`"] if option.help else []), option.name
+        value = getattr(defaults, field)
+        if value is not None:
+            assert default == _default_text(value), option.name
+    # The kernel checks permissions always; suid and dev are told beside what takes them away.
+    assert said.keys() == FUSE_FLAGS - {"default_permissions", "suid", "dev"}
+
+
+def _default_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "off"
+    return f"{value >> 30} GiB" if isinstance(value, int) else f"`{value}`"
 
 
 # --- what pages point at ------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What is done to a server: a table of attacks, each for ever until it is ended.
+"""Attacks on a server: a table, each for ever until it is ended.
 
 `python -m bench.hostile.attacks NAME`, started by `__main__`, takes a `Victim` as JSON from the
 first line of standard input, prepares, says "ready", and attacks until its input ends. Then it
@@ -70,7 +70,7 @@ class Victim(msgspec.Struct):
 
 
 class Outcome(msgspec.Struct):
-    """How often each status was answered; "cut" is a connection that ended without an answer.
+    """Counts of each status answered; "cut" is a connection that ended without an answer.
     `prepared`: what could be made of what was wanted."""
 
     answers: dict[str, int]
@@ -92,7 +92,7 @@ class Attacker:
         return request("POST", path, self.token, msgspec.msgpack.encode(message))
 
     async def apply(self, ops: list[Op]) -> list[bool]:
-        """Whether each was applied; sent in batches, again while it is for later."""
+        """True for each that was applied; sent in batches, again while it is for later."""
         done: list[bool] = []
         while len(done) < len(ops):
             keyed = [Keyed(key=new_id(), op=op) for op in ops[len(done) : len(done) + BATCH]]
@@ -129,8 +129,8 @@ def directory(id: str, parent: str, name: str) -> Create:
     return Create(file=id, parent=parent, name=name, kind="directory", mode=0o755, mtime_ns=0)
 
 
+# Prepares; gives what is to be run beside each other, for ever.
 Attack = Callable[[Attacker], Awaitable[list[Callable[[], Awaitable[None]]]]]
-"""Prepares; gives what is to be run beside each other, for ever."""
 
 
 @dataclass(frozen=True)
@@ -417,8 +417,8 @@ async def attack(name: str, victim: Victim) -> Outcome:
         print("ready", flush=True)
         attacker.target.answers = Counter()
         async with trio.open_nursery() as nursery:
-            for each in running:
-                nursery.start_soon(each)
+            for item in running:
+                nursery.start_soon(item)
             await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
             nursery.cancel_scope.cancel()
     return Outcome(dict(attacker.target.answers), attacker.prepared)

@@ -42,8 +42,8 @@ from remote.protocol.messages import (
 
 FILE_BYTES = 16 * 1024
 PER_DIRECTORY = 100
+# Of the rounds: a login costs tens of milliseconds of processor.
 LOGIN_EVERY = 20
-"""Of the rounds: a login costs tens of milliseconds of processor."""
 
 T = TypeVar("T")
 
@@ -163,8 +163,8 @@ class Worker:
             except (Busy, Unreachable):
                 self.diary.refused += 1
                 await trio.sleep(0.05)
-            except Refused as refused:
-                if not isinstance(refused.problem, RateLimited | Unavailable):
+            except Refused as error:
+                if not isinstance(error.problem, RateLimited | Unavailable):
                     raise
                 self.diary.refused += 1
                 await trio.sleep(0.05)

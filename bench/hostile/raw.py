@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import trio
 
+# The next request, head and body.
 Make = Callable[[], bytes]
-"""The next request, head and body."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _READ = 256 * 1024

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from mount.failures import Failure
 
-INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+# 128 + SIGINT, what shells expect.
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,11 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words, debug = _take_debug(list(sys.argv[1:] if arguments is None else arguments))
     try:
         return run(words)
-    except Failure as failure:
+    except Failure as error:
         if debug:
             raise
-        print(f"nearline: {failure}", file=sys.stderr)
-        return failure.exit_code
+        print(f"nearline: {error}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print("nearline: interrupted", file=sys.stderr)
         return INTERRUPTED

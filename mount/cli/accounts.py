@@ -13,9 +13,9 @@ from cyclopts import App, Parameter
 
 from mount import credentials
 from mount.cli import confirm, flags, listing, times
-from mount.config import absolute, parse_size
 from mount.failures import UsageFailure
-from mount.progress import human_bytes
+from mount.options import absolute, size
+from remote.protocol.sizes import size_text
 
 token = App(name="token", help="Tokens of any account.")
 
@@ -45,7 +45,7 @@ def account_list(*, data: flags.Data, json: flags.Json = False) -> None:
         return
     listing.show(
         ["ACCOUNT", "USED", "RESERVED", "QUOTA", "KEEPS", "DEVICES", "MADE", ""],
-        [_account(one) for one in found],
+        [_account(item) for item in found],
         nothing="There are no accounts; make one with `nearline account add`.",
     )
 
@@ -56,9 +56,9 @@ def _account(one: dict[str, Any]) -> list[str]:
     kept += [f"{one['keep_versions']} versions"] if one["keep_versions"] is not None else []
     return [
         one["name"],
-        human_bytes(one["used_bytes"]),
-        human_bytes(one["reserved_bytes"]) if one["reserved_bytes"] else "",
-        "none" if quota is None else human_bytes(quota),
+        size_text(one["used_bytes"]),
+        size_text(one["reserved_bytes"]) if one["reserved_bytes"] else "",
+        "none" if quota is None else size_text(quota),
         ", ".join(kept) or "as the server",
         str(one["devices"]),
         times.local(one["created_ns"]),
@@ -82,7 +82,7 @@ def account_set(
     """Change how much an account may store, and how long its history is kept."""
     values: dict[str, int | None] = {}
     if quota is not None:
-        values["quota_bytes"] = None if quota == "none" else parse_size(quota)
+        values["quota_bytes"] = None if quota == "none" else size(quota)
     if keep_days is not None:
         values["keep_days"] = _number("--keep-days", keep_days)
     if keep_versions is not None:
@@ -157,9 +157,9 @@ def account_remove(
 
 
 def _leaving(one: dict[str, Any]) -> list[str]:
-    """What becomes of everything that the account has to do with."""
+    """The fate of everything that the account has to do with."""
     return [
-        f"{one['name']} has {one['files']:,} files, {human_bytes(one['used_bytes'])} with history"
+        f"{one['name']} has {one['files']:,} files, {size_text(one['used_bytes'])} with history"
         " and trash: they are deleted for good.",
         f"What it shares with others ends at once: {one['shared']:,}. So do its links:"
         f" {one['links']:,}.",
@@ -184,15 +184,15 @@ def token_list(
         return
     rows = [
         [
-            one["account"],
-            one["id"],
-            one["name"],
-            "read" if one["scope"] == "read" else "everything",
-            one["folder"] or "",
-            "never" if one["expires_ns"] is None else times.local(one["expires_ns"]),
-            "never" if one["seen_ns"] is None else times.local(one["seen_ns"]),
+            item["account"],
+            item["id"],
+            item["name"],
+            "read" if item["scope"] == "read" else "everything",
+            item["folder"] or "",
+            "never" if item["expires_ns"] is None else times.local(item["expires_ns"]),
+            "never" if item["seen_ns"] is None else times.local(item["seen_ns"]),
         ]
-        for one in found
+        for item in found
     ]
     headings = ["ACCOUNT", "ID", "NAME", "MAY", "FOLDER", "EXPIRES", "LAST SEEN"]
     listing.show(headings, rows, nothing="There are no tokens.")

@@ -16,8 +16,8 @@ from cyclopts import App, Parameter
 
 from mount.cli import flags, listing, times
 from mount.cli.accounts import ask, print_plain, token
-from mount.config import absolute
-from mount.progress import human_bytes
+from mount.options import absolute
+from remote.protocol.sizes import size_text
 
 admin = App(name="admin", help="Look after a server's data, also while it runs.")
 admin.command(token)
@@ -71,7 +71,7 @@ def _collected(found: dict[str, int]) -> list[str]:
         "changes": "deleted: {} old changes of the feed",
     }
     return [
-        text.format(f"{found[name]:,}", human_bytes(found.get(f"{name}_bytes", 0)))
+        text.format(f"{found[name]:,}", size_text(found.get(f"{name}_bytes", 0)))
         for name, text in lines.items()
         if found[name]
     ]
@@ -104,7 +104,7 @@ def _show_report(report: dict[str, Any]) -> None:
     for finding in report["findings"]:
         print(_finding(finding))
     checked = report["checked"]
-    read = f", {human_bytes(checked['bytes'])} read" if checked["bytes"] else ""
+    read = f", {size_text(checked['bytes'])} read" if checked["bytes"] else ""
     counts = ", ".join(f"{checked[name]:,} {name}" for name in list(checked)[:-1])
     print(f"Checked {counts}{read}: {_verdict(report)}")
 
@@ -146,7 +146,7 @@ def backup(
     for lost in made["lost"][:_SHOWN_LOST]:
         print(f"not backed up: {lost} is missing or damaged", file=sys.stderr)
     print(
-        f"The backup in {dest} has {made['objects']:,} objects, {human_bytes(made['bytes'])};"
+        f"The backup in {dest} has {made['objects']:,} objects, {size_text(made['bytes'])};"
         f" {made['copied']:,} are new, {made['removed']:,} old ones were removed."
     )
     if made["lost"]:
@@ -225,14 +225,14 @@ def audit(
     ] = None,
     json: Annotated[bool, Parameter(negative="", help="One JSON object a line.")] = False,
 ) -> None:
-    """Who did what, with which device, and when; oldest first."""
-    from msgspec import json as encoding
+    """Show who did what, with which device, and when; oldest first."""
+    from msgspec.json import encode
 
     from mount.process import embedded
 
     for row in embedded.read_audit(absolute(data), _moment(since), account):
         if json:
-            print(encoding.encode(row).decode())
+            print(encode(row).decode())
             continue
         who = row["account"] or "(operator)"
         device = f" ({row['device']})" if row["device"] else ""
@@ -279,5 +279,5 @@ class _Ticker:
         now = self._clock()
         if self._on_terminal and now - self._shown > 0.2:
             self._shown = now
-            read = f", {human_bytes(stored)}" if stored else ""
+            read = f", {size_text(stored)}" if stored else ""
             print(f"\r{objects:,} objects {self._done}{read}\x1b[K", end="", file=sys.stderr)

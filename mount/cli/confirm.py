@@ -8,7 +8,7 @@ from mount.failures import UsageFailure
 
 
 def agreed(question: str) -> bool:
-    """Whether the person says yes. Raises `UsageFailure` where there is no terminal to ask on."""
+    """True if the person says yes. Raises `UsageFailure` where there is no terminal to ask on."""
     if not sys.stdin.isatty():
         raise UsageFailure("there is no terminal to ask on; say --yes if that is meant")
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

@@ -9,8 +9,16 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from mount.cli import flags, listing, target, times
-from mount.control import account_messages as wanted
 from mount.control import client
+from mount.control.account_messages import (
+    Devices,
+    DevicesRequest,
+    MakeTokenRequest,
+    ReloadTokenRequest,
+    RevokeDeviceRequest,
+    RotateRequest,
+    Token,
+)
 from mount.control.messages import Done
 from mount.failures import Failure
 from mount.process import registry
@@ -23,7 +31,7 @@ devices = App(name="devices", help="The devices and tokens of your account.")
 def list_devices(directory: flags.Mount = None, /, *, json: flags.Json = False) -> None:
     """Every device of the account whose token is good, newest first."""
     record = target.chosen(directory)
-    found = target.ask(record, wanted.DevicesRequest(), wanted.Devices, "devices")
+    found = target.ask(record, DevicesRequest(), Devices, "devices")
     if json:
         listing.print_json(found)
         return
@@ -31,16 +39,16 @@ def list_devices(directory: flags.Mount = None, /, *, json: flags.Json = False) 
         ["ID", "NAME", "MAY", "FOLDER", "MADE", "EXPIRES", "LAST SEEN", ""],
         [
             [
-                one.id[-8:],
-                one.name,
-                "read" if one.scope == "read" else "everything",
-                one.folder or ("" if one.folder_id is None else "(not seen here)"),
-                times.local(one.created_ns),
-                "never" if one.expires_ns is None else times.local(one.expires_ns),
-                "never" if one.seen_ns is None else times.local(one.seen_ns),
-                "this mount" if one.current else "",
+                item.id[-8:],
+                item.name,
+                "read" if item.scope == "read" else "everything",
+                item.folder or ("" if item.folder_id is None else "(not seen here)"),
+                times.local(item.created_ns),
+                "never" if item.expires_ns is None else times.local(item.expires_ns),
+                "never" if item.seen_ns is None else times.local(item.seen_ns),
+                "this mount" if item.current else "",
             ]
-            for one in found.devices
+            for item in found.devices
         ],
         nothing="There are no devices.",
     )
@@ -56,7 +64,7 @@ def revoke(
 ) -> None:
     """Refuse a device from its next request on. What it has not sent stays on it."""
     record = target.chosen(directory)
-    request = wanted.RevokeDeviceRequest(said=said, own_too=own)
+    request = RevokeDeviceRequest(said=said, own_too=own)
     done = target.ask(record, request, Done, "devices")
     print(f"{listing.printable(done.message)} is refused from now on.")
 
@@ -76,13 +84,13 @@ def add(
 
     It is printed this once; keep it there with `nearline login --token-file`."""
     record = target.chosen(directory or folder)
-    request = wanted.MakeTokenRequest(
+    request = MakeTokenRequest(
         name=name,
         read_only=read_only,
         folder=None if folder is None else target.path_in(record, folder) or None,
         expires_seconds=None if expires is None else times.duration(expires),
     )
-    made = target.ask(record, request, wanted.Token, "devices")
+    made = target.ask(record, request, Token, "devices")
     if json:
         listing.print_json(made)
         return
@@ -94,7 +102,7 @@ def add(
 def rotate(directory: flags.Mount = None, /) -> None:
     """Exchange this machine's token for a new one; the one before ends when that is used."""
     record = target.chosen(directory)
-    done = target.ask(record, wanted.RotateRequest(), Done, "devices")
+    done = target.ask(record, RotateRequest(), Done, "devices")
     print(f"This device has a new token; it is in {done.message}.")
     for other in registry.all_records():
         if other.alive and other != record and _same_login(other, record):
@@ -108,9 +116,9 @@ def _same_login(one: registry.Record, other: registry.Record) -> bool:
 def _reload(other: registry.Record) -> None:
     """Another mount with the same login may be the same device."""
     try:
-        client.ask(Path(other.control), wanted.ReloadTokenRequest())
-    except (client.NotAnswering, client.MountRefused) as problem:
+        client.ask(Path(other.control), ReloadTokenRequest())
+    except (client.NotAnswering, client.MountRefused) as error:
         raise Failure(
-            f"the mount at {other.mountpoint} has the old token still ({problem});"
+            f"the mount at {other.mountpoint} has the old token still ({error});"
             " unmount it and mount it again"
-        ) from problem
+        ) from error

@@ -8,12 +8,25 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from mount.cli import confirm, flags, listing, target, times
-from mount.control import account_messages as wanted
+from mount.control.account_messages import (
+    Emptied,
+    History,
+    LogRequest,
+    Restored,
+    RestoreRequest,
+    Trash,
+    TrashedFile,
+    TrashEmptyRequest,
+    TrashRequest,
+    TrashRestoreRequest,
+    Version,
+)
 from mount.failures import Failure
 from mount.process.registry import Record
-from mount.progress import human_bytes
+from remote.protocol.sizes import size_text
 
-COUNTED = 1000  # things in a deleted folder
+# Things in a deleted folder.
+COUNTED = 1000
 
 Said = Annotated[str, Parameter(name="PATH-OR-ID")]
 MaybeSaid = Annotated[str | None, Parameter(name="PATH-OR-ID")]
@@ -22,7 +35,7 @@ MaybeSaid = Annotated[str | None, Parameter(name="PATH-OR-ID")]
 def log(path: flags.Path, /, *, json: flags.Json = False) -> None:
     """The versions of the file PATH, newest first, and where each can be read."""
     record, below = target.at(path)
-    found = target.ask(record, wanted.LogRequest(below), wanted.History, "log")
+    found = target.ask(record, LogRequest(below), History, "log")
     if json:
         listing.print_json(found)
         return
@@ -30,20 +43,20 @@ def log(path: flags.Path, /, *, json: flags.Json = False) -> None:
         ["VERSION", "WHEN", "SIZE", "BY", "NOTE", "READ IT AT"],
         [
             [
-                one.id[-8:],
-                times.local(one.created_ns),
-                human_bytes(one.size),
-                f"{one.account} on {one.device}",
-                _note(one),
-                one.path,
+                item.id[-8:],
+                times.local(item.created_ns),
+                size_text(item.size),
+                f"{item.account} on {item.device}",
+                _note(item),
+                item.path,
             ]
-            for one in found.versions
+            for item in found.versions
         ],
         nothing="The server has no version of it yet.",
     )
 
 
-def _note(one: wanted.Version) -> str:
+def _note(one: Version) -> str:
     notes = ["current"] if one.current else []
     if one.restored_from is not None:
         notes.append(f"restored from {one.restored_from[-8:]}")
@@ -69,14 +82,14 @@ def restore(
     there is looked for in the trash."""
     record, below = target.at(path)
     at = [] if version is None else times.seconds_meant(version)
-    request = wanted.RestoreRequest(path=below, version=version, at=at)
-    done = target.ask(record, request, wanted.Restored, "restore")
+    request = RestoreRequest(path=below, version=version, at=at)
+    done = target.ask(record, request, Restored, "restore")
     _tell(done)
     if done.version is not None:
         print(f"{listing.printable(done.path)} is as in version {done.version[-8:]} again.")
 
 
-def _tell(done: wanted.Restored) -> None:
+def _tell(done: Restored) -> None:
     """Say what came back from the trash. Raises `Failure` when not everything did."""
     if done.files:
         more = f", {done.files} files and folders in all" if done.files > 1 else ""
@@ -94,13 +107,13 @@ trash = App(name="trash", help="What was deleted, and bringing it back.")
 def list_trash(
     said: MaybeSaid = None, directory: flags.Mount = None, /, *, json: flags.Json = False
 ) -> None:
-    """What is in the trash, newest first. What was deleted with its folder counts with that.
+    """List the trash, newest first. What was deleted with its folder counts with that.
 
     With PATH-OR-ID of a folder: what was deleted in it, and with it."""
     record = _mount_of(said, directory)
     said, path = _said_in(record, said)
-    request = wanted.TrashRequest(said=said, path=path)
-    found = target.ask(record, request, wanted.Trash, "trash")
+    request = TrashRequest(said=said, path=path)
+    found = target.ask(record, request, Trash, "trash")
     if json:
         listing.print_json(found)
         return
@@ -108,22 +121,22 @@ def list_trash(
         ["ID", "DELETED", "KEPT UNTIL", "SIZE", "PATH"],
         [
             [
-                one.id[-8:],
-                times.local(one.trashed_ns),
-                times.local(one.expires_ns),
-                _size(one),
-                one.path + ("/" if one.kind == "directory" else ""),
+                item.id[-8:],
+                times.local(item.trashed_ns),
+                times.local(item.expires_ns),
+                _size(item),
+                item.path + ("/" if item.kind == "directory" else ""),
             ]
-            for one in found.items
+            for item in found.items
         ],
         nothing="The trash is empty.",
     )
 
 
-def _size(one: wanted.TrashedFile) -> str:
+def _size(one: TrashedFile) -> str:
     """The server stops counting at `COUNTED`."""
     if one.kind != "directory":
-        return human_bytes(one.size)
+        return size_text(one.size)
     return f"{one.inside} or more inside" if one.inside >= COUNTED else f"{one.inside} inside"
 
 
@@ -141,12 +154,12 @@ def restore_trashed(
     Where its name is taken by now it gets another one. Where its folder is gone, that is made
     anew."""
     record = _mount_of(said, directory, to)
-    request = wanted.TrashRestoreRequest(
+    request = TrashRestoreRequest(
         said=said,
         path=target.below(record, said),
         to=None if to is None else target.path_in(record, to),
     )
-    _tell(target.ask(record, request, wanted.Restored, "trash"))
+    _tell(target.ask(record, request, Restored, "trash"))
 
 
 @trash.command(name="empty")
@@ -164,8 +177,8 @@ def empty(
     if not yes and not confirm.agreed(f"Delete {what} of {record.account} for good?"):
         print("Nothing was deleted.")
         return
-    request = wanted.TrashEmptyRequest(said=said, path=path)
-    done = target.ask(record, request, wanted.Emptied, "trash")
+    request = TrashEmptyRequest(said=said, path=path)
+    done = target.ask(record, request, Emptied, "trash")
     print(f"{done.files} files are gone for good.")
 
 

@@ -38,7 +38,7 @@ def printable(text: str) -> str:
     """`text` with everything that is no plain character escaped as in Python."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return "".join(item if item.isprintable() else ascii(item)[1:-1] for item in text)
 
 
 def print_json(answer: Struct) -> None:

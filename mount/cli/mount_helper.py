@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from getopt import GetoptError, gnu_getopt
 from pathlib import Path
 
-from mount.config import ROOT_FLAGS, normal_url, parse_options
+from mount.config import normal_url
 from mount.failures import Failure, UsageFailure
+from mount.options import ROOT_FLAGS, parse_options
 from mount.process import fstab
 
 USAGE = "mount -t nearline URL DIR [-o OPTIONS]"
@@ -27,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Mount as asked; the exit code."""
     try:
         mount(list(sys.argv[1:] if arguments is None else arguments))
-    except Failure as failure:
-        print(f"mount.nearline: {failure}", file=sys.stderr)
-        return failure.exit_code
+    except Failure as error:
+        print(f"mount.nearline: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 

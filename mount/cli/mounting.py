@@ -4,65 +4,30 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from mount import credentials, mountinfo
 from mount.cli import flags
-from mount.config import (
-    MountConfig,
-    Options,
-    absolute,
-    make_config,
-    merge,
-    normal_url,
-    parse_options,
-    parse_size,
-)
+from mount.config import MountConfig, make_config, normal_url
 from mount.failures import Failure, UsageFailure
+from mount.options import Options, absolute, parse_options, with_flags
 from mount.process import preflight
 
 
+@flags.of_options
 def mount(
     url: Annotated[str, Parameter(name="URL")],
     directory: Annotated[str, Parameter(name="DIR")],
     /,
     *,
     options: flags.MountOptions = None,
-    account: flags.Account = None,
-    state: Annotated[str | None, Parameter(help="Where tree, journal and spool live.")] = None,
-    cache: Annotated[str | None, Parameter(help="Where the block cache lives.")] = None,
-    cache_size: Annotated[str | None, Parameter(help="Such as 20GiB, the default.")] = None,
-    sync: Annotated[
-        Literal["local", "remote"] | None,
-        Parameter(help="Whether fsync and close wait for this disk or for the server."),
-    ] = None,
-    on_conflict: Annotated[
-        Literal["history", "copy"] | None,
-        Parameter(help="Whether an overtaken version is also left as a copy."),
-    ] = None,
-    symlinks: Annotated[
-        Literal["all", "inside"] | None,
-        Parameter(help="Which targets of symlinks that others made are shown."),
-    ] = None,
-    read_only: Annotated[bool, Parameter(negative="", help="Refuse every change.")] = False,
     foreground: Annotated[bool, Parameter(negative="", help="Stay here, log here.")] = False,
-    insecure: flags.Insecure = False,
+    **said: str | bool | None,
 ) -> None:
     """Mount the drive of an account at DIR. Returns when the mount is usable."""
-    said = Options(
-        account=account,
-        state=None if state is None else absolute(state),
-        cache=None if cache is None else absolute(cache),
-        cache_size=None if cache_size is None else parse_size(cache_size),
-        sync=sync,
-        on_conflict=on_conflict,
-        symlinks=symlinks,
-        read_only=read_only or None,
-        insecure=insecure or None,
-    )
-    start(url, directory, merge(parse_options(options or []), said), foreground=foreground)
+    start(url, directory, with_flags(parse_options(options or []), said), foreground=foreground)
 
 
 def start(url: str, directory: str, options: Options, *, foreground: bool) -> None:
@@ -171,14 +136,16 @@ def retry(
 
     Returns when the server has decided. Exit code 1 when it refused again, or after --timeout."""
     from mount.cli import target
-    from mount.control import client
-    from mount.control import messages as say
+    from mount.control import client, messages
     from mount.progress import View
 
     record, below = (target.chosen(None), "") if path is None else target.at(path)
     with View("retry") as view:
         done = client.ask(
-            Path(record.control), say.RetryRequest(below, timeout), on_progress=view, patience=None
+            Path(record.control),
+            messages.RetryRequest(below, timeout),
+            on_progress=view,
+            line_timeout=None,
         )
-    assert isinstance(done, say.Done)
+    assert isinstance(done, messages.Done)
     print(done.message)

@@ -11,8 +11,9 @@ from cyclopts import Parameter
 
 from mount import credentials
 from mount.cli import flags
-from mount.config import absolute, needs_insecure, needs_pin, normal_url, parse_options
+from mount.config import needs_insecure, needs_pin, normal_url
 from mount.failures import Failure, UsageFailure, advised
+from mount.options import absolute, parse_options
 
 T = TypeVar("T")
 
@@ -27,10 +28,10 @@ def up(
 
     Stays in the foreground. Ctrl-C uploads what is left, unmounts and stops the server; a second
     Ctrl-C leaves the rest for the next start."""
-    from mount.process.up import start as supervisor
+    from mount.process.up import start
 
-    data_dir = supervisor.default_data_dir() if data is None else absolute(data)
-    supervisor.run(absolute(directory), data_dir, parse_options(options or []))
+    data_dir = start.default_data_dir() if data is None else absolute(data)
+    start.run(absolute(directory), data_dir, parse_options(options or []))
 
 
 def serve(
@@ -167,12 +168,12 @@ def tell_of_mounts(url: str, account: str) -> None:
 
 def _goes_on(control: Path) -> str:
     """With which token, asked of the mount itself."""
-    from mount.control import client as control_client
+    from mount.control import client
 
     try:
-        return control_client.check_token(control)
-    except (control_client.NotAnswering, control_client.MountRefused) as problem:
-        return f"did not take the new token ({problem})"
+        return client.check_token(control)
+    except (client.NotAnswering, client.MountRefused) as error:
+        return f"did not take the new token ({error})"
 
 
 def passwd(
@@ -237,7 +238,7 @@ def _change_password(
 
 
 class _Server(NamedTuple):
-    """Whom to log in to. `pin`: the certificate of a server on this machine."""
+    """The server to log in to. `pin`: the certificate of a server on this machine."""
 
     url: str
     insecure: bool
@@ -302,13 +303,13 @@ def _asked(url: str, ask: Callable[[], Awaitable[T]], unknown: str) -> T:
     logs.configure_for_a_command()
     try:
         return trio.run(ask)
-    except errors.Refused as refused:
-        if isinstance(refused.problem, errors.Unauthorized):
-            is_explained = ";" in str(refused)  # as that the account is locked
-            raise Failure(str(refused) if is_explained else unknown) from refused
-        if isinstance(refused.problem, errors.Forbidden | errors.BadRequest):
-            raise Failure(str(refused)) from refused
-        raise Failure(f"{url} refused: {refused}; try again later") from refused
+    except errors.Refused as error:
+        if isinstance(error.problem, errors.Unauthorized):
+            is_explained = ";" in str(error)  # as that the account is locked
+            raise Failure(str(error) if is_explained else unknown) from error
+        if isinstance(error.problem, errors.Forbidden | errors.BadRequest):
+            raise Failure(str(error)) from error
+        raise Failure(f"{url} refused: {error}; try again later") from error
     except errors.Unreachable as error:
         raise Failure(advised(str(error), "check the URL and that the server runs")) from error
     except errors.ProtocolError as error:

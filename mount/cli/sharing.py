@@ -8,7 +8,23 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from mount.cli import flags, listing, target, times
-from mount.control import account_messages as wanted
+from mount.control.account_messages import (
+    Grant,
+    LeaveRequest,
+    Link,
+    LinkMade,
+    Links,
+    LinksRequest,
+    MakeLinkRequest,
+    Reached,
+    RevokeLinkRequest,
+    Shared,
+    SharedRequest,
+    ShareRequest,
+    Shares,
+    SharesRequest,
+    UnshareRequest,
+)
 from mount.control.messages import Done
 from mount.failures import UsageFailure
 
@@ -29,7 +45,12 @@ def share(
 
     It appears in the folder Shared of their mount. Sharing again changes the role."""
     record, below = target.at(path)
-    target.ask(record, wanted.ShareRequest(below, account, role), wanted.Shares, "share")
+    target.ask(
+        record,
+        ShareRequest(below, account, role),
+        Shares,
+        "share",
+    )
     print(f"{listing.printable(account)} is {role} of {listing.printable(_called(below))} now.")
 
 
@@ -39,15 +60,15 @@ def unshare(path: flags.Path, account: OtherAccount, /) -> None:
     What it still reaches by other ways (a folder above or inside that is shared too, a hard link in
     another shared folder) is printed."""
     record, below = target.at(path)
-    request = wanted.UnshareRequest(below, account)
-    left = target.ask(record, request, wanted.Shares, "unshare")
-    still = [one for one in left.grants if one.account.casefold() == account.casefold()]
+    request = UnshareRequest(below, account)
+    left = target.ask(record, request, Shares, "unshare")
+    still = [item for item in left.grants if item.account.casefold() == account.casefold()]
     name, what = listing.printable(account), listing.printable(_called(below))
     print(f"{what} itself is not shared with {name} any more.")
-    for one in still:
-        where = "a folder above" if one.path is None else _called(one.path)
-        print(f"{name} still sees it as {one.role} of {listing.printable(where)}.")
-    reached = [one for one in left.reached if one.account.casefold() == account.casefold()]
+    for item in still:
+        where = "a folder above" if item.path is None else _called(item.path)
+        print(f"{name} still sees it as {item.role} of {listing.printable(where)}.")
+    reached = [item for item in left.reached if item.account.casefold() == account.casefold()]
     for place in reached[:_SHOWN]:
         print(f"{name} still reaches {_place(place)} as {place.role}.")
     if left.more_reached or len(reached) > _SHOWN:
@@ -55,11 +76,11 @@ def unshare(path: flags.Path, account: OtherAccount, /) -> None:
 
 
 def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
-    """Who has access to PATH, and where it was given.
+    """List who has access to PATH, and where it was given.
 
     Where that has another name, or is in another folder, since it was given, WAS tells the old."""
     record, below = target.at(path)
-    found = target.ask(record, wanted.SharesRequest(below), wanted.Shares, "shares")
+    found = target.ask(record, SharesRequest(below), Shares, "shares")
     if json:
         listing.print_json(found)
         return
@@ -83,7 +104,7 @@ def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
         print("\nIn it, and not by the above:")
         listing.show(
             ["ACCOUNT", "ROLE", "REACHES"],
-            [[one.account, one.role, _place(one)] for one in found.reached],
+            [[item.account, item.role, _place(item)] for item in found.reached],
             nothing="",
         )
     if found.more_reached:
@@ -91,15 +112,15 @@ def shares(path: flags.Path, /, *, json: flags.Json = False) -> None:
 
 
 def shared(directory: flags.Mount = None, /, *, json: flags.Json = False) -> None:
-    """What others share with you, and where it is in the mount."""
+    """List what others share with you, and where it is in the mount."""
     record = target.chosen(directory)
-    found = target.ask(record, wanted.SharedRequest(), wanted.Shared, "shared")
+    found = target.ask(record, SharedRequest(), Shared, "shared")
     if json:
         listing.print_json(found)
         return
     listing.show(
         ["PATH", "OWNER", "ROLE", "KIND"],
-        [[one.path, one.owner, one.role, one.kind] for one in found.shared],
+        [[item.path, item.owner, item.role, item.kind] for item in found.shared],
         nothing="Nobody shares anything with you.",
     )
 
@@ -107,16 +128,16 @@ def shared(directory: flags.Mount = None, /, *, json: flags.Json = False) -> Non
 def leave(path: flags.Path, /) -> None:
     """Give up what somebody shares with you at PATH (Shared/OWNER/NAME). They keep it."""
     record, below = target.at(path)
-    target.ask(record, wanted.LeaveRequest(below), Done, "leave")
+    target.ask(record, LeaveRequest(below), Done, "leave")
     print(f"{listing.printable(below)} is not shared with you any more.")
 
 
-def _place(one: wanted.Reached) -> str:
+def _place(one: Reached) -> str:
     return listing.printable(f"(elsewhere)/{one.name}" if one.path is None else one.path)
 
 
-def _was(one: wanted.Link | wanted.Grant) -> str:
-    """What it was called when it was given, where that has changed."""
+def _was(one: Link | Grant) -> str:
+    """Its name when it was given, where that has changed."""
     if one.was_name is None:
         return ""
     return f"(elsewhere)/{one.was_name}" if one.was_path is None else one.was_path
@@ -151,13 +172,13 @@ def link(
     if password_file is not None:
         password = credentials.read_secret("password", "", password_file)
     record, below = target.at(path)
-    request = wanted.MakeLinkRequest(
+    request = MakeLinkRequest(
         path=below,
         expires_seconds=None if expires is None else times.duration(expires),
         password=password,
         max_downloads=max_downloads,
     )
-    made = target.ask(record, request, wanted.LinkMade, "link")
+    made = target.ask(record, request, LinkMade, "link")
     if json:
         listing.print_json(made)
         return
@@ -178,19 +199,19 @@ def list_links(
     tells the old."""
     record = target.chosen(path)
     below = None if path is None else target.path_in(record, path)
-    request = wanted.LinksRequest(below or None)
-    found = target.ask(record, request, wanted.Links, "links")
+    request = LinksRequest(below or None)
+    found = target.ask(record, request, Links, "links")
     if json:
         listing.print_json(found)
         return
     listing.show(
         ["ID", "PATH", "WAS", "MADE", "EXPIRES", "DOWNLOADS", "PASSWORD"],
-        [_row(one) for one in found.links],
+        [_row(item) for item in found.links],
         nothing="There are no links. Make one with: nearline link PATH",
     )
 
 
-def _row(one: wanted.Link) -> list[str]:
+def _row(one: Link) -> list[str]:
     limit = "" if one.max_downloads is None else f" of {one.max_downloads}"
     return [
         one.id[-8:],
@@ -207,5 +228,5 @@ def _row(one: wanted.Link) -> list[str]:
 def revoke(id: Annotated[str, Parameter(name="ID")], directory: flags.Mount = None, /) -> None:
     """Make the link ID, as `nearline links` shows it, lead nowhere from now on."""
     record = target.chosen(directory)
-    target.ask(record, wanted.RevokeLinkRequest(id), Done, "links")
+    target.ask(record, RevokeLinkRequest(id), Done, "links")
     print("The link leads nowhere any more.")

@@ -1,4 +1,4 @@
-"""How `nearline status` looks to a person."""
+"""`nearline status` as a person sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from rich.text import Text
 
 from mount.cli import listing, times
 from mount.control.messages import RefusedStatus, Status
-from mount.progress import human_bytes, human_seconds
+from mount.progress import human_seconds
+from remote.protocol.sizes import size_text
 
 _COLOURS = {"online": "green", "offline": "yellow", "dead": "red"}
 
@@ -34,7 +35,7 @@ def _table(status: Status) -> Table:
 
 
 def rows(status: Status) -> list[tuple[str, str]]:
-    """What there is to say, as (name, text)."""
+    """The lines that there are, as (name, text)."""
     reason = f": {status.reason}" if status.reason else ""
     found = [
         ("state", f"{status.state}{reason}"),
@@ -47,18 +48,18 @@ def rows(status: Status) -> list[tuple[str, str]]:
 
 def _work(status: Status) -> list[tuple[str, str]]:
     journal = status.journal
-    waiting = f"{journal.operations} changes, {human_bytes(journal.bytes)}"
+    waiting = f"{journal.operations} changes, {size_text(journal.bytes)}"
     found = [("to send", waiting if journal.operations else "nothing")]
     for upload in status.uploads:
-        done, total = human_bytes(upload.bytes_done), human_bytes(upload.bytes_total)
+        done, total = size_text(upload.bytes_done), size_text(upload.bytes_total)
         error = f", waiting: {upload.error}" if upload.error else ""
         found.append(("uploading", f"{upload.path} ({done} of {total}{error})"))
     for refused in status.refused:
         found += [("refused", _refusal(refused)), ("what to do", refused.advice)]
     found += [("quarantine", f"damaged state was put aside in {at}") for at in status.quarantined]
     lag = status.feed.lag_seconds
-    known = "never" if lag is None else f"{human_seconds(lag)} ago"
-    found.append(("changes", f"{status.feed.mode}, last known complete {known}"))
+    complete = "never" if lag is None else f"{human_seconds(lag)} ago"
+    found.append(("changes", f"{status.feed.mode}, last known complete {complete}"))
     return found
 
 
@@ -70,20 +71,20 @@ def _refusal(refused: RefusedStatus) -> str:
 
 def _resources(status: Status) -> list[tuple[str, str]]:
     cache, moved, limits = status.cache, status.transferred, status.limits
-    memory = human_bytes(limits.memory_bytes)
+    memory = size_text(limits.memory_bytes)
     if limits.memory_limit:
-        memory += f" of {human_bytes(limits.memory_limit)}"
+        memory += f" of {size_text(limits.memory_limit)}"
     return [
-        ("cache", f"{human_bytes(cache.bytes)} of {human_bytes(cache.limit)}"),
+        ("cache", f"{size_text(cache.bytes)} of {size_text(cache.limit)}"),
         (
             "moved",
-            f"{human_bytes(moved.downloaded_bytes)} down, {human_bytes(moved.uploaded_bytes)} up, "
+            f"{size_text(moved.downloaded_bytes)} down, {size_text(moved.uploaded_bytes)} up, "
             f"{moved.requests} requests",
         ),
         (
             "limits",
             f"{memory} memory, {limits.open_files} of {limits.open_files_limit} open files, "
-            f"{human_bytes(limits.dirty_bytes)} of {human_bytes(limits.dirty_limit)} unsent",
+            f"{size_text(limits.dirty_bytes)} of {size_text(limits.dirty_limit)} unsent",
         ),
         ("process", str(status.pid)),
     ]

@@ -9,15 +9,14 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from mount.control import client
-from mount.control import messages as say
+from mount.control import client, messages
 from mount.failures import Failure, UsageFailure
 from mount.process import registry
 from mount.progress import View
 
 # The longest silence: a large answer over a slow line, not a wedged mount. While the mount waits
 # for an upload, it says so every second.
-PATIENCE_SECONDS = 300.0
+LINE_TIMEOUT_SECONDS = 300.0
 
 T = TypeVar("T")
 
@@ -45,11 +44,11 @@ def chosen(directory: str | None) -> registry.Record:
     raise UsageFailure(f"there are {len(records)} mounts; say which: {places}")
 
 
-def ask(record: registry.Record, request: say.Request, kind: type[T], title: str) -> T:
+def ask(record: registry.Record, request: messages.Request, kind: type[T], title: str) -> T:
     """Ask the mount; its answer, which is a `kind`. Raises `Failure`."""
     with View(title) as view:
         answer = client.ask(
-            Path(record.control), request, on_progress=view, patience=PATIENCE_SECONDS
+            Path(record.control), request, on_progress=view, line_timeout=LINE_TIMEOUT_SECONDS
         )
     if not isinstance(answer, kind):
         raise Failure(

@@ -1,4 +1,4 @@
-"""What the commands about people, history, trash and devices say to a running mount.
+"""Messages of the commands about people, history, trash and devices to a running mount.
 
 Knows: the shape of these requests and answers. Must not know: the server's messages (a command must
 start at once, and these shapes stay when the wire's change), how an answer is found or shown.
@@ -114,9 +114,9 @@ class RevokeLinkRequest(Struct, frozen=True, tag="revoke_link"):
 
 
 class Link(Struct, frozen=True, kw_only=True):
-    """What it shows is called `name`; `path` is None when this mount has not seen it. `was_name` is
-    what it was called when the link was made, if that, or its folder, is another now; `was_path` is
-    that name in the folder where it was, None when this mount has not seen that."""
+    """The link shows what is called `name`; `path` is None when this mount has not seen it.
+    `was_name` is what it was called when the link was made, if that, or its folder, is another now;
+    `was_path` is that name in the folder where it was, None when this mount has not seen that."""
 
     id: str
     name: str
@@ -182,7 +182,7 @@ class RestoreRequest(Struct, frozen=True, kw_only=True, tag="restore"):
 
 
 class TrashRequest(Struct, frozen=True, tag="trash"):
-    """What was deleted by itself; or what was deleted at `path`, or has the id `said`: of a folder
+    """List what was deleted by itself; or at `path`, or with the id `said`: of a folder
     what is inside."""
 
     said: str | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from msgspec import DecodeError
 
-from mount.control import messages as say
+from mount.control import messages
 from mount.failures import Failure
 
 # How long a question that needs no waiting may take: a loaded machine, not a wedged mount.
@@ -29,32 +29,32 @@ class NotAnswering(Failure):
 class MountRefused(Failure):
     """The mount answered that it could not. `timed_out`: not within the time that was given."""
 
-    def __init__(self, failed: say.Failed) -> None:
+    def __init__(self, failed: messages.Failed) -> None:
         super().__init__(failed.message)
         self.timed_out = failed.kind == "timeout"
 
 
 def ask(
     path: Path,
-    request: say.Request,
+    request: messages.Request,
     *,
-    on_progress: Callable[[say.Progress], None] | None = None,
-    patience: float | None = PROMPT_SECONDS,
-) -> say.Reply:
+    on_progress: Callable[[messages.Progress], None] | None = None,
+    line_timeout: float | None = PROMPT_SECONDS,
+) -> messages.Reply:
     """Send `request` to the mount listening on `path` and return its last answer.
 
-    `patience` is the longest wait for the next line in seconds; None waits for ever. Raises
+    `line_timeout` is the longest wait for the next line in seconds; None waits for ever. Raises
     `NotAnswering` and `MountRefused`."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(patience)
+            sock.settimeout(line_timeout)
             _connect(sock, path)
-            sock.sendall(say.encode(request))
+            sock.sendall(messages.encode(request))
             for line in _lines(sock):
-                answer = say.decode_answer(line)
-                if isinstance(answer, say.Failed):
+                answer = messages.decode_answer(line)
+                if isinstance(answer, messages.Failed):
                     raise MountRefused(answer)
-                if not isinstance(answer, say.Progress):
+                if not isinstance(answer, messages.Progress):
                     return answer
                 if on_progress is not None:
                     on_progress(answer)
@@ -64,7 +64,7 @@ def ask(
 
 
 def _connect(sock: socket.socket, path: Path) -> None:
-    with say.reachable(path) as name:
+    with messages.reachable(path) as name:
         sock.connect(name)
 
 
@@ -73,10 +73,10 @@ def _lines(sock: socket.socket) -> Iterator[bytes]:
         yield from stream
 
 
-def status(path: Path) -> say.Status:
+def status(path: Path) -> messages.Status:
     """The mount's status; raises as `ask` does."""
-    answer = ask(path, say.StatusRequest())
-    assert isinstance(answer, say.Status)
+    answer = ask(path, messages.StatusRequest())
+    assert isinstance(answer, messages.Status)
     return answer
 
 
@@ -85,13 +85,13 @@ def check_token(path: Path) -> str:
     not. How it goes on, in words; raises as `ask` does."""
     from mount.control.account_messages import ReloadTokenRequest  # most commands do without
 
-    done = ask(path, ReloadTokenRequest(), patience=SERVER_SECONDS)
-    assert isinstance(done, say.Done)
+    done = ask(path, ReloadTokenRequest(), line_timeout=SERVER_SECONDS)
+    assert isinstance(done, messages.Done)
     return done.message
 
 
 def answers(path: Path) -> bool:
-    """Whether something accepts connections on `path`."""
+    """True if something accepts connections on `path`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(PROMPT_SECONDS)
         try:

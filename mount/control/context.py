@@ -1,14 +1,14 @@
-"""What the commands about people, history, trash and devices need of a running mount.
+"""The part of a running mount that commands about people, history, trash and devices use.
 
 Knows: how a path becomes a file that the server knows too, how operations are applied past the
 journal, and how the mount comes to show what came of them. Must not know: any command (`sharing`,
 `links`, `history`, `trash`, `devices`), the control socket.
 
 A command speaks of what the person sees in the mount, and the server may not have it yet: so the
-operations on that file go first (`known`). Afterwards the feed is pulled, so that the mount shows
-the result when the command returns (`shown`).
+operations on that file go first (`flushed_node`). Afterwards the feed is pulled, so that the mount
+shows the result when the command returns (`pull_and_invalidate`).
 
-Concurrency contract: each command is a task of its own, on the trio thread. Nothing is kept here.
+Concurrency: each command is a task of its own, on the trio thread. Nothing is kept here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import trio
 from cache.metadata.operations import Op, new_id
 from cache.metadata.tree import HISTORY, LOCAL, REVOKED, Node
 from mount.config import MountConfig
-from mount.control import messages as say
+from mount.control.messages import Progress
 from mount.control.paths import resolve
 from mount.failures import Failure
 from mount.session.session import Session
@@ -35,22 +35,23 @@ from remote.protocol.ids import FileId
 log = structlog.get_logger(__name__)
 
 REPORT_SECONDS = 1.0
-SHOWN_SECONDS = 10.0  # for the kernel, which a request of somebody else may keep waiting
+# For the kernel, which a request of somebody else may keep waiting.
+INVALIDATED_SECONDS = 10.0
 TRIES = 3
 MIN_GIVEN = 6
 _NOT_ON_THE_SERVER = frozenset({LOCAL, HISTORY, REVOKED})
 
 T = TypeVar("T")
-Report = Callable[[say.Progress], Awaitable[None]]
+Report = Callable[[Progress], Awaitable[None]]
 
 
-class Account:
-    """`told` returns when the kernel has been told everything that changed until now."""
+class CommandContext:
+    """`invalidated` returns when the kernel has been told everything that changed until now."""
 
     def __init__(
-        self, config: MountConfig, session: Session, told: Callable[[], Awaitable[None]]
+        self, config: MountConfig, session: Session, invalidated: Callable[[], Awaitable[None]]
     ) -> None:
-        self.config, self.session, self._told = config, session, told
+        self.config, self.session, self._invalidated = config, session, invalidated
 
     @property
     def client(self) -> ApiClient:
@@ -61,9 +62,9 @@ class Account:
         """The account's name, as the server spells it."""
         return str(self.session.db.meta("account") or self.config.account)
 
-    # Before: what the person sees is what the server has.
+    # --- before: what the person sees is what the server has --------------------------------------
 
-    async def known(self, path: str, report: Report) -> Node:
+    async def flushed_node(self, path: str, report: Report) -> Node:
         """The node at `path`, once the server has every change of it. Raises `NoSuchPath`,
         `Failure` when the server refuses one, `Unreachable` while offline."""
         node = await resolve(self.session, path)
@@ -101,18 +102,18 @@ class Account:
                 return
             await report(self._progress([op for op in self.session.journal if which(op)]))
 
-    def _progress(self, left: list[Op]) -> say.Progress:
+    def _progress(self, left: list[Op]) -> Progress:
         progress = self.session.uploader.progress
         sending = [progress[op.key] for op in left if op.key in progress]
-        return say.Progress(
+        return Progress(
             files_total=len({op.ino for op in left}),
-            bytes_done=sum(one.bytes_done for one in sending),
-            bytes_total=sum(one.bytes_total for one in sending),
+            bytes_done=sum(item.bytes_done for item in sending),
+            bytes_total=sum(item.bytes_total for item in sending),
             state="the server gets the latest changes first",
             reason=self.session.replayer.waiting_because,
         )
 
-    # The server.
+    # --- the server -------------------------------------------------------------------------------
 
     async def apply(self, ops: Sequence[messages.Op]) -> list[messages.Applied | AnyProblem]:
         """Apply operations in order, whatever the journal holds; their answers. Sent again with the
@@ -138,7 +139,7 @@ class Account:
             done = len(came)
             while done and isinstance(came[done - 1], Unavailable):
                 done -= 1
-            if not any(isinstance(each, messages.Applied) for each in came):
+            if not any(isinstance(item, messages.Applied) for item in came):
                 return answers + came
             answers += came[:done]
             batch = batch[done:]
@@ -149,23 +150,23 @@ class Account:
         for attempt in range(TRIES - 1):
             try:
                 return await call()
-            except Unreachable as problem:
-                log.info("asking again", why=str(problem))
+            except Unreachable as error:
+                log.info("asking_again", why=str(error))
                 await trio.sleep(backoff.window(attempt))
         return await call()
 
-    # After: the person sees what the server has.
+    # --- after: the person sees what the server has -----------------------------------------------
 
-    async def shown(self) -> None:
+    async def pull_and_invalidate(self) -> None:
         """Return when the mount shows what is on the server now. What cannot be had now comes with
         the feed, later: what was asked for has been done either way."""
         try:
             await self.session.subscriber.sync()
-        except NearlineError as problem:
-            log.info("not shown yet", why=str(problem))
+        except NearlineError as error:
+            log.info("not_shown_yet", why=str(error))
             return
-        with trio.move_on_after(SHOWN_SECONDS):
-            await self._told()
+        with trio.move_on_after(INVALIDATED_SECONDS):
+            await self._invalidated()
 
     def path_of(self, file: FileId) -> str | None:
         """A path of the file in this mount, or None when it has not been seen here."""
@@ -181,8 +182,8 @@ def one_of(ids: Iterable[str], said: str, what: str) -> str:
     known = list(ids)
     if said in known:
         return said
-    found = [one for one in known if one.endswith(said)]
-    found = found or [one for one in known if one.startswith(said)]
+    found = [item for item in known if item.endswith(said)]
+    found = found or [item for item in known if item.startswith(said)]
     if len(said) < MIN_GIVEN:
         raise Failure(f"{said!r} is too short for an id; give {MIN_GIVEN} or more of its digits")
     if not found:

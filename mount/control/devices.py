@@ -10,30 +10,38 @@ import structlog
 import trio
 
 from mount import credentials
-from mount.control import account_messages as ask
-from mount.control.context import Account, Report, one_of
+from mount.control.account_messages import (
+    Device,
+    Devices,
+    DevicesRequest,
+    MakeTokenRequest,
+    ReloadTokenRequest,
+    RevokeDeviceRequest,
+    RotateRequest,
+    Token,
+)
+from mount.control.context import CommandContext, Report, one_of
 from mount.control.messages import Done
 from mount.control.sharing import in_seconds
 from mount.failures import Failure
-from remote.protocol import account_messages as wire
-from remote.protocol.account_messages import DeviceInfo
+from remote.protocol import account_messages
 from remote.protocol.errors import NearlineError, Unreachable
 
 log = structlog.get_logger(__name__)
 
 
-async def devices(account: Account, _request: ask.DevicesRequest, _report: Report) -> ask.Devices:
-    found = (await account.client.devices()).devices
+async def devices(context: CommandContext, _request: DevicesRequest, _report: Report) -> Devices:
+    found = (await context.client.devices()).devices
     found.sort(key=lambda device: device.created_ns, reverse=True)
-    return ask.Devices([_device(account, device) for device in found])
+    return Devices([_device(context, device) for device in found])
 
 
-def _device(account: Account, device: DeviceInfo) -> ask.Device:
-    return ask.Device(
+def _device(context: CommandContext, device: account_messages.DeviceInfo) -> Device:
+    return Device(
         id=device.id,
         name=device.name,
         scope=device.scope,
-        folder=None if device.folder is None else account.path_of(device.folder),
+        folder=None if device.folder is None else context.path_of(device.folder),
         folder_id=device.folder,
         created_ns=device.created_ns,
         expires_ns=device.expires_ns,
@@ -42,19 +50,19 @@ def _device(account: Account, device: DeviceInfo) -> ask.Device:
     )
 
 
-async def revoke(account: Account, request: ask.RevokeDeviceRequest, _report: Report) -> Done:
-    known = (await account.client.devices()).devices
+async def revoke(context: CommandContext, request: RevokeDeviceRequest, _report: Report) -> Done:
+    known = (await context.client.devices()).devices
     device = _meant(known, request.said)
     if device.current and not request.own_too:
         raise Failure(
             f"{device.name} is this mount's own device, which would be logged out;"
             " say --own if that is meant"
         )
-    await account.client.revoke_device(device.id)
+    await context.client.revoke_device(device.id)
     return Done(device.name)
 
 
-def _meant(known: list[DeviceInfo], said: str) -> DeviceInfo:
+def _meant(known: list[account_messages.DeviceInfo], said: str) -> account_messages.DeviceInfo:
     named = [device for device in known if device.name == said]
     if len(named) > 1:
         ids = ", ".join(device.id for device in named)
@@ -65,53 +73,55 @@ def _meant(known: list[DeviceInfo], said: str) -> DeviceInfo:
     return next(device for device in known if device.id == wanted)
 
 
-async def make_token(account: Account, request: ask.MakeTokenRequest, report: Report) -> ask.Token:
+async def make_token(context: CommandContext, request: MakeTokenRequest, report: Report) -> Token:
     folder = None
     if request.folder is not None:
-        folder = (await account.known(request.folder, report)).file
-    asked = wire.MakeToken(
+        folder = (await context.flushed_node(request.folder, report)).file
+    asked = account_messages.MakeToken(
         name=request.name,
         scope="read" if request.read_only else "full",
         folder=folder,
         expires_ns=in_seconds(request.expires_seconds),
     )
-    reply = await account.client.make_token(asked)
-    return ask.Token(id=reply.device_id, name=request.name, token=reply.token)
+    reply = await context.client.make_token(asked)
+    return Token(id=reply.device_id, name=request.name, token=reply.token)
 
 
-async def rotate(account: Account, _request: ask.RotateRequest, _report: Report) -> Done:
+async def rotate(context: CommandContext, _request: RotateRequest, _report: Report) -> Done:
     """The new token is used from the moment it is there, which ends the one before. Until then, and
     for ten minutes at most, that is good and may ask again when the answer was lost."""
-    url, name = account.config.url, account.config.account
-    if await trio.to_thread.run_sync(credentials.kept, url, name) != account.client.token:
+    url, name = context.config.url, context.config.account
+    if await trio.to_thread.run_sync(credentials.kept, url, name) != context.client.token:
         raise Failure(
             f"this mount's token is not the one that is kept for {name} at {url}: it came from"
             f" {credentials.ENVIRONMENT}, or from an earlier login; log in with `nearline login`"
             " and mount again"
         )
     try:
-        token = (await account.again(account.client.rotate)).token
-    except Unreachable as problem:
+        token = (await context.again(context.client.rotate)).token
+    except Unreachable as error:
         raise Failure(
-            f"no answer came ({problem}), and the token may have been exchanged; rotate again"
+            f"no answer came ({error}), and the token may have been exchanged; rotate again"
             " within ten minutes, or log in again"
-        ) from problem
-    account.client.use_token(token)
+        ) from error
+    context.client.use_token(token)
     try:
         where = await trio.to_thread.run_sync(credentials.save, url, name, token)
-    except (Failure, OSError) as problem:
+    except (Failure, OSError) as error:
         raise Failure(
-            f"the new token is in use, but could not be kept for the next mount ({problem});"
+            f"the new token is in use, but could not be kept for the next mount ({error});"
             f" run `nearline login {url} --account {name}` before you unmount"
-        ) from problem
+        ) from error
     try:
-        await account.client.me()
-    except NearlineError as problem:  # the next request ends the token before as well
-        log.info("the new token is not used yet", why=str(problem))
+        await context.client.me()
+    except NearlineError as error:  # the next request ends the token before as well
+        log.info("the_new_token_is_not_used_yet", why=str(error))
     return Done(where)
 
 
-async def reload_token(account: Account, _request: ask.ReloadTokenRequest, _report: Report) -> Done:
+async def reload_token(
+    context: CommandContext, _request: ReloadTokenRequest, _report: Report
+) -> Done:
     """The kept token is another one than before, or somebody wants to know whether the mount's own
     is good. How it goes on, in words."""
-    return Done(await account.session.relogin.check())
+    return Done(await context.session.relogin.check())

@@ -8,9 +8,30 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from mount.control import account_messages as ask
 from mount.control import devices, history, sharing, trash
-from mount.control.context import Account, Report
+from mount.control.account_messages import (
+    AccountAnswer,
+    AccountRequest,
+    DevicesRequest,
+    LeaveRequest,
+    LinksRequest,
+    LogRequest,
+    MakeLinkRequest,
+    MakeTokenRequest,
+    ReloadTokenRequest,
+    RestoreRequest,
+    RevokeDeviceRequest,
+    RevokeLinkRequest,
+    RotateRequest,
+    SharedRequest,
+    ShareRequest,
+    SharesRequest,
+    TrashEmptyRequest,
+    TrashRequest,
+    TrashRestoreRequest,
+    UnshareRequest,
+)
+from mount.control.context import CommandContext, Report
 from mount.control.messages import Done
 from mount.failures import Failure, advised
 from remote.protocol.errors import (
@@ -25,28 +46,28 @@ from remote.protocol.errors import (
     Unreachable,
 )
 
-Answered = ask.AccountAnswer | Done
-Answerer = Callable[[Account, Any, Report], Awaitable[Answered]]
+Answered = AccountAnswer | Done
+Answerer = Callable[[CommandContext, Any, Report], Awaitable[Answered]]
 
-ANSWERERS: dict[type[ask.AccountRequest], Answerer] = {
-    ask.ShareRequest: sharing.share,
-    ask.UnshareRequest: sharing.unshare,
-    ask.SharesRequest: sharing.shares,
-    ask.SharedRequest: sharing.shared,
-    ask.LeaveRequest: sharing.leave,
-    ask.MakeLinkRequest: sharing.make_link,
-    ask.LinksRequest: sharing.links,
-    ask.RevokeLinkRequest: sharing.revoke_link,
-    ask.LogRequest: history.log,
-    ask.RestoreRequest: history.restore,
-    ask.TrashRequest: trash.list_trash,
-    ask.TrashRestoreRequest: trash.restore,
-    ask.TrashEmptyRequest: trash.empty,
-    ask.DevicesRequest: devices.devices,
-    ask.RevokeDeviceRequest: devices.revoke,
-    ask.MakeTokenRequest: devices.make_token,
-    ask.RotateRequest: devices.rotate,
-    ask.ReloadTokenRequest: devices.reload_token,
+ANSWERERS: dict[type[AccountRequest], Answerer] = {
+    ShareRequest: sharing.share,
+    UnshareRequest: sharing.unshare,
+    SharesRequest: sharing.shares,
+    SharedRequest: sharing.shared,
+    LeaveRequest: sharing.leave,
+    MakeLinkRequest: sharing.make_link,
+    LinksRequest: sharing.links,
+    RevokeLinkRequest: sharing.revoke_link,
+    LogRequest: history.log,
+    RestoreRequest: history.restore,
+    TrashRequest: trash.list_trash,
+    TrashRestoreRequest: trash.restore,
+    TrashEmptyRequest: trash.empty,
+    DevicesRequest: devices.devices,
+    RevokeDeviceRequest: devices.revoke,
+    MakeTokenRequest: devices.make_token,
+    RotateRequest: devices.rotate,
+    ReloadTokenRequest: devices.reload_token,
 }
 
 # What to do, where the server's own words do not say it.
@@ -59,17 +80,17 @@ _ADVICE: dict[type[Problem], str] = {
 }
 
 
-async def answer(account: Account, request: ask.AccountRequest, report: Report) -> Answered:
+async def answer(context: CommandContext, request: AccountRequest, report: Report) -> Answered:
     """Carry the request out. Raises `Failure` with one line for the person, or NearlineError."""
     try:
-        return await ANSWERERS[type(request)](account, request, report)
-    except Unreachable as problem:
+        return await ANSWERERS[type(request)](context, request, report)
+    except Unreachable as error:
         raise Failure(
-            f"the server has to be asked, and cannot be ({problem}); try again when"
+            f"the server has to be asked, and cannot be ({error}); try again when"
             " `nearline status` says online"
-        ) from problem
-    except Refused as refused:
-        raise Failure(f"the server refused: {_advised(refused)}") from refused
+        ) from error
+    except Refused as error:
+        raise Failure(f"the server refused: {_advised(error)}") from error
 
 
 def _advised(refused: Refused) -> str:

@@ -1,4 +1,4 @@
-"""What the command and a running mount say to each other over the control socket.
+"""Messages between a command and a running mount, over the control socket.
 
 Knows: the shape of requests and answers, how they are framed, and where the socket is; those about
 sharing, history, trash and devices are in `account_messages`. Must not know: how an answer is found
@@ -96,7 +96,7 @@ Request = (
 
 
 class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
-    """How far a flush, pin or warm is. `reason` says why nothing moves, when nothing does."""
+    """Progress of a flush, pin or warm. `reason` says why nothing moves, when nothing does."""
 
     files_done: int = 0
     files_total: int = 0
@@ -162,7 +162,7 @@ class FeedStatus(Struct, frozen=True):
 
 
 class LimitsStatus(Struct, frozen=True, kw_only=True):
-    """What bounds the mount, and how much of it is used now. Sizes in bytes."""
+    """The limits of the mount, and how much of them is used now. Sizes in bytes."""
 
     memory_bytes: int = 0
     memory_limit: int | None = None
@@ -241,7 +241,7 @@ def socket_path(state_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def reachable(path: Path) -> Iterator[str]:
-    """What bind(2) and connect(2) are given for the socket `path`, good until the block ends: the
+    """The address for bind(2) and connect(2) of the socket `path`, good until the block ends: the
     path, or when it is too long for them, its directory by a descriptor and the name in it. So no
     socket needs a short directory that all users share. Raises OSError."""
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH:

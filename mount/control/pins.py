@@ -8,7 +8,7 @@ spare).
 What could not be fetched is tried again when the server, or the host of content, is there again,
 when something changes, and at growing intervals; one file that cannot be had keeps no other away.
 
-Concurrency contract: one task at a time works on pins (`_working`); requests wait for it.
+Concurrency: one task at a time works on pins (`_working`); requests wait for it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from remote.protocol.errors import NearlineError, Unreachable
 
 log = structlog.get_logger(__name__)
 
-SETTLE_SECONDS = 1.0  # after a change, so that a burst of them is one look
+# After a change, so that a burst of them is one look.
+BURST_SECONDS = 1.0
 
-Told = Callable[[int, int], Awaitable[None]]  # files done, files known so far
+OnFetched = Callable[[int, int], Awaitable[None]]  # files done, files known so far
 
 
 class Pins:
@@ -41,14 +42,14 @@ class Pins:
         self._working = trio.Lock()
         self._lacking = trio.Event()  # set when somebody pinned what could not be fetched
 
-    async def pin(self, path: str, told: Told) -> None:
+    async def pin(self, path: str, on_fetched: OnFetched) -> None:
         """Keep `path` on this machine; returns when it is here. What cannot be fetched now is
         pinned all the same, and comes later."""
         node = await resolve(self._session, path)
         with self._session.db.transaction():
             self._session.db.run("INSERT OR IGNORE INTO pin VALUES (?)", node.file)
         try:
-            await self._fetch(node, told, keep=True)
+            await self._fetch(node, on_fetched, keep=True)
         except BaseException:  # also when the asker goes away
             self._lacking.set()
             raise
@@ -58,14 +59,14 @@ class Pins:
         with self._session.db.transaction():
             self._session.db.run("DELETE FROM pin WHERE file = ?", node.file)
         async with self._working:
-            async for one in self._files(node):
-                await self._session.blocks.unpin(one.file)
+            async for item in self._files(node):
+                await self._session.blocks.unpin(item.file)
         if not await self._refresh():  # what lies under another pin stays
             self._lacking.set()
 
-    async def warm(self, path: str, told: Told) -> None:
+    async def warm(self, path: str, on_fetched: OnFetched) -> None:
         """Fetch `path` once."""
-        await self._fetch(await resolve(self._session, path), told, keep=False)
+        await self._fetch(await resolve(self._session, path), on_fetched, keep=False)
 
     async def run(self) -> None:
         """Fetch what is pinned and its new versions, as they come, until cancelled."""
@@ -77,10 +78,10 @@ class Pins:
             pause = backoff.delay(failures - 1, random.random()) if failures else math.inf
             with trio.move_on_after(pause):
                 await first_of(changed, back, self._lacking)
-            await trio.sleep(SETTLE_SECONDS)
+            await trio.sleep(BURST_SECONDS)
 
     async def _refresh(self) -> bool:
-        """Whether all that is pinned is here now."""
+        """True if all that is pinned is here now."""
         async with self._working:
             whole = True
             for row in self._session.db.all("SELECT file FROM pin"):
@@ -90,29 +91,29 @@ class Pins:
             return whole
 
     async def _fetch_what_can_be(self, node: Node) -> bool:
-        """Whether all of it is here now."""
+        """True if all of it is here now."""
         whole = True
         try:
-            async for one in self._files(node):
+            async for item in self._files(node):
                 try:
-                    await self._fetch_one(one, keep=True)
+                    await self._fetch_one(item, keep=True)
                 except Unreachable:
                     raise
-                except (NearlineError, OSError) as problem:
-                    log.info("pinned file not fetched yet", file=one.file, why=str(problem))
+                except (NearlineError, OSError) as error:
+                    log.info("pinned_file_not_fetched_yet", file=item.file, why=str(error))
                     whole = False
-        except (NearlineError, OSError) as problem:
-            log.info("pinned content not fetched yet", why=str(problem))
+        except (NearlineError, OSError) as error:
+            log.info("pinned_content_not_fetched_yet", why=str(error))
             return False
         return whole
 
-    async def _fetch(self, node: Node, told: Told, *, keep: bool) -> None:
+    async def _fetch(self, node: Node, on_fetched: OnFetched, *, keep: bool) -> None:
         async with self._working:
-            files = [one async for one in self._files(node)]
-            for number, one in enumerate(files):
-                await told(number, len(files))
-                await self._fetch_one(one, keep=keep)
-            await told(len(files), len(files))
+            files = [item async for item in self._files(node)]
+            for number, item in enumerate(files):
+                await on_fetched(number, len(files))
+                await self._fetch_one(item, keep=keep)
+            await on_fetched(len(files), len(files))
 
     async def _fetch_one(self, node: Node, *, keep: bool) -> None:
         session = self._session

@@ -3,7 +3,7 @@
 Knows: where such a change is for a person, and what to do about each reason. Must not know: what is
 sent and when (`replayer`), which edits make a change be tried again by themselves (`edits`).
 
-Concurrency contract: on the trio thread. Looking is synchronous; `retry` may be cancelled at any
+Concurrency: on the trio thread. Looking is synchronous; `retry` may be cancelled at any
 await, and what it has set going goes on.
 """
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cache.metadata.operations import Op, waiting_behind
-from mount.control import messages as say
-from mount.control.context import Account, Report
+from mount.control import messages
+from mount.control.context import CommandContext, Report
 from mount.failures import Failure
 from mount.session.session import Session
 
@@ -37,18 +37,18 @@ _OTHERWISE = f"remove the cause, {_RETRY}; renaming or deleting the file settles
 
 
 def advice(error: str) -> str:
-    """What to do about a refusal, which reads `problem: message`."""
+    """Advice about a refusal, which reads `problem: message`."""
     return _ADVICE.get(error.partition(":")[0], _OTHERWISE)
 
 
-def described(session: Session) -> list[say.RefusedStatus]:
+def described(session: Session) -> list[messages.RefusedStatus]:
     """Each refused change, in order."""
     journal = session.journal
     if not journal.is_whole or not journal.has_refused:
         return []
     behind = waiting_behind(journal)
     return [
-        say.RefusedStatus(
+        messages.RefusedStatus(
             next(paths(session, op)),
             op.kind,
             op.refused or "",
@@ -82,14 +82,15 @@ def refused_at(session: Session, path: str) -> list[Op]:
     return [
         op
         for op in session.journal.refused()
-        if not path or any(one == path or one.startswith(f"{path}/") for one in paths(session, op))
+        if not path
+        or any(item == path or item.startswith(f"{path}/") for item in paths(session, op))
     ]
 
 
-async def retry(account: Account, path: str, report: Report) -> str:
+async def retry(context: CommandContext, path: str, report: Report) -> str:
     """Try again what was refused at `path`; what came of it. Raises `Failure` when something was
     refused once more, `Unreachable` when the server cannot be asked."""
-    session = account.session
+    session = context.session
     session.require_online()
     await session.journal.whole()
     again = refused_at(session, path)
@@ -98,14 +99,14 @@ async def retry(account: Account, path: str, report: Report) -> str:
     with session.db.transaction():
         session.journal.try_again(again)
     origins = {op.origin for op in again}
-    await account.flush(lambda op: op.origin in origins, report)
+    await context.flush(lambda op: op.origin in origins, report)
     left = [op for op in session.journal if op.origin in origins]
     if left:
-        raise Failure(_told(session, left))
+        raise Failure(_still_refused(session, left))
     return f"the server has taken {_changes(len(again))}"
 
 
-def _told(session: Session, left: list[Op]) -> str:
+def _still_refused(session: Session, left: list[Op]) -> str:
     refused = [op for op in left if op.refused]
     if not refused:
         return (

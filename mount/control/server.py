@@ -25,7 +25,7 @@ import structlog
 import trio
 from msgspec import DecodeError
 
-from mount.control import messages as say
+from mount.control import messages
 from mount.control.account_messages import AccountAnswer, AccountRequest
 from mount.control.messages import CacheStats, Progress, Status, reachable
 from mount.failures import Failure
@@ -40,8 +40,9 @@ Report = Callable[[Progress], Awaitable[None]]
 
 
 class ControlHandler(Protocol):
-    """What a mount can be asked. A method fails by raising `Failure`, `NearlineError` or `OSError`
-    whose text is shown to the person. Paths are relative to the mount's root; "" is the root."""
+    """The questions that a mount answers. A method fails by raising `Failure`, `NearlineError` or
+    `OSError` whose text is shown to the person. Paths are relative to the mount's root; "" is the
+    root."""
 
     def status(self) -> Status:
         """The mount now; must not wait for anything."""
@@ -70,7 +71,9 @@ class ControlHandler(Protocol):
     async def cache_clear(self) -> int:
         """Drop every clean block that is not pinned; the bytes freed."""
 
-    async def account(self, request: AccountRequest, report: Report) -> AccountAnswer | say.Done:
+    async def account(
+        self, request: AccountRequest, report: Report
+    ) -> AccountAnswer | messages.Done:
         """Sharing, links, history, trash and devices: asked of the server, shown in the mount."""
 
 
@@ -116,7 +119,7 @@ async def _serve_one(handler: ControlHandler, stream: trio.SocketStream) -> None
         try:
             await _converse(stream, handler)
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("control connection went away")
+            log.debug("control_connection_went_away")
 
 
 def _may_ask(sock: trio.socket.SocketType) -> bool:
@@ -135,13 +138,13 @@ async def _converse(stream: trio.SocketStream, handler: ControlHandler) -> None:
     if line is None:
         return
     try:
-        request = say.decode_request(line)
-    except DecodeError as bad:
-        await stream.send_all(say.encode(say.Failed(f"not a request: {bad}", "usage")))
+        request = messages.decode_request(line)
+    except DecodeError as error:
+        await stream.send_all(messages.encode(messages.Failed(f"not a request: {error}", "usage")))
         return
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_at_end, stream, nursery.cancel_scope)
-        await stream.send_all(say.encode(await _answer(stream, handler, request)))
+        await stream.send_all(messages.encode(await _answer(stream, handler, request)))
         nursery.cancel_scope.cancel()
 
 
@@ -150,7 +153,7 @@ async def _read_line(stream: trio.SocketStream) -> bytes | None:
     line = bytearray()
     while b"\n" not in line:
         more = await stream.receive_some(4096)
-        if not more or len(line) > say.MAX_REQUEST_BYTES:
+        if not more or len(line) > messages.MAX_REQUEST_BYTES:
             return None
         line += more
     return bytes(line)
@@ -163,50 +166,52 @@ async def _cancel_at_end(stream: trio.SocketStream, scope: trio.CancelScope) -> 
 
 
 async def _answer(
-    stream: trio.SocketStream, handler: ControlHandler, request: say.Request
-) -> say.Answer:
+    stream: trio.SocketStream, handler: ControlHandler, request: messages.Request
+) -> messages.Answer:
     """Carry the request out. The last clause answers for a bug in the handler: it is logged whole,
     and a question about the mount must never end the mount."""
 
     async def report(progress: Progress) -> None:
-        await stream.send_all(say.encode(progress))
+        await stream.send_all(messages.encode(progress))
 
     try:
         return await _perform(handler, request, report)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         raise
-    except (Failure, NearlineError, OSError) as refused:
-        return say.Failed(str(refused))
-    except Exception as bug:
-        log.exception("control request failed", request=type(request).__name__)
-        return say.Failed(f"{type(bug).__name__} inside the mount; its log has the details")
+    except (Failure, NearlineError, OSError) as error:
+        return messages.Failed(str(error))
+    except Exception as error:
+        log.exception("control_request_failed", request=type(request).__name__)
+        return messages.Failed(f"{type(error).__name__} inside the mount; its log has the details")
 
 
-async def _perform(handler: ControlHandler, request: say.Request, report: Report) -> say.Answer:
+async def _perform(
+    handler: ControlHandler, request: messages.Request, report: Report
+) -> messages.Answer:
     match request:
-        case say.StatusRequest():
+        case messages.StatusRequest():
             return handler.status()
-        case say.FlushRequest(timeout, unless_offline):
+        case messages.FlushRequest(timeout, unless_offline):
             with trio.move_on_after(float("inf") if timeout is None else timeout) as scope:
                 await handler.flush(report, unless_offline)
             if scope.cancelled_caught:
-                return say.Failed("the server does not have everything yet", "timeout")
-        case say.RetryRequest(path, timeout):
+                return messages.Failed("the server does not have everything yet", "timeout")
+        case messages.RetryRequest(path, timeout):
             with trio.move_on_after(float("inf") if timeout is None else timeout):
-                return say.Done(await handler.retry(path, report))
-            return say.Failed("the server has not decided yet; it is asked again", "timeout")
-        case say.StopRequest(flush):
+                return messages.Done(await handler.retry(path, report))
+            return messages.Failed("the server has not decided yet; it is asked again", "timeout")
+        case messages.StopRequest(flush):
             await handler.stop(flush)
-        case say.PinRequest(path):
+        case messages.PinRequest(path):
             await handler.pin(path, report)
-        case say.UnpinRequest(path):
+        case messages.UnpinRequest(path):
             await handler.unpin(path)
-        case say.WarmRequest(path):
+        case messages.WarmRequest(path):
             await handler.warm(path, report)
-        case say.CacheStatsRequest():
+        case messages.CacheStatsRequest():
             return handler.cache_stats()
-        case say.CacheClearRequest():
-            return say.Done(str(await handler.cache_clear()))
+        case messages.CacheClearRequest():
+            return messages.Done(str(await handler.cache_clear()))
         case _:
             return await handler.account(request, report)
-    return say.Done()
+    return messages.Done()

@@ -8,68 +8,87 @@ from __future__ import annotations
 import time
 
 from cache.metadata.tree import Node
-from mount.control import account_messages as ask
-from mount.control.context import Account, Report, one_of
+from mount.control.account_messages import (
+    Grant,
+    LeaveRequest,
+    Link,
+    LinkMade,
+    Links,
+    LinksRequest,
+    MakeLinkRequest,
+    Reached,
+    RevokeLinkRequest,
+    Shared,
+    SharedPlace,
+    SharedRequest,
+    ShareRequest,
+    Shares,
+    SharesRequest,
+    UnshareRequest,
+)
+from mount.control.context import CommandContext, Report, one_of
 from mount.control.messages import Done
 from mount.control.paths import resolve
 from mount.failures import Failure
-from remote.protocol import account_messages as wire
+from remote.protocol import account_messages
 from remote.protocol.ids import FileId
 from remote.protocol.messages import SHARED_NAME
 
 _SECOND_NS = 1_000_000_000
 
 
-async def share(account: Account, request: ask.ShareRequest, report: Report) -> ask.Shares:
-    node = await account.known(request.path, report)
-    invited = [wire.Invite(account=request.account, role=request.role)]
-    entry = await _entry(account, request.path, node)
-    reply = await account.client.share(node.file, wire.ShareRequest(users=invited, entry=entry))
-    return _shares(account, request.path, reply)
+async def share(context: CommandContext, request: ShareRequest, report: Report) -> Shares:
+    node = await context.flushed_node(request.path, report)
+    invited = [account_messages.Invite(account=request.account, role=request.role)]
+    entry = await _entry(context, request.path, node)
+    reply = await context.client.share(
+        node.file, account_messages.ShareRequest(users=invited, entry=entry)
+    )
+    return _shares(context, request.path, reply)
 
 
-async def _entry(account: Account, path: str, node: Node) -> wire.Entry | None:
+async def _entry(context: CommandContext, path: str, node: Node) -> account_messages.Entry | None:
     """By which of its names a file is shared, where it has several: others are told that one. Where
     it makes no difference it is not said: an older server refuses a field that it does not know.
     """
     if node.is_directory or node.links < 2:
         return None
     *above, name = [part for part in path.split("/") if part]
-    parent = await resolve(account.session, "/".join(above))
-    return wire.Entry(parent=parent.file, name=name)
+    parent = await resolve(context.session, "/".join(above))
+    return account_messages.Entry(parent=parent.file, name=name)
 
 
-async def unshare(account: Account, request: ask.UnshareRequest, report: Report) -> ask.Shares:
+async def unshare(context: CommandContext, request: UnshareRequest, report: Report) -> Shares:
     """Take the grant back; the answer tells which others are left, also those above, and what is
     still reached otherwise."""
-    node = await account.known(request.path, report)
-    await account.client.unshare(node.file, request.account)
-    return _shares(account, request.path, await account.client.shares(node.file))
+    node = await context.flushed_node(request.path, report)
+    await context.client.unshare(node.file, request.account)
+    return _shares(context, request.path, await context.client.shares(node.file))
 
 
-async def shares(account: Account, request: ask.SharesRequest, report: Report) -> ask.Shares:
-    node = await account.known(request.path, report)
-    return _shares(account, request.path, await account.client.shares(node.file))
+async def shares(context: CommandContext, request: SharesRequest, report: Report) -> Shares:
+    node = await context.flushed_node(request.path, report)
+    return _shares(context, request.path, await context.client.shares(node.file))
 
 
-def _shares(account: Account, path: str, reply: wire.SharesReply) -> ask.Shares:
+def _shares(context: CommandContext, path: str, reply: account_messages.SharesReply) -> Shares:
     grants = [
-        ask.Grant(
+        Grant(
             account=grant.account,
             role=grant.role,
-            path=account.path_of(grant.file),
+            path=context.path_of(grant.file),
             granted_by=grant.granted_by,
             at_ns=grant.at_ns,
             was_name=None if grant.was is None else grant.was.name,
-            was_path=None if grant.was is None else _path_of(account, grant.was),
+            was_path=None if grant.was is None else _path_of(context, grant.was),
         )
         for grant in reply.grants
     ]
     reached = [
-        ask.Reached(account=one.account, role=one.role, name=one.name, path=_path_of(account, one))
-        for one in reply.reached
+        Reached(account=item.account, role=item.role, name=item.name, path=_path_of(context, item))
+        for item in reply.reached
     ]
-    return ask.Shares(
+    return Shares(
         path=path,
         owner=reply.owner,
         grants=grants,
@@ -78,22 +97,24 @@ def _shares(account: Account, path: str, reply: wire.SharesReply) -> ask.Shares:
     )
 
 
-def _path_of(account: Account, entry: wire.Reached | wire.Entry) -> str | None:
+def _path_of(
+    context: CommandContext, entry: account_messages.Reached | account_messages.Entry
+) -> str | None:
     """Of that very name: the file may have others."""
-    above = account.path_of(entry.parent)
+    above = context.path_of(entry.parent)
     return None if above is None else f"{above}/{entry.name}".lstrip("/")
 
 
-async def shared(account: Account, _request: ask.SharedRequest, _report: Report) -> ask.Shared:
-    found = (await _places(account)).values()
-    return ask.Shared(sorted(found, key=lambda place: place.path))
+async def shared(context: CommandContext, _request: SharedRequest, _report: Report) -> Shared:
+    found = (await _places(context)).values()
+    return Shared(sorted(found, key=lambda place: place.path))
 
 
-async def _places(account: Account) -> dict[FileId, ask.SharedPlace]:
-    """What others share, by file, without what is reached through another."""
-    roots = (await account.client.shared()).shared
+async def _places(context: CommandContext) -> dict[FileId, SharedPlace]:
+    """The files that others share, by id, without those that are reached through another."""
+    roots = (await context.client.shared()).shared
     return {
-        root.file.id: ask.SharedPlace(
+        root.file.id: SharedPlace(
             path=f"{SHARED_NAME}/{root.owner}/{root.name}",
             owner=root.owner,
             role=root.role,
@@ -105,13 +126,13 @@ async def _places(account: Account) -> dict[FileId, ask.SharedPlace]:
     }
 
 
-async def leave(account: Account, request: ask.LeaveRequest, _report: Report) -> Done:
-    places = await _places(account)
+async def leave(context: CommandContext, request: LeaveRequest, _report: Report) -> Done:
+    places = await _places(context)
     file = next((file for file, place in places.items() if place.path == request.path), None)
     if file is None:
         raise Failure(_not_shared(request.path, [place.path for place in places.values()]))
-    await account.client.unshare(file, account.name)
-    await account.shown()
+    await context.client.unshare(file, context.name)
+    await context.pull_and_invalidate()
     return Done()
 
 
@@ -125,45 +146,45 @@ def _not_shared(path: str, places: list[str]) -> str:
 # --- links --------------------------------------------------------------------------------------
 
 
-async def make_link(account: Account, request: ask.MakeLinkRequest, report: Report) -> ask.LinkMade:
-    node = await account.known(request.path, report)
-    asked = wire.MakeLink(
+async def make_link(context: CommandContext, request: MakeLinkRequest, report: Report) -> LinkMade:
+    node = await context.flushed_node(request.path, report)
+    asked = account_messages.MakeLink(
         expires_ns=in_seconds(request.expires_seconds),
         password=request.password,
         max_downloads=request.max_downloads,
-        entry=await _entry(account, request.path, node),
+        entry=await _entry(context, request.path, node),
     )
-    made = await account.client.make_link(node.file, asked)
-    return ask.LinkMade(_link(account, made.link), made.url)
+    made = await context.client.make_link(node.file, asked)
+    return LinkMade(_link(context, made.link), made.url)
 
 
-async def links(account: Account, request: ask.LinksRequest, report: Report) -> ask.Links:
+async def links(context: CommandContext, request: LinksRequest, report: Report) -> Links:
     file = None
     if request.path is not None:
-        file = (await account.known(request.path, report)).file
-    found = (await account.client.links(file)).links
+        file = (await context.flushed_node(request.path, report)).file
+    found = (await context.client.links(file)).links
     found.sort(key=lambda link: link.created_ns, reverse=True)
-    return ask.Links([_link(account, link) for link in found])
+    return Links([_link(context, link) for link in found])
 
 
-async def revoke_link(account: Account, request: ask.RevokeLinkRequest, _report: Report) -> Done:
-    known = (await account.client.links()).links
-    await account.client.revoke_link(one_of([link.id for link in known], request.id, "link"))
+async def revoke_link(context: CommandContext, request: RevokeLinkRequest, _report: Report) -> Done:
+    known = (await context.client.links()).links
+    await context.client.revoke_link(one_of([link.id for link in known], request.id, "link"))
     return Done()
 
 
-def _link(account: Account, link: wire.LinkInfo) -> ask.Link:
-    return ask.Link(
+def _link(context: CommandContext, link: account_messages.LinkInfo) -> Link:
+    return Link(
         id=link.id,
         name=link.name,
-        path=account.path_of(link.file),
+        path=context.path_of(link.file),
         created_ns=link.created_ns,
         expires_ns=link.expires_ns,
         has_password=link.has_password,
         max_downloads=link.max_downloads,
         downloads=link.downloads,
         was_name=None if link.was is None else link.was.name,
-        was_path=None if link.was is None else _path_of(account, link.was),
+        was_path=None if link.was is None else _path_of(context, link.was),
     )
 
 

@@ -19,10 +19,18 @@ from msgspec import structs
 
 from cache.metadata.operations import new_id
 from cache.metadata.tree import Node
-from mount.control import account_messages as ask
-from mount.control.context import Account, Report
+from mount.control.account_messages import (
+    Emptied,
+    Restored,
+    Trash,
+    TrashedFile,
+    TrashEmptyRequest,
+    TrashRequest,
+    TrashRestoreRequest,
+)
+from mount.control.context import CommandContext, Report
 from mount.control.paths import NoSuchPath
-from mount.control.trash_finding import Finder, flush_deletions, pages, path_of
+from mount.control.trash_finding import Finder, all_items, flush_deletions, path_of
 from mount.failures import Failure
 from mount.session.version_names import restored_name
 from remote.protocol import messages
@@ -30,12 +38,14 @@ from remote.protocol.account_messages import EmptyTrash, TrashItem
 from remote.protocol.errors import AnyProblem, Exists, NotFound, Refused
 from remote.protocol.ids import FileId
 
-MAX_NAMES = 100  # tried beside a name that is taken
-_UNKNOWN = "…"  # stands in a path for directories that are gone for good
+# Tried beside a name that is taken.
+MAX_NAMES = 100
+# Stands in a path for directories that are gone for good.
+_UNKNOWN = "…"
 
 
-async def list_trash(account: Account, request: ask.TrashRequest, report: Report) -> ask.Trash:
-    finder = await Finder.of(account, report)
+async def list_trash(context: CommandContext, request: TrashRequest, report: Report) -> Trash:
+    finder = await Finder.of(context, report)
     if request.path:
         found = await finder.inside(request.path)
     elif request.said is not None:
@@ -43,11 +53,11 @@ async def list_trash(account: Account, request: ask.TrashRequest, report: Report
         found = await finder.inside(path_of(item))
     else:
         found = finder.alone
-    return ask.Trash([_shown(item) for item in found])
+    return Trash([_shown(item) for item in found])
 
 
-def _shown(item: TrashItem) -> ask.TrashedFile:
-    return ask.TrashedFile(
+def _shown(item: TrashItem) -> TrashedFile:
+    return TrashedFile(
         id=item.file.id,
         path=item.path.strip("/"),
         name=item.name,
@@ -60,51 +70,53 @@ def _shown(item: TrashItem) -> ask.TrashedFile:
 
 
 async def restore(
-    account: Account, request: ask.TrashRestoreRequest, report: Report
-) -> ask.Restored:
+    context: CommandContext, request: TrashRestoreRequest, report: Report
+) -> Restored:
     """Where it was, or in the directory `to`."""
-    finder = await Finder.of(account, report)
+    finder = await Finder.of(context, report)
     item = await finder.meant(request.said, request.path)
     place = item.parent
     if request.to is not None:
-        place = (await account.known(request.to, report)).file
-    return await Restoring(account, finder, report).bring_back(item, place)
+        place = (await context.flushed_node(request.to, report)).file
+    return await Restoring(context, finder, report).bring_back(item, place)
 
 
-async def restore_path(account: Account, path: str, report: Report) -> ask.Restored:
-    """What was deleted at `path` last, to that path."""
-    finder = await Finder.of(account, report)
+async def restore_path(context: CommandContext, path: str, report: Report) -> Restored:
+    """Bring back what was deleted at `path` last, to that path."""
+    finder = await Finder.of(context, report)
     found = await finder.at(path)
     if not found:
         raise Failure(finder.missing(path))
-    restoring = Restoring(account, finder, report)
+    restoring = Restoring(context, finder, report)
     place = await restoring.directory(path.rpartition("/")[0])
     return await restoring.bring_back(found[0], None if place is None else place.file)
 
 
 class Restoring:
-    def __init__(self, account: Account, finder: Finder, report: Report) -> None:
-        self._account, self._finder, self._report = account, finder, report
+    def __init__(self, context: CommandContext, finder: Finder, report: Report) -> None:
+        self._context, self._finder, self._report = context, finder, report
 
-    async def bring_back(self, item: TrashItem, place: FileId | None) -> ask.Restored:
+    async def bring_back(self, item: TrashItem, place: FileId | None) -> Restored:
         """Into the directory `place`, or (None) where it was."""
         inside = await self._inside(item)
         called = await self._first(item, place)
         left = []
-        answers = await self._account.apply([messages.Recover(file=one.file.id) for one in inside])
-        for one, answer in zip(inside, answers, strict=True):
+        answers = await self._context.apply(
+            [messages.Recover(file=child.file.id) for child in inside]
+        )
+        for child, answer in zip(inside, answers, strict=True):
             if not isinstance(answer, messages.Applied):
-                left.append(f"{path_of(one)}: {answer.message or type(answer).__name__}")
-        await self._account.shown()
-        path = self._account.path_of(item.file.id) or called
-        return ask.Restored(path=path, files=1 + len(inside) - len(left), left=left)
+                left.append(f"{path_of(child)}: {answer.message or type(answer).__name__}")
+        await self._context.pull_and_invalidate()
+        path = self._context.path_of(item.file.id) or called
+        return Restored(path=path, files=1 + len(inside) - len(left), left=left)
 
     async def _inside(self, item: TrashItem) -> list[TrashItem]:
-        """What was deleted with it, each directory before what was in it."""
+        """The items that were deleted with it, each directory before what was in it."""
         found, at = [item], 0
         while at < len(found):
             if found[at].file.kind == "directory":
-                found += await pages(self._account, found[at].file.id)
+                found += await all_items(self._context, found[at].file.id)
             at += 1
         return found[1:]
 
@@ -113,7 +125,7 @@ class Restoring:
         or in the trash, the one that has its path will do."""
         answer = await self._recover(item, place, item.name)
         if isinstance(answer, NotFound):
-            await self._account.shown()  # what others have made there meanwhile
+            await self._context.pull_and_invalidate()  # what others have made there meanwhile
             place = await self._folder(path_of(item).rpartition("/")[0], item)
             answer = await self._recover(item, place, item.name)
         name, place = item.name, place or item.parent
@@ -133,15 +145,15 @@ class Restoring:
         where = messages.Recover(file=item.file.id)
         if place is not None:
             where = messages.Recover(file=item.file.id, parent=place, name=name)
-        (answer,) = await self._account.apply([where])
+        (answer,) = await self._context.apply([where])
         return answer
 
-    # The directory that something was in.
+    # --- the directory that something was in ------------------------------------------------------
 
     async def directory(self, path: str) -> Node | None:
         """The directory at `path`, or None when it is gone."""
         try:
-            found = await self._account.known(path, self._report)
+            found = await self._context.flushed_node(path, self._report)
         except NoSuchPath:
             return None
         return found if found.is_directory else None
@@ -158,8 +170,10 @@ class Restoring:
                 f" nearline trash restore {item.file.id} --to DIR"
             )
         above, _, name = path.rpartition("/")
-        was = [one for one in await self._finder.at(path) if one.file.kind == "directory"]
-        was.sort(key=lambda one: one.file.id != item.parent)  # that one first, then the newest
+        deleted = await self._finder.at(path)
+        was = [folder for folder in deleted if folder.file.kind == "directory"]
+        # That one first, then the newest.
+        was.sort(key=lambda folder: folder.file.id != item.parent)
         place = await self._folder(above, was[0] if was else item)
         return await self._make(place, name, was[0].file if was else None)
 
@@ -169,7 +183,7 @@ class Restoring:
         for number in range(MAX_NAMES):
             name = restored_name(wanted, number) if number else wanted
             made = _directory(place, name, like)
-            (answer,) = await self._account.apply([made])
+            (answer,) = await self._context.apply([made])
             if not isinstance(answer, Exists):
                 break
         if not isinstance(answer, messages.Applied):
@@ -188,17 +202,17 @@ def _directory(parent: FileId, name: str, like: messages.FileRecord | None) -> m
     )
 
 
-async def empty(account: Account, request: ask.TrashEmptyRequest, report: Report) -> ask.Emptied:
-    if account.config.read_only:
-        raise Failure(f"{account.config.mountpoint} is mounted read-only; mount it without that")
+async def empty(context: CommandContext, request: TrashEmptyRequest, report: Report) -> Emptied:
+    if context.config.read_only:
+        raise Failure(f"{context.config.mountpoint} is mounted read-only; mount it without that")
     which = None
     if request.said is not None:
-        finder = await Finder.of(account, report)
+        finder = await Finder.of(context, report)
         which = [(await finder.meant(request.said, request.path)).file.id]
     else:
-        await flush_deletions(account, report)
+        await flush_deletions(context, report)
     files, more = 0, True
     while more:
-        reply = await account.client.empty_trash(EmptyTrash(which))
+        reply = await context.client.empty_trash(EmptyTrash(which))
         files, more = files + reply.files, reply.more
-    return ask.Emptied(files)
+    return Emptied(files)

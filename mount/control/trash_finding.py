@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 from cache.metadata.operations import Op
-from mount.control.context import Account, Report, one_of
+from mount.control.context import CommandContext, Report, one_of
 from mount.failures import Failure
 from remote.protocol.account_messages import TrashItem
 from remote.protocol.ids import FileId
@@ -20,21 +20,25 @@ _BRINGS_TO_TRASH = frozenset({"unlink", "rename", "replace"})
 _ENDING = re.compile("[0-9a-f]{6,32}")
 
 
-async def flush_deletions(account: Account, report: Report) -> None:
+async def flush_deletions(context: CommandContext, report: Report) -> None:
     def deletes(op: Op) -> bool:
         return op.kind in _BRINGS_TO_TRASH and not op.refused
 
-    await account.flush(deletes, report)
+    await context.flush(deletes, report)
 
 
-async def pages(
-    account: Account, parent: FileId | None, *, name: str | None = None, ending: str | None = None
+async def all_items(
+    context: CommandContext,
+    parent: FileId | None,
+    *,
+    name: str | None = None,
+    ending: str | None = None,
 ) -> list[TrashItem]:
     """A listing of the server's, whole."""
-    page = await account.client.trash(parent, name=name, ending=ending)
+    page = await context.client.trash(parent, name=name, ending=ending)
     found = page.items
     while page.next is not None:
-        page = await account.client.trash(parent, page.next, name=name, ending=ending)
+        page = await context.client.trash(parent, page.next, name=name, ending=ending)
         found += page.items
     return found
 
@@ -50,17 +54,17 @@ def _newest_first(items: Iterable[TrashItem]) -> list[TrashItem]:
 class Finder:
     """The trash as it is now. `alone` is what was deleted by itself, newest first."""
 
-    def __init__(self, account: Account, alone: list[TrashItem]) -> None:
-        self._account, self.alone = account, alone
+    def __init__(self, context: CommandContext, alone: list[TrashItem]) -> None:
+        self._context, self.alone = context, alone
 
     @classmethod
-    async def of(cls, account: Account, report: Report) -> Finder:
-        """What was deleted here a moment ago is in it."""
-        await flush_deletions(account, report)
-        return cls(account, _newest_first(await pages(account, None)))
+    async def of(cls, context: CommandContext, report: Report) -> Finder:
+        """With what was deleted here a moment ago."""
+        await flush_deletions(context, report)
+        return cls(context, _newest_first(await all_items(context, None)))
 
     async def at(self, path: str) -> list[TrashItem]:
-        """What was deleted at `path`, newest first: by itself, or with a folder above."""
+        """The items deleted at `path`, newest first: by itself, or with a folder above."""
         found = [item for item in self.alone if path_of(item) == path]
         for item in self.alone:
             above = path_of(item) + "/"
@@ -70,10 +74,10 @@ class Finder:
 
     async def _within(self, folder: TrashItem, path: str) -> list[TrashItem]:
         name, _, rest = path.partition("/")
-        here = await pages(self._account, folder.file.id, name=name)
+        here = await all_items(self._context, folder.file.id, name=name)
         if not rest:
             return here
-        below = [await self._within(one, rest) for one in here if one.file.kind == "directory"]
+        below = [await self._within(item, rest) for item in here if item.file.kind == "directory"]
         return [item for some in below for item in some]
 
     async def meant(self, said: str, path: str | None) -> TrashItem:
@@ -82,22 +86,23 @@ class Finder:
         if found:
             return found[0]
         if _ENDING.fullmatch(said):
-            found = await pages(self._account, None, ending=said)
+            found = await all_items(self._context, None, ending=said)
         found = found or self.alone
-        if path is not None and not any(one.file.id.endswith(said) for one in found):
+        if path is not None and not any(item.file.id.endswith(said) for item in found):
             raise Failure(self.missing(path))
-        wanted = one_of([one.file.id for one in found], said, "thing in the trash")
-        return next(one for one in found if one.file.id == wanted)
+        wanted = one_of([item.file.id for item in found], said, "thing in the trash")
+        return next(item for item in found if item.file.id == wanted)
 
     async def inside(self, path: str) -> list[TrashItem]:
-        """What was deleted in the folder that is, or was, at `path`: with it, or before, also when
+        """The items deleted in the folder that is, or was, at `path`: with it, or before, also when
         the folder is there. What is no folder is told itself. Raises `Failure` when there is
         nothing."""
         at = await self.at(path)
         found = {item.file.id: item for item in self.alone if _folder_of(item) == path}
         for item in at:
             if item.file.kind == "directory":
-                found |= {one.file.id: one for one in await pages(self._account, item.file.id)}
+                inside = await all_items(self._context, item.file.id)
+                found |= {child.file.id: child for child in inside}
         if not found and not at:
             raise Failure(self.missing(path))
         return _newest_first(found.values()) or at

@@ -22,7 +22,8 @@ TIMEOUT_SECONDS = 3600.0
 FIRST_NS, LAST_NS = -(1 << 63), (1 << 63) - 1
 
 SETID = stat.S_ISUID | stat.S_ISGID
-PAGE = 4096  # what st_blocks, which counts 512 bytes, is a multiple of
+# st_blocks, which counts 512 bytes, is a multiple of this.
+PAGE = 4096
 
 TYPE_BITS = {
     "file": stat.S_IFREG,
@@ -38,9 +39,9 @@ KINDS = {bits: kind for kind, bits in TYPE_BITS.items()}
 
 @dataclass(frozen=True)
 class Ownership:
-    """Whose the files seem to be: `uid`/`gid` for all of them, or (None) whose the drive says;
-    `umask` bits are taken from every mode. What is not shown as the drive has it cannot be changed
-    either: the drive keeps it."""
+    """The owner that files seem to have: `uid`/`gid` for all, or (None) the one that the drive
+    says; `umask` bits are taken from every mode. What is not shown as the drive has it cannot be
+    changed either: the drive keeps it."""
 
     uid: int | None
     gid: int | None
@@ -60,7 +61,7 @@ class Ownership:
         return (node.mode & self.umask) | (asked & ~self.umask)
 
     def owners(self, uid: int | None, gid: int | None) -> dict[str, int]:
-        """What `chown` changes in the drive; None is not to be changed. Raises EPERM for another
+        """The changes of `chown` in the drive; None is not to be changed. Raises EPERM for another
         owner than the one that everything has, as vfat does."""
         changes = {}
         for name, asked, fixed in (("uid", uid, self.uid), ("gid", gid, self.gid)):
@@ -80,7 +81,7 @@ def attributes(
     stored: int | None = None,
     target: str | None = None,
 ) -> pyfuse3.EntryAttributes:
-    """What `stat` shows. Nobody seems to be able to write what this account may only read.
+    """The answer to `stat`. Nobody seems to be able to write what this account may only read.
     `stored` are the bytes that are not holes; None: all."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(node.ino)
@@ -117,7 +118,8 @@ def links(node: Node) -> int:
 def changes_asked(
     node: Node, owner: Ownership, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields
 ) -> dict[str, int]:
-    """What `chmod`, `chown` and `utimensat` change in the drive. Raises EPERM; see `Ownership`."""
+    """The changes of `chmod`, `chown` and `utimensat` in the drive. Raises EPERM; see
+    `Ownership`."""
     changes = owner.owners(
         attr.st_uid if fields.update_uid else None, attr.st_gid if fields.update_gid else None
     )
@@ -152,6 +154,23 @@ def without_setid(mode: int, member: bool) -> int:
     run as it: somebody who is a `member` of the group leaves it."""
     keeps_group = member and not mode & stat.S_IXGRP
     return mode & ~(stat.S_ISUID | (0 if keeps_group else stat.S_ISGID))
+
+
+def setid_taken(node: Node, member: bool) -> dict[str, int]:
+    """The change of mode by which a file loses setuid and setgid; nothing where it has none."""
+    mode = without_setid(node.mode, member)
+    return {} if mode == node.mode else {"mode": mode}
+
+
+def is_member(node: Node, owner: Ownership, ctx: pyfuse3.RequestContext) -> bool:
+    """May the caller leave the file setgid? Looked up only where it matters."""
+    group = node.gid if owner.gid is None else owner.gid
+    if ctx.uid == 0 or ctx.gid == group or not node.mode & stat.S_ISGID:
+        return True
+    try:
+        return group in pyfuse3.get_sup_groups(ctx.pid)
+    except OSError:  # the caller has ended, or is not to be seen from here
+        return False
 
 
 def kept_time(asked_ns: int) -> int:

@@ -34,7 +34,8 @@ from mount import mountinfo
 log = structlog.get_logger(__name__)
 
 FUSECTL = "/sys/fs/fuse/connections"
-BACKGROUND = (4096, 1024, 256)  # who is not root may ask for as much as the machine's memory allows
+# Requests under way; who is not root may ask for as much as the machine's memory allows.
+BACKGROUND = (4096, 1024, 256)
 # On a signal `read` ends with a failure, as it does at the end of the pipe. The signals that end
 # everything at once (Ctrl-C, systemd) are not for the guard: the mount still has to be let go.
 SCRIPT = """
@@ -59,8 +60,8 @@ def open_control(mount: mountinfo.Mounted, name: str) -> int | None:
             return os.open(f"{number}/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=root)
         finally:
             os.close(root)
-    except OSError as problem:
-        log.info("no way to the connection's settings", file=name, why=str(problem))
+    except OSError as error:
+        log.info("no_way_to_the_connections_settings", file=name, why=str(error))
         return None
 
 
@@ -127,8 +128,8 @@ def _start_guard(mount: mountinfo.Mounted) -> subprocess.Popen[bytes] | None:
             env={"PATH": os.environ.get("PATH", os.defpath)},
             start_new_session=True,
         )
-    except OSError as problem:
-        log.info("nobody watches over the mount", why=str(problem))
+    except OSError as error:
+        log.info("nobody_watches_over_the_mount", why=str(error))
         return None
     finally:
         os.close(abort)

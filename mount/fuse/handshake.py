@@ -38,11 +38,16 @@ log = structlog.get_logger(__name__)
 
 ASYNC_DIO = 1 << 15
 HANDLE_KILLPRIV_V2 = 1 << 28
-INIT = 26  # the operation
-LARGEST = 1 << 16  # bytes; the kernel wants room for 8 KiB at least, an INIT has about 100
-_REQUEST = struct.Struct("=IIQ")  # length, operation, number
-_ASKED = struct.Struct("=40xIIII")  # after the head: major, minor, max_readahead, flags
-_REPLY = struct.Struct("=IiQIIII")  # length, error, number, major, minor, max_readahead, flags
+# The operation.
+INIT = 26
+# Bytes; the kernel wants room for 8 KiB at least, an INIT has about 100.
+LARGEST = 1 << 16
+# Length, operation, number.
+_REQUEST = struct.Struct("=IIQ")
+# After the head: major, minor, max_readahead, flags.
+_ASKED = struct.Struct("=40xIIII")
+# Length, error, number, major, minor, max_readahead, flags.
+_REPLY = struct.Struct("=IiQIIII")
 _FLAGS_AT = _REPLY.size - 4
 
 
@@ -74,9 +79,7 @@ async def agree() -> bool:
     slower then, O_DIRECT is not for writing, and everything else is right."""
     device = _device()
     if device is None:
-        log.warning(
-            "no O_DIRECT for writing, and small writes are slower: the device was not found"
-        )
+        log.warning("small_writes_are_slower", why="the device was not found", direct_writes=False)
         return False
     kernel = os.dup(device)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -114,8 +117,8 @@ async def _relay(kernel: int, libfuse: trio.socket.SocketType) -> bool:
     changed = amended(request, reply)
     os.write(kernel, reply if changed is None else changed)
     if changed is None:
-        log.warning("no O_DIRECT for writing, and small writes are slower: it was no FUSE_INIT")
+        log.warning("small_writes_are_slower", why="it was no FUSE_INIT", direct_writes=False)
     else:
         quick = bool(offered(request) & HANDLE_KILLPRIV_V2)
-        log.info("agreed with the kernel", small_writes="fast" if quick else "slower")
+        log.info("agreed_with_the_kernel", small_writes="fast" if quick else "slower")
     return changed is not None

@@ -1,8 +1,8 @@
-"""What the kernel knows of our inodes, and making it forget.
+"""Invalidating what the kernel knows of our inodes, and counting what it knows.
 
 Knows: pyfuse3's invalidation calls and how they can block. Must not know: why something changed.
 
-Concurrency contract: `forget_*` only queue, from the trio thread. One task hands the queue to one
+Concurrency: `forget_*` only queue, from the trio thread. One task hands the queue to one
 worker thread at a time: the kernel may block an invalidation until a request on the same directory
 has been answered, so it must never run on the thread that answers. No lock is held meanwhile.
 """
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class LookupCounts:
-    """How often the kernel holds each inode (lookup count) and how many handles are open on it."""
+    """Counts, for each inode, of the kernel's references to it and of the handles open on it."""
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
@@ -93,11 +93,11 @@ class KernelInvalidator:
         any more."""
         self._put(lambda: pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=False))
 
-    async def settled(self) -> None:
+    async def finish_queued(self) -> None:
         """Return when the kernel has been told everything that it was to be told until now."""
-        told = trio.Event()
-        self._put(lambda: trio.from_thread.run_sync(told.set))
-        await told.wait()
+        finished = trio.Event()
+        self._put(lambda: trio.from_thread.run_sync(finished.set))
+        await finished.wait()
 
     def _put(self, job: Callable[[], None]) -> None:
         self._queue.append(job)
@@ -117,7 +117,7 @@ def _run_all(jobs: list[Callable[[], None]]) -> None:
     for job in jobs:
         try:
             job()
-        except OSError as problem:
+        except OSError as error:
             # ENOENT: the kernel never knew it, or has forgotten it already.
-            if problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
-                log.warning("the kernel would not forget", why=str(problem))
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
+                log.warning("the_kernel_would_not_forget", why=str(error))

@@ -18,7 +18,7 @@ it would let pass it asks us (FLUSH).
   (errseq_t), and asks us (FSYNC) only after that: who makes room and tries again, as a database
   does with a file that it never closes, must be able to succeed.
 
-Concurrency contract: on the trio thread; no awaits in here but those of a write that is watched.
+Concurrency: on the trio thread; no awaits in here but those of a write that is watched.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class WriteErrors:
         """Around a write: its exception is remembered, by its errno or else as EIO, and raised."""
         try:
             yield
-        except Exception as failure:
-            self._failed(ino, getattr(failure, "errno", None) or errno.EIO)
+        except Exception as error:
+            self._failed(ino, getattr(error, "errno", None) or errno.EIO)
             raise
 
     def _failed(self, ino: int, number: int) -> None:

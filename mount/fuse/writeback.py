@@ -7,7 +7,7 @@ fsync(2) on our own mount from this process could wedge it for ever: a thread th
 process's answer cannot be killed while pages are written back. So a child does it, which the end of
 this process sets free.
 
-Concurrency contract: one `run` task; `files` may be called by others meanwhile.
+Concurrency: one `run` task; `files` may be called by others meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from cache.sync.replayer import Replayer
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 100  # paths given to one child
+# Paths given to one child.
+AT_ONCE = 100
 
 
 class WriteBack:
@@ -70,4 +71,4 @@ class WriteBack:
         )
         if done.returncode:  # one was renamed or deleted in between, or may not be opened
             why = done.stderr.decode(errors="replace").strip()
-            log.info("not all open files were at rest", why=why)
+            log.info("not_all_open_files_were_at_rest", why=why)

@@ -54,7 +54,7 @@ def decode_settable(name: bytes) -> str:
 def check_room(sizes: Mapping[str, int], name: str, size: int) -> None:
     """Raise ENOSPC if a file whose attributes have `sizes` cannot have `name` with `size` bytes."""
     after = {**sizes, name: size}
-    names = sum(len(one.encode()) + 1 for one in after)
+    names = sum(len(item.encode()) + 1 for item in after)
     if names > MAX_NAMES_BYTES or sum(after.values()) > MAX_VALUES_BYTES:
         raise fail(errno.ENOSPC)
 

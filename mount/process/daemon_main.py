@@ -60,9 +60,9 @@ def main(argv: list[str]) -> int:
             _tell(answer, launch.Outcome())
 
         run_mount(orders.config, orders.token, ready=usable)
-    except Failure as failure:
-        _tell(answer, launch.Outcome(str(failure), failure.exit_code))
-        return failure.exit_code
+    except Failure as error:
+        _tell(answer, launch.Outcome(str(error), error.exit_code))
+        return error.exit_code
     return 0
 
 
@@ -81,7 +81,7 @@ def _tell(answer: int, outcome: launch.Outcome) -> None:
         os.write(answer, json.encode(outcome) + b"\n")
         os.close(answer)
     except OSError as error:
-        log.debug("nobody waits for the outcome", error=str(error))
+        log.debug("nobody_waits_for_the_outcome", error=str(error))
 
 
 def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> None:
@@ -103,7 +103,7 @@ def run_mount(config: MountConfig, token: str, *, ready: Callable[[], None]) -> 
 
         _redirect(config)
         for directory in directories.made_private:
-            log.warning("made private: others could read it", directory=str(directory))
+            log.warning("made_private_others_could_read_it", directory=str(directory))
         try:
             _run_recorded(config, token, answering, ready)
         except Unexpected:
@@ -187,7 +187,7 @@ async def _session(
 
 
 async def check_server(config: MountConfig, token: str) -> None:
-    """Whether the server is there and knows the token: asked at the first mount only, because a
+    """Check that the server is there and knows the token: asked at the first mount only, because a
     later one starts without the network."""
     from remote.http.api import ApiClient
 
@@ -235,7 +235,7 @@ def explain(error: BaseException, config: MountConfig) -> BaseException:
         case RuntimeError() if "fuse_session" in str(first):
             return _no_fuse(config)
         case Exception():
-            log.error("the mount failed", exc_info=error)
+            log.error("the_mount_failed", exc_info=error)
             what = str(first) if isinstance(first, OSError) else f"{type(first).__name__}: {first}"
             return Unexpected(f"the mount failed: {what}; {_where_to_look(config)}")
     return first

@@ -14,7 +14,7 @@ from mount.process.registry import Record
 
 
 def is_away(record: Record) -> bool:
-    """Whether the mount's process lives and what it serves is not at its mountpoint any more."""
+    """True if the mount's process lives and what it serves is not at its mountpoint any more."""
     if not record.alive or not record.device:
         return False
     mounted = mountinfo.mounted_at(Path(record.mountpoint))

@@ -26,11 +26,11 @@ PARENT = "NEARLINE_PARENT"
 def _load(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as missing:
+    except ModuleNotFoundError as error:
         raise Failure(
-            f"this command needs the server ({missing.name} is not installed); "
+            f"this command needs the server ({error.name} is not installed); "
             "run `pip install 'nearline[server]'`"
-        ) from missing
+        ) from error
 
 
 def serve(
@@ -117,7 +117,7 @@ def read_audit(data_dir: Path, since_ns: int | None, account: str | None) -> Ite
 
 
 def device_name() -> str:
-    """What this device is called in the account's list of devices."""
+    """The name of this device in the account's list of devices."""
     return socket.gethostname() or "device"
 
 

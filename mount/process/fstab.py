@@ -61,7 +61,7 @@ def lines() -> list[Line]:
 
 
 def warning(mountpoint: Path) -> str:
-    """What to say when `mountpoint` is mounted as fstab has it; "" for nothing."""
+    """The warning when `mountpoint` is mounted as fstab has it; "" for nothing."""
     for line in lines():
         if line.mountpoint == mountpoint and (without := missing(line)):
             return f"the line of {mountpoint} in {FSTAB} is without {without}; {ADVICE}"

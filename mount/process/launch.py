@@ -31,13 +31,14 @@ from mount import credentials
 from mount.config import MountConfig
 from mount.failures import Failure, UsageFailure
 
-LOG_NAME = "mount.log"  # in the state directory
+# In the state directory.
+LOG_NAME = "mount.log"
 # -P: what lies in the directory that the command is run in must not be taken for our modules.
 COMMAND = [sys.executable, "-P", "-m", "mount.process.daemon_main"]
 
 
 class Orders(Struct, frozen=True):
-    """What the mount's process is to do. With `parent`, it ends when that process ends."""
+    """The task of the mount's process. With `parent`, it ends when that process ends."""
 
     config: MountConfig
     token: str
@@ -45,7 +46,7 @@ class Orders(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """How the start went. `error` is empty when the mount is usable."""
+    """The result of the start. `error` is empty when the mount is usable."""
 
     error: str = ""
     exit_code: int = 0

@@ -19,10 +19,12 @@ from msgspec import Struct
 
 from cache.metadata.durable import write_durably
 from mount import mountinfo
-from mount.config import ROOT_FLAGS, MountConfig, needs_insecure
+from mount.config import MountConfig, needs_insecure
 from mount.failures import Failure, UsageFailure
+from mount.options import ROOT_FLAGS
 from mount.process import registry
 from mount.process.directories import existing
+from remote.protocol.sizes import size_text
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
@@ -30,7 +32,7 @@ MIN_FREE_BYTES = 16 << 20
 
 
 class Identity(Struct, frozen=True):
-    """Whose state a state directory holds. Written when its first mount became usable."""
+    """The owner of the state in a state directory. Written when its first mount became usable."""
 
     url: str
     account: str
@@ -133,7 +135,7 @@ def check_root_flags(config: MountConfig) -> None:
 
 
 def user_allow_other() -> bool:
-    """Whether /etc/fuse.conf has the line `user_allow_other`."""
+    """True if /etc/fuse.conf has the line `user_allow_other`."""
     try:
         lines = FUSE_CONF.read_text().splitlines()
     except OSError:
@@ -146,7 +148,7 @@ def _identity_file(state_dir: Path) -> Path:
 
 
 def identity(state_dir: Path) -> Identity | None:
-    """Whose state this is; None when no mount with it was ever usable."""
+    """The owner of this state; None when no mount with it was ever usable."""
     try:
         return msgspec.json.decode(_identity_file(state_dir).read_bytes(), type=Identity)
     except (FileNotFoundError, NotADirectoryError):
@@ -176,8 +178,8 @@ def check_space(config: MountConfig) -> None:
         free = shutil.disk_usage(existing(directory)).free
         if free < MIN_FREE_BYTES:
             raise Failure(
-                f"only {free // 1000} kB are free for {directory}; make room (at least "
-                f"{MIN_FREE_BYTES >> 20} MiB), or give another {flag}"
+                f"only {size_text(free)} are free for {directory}; make room (at least "
+                f"{size_text(MIN_FREE_BYTES)}), or give another {flag}"
             )
 
 

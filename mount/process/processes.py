@@ -12,7 +12,8 @@ import signal
 import socket
 import sys
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
@@ -40,7 +41,7 @@ def sd_notify(message: str) -> None:
 
 
 def wait_gone(pid: int, timeout: float) -> bool:
-    """Whether process `pid`, not necessarily a child, ends within `timeout` seconds."""
+    """True if process `pid`, not necessarily a child, ends within `timeout` seconds."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -43,7 +43,7 @@ class Record(Struct, frozen=True, kw_only=True):
 
     @property
     def alive(self) -> bool:
-        """Whether the mount's process is the one that wrote this record and still runs."""
+        """True if the mount's process is the one that wrote this record and still runs."""
         return started_at(self.pid) == self.started != 0
 
 
@@ -90,7 +90,7 @@ def remove(record: Record) -> None:
 
 
 def get(mountpoint: Path) -> Record | None:
-    """What is known of the mount at `mountpoint`."""
+    """The record of the mount at `mountpoint`."""
     return _read(_file(mountpoint))
 
 

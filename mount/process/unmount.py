@@ -34,8 +34,10 @@ from mount.holders import Holder
 from mount.process import detached_mounts, processes, registry
 
 ENDING_SECONDS = 30.0
-NAMED = 5  # of those who keep a mount busy
-_MNT_FORCE = 1  # umount2(2); FUSE answers every request that waits with ECONNABORTED
+# Of those who keep a mount busy.
+NAMED = 5
+# umount2(2); FUSE answers every request that waits with ECONNABORTED.
+_MNT_FORCE = 1
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 
@@ -101,7 +103,7 @@ def _without_record(mountpoint: Path) -> str:
 
 
 def _disconnected(mountpoint: Path) -> bool:
-    """Whether the kernel says that nobody serves the mount. Asked in a thread that may be left
+    """True if the kernel says that nobody serves the mount. Asked in a thread that may be left
     behind, because a wedged mount never answers; that counts as no."""
     found: list[int] = []
 
@@ -156,13 +158,13 @@ def flush(
     `Failure` with `unless_offline` when the server cannot be reached."""
     try:
         request = FlushRequest(timeout, unless_offline)
-        client.ask(Path(record.control), request, on_progress=on_progress, patience=None)
-    except client.MountRefused as refused:
-        if refused.timed_out:
+        client.ask(Path(record.control), request, on_progress=on_progress, line_timeout=None)
+    except client.MountRefused as error:
+        if error.timed_out:
             raise NotFlushed(
                 f"the server does not have everything after {timeout:g} s; it stays mounted and "
                 f"goes on (`nearline status {record.mountpoint}` says why it waits)"
-            ) from refused
+            ) from error
         raise
 
 

@@ -10,8 +10,8 @@ Dirty bytes are bounded exactly: room for a write is set aside (`incoming`) befo
 so writes that are under way together do not pass the limit together. Only a single write larger
 than the limit itself is let through, alone.
 
-Concurrency contract: on the trio thread. `for_room` returns without an await after its last look,
-so `incoming` must follow at once.
+Concurrency: on the trio thread. `wait_for_space` returns without an await after its last look, so
+`incoming` must follow at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from cache.metadata.operations import Op, stuck
 from cache.metadata.tree import Node, Tree
 from cache.sync.replayer import Replayer
 
-TRY_SECONDS = 5.0  # long enough to connect, and to be refused or answered
+# Long enough to connect, and to be refused or answered.
+TRY_SECONDS = 5.0
 
 
 class Backpressure:
@@ -49,28 +50,28 @@ class Backpressure:
         self._limit, self._tree, self._journal = limit, tree, journal
         self._contents, self._replayer = contents, replayer
         self._require_online, self._is_offline = require_online, is_offline
-        self._weather = trio.Event()
+        self._connectivity_changed = trio.Event()
         self._incoming = 0  # bytes of writes that have room, and are not counted as dirty yet
-        self._settled = trio.Event()  # set, and replaced, when such a write is over
+        self._write_over = trio.Event()  # set, and replaced, when such a write is over
 
     def reachability_changed(self) -> None:
         """The server is to be had, or not any more."""
-        self._weather.set()
-        self._weather = trio.Event()
+        self._connectivity_changed.set()
+        self._connectivity_changed = trio.Event()
 
     async def until_given_up(self) -> None:
         """Return when nothing could be sent for `TRY_SECONDS`: a try that might find the server
         again has been made meanwhile, by who flushes."""
         while True:
             while not self._is_offline():
-                await self._weather.wait()
+                await self._connectivity_changed.wait()
             with trio.move_on_after(TRY_SECONDS) as trying:
                 while self._is_offline():
-                    await self._weather.wait()
+                    await self._connectivity_changed.wait()
             if trying.cancelled_caught:
                 return
 
-    # Until the server has it.
+    # --- until the server has it ------------------------------------------------------------------
 
     async def until_sent(self, node: Node) -> None:
         """Return when the server has every change of a file, or of a directory and the names in it.
@@ -93,7 +94,7 @@ class Backpressure:
         if left:
             raise OSError(errno.EIO, f"the server refused: {self._why(left)}")
         if any(is_of(op) for op in self._journal):
-            self._check_room(is_of, node)
+            self._check_quota(is_of, node)
             self._require_online()
 
     def _why(self, left: list[Op]) -> str:
@@ -104,20 +105,20 @@ class Backpressure:
         self, which: Callable[[Op], bool], node: Node, waiting: trio.CancelScope
     ) -> None:
         """Whoever waits for the server is not left waiting for room, or for the network."""
-        while not (self._is_offline() or self._lacks_room(which, node)):
-            await first_of(self._replayer.room.changed, self._weather)
+        while not (self._is_offline() or self._is_drive_full(which, node)):
+            await first_of(self._replayer.room.changed, self._connectivity_changed)
         waiting.cancel()
 
-    def _lacks_room(self, which: Callable[[Op], bool], node: Node) -> bool:
+    def _is_drive_full(self, which: Callable[[Op], bool], node: Node) -> bool:
         return self._replayer.room.is_full(node.drive) and any(
             which(op) and op.has_content and self._contents.stack(op.ino) for op in self._journal
         )
 
-    def _check_room(self, which: Callable[[Op], bool], node: Node) -> None:
-        if self._lacks_room(which, node):
+    def _check_quota(self, which: Callable[[Op], bool], node: Node) -> None:
+        if self._is_drive_full(which, node):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    # Until there is room.
+    # --- until there is room ----------------------------------------------------------------------
 
     def fits(self, size: int) -> bool:
         """May `size` more bytes become dirty now?"""
@@ -132,10 +133,10 @@ class Backpressure:
             yield
         finally:
             self._incoming -= size
-            self._settled.set()
-            self._settled = trio.Event()
+            self._write_over.set()
+            self._write_over = trio.Event()
 
-    async def for_room(self, ino: int, size: int) -> None:
+    async def wait_for_space(self, ino: int, size: int) -> None:
         """Wait while dirty bytes are being sent. Raises EDQUOT when the inode's drive is full, and
         ENOSPC when nothing that would make room can be sent."""
         while not self.fits(size):
@@ -147,7 +148,7 @@ class Backpressure:
                 raise self._no_space()
             changed = self._journal.changed, self._replayer.room.changed
             with self._replayer.expedited(self._open_and_dirty()):
-                await first_of(*changed, self._weather, self._settled)
+                await first_of(*changed, self._connectivity_changed, self._write_over)
 
     def _no_space(self) -> OSError:
         return OSError(errno.ENOSPC, f"{self._limit} bytes wait for the server already")

@@ -20,7 +20,7 @@ asks once more on behalf of who waits, and that failing too read(2) gives EINTR.
 touched through mmap and cannot be read is a SIGBUS. So nothing is done for a caller that has mapped
 the file, nor for one whose mappings we may not see.
 
-Concurrency contract: trio thread only. `CALLER` is set anew by each request that comes under
+Concurrency: trio thread only. `CALLER` is set anew by each request that comes under
 `watched`; what a request starts in another task must not.
 """
 
@@ -54,7 +54,8 @@ NOBODY = Caller()
 CALLER: ContextVar[Caller] = ContextVar("CALLER", default=NOBODY)
 
 LOOK_SECONDS = 0.1
-LOOK_SECONDS_EACH = 0.001  # a look takes about 40 us: many who wait must not cost a processor
+# A look takes about 40 us: many who wait must not cost a processor.
+LOOK_SECONDS_EACH = 0.001
 
 
 def _mask(*signals: signal.Signals) -> int:
@@ -157,21 +158,21 @@ async def _may_map(thread: Path, ino: int) -> bool:
 
 
 def is_told_to_end(status: str) -> bool:
-    """Whether the thread with this /proc/TID/status has such a signal pending, and lets it come."""
+    """True if the thread with this /proc/TID/status has such a signal pending, and lets it come."""
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     pending, shared, blocked = (int(fields.get(f, "0"), 16) for f in ("SigPnd", "ShdPnd", "SigBlk"))
     return bool((pending | shared) & ~blocked & ENDING)
 
 
 def was_killed(stat: str) -> bool:
-    """Whether the thread with this /proc/TID/stat ends by a signal: the last field is its exit
+    """True if the thread with this /proc/TID/stat ends by a signal: the last field is its exit
     code as wait(2) has it. One that ends by itself still wants to know whether its files are safe:
     who waits for it relies on that."""
     return bool(stat) and bool(int(stat.split()[-1]) & 0x7F)
 
 
 def maps(mappings: str, ino: int) -> bool:
-    """Whether some file of this inode number is mapped, or may be, by this /proc/TID/maps."""
+    """True if some file of this inode number is mapped, or may be, by this /proc/TID/maps."""
     numbers = {line.split(maxsplit=5)[4] for line in mappings.splitlines()}
     return not numbers or str(ino) in numbers
 

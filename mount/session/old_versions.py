@@ -8,7 +8,7 @@ nodes are in the tree under `tree.HISTORY`: nothing of them is ever sent, and th
 the next start. Each look into the directory asks the server what there is; without it, what was
 seen last is shown.
 
-Concurrency contract: on the trio thread; the tree is changed in one transaction after the answers.
+Concurrency: on the trio thread; the tree is changed in one transaction after the answers.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ VersionsPort = Callable[[FileId, str | None], Awaitable[VersionsPage]]
 class Versions:
     """`pages(file, cursor)` asks the server for the versions of a file, newest first."""
 
-    def __init__(self, db: Database, tree: Tree, pages: VersionsPort) -> None:
-        self._db, self._tree, self._pages = db, tree, pages
+    def __init__(self, db: Database, tree: Tree, api: VersionsPort) -> None:
+        self._db, self._tree, self._api = db, tree, api
 
     def sweep(self) -> None:
         """At start no kernel knows of them."""
@@ -68,14 +68,14 @@ class Versions:
     async def _refresh(self, directory: Node, node: Node, name: str) -> None:
         try:
             self._show(node, name, await self._ask(node.file))
-        except NearlineError as problem:
-            log.info("versions not refreshed", path=self._tree.path(node.ino), why=str(problem))
+        except NearlineError as error:
+            log.info("versions_not_refreshed", path=self._tree.path(node.ino), why=str(error))
 
     async def _ask(self, file: FileId) -> list[VersionInfo]:
-        page = await self._pages(file, None)
+        page = await self._api(file, None)
         found = list(page.versions)
         while page.next is not None:
-            page = await self._pages(file, page.next)
+            page = await self._api(file, page.next)
             found += page.versions
         return found
 

@@ -1,4 +1,4 @@
-"""How full the account is, for statfs: asked of the server behind the answer, never before it.
+"""Use and quota of the account, for statfs: asked of the server behind the answer, never before.
 
 Knows: when what is known is too old. Must not know: the numbers (`session`), statfs.
 
@@ -6,7 +6,7 @@ Knows: when what is known is too old. Must not know: the numbers (`session`), st
 the start, when somebody looks and it is older than `FRESH_SECONDS`, and when an upload has made
 room here: what waited is then in the server's count, and would otherwise be in none.
 
-Concurrency contract: one `run` task; `asked` may be called by any task of the trio run.
+Concurrency: one `run` task; `asked` may be called by any task of the trio run.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Relogin:
         return KEPT if self._client.token == await self._kept() else STAYS
 
     async def _is_renewed(self, kept: str) -> bool:
-        """Whether it is a token of this very device, of a rotation."""
+        """True if it is a token of this very device, of a rotation."""
         try:
             me = await self._client.with_token(kept).me()
         except Refused:
@@ -73,14 +73,14 @@ class Relogin:
             return False
         try:
             me = await self._client.with_token(kept).me()
-        except Refused as also:
-            log.info("the kept token is refused too", why=str(also))
+        except Refused as error:
+            log.info("the_kept_token_is_refused_too", why=str(error))
             return False
         if (why := self._unfit(me)) is not None:
             raise Refused(Unauthorized(message=f"{refused}; {why}")) from refused
         self._adopt(me)
         self._client.use_token(kept)
-        log.info("goes on with the token of another login", device=me.device_id)
+        log.info("goes_on_with_the_token_of_another_login", device=me.device_id)
         self._taken()
         return True
 
@@ -88,8 +88,8 @@ class Relogin:
         url, account = self._config.url, self._config.account
         try:
             return await trio.to_thread.run_sync(credentials.kept, url, account)
-        except (Failure, OSError) as problem:
-            log.info("the kept token cannot be read", why=str(problem))
+        except (Failure, OSError) as error:
+            log.info("the_kept_token_cannot_be_read", why=str(error))
             return None
 
     def _unfit(self, me: Me) -> str | None:

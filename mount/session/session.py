@@ -3,7 +3,7 @@
 Knows: who needs whom, in which order things start and end, who waits for the server. Must not know:
 FUSE requests (`operations`), the control socket and signals (`daemon`).
 
-Concurrency contract: everything on the trio thread.
+Concurrency: everything on the trio thread.
 """
 
 from __future__ import annotations
@@ -45,13 +45,16 @@ from remote.protocol.errors import NearlineError, Refused, Unreachable
 from remote.protocol.ids import FileId
 from remote.protocol.messages import VersionsPage
 from remote.transfer.download import Downloader
-from remote.transfer.read_retry import Patience, PatientReads
+from remote.transfer.read_retry import ReadRetries, RetriedReads
 
 log = structlog.get_logger(__name__)
 
-NO_QUOTA_BYTES = 1 << 46  # what `df` shows where there is no limit
-MIN_HOLE = min_size(DEFAULT_AVERAGE)  # bytes; shorter ones are stored with what is around them
-MIN_FREE_BYTES = 1 << 30  # the block cache leaves at least this much of the disk to others
+# What `df` shows where there is no limit.
+NO_QUOTA_BYTES = 1 << 46
+# Bytes; shorter ones are stored with what is around them.
+MIN_HOLE = min_size(DEFAULT_AVERAGE)
+# The block cache leaves at least this much of the disk to others.
+MIN_FREE_BYTES = 1 << 30
 
 
 def boot_id() -> str:
@@ -81,8 +84,8 @@ class Session(Device):
             pin=config.pin,
             on_refused_token=self._token_refused,
         )
-        self.patience = Patience()
-        self._reads = reads = PatientReads(self.client, self.patience)
+        self.retries = ReadRetries()
+        self._reads = reads = RetriedReads(self.client, self.retries)
         spool_dir = config.state_dir / "spool"
         boot = boot_id()
         db = open_database(config.state_dir / "tree.sqlite", spool_dir, boot)
@@ -95,7 +98,7 @@ class Session(Device):
             boot_id=boot,
             min_free_bytes=MIN_FREE_BYTES,
         )
-        downloader = Downloader(reads, patience=self.patience)
+        downloader = Downloader(reads, retries=self.retries)
         self.interrupts = Interrupts()
         self.reader = Reader(self.blocks, downloader, manifests)
         self._invalidator = invalidator
@@ -133,7 +136,7 @@ class Session(Device):
         )
         self.replayer.on_reachable = self._reachability_changed
 
-    # Life.
+    # --- life -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Make the state usable. Without the network that works if there was a mount before;
@@ -161,7 +164,7 @@ class Session(Device):
             task_status.started()
 
     async def _begin(self, nursery: trio.Nursery) -> None:
-        """What a long journal makes long: the mount is in use meanwhile."""
+        """Do what a long journal makes long: the mount is in use meanwhile."""
         await self._while_whole(self.journal.load)
         nursery.start_soon(self._while_whole, self.subscriber.run)
         nursery.start_soon(self._while_whole, self.replayer.run)
@@ -178,16 +181,16 @@ class Session(Device):
             await self.contents.tidy()
         except DamagedState:
             raise
-        except OSError as problem:  # a full disk: it stays until the next start
-            log.warning("not tidied up", why=str(problem))
+        except OSError as error:  # a full disk: it stays until the next start
+            log.warning("not_tidied_up", why=str(error))
 
     async def _while_whole(self, part: Callable[[], Awaitable[None]]) -> None:
-        """What works on the state by itself rests once that is found to be damaged: the mount goes
-        on with everything that can be read, and the next one salvages it."""
+        """Run `part`, which works on the state by itself, until that is found to be damaged: the
+        mount goes on with everything that can be read, and the next one salvages it."""
         try:
             await part()
-        except* DamagedState as damage:
-            log.error("resting until it is salvaged", part=part.__qualname__, why=str(damage))
+        except* DamagedState as error:
+            log.error("resting_until_it_is_salvaged", part=part.__qualname__, why=str(error))
 
     @property
     def trouble(self) -> str | None:
@@ -199,8 +202,8 @@ class Session(Device):
         """The top of the drive is there offline even if nobody has looked at it."""
         try:
             await self.ensure_listed(ROOT)
-        except (NearlineError, OSError) as problem:  # OSError: a full disk, or damage that is told
-            log.info("root not listed yet", why=str(problem))
+        except (NearlineError, OSError) as error:  # OSError: a full disk, or damage that is told
+            log.info("root_not_listed_yet", why=str(error))
 
     def forget_attributes(self, ino: int) -> None:
         self._invalidator.forget_attributes(ino)
@@ -221,8 +224,8 @@ class Session(Device):
         try:
             self.contents.close()
             clean = True
-        except OSError as problem:
-            log.error("not everything is safe from power loss", why=str(problem))
+        except OSError as error:
+            log.error("not_everything_is_safe_from_power_loss", why=str(error))
         self.spool.close()
         self.db.close(clean=clean)
 
@@ -235,7 +238,7 @@ class Session(Device):
         if not self.subscriber.online:
             self.replayer.lost_touch()
         self.backpressure.reachability_changed()
-        self.patience.down(self.subscriber.known_offline)
+        self.retries.down(self.subscriber.known_offline)
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
         if self.subscriber.online:
             self._try_again()
@@ -250,7 +253,7 @@ class Session(Device):
         self.backpressure.reachability_changed()
 
     async def _token_refused(self, refused: Refused) -> bool:
-        """Whether the mount has another token now. The feed finds out too: its socket stays open
+        """True if the mount has another token now. The feed finds out too: its socket stays open
         when a token expires, and nobody may think that the mount is online."""
         if self.subscriber.online:
             self.subscriber.poke()
@@ -261,7 +264,7 @@ class Session(Device):
         self._try_again()
 
     def _try_again(self) -> None:
-        """What failed for want of a server, or of a login, need wait no longer."""
+        """Let what failed for want of a server, or of a login, wait no longer."""
         self.replayer.retry_now()
         self.back.set()
         self.back = trio.Event()
@@ -276,13 +279,13 @@ class Session(Device):
         disk is full."""
         try:
             self.merge.adopt(await self.client.me())
-        except NearlineError as problem:
-            log.info("account not refreshed", why=str(problem))
+        except NearlineError as error:
+            log.info("account_not_refreshed", why=str(error))
 
-    # Directories and versions on demand.
+    # --- directories and versions on demand -------------------------------------------------------
 
     def stored_bytes(self, node: Node) -> int:
-        """How many bytes of a node are not holes, as far as known: never too few."""
+        """Bytes of a node that are not holes, as far as known: never too few."""
         if not node.is_regular or node.size < MIN_HOLE:
             return node.size
         base = node.base_size - (self.manifests.hole_bytes(node.version) if node.version else 0)
@@ -320,7 +323,7 @@ class Session(Device):
         return self.client.connectivity.silence(self.client.origin)
 
     def _is_out_of_touch(self) -> bool:
-        """Whether it is known that nothing can be sent either."""
+        """True if it is known that nothing can be sent either."""
         is_silent = self.client.connectivity.silence(self.client.origin) is not None
         return is_silent or (self.subscriber.known_offline and not self.replayer.reachable)
 
@@ -329,10 +332,10 @@ class Session(Device):
         if (why := self.offline_because) is not None:
             raise Unreachable(f"offline: {why}")
 
-    # Durability.
+    # --- durability -------------------------------------------------------------------------------
 
     async def sync_file(self, ino: int) -> None:
-        """What fsync promises: on this machine's disk; with --sync=remote, on the server. Raises
+        """Keep fsync's promise: on this machine's disk; with --sync=remote, on the server. Raises
         InterruptedError when the caller is told to end: the server will have it all the same."""
         await self.contents.sync(ino)
         await self._until_sent(ino)

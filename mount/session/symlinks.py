@@ -16,7 +16,7 @@ may read or write. With `symlinks=inside` those of others that could leave are s
 target is only missing would make it. It tells nothing of the target, because programs that take
 paths apart by themselves would follow what `..` is in it.
 
-Concurrency contract: synchronous, on the trio thread.
+Concurrency: synchronous, on the trio thread.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Symlinks:
         self._tree, self._inside = tree, inside
 
     def target(self, node: Node) -> str:
-        """What readlink answers."""
-        told = node.target or ""
-        hidden = self._inside and self._is_of_others(node) and not self._stays(node, told)
-        return NOWHERE if hidden else told
+        """The answer to readlink."""
+        target = node.target or ""
+        hidden = self._inside and self._is_of_others(node) and not self._stays(node, target)
+        return NOWHERE if hidden else target
 
     def _is_of_others(self, node: Node) -> bool:
         if node.made_under is None:
@@ -54,7 +54,7 @@ class Symlinks:
         return all(ups <= self._depth(parent, node) for parent, _ in names)
 
     def _depth(self, place: int, node: Node) -> int:
-        """How many directories directory `place` is below the one that the maker of `node` reached,
+        """The number of directories that `place` is below the one that the maker of `node` reached,
         or that is shared with us; 0 if it is not below that any more."""
         depth = 0
         while place != ROOT:

@@ -23,8 +23,8 @@ MIN_GIVEN = 6
 _SECOND_NS = 1_000_000_000
 _MAX_EXTENSION_BYTES = 32
 
+# Behind a file's name: the directory of its versions.
 SUFFIX = "@@"
-"""Behind a file's name: the directory of its versions."""
 _VERSION_PATH = re.compile(rf"(?P<file>.+){SUFFIX}/[^/]*Z-(?P<id>[0-9a-f]{{8,32}})(\.[^/]*)?", re.S)
 
 
@@ -33,12 +33,12 @@ class NoSuchVersion(LookupError):
 
 
 def short_id(version: VersionId) -> str:
-    """What tells versions of a file apart when a person reads it."""
+    """The part of a name that tells versions of a file apart."""
     return version[-SHORT:]
 
 
 def version_name(name: str, version: VersionInfo) -> str:
-    """What `version` of a file called `name` is called among its versions."""
+    """The name of `version` among the versions of a file called `name`."""
     return f"{_moment(version)}-{short_id(version.id)}{_extension(name)}"
 
 
@@ -62,8 +62,8 @@ def named_in(path: str) -> tuple[str, VersionId] | None:
 
 def newest_first(versions: Iterable[VersionInfo]) -> list[VersionInfo]:
     """Those that are whole, the one made last first."""
-    whole = (one for one in versions if one.status == "uploaded")
-    return sorted(whole, key=lambda one: (one.created_ns, one.current), reverse=True)
+    whole = (item for item in versions if item.status == "uploaded")
+    return sorted(whole, key=lambda item: (item.created_ns, item.current), reverse=True)
 
 
 def before_current(versions: Sequence[VersionInfo]) -> VersionInfo:
@@ -80,15 +80,15 @@ def by_id(versions: Sequence[VersionInfo], said: str) -> VersionInfo:
     """The version whose id is, begins with, or ends with `said`. Raises `NoSuchVersion`."""
     if len(said) < MIN_GIVEN:
         raise NoSuchVersion(f"{said!r} is too short; give {MIN_GIVEN} or more digits of the id")
-    meant = [one for one in newest_first(versions) if one.id.endswith(said)]
-    meant = meant or [one for one in newest_first(versions) if one.id.startswith(said)]
+    meant = [item for item in newest_first(versions) if item.id.endswith(said)]
+    meant = meant or [item for item in newest_first(versions) if item.id.startswith(said)]
     return _only(meant, said)
 
 
 def by_second(versions: Sequence[VersionInfo], seconds: Iterable[int], said: str) -> VersionInfo:
     """The version made in one of these seconds since 1970. Raises `NoSuchVersion`."""
     wanted = set(seconds)
-    made = [one for one in newest_first(versions) if one.created_ns // _SECOND_NS in wanted]
+    made = [item for item in newest_first(versions) if item.created_ns // _SECOND_NS in wanted]
     return _only(made, said)
 
 
@@ -96,7 +96,7 @@ def _only(meant: list[VersionInfo], said: str) -> VersionInfo:
     if not meant:
         raise NoSuchVersion(f"there is no version {said}; `nearline log` lists what there is")
     if len(meant) > 1:
-        ids = ", ".join(one.id for one in meant[:4])
+        ids = ", ".join(item.id for item in meant[:4])
         raise NoSuchVersion(f"{said} means {len(meant)} versions ({ids}); give a whole id")
     return meant[0]
 
@@ -115,7 +115,7 @@ def _extension(name: str) -> str:
 
 
 def restored_name(name: str, number: int) -> str:
-    """What a file is called that comes back where its name is taken; at most 255 bytes of UTF-8.
+    """The name of a file that comes back where its own is taken; at most 255 bytes of UTF-8.
     `number` counts from 1."""
     mark = " (restored)" if number == 1 else f" (restored {number})"
     extension = _extension(name)

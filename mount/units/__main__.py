@@ -12,7 +12,8 @@ from pathlib import Path
 from mount.failures import Failure
 from mount.units import TEMPLATES, render, trust
 
-HOMES = (Path("/home"), Path("/root"), Path("/run/user"))  # ProtectHome= in systemd.exec(5)
+# ProtectHome= in systemd.exec(5).
+HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 
 
 def place(system: str, root: bool) -> tuple[str, Path]:

@@ -1,4 +1,4 @@
-"""Who could change what a unit, or mount(8), is going to run.
+"""Users who could change what a unit, or mount(8), is going to run.
 
 Knows: which files a Python program runs, and how the kernel finds a path. Must not know: units.
 
@@ -21,7 +21,8 @@ from pathlib import Path
 from mount.failures import Failure
 
 ROOT = 0
-_LINKS = 40  # followed on the way to one path, as by the kernel (path_resolution(7))
+# Followed on the way to one path, as by the kernel (path_resolution(7)).
+_LINKS = 40
 
 
 def check_program(users: Collection[int], command: Path) -> None:
@@ -42,10 +43,10 @@ def _module_directories() -> list[Path]:
 
 
 def first_untrusted(path: Path, users: Collection[int]) -> str | None:
-    """What anybody but `users` may change of `path`, of what is in it, or on the way to it, in
+    """All that anybody but `users` may change of `path`, of what is in it, or on the way to it, in
     words; None for nothing. Raises OSError if it cannot be looked at."""
-    for each in (*_way(Path(os.path.abspath(path))), *_inside(path)):
-        wrong = _why_untrusted(each, users)
+    for item in (*_way(Path(os.path.abspath(path))), *_inside(path)):
+        wrong = _why_untrusted(item, users)
         if wrong is not None:
             return wrong
     return None

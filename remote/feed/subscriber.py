@@ -104,7 +104,7 @@ class Ignore:
 
 
 def on_hint(cursor: str | None, seq: int, hint: Hint) -> Apply | Pull | Ignore:
-    """What to do about `hint`, at `cursor` and drive sequence `seq`.
+    """The action for `hint`, at `cursor` and drive sequence `seq`.
 
     A hint about the past is one that a pull overtook. It cannot be the first of a new epoch, whose
     sequence may begin lower: an epoch ends with the server process, and so with the socket.
@@ -117,7 +117,7 @@ def on_hint(cursor: str | None, seq: int, hint: Hint) -> Apply | Pull | Ignore:
 
 
 def on_page(cursor: str | None, seq: int, page: ChangesPage) -> Apply | Reset | Ignore:
-    """What to do about the `page` that was asked for at `cursor` and drive sequence `seq`.
+    """The action for the `page` that was asked for at `cursor` and drive sequence `seq`.
 
     Raises `OutOfStep` for a page that has more behind it but does not move, and for one of the
     past (a proxy may keep answers): for a moment, names that are gone since would be there again.
@@ -228,12 +228,12 @@ class Subscriber:
 
     @property
     def online(self) -> bool:
-        """Whether the server answered when it was last asked."""
+        """True if the server answered when it was last asked."""
         return self._mode != "down"
 
     @property
     def known_offline(self) -> bool:
-        """Whether the server was asked, and did not answer as it does."""
+        """True if the server was asked, and did not answer as it does."""
         return self._mode == "down" and self._reason != NOT_YET and not self._is_answered
 
     @property
@@ -286,7 +286,7 @@ class Subscriber:
                     await self._fail(error)
         finally:
             self._stopped = True
-            self._settle(self._tickets, _stopped())
+            self._answer(self._tickets, _stopped())
             self._become("down", "stopped")
 
     async def _follow(self) -> None:
@@ -312,10 +312,10 @@ class Subscriber:
         try:
             await self._pull_pages()
         except NearlineError as error:
-            self._settle(tickets, error)
+            self._answer(tickets, error)
             raise
         self._in_step()
-        self._settle(tickets, None)
+        self._answer(tickets, None)
 
     async def _pull_pages(self) -> None:
         cursor, more = self._sink.cursor(), True
@@ -363,11 +363,11 @@ class Subscriber:
         if self._mode == "down":
             self._become("poll", None)
 
-    def _settle(self, tickets: list[_Ticket], error: NearlineError | None) -> None:
+    def _answer(self, tickets: list[_Ticket], error: NearlineError | None) -> None:
         for ticket in tickets:
             ticket.error = error
             ticket.done.set()
-        self._tickets = [each for each in self._tickets if not each.done.is_set()]
+        self._tickets = [item for item in self._tickets if not item.done.is_set()]
 
     # --- polling --------------------------------------------------------------------------------
 
@@ -400,15 +400,15 @@ class Subscriber:
         opened_at = trio.current_time()
         try:
             async with self._api.live(cursor) as hints:
-                error = await self._push_session(hints)
+                ending = await self._push_session(hints)
         except NoWebSocket:
             self._push_again_at = trio.current_time() + PUSH_AGAIN_SECONDS
             return
-        except (Unreachable, ProtocolError) as broken:
-            error = broken
+        except (Unreachable, ProtocolError) as error:
+            ending = error
         if self._mode == "push":
             self._become("poll", None)
-        if error is not None:
+        if ending is not None:
             await self._after_break(opened_at)
 
     async def _after_break(self, opened_at: float) -> None:

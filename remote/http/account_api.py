@@ -45,7 +45,7 @@ class AccountEndpoints(Transport):
         return await self._call("GET", f"/v1/files/{file}/shares", SharesReply)
 
     async def shared(self) -> SharedReply:
-        """What others share with this account."""
+        """The files that others share with this account."""
         return await self._call("GET", "/v1/shared", SharedReply)
 
     # --- links ----------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ class AccountEndpoints(Transport):
     # --- history and trash ----------------------------------------------------------------------
 
     async def file_changes(self, file: FileId, cursor: str | None = None) -> ChangesPage:
-        """What happened at and below `file`."""
+        """The record of what happened at and below `file`."""
         path = f"/v1/files/{file}/changes"
         return await self._call("GET", path, ChangesPage, params={"cursor": cursor})
 
@@ -76,8 +76,8 @@ class AccountEndpoints(Transport):
         name: str | None = None,
         ending: str | None = None,
     ) -> TrashPage:
-        """What was deleted by itself or, with `parent`, together with that directory; called `name`
-        only. Or whatever has an id that ends in `ending`."""
+        """The items that were deleted by themselves or, with `parent`, together with that
+        directory; called `name` only. Or whatever has an id that ends in `ending`."""
         asked = {"parent": parent, "cursor": cursor, "name": name, "ending": ending}
         return await self._call("GET", "/v1/trash", TrashPage, params=asked)
 

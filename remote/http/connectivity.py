@@ -33,8 +33,10 @@ import trio
 from remote.protocol import backoff
 from remote.protocol.errors import Silent, Unreachable
 
-STRIKES = 2  # one question may have been sent into a connection that somebody on the way forgot
-WANTED_SECONDS = 1.0  # between probes while somebody wants something of the host
+# One question may have been sent into a connection that somebody on the way forgot.
+STRIKES = 2
+# Between probes while somebody wants something of the host.
+WANTED_SECONDS = 1.0
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -98,7 +100,7 @@ class Connectivity:
         if (silence := host.silence) is not None:
             host.silence = None
             silence.probing.cancel()
-            log.info("heard again", origin=origin)
+            log.info("heard_again", origin=origin)
             self._on_change(origin)
 
     @contextmanager

@@ -201,7 +201,7 @@ class _Tls(httpcore.AsyncNetworkStream):
 
 @contextlib.contextmanager
 def _named(late: type[Exception], broken: type[Exception]) -> Iterator[None]:
-    """What goes wrong on the way, as httpcore calls it."""
+    """Errors on the way, as httpcore calls them."""
     try:
         yield
     except trio.TooSlowError as error:

@@ -50,9 +50,9 @@ from remote.protocol.hosts import is_loopback, is_on_this_machine
 if TYPE_CHECKING:
     import httpx
 
-    from remote.http import pinned_tls as pinned
+    from remote.http import pinned_tls
 else:
-    httpx, pinned = Late("httpx"), Late("remote.http.pinned_tls")
+    httpx, pinned_tls = Late("httpx"), Late("remote.http.pinned_tls")
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +94,7 @@ class InsecureUrl(ValueError):
 
 @dataclass(slots=True)
 class Transferred:
-    """What went over the network: HTTP requests made, and bytes of bodies each way."""
+    """Traffic over the network: HTTP requests made, and bytes of bodies each way."""
 
     requests: int = 0
     uploaded_bytes: int = 0
@@ -157,10 +157,10 @@ class Pools:
         return api, make(limits=for_data, mounts=self._mounts(for_data))
 
     def _mounts(self, limits: httpx.Limits) -> dict[str, httpx.AsyncBaseTransport]:
-        """How http:// travels, if not as it is."""
+        """The transport of http:// URLs, if not the ordinary one."""
         if self._pin is None:
             return {}
-        return {"http://": pinned.PinnedTransport(self._pin, limits)}
+        return {"http://": pinned_tls.PinnedTransport(self._pin, limits)}
 
     async def close(self) -> None:
         for client in self._open or ():
@@ -268,10 +268,10 @@ class Transport:
         token = self._token
         try:
             return await ask()
-        except Refused as refused:
-            if not isinstance(refused.problem, Unauthorized):
+        except Refused as error:
+            if not isinstance(error.problem, Unauthorized):
                 raise
-            if token == self._token and not await self._has_another(refused):
+            if token == self._token and not await self._has_another(error):
                 raise
             return await ask()
 
@@ -315,7 +315,7 @@ class Transport:
         return response
 
     async def _is_heard(self, origin: str) -> bool:
-        """Whether anything answers there, whatever it says: nothing is sent but the question."""
+        """True if anything answers there, whatever it says: nothing is sent but the question."""
         data = await self._pools.data()
         try:
             with transport_errors(origin):
@@ -333,10 +333,10 @@ class Transport:
         try:
             yield
         except NearlineError as error:
-            log.info("request failed", **asked, ms=_ms_since(began), why=str(error))
+            log.info("request_failed", **asked, ms=_ms_since(began), why=str(error))
             raise
         if time.monotonic() - began > slow_after:
-            log.info("request was slow", **asked, ms=_ms_since(began))
+            log.info("request_was_slow", **asked, ms=_ms_since(began))
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept": MSGPACK, REQUEST_ID: new_request_id()}
@@ -362,7 +362,7 @@ def new_request_id() -> str:
 
 
 def is_later(status: int) -> bool:
-    """Whether the same request may be answered otherwise after a while."""
+    """True if the same request may be answered otherwise after a while."""
     return status >= 500 or status in AGAIN_LATER
 
 
@@ -459,7 +459,7 @@ def _why(error: httpx.HTTPError) -> str:
     """The root cause, in a few words."""
     if isinstance(error, httpx.TimeoutException):
         return "timed out"
-    if isinstance(error, pinned.NotThatServer):
+    if isinstance(error, pinned_tls.NotThatServer):
         return str(error)
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -71,12 +71,12 @@ class Live(Transport):
             except httpx_ws.WebSocketUpgradeError as error:
                 status = error.response.status_code
                 raise NoWebSocket(f"{where} gave no WebSocket but answered {status}") from None
-            except BaseExceptionGroup as group:
+            except BaseExceptionGroup as error:
                 # httpx-ws runs a nursery of its own, which wraps whatever ends the session.
-                cause = _cause_of(group, where)
-                if cause is group:
+                cause = _cause_of(error, where)
+                if cause is error:
                     raise
-                raise cause from group
+                raise cause from error
 
 
 class Hints:
@@ -118,16 +118,16 @@ def _cause_of(group: BaseExceptionGroup[BaseException], where: str) -> BaseExcep
         wsproto.utilities.ProtocolError,
         NearlineError,
     )
-    foreign = [each for each in leaves if not isinstance(each, of_network)]
+    foreign = [item for item in leaves if not isinstance(item, of_network)]
     if foreign:
         return foreign[0] if len(leaves) == 1 else group
-    named = [each for each in leaves if isinstance(each, NearlineError)]
+    named = [item for item in leaves if isinstance(item, NearlineError)]
     return named[0] if named else Unreachable(f"{where} broke off")
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for each in group.exceptions:
-        if isinstance(each, BaseExceptionGroup):
-            yield from _leaves(each)
+    for item in group.exceptions:
+        if isinstance(item, BaseExceptionGroup):
+            yield from _leaves(item)
         else:
-            yield each
+            yield item

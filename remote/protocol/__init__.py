@@ -1,1 +1,1 @@
-"""What client and server say to each other: all that the server imports of `remote`."""
+"""The language of client and server: all that the server imports of `remote`."""

@@ -73,8 +73,8 @@ class Reached(Struct, frozen=True, kw_only=True):
 
 
 class SharesReply(Struct):
-    """Who has access. The owner sees every grant at or above the file, and what else is reached of
-    what it holds, which remains when those are taken back; others see their own grants.
+    """The list of who has access. The owner sees every grant at or above the file, and what else is
+    reached of what it holds, which remains when those are taken back; others see their own grants.
     `more_reached`: there is more of that than is told."""
 
     owner: str
@@ -84,7 +84,7 @@ class SharesReply(Struct):
 
 
 class SharedReply(Struct):
-    """What others share with the caller, as in `messages.ChangesPage`."""
+    """The files that others share with the caller, as in `messages.ChangesPage`."""
 
     shared: list[SharedRoot]
 
@@ -180,7 +180,7 @@ class ChangePassword(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PasswordReply(Struct):
-    """How many tokens were ended with the old password."""
+    """The number of tokens that were ended with the old password."""
 
     devices_revoked: int
 

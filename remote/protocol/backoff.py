@@ -1,4 +1,4 @@
-"""How long to wait before trying again.
+"""The time to wait before trying again.
 
 Knows: one formula. Must not know: the clock, what failed, how anybody waits (randomness comes in as
 an argument, the wait goes out as seconds).

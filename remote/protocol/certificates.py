@@ -1,4 +1,4 @@
-"""What a server on this machine is known by: its certificate, pinned.
+"""The certificate that a server on this machine is known by: pinned.
 
 Knows: how a certificate is named for people, and how TLS is told to trust that one and nothing
 else. Must not know: where certificates are kept, HTTP. No I/O.

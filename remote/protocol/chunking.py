@@ -114,7 +114,7 @@ def check_cut(manifest: Manifest, few: int = FEW_PIECES) -> None:
 
 
 def is_well_cut(manifest: Manifest) -> bool:
-    """Whether `check_cut` lets `manifest` pass."""
+    """True if `check_cut` lets `manifest` pass."""
     try:
         check_cut(manifest)
     except BadContent:
@@ -293,12 +293,13 @@ class Cutter:
         return None if self._changed.touches(position, seen) else piece
 
     def _was_forced(self, index: int) -> bool:
-        """Whether old piece `index` may have ended only because its segment did."""
+        """True if old piece `index` may have ended only because its segment did."""
         return index + 1 == len(self._old) or self._old[index + 1].id == HOLE
 
     def _ask(self, position: int, end: int, had: int) -> int:
-        """How many bytes from `position` to ask for, `had` of them having decided nothing: up to
-        the next old boundary that the cut may meet; failing that, all that a decision can need."""
+        """The number of bytes to ask for from `position`, `had` of them having decided nothing: up
+        to the next old boundary that the cut may meet; failing that, all that a decision can
+        need."""
         limit = min(end - position, 2 * self._chunker.max_size)
         first = bisect_left(self._offsets, position + self._chunker.min_size)
         for index in range(first, bisect_right(self._offsets, position + limit - 1)):
@@ -329,7 +330,7 @@ class _Ranges:
                 self.ranges.append((start, end))
 
     def touches(self, start: int, end: int) -> bool:
-        """Whether any of [start, end) is in the set."""
+        """True if any of [start, end) is in the set."""
         before = bisect_left(self.ranges, (end, end)) - 1
         return before >= 0 and self.ranges[before][1] > start
 

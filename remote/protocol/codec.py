@@ -1,4 +1,4 @@
-"""How a chunk is stored: hashed, compressed where that pays, and taken apart again.
+"""Encoding of chunks: hashed, compressed where that pays, and taken apart again.
 
 Knows: zstd, the hashes, and the layout of a stored object (the concatenation of its stored blocks).
 Must not know: where objects live, how they travel, who asks.
@@ -122,11 +122,11 @@ _contexts = _Contexts()
 
 
 def _worth_trying(blocks: list[memoryview]) -> bool:
-    """Whether the beginnings of the first and of the middle block compress well enough."""
+    """True if the beginnings of the first and of the middle block compress well enough."""
     samples = [blocks[0][:SAMPLE_SIZE]]
     if len(blocks) > 2:
         samples.append(blocks[len(blocks) // 2][:SAMPLE_SIZE])
-    return any(_pays(len(_contexts.compressor.compress(each)), len(each)) for each in samples)
+    return any(_pays(len(_contexts.compressor.compress(item)), len(item)) for item in samples)
 
 
 def _squeeze(block: memoryview) -> bytes | memoryview:

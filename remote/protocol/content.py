@@ -49,7 +49,7 @@ class Manifest(Struct, frozen=True):
 
 
 class Descriptor(Struct, frozen=True):
-    """How a chunk is stored. `block_hashes` is the concatenated 32-byte BLAKE3 of each block's
+    """The stored form of a chunk. `block_hashes` is the concatenated 32-byte BLAKE3 of each block's
     plaintext. With codec `zstd`, a block whose stored length equals its plain length is raw."""
 
     id: ChunkId
@@ -76,7 +76,7 @@ class BadContent(ValueError):
 
 
 def block_count(length: int) -> int:
-    """How many blocks a chunk of `length` bytes has."""
+    """The number of blocks that a chunk of `length` bytes has."""
     return -(-length // BLOCK_SIZE)
 
 

@@ -25,7 +25,7 @@ from msgspec import Struct
 
 
 class Retry(enum.Enum):
-    """What the sender of a refused request should do with it."""
+    """Advice to the sender of a refused request."""
 
     NEVER = "never"  # a person has to do something first; keep the bytes
     LATER = "later"  # the same request may succeed after a wait
@@ -142,7 +142,7 @@ AnyProblem = (
 
 # A read that is told "not now" waits so many seconds at most before it fails: what is over in a
 # moment is nothing that an application should hear of. Who names a time to come back will be there.
-TOLD_WHEN_SECONDS = 30.0
+ANNOUNCED_SECONDS = 30.0
 NOT_NOW_SECONDS = 10.0
 
 # Whoever names a longer wait is asked before: it may be a mistake, and uploads never give up.
@@ -179,7 +179,7 @@ RULES: dict[type[Problem], Rule] = {
     BadUpload: Rule(422, errno.EIO, Retry.REPAIR),
     QuotaExceeded: Rule(507, errno.EDQUOT, Retry.LATER),
     TooLarge: Rule(413, errno.EFBIG, Retry.NEVER),
-    RateLimited: Rule(429, errno.EBUSY, Retry.LATER, TOLD_WHEN_SECONDS),
+    RateLimited: Rule(429, errno.EBUSY, Retry.LATER, ANNOUNCED_SECONDS),
     Unavailable: Rule(503, errno.EAGAIN, Retry.LATER, NOT_NOW_SECONDS),
 }
 
@@ -228,8 +228,8 @@ class Busy(Unreachable):
         super().__init__(said)
         self.status = status
         self.retry_after = None if retry_after is None else believable(retry_after)
-        is_told = status == RULES[RateLimited].status or retry_after is not None
-        self.patience = TOLD_WHEN_SECONDS if is_told else NOT_NOW_SECONDS
+        is_announced = status == RULES[RateLimited].status or retry_after is not None
+        self.patience = ANNOUNCED_SECONDS if is_announced else NOT_NOW_SECONDS
 
 
 class UrlRefused(NearlineError):

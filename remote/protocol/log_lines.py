@@ -1,4 +1,4 @@
-"""How long what is logged may be, for client and server. Pure.
+"""Limits on the length of what is logged, for client and server. Pure.
 
 Knows: lengths. Must not know: who logs, what. No line of a log is long: whoever chooses a name, or
 how many files fail at once, must not choose how much is written.

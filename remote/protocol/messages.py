@@ -26,21 +26,21 @@ MAX_WHOLE = 100  # versions located in one request
 MAX_WHOLE_CHUNKS = 16  # located of each of them
 MAX_SENT_AS = 4
 MAX_NAME_BYTES = 255
+# Of the directory at a drive's top in which every device shows what others share with the account;
+# nothing else has that name there.
 SHARED_NAME = "Shared"
-"""Of the directory at a drive's top in which every device shows what others share with the account;
-nothing else has that name there."""
+# Of directories in each other.
 MAX_LEVELS = 1000
-"""Of directories in each other."""
+# Of a directory's path from its drive's root, a slash before each name.
 MAX_PATH_BYTES = 65536
-"""Of a directory's path from its drive's root, a slash before each name."""
+# Of one file. Whoever touches it looks at what is above each.
 MAX_NAMES = 10_000
-"""Of one file. Whoever touches it looks at what is above each."""
 MAX_XATTR_BYTES = 65536
 SIGNED_URL_SECONDS = 300
 
+# Of an entry, 1 to 255 bytes of UTF-8: checked with its operation and not with the message, so that
+# one name that cannot be does not refuse a whole batch.
 Name = str
-"""Of an entry, 1 to 255 bytes of UTF-8: checked with its operation and not with the message, so
-that one name that cannot be does not refuse a whole batch."""
 Kind = Literal["file", "directory", "symlink", "fifo", "socket", "char", "block"]
 Role = Literal["owner", "editor", "viewer"]
 Scope = Literal["full", "read"]
@@ -111,8 +111,8 @@ class LoginReply(Struct):
 
 
 class Me(Struct, kw_only=True):
-    """Who the token is, where their drive starts, and the cursor of this moment. The `root` of a
-    token for a single folder is that folder."""
+    """The account of the token, where its drive starts, and the cursor of this moment. The `root`
+    of a token for a single folder is that folder."""
 
     account: str
     device_id: HexId
@@ -283,7 +283,7 @@ class PresignedPut(Struct, frozen=True, kw_only=True):
 
 
 class ChunkTicket(Struct, frozen=True, kw_only=True):
-    """Whether the drive already has the chunk; if not, where to PUT it."""
+    """The answer for one chunk: the drive has it already, or where to PUT it."""
 
     id: ChunkId
     state: Literal["needed", "uploaded"]

@@ -45,10 +45,10 @@ PUT_TAG = b"nearline put v1"
 # The order of the group of P-256 (SEC 2 version 2, section 2.4.2).
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
+# No URL lives longer, whatever is configured: garbage collection counts on it.
 LONGEST_SECONDS = 3600
-"""No URL lives longer, whatever is configured: garbage collection counts on it."""
+# So much further away an expiry may look: the clock may have been set back since it was signed.
 SKEW_SECONDS = 60
-"""So much further away an expiry may look: the clock may have been set back since it was signed."""
 
 _ECDSA = ec.ECDSA(hashes.SHA256())
 _TO_CLOUDFRONT = str.maketrans("+=/", "-_~")

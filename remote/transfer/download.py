@@ -9,11 +9,11 @@ verifies counts as received and the rest is asked for again, from there. So:
 
 - refused URL (403, expired): sign again, go on. Persistent refusal ends as `Unreachable`.
 - broken transfer: go on while each attempt brings at least one block; `Unreachable` otherwise.
-- "not now" (429, 5xx): ask again with `patience`, holding no connection meanwhile.
+- "not now" (429, 5xx): ask again (`read_retry`), holding no connection meanwhile.
 - a complete answer with a wrong block: that block again, at most `REFETCHES` times, from the
   second time on under a new URL (past any cache between); then `CorruptContent`, with a log line.
 
-Concurrency contract: trio thread only, except that `_decode` may run in a worker thread, on
+Concurrency: trio thread only, except that `_decode` may run in a worker thread, on
 buffers that belong to its own fetch. `memory` bounds the bytes of all fetches from the first byte
 until the caller leaves the fetch's context; `connections` the transfers under way; both are FIFO
 with urgent claims first. A fetch holds memory while it waits for a connection, never the reverse,
@@ -38,16 +38,19 @@ from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Located, Span
 from remote.transfer.limits import BufferPool, Claim, PrioritySemaphore
 from remote.transfer.locate import LocateApi, Locator
-from remote.transfer.read_retry import Patience
+from remote.transfer.read_retry import ReadRetries
 
 BUDGET_BYTES = 64 * 1024 * 1024
 CONNECTIONS = 8  # large transfers under way
 LARGE_SHARES = 4  # small ones that go at once in the place of a large one: they wait, mostly
 SMALL_BYTES = 256 * 1024
 REFETCHES = 3
-REFUSALS = 3  # fresh URLs refused in a row before the edge counts as out of order
-STALLS = 2  # transfers in a row that bring nothing before the edge counts as unreachable
-COMPRESSED_WEIGHT = 5  # what verifying a compressed block costs, in raw blocks
+# Fresh URLs refused in a row before the edge counts as out of order.
+REFUSALS = 3
+# Transfers in a row that bring nothing before the edge counts as unreachable.
+STALLS = 2
+# What verifying a compressed block costs, in raw blocks.
+COMPRESSED_WEIGHT = 5
 THREAD_WEIGHT = 16
 
 log = structlog.get_logger(__name__)
@@ -91,7 +94,7 @@ class _Fetch:
         """The bytes of the stored object that hold `blocks`."""
         return self.ends[blocks[0]][0], self.ends[blocks[-1]][1]
 
-    def room(self, start: int, end: int) -> memoryview:
+    def buffer_for(self, start: int, end: int) -> memoryview:
         return self.stored[start - self.base : end - self.base]
 
 
@@ -105,10 +108,10 @@ class Downloader:
         budget_bytes: int = BUDGET_BYTES,
         connections: int = CONNECTIONS,
         now_ns: Callable[[], int] = time.time_ns,
-        patience: Patience | None = None,
+        retries: ReadRetries | None = None,
     ) -> None:
         self._api = api
-        self._patience = patience or Patience()
+        self._retries = retries or ReadRetries()
         self._locator = Locator(api, now_ns)
         self._pool = BufferPool(keep=budget_bytes)
         self.memory = PrioritySemaphore(budget_bytes)
@@ -163,7 +166,7 @@ class Downloader:
         self, fetch: _Fetch, file: FileId, version: VersionId, claim: Claim
     ) -> None:
         chunk, refusals, stalls = fetch.descriptor.id, 0, 0
-        question = self._patience.question()
+        question = self._retries.question()
         while (blocks := fetch.missing()) is not None:
             located = await self._locator.find(file, version, chunk)
             try:
@@ -176,13 +179,13 @@ class Downloader:
                 continue
             except Unreachable as error:
                 if await self._verify(fetch, blocks):
-                    stalls, question = 0, self._patience.question()
+                    stalls, question = 0, self._retries.question()
                 elif not await question.may_go_on(error):
                     stalls += 1
                 if stalls >= STALLS:
                     raise
                 continue
-            refusals, stalls, question = 0, 0, self._patience.question()
+            refusals, stalls, question = 0, 0, self._retries.question()
             await self._verify(fetch, blocks)
             self._judge(fetch, blocks, located)
 
@@ -191,7 +194,7 @@ class Downloader:
         share = 1 if end - start < SMALL_BYTES else LARGE_SHARES
         await self.connections.acquire(share, claim)
         try:
-            came = await self._api.get_range(located.url, start, end, fetch.room(start, end))
+            came = await self._api.get_range(located.url, start, end, fetch.buffer_for(start, end))
         except ValueError as error:  # what a client raises for a URL it will not use
             raise ProtocolError(f"the server gave a bad URL: {error}") from error
         finally:
@@ -222,11 +225,11 @@ class Downloader:
             fetch.wrong[block] = times = fetch.wrong.get(block, 0) + 1
             names = {"chunk": fetch.descriptor.id.hex(), "block": block, "host": _host(located)}
             if times > REFETCHES:
-                log.error("corrupt block given up", times=times, **names)
+                log.error("corrupt_block_given_up", times=times, **names)
                 raise CorruptContent(
                     f"chunk {names['chunk']} block {block} from {names['host']} is corrupt"
                 )
-            log.warning("corrupt block refetched", times=times, **names)
+            log.warning("corrupt_block_refetched", times=times, **names)
             if times > 1:
                 self._locator.forget(fetch.descriptor.id)
 
@@ -235,7 +238,9 @@ def _decode(fetch: _Fetch, blocks: range) -> dict[int, Buffer]:
     decoded: dict[int, Buffer] = {}
     for block in blocks:
         try:
-            decoded[block] = decode_block(fetch.descriptor, block, fetch.room(*fetch.ends[block]))
+            decoded[block] = decode_block(
+                fetch.descriptor, block, fetch.buffer_for(*fetch.ends[block])
+            )
         except BadContent:
             continue  # its absence says so; `_complete` knows whether it is short or wrong
     return decoded

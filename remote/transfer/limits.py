@@ -2,7 +2,7 @@
 
 Knows: numbers and buffers. Must not know: what is being transferred.
 
-Concurrency contract: trio thread only. A `PrioritySemaphore` grants in order of arrival, urgent
+Concurrency: trio thread only. A `PrioritySemaphore` grants in order of arrival, urgent
 claims first; `BufferPool` has no checkpoint.
 
 Buffers are reused because fresh pages are expensive to fault in on small machines (a copy into new
@@ -20,7 +20,7 @@ GRAIN = 256 * 1024
 
 
 class Claim:
-    """Who asks, and whether somebody is waiting for it right now. `urgent` may be raised while the
+    """The asker, and whether somebody is waiting for it right now. `urgent` may be raised while the
     claim waits: read-ahead becomes urgent when a reader catches up with it."""
 
     def __init__(self, *, urgent: bool = True) -> None:

@@ -6,7 +6,7 @@ fetched, what the cache holds.
 A located chunk is believed after its descriptor hashed to its id. It is remembered by chunk id
 alone: a URL authorised through one version serves the same bytes for every version.
 
-Concurrency contract: trio thread only. `_known` is changed without checkpoints. A question in
+Concurrency: trio thread only. `_located` is changed without checkpoints. A question in
 flight is in `_asking` under each chunk it asks for, so a chunk is asked for once however many
 readers of its version want it. The first asker of a version sends the request; it lets every ready
 task add its chunks first (one checkpoint). An asker that is cancelled leaves its question
@@ -38,7 +38,7 @@ from remote.protocol.messages import (
 )
 
 MAX_QUESTION = 100
-MAX_KNOWN = 4096
+MAX_LOCATED = 4096
 EXPIRY_MARGIN_SECONDS = 30.0
 
 
@@ -67,7 +67,7 @@ class Locator:
     def __init__(self, api: LocateApi, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._api = api
         self._now_ns = now_ns
-        self._known: OrderedDict[bytes, tuple[Located, float]] = OrderedDict()
+        self._located: OrderedDict[bytes, tuple[Located, float]] = OrderedDict()
         self._asking: dict[tuple[VersionId, bytes], _Question] = {}
         self._open: dict[tuple[FileId, VersionId], _Question] = {}
 
@@ -117,16 +117,16 @@ class Locator:
         return manifests
 
     def known(self, chunk: bytes) -> Located | None:
-        """What is known of `chunk` and not about to expire."""
-        entry = self._known.get(chunk)
+        """The location of `chunk`, if it is known and not about to expire."""
+        entry = self._located.get(chunk)
         if entry is None or entry[1] <= trio.current_time():
             return None
-        self._known.move_to_end(chunk)
+        self._located.move_to_end(chunk)
         return entry[0]
 
     def forget(self, chunk: bytes) -> None:
         """Its URL was refused, or serves wrong bytes: sign anew next time."""
-        self._known.pop(chunk, None)
+        self._located.pop(chunk, None)
 
     def _join(self, file: FileId, version: VersionId, chunk: bytes) -> _Question | None:
         """The question about `version` that has not been sent yet, now about `chunk` too."""
@@ -172,10 +172,10 @@ class Locator:
             except BadContent as error:
                 raise ProtocolError(f"the server sent a bad descriptor: {error}") from error
             found[located.descriptor.id] = located
-            self._known[located.descriptor.id] = (located, self._fresh_until(located))
-            self._known.move_to_end(located.descriptor.id)
-        while len(self._known) > MAX_KNOWN:
-            self._known.popitem(last=False)
+            self._located[located.descriptor.id] = (located, self._fresh_until(located))
+            self._located.move_to_end(located.descriptor.id)
+        while len(self._located) > MAX_LOCATED:
+            self._located.popitem(last=False)
         return found
 
     def _fresh_until(self, located: Located) -> float:

@@ -7,7 +7,7 @@ A read must neither fail for what is over in a moment, nor wait for what is not:
 now" asks again, at growing intervals or when the server said, for as long as the error's
 `patience`. While it is known that the server cannot be reached nobody waits: `down` ends all waits.
 
-Concurrency contract: trio thread only; any number of tasks may wait. A wait ends when it is over,
+Concurrency: trio thread only; any number of tasks may wait. A wait ends when it is over,
 when it is cancelled, or when `down` is said.
 """
 
@@ -52,7 +52,7 @@ def next_wait(error: NearlineError, attempt: int, waited: float, jitter: float) 
     return min(wait, left)
 
 
-class Patience:
+class ReadRetries:
     """One for all reads of a mount."""
 
     def __init__(self, jitter: Callable[[], float] = random.random) -> None:
@@ -61,7 +61,7 @@ class Patience:
         self._changed = trio.Event()
 
     def down(self, is_down: bool) -> None:
-        """Whether it is known that the server cannot be reached."""
+        """Take note whether the server is known to be out of reach."""
         self._is_down = is_down
         if is_down:
             self._changed.set()
@@ -72,7 +72,7 @@ class Patience:
         return Question(self, self._jitter)
 
     async def wait(self, seconds: float) -> bool:
-        """Whether it was waited out."""
+        """True if it was waited out."""
         if self._is_down:
             return False
         with trio.move_on_after(seconds) as waiting:
@@ -81,10 +81,10 @@ class Patience:
 
 
 class Question:
-    """How often one question was asked in vain, and for how long it was waited with."""
+    """One question: how often it was asked in vain, and for how long it was waited with."""
 
-    def __init__(self, patience: Patience, jitter: Callable[[], float]) -> None:
-        self._patience, self._jitter = patience, jitter
+    def __init__(self, retries: ReadRetries, jitter: Callable[[], float]) -> None:
+        self._retries, self._jitter = retries, jitter
         self._since: float | None = None
         self._attempt = 0
 
@@ -94,7 +94,7 @@ class Question:
         self._since = now if self._since is None else self._since
         wait = next_wait(error, self._attempt, now - self._since, self._jitter())
         self._attempt += 1
-        return wait is not None and await self._patience.wait(wait)
+        return wait is not None and await self._retries.wait(wait)
 
 
 class ReadApi(Protocol):
@@ -119,14 +119,14 @@ class ReadApi(Protocol):
     ) -> int: ...
 
 
-class PatientReads:
+class RetriedReads:
     """The same questions, asked with patience. It raises what `api` does."""
 
-    def __init__(self, api: ReadApi, patience: Patience) -> None:
-        self._api, self.patience = api, patience
+    def __init__(self, api: ReadApi, retries: ReadRetries) -> None:
+        self._api, self.retries = api, retries
 
     async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
-        question = self.patience.question()
+        question = self.retries.question()
         while True:
             try:
                 return await ask()

@@ -4,7 +4,7 @@ Knows: that announcements of many uploads travel together, and what to do when a
 died. Must not know: where bytes come from, when to give up (never: it raises, the caller waits and
 calls again), the journal.
 
-Concurrency contract: any number of tasks may call `store`. Announcements wait for the one under way
+Concurrency: any number of tasks may call `store`. Announcements wait for the one under way
 and then leave in one request for all (whoever gets the lock first asks for everybody). At most
 `parallel` PUTs are under way.
 """
@@ -51,7 +51,7 @@ class UploadPort(Protocol):
 
 
 class Upload:
-    """What every announcement of one upload says."""
+    """The part that every announcement of one upload has."""
 
     def __init__(
         self, version: VersionId, file: FileId, parent: FileId | None, base: VersionId | None
@@ -117,18 +117,18 @@ class Sender:
             uploads.setdefault(waiting.upload.version, []).append(waiting)
         starts = [
             group[0].upload.with_chunks(
-                {one.descriptor.id: one.descriptor for one in group}.values()
+                {item.descriptor.id: item.descriptor for item in group}.values()
             )
             for group in uploads.values()
         ]
         try:
             reply = await self._port.start_uploads(StartUploads(uploads=starts))
-        except NearlineError as problem:
-            if len(uploads) > 1 and problem.retry is Retry.NEVER:
+        except NearlineError as error:
+            if len(uploads) > 1 and error.retry is Retry.NEVER:
                 await self._ask_halves(list(uploads.values()))
                 return
             for waiting in batch:
-                waiting.answer = outcome.Error(problem)
+                waiting.answer = outcome.Error(error)
         else:
             # A server that others wait for too answers a part; the rest is asked again, at once.
             is_part = any(not isinstance(state, Unavailable) for state in reply.uploads)

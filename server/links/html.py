@@ -20,11 +20,11 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from remote.protocol.sizes import size_text
 from server.links.filenames import shown
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 _css = (_TEMPLATES / "link.css").read_text(encoding="utf-8")
 _css_hash = base64.b64encode(hashlib.sha256(_css.encode()).digest()).decode()
@@ -123,18 +123,6 @@ def too_many_page(limit: int) -> bytes:
     return _render("message.html", "Too much for one zip", None, text=text)
 
 
-def human_size(size: int) -> str:
-    """Decimal units, three digits: 999 bytes, 1.5 kB, 23.4 MB."""
-    if size == 1:
-        return "1 byte"
-    amount, unit = float(size), 0
-    while amount >= 999.5 and unit < len(_UNITS) - 1:
-        amount, unit = amount / 1000, unit + 1
-    if unit == 0:
-        return f"{size} bytes"
-    return f"{amount:.{0 if amount >= 99.95 else 1}f} {_UNITS[unit]}"
-
-
 def when(at_ns: int) -> Markup:
     """Minutes of UTC are enough for people; the element has the second for programs."""
     at = _EPOCH + timedelta(seconds=at_ns // 10**9)
@@ -154,4 +142,4 @@ _environment = Environment(
     trim_blocks=True,
     auto_reload=False,
 )
-_environment.filters |= {"shown": shown, "size": human_size, "when": when}
+_environment.filters |= {"shown": shown, "size": size_text, "when": when}

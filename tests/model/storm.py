@@ -144,7 +144,7 @@ class Life:
 
     @contextlib.contextmanager
     def opened(self, ino: int) -> Iterator[None]:
-        """Open for writing, as `mount.fuse.operations` does it."""
+        """Open for writing, as `mount.fuse.file_requests` does it."""
         snapshots = self.device.replayer.snapshots
         snapshots.opened(ino)
         self.hold(ino)

@@ -10,8 +10,9 @@ import keyring.errors
 import pytest
 
 from mount import credentials
-from mount.config import MountConfig, Options, make_config
+from mount.config import MountConfig, make_config
 from mount.failures import Failure, UsageFailure
+from mount.options import Options
 
 URL = "http://localhost:1"
 

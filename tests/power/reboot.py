@@ -21,11 +21,11 @@ from cache.recovery.opening import open_database
 from cache.recovery.power_loss import recover
 from remote.protocol.content import Manifest
 from server.changes import feed
-from server.metadata.db import Database as ServerDatabase
+from server.metadata.db import Database
 from server.metadata.schema import versions
 from server.storage.blobs import LocalBlobStore
 from tests.contract.memory import MemoryBlobStore
-from tests.model import server as model
+from tests.model import server as model_server
 from tests.model.device import Device
 from tests.power.disk import Tree
 from tests.power.ledger import Seen
@@ -33,12 +33,12 @@ from tests.power.ledger import Seen
 AFTER = "another boot"
 
 
-class DataServer(model.Server):
+class DataServer(model_server.Server):
     """The data of a real server, without its process."""
 
     def __init__(self, data: Path) -> None:
-        self.db = ServerDatabase(data / "nearline.sqlite")
-        event.listen(self.db._engine, "connect", model._do_not_sync)
+        self.db = Database(data / "nearline.sqlite")
+        event.listen(self.db._engine, "connect", model_server._do_not_sync)
         self.cursors = feed.Cursors((data / "keys" / "cursor.secret").read_bytes())
         self.blobs = MemoryBlobStore()
         stored = LocalBlobStore(data / "blobs")
@@ -66,7 +66,7 @@ def write_tree(tree: Tree, at: Path) -> None:
             (at / path).write_bytes(body)
 
 
-def reboot(at: Path, server: model.Server, token: str, *, was_usable: bool = True) -> Device:
+def reboot(at: Path, server: model_server.Server, token: str, *, was_usable: bool = True) -> Device:
     """Open the state directory after a power loss. Raises AssertionError when something in it had
     to be put aside although a mount `was_usable` with it."""
     spool = at / "spool"

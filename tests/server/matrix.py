@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from argon2 import PasswordHasher
 from sqlalchemy import delete, insert, update
 
-from remote.protocol import account_messages as account
-from remote.protocol import messages
+from remote.protocol import account_messages, messages
 from remote.protocol.content import fingerprint
 from server.accounts import accounts, tokens
 from server.metadata import schema
@@ -142,8 +141,8 @@ class Scene:
     def purged(self) -> str:
         """The id of a file that Anna has deleted for good."""
         file = self.trashed()
-        wanted = account.EmptyTrash(files=[file])
-        self.owner.request("POST", "/v1/trash/empty", account.EmptiedReply, wanted)
+        wanted = account_messages.EmptyTrash(files=[file])
+        self.owner.request("POST", "/v1/trash/empty", account_messages.EmptiedReply, wanted)
         return file
 
     def session(self) -> str:
@@ -155,7 +154,9 @@ class Scene:
     def link(self) -> tuple[str, str]:
         """The id of a link that Anna has made to the shared directory, and its secret."""
         path = f"/v1/files/{self.shared}/links"
-        made = self.owner.request("POST", path, account.LinkMade, account.MakeLink())
+        made = self.owner.request(
+            "POST", path, account_messages.LinkMade, account_messages.MakeLink()
+        )
         return made.link.id, made.url.rpartition("/")[2]
 
     def device(self) -> str:
@@ -201,12 +202,14 @@ def _login(scene: Scene, _by: Client) -> Ask:
 def _password(scene: Scene, by: Client) -> Ask:
     if by.token:
         scene.set_password(by)
-    return Ask("/v1/password", account.ChangePassword(old=PASSWORD, new="another password"))
+    return Ask(
+        "/v1/password", account_messages.ChangePassword(old=PASSWORD, new="another password")
+    )
 
 
 def _share(scene: Scene, _by: Client) -> Ask:
-    invite = account.Invite(scene.guest.me.account, "viewer")
-    return Ask(f"/v1/files/{scene.fresh().file}/share", account.ShareRequest([invite]))
+    invite = account_messages.Invite(scene.guest.me.account, "viewer")
+    return Ask(f"/v1/files/{scene.fresh().file}/share", account_messages.ShareRequest([invite]))
 
 
 def _unshare(scene: Scene, _by: Client) -> Ask:
@@ -362,7 +365,7 @@ ASKS: dict[str, Make] = {
     "GET /v1/me": _same("/v1/me"),
     "POST /v1/password": _password,
     "GET /v1/devices": _same("/v1/devices"),
-    "POST /v1/devices": _same("/v1/devices", account.MakeToken(name="one more")),
+    "POST /v1/devices": _same("/v1/devices", account_messages.MakeToken(name="one more")),
     "POST /v1/devices/rotate": _same("/v1/devices/rotate"),
     "DELETE /v1/devices/{device_id}": lambda scene, _: Ask(f"/v1/devices/{scene.device()}"),
     "POST /v1/files (new version)": lambda scene, _: _start(file=scene.file),
@@ -385,7 +388,7 @@ ASKS: dict[str, Make] = {
     "DELETE /v1/files/{file_id}/share/{account} (one's own)": _leave,
     "GET /v1/shared": _same("/v1/shared"),
     "POST /v1/files/{file_id}/links": lambda scene, _: Ask(
-        f"/v1/files/{scene.shared}/links", account.MakeLink()
+        f"/v1/files/{scene.shared}/links", account_messages.MakeLink()
     ),
     "GET /v1/files/{file_id}/links": _of("shared", "/v1/files/{}/links"),
     "GET /v1/links": _same("/v1/links"),
@@ -398,7 +401,7 @@ ASKS: dict[str, Make] = {
     ),
     "GET /v1/trash (by id)": lambda s, _: Ask("/v1/trash", None, {"ending": s.trashed()[-8:]}),
     "POST /v1/trash/empty": lambda scene, _: Ask(
-        "/v1/trash/empty", account.EmptyTrash(files=[scene.trashed()])
+        "/v1/trash/empty", account_messages.EmptyTrash(files=[scene.trashed()])
     ),
     "GET /v1/uploads/{version}": lambda scene, _: Ask(f"/v1/uploads/{scene.session()}"),
     "POST /v1/uploads/{version}/urls": _urls,

@@ -37,8 +37,7 @@ import trio
 from msgspec import to_builtins
 
 from mount import credentials, mountinfo
-from mount.control import client
-from mount.control import messages as say
+from mount.control import client, messages
 from mount.failures import Failure
 from remote.http.api import ApiClient
 from remote.protocol import backoff
@@ -167,16 +166,16 @@ class Device:
 
     def flush(self, seconds: float = COMMAND_SECONDS) -> None:
         """Returns when the server has everything that was written here."""
-        self._ask(say.FlushRequest(seconds), patience=seconds)
+        self._ask(messages.FlushRequest(seconds), line_timeout=seconds)
 
     def status(self) -> dict[str, Any]:
         """What `nearline status --json` prints while the mount answers."""
-        found: dict[str, Any] = to_builtins(self._ask(say.StatusRequest(), COMMAND_SECONDS))
+        found: dict[str, Any] = to_builtins(self._ask(messages.StatusRequest(), COMMAND_SECONDS))
         return found
 
-    def _ask(self, request: say.Request, patience: float) -> say.Reply:
+    def _ask(self, request: messages.Request, line_timeout: float) -> messages.Reply:
         try:
-            return client.ask(say.socket_path(self.state), request, patience=patience)
+            return client.ask(messages.socket_path(self.state), request, line_timeout=line_timeout)
         except Failure as failure:
             raise Trouble(f"{request} of {self.name}: {failure}") from failure
 
@@ -190,7 +189,7 @@ class Device:
 
     def clear_cache(self) -> None:
         """Forget every block, here and in the kernel: the next read is a cold one."""
-        self._ask(say.CacheClearRequest(), COMMAND_SECONDS)
+        self._ask(messages.CacheClearRequest(), COMMAND_SECONDS)
         drop_page_cache(self.at)
 
     def sees(self, name: str, content: bytes | None = None) -> Path:

@@ -75,7 +75,7 @@ def test_log_and_restore(people: People) -> None:
     assert second["account"] == ACCOUNT
     shown = people.say("log", letter).splitlines()
     assert len(shown) == 3
-    assert re.search(rf"{second['id'][-8:]} .* 14 B .* anna on .* current", shown[1])
+    assert re.search(rf"{second['id'][-8:]} .* 14 bytes .* anna on .* current", shown[1])
     assert Path(people.anna.at, first["path"]).read_text() == "first"
 
     people.say("restore", letter)
@@ -259,7 +259,7 @@ def test_a_failed_request_has_one_id_in_both_logs(people: People) -> None:
     lines = [json.loads(line) for line in people.anna.log.splitlines()]
     people.refused("share", people.anna.at, "nobody-at-all")
     fresh = [json.loads(line) for line in people.anna.log.splitlines()][len(lines) :]
-    (failed,) = [line for line in fresh if line["event"] == "request failed"]
+    (failed,) = [line for line in fresh if line["event"] == "request_failed"]
     assert failed["path"].endswith("/share")
     assert failed["id"] in people.site.server.log.read_text()
 

@@ -158,7 +158,7 @@ def test_lasting_corruption_is_an_error_that_names_what_is_corrupt(
     with pytest.raises(OSError, match="Input/output") as failed:
         cold.path.read_bytes()
     assert failed.value.errno == errno.EIO
-    [line] = logged(cold.reader, "corrupt block given up")[:1]
+    [line] = logged(cold.reader, "corrupt_block_given_up")[:1]
     assert len(str(line["chunk"])) == 64
     assert line["block"] in (0, 1, 2)
     assert line["host"] == proxied.proxy.url.removeprefix("http://")

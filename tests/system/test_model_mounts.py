@@ -66,7 +66,7 @@ class Away(Device):
 
     def flush(self, seconds: float = harness.COMMAND_SECONDS) -> None:
         request = FlushRequest(timeout=seconds)
-        client.ask(socket_path(self.state), request, patience=None)
+        client.ask(socket_path(self.state), request, line_timeout=None)
 
 
 @dataclass

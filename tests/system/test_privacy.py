@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from mount import mountinfo
-from mount.config import Options, make_config
+from mount.config import make_config
+from mount.options import Options
 from mount.process import launch
 from tests.system import harness
 from tests.system.harness import Device, Site, nearline, noise, run
@@ -104,7 +105,7 @@ def test_a_start_that_fails_after_mounting_leaves_nothing(site: Site, tmp_path: 
     program.write_text(FAILING)
     device = site.device("failing")
     device.at.mkdir()
-    options = Options(state=device.state, cache=device.cache, insecure=True)
+    options = Options(state_dir=device.state, cache_dir=device.cache, insecure=True)
     config = make_config(site.server.url, device.at, harness.ACCOUNT, options)
     answer, write_end = os.pipe()
     with subprocess.Popen(

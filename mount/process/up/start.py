@@ -22,8 +22,9 @@ from msgspec import DecodeError, Struct, json
 
 from cache.metadata.durable import write_durably
 from mount import credentials, mountinfo
-from mount.config import MountConfig, Options, default_cache_dir, default_state_dir, make_config
+from mount.config import MountConfig, default_cache_dir, default_state_dir, make_config
 from mount.failures import Failure
+from mount.options import Options
 from mount.process import embedded, launch, preflight
 from mount.process.up.server import Server
 from mount.process.up.supervisor import Watch, say
@@ -32,7 +33,7 @@ FIRST_PORT = 8750
 
 
 class Settings(Struct, frozen=True):
-    """What the first `up` chose and every later one keeps: the URL names the credentials and the
+    """Choices of the first `up` that every later one keeps: the URL names the credentials and the
     mount's state, so the port must stay. `id` ties the mount's state to this server's data."""
 
     port: int
@@ -86,7 +87,7 @@ def _settings_file(data_dir: Path) -> Path:
 
 
 def load_settings(data_dir: Path) -> Settings | None:
-    """What an earlier start chose; None at the first."""
+    """The choices of an earlier start; None at the first."""
     try:
         return json.decode(_settings_file(data_dir).read_bytes(), type=Settings)
     except FileNotFoundError:
@@ -128,8 +129,8 @@ def configure(mountpoint: Path, settings: Settings, options: Options) -> MountCo
     key = f"{url}#{settings.id}"
     options = replace(
         options,
-        state=options.state or default_state_dir(key, mountpoint),
-        cache=options.cache or default_cache_dir(key, mountpoint),
+        state_dir=options.state_dir or default_state_dir(key, mountpoint),
+        cache_dir=options.cache_dir or default_cache_dir(key, mountpoint),
     )
     return make_config(url, mountpoint, settings.account, options)
 

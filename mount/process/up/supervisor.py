@@ -126,8 +126,8 @@ class Watch:
         self._follow_server()
         try:
             self._server.wait_ready()
-        except Failure as failure:
-            say(f"{failure}.")
+        except Failure as error:
+            say(f"{error}.")
             return  # its end is an event of its own
         self._failures = 0
         say("The server runs again.")
@@ -154,12 +154,12 @@ class Watch:
         here = self._config.mountpoint
         try:
             note = unmount.unmount(here, on_progress=view)
-        except unmount.Busy as busy:
+        except unmount.Busy as error:
             record = registry.get(here)
             if record is not None:
                 unmount.flush(record, timeout=None, on_progress=view)
                 unmount.terminate(record)
-            by = f": {busy.by}" if busy.by else ""
+            by = f": {error.by}" if error.by else ""
             return f"Everything is sent, and {here} is unmounted, though it was in use{by}."
         return note or f"Everything is sent, and {here} is unmounted."
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from cache.files import spool as module
+from cache.files import spool as spool_module
 from cache.files.spool import THREADED_WRITE, Damaged, Spool
 
 
@@ -42,7 +42,7 @@ async def test_bytes_that_are_gone_are_damage_and_not_zeros(tmp_path: Path) -> N
 
 
 async def test_descriptors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "OPEN_FILES", 4)
+    monkeypatch.setattr(spool_module, "OPEN_FILES", 4)
     spool = Spool(tmp_path / "spool")
     await spool.write(1, 0, b"1")
     with spool.lease(1) as leased:

@@ -12,7 +12,7 @@ import trio
 from cache.metadata.manifests import Manifests
 from cache.metadata.operations import Op
 from cache.metadata.tree import ROOT
-from cache.sync import uploader as module
+from cache.sync import uploader
 from cache.sync.uploader import Uploader
 from remote.protocol.chunking import check_cut, is_well_cut
 from remote.protocol.codec import Encoded
@@ -208,7 +208,7 @@ async def test_a_growing_file_is_sent_while_it_grows(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when what was sent early is written again, and when it is cut off."""
-    monkeypatch.setattr(module, "EARLY_STEP", 4 * MIB)
+    monkeypatch.setattr(uploader, "EARLY_STEP", 4 * MIB)
     state, data = bench.state, bytearray(noise(11 * MIB))
     node = await state.save("a", bytes(data[: 9 * MIB]))
     (op,) = state.journal
@@ -231,7 +231,7 @@ async def test_a_growing_file_is_sent_while_it_grows(
 async def test_an_early_file_that_shrank_below_what_was_sent(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EARLY_STEP", 4 * MIB)
+    monkeypatch.setattr(uploader, "EARLY_STEP", 4 * MIB)
     state, data = bench.state, noise(9 * MIB)
     node = await state.save("a", data)
     (op,) = state.journal
@@ -243,7 +243,7 @@ async def test_an_early_file_that_shrank_below_what_was_sent(
 async def test_an_early_step_that_failed_counts_for_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EARLY_STEP", 4 * MIB)
+    monkeypatch.setattr(uploader, "EARLY_STEP", 4 * MIB)
     state, data = bench.state, noise(9 * MIB)
     await state.save("a", data)
     (op,) = state.journal
@@ -315,7 +315,7 @@ async def test_what_was_folded_away_before_the_first_step_is_left_alone(bench: B
 async def test_nothing_is_kept_of_what_was_folded_away_when_its_bytes_were_there(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EARLY_STEP", 4 * MIB)
+    monkeypatch.setattr(uploader, "EARLY_STEP", 4 * MIB)
     state = bench.state
     await state.save("a", noise(9 * MIB))
     (op,) = state.journal
@@ -331,7 +331,7 @@ async def test_nothing_is_kept_of_what_was_folded_away_when_its_bytes_were_there
 async def test_a_growing_file_that_is_gone_before_the_first_step_is_left_alone(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EARLY_STEP", 4 * MIB)
+    monkeypatch.setattr(uploader, "EARLY_STEP", 4 * MIB)
     state = bench.state
     node = await state.save("a", noise(9 * MIB))
     (op,) = state.journal

@@ -20,40 +20,75 @@ import trio
 from msgspec import json, structs
 
 from mount.cli import main, setup
-from mount.control import account_messages as messages
-from mount.control import messages as say
-from mount.control import server
+from mount.control import messages, server
+from mount.control.account_messages import (
+    Device,
+    Devices,
+    DevicesRequest,
+    Emptied,
+    Grant,
+    History,
+    LeaveRequest,
+    Link,
+    LinkMade,
+    Links,
+    LinksRequest,
+    LogRequest,
+    MakeLinkRequest,
+    MakeTokenRequest,
+    Reached,
+    ReloadTokenRequest,
+    Restored,
+    RestoreRequest,
+    RevokeDeviceRequest,
+    RevokeLinkRequest,
+    RotateRequest,
+    Shared,
+    SharedPlace,
+    SharedRequest,
+    ShareRequest,
+    Shares,
+    SharesRequest,
+    Token,
+    Trash,
+    TrashedFile,
+    TrashEmptyRequest,
+    TrashRequest,
+    TrashRestoreRequest,
+    UnshareRequest,
+    Version,
+)
 from mount.failures import Failure
 from mount.process import registry
 from tests.mount import asking
 
 ID = "019ab3c4d5e670008888888" + "81a2b3c4d"
 NOON = 1_795_359_845 * 10**9
-LINK = messages.Link(
+LINK = Link(
     id=ID, name="b", path="a/b", created_ns=NOON, expires_ns=None, has_password=True,
     max_downloads=3, downloads=1,
 )  # fmt: skip
-DEVICE = messages.Device(
+DEVICE = Device(
     id=ID, name="laptop", scope="full", folder=None, folder_id=None, created_ns=NOON,
     expires_ns=None, seen_ns=None, current=True,
 )  # fmt: skip
-VERSION = messages.Version(
+VERSION = Version(
     id=ID, path="letter.txt@@/x", created_ns=NOON, mtime_ns=NOON, size=1200, account="anna",
     device="laptop", current=True, restored_from="f" * 32, overtook="e" * 32,
 )  # fmt: skip
-TRASHED = messages.TrashedFile(
+TRASHED = TrashedFile(
     id=ID, path="Project", name="Project", kind="directory", size=0, trashed_ns=NOON,
     expires_ns=NOON, inside=7,
 )  # fmt: skip
-GRANT = messages.Grant(account="ben", role="viewer", path="a", granted_by="anna", at_ns=NOON)
-SHARES = messages.Shares(path="a", owner="anna", grants=[GRANT])
-REACHED = messages.Reached(account="ben", role="editor", name="plan", path="other/plan")
-ALSO = messages.Shares(path="a", owner="anna", grants=[], reached=[REACHED], more_reached=True)
+GRANT = Grant(account="ben", role="viewer", path="a", granted_by="anna", at_ns=NOON)
+SHARES = Shares(path="a", owner="anna", grants=[GRANT])
+REACHED = Reached(account="ben", role="editor", name="plan", path="other/plan")
+ALSO = Shares(path="a", owner="anna", grants=[], reached=[REACHED], more_reached=True)
 MOVED = structs.replace(LINK, was_name="c", was_path="x/c")
 TAKEN = structs.replace(LINK, was_name="c")
 RENAMED = structs.replace(GRANT, was_name="c", was_path="c")
-PLACE = messages.SharedPlace(path="Shared/ben/x", owner="ben", role="editor", kind="file", size=3)
-RESTORED = messages.Restored(path="letter.txt", version=ID)
+PLACE = SharedPlace(path="Shared/ben/x", owner="ben", role="editor", kind="file", size=3)
+RESTORED = Restored(path="letter.txt", version=ID)
 
 
 class FakeMount:
@@ -63,7 +98,7 @@ class FakeMount:
         self.asked: list[Any] = []
         self.answers: list[Any] = []
 
-    def status(self) -> say.Status:
+    def status(self) -> messages.Status:
         raise NotImplementedError
 
     async def account(self, request: Any, report: server.Report) -> Any:
@@ -122,59 +157,59 @@ def mount(mounts: Mounts) -> FakeMount:
 
 CASES: list[tuple[list[str], Any, Any, str]] = [
     # what is typed, what the mount is asked, what it answers, what is printed
-    (["share", "/m/a", "ben"], messages.ShareRequest("a", "ben", "viewer"), SHARES, "is viewer"),
-    (["share", "/m", "ben", "--role", "editor"], messages.ShareRequest("", "ben", "editor"), SHARES,
+    (["share", "/m/a", "ben"], ShareRequest("a", "ben", "viewer"), SHARES, "is viewer"),
+    (["share", "/m", "ben", "--role", "editor"], ShareRequest("", "ben", "editor"), SHARES,
      "ben is editor of the whole drive"),
-    (["unshare", "/m/a/b", "BEN"], messages.UnshareRequest("a/b", "BEN"), SHARES,
+    (["unshare", "/m/a/b", "BEN"], UnshareRequest("a/b", "BEN"), SHARES,
      "BEN still sees it as viewer of a."),
-    (["unshare", "/m/a/b", "BEN"], messages.UnshareRequest("a/b", "BEN"), ALSO,
+    (["unshare", "/m/a/b", "BEN"], UnshareRequest("a/b", "BEN"), ALSO,
      "BEN still reaches other/plan as editor.\nThere is more"),
-    (["shares", "/m/a"], messages.SharesRequest("a"), SHARES, "anna     owner"),
-    (["shares", "/m/a"], messages.SharesRequest("a"), ALSO, "ben      editor  other/plan"),
-    (["shares", "/m/a"], messages.SharesRequest("a"),
-     messages.Shares(path="a", owner="anna", grants=[RENAMED]),
+    (["shares", "/m/a"], SharesRequest("a"), SHARES, "anna     owner"),
+    (["shares", "/m/a"], SharesRequest("a"), ALSO, "ben      editor  other/plan"),
+    (["shares", "/m/a"], SharesRequest("a"),
+     Shares(path="a", owner="anna", grants=[RENAMED]),
      "GIVEN ON  WAS  BY    WHEN\nanna     owner\nben      viewer  a         c    anna  "),
-    (["shared"], messages.SharedRequest(), messages.Shared([PLACE]), "Shared/ben/x  ben    editor"),
-    (["leave", "/m/Shared/ben/x"], messages.LeaveRequest("Shared/ben/x"), say.Done(), "not shared"),
+    (["shared"], SharedRequest(), Shared([PLACE]), "Shared/ben/x  ben    editor"),
+    (["leave", "/m/Shared/ben/x"], LeaveRequest("Shared/ben/x"), messages.Done(), "not shared"),
     (["link", "/m/a", "--expires", "1d 2h", "--max-downloads", "3"],
-     messages.MakeLinkRequest(path="a", expires_seconds=93600, max_downloads=3),
-     messages.LinkMade(LINK, "https://x/s/secret"), "https://x/s/secret\n"),
-    (["links"], messages.LinksRequest(None), messages.Links([LINK]), "1a2b3c4d"),
-    (["links", "/m"], messages.LinksRequest(None), messages.Links([LINK]), "1 of 3"),
-    (["links"], messages.LinksRequest(None), messages.Links([LINK]), "PATH  MADE"),
-    (["links"], messages.LinksRequest(None), messages.Links([LINK, MOVED]), "a/b   x/c  "),
-    (["links"], messages.LinksRequest(None), messages.Links([TAKEN]), "a/b   (elsewhere)/c  "),
-    (["links", "/m/a"], messages.LinksRequest("a"), messages.Links([]), "nearline link PATH"),
-    (["links", "revoke", "1a2b3c4d"], messages.RevokeLinkRequest("1a2b3c4d"), say.Done(),
+     MakeLinkRequest(path="a", expires_seconds=93600, max_downloads=3),
+     LinkMade(LINK, "https://x/s/secret"), "https://x/s/secret\n"),
+    (["links"], LinksRequest(None), Links([LINK]), "1a2b3c4d"),
+    (["links", "/m"], LinksRequest(None), Links([LINK]), "1 of 3"),
+    (["links"], LinksRequest(None), Links([LINK]), "PATH  MADE"),
+    (["links"], LinksRequest(None), Links([LINK, MOVED]), "a/b   x/c  "),
+    (["links"], LinksRequest(None), Links([TAKEN]), "a/b   (elsewhere)/c  "),
+    (["links", "/m/a"], LinksRequest("a"), Links([]), "nearline link PATH"),
+    (["links", "revoke", "1a2b3c4d"], RevokeLinkRequest("1a2b3c4d"), messages.Done(),
      "nowhere"),
-    (["log", "/m/letter.txt"], messages.LogRequest("letter.txt"),
-     messages.History(path="letter.txt", versions=[VERSION]),
+    (["log", "/m/letter.txt"], LogRequest("letter.txt"),
+     History(path="letter.txt", versions=[VERSION]),
      "1.2 kB  anna on laptop  current, restored from ffffffff, won over eeeeeeee  letter.txt@@/x"),
-    (["restore", "/m/letter.txt"], messages.RestoreRequest(path="letter.txt"), RESTORED,
+    (["restore", "/m/letter.txt"], RestoreRequest(path="letter.txt"), RESTORED,
      "letter.txt is as in version 1a2b3c4d again"),
     (["restore", "/m/letter.txt", "--version", "1a2b3c4d"],
-     messages.RestoreRequest(path="letter.txt", version="1a2b3c4d"), RESTORED, "again"),
-    (["trash", "list"], messages.TrashRequest(), messages.Trash([TRASHED]), "7 inside  Project/"),
-    (["trash", "list", "/m"], messages.TrashRequest(), messages.Trash([]), "The trash is empty."),
+     RestoreRequest(path="letter.txt", version="1a2b3c4d"), RESTORED, "again"),
+    (["trash", "list"], TrashRequest(), Trash([TRASHED]), "7 inside  Project/"),
+    (["trash", "list", "/m"], TrashRequest(), Trash([]), "The trash is empty."),
     (["trash", "restore", "/m/Project"],
-     messages.TrashRestoreRequest(said="/m/Project", path="Project"),
-     messages.Restored(path="Project", files=8), "Project is back, 8 files and folders in all."),
+     TrashRestoreRequest(said="/m/Project", path="Project"),
+     Restored(path="Project", files=8), "Project is back, 8 files and folders in all."),
     (["trash", "restore", "1a2b3c4d", "--to", "/m/new"],
-     messages.TrashRestoreRequest(said="1a2b3c4d", to="new"),
-     messages.Restored(path="new/Project", files=1), "new/Project is back.\n"),
-    (["trash", "empty", "--yes"], messages.TrashEmptyRequest(), messages.Emptied(5), "5 files"),
-    (["trash", "empty", "/m", "--yes"], messages.TrashEmptyRequest(), messages.Emptied(5), "5"),
-    (["trash", "empty", "1a2b3c4d", "--yes"], messages.TrashEmptyRequest(said="1a2b3c4d"),
-     messages.Emptied(1), "1 files"),
-    (["devices"], messages.DevicesRequest(), messages.Devices([DEVICE]), "this mount"),
-    (["devices", "list", "/m"], messages.DevicesRequest(), messages.Devices([DEVICE]),
+     TrashRestoreRequest(said="1a2b3c4d", to="new"),
+     Restored(path="new/Project", files=1), "new/Project is back.\n"),
+    (["trash", "empty", "--yes"], TrashEmptyRequest(), Emptied(5), "5 files"),
+    (["trash", "empty", "/m", "--yes"], TrashEmptyRequest(), Emptied(5), "5"),
+    (["trash", "empty", "1a2b3c4d", "--yes"], TrashEmptyRequest(said="1a2b3c4d"),
+     Emptied(1), "1 files"),
+    (["devices"], DevicesRequest(), Devices([DEVICE]), "this mount"),
+    (["devices", "list", "/m"], DevicesRequest(), Devices([DEVICE]),
      "everything"),
-    (["devices", "revoke", "laptop"], messages.RevokeDeviceRequest(said="laptop"),
-     say.Done("laptop"), "laptop is refused"),
+    (["devices", "revoke", "laptop"], RevokeDeviceRequest(said="laptop"),
+     messages.Done("laptop"), "laptop is refused"),
     (["devices", "add", "backup", "--read-only", "--folder", "/m/f", "--expires", "30d"],
-     messages.MakeTokenRequest(name="backup", read_only=True, folder="f", expires_seconds=2592000),
-     messages.Token(id=ID, name="backup", token="the-token"), "the-token\n"),
-    (["devices", "rotate"], messages.RotateRequest(), say.Done("the keyring"), "the keyring"),
+     MakeTokenRequest(name="backup", read_only=True, folder="f", expires_seconds=2592000),
+     Token(id=ID, name="backup", token="the-token"), "the-token\n"),
+    (["devices", "rotate"], RotateRequest(), messages.Done("the keyring"), "the keyring"),
 ]  # fmt: skip
 
 
@@ -250,7 +285,7 @@ def test_a_password_for_a_link_is_not_in_the_arguments(
     mount: FakeMount, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "p").write_text("open sesame\n")
-    mount.answers = [messages.LinkMade(LINK, "https://x/s/secret")]
+    mount.answers = [LinkMade(LINK, "https://x/s/secret")]
     assert main(["link", "/m/a", "--password-file", str(tmp_path / "p")]) == 0
     assert mount.asked[0].password == "open sesame"
     printed = capsys.readouterr()
@@ -260,7 +295,7 @@ def test_a_password_for_a_link_is_not_in_the_arguments(
 
 def test_not_everything_came_back(mount: FakeMount, capsys: pytest.CaptureFixture[str]) -> None:
     left = ["Project/a: the drive is full"]
-    mount.answers = [messages.Restored(path="Project", files=2, left=left)]
+    mount.answers = [Restored(path="Project", files=2, left=left)]
     assert main(["trash", "restore", "/m/Project"]) == 1
     printed = capsys.readouterr()
     assert "Project is back" in printed.out
@@ -274,7 +309,7 @@ def test_emptying_asks_on_a_terminal(
     terminal = io.StringIO(typed)
     terminal.isatty = lambda: True  # type: ignore[method-assign]  # the one thing asked of it
     monkeypatch.setattr(sys, "stdin", terminal)
-    mount.answers = [messages.Emptied(5)]
+    mount.answers = [Emptied(5)]
     assert main(["trash", "empty"]) == 0
     assert len(mount.asked) == asked
 
@@ -283,8 +318,8 @@ def test_names_cannot_write_to_the_terminal(
     mount: FakeMount, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hostile = "\x1b[2Jx\n\u202etxt.exe"
-    place = messages.SharedPlace(path=hostile, owner=hostile, role="viewer", kind="file", size=1)
-    mount.answers = [messages.Shared([place])]
+    place = SharedPlace(path=hostile, owner=hostile, role="viewer", kind="file", size=1)
+    mount.answers = [Shared([place])]
     assert main(["shared"]) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 2
@@ -300,7 +335,7 @@ def test_which_mount_is_meant(
     one, other = mounts.add("m"), mounts.add("n")
     assert main(["trash", "list"]) == 2
     assert "/m, /n" in capsys.readouterr().err
-    other.answers = [messages.Trash([])] * 2
+    other.answers = [Trash([])] * 2
     assert main(["trash", "list", "/n"]) == 0
     monkeypatch.setattr(os.path, "abspath", lambda path: "/n/deep" if path == "." else path)
     assert main(["trash", "list"]) == 0
@@ -309,13 +344,13 @@ def test_which_mount_is_meant(
 
 def test_a_login_tells_running_mounts(mounts: Mounts, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad, other = mounts.add("m"), mounts.add("n"), mounts.add("o", account="ben")
-    good.answers, bad.answers = [say.Done("goes on")], [Failure("another drive")]
+    good.answers, bad.answers = [messages.Done("goes on")], [Failure("another drive")]
     setup.tell_of_mounts("http://x", "anna")
     told = capsys.readouterr().out
     assert "The mount at /m goes on." in told
     assert "The mount at /n did not take the new token (another drive)" in told
     assert "The mount at /o is of ben and stays so" in told
-    assert good.asked == bad.asked == [messages.ReloadTokenRequest()]
+    assert good.asked == bad.asked == [ReloadTokenRequest()]
     assert other.asked == []
 
 
@@ -323,10 +358,13 @@ def test_rotating_tells_the_other_mounts_of_the_login(
     mounts: Mounts, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, same, another = mounts.add("m"), mounts.add("n"), mounts.add("o", account="ben")
-    one.answers, same.answers = [say.Done("the keyring")], [say.Done()]
+    one.answers, same.answers = [messages.Done("the keyring")], [messages.Done()]
     assert main(["devices", "rotate", "/m"]) == 0
-    assert (one.asked, same.asked) == ([messages.RotateRequest()], [messages.ReloadTokenRequest()])
+    assert (one.asked, same.asked) == (
+        [RotateRequest()],
+        [ReloadTokenRequest()],
+    )
     assert another.asked == []
-    one.answers, same.answers = [say.Done("the keyring")], [Failure("the keyring is locked")]
+    one.answers, same.answers = [messages.Done("the keyring")], [Failure("the keyring is locked")]
     assert main(["devices", "rotate", "/m"]) == 1
     assert "mount it again" in capsys.readouterr().err

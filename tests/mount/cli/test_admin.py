@@ -68,7 +68,7 @@ def test_gc_says_what_it_would_do_and_does_it(data: Path, run: Run) -> None:
     assert run("admin", "gc", "--data", data) == "There was nothing to do.\n"
     lost = orphan(data)
     would = run("admin", "gc", "--dry-run", "--data", data)
-    assert would == "would be deleted: 1 stored objects that no chunk is of, 5 B\n"
+    assert would == "would be deleted: 1 stored objects that no chunk is of, 5 bytes\n"
     assert lost.exists()
     assert run("admin", "gc", "--data", data).startswith("were deleted: 1 stored objects")
     assert not lost.exists()
@@ -145,7 +145,7 @@ def test_a_name_cannot_draw_on_the_terminal(data: Path, run: Run) -> None:
 
 def test_backup_and_restore(data: Path, tmp_path: Path, run: Run) -> None:
     dest, new = tmp_path / "backup", tmp_path / "new"
-    assert "0 objects, 0 B; 0 are new" in run("admin", "backup", dest, "--data", data)
+    assert "0 objects, 0 bytes; 0 are new" in run("admin", "backup", dest, "--data", data)
     made = json.loads(run("admin", "backup", dest, "--json", "--data", data))
     assert made == {"objects": 0, "bytes": 0, "copied": 0, "removed": 0, "lost": []}
     told = run("admin", "restore", dest, "--data", new)
@@ -177,7 +177,7 @@ def test_what_could_not_be_backed_up_makes_the_exit_code_1(
 def test_accounts_are_listed_and_changed(data: Path, run: Run) -> None:
     run("account", "set", "anna", "--quota", "10GiB", "--keep-days", "5", "--data", data)
     [line] = run("account", "list", "--data", data).splitlines()[1:]
-    assert line.split()[:6] == ["anna", "0", "B", "10.7", "GB", "5"]
+    assert line.split()[:6] == ["anna", "0", "bytes", "10.7", "GB", "5"]
     run("account", "set", "anna", "--quota", "none", "--keep-days", "default", "--data", data)
     [account] = json.loads(run("account", "list", "--json", "--data", data))["accounts"]
     assert (account["quota_bytes"], account["keep_days"]) == (None, None)

@@ -18,8 +18,7 @@ from mount.control.messages import Status, UploadStatus
 from mount.failures import Failure
 from mount.process import preflight, registry, unmount
 from remote.http import api
-from remote.protocol import account_messages as account
-from remote.protocol import errors, messages
+from remote.protocol import account_messages, errors, messages
 from remote.protocol.certificates import fingerprint
 
 URL = "http://localhost:1"
@@ -193,10 +192,10 @@ def test_the_status_of_a_living_mount_for_people() -> None:
 class FakeClient:
     """Stands where `ApiClient` does."""
 
-    answer: messages.LoginReply | account.PasswordReply | errors.NearlineError
+    answer: messages.LoginReply | account_messages.PasswordReply | errors.NearlineError
     asked: messages.LoginRequest
     safety: dict[str, object]
-    changed: ClassVar[list[account.ChangePassword]] = []
+    changed: ClassVar[list[account_messages.ChangePassword]] = []
 
     def __init__(self, url: str, token: str | None, **safety: object) -> None:
         assert token in (None, "the-token")
@@ -207,7 +206,7 @@ class FakeClient:
 
     async def __aexit__(self, *_: object) -> None: ...
 
-    async def change_password(self, request: account.ChangePassword) -> Any:
+    async def change_password(self, request: account_messages.ChangePassword) -> Any:
         FakeClient.changed.append(request)
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -325,17 +324,17 @@ def test_a_password_is_changed(
     assert main(["passwd", *files]) == 1
     assert f"the key of the server at {URL} is not known" in one_line(capsys)
     credentials.keep_certificate(URL, SHOWN)
-    FakeClient.answer = account.PasswordReply(0)
+    FakeClient.answer = account_messages.PasswordReply(0)
     FakeClient.changed.clear()
     assert main(["passwd", *files]) == 0
     assert capsys.readouterr().out == "ann has a new password; its devices go on.\n"
-    FakeClient.answer = account.PasswordReply(2)
+    FakeClient.answer = account_messages.PasswordReply(2)
     assert main(["passwd", URL, "--account", "ann", "--revoke-devices", *files]) == 0
     assert "devices refused: 2" in capsys.readouterr().out
     words = {"old": "correct horse", "new": "battery staple"}
     assert FakeClient.changed == [
-        account.ChangePassword(**words),
-        account.ChangePassword(**words, revoke_devices=True),
+        account_messages.ChangePassword(**words),
+        account_messages.ChangePassword(**words, revoke_devices=True),
     ]
     wrong = errors.Forbidden(message="the old password is wrong; try again")
     FakeClient.answer = errors.Refused(wrong)

@@ -16,18 +16,36 @@ import trio.testing
 from cache.metadata.operations import Op
 from cache.metadata.tree import ROOT
 from mount import credentials
-from mount.control import account_messages as ask
 from mount.control import dispatch
-from mount.control import messages as say
-from mount.control.context import Account, one_of
+from mount.control import messages as control_messages
+from mount.control.account_messages import (
+    AccountRequest,
+    Emptied,
+    LeaveRequest,
+    LinksRequest,
+    LogRequest,
+    MakeLinkRequest,
+    ReloadTokenRequest,
+    RestoreRequest,
+    RevokeDeviceRequest,
+    RevokeLinkRequest,
+    RotateRequest,
+    ShareRequest,
+    Shares,
+    SharesRequest,
+    TrashEmptyRequest,
+    TrashRequest,
+    TrashRestoreRequest,
+    UnshareRequest,
+)
+from mount.control.context import CommandContext, one_of
 from mount.failures import Failure
 from mount.session.relogin import Relogin
-from remote.protocol import account_messages as account
-from remote.protocol import errors, messages
+from remote.protocol import account_messages, errors, messages
 from remote.protocol.errors import Refused, Unauthorized, Unreachable
 from tests.cache.state import ROOT_FILE, State, new_file
 
-LINK = account.LinkInfo(
+LINK = account_messages.LinkInfo(
     id="1" * 32, file=ROOT_FILE, name="n", created_ns=1, expires_ns=None, has_password=False,
     max_downloads=None, downloads=0,
 )  # fmt: skip
@@ -129,17 +147,17 @@ class Site:
             self.session.adopted.append,
             lambda: self.session.events.append("taken"),
         )
-        self.account = Account(self.config, self.session, self.told)  # type: ignore[arg-type]  # ditto
-        self.reports: list[say.Progress] = []
+        self.context = CommandContext(self.config, self.session, self.told)  # type: ignore[arg-type]  # ditto
+        self.reports: list[control_messages.Progress] = []
 
     async def told(self) -> None:
         self.session.events.append("told")
 
-    async def report(self, progress: say.Progress) -> None:
+    async def report(self, progress: control_messages.Progress) -> None:
         self.reports.append(progress)
 
-    async def ask(self, request: ask.AccountRequest) -> Any:
-        return await dispatch.answer(self.account, request, self.report)
+    async def ask(self, request: AccountRequest) -> Any:
+        return await dispatch.answer(self.context, request, self.report)
 
 
 @pytest.fixture
@@ -160,15 +178,15 @@ def applied(*_: Any) -> messages.ApplyReply:
 
 
 def test_every_request_has_its_answerer() -> None:
-    assert set(dispatch.ANSWERERS) == set(get_args(ask.AccountRequest))
+    assert set(dispatch.ANSWERERS) == set(get_args(AccountRequest))
 
 
 def test_requests_and_answers_survive_the_socket() -> None:
-    tags = [one.__struct_config__.tag for one in get_args(say.Request)]
+    tags = [one.__struct_config__.tag for one in get_args(control_messages.Request)]
     assert len(set(tags)) == len(tags)
-    request = ask.RestoreRequest(path="a", version="x", at=[1, 2])
-    assert say.decode_request(say.encode(request)) == request
-    for kind in get_args(say.Answer):
+    request = RestoreRequest(path="a", version="x", at=[1, 2])
+    assert control_messages.decode_request(control_messages.encode(request)) == request
+    for kind in get_args(control_messages.Answer):
         assert msgspec.json.schema(kind)
 
 
@@ -180,11 +198,11 @@ async def test_what_was_just_written_goes_first(site: Site, nursery: trio.Nurser
     file, other = await site.state.save("a"), await site.state.save("b")
     replayer = site.session.replayer
     replayer.done = trio.Event()
-    site.server.replies["shares"] = account.SharesReply("anna", [])
+    site.server.replies["shares"] = account_messages.SharesReply("anna", [])
     done = trio.Event()
 
     async def run() -> None:
-        await site.ask(ask.SharesRequest("a"))
+        await site.ask(SharesRequest("a"))
         done.set()
 
     nursery.start_soon(run)
@@ -200,8 +218,8 @@ async def test_what_was_just_written_goes_first(site: Site, nursery: trio.Nurser
 
 async def test_nothing_waits_when_the_server_has_it(site: Site) -> None:
     record = site.state.born("a")
-    site.server.replies["shares"] = account.SharesReply("anna", [])
-    assert await site.ask(ask.SharesRequest("a")) == ask.Shares(path="a", owner="anna", grants=[])
+    site.server.replies["shares"] = account_messages.SharesReply("anna", [])
+    assert await site.ask(SharesRequest("a")) == Shares(path="a", owner="anna", grants=[])
     assert site.session.replayer.flushed == []
     assert site.server.named("shares") == [(record.id,)]
 
@@ -210,12 +228,14 @@ async def test_what_is_reached_otherwise_is_told_by_its_path(site: Site) -> None
     team = site.state.born("team", kind="directory")
     other = site.state.born("other", seq=2, kind="directory")
     known, unknown = (
-        account.Reached(account="ben", role="editor", file="a" * 32, parent=parent, name="plan")
+        account_messages.Reached(
+            account="ben", role="editor", file="a" * 32, parent=parent, name="plan"
+        )
         for parent in (other.id, "b" * 32)
     )
-    reply = account.SharesReply("anna", [], [known, unknown], True)
+    reply = account_messages.SharesReply("anna", [], [known, unknown], True)
     site.server.replies |= {"unshare": None, "shares": reply}
-    told = await site.ask(ask.UnshareRequest("team", "ben"))
+    told = await site.ask(UnshareRequest("team", "ben"))
     assert [one.path for one in told.reached] == ["other/plan", None]
     assert told.more_reached
     assert site.server.named("unshare") == [(team.id, "ben")]
@@ -225,19 +245,22 @@ async def test_what_was_given_out_by_another_name_is_told_with_that(site: Site) 
     """By its path, if the folder where it was is known here."""
     folder = site.state.born("folder", kind="directory")
     file = site.state.born("plan~", seq=2)
-    known, unknown = account.Entry(folder.id, "plan"), account.Entry("b" * 32, "plan")
-    grant = account.Grant(
+    known, unknown = (
+        account_messages.Entry(folder.id, "plan"),
+        account_messages.Entry("b" * 32, "plan"),
+    )
+    grant = account_messages.Grant(
         file=file.id, account="ben", role="viewer", granted_by="anna", at_ns=1, was=known
     )
     link = msgspec.structs.replace(LINK, file=file.id, name="plan~")
     listed = [msgspec.structs.replace(link, was=was) for was in (known, unknown, None)]
     site.server.replies |= {
-        "shares": account.SharesReply("anna", [grant]),
-        "links": account.LinksReply(listed),
+        "shares": account_messages.SharesReply("anna", [grant]),
+        "links": account_messages.LinksReply(listed),
     }
-    (shared,) = (await site.ask(ask.SharesRequest("plan~"))).grants
+    (shared,) = (await site.ask(SharesRequest("plan~"))).grants
     assert (shared.path, shared.was_name, shared.was_path) == ("plan~", "plan", "folder/plan")
-    links = (await site.ask(ask.LinksRequest())).links
+    links = (await site.ask(LinksRequest())).links
     assert {one.path for one in links} == {"plan~"}
     told = [(one.was_name, one.was_path) for one in links]
     assert told == [("plan", "folder/plan"), ("plan", None), (None, None)]
@@ -258,7 +281,7 @@ async def test_what_waits_is_reported_and_given_up_when_offline(
 
         nursery.start_soon(go_offline)
         with pytest.raises(Failure, match="try again when"):
-            await site.ask(ask.SharesRequest("a"))
+            await site.ask(SharesRequest("a"))
     assert [(one.bytes_done, one.bytes_total) for one in site.reports] == [(3, 9), (3, 9)]
     assert site.server.calls == []
     assert site.state.tree.find(node.ino) is not None
@@ -270,7 +293,7 @@ async def test_what_the_server_refused_is_said(site: Site) -> None:
     with site.state.db.transaction():
         site.state.journal.rewrite(op, refused="quota_exceeded: full")
     with pytest.raises(Failure, match="quota_exceeded: full"):
-        await site.ask(ask.SharesRequest("a"))
+        await site.ask(SharesRequest("a"))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +309,7 @@ async def test_a_refusal_says_what_to_do(site: Site, problem: errors.Problem, wo
     site.state.born("a")
     site.server.replies["shares"] = errors.Refused(problem)
     with pytest.raises(Failure, match=words):
-        await site.ask(ask.SharesRequest("a"))
+        await site.ask(SharesRequest("a"))
 
 
 # --- operations ---------------------------------------------------------------------------------
@@ -312,7 +335,7 @@ async def test_no_answer_is_asked_for_again_with_the_same_key(
     site.state.born("a")
     site.server.replies["versions"] = versions("b" * 32, "a" * 32)
     site.server.replies["apply"] = [Unreachable("broke off"), applied()]
-    done = await site.ask(ask.RestoreRequest(path="a"))
+    done = await site.ask(RestoreRequest(path="a"))
     first, second = (request for (request,) in site.server.named("apply"))
     assert first == second
     assert first.ops[0].op.version == done.version == "a" * 32
@@ -326,7 +349,7 @@ async def test_three_times_without_an_answer_is_enough(
     site.server.replies["versions"] = versions("b" * 32, "a" * 32)
     site.server.replies["apply"] = [Unreachable("broke off")] * 4
     with pytest.raises(Failure, match="broke off"):
-        await site.ask(ask.RestoreRequest(path="a"))
+        await site.ask(RestoreRequest(path="a"))
     assert len(site.server.named("apply")) == 3
 
 
@@ -334,7 +357,10 @@ async def test_a_read_only_mount_restores_nothing(site: Site) -> None:
     site.state.born("a")
     site.config.read_only = True
     site.server.replies["versions"] = versions("b" * 32, "a" * 32)
-    for request in (ask.RestoreRequest(path="a"), ask.TrashEmptyRequest()):
+    for request in (
+        RestoreRequest(path="a"),
+        TrashEmptyRequest(),
+    ):
         with pytest.raises(Failure, match="read-only"):
             await site.ask(request)
     assert site.server.named("apply") == []
@@ -343,7 +369,7 @@ async def test_a_read_only_mount_restores_nothing(site: Site) -> None:
 async def test_the_current_version_is_there_already(site: Site) -> None:
     site.state.born("a")
     site.server.replies["versions"] = versions("b" * 32, "a" * 32)
-    await site.ask(ask.RestoreRequest(path="a", version="b" * 8))
+    await site.ask(RestoreRequest(path="a", version="b" * 8))
     assert site.server.named("apply") == []
 
 
@@ -354,7 +380,7 @@ async def test_history_of_many_pages(site: Site) -> None:
     first.versions[0].base = "a" * 32  # its writer had not seen b
     first.versions[1].base = "a" * 32
     site.server.replies["versions"] = [first, second]
-    found = await site.ask(ask.LogRequest("a.txt"))
+    found = await site.ask(LogRequest("a.txt"))
     assert [one.id[0] for one in found.versions] == ["c", "b", "a"]
     assert [one.overtook for one in found.versions] == ["b" * 32, None, None]
     assert found.versions[0].path == "a.txt@@/1970-01-01T00.00.02Z-cccccccc.txt"
@@ -367,7 +393,7 @@ class Trash:
     """A server's trash: what is in it by directory, and what putting back answers."""
 
     def __init__(self, server: Server) -> None:
-        self.items: dict[str | None, list[account.TrashItem]] = {None: []}
+        self.items: dict[str | None, list[account_messages.TrashItem]] = {None: []}
         self.refuse: list[tuple[Callable[[messages.Recover], bool], errors.Problem]] = []
         self.recovered: list[messages.Recover] = []
         server.replies |= {"trash": self.page, "apply": self.apply}
@@ -377,7 +403,7 @@ class Trash:
         record = messages.FileRecord(
             id=file, kind=kind, mode=0, mtime_ns=1, ctime_ns=1, links=0, rev=1
         )
-        item = account.TrashItem(
+        item = account_messages.TrashItem(
             file=record, path=path, parent=under or ROOT_FILE, name=path.rpartition("/")[2],
             trashed_ns=len(self.items[None]), expires_ns=2,
         )  # fmt: skip
@@ -391,7 +417,7 @@ class Trash:
         *,
         name: str | None = None,
         ending: str | None = None,
-    ) -> account.TrashPage:
+    ) -> account_messages.TrashPage:
         """One item a page."""
         items, at = self.items.get(parent, []), int(cursor or 0)
         if ending is not None:
@@ -399,7 +425,7 @@ class Trash:
             items = [item for item in every if item.file.id.endswith(ending)]
         items = [item for item in items if name in (None, item.name)]
         more = str(at + 1) if at + 1 < len(items) else None
-        return account.TrashPage(items=items[at : at + 1], next=more)
+        return account_messages.TrashPage(items=items[at : at + 1], next=more)
 
     def apply(self, request: messages.ApplyRequest) -> messages.ApplyReply:
         return messages.ApplyReply([self._answer(keyed.op) for keyed in request.ops])
@@ -417,7 +443,7 @@ async def test_a_directory_comes_back_before_what_was_in_it(site: Site) -> None:
     top = trash.add("top", kind="directory")
     inner = trash.add("top/inner", top, kind="directory")
     leaves = [trash.add("top/leaf", top), trash.add("top/inner/leaf", inner)]
-    done = await site.ask(ask.TrashRestoreRequest(said="top", path="top"))
+    done = await site.ask(TrashRestoreRequest(said="top", path="top"))
     order = [op.file for op in trash.recovered]
     assert set(order) == {top, inner, *leaves}
     assert order[0] == top
@@ -430,7 +456,7 @@ async def test_a_name_that_is_taken(site: Site) -> None:
     trash.add("d/a.txt", "f" * 32)
     trash.items[None] = trash.items["f" * 32]
     trash.refuse.append((lambda op: op.name in ("a.txt", "a (restored).txt"), errors.Exists()))
-    await site.ask(ask.TrashRestoreRequest(said="x", path="d/a.txt"))
+    await site.ask(TrashRestoreRequest(said="x", path="d/a.txt"))
     (op,) = trash.recovered
     assert (op.parent, op.name) == ("f" * 32, "a (restored 2).txt")
 
@@ -441,7 +467,7 @@ async def test_a_place_that_is_gone_but_has_a_successor(site: Site) -> None:
     fresh = site.state.born("d", kind="directory")
     site.state.list_directory(site.state.listing()["d"], [], 1)
     trash.refuse.append((lambda op: op.parent == ROOT_FILE, errors.NotFound()))
-    await site.ask(ask.TrashRestoreRequest(said="x", path="d/a.txt"))
+    await site.ask(TrashRestoreRequest(said="x", path="d/a.txt"))
     assert [(op.parent, op.name) for op in trash.recovered] == [(fresh.id, "a.txt")]
 
 
@@ -456,7 +482,7 @@ async def test_one_thing_comes_back_out_of_a_deleted_folder(site: Site) -> None:
     wanted, _ = trash.add("above/top/inner/a", inner), trash.add("above/top/inner/b", inner)
     for folder in (top, inner):
         trash.refuse.append((lambda op, at=folder: op.parent == at, errors.NotFound()))
-    done = await site.ask(ask.TrashRestoreRequest(said="x", path="above/top/inner/a"))
+    done = await site.ask(TrashRestoreRequest(said="x", path="above/top/inner/a"))
     first, second, last = trash.recovered
     assert [(op.parent, op.name, op.mode) for op in (first, second)] == [
         (above.id, "top", 0),
@@ -474,7 +500,7 @@ async def test_a_folder_whose_name_is_taken_by_a_file_gets_another(site: Site) -
     trash.add("top/a", top)
     trash.refuse.append((lambda op: op.parent == top, errors.NotFound()))
     trash.refuse.append((lambda op: op.name == "top", errors.Exists()))
-    await site.ask(ask.TrashRestoreRequest(said="x", path="top/a"))
+    await site.ask(TrashRestoreRequest(said="x", path="top/a"))
     assert [op.name for op in trash.recovered] == ["top (restored)", "a"]
 
 
@@ -484,15 +510,15 @@ async def test_what_was_deleted_before_its_folder_is_found_in_it_too(site: Site)
     with_it, before = trash.add("top/a", top), trash.add("top/before")
     trash.add("top/sub", top, kind="directory")
     trash.add("elsewhere")
-    listed = await site.ask(ask.TrashRequest(said="x", path="top"))
+    listed = await site.ask(TrashRequest(said="x", path="top"))
     assert {item.id for item in listed.items} >= {with_it, before}
     assert {item.path for item in listed.items} == {"top/a", "top/before", "top/sub"}
-    same = await site.ask(ask.TrashRequest(said=top[-8:]))
+    same = await site.ask(TrashRequest(said=top[-8:]))
     assert same == listed
-    alone = await site.ask(ask.TrashRequest(said="x", path="top/a"))
+    alone = await site.ask(TrashRequest(said="x", path="top/a"))
     assert [item.id for item in alone.items] == [with_it]
     with pytest.raises(Failure, match="`nearline trash list top` shows what is"):
-        await site.ask(ask.TrashRequest(said="x", path="top/never"))
+        await site.ask(TrashRequest(said="x", path="top/never"))
 
 
 async def test_what_is_inside_is_known_by_its_id(site: Site) -> None:
@@ -501,10 +527,10 @@ async def test_what_is_inside_is_known_by_its_id(site: Site) -> None:
     file = trash.add("top/a", top)
     site.state.born("to", kind="directory")
     site.state.list_directory(site.state.listing()["to"], [], 1)
-    await site.ask(ask.TrashRestoreRequest(said=file[-8:], to="to"))
+    await site.ask(TrashRestoreRequest(said=file[-8:], to="to"))
     assert [op.file for op in trash.recovered] == [file]
-    site.server.replies["empty_trash"] = [account.EmptiedReply(1, False)]
-    assert await site.ask(ask.TrashEmptyRequest(said="x", path="top/a")) == ask.Emptied(1)
+    site.server.replies["empty_trash"] = [account_messages.EmptiedReply(1, False)]
+    assert await site.ask(TrashEmptyRequest(said="x", path="top/a")) == Emptied(1)
 
 
 async def test_a_place_that_is_gone(site: Site) -> None:
@@ -512,7 +538,7 @@ async def test_a_place_that_is_gone(site: Site) -> None:
     file = trash.add("…/d/a.txt")
     trash.refuse.append((lambda op: op.parent == ROOT_FILE, errors.NotFound()))
     with pytest.raises(Failure, match=f"nearline trash restore {file} --to DIR"):
-        await site.ask(ask.TrashRestoreRequest(said=file))
+        await site.ask(TrashRestoreRequest(said=file))
     assert trash.recovered == []
 
 
@@ -523,7 +549,7 @@ async def test_what_does_not_come_back_is_named(site: Site) -> None:
     trash.add("top/good", top)
     full = errors.QuotaExceeded(message="the drive is full")
     trash.refuse.append((lambda op: op.file == bad, full))
-    done = await site.ask(ask.TrashRestoreRequest(said="top", path="top"))
+    done = await site.ask(TrashRestoreRequest(said="top", path="top"))
     assert (done.files, done.left) == (2, ["top/bad: the drive is full"])
 
 
@@ -539,7 +565,7 @@ async def test_the_rest_of_a_batch_is_sent_again(site: Site) -> None:
         return messages.ApplyReply(done + [errors.Unavailable()] * (len(request.ops) - len(done)))
 
     site.server.replies["apply"] = answer_two
-    done = await site.ask(ask.TrashRestoreRequest(said="top", path="top"))
+    done = await site.ask(TrashRestoreRequest(said="top", path="top"))
     assert (done.files, done.left) == (6, [])
     assert [op.file for op in trash.recovered] == [top, *leaves]
     assert asked == [1, 5, 3, 1]
@@ -549,41 +575,44 @@ async def test_the_newest_of_a_path_is_meant(site: Site) -> None:
     trash = Trash(site.server)
     trash.add("a")
     newest = trash.add("a")
-    await site.ask(ask.TrashRestoreRequest(said="a", path="a"))
+    await site.ask(TrashRestoreRequest(said="a", path="a"))
     assert [op.file for op in trash.recovered] == [newest]
 
 
 async def test_restore_looks_in_the_trash(site: Site) -> None:
     trash = Trash(site.server)
     file = trash.add("a")
-    await site.ask(ask.RestoreRequest(path="a"))
+    await site.ask(RestoreRequest(path="a"))
     (op,) = trash.recovered
     assert (op.file, op.parent, op.name) == (file, ROOT_FILE, "a")
     trash.add("top", kind="directory")
     with pytest.raises(Failure, match="no top/a in the trash; `nearline trash list top`"):
-        await site.ask(ask.RestoreRequest(path="top/a"))
+        await site.ask(RestoreRequest(path="top/a"))
     with pytest.raises(Failure, match="none in the trash"):
-        await site.ask(ask.RestoreRequest(path="never"))
+        await site.ask(RestoreRequest(path="never"))
 
 
 async def test_what_was_deleted_a_moment_ago_goes_first(site: Site) -> None:
     site.state.born("a")
     site.state.unlink("a")
     Trash(site.server)
-    await site.ask(ask.TrashRequest())
+    await site.ask(TrashRequest())
     (which,) = site.session.replayer.flushed
     assert [which(op) for op in site.state.journal] == [True]
 
 
 async def test_emptying_goes_on_until_nothing_is_left(site: Site) -> None:
-    more = [account.EmptiedReply(500, True), account.EmptiedReply(3, False)]
+    more = [
+        account_messages.EmptiedReply(500, True),
+        account_messages.EmptiedReply(3, False),
+    ]
     site.server.replies["empty_trash"] = more
-    assert await site.ask(ask.TrashEmptyRequest()) == ask.Emptied(503)
-    assert site.server.named("empty_trash") == [(account.EmptyTrash(None),)] * 2
+    assert await site.ask(TrashEmptyRequest()) == Emptied(503)
+    assert site.server.named("empty_trash") == [(account_messages.EmptyTrash(None),)] * 2
     file = Trash(site.server).add("a")
-    site.server.replies["empty_trash"] = [account.EmptiedReply(1, False)]
-    await site.ask(ask.TrashEmptyRequest(said="a", path="a"))
-    assert site.server.named("empty_trash")[-1] == (account.EmptyTrash([file]),)
+    site.server.replies["empty_trash"] = [account_messages.EmptiedReply(1, False)]
+    await site.ask(TrashEmptyRequest(said="a", path="a"))
+    assert site.server.named("empty_trash")[-1] == (account_messages.EmptyTrash([file]),)
 
 
 # --- sharing, links, devices --------------------------------------------------------------------
@@ -596,14 +625,17 @@ def shared(name: str | None) -> messages.SharedRoot:
 
 async def test_leaving_is_by_the_place_in_the_mount(site: Site) -> None:
     here, below = shared("Plan"), shared(None)
-    site.server.replies |= {"shared": account.SharedReply([below, here]), "unshare": None}
-    await site.ask(ask.LeaveRequest("Shared/ben/Plan"))
+    site.server.replies |= {
+        "shared": account_messages.SharedReply([below, here]),
+        "unshare": None,
+    }
+    await site.ask(LeaveRequest("Shared/ben/Plan"))
     assert site.server.named("unshare") == [(here.file.id, "anna")]  # as the server spells it
     assert site.session.events == ["sync", "told"]
     with pytest.raises(Failure, match="part of Shared/ben/Plan; leave that"):
-        await site.ask(ask.LeaveRequest("Shared/ben/Plan/x"))
+        await site.ask(LeaveRequest("Shared/ben/Plan/x"))
     with pytest.raises(Failure, match="nobody shares"):
-        await site.ask(ask.LeaveRequest("elsewhere"))
+        await site.ask(LeaveRequest("elsewhere"))
 
 
 async def test_a_folder_that_only_the_mount_makes_cannot_be_shared(site: Site) -> None:
@@ -611,20 +643,20 @@ async def test_a_folder_that_only_the_mount_makes_cannot_be_shared(site: Site) -
         node = site.state.make("Shared-like", "directory")
         site.state.tree.update(node.ino, drive="")
     with pytest.raises(Failure, match="only how this mount shows"):
-        await site.ask(ask.ShareRequest("Shared-like", "ben", "viewer"))
+        await site.ask(ShareRequest("Shared-like", "ben", "viewer"))
 
 
 async def test_a_file_with_several_names_is_shared_by_the_one_that_was_typed(site: Site) -> None:
     """Of one with a single name nothing is said: an older server would refuse it."""
     folder, record = site.state.born("folder", kind="directory"), site.state.born("a")
     site.server.replies |= {
-        "share": account.SharesReply("anna", []),
-        "make_link": account.LinkMade(LINK, "https://x/s/y"),
+        "share": account_messages.SharesReply("anna", []),
+        "make_link": account_messages.LinkMade(LINK, "https://x/s/y"),
     }
 
     async def told() -> list[Any]:
-        await site.ask(ask.ShareRequest("folder//b", "ben", "viewer"))
-        await site.ask(ask.MakeLinkRequest(path="folder/b"))
+        await site.ask(ShareRequest("folder//b", "ben", "viewer"))
+        await site.ask(MakeLinkRequest(path="folder/b"))
         return [site.server.named(name)[-1][1].entry for name in ("share", "make_link")]
 
     node, there = site.state.tree.live(record.id), site.state.tree.live(folder.id)
@@ -636,7 +668,7 @@ async def test_a_file_with_several_names_is_shared_by_the_one_that_was_typed(sit
     assert await told() == [None, None]
     with site.state.db.transaction():
         site.state.tree.update(node.ino, links=2)
-    assert await told() == [account.Entry(folder.id, "b")] * 2
+    assert await told() == [account_messages.Entry(folder.id, "b")] * 2
 
 
 async def test_a_link_that_is_offline_for_the_feed_is_made_all_the_same(site: Site) -> None:
@@ -649,13 +681,16 @@ async def test_a_link_that_is_offline_for_the_feed_is_made_all_the_same(site: Si
         raise Unreachable("broke off")
 
     site.session.subscriber.sync = broken
-    assert (await site.ask(ask.RestoreRequest(path="a"))).version == "a" * 32
+    assert (await site.ask(RestoreRequest(path="a"))).version == "a" * 32
 
 
 async def test_links_by_the_end_of_their_id(site: Site) -> None:
     other = msgspec.structs.replace(LINK, id="2" * 32)
-    site.server.replies |= {"links": account.LinksReply([LINK, other]), "revoke_link": None}
-    await site.ask(ask.RevokeLinkRequest("22222222"))
+    site.server.replies |= {
+        "links": account_messages.LinksReply([LINK, other]),
+        "revoke_link": None,
+    }
+    await site.ask(RevokeLinkRequest("22222222"))
     assert site.server.named("revoke_link") == [("2" * 32,)]
 
 
@@ -668,8 +703,8 @@ def test_ids() -> None:
             one_of(ids, said, "link")
 
 
-def device(id: str, name: str, *, current: bool = False) -> account.DeviceInfo:
-    return account.DeviceInfo(
+def device(id: str, name: str, *, current: bool = False) -> account_messages.DeviceInfo:
+    return account_messages.DeviceInfo(
         id=id * 32, name=name, scope="full", folder=None, created_ns=1, expires_ns=None,
         seen_ns=None, current=current,
     )  # fmt: skip
@@ -677,20 +712,23 @@ def device(id: str, name: str, *, current: bool = False) -> account.DeviceInfo:
 
 async def test_revoking_a_device(site: Site) -> None:
     known = [device("1", "laptop", current=True), device("2", "phone"), device("3", "phone")]
-    site.server.replies |= {"devices": account.DevicesReply(known), "revoke_device": None}
+    site.server.replies |= {
+        "devices": account_messages.DevicesReply(known),
+        "revoke_device": None,
+    }
     with pytest.raises(Failure, match="2 devices are called phone"):
-        await site.ask(ask.RevokeDeviceRequest(said="phone"))
-    await site.ask(ask.RevokeDeviceRequest(said="33333333"))
+        await site.ask(RevokeDeviceRequest(said="phone"))
+    await site.ask(RevokeDeviceRequest(said="33333333"))
     with pytest.raises(Failure, match="say --own"):
-        await site.ask(ask.RevokeDeviceRequest(said="laptop"))
-    await site.ask(ask.RevokeDeviceRequest(said="laptop", own_too=True))
+        await site.ask(RevokeDeviceRequest(said="laptop"))
+    await site.ask(RevokeDeviceRequest(said="laptop", own_too=True))
     assert site.server.named("revoke_device") == [("3" * 32,), ("1" * 32,)]
 
 
 async def test_a_rotated_token_is_used_and_kept(site: Site, home: Path) -> None:
-    site.server.replies["rotate"] = account.TokenReply("new-token", "d" * 32)
+    site.server.replies["rotate"] = account_messages.TokenReply("new-token", "d" * 32)
     site.server.replies["me"] = None
-    done = await site.ask(ask.RotateRequest())
+    done = await site.ask(RotateRequest())
     assert site.server.tokens == ["new-token"]
     assert [name for name, *_ in site.server.calls] == ["rotate", "me"]  # which ends the old one
     assert credentials.load(site.config.url, site.config.account) == "new-token"
@@ -700,13 +738,13 @@ async def test_a_rotated_token_is_used_and_kept(site: Site, home: Path) -> None:
 async def test_a_rotation_whose_answer_is_lost_is_asked_for_again(
     site: Site, home: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    lost, token = Unreachable("broke off"), account.TokenReply("new-token", "d" * 32)
+    lost, token = Unreachable("broke off"), account_messages.TokenReply("new-token", "d" * 32)
     site.server.replies |= {"rotate": [lost, token], "me": lost}
-    await site.ask(ask.RotateRequest())
+    await site.ask(RotateRequest())
     assert site.server.tokens == ["new-token"]
     site.server.replies["rotate"] = [lost] * 3
     with pytest.raises(Failure, match="rotate again within ten minutes"):
-        await site.ask(ask.RotateRequest())
+        await site.ask(RotateRequest())
 
 
 async def test_a_token_that_cannot_be_kept_is_used_all_the_same(
@@ -716,9 +754,9 @@ async def test_a_token_that_cannot_be_kept_is_used_all_the_same(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(credentials, "save", full)
-    site.server.replies["rotate"] = account.TokenReply("new-token", "d" * 32)
+    site.server.replies["rotate"] = account_messages.TokenReply("new-token", "d" * 32)
     with pytest.raises(Failure, match="nearline login"):
-        await site.ask(ask.RotateRequest())
+        await site.ask(RotateRequest())
     assert site.server.tokens == ["new-token"]
 
 
@@ -728,7 +766,7 @@ async def test_a_token_that_is_not_the_kept_one_is_not_rotated(site: Site, home:
     credentials.save(site.config.url, site.config.account, "kept")
     site.server.use_token("given")
     with pytest.raises(Failure, match="NEARLINE_TOKEN"):
-        await site.ask(ask.RotateRequest())
+        await site.ask(RotateRequest())
     assert site.server.calls == []
     assert credentials.load(site.config.url, site.config.account) == "kept"
 
@@ -754,7 +792,7 @@ async def test_while_its_token_is_good_a_mount_stays_the_device_that_it_is(
 ) -> None:
     """A token of the same device is from a rotation."""
     logged_in.server.replies["me"] = SimpleNamespace(device_id=of * 32)
-    done = await logged_in.ask(ask.ReloadTokenRequest())
+    done = await logged_in.ask(ReloadTokenRequest())
     assert logged_in.server.token == token
     assert ("login that is kept" in done.message) == (token == "kept")
 
@@ -795,7 +833,7 @@ async def test_a_kept_login_that_is_refused_too_changes_nothing(logged_in: Site)
 
 async def test_paths_of_the_tree_are_shown(site: Site) -> None:
     inner = site.state.born("a")
-    assert site.account.path_of(inner.id) == "a"
-    assert site.account.path_of(ROOT_FILE) == ""
-    assert site.account.path_of(new_file()) is None
+    assert site.context.path_of(inner.id) == "a"
+    assert site.context.path_of(ROOT_FILE) == ""
+    assert site.context.path_of(new_file()) is None
     assert site.state.tree.node(ROOT).live

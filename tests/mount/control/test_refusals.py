@@ -14,8 +14,7 @@ from rich.console import Console
 from cache.metadata.operations import Op
 from mount import doctor
 from mount.cli import status_table
-from mount.control import client, refusals
-from mount.control import messages as say
+from mount.control import client, messages, refusals
 from mount.failures import Failure
 from remote.protocol.errors import RULES, Retry, Unreachable
 from tests.cache.state import State
@@ -33,7 +32,7 @@ class Session:
             raise Unreachable("offline")
 
 
-class Account:
+class CommandContext:
     """`decide` is what the server does with what is flushed."""
 
     def __init__(self, state: State) -> None:
@@ -54,14 +53,14 @@ class Account:
 
 
 @pytest.fixture
-def account(tmp_path: Path) -> Iterator[Any]:
+def context(tmp_path: Path) -> Iterator[Any]:
     """`d` and what is in it, and `e`, were refused; `d/x` waits behind `d`."""
     state = State(tmp_path)
     trio.run(state.journal.load)
     directory = state.make("d", "directory")
     state.make("x", parent=directory.ino)
     state.make("e")
-    found = Account(state)
+    found = CommandContext(state)
     for op in list(state.journal):
         if op.body.name in "de":
             found.refuse(op)
@@ -69,15 +68,15 @@ def account(tmp_path: Path) -> Iterator[Any]:
     state.close()
 
 
-async def report(progress: say.Progress) -> None: ...
+async def report(progress: messages.Progress) -> None: ...
 
 
-def refused(account: Any) -> list[str]:
-    return [one.path for one in refusals.described(account.session)]
+def refused(context: Any) -> list[str]:
+    return [one.path for one in refusals.described(context.session)]
 
 
-def test_each_is_told_with_what_waits_behind_it_and_what_to_do(account: Any) -> None:
-    first, second = refusals.described(account.session)
+def test_each_is_told_with_what_waits_behind_it_and_what_to_do(context: Any) -> None:
+    first, second = refusals.described(context.session)
     assert (first.path, first.operation, first.error) == ("d", "create", "forbidden: still not")
     assert (first.waiting, second.waiting) == (1, 0)
     assert 0 < first.since_ns < second.since_ns
@@ -90,60 +89,60 @@ def test_every_refusal_for_good_has_advice() -> None:
         assert len(refusals.advice(f"{tag}: message")) > 10
 
 
-def test_what_has_no_name_any_more_is_told_by_the_one_it_had(account: Any) -> None:
-    state = account.state
+def test_what_has_no_name_any_more_is_told_by_the_one_it_had(context: Any) -> None:
+    state = context.state
     node = state.tree.node(state.listing()["d"])
     record = state.born("gone", 1, parent=node.file)
     file = state.tree.live(record.id)
     state.edits.unlink(node.ino, "gone", directory=False)
     op = list(state.journal)[-1]
     assert (op.kind, op.ino) == ("unlink", file.ino)
-    account.refuse(op)
-    assert refused(account)[-1] == "d/gone"
-    assert refusals.refused_at(account.session, "d/gone") == [op]
+    context.refuse(op)
+    assert refused(context)[-1] == "d/gone"
+    assert refusals.refused_at(context.session, "d/gone") == [op]
 
 
 @pytest.mark.parametrize(
     ("path", "left"),
     [("", []), ("d", ["e"]), ("e", ["d"]), ("d/x", ["d", "e"]), ("dd", ["d", "e"])],
 )
-async def test_only_what_is_meant_is_tried_again(account: Any, path: str, left: list[str]) -> None:
-    said = await refusals.retry(account, path, report)
-    assert refused(account) == left
+async def test_only_what_is_meant_is_tried_again(context: Any, path: str, left: list[str]) -> None:
+    said = await refusals.retry(context, path, report)
+    assert refused(context) == left
     assert ("nothing was refused" in said) == (len(left) == 2)
 
 
-async def test_refused_again_says_so_and_what_to_do(account: Any) -> None:
-    account.decide = account.refuse
+async def test_refused_again_says_so_and_what_to_do(context: Any) -> None:
+    context.decide = context.refuse
     with pytest.raises(Failure, match=r"refused again: d \(forbidden: still not\).*; ask"):
-        await refusals.retry(account, "d", report)
-    assert refused(account) == ["d", "e"]
+        await refusals.retry(context, "d", report)
+    assert refused(context) == ["d", "e"]
 
 
-async def test_what_still_waits_behind_another_is_said(account: Any) -> None:
-    (inner,) = [op for op in account.state.journal if op.body.name == "x"]
-    account.refuse(inner)
-    account.decide = lambda op: None
+async def test_what_still_waits_behind_another_is_said(context: Any) -> None:
+    (inner,) = [op for op in context.state.journal if op.body.name == "x"]
+    context.refuse(inner)
+    context.decide = lambda op: None
     with pytest.raises(Failure, match="wait for others"):
-        await refusals.retry(account, "d/x", report)
+        await refusals.retry(context, "d/x", report)
 
 
-async def test_offline_nothing_is_touched(account: Any) -> None:
-    account.session.offline = True
+async def test_offline_nothing_is_touched(context: Any) -> None:
+    context.session.offline = True
     with pytest.raises(Unreachable):
-        await refusals.retry(account, "", report)
-    assert refused(account) == ["d", "e"]
+        await refusals.retry(context, "", report)
+    assert refused(context) == ["d", "e"]
 
 
-def status(*refused: say.RefusedStatus) -> say.Status:
-    return say.Status(
+def status(*refused: messages.RefusedStatus) -> messages.Status:
+    return messages.Status(
         state="online", mountpoint="/m", url="u", account="a", pid=1, refused=list(refused)
     )
 
 
-def test_status_shows_it(account: Any) -> None:
+def test_status_shows_it(context: Any) -> None:
     console = Console(record=True, width=200)
-    status_table.show([status(*refusals.described(account.session))], console)
+    status_table.show([status(*refusals.described(context.session))], console)
     text = console.export_text()
     assert "create d, since 20" in text
     assert "1 more wait for it: forbidden: still not" in text
@@ -151,7 +150,9 @@ def test_status_shows_it(account: Any) -> None:
 
 
 def test_the_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    many = [say.RefusedStatus(f"f{n}", "write", "forbidden: no", 1, n, "do this") for n in range(8)]
+    many = [
+        messages.RefusedStatus(f"f{n}", "write", "forbidden: no", 1, n, "do this") for n in range(8)
+    ]
     monkeypatch.setattr(client, "status", lambda path: status(*many))
     record: Any = SimpleNamespace(mountpoint="/m", control="/c", state_dir="/s")
     found = list(doctor.check_refusals(record))
@@ -159,7 +160,7 @@ def test_the_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[1].line() == "fail  write of /m/f1 (1 more wait for it): forbidden: no; do this"
     assert "3 more changes" in found[-1].what
 
-    def silent(path: Path) -> say.Status:
+    def silent(path: Path) -> messages.Status:
         raise client.NotAnswering("nobody there")
 
     monkeypatch.setattr(client, "status", silent)

@@ -11,8 +11,7 @@ import pytest
 import trio
 from msgspec import json
 
-from mount.control import client, server
-from mount.control import messages as say
+from mount.control import client, messages, server
 from mount.failures import Failure
 from tests.mount.asking import serve
 
@@ -26,20 +25,20 @@ class FakeMount:
         self.cancelled = trio.Event()
         self.finish = trio.Event()
 
-    def status(self) -> say.Status:
-        return say.Status(
+    def status(self) -> messages.Status:
+        return messages.Status(
             state="online", mountpoint="/m", url="http://localhost", account="ann", pid=os.getpid()
         )
 
     async def flush(self, report: server.Report, unless_offline: bool) -> None:
         self.flushing.set()
-        await report(say.Progress(files_done=1, files_total=2, bytes_done=3, bytes_total=4))
+        await report(messages.Progress(files_done=1, files_total=2, bytes_done=3, bytes_total=4))
         try:
             await self.finish.wait()
         except trio.Cancelled:
             self.cancelled.set()
             raise
-        await report(say.Progress(files_done=2, files_total=2, bytes_done=4, bytes_total=4))
+        await report(messages.Progress(files_done=2, files_total=2, bytes_done=4, bytes_total=4))
 
     async def retry(self, path: str, report: server.Report) -> str:
         self.asked.append(("retry", path))
@@ -58,8 +57,8 @@ class FakeMount:
     async def warm(self, path: str, report: server.Report) -> None:
         raise KeyError(path)
 
-    def cache_stats(self) -> say.CacheStats:
-        return say.CacheStats(bytes=5, limit=10)
+    def cache_stats(self) -> messages.CacheStats:
+        return messages.CacheStats(bytes=5, limit=10)
 
     async def cache_clear(self) -> int:
         return 42
@@ -72,39 +71,39 @@ async def mount(tmp_path: Path, nursery: trio.Nursery) -> tuple[FakeMount, Path]
     return fake, path
 
 
-async def _ask(path: Path, request: say.Request, **how: object) -> object:
+async def _ask(path: Path, request: messages.Request, **how: object) -> object:
     call = partial(client.ask, path, request, **how)
     return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
 
 
 async def test_status_is_answered(mount: tuple[FakeMount, Path]) -> None:
     fake, path = mount
-    assert await _ask(path, say.StatusRequest()) == fake.status()
+    assert await _ask(path, messages.StatusRequest()) == fake.status()
 
 
 async def test_flush_reports_until_it_is_done(mount: tuple[FakeMount, Path]) -> None:
     fake, path = mount
-    seen: list[say.Progress] = []
+    seen: list[messages.Progress] = []
     fake.finish.set()
-    answer = await _ask(path, say.FlushRequest(), on_progress=seen.append)
-    assert answer == say.Done()
+    answer = await _ask(path, messages.FlushRequest(), on_progress=seen.append)
+    assert answer == messages.Done()
     assert [progress.files_done for progress in seen] == [1, 2]
 
 
 async def test_retry_is_answered_with_what_came_of_it(mount: tuple[FakeMount, Path]) -> None:
     fake, path = mount
     with pytest.raises(client.MountRefused) as caught:
-        await _ask(path, say.RetryRequest("a/b", timeout=0.01))
+        await _ask(path, messages.RetryRequest("a/b", timeout=0.01))
     assert caught.value.timed_out
     fake.finish.set()
-    assert await _ask(path, say.RetryRequest("a/b")) == say.Done("all taken")
+    assert await _ask(path, messages.RetryRequest("a/b")) == messages.Done("all taken")
     assert fake.asked == [("retry", "a/b")] * 2
 
 
 async def test_flush_fails_when_time_is_up(mount: tuple[FakeMount, Path]) -> None:
     fake, path = mount
     with pytest.raises(client.MountRefused) as caught:
-        await _ask(path, say.FlushRequest(timeout=0.01))
+        await _ask(path, messages.FlushRequest(timeout=0.01))
     assert caught.value.timed_out
     assert fake.cancelled.is_set()
 
@@ -112,34 +111,34 @@ async def test_flush_fails_when_time_is_up(mount: tuple[FakeMount, Path]) -> Non
 async def test_an_asker_that_leaves_cancels_its_call(mount: tuple[FakeMount, Path]) -> None:
     fake, path = mount
     stream = await trio.open_unix_socket(str(path))
-    await stream.send_all(say.encode(say.FlushRequest()))
+    await stream.send_all(messages.encode(messages.FlushRequest()))
     await fake.flushing.wait()
     await stream.aclose()
     with trio.fail_after(60):
         await fake.cancelled.wait()
-    assert await _ask(path, say.CacheClearRequest()) == say.Done("42")
+    assert await _ask(path, messages.CacheClearRequest()) == messages.Done("42")
 
 
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (say.PinRequest("a"), "a is not there"),
-        (say.UnpinRequest("a"), "No such file"),
-        (say.WarmRequest("a"), "KeyError inside the mount"),
+        (messages.PinRequest("a"), "a is not there"),
+        (messages.UnpinRequest("a"), "No such file"),
+        (messages.WarmRequest("a"), "KeyError inside the mount"),
     ],
 )
 async def test_failures_are_answers_and_do_not_end_the_mount(
-    mount: tuple[FakeMount, Path], request_: say.Request, words: str
+    mount: tuple[FakeMount, Path], request_: messages.Request, words: str
 ) -> None:
     _, path = mount
     with pytest.raises(client.MountRefused, match=words):
         await _ask(path, request_)
-    assert await _ask(path, say.CacheStatsRequest()) == say.CacheStats(bytes=5, limit=10)
+    assert await _ask(path, messages.CacheStatsRequest()) == messages.CacheStats(bytes=5, limit=10)
 
 
 async def test_stop_passes_its_flag(mount: tuple[FakeMount, Path]) -> None:
     fake, path = mount
-    await _ask(path, say.StopRequest(flush=False))
+    await _ask(path, messages.StopRequest(flush=False))
     assert fake.asked == [("stop", False)]
 
 
@@ -148,8 +147,8 @@ async def test_what_is_no_request_is_refused(mount: tuple[FakeMount, Path], line
     _, path = mount
     async with await trio.open_unix_socket(str(path)) as stream:
         await stream.send_all(line)
-        answer = say.decode_answer(await stream.receive_some(65536))
-    assert isinstance(answer, say.Failed)
+        answer = messages.decode_answer(await stream.receive_some(65536))
+    assert isinstance(answer, messages.Failed)
     assert answer.kind == "usage"
 
 
@@ -158,7 +157,7 @@ async def test_an_endless_line_is_cut_off(mount: tuple[FakeMount, Path]) -> None
     async with await trio.open_unix_socket(str(path)) as stream:
         with pytest.raises(trio.BrokenResourceError):
             await stream.send_all(b"x" * (64 << 20))
-    assert isinstance(await _ask(path, say.StatusRequest()), say.Status)
+    assert isinstance(await _ask(path, messages.StatusRequest()), messages.Status)
 
 
 async def test_the_socket_is_private_and_goes_away(tmp_path: Path) -> None:
@@ -189,11 +188,11 @@ async def test_a_socket_is_in_the_state_directory_however_long_its_path(
     """So nobody else can take its name: no directory that all users share is needed."""
     state = tmp_path / ("x" * 120)
     state.mkdir()
-    path = say.socket_path(state)
+    path = messages.socket_path(state)
     assert path.parent == state
     fake = FakeMount()
     await nursery.start(serve, path, fake)
-    assert await _ask(path, say.StatusRequest()) == fake.status()
+    assert await _ask(path, messages.StatusRequest()) == fake.status()
     assert await trio.to_thread.run_sync(client.answers, path)
 
 
@@ -209,14 +208,14 @@ def test_the_status_schema_only_grows() -> None:
     """What scripts read from `nearline status --json`; remove nothing here."""
     plain = json.decode(
         json.encode(
-            say.Status(
+            messages.Status(
                 state="online",
                 mountpoint="/m",
                 url="u",
                 account="a",
                 pid=1,
-                uploads=[say.UploadStatus("p", 1, 2)],
-                refused=[say.RefusedStatus("p", "write", "quota")],
+                uploads=[messages.UploadStatus("p", 1, 2)],
+                refused=[messages.RefusedStatus("p", "write", "quota")],
             )
         )
     )

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mount.config import MountConfig, Options, make_config
+from mount.config import MountConfig, make_config
 from mount.failures import Failure, UsageFailure
+from mount.options import Options
 from mount.process import launch, preflight, processes, registry
 from mount.process.daemon_main import explain
 from mount.process.directories import Directories
@@ -66,7 +67,7 @@ def config(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mount
 
 def start(config: MountConfig, account: str = "ann", parent: int | None = None) -> launch.Launch:
     """Start, and wait until it is usable."""
-    named = make_config(config.url, config.mountpoint, account, Options(state=config.state_dir))
+    named = make_config(config.url, config.mountpoint, account, Options(state_dir=config.state_dir))
     with launch.launched() as started:
         started.order(launch.Orders(named, "secret", parent))
         started.wait(config.state_dir / launch.LOG_NAME)
@@ -126,7 +127,9 @@ def test_a_first_start_that_fails_leaves_nothing(
 
 
 def test_later_starts_do_not_ask_the_server(config: MountConfig) -> None:
-    named = make_config(config.url, config.mountpoint, "offline", Options(state=config.state_dir))
+    named = make_config(
+        config.url, config.mountpoint, "offline", Options(state_dir=config.state_dir)
+    )
     with Directories(config):
         preflight.remember_identity(named)
     end(start(config, "offline"))

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from mount import mountinfo
-from mount.config import MountConfig, Options, make_config, parse_options
+from mount.config import MountConfig, make_config
 from mount.failures import Failure, UsageFailure
 from mount.mountinfo import Mounted
+from mount.options import Options, parse_options
 from mount.process import preflight, registry
 from mount.process.directories import Directories
 
@@ -139,7 +140,7 @@ def test_a_state_directory_belongs_to_one_account(config: MountConfig, tmp_path:
         assert preflight.identity(config.state_dir) is None
         preflight.remember_identity(config)
     preflight.check_identity(config)
-    other = make_config(config.url, config.mountpoint, "bob", Options(state=config.state_dir))
+    other = make_config(config.url, config.mountpoint, "bob", Options(state_dir=config.state_dir))
     with pytest.raises(Failure, match="belongs to ann"):
         preflight.check_identity(other)
 

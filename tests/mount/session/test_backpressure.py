@@ -116,7 +116,7 @@ async def waited(work: Callable[[], Any], change: Callable[[], None]) -> int | N
 
 
 async def writes(world: World, change: Callable[[], None], size: int = 1) -> int | None:
-    return await waited(lambda: world.waiting.for_room(MINE, size), change)
+    return await waited(lambda: world.waiting.wait_for_space(MINE, size), change)
 
 
 # --- room -----------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ async def test_what_cannot_end_is_not_waited_for(why: str) -> None:
     if why == "nothing to send":
         world.journal.clear()
     with pytest.raises(OSError, match="wait for the server") as refused:
-        await world.waiting.for_room(MINE, 1)
+        await world.waiting.wait_for_space(MINE, 1)
     assert refused.value.errno == errno.ENOSPC
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from mount import units
 from mount.cli import mount_helper, mounting
-from mount.config import Options
 from mount.failures import Failure
+from mount.options import Options
 from mount.units import trust
 from mount.units.__main__ import check, install, place
 

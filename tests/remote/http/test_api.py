@@ -25,11 +25,10 @@ import trustme
 import uvicorn
 
 from mount import logs
-from remote.http import data as datapath
+from remote.http import data as data_module
 from remote.http import transport
 from remote.http.api import ApiClient, InsecureUrl, NoWebSocket, Timeouts, Truncated, check_url
-from remote.protocol import account_messages as account
-from remote.protocol import errors, messages
+from remote.protocol import account_messages, errors, messages
 from remote.protocol.content import EMPTY, Descriptor
 from remote.protocol.errors import Busy, ProtocolError, Refused, Unreachable, UrlRefused
 
@@ -180,20 +179,20 @@ ME = messages.Me(
 CHILDREN = messages.ChildrenPage(directory=RECORD, children=[], as_of=7)
 BY_FINGERPRINT = messages.FingerprintReply(file=FILE, version=VERSION, manifest=EMPTY)
 
-SHARE = account.ShareRequest([account.Invite("ben", "viewer")])
-SHARES = account.SharesReply("ada", [])
-MAKE_LINK = account.MakeLink(expires_ns=5, max_downloads=3)
-LINK = account.LinkInfo(
+SHARE = account_messages.ShareRequest([account_messages.Invite("ben", "viewer")])
+SHARES = account_messages.SharesReply("ada", [])
+MAKE_LINK = account_messages.MakeLink(expires_ns=5, max_downloads=3)
+LINK = account_messages.LinkInfo(
     id=VERSION, file=FILE, name="n", created_ns=1, expires_ns=5, has_password=False,
     max_downloads=3, downloads=0,
 )  # fmt: skip
-LINKS = account.LinksReply([LINK])
-TRASH = account.TrashPage(items=[])
-EMPTY_TRASH = account.EmptyTrash([FILE])
-MAKE_TOKEN = account.MakeToken(name="backup", scope="read")
-TOKEN = account.TokenReply("t", "f" * 32)
-PASSWORD = account.ChangePassword(old="old one", new="new one", revoke_devices=True)
-PASSWORD_REPLY = account.PasswordReply(devices_revoked=2)
+LINKS = account_messages.LinksReply([LINK])
+TRASH = account_messages.TrashPage(items=[])
+EMPTY_TRASH = account_messages.EmptyTrash([FILE])
+MAKE_TOKEN = account_messages.MakeToken(name="backup", scope="read")
+TOKEN = account_messages.TokenReply("t", "f" * 32)
+PASSWORD = account_messages.ChangePassword(old="old one", new="new one", revoke_devices=True)
+PASSWORD_REPLY = account_messages.PasswordReply(devices_revoked=2)
 
 Call = Callable[[ApiClient], Awaitable[Any]]
 CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
@@ -228,8 +227,8 @@ CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
      lambda c: c.wait("c1", 25.0)),
     ("POST", f"/v1/files/{FILE}/share", "", SHARE, SHARES, lambda c: c.share(FILE, SHARE)),
     ("GET", f"/v1/files/{FILE}/shares", "", None, SHARES, lambda c: c.shares(FILE)),
-    ("GET", "/v1/shared", "", None, account.SharedReply([]), lambda c: c.shared()),
-    ("POST", f"/v1/files/{FILE}/links", "", MAKE_LINK, account.LinkMade(LINK, "https://x/s/y"),
+    ("GET", "/v1/shared", "", None, account_messages.SharedReply([]), lambda c: c.shared()),
+    ("POST", f"/v1/files/{FILE}/links", "", MAKE_LINK, account_messages.LinkMade(LINK, "https://x/s/y"),
      lambda c: c.make_link(FILE, MAKE_LINK)),
     ("GET", f"/v1/files/{FILE}/links", "", None, LINKS, lambda c: c.links(FILE)),
     ("GET", "/v1/links", "", None, LINKS, lambda c: c.links()),
@@ -237,9 +236,9 @@ CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
      lambda c: c.file_changes(FILE, "c1")),
     ("GET", "/v1/trash", "", None, TRASH, lambda c: c.trash()),
     ("GET", "/v1/trash", f"parent={FILE}&cursor=2", None, TRASH, lambda c: c.trash(FILE, "2")),
-    ("POST", "/v1/trash/empty", "", EMPTY_TRASH, account.EmptiedReply(3, False),
+    ("POST", "/v1/trash/empty", "", EMPTY_TRASH, account_messages.EmptiedReply(3, False),
      lambda c: c.empty_trash(EMPTY_TRASH)),
-    ("GET", "/v1/devices", "", None, account.DevicesReply([]), lambda c: c.devices()),
+    ("GET", "/v1/devices", "", None, account_messages.DevicesReply([]), lambda c: c.devices()),
     ("POST", "/v1/devices", "", MAKE_TOKEN, TOKEN, lambda c: c.make_token(MAKE_TOKEN)),
     ("POST", "/v1/devices/rotate", "", None, TOKEN, lambda c: c.rotate()),
     ("POST", "/v1/password", "", PASSWORD, PASSWORD_REPLY, lambda c: c.change_password(PASSWORD)),
@@ -311,7 +310,7 @@ async def test_the_log_has_the_ids_of_failed_and_slow_requests_and_no_secrets(
 ) -> None:
     """At the most talkative level, everything that any library says included."""
     monkeypatch.setattr(transport, "SLOW_SECONDS", -1.0)
-    monkeypatch.setattr(datapath, "SLOW_TRANSFER_SECONDS", -1.0)
+    monkeypatch.setattr(data_module, "SLOW_TRANSFER_SECONDS", -1.0)
     server.answers |= {
         "/v1/me": packed(ME),
         "/blob": Answer(b"x" * 10),
@@ -346,13 +345,13 @@ async def test_the_log_has_the_ids_of_failed_and_slow_requests_and_no_secrets(
     lines = [line for line in map(msgspec.json.decode, text.splitlines()) if "id" in line]
     assert [line["id"] for line in lines] == [one.headers["x-request-id"] for one in server.asked]
     assert [(line["event"], line["path"]) for line in lines] == [
-        ("request was slow", "/v1/me"),
-        ("request was slow", "/blob"),
-        ("request failed", "/v1/changes"),
-        ("request failed", "/gone"),
-        ("request failed", "/gone"),
-        ("request failed", "/blob"),
-        ("request failed", "/v1/changes/live"),
+        ("request_was_slow", "/v1/me"),
+        ("request_was_slow", "/blob"),
+        ("request_failed", "/v1/changes"),
+        ("request_failed", "/gone"),
+        ("request_failed", "/gone"),
+        ("request_failed", "/blob"),
+        ("request_failed", "/v1/changes/live"),
     ]
 
 

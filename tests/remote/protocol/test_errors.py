@@ -98,5 +98,5 @@ def test_reads_are_patient_with_what_passes_and_with_nothing_else() -> None:
     assert all(RULES[kind].retry is Retry.LATER for kind in patient)
     assert Unreachable.patience == errors.ProtocolError.patience == errors.CorruptContent.patience
     assert Unreachable("x").patience == 0
-    assert Busy("x", 429).patience == Busy("x", 503, 1.0).patience == errors.TOLD_WHEN_SECONDS
+    assert Busy("x", 429).patience == Busy("x", 503, 1.0).patience == errors.ANNOUNCED_SECONDS
     assert Busy("x", 500).patience == errors.NOT_NOW_SECONDS

@@ -16,7 +16,7 @@ from remote.protocol.errors import (
 )
 from remote.transfer.download import LARGE_SHARES, STALLS, Downloader
 from remote.transfer.limits import BufferPool, Claim, PrioritySemaphore
-from remote.transfer.read_retry import Patience
+from remote.transfer.read_retry import ReadRetries
 from tests.fake_edge import FakeEdge, noise, version_name
 
 FILE, VERSION = version_name(1), version_name(2)
@@ -122,7 +122,7 @@ async def test_an_edge_that_says_not_now_is_asked_again_and_holds_no_connection(
 ) -> None:
     content = noise(CHUNK)
     edge, [chunk] = edge_with(content)
-    downloader = Downloader(edge, connections=1, patience=Patience(jitter=lambda: 1.0))
+    downloader = Downloader(edge, connections=1, retries=ReadRetries(jitter=lambda: 1.0))
     edge.faults = ["busy"] * 4
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fetched, downloader, chunk, 0, 4)
@@ -149,10 +149,10 @@ async def test_while_it_is_known_to_be_gone_no_edge_is_waited_for(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     edge, [chunk] = edge_with(noise(CHUNK))
-    edge.faults, patience = ["busy"] * 1000, Patience()
-    patience.down(True)
+    edge.faults, retries = ["busy"] * 1000, ReadRetries()
+    retries.down(True)
     with pytest.raises(Busy):
-        await fetched(Downloader(edge, patience=patience), chunk, 0, 4)
+        await fetched(Downloader(edge, retries=retries), chunk, 0, 4)
     assert trio.current_time() == 0
     assert len(edge.gets) == STALLS
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from remote.http.api import ApiClient
 from remote.protocol import messages
 from remote.protocol.errors import (
+    ANNOUNCED_SECONDS,
     NOT_NOW_SECONDS,
-    TOLD_WHEN_SECONDS,
     Busy,
     CorruptContent,
     Forbidden,
@@ -25,7 +25,7 @@ from remote.protocol.errors import (
     Unavailable,
     Unreachable,
 )
-from remote.transfer.read_retry import CAP_SECONDS, Patience, PatientReads, ReadApi, next_wait
+from remote.transfer.read_retry import CAP_SECONDS, ReadApi, ReadRetries, RetriedReads, next_wait
 
 FILE = "f" * 32
 LOCATE = messages.LocateRequest(file=FILE, version=FILE)
@@ -89,10 +89,10 @@ def test_never_sooner_than_told_and_never_longer_than_bearable(
 ) -> None:
     wait = next_wait(limited(told), attempt, waited, jitter)
     if wait is None:
-        assert waited >= TOLD_WHEN_SECONDS or waited + told > TOLD_WHEN_SECONDS
+        assert waited >= ANNOUNCED_SECONDS or waited + told > ANNOUNCED_SECONDS
     else:
         assert told <= wait <= told + CAP_SECONDS
-        assert waited + wait <= TOLD_WHEN_SECONDS + 1e-9
+        assert waited + wait <= ANNOUNCED_SECONDS + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_does_not_pass_is_not_waited_for(error: NearlineError) -> None:
 
 async def test_it_waits_as_the_server_says(clock: trio.testing.MockClock) -> None:
     api = Api(limited(3.0), limited(5.0), Busy("busy", 503, 7.0))
-    reads = PatientReads(api, Patience(jitter=lambda: 0.0))
+    reads = RetriedReads(api, ReadRetries(jitter=lambda: 0.0))
     assert (await reads.versions(FILE, "page 2")).next == "page 2"
     assert api.asked == [0, 3, 8, 15]
 
@@ -116,8 +116,8 @@ async def test_it_waits_as_the_server_says(clock: trio.testing.MockClock) -> Non
 @pytest.mark.parametrize(
     ("error", "most"),
     [
-        (limited(0.0), TOLD_WHEN_SECONDS),
-        (Busy("busy", 429), TOLD_WHEN_SECONDS),
+        (limited(0.0), ANNOUNCED_SECONDS),
+        (Busy("busy", 429), ANNOUNCED_SECONDS),
         (Refused(Unavailable()), NOT_NOW_SECONDS),
         (Busy("broken", 500), NOT_NOW_SECONDS),
     ],
@@ -127,34 +127,34 @@ async def test_it_waits_not_for_ever(
 ) -> None:
     api = Api(*[error] * 10_000)
     with pytest.raises(type(error)) as raised:
-        await PatientReads(api, Patience(jitter=lambda: 0.5)).locate(LOCATE)
+        await RetriedReads(api, ReadRetries(jitter=lambda: 0.5)).locate(LOCATE)
     assert raised.value is error
     assert api.asked[-1] == most
     assert 5 < len(api.asked) < 40, "the waits grow"
 
 
 async def test_a_wait_that_is_too_long_is_not_begun(clock: trio.testing.MockClock) -> None:
-    api = Api(limited(TOLD_WHEN_SECONDS + 1))
+    api = Api(limited(ANNOUNCED_SECONDS + 1))
     with pytest.raises(Refused):
-        await PatientReads(api, Patience()).file(FILE)
+        await RetriedReads(api, ReadRetries()).file(FILE)
     assert trio.current_time() == 0
 
 
 async def test_while_the_server_is_known_to_be_gone_nobody_waits(
     clock: trio.testing.MockClock,
 ) -> None:
-    patience = Patience()
-    patience.down(True)
+    retries = ReadRetries()
+    retries.down(True)
     with pytest.raises(Refused):
-        await PatientReads(Api(limited(1.0)), patience).children(FILE)
+        await RetriedReads(Api(limited(1.0)), retries).children(FILE)
     assert trio.current_time() == 0
-    patience.down(False)
-    assert await PatientReads(Api(limited(1.0)), patience).locate(LOCATE)
+    retries.down(False)
+    assert await RetriedReads(Api(limited(1.0)), retries).locate(LOCATE)
 
 
 async def test_who_waits_learns_at_once_that_it_is_gone(clock: trio.testing.MockClock) -> None:
-    patience = Patience()
-    reads = PatientReads(Api(limited(20.0), limited(20.0)), patience)
+    retries = ReadRetries()
+    reads = RetriedReads(Api(limited(20.0), limited(20.0)), retries)
 
     async def ask() -> None:
         with pytest.raises(Refused):
@@ -164,13 +164,13 @@ async def test_who_waits_learns_at_once_that_it_is_gone(clock: trio.testing.Mock
         for _ in range(2):
             nursery.start_soon(ask)
         await trio.sleep(2)
-        patience.down(True)
+        retries.down(True)
     assert trio.current_time() == 2
 
 
 async def test_a_wait_can_be_interrupted(clock: trio.testing.MockClock) -> None:
     with trio.move_on_after(1) as reading:
-        await PatientReads(Api(limited(20.0)), Patience()).file(FILE)
+        await RetriedReads(Api(limited(20.0)), ReadRetries()).file(FILE)
     assert reading.cancelled_caught
     assert trio.current_time() == 1
 
@@ -179,7 +179,7 @@ async def test_bytes_are_asked_for_once(clock: trio.testing.MockClock) -> None:
     """A connection is held meanwhile: `Downloader` waits without one."""
     api = Api(Busy("busy", 503))
     with pytest.raises(Busy):
-        await PatientReads(api, Patience()).get_range("u", 0, 1, bytearray(1))
+        await RetriedReads(api, ReadRetries()).get_range("u", 0, 1, bytearray(1))
     assert api.asked == [0]
 
 

@@ -18,9 +18,9 @@ import pytest
 
 from mount import credentials, mountinfo
 from mount.cli import main
-from mount.config import Options
 from mount.control import client
 from mount.failures import Failure
+from mount.options import Options
 from mount.process import registry
 from mount.process.up import start
 from mount.process.up.server import Server
