@@ -67,7 +67,6 @@ class Uploads:
         self._schedule, self._pace, self._sends = schedule, pace, sends
         self._contact, self._wake = contact, wake
         self.room, self.waits, self._line = FullDrives(), Waits(), Line()
-        self._full_because: str | None = None
         self._running: dict[str, int] = {}  # operation key: its inode
         self._early: dict[str, int] = {}
         self._turned_away: list[tuple[Op, Problem]] = []  # to be resolved between batches
@@ -81,7 +80,7 @@ class Uploads:
     @property
     def reason(self) -> str | None:
         """Why something does not get through; None while all does."""
-        return self.waits.reason or (self._full_because if self.room.is_short else None)
+        return self.waits.reason or self.room.reason
 
     def tidy(self) -> None:
         """Forget what is not in the journal any more."""
@@ -91,7 +90,7 @@ class Uploads:
     def next_try(self, looked: float) -> float | None:
         """When something that was not tried at `looked` may be, by time alone."""
         tries = [self._line.next_try(looked) or self.waits.next_try(looked)]
-        tries += [] if self._running else [self.room.next_try()]
+        tries += [] if self._running else [self.room.next_try(looked)]
         return min((one for one in tries if one is not None), default=None)
 
     def turned_away(self) -> Iterator[tuple[Op, Problem]]:
@@ -251,10 +250,10 @@ class Uploads:
         """Note a drive that is full; True if it is. Others are not held up by who waits for it."""
         if not (isinstance(problem, Refused) and isinstance(problem.problem, QuotaExceeded)):
             return False
-        self.room.refused(self._place(op.ino)[0], trio.current_time(), random.random())
+        now, why = trio.current_time(), str(problem)
+        self.room.refused(self._place(op.ino)[0], now, random.random(), why)
         self.waits.done(op.key)
-        self._full_because = str(problem)
-        self._uploader.fail(op, str(problem))
+        self._uploader.fail(op, why)
         return True
 
 

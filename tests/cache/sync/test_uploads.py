@@ -55,7 +55,7 @@ async def test_what_did_not_fit_and_is_deleted_leaves_no_full_drive_behind(
         await remove(one, "big")
         await until(lambda: not one.replayer.room.is_short, lambda: one.replayer.room.changed)
         nursery.cancel_scope.cancel()
-    assert one.replayer.room.next_try() is None
+    assert one.uploads.next_try(0) is None
 
 
 async def test_two_contents_of_one_inode_are_sent_in_order(one: Device, two: Device) -> None:
