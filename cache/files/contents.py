@@ -15,6 +15,10 @@ Invariants: at most one frozen layer per node, below the open one. Dirty bytes a
 `commit` (the server has them) and `discard` (no name and no handle is left); a spool file only when
 the transaction that dropped its layer survives power loss. What a file was before it was truncated
 to nothing (`Layer.instead`) stays until what came after is settled.
+
+Why one class: reading, writing, freezing and making safe change the same layers and the rows that
+mirror them, and each must find what the others left between two awaits. What needs no rows is in
+`layers`, `unsynced` and `snapshots`.
 """
 
 from __future__ import annotations

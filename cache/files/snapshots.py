@@ -1,7 +1,7 @@
 """When a file that somebody has open for writing is uploaded: at moments when nobody writes.
 
 Knows: which inodes are open for writing, how old what was written into them is. Must not know:
-FUSE, how a snapshot travels (`uploader`), what else is to be sent (`replayer`).
+FUSE, how a snapshot travels (`uploader`), what else is to be sent (`schedule`).
 
 A version must be the file as it was at one moment, and with the kernel's write-back cache this
 process does not see moments: pages arrive in any order. There is one that it can see. While the

@@ -13,6 +13,9 @@ A long journal is not waited for at start: `load` reads it a piece at a time, be
 else. Meanwhile `add`, `of_file` and what is asked of one file that was not made here before the
 start are answered at once. Whoever may ask more and can wait awaits `known` or `whole` before;
 whoever does not has the rest read at once.
+
+Why one class: each question has a short answer while the journal is not whole, which only what
+loads it can give; and every change needs the same touch, so that a rollback takes it back.
 """
 
 from __future__ import annotations

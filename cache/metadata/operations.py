@@ -1,7 +1,7 @@
 """What an operation of the journal is, what it touches, and which ones depend on it. Pure.
 
 Knows: the operations and their dependence on each other. Must not know: how they are stored
-(`journal`), what the server says of them (`replayer`).
+(`journal`), what the server says of them (`batches`).
 
 An operation stores names and ids; attributes are taken from the node when it is sent, so ten chmods
 in a row are one operation. Once `sent` is set (in a transaction before the request leaves) it is

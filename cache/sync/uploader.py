@@ -1,7 +1,7 @@
 """From a snapshot to a manifest: freeze, cut, encode, send what the drive lacks.
 
 Knows: how a file's bytes become chunks that the server has, resuming where it stopped. Must not
-know: when an upload is due and what order operations take (`replayer`), HTTP
+know: when an upload is due (`uploads`), what order operations take (`schedule`), HTTP
 (`remote.transfer.upload`).
 
 A file that is being written from the start is cut while it grows: chunks whose boundaries are

@@ -201,7 +201,7 @@ def schedule_of(ops: list[Op], has_bytes: Callable[[Op], bool], window: int = 40
     return schedule
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(operations(), st.sets(st.integers(1, 9)))
 def test_exactly_those_leave_that_wait_for_nothing(ops: list[Op], ready: set[int]) -> None:
     schedule = schedule_of(ops, lambda op: op.seq in ready)
@@ -214,7 +214,7 @@ def test_exactly_those_leave_that_wait_for_nothing(ops: list[Op], ready: set[int
         assert not op.refused
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(operations(), st.sets(st.integers(1, 9)))
 def test_snapshots_are_taken_in_order_and_somebody_always_is_next(
     ops: list[Op], ready: set[int]
