@@ -9,6 +9,9 @@ another and deleted before its turn leaves nothing behind. Only operations with 
 touched. Every refusal is an OSError with the errno that the system call returns.
 
 Concurrency contract: synchronous, on the trio thread. The directories named must be listed.
+
+Why one class: how an edit folds depends on what the others have left in the journal, and a rename
+is a removal, a link and a creation by turns. Who takes back a name is in `vacancies`.
 """
 
 from __future__ import annotations

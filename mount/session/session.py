@@ -113,6 +113,7 @@ class Session(Device):
             keep_manifest=self.reader.keep_manifest,
             keep_plain=self.reader.put_plain,
             require_online=self.require_online,
+            on_reachable=self._reachability_changed,
             name=platform.node() or "another device",
             keep_copies=config.on_conflict == "copy",
         )
@@ -120,7 +121,6 @@ class Session(Device):
         self.relogin = Relogin(config, self.client, self.db, self.merge.adopt, self._token_taken)
         self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
         self.versions = Versions(self.db, self.tree, self._versions_of)
-        self.contents.on_change = self._content_changed
         self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
         self.back = trio.Event()  # set, and replaced, when a host can be reached again
         self.backpressure = Backpressure(
@@ -132,7 +132,6 @@ class Session(Device):
             self.require_online,
             self._is_out_of_touch,
         )
-        self.replayer.on_reachable = self._reachability_changed
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -264,11 +263,6 @@ class Session(Device):
         self.replayer.retry_now()
         self.back.set()
         self.back = trio.Event()
-
-    def _content_changed(self, ino: int, start: int, stop: int) -> None:
-        self.uploader.note_write(ino, start, stop)
-        if self.uploader.wants_early(ino):
-            self.replayer.wake()
 
     async def refresh_account(self) -> None:
         """Quota and use, for statfs; keeps what was known when the server cannot be reached, or the
