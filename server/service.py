@@ -35,6 +35,7 @@ from server.changes.nesting import Nesting
 from server.drive import commits, sharing
 from server.gauges import Gauges
 from server.http import password_queue
+from server.http.health import Readiness
 from server.http.password_tries import PasswordTries
 from server.http.rate_limits import Places, TokenBuckets
 from server.http.recent_tokens import RecentTokens
@@ -120,6 +121,7 @@ class Service:
         self.passwords = Pool(password_queue.THREADS, "password")
         self.desk = password_queue.Desk(self.passwords)
         self.files = Pool(8, "file")
+        self.readiness = Readiness(settings, self.db, self.writes, self.files)
         self.visits = Pool(2, "visit")
         self.downloads = Pool(4, "download")
         queues: dict[str, Pool] = {
