@@ -77,9 +77,11 @@ class Application:
         self.service = service
         self._edge = _edge_of(service)
         tunables = service.settings.tunables
-        self.connections = Connections(tunables, service.metrics, service.known)
-        self._admission = Admission(service.settings, service.metrics, service.known, service.tries)
-        self._noting = Noting(service.metrics, service.known, tunables)
+        self.connections = Connections(tunables, service.metrics, service.recent_tokens)
+        self._admission = Admission(
+            service.settings, service.metrics, service.recent_tokens, service.tries
+        )
+        self._noting = Noting(service.metrics, service.recent_tokens, tunables)
         self._origins = Origins(tunables.content_url)
         self._content = ContentServer(
             service.library,

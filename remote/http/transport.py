@@ -50,9 +50,9 @@ from remote.protocol.hosts import is_loopback, is_on_this_machine
 if TYPE_CHECKING:
     import httpx
 
-    from remote.http import pinned_tls as pinned
+    from remote.http import pinned_tls
 else:
-    httpx, pinned = Late("httpx"), Late("remote.http.pinned_tls")
+    httpx, pinned_tls = Late("httpx"), Late("remote.http.pinned_tls")
 
 log = structlog.get_logger(__name__)
 
@@ -160,7 +160,7 @@ class Pools:
         """How http:// travels, if not as it is."""
         if self._pin is None:
             return {}
-        return {"http://": pinned.PinnedTransport(self._pin, limits)}
+        return {"http://": pinned_tls.PinnedTransport(self._pin, limits)}
 
     async def close(self) -> None:
         for client in self._open or ():
@@ -459,7 +459,7 @@ def _why(error: httpx.HTTPError) -> str:
     """The root cause, in a few words."""
     if isinstance(error, httpx.TimeoutException):
         return "timed out"
-    if isinstance(error, pinned.NotThatServer):
+    if isinstance(error, pinned_tls.NotThatServer):
         return str(error)
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):

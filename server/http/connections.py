@@ -39,7 +39,7 @@ from server.addresses import TrustedProxies, is_loopback, limited_as
 from server.http import request_target
 from server.http.bearer import token_of
 from server.http.peer_users import Address, PeerUsers, UserOf
-from server.http.rate_limits import Room
+from server.http.rate_limits import SharedBytes
 from server.http.recent_tokens import RecentTokens
 from server.http.slots import Slots
 from server.metrics import Metrics
@@ -99,14 +99,14 @@ class Connections:
         self,
         tunables: Tunables,
         metrics: Metrics,
-        known: RecentTokens,
+        recent_tokens: RecentTokens,
         user_of: UserOf | None = None,
     ) -> None:
         self.tunables = tunables
-        self._metrics, self._known = metrics, known
+        self._metrics, self._recent_tokens = metrics, recent_tokens
         self._user_of = user_of or PeerUsers().of
         self._proxies = TrustedProxies(tunables.trusted_proxies)
-        self.behind = Room(tunables.body_memory_bytes // 8)
+        self.behind = SharedBytes(tunables.body_memory_bytes // 8)
         each = tunables.connections_per_address, tunables.connections_per_account
         self._slots: Slots[Watched] = Slots(tunables.connections, *each)
         self._open: set[Watched] = set()
@@ -160,9 +160,9 @@ class Connections:
     def recognise(self, connection: Watched) -> None:
         """Count a connection for its account, as soon as its token has proved to be good."""
         if connection.token is not None and self._slots.is_stranger(connection):
-            known = self._known.of(connection.token)
-            if known is not None:
-                self._slots.recognise(connection, known.account)
+            holder = self._recent_tokens.of(connection.token)
+            if holder is not None:
+                self._slots.recognise(connection, holder.account)
 
     def served(self, connection: Watched) -> None:
         """A request of it has been answered."""

@@ -16,8 +16,7 @@ from argon2 import PasswordHasher
 
 from remote.protocol.account_messages import LinkMade
 from server.accounts import accounts
-from server.links import html as pages
-from server.links import tree, zip
+from server.links import html, tree, zip
 from server.links.filenames import disposition, packed, shown
 from server.links.signing import COOKIE_SECONDS, LinkSigner
 from server.settings import Settings
@@ -234,13 +233,13 @@ def test_names_in_archives() -> None:
 def test_sizes_for_people() -> None:
     sizes = [0, 1, 999, 1000, 1500, 99_949, 99_960, 999_499, 999_500, 5 * 10**9, 1 << 62]
     told = "0 bytes, 1 byte, 999 bytes, 1.0 kB, 1.5 kB, 99.9 kB, 100 kB, 999 kB, 1.0 MB, 5.0 GB"
-    assert ", ".join(pages.human_size(size) for size in sizes) == f"{told}, 4.6 EB"
+    assert ", ".join(html.human_size(size) for size in sizes) == f"{told}, 4.6 EB"
 
 
 @pytest.mark.parametrize("at_ns", [-(1 << 63), -1, 0, (1 << 63) - 1])
 def test_every_time_can_be_told(at_ns: int) -> None:
     assert re.search(
-        r'<time datetime="[0-9T:+-]+">\d{4}-\d\d-\d\d \d\d:\d\d UTC<', pages.when(at_ns)
+        r'<time datetime="[0-9T:+-]+">\d{4}-\d\d-\d\d \d\d:\d\d UTC<', html.when(at_ns)
     )
 
 

@@ -23,8 +23,7 @@ from remote.protocol import messages
 from remote.protocol.codec import encode_chunk
 from remote.protocol.content import HOLE, Manifest, Piece
 from server.drive import versions
-from server.links import content as documents
-from server.links import content_http, zip, zip_layout
+from server.links import content, content_http, zip, zip_layout
 from server.links.content import Damaged, Library
 from server.links.content_http import ContentServer
 from server.links.origin import Origins
@@ -558,7 +557,7 @@ def test_pieces_are_small(server: Running, anna: Client) -> None:
     tree = LinkTree(library, made.link.id, time.time_ns)
     sizes = [len(p) for p in archive(tree, Member(top, "top", "directory", 0o755, 0))]
     assert sum(sizes) > 5 << 20
-    assert max(sizes) < 3 * documents.PIECE
+    assert max(sizes) < 3 * PIECE
     assert zip.MAX_MEMBERS < 65_536
 
 

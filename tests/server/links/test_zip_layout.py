@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from server.links import zip_layout as layout
+from server.links import zip_layout
 from server.links.zip_layout import Entry, Layout, packed_size
 from tests.server.zip_stream import streamed
 
@@ -51,7 +51,7 @@ def test_what_is_too_large_for_four_bytes_has_eight_and_nothing_else_has(
 ) -> None:
     """At the limit it is the packed size that decides, which is a little larger."""
     contents = {name: bytes(size) for name, size in (("a", 9995), ("b", 9996), ("c", 10_001))}
-    monkeypatch.setattr(layout, "_LIMIT", 10_000)
+    monkeypatch.setattr(zip_layout, "_LIMIT", 10_000)
     archive = packed(contents)
     assert streamed(archive, limit=10_000) == contents
     assert b"PK\x06\x06" in archive

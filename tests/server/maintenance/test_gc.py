@@ -18,8 +18,7 @@ from sqlalchemy import select, update
 from remote.protocol.errors import ChunksMissing, UploadUnknown
 from remote.protocol.messages import Applied, Content, UploadState
 from remote.protocol.signing import LONGEST_SECONDS
-from server.maintenance import fsck, lock
-from server.maintenance import gc as collect
+from server.maintenance import fsck, gc, lock
 from server.maintenance.gc_chunks import DAY, GRACE_NS, Collected, Options, Verdict, verdict
 from server.metadata import schema
 from server.metadata.db import Database
@@ -98,10 +97,10 @@ class World:
         return time.time_ns() + self.later_ns
 
     def collect(self, **options: Any) -> Collected:
-        return collect.run(self.db, self.blobs, Options(**options), clock=self.clock)
+        return gc.run(self.db, self.blobs, Options(**options), clock=self.clock)
 
     def steps(self) -> Iterator[None]:
-        return collect.steps(self.db, self.blobs, Options(), Collected(), self.clock)
+        return gc.steps(self.db, self.blobs, Options(), Collected(), self.clock)
 
     def states(self) -> list[str]:
         with self.db.read() as conn:
@@ -250,7 +249,7 @@ def test_a_promise_without_a_session_goes_with_what_was_stored_for_it(world: Wor
 
 
 def test_expired_sessions_end_in_pieces(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "LEASES", 2)
+    monkeypatch.setattr(gc, "LEASES", 2)
     anna, version = world.anna, new_id()
     anna.start(version, new_id(), *[make_chunk(bytes([n]) * 10) for n in range(5)])
     assert anna.request("GET", f"/v1/uploads/{version}", UploadState).version == version
@@ -344,7 +343,7 @@ def test_a_collector_in_another_process_beside_uploads(world: World) -> None:
     def collect_on_and_on() -> None:
         db, blobs = Database(world.running.data / "nearline.sqlite"), LocalBlobStore(store)
         while not ended.is_set():
-            for _ in collect.steps(db, blobs, Options(), found, later):
+            for _ in gc.steps(db, blobs, Options(), found, later):
                 pass
             if found.deleted:
                 deleted.set()

@@ -27,8 +27,7 @@ from remote.protocol import codec, errors, messages
 from remote.protocol.content import Descriptor
 from server.accounts import accounts, tokens
 from server.drive import commits, trash
-from server.maintenance import fsck, fsck_content
-from server.maintenance import gc as collect
+from server.maintenance import fsck, fsck_content, gc
 from server.maintenance.fsck_findings import Names
 from server.maintenance.gc_chunks import DAY, SECOND, Collected, Options
 from server.metadata import schema
@@ -309,7 +308,7 @@ class World:
     def collect(self, steps: int = 10_000) -> None:
         """Go on with the collection that is under way, or begin one."""
         options = Options(keep_days=1, keep_versions=1)
-        self.collector = self.collector or collect.steps(
+        self.collector = self.collector or gc.steps(
             self.db, self.store, options, Collected(), lambda: self.now_ns
         )
         for _ in range(steps):
