@@ -23,8 +23,8 @@ from remote.protocol import messages
 from remote.protocol.codec import encode_chunk
 from remote.protocol.content import HOLE, Manifest, Piece
 from server.drive import versions
-from server.links import content, content_http, zip, zip_layout
-from server.links.content import Damaged, Library
+from server.links import content_http, zip, zip_layout
+from server.links.content import PIECE, Damaged, Library
 from server.links.content_http import ContentServer
 from server.links.origin import Origins
 from server.links.signing import DOWNLOAD_SECONDS, Wanted
