@@ -106,7 +106,6 @@ class Uploader:
         self._early: dict[int, Early] = {}
         self.ready: dict[str, Content] = {}  # by operation key
         self.progress: dict[str, Progress] = {}
-        self.sent_bytes = 0
         self.on_arrival: Callable[[], None] = lambda: None  # bytes were taken
         self._resend: dict[str, set[bytes]] = {}  # by operation key: known chunks to send anyway
         journal.on_rekey = self._rekeyed
@@ -236,7 +235,6 @@ class Uploader:
         """Encode and send one chunk; what was sent is kept in the block cache."""
         encoded = await trio.to_thread.run_sync(encode_chunk, plain)
         sent = await self._sender.store(upload, encoded)
-        self.sent_bytes += sent
         if sent:
             self.on_arrival()
         progress = self.progress.get(op.key)

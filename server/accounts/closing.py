@@ -55,7 +55,7 @@ def unlock(data_dir: Path, name: str) -> None:
     _set_lock(data_dir, name, "account_unlock", None)
 
 
-def _set_lock(data_dir: Path, name: str, action: str, locked_ns: int | None) -> None:
+def _set_lock(data_dir: Path, name: str, action: audit.Action, locked_ns: int | None) -> None:
     with opened(data_dir) as db, db.write() as conn:
         account = account_id(conn, name)
         values = {"locked_ns": locked_ns}

@@ -216,7 +216,7 @@ async def _note(service: Service, link: Link, address: str, right: bool) -> None
     """Write down that somebody tried a password."""
     if not _may_note(service, link, address):
         return
-    action = "link_open" if right else "link_refused"
+    action: audit.Action = "link_open" if right else "link_refused"
 
     def note() -> None:
         with service.db.write() as conn:
