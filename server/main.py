@@ -34,8 +34,8 @@ from server.durable import write_private
 from server.http import logs
 from server.http.accept import Acceptor
 from server.http.certificate import Identity, tell_nothing
-from server.http.connections import Config, Http
 from server.http.listen import CannotListen, check_safe, listening, public_url
+from server.http.protocols import Config, Http
 from server.http.tls import Certificate, Tls
 from server.settings import BadSettings, Settings, Tunables, read_config
 

@@ -35,6 +35,7 @@ from server.http.problems import headers_for
 from server.links import html, links, listing_page
 from server.links.links import Inside
 from server.links.signing import COOKIE_SECONDS, ZIP, Wanted
+from server.links.way import Places
 from server.links.zip import MAX_MEMBERS
 from server.permissions import audit
 from server.pools import STRANGERS
@@ -242,7 +243,7 @@ async def _off_loop(service: Service, work: Callable[[Connection], T]) -> T:
 
 
 def _shown(
-    conn: Connection, link: Link, secret: str, file: str, after: str | None, places: links.Places
+    conn: Connection, link: Link, secret: str, file: str, after: str | None, places: Places
 ) -> Response:
     listing = listing_page.page(conn, link, secret, file, after, places)
     if listing is None:
@@ -250,7 +251,7 @@ def _shown(
     return _page(listing)
 
 
-def _inside(conn: Connection, link: Link, file: str, places: links.Places) -> Inside:
+def _inside(conn: Connection, link: Link, file: str, places: Places) -> Inside:
     found = links.inside(conn, link, file, places)
     if found is None:
         raise _Closed

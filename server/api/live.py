@@ -9,7 +9,7 @@ MessagePack; the client sends nothing, and a socket on which it does is closed.
 A refused handshake is answered over HTTP with the Problem and its status. An account has so many
 sockets at a time. Codes of closing: 1001 connect again (the server stops, or the socket is old),
 1003 the client sent something, 4401 the token is not good any more. A peer that does not answer
-pings, or does not read, is cut (`connections`).
+pings, or does not read, is cut (`protocols`).
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ from collections.abc import Callable
 
 import structlog
 
-from server.http.connections import Connections, Http, Watched
+from server.http.connections import Connections, Watched
+from server.http.protocols import Http
 from server.http.tls import Tls
 from server.settings import Tunables
 

@@ -88,7 +88,7 @@ class Bodies:
         self.limit = tunables.body_limit
         eighth = tunables.body_memory_bytes // 8
         self.strangers, self.claimed = SharedBytes(eighth), SharedBytes(eighth)
-        # An eighth more is for what comes ahead of its turn (`connections`).
+        # An eighth more is for what comes ahead of its turn (`protocols`).
         self.trusted = SharedBytes(tunables.body_memory_bytes - 3 * eighth)
         self.metrics = metrics
         metrics.body_bytes.set_function(lambda: self.held)

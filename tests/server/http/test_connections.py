@@ -19,7 +19,8 @@ from functools import partial
 import pytest
 
 from server import memory
-from server.http.connections import ENDED, Connections, Http, Watched
+from server.http.connections import ENDED, Connections, Watched
+from server.http.protocols import Http
 from server.http.recent_tokens import RecentTokens
 from server.metrics import Metrics
 from server.settings import Tunables
