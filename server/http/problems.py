@@ -1,4 +1,4 @@
-"""Refusing a request without a framework: a Problem as ASGI messages.
+"""Refusing a request: a Problem as ASGI messages.
 
 Knows: both encodings, how a WebSocket's handshake is refused over HTTP, Retry-After. Must not know:
 why anything is refused.
