@@ -43,7 +43,6 @@ from cache.namespace.vacancies import Place, Vacancies, Vacancy, is_new
 from remote.protocol.ids import VersionId
 from remote.protocol.messages import MAX_NAMES, SHARED_NAME, Kind
 
-ATTRIBUTES = frozenset({"mode", "uid", "gid", "mtime_ns", "atime_ns"})
 # Writing into a file whose change was refused tries it again, but a program that never stops
 # writing shall not make that a stream of refusals.
 AGAIN_SECONDS = 5.0
@@ -500,8 +499,8 @@ class Edits:
     def set_attributes(
         self, ino: int, changes: dict[str, int], ctime_ns: int | None = None
     ) -> Node:
-        """Change some of ATTRIBUTES; atime stays on this device. `ctime_ns` is when, if the kernel
-        has shown it to others already; else it is now."""
+        """Change some of mode, uid, gid, mtime_ns and atime_ns; atime stays on this device.
+        `ctime_ns` is when, if the kernel has shown it to others already; else it is now."""
         with self._db.transaction():
             node = self._tree.node(ino)
             self._shares.check_writable(node)

@@ -101,7 +101,6 @@ class Uploader:
         self._early: dict[int, Early] = {}
         self._prepared, self._on_ready, self._on_arrival = prepared, on_ready, on_arrival
         self.ready, self.progress = prepared.ready, prepared.progress
-        self.sent_bytes = 0
 
     # Snapshots.
 
@@ -229,7 +228,6 @@ class Uploader:
         """Encode and send one chunk; what was sent is kept in the block cache."""
         encoded = await trio.to_thread.run_sync(encode_chunk, plain)
         sent = await self._sender.store(upload, encoded)
-        self.sent_bytes += sent
         if sent:
             self._on_arrival()
         progress = self.progress.get(op.key)

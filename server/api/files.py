@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import time
 
-from litestar import get, post
-from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection
 
-from remote.protocol.errors import NotFound, Refused
-from remote.protocol.messages import Located, LocateReply, LocateRequest
-from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from remote.protocol.messages import (
+    ChangesPage,
+    ChildrenPage,
+    FileReply,
+    FingerprintReply,
+    Located,
+    LocateReply,
+    LocateRequest,
+    VersionsPage,
+)
+from server.api.endpoint import Id, Limit, get, post
+from server.api.exchange import Request
 from server.changes import feed
 from server.changes.views import view_of
 from server.drive import listing, versions
@@ -21,97 +27,75 @@ from server.service import Service
 from server.storage.blobs import BlobKey
 from server.uploads import verification
 
-_ID = re.compile(r"[0-9a-f]{32}")
 
-
-def check_id(id: str) -> str:
-    """An id in a path that cannot exist is answered as one that does not."""
-    if not _ID.fullmatch(id):
-        raise Refused(NotFound(message=f"{id[:64]!r} is no id: 32 hex digits"))
-    return id
-
-
-@get("/v1/files/{file_id:str}")
+@get("/v1/files/{file_id}", "A file")
 async def file(
-    request: AnyRequest,
-    file_id: FromPath[str],
-    version: FromQuery[str | None] = None,
-    manifest: FromQuery[bool] = False,
-) -> Reply:
-    check_id(file_id)
-
-    def work(conn: Connection, caller: Caller) -> object:
+    request: Request, file_id: Id, version: str | None = None, manifest: bool = False
+) -> FileReply:
+    def work(conn: Connection, caller: Caller) -> FileReply:
         return listing.file(conn, caller, file_id, version, manifest)
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@get("/v1/files/{file_id:str}/children")
+@get("/v1/files/{file_id}/children", "A directory")
 async def children(
-    request: AnyRequest,
-    file_id: FromPath[str],
-    cursor: FromQuery[str | None] = None,
-    limit: FromQuery[int] = listing.MAX_CHILDREN,
-) -> Reply:
-    check_id(file_id)
-
-    def work(conn: Connection, caller: Caller) -> object:
+    request: Request,
+    file_id: Id,
+    cursor: str | None = None,
+    limit: Limit = listing.MAX_CHILDREN,
+) -> ChildrenPage:
+    def work(conn: Connection, caller: Caller) -> ChildrenPage:
         return listing.children(conn, caller, file_id, cursor, limit)
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@get("/v1/files/{file_id:str}/versions")
+@get("/v1/files/{file_id}/versions", "History")
 async def file_versions(
-    request: AnyRequest,
-    file_id: FromPath[str],
-    cursor: FromQuery[str | None] = None,
-    limit: FromQuery[int] = listing.MAX_VERSIONS,
-) -> Reply:
-    check_id(file_id)
-
-    def work(conn: Connection, caller: Caller) -> object:
+    request: Request,
+    file_id: Id,
+    cursor: str | None = None,
+    limit: Limit = listing.MAX_VERSIONS,
+) -> VersionsPage:
+    def work(conn: Connection, caller: Caller) -> VersionsPage:
         return listing.history(conn, caller, file_id, cursor, limit)
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@get("/v1/files/{file_id:str}/changes")
-async def file_changes(
-    request: AnyRequest, file_id: FromPath[str], cursor: FromQuery[str | None] = None
-) -> Reply:
-    check_id(file_id)
-    service = service_of(request)
+@get("/v1/files/{file_id}/changes", "Its changes")
+async def file_changes(request: Request, file_id: Id, cursor: str | None = None) -> ChangesPage:
+    service = request.service
 
-    def work(conn: Connection, caller: Caller) -> object:
+    def work(conn: Connection, caller: Caller) -> ChangesPage:
         row = access.require(conn, caller, file_id, "viewer")
         view = view_of(conn, caller, service.nesting)
         return feed.history(conn, service.cursors, view, row.drive, file_id, cursor)
 
-    return reply(request, await service.read(token_in(request), work))
+    return await request.read(work)
 
 
-@get("/v1/files/by-fingerprint/{fingerprint:str}")
-async def by_fingerprint(request: AnyRequest, fingerprint: FromPath[str]) -> Reply:
-    def work(conn: Connection, caller: Caller) -> object:
+@get("/v1/files/by-fingerprint/{fingerprint}", "A file of this content in one's own drive")
+async def by_fingerprint(request: Request, fingerprint: str) -> FingerprintReply:
+    def work(conn: Connection, caller: Caller) -> FingerprintReply:
         return listing.by_fingerprint(conn, caller, fingerprint)
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@post("/v1/chunks/locate")
-async def locate(request: AnyRequest) -> Reply:
-    service = service_of(request)
-    wanted = await body(request, LocateRequest)
+@post("/v1/chunks/locate", "Signed GETs")
+async def locate(request: Request, wanted: LocateRequest) -> LocateReply:
+    service = request.service
 
     def work(conn: Connection, caller: Caller) -> LocateReply | list[BlobKey]:
         return _locate(service, conn, caller, wanted)
 
-    found = await service.read(token_in(request), work)
+    found = await request.read(work)
     while not isinstance(found, LocateReply):
-        await service.reception.vouch(found, service.whose(token_in(request)))
-        found = await service.read(token_in(request), work)
-    return reply(request, found)
+        await service.reception.vouch(found, service.whose(request.token))
+        found = await request.read(work)
+    return found
 
 
 def _locate(

@@ -33,7 +33,7 @@ DEAD = registry.Record(
     control="/nowhere/control.sock",
 )
 SHOWN = trustme.CA().cert_pem.bytes().decode()
-HEAVY = {"httpx", "trio", "pyfuse3", "litestar", "uvicorn", "sqlalchemy", "lmdb", "keyring"}
+HEAVY = {"httpx", "trio", "pyfuse3", "uvicorn", "sqlalchemy", "lmdb", "keyring"}
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -16,8 +16,7 @@ from argon2 import PasswordHasher
 
 from remote.protocol.account_messages import LinkMade
 from server.accounts import accounts
-from server.links import html as html_pages
-from server.links import tree, zip
+from server.links import html, tree, zip
 from server.links.filenames import disposition, packed, shown
 from server.links.signing import COOKIE_SECONDS, LinkSigner
 from server.settings import Settings
@@ -234,7 +233,7 @@ def test_names_in_archives() -> None:
 @pytest.mark.parametrize("at_ns", [-(1 << 63), -1, 0, (1 << 63) - 1])
 def test_every_time_can_be_told(at_ns: int) -> None:
     assert re.search(
-        r'<time datetime="[0-9T:+-]+">\d{4}-\d\d-\d\d \d\d:\d\d UTC<', html_pages.when(at_ns)
+        r'<time datetime="[0-9T:+-]+">\d{4}-\d\d-\d\d \d\d:\d\d UTC<', html.when(at_ns)
     )
 
 

@@ -19,7 +19,7 @@ from remote.protocol.account_messages import Entry, LinkMade
 from server.accounts import accounts
 from server.http.rate_limits import TokenBuckets
 from server.links import links, tree
-from server.links.links import Places
+from server.links.way import Places
 from server.metadata import schema
 from server.metadata.db import Database
 from tests.server.harness import Client, Failed, Running, make_chunk, new_id, noise

@@ -27,7 +27,7 @@ from remote.protocol import codec, errors, messages
 from remote.protocol.content import Descriptor
 from server.accounts import accounts, tokens
 from server.drive import commits, trash
-from server.maintenance import fsck, fsck_content, gc
+from server.maintenance import fsck, fsck_sums, gc
 from server.maintenance.fsck_findings import Names
 from server.maintenance.gc_chunks import DAY, SECOND, Collected, Options
 from server.metadata import schema
@@ -344,7 +344,7 @@ class World:
         same = (refers.c.drive == chunks.c.drive) & (refers.c.chunk == chunks.c.id)
         with self.db.read() as conn:
             rows = conn.execute(select(chunks).join(refers, same).distinct()).all()
-            assert list(fsck_content.check_sums(conn, Names(conn))) == []
+            assert list(fsck_sums.check_sums(conn, Names(conn))) == []
         for row in rows:
             assert row.state in ("uploaded", "doomed"), row.state
             head = self.store.head(BlobKey(row.drive, row.id))
