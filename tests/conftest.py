@@ -46,6 +46,12 @@ def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+def one_authority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that trust nobody but an authority without a key: to load the hundred and more of
+    certifi takes longer than most tests."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(Path(__file__).with_name("authority.pem")))
+
+
 @pytest.fixture(autouse=True)
 def _logs_as_they_were() -> Iterator[None]:
     """A command that is called in a test, or in a fixture, says where its log goes: for that test

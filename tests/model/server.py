@@ -33,7 +33,10 @@ from server.permissions.caller import Caller
 from server.storage.blobs import BlobKey, BlobStore, Head
 from server.uploads import arrivals, leases, sessions
 from server.uploads.quota import Budget, Limits
+from tests import remembered
 from tests.contract.memory import MemoryBlobStore
+
+remembered.remember()
 
 T = TypeVar("T")
 LEASE_NS = 10**9 * 3600
