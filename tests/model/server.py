@@ -110,6 +110,13 @@ class Server(Storage):
             for name in accounts_:
                 accounts.insert_account(conn, name, "no password", time.time_ns())
 
+    def copy(self, directory: Path) -> Server:
+        """Another server that has the same."""
+        self.db.copy_to(directory / "server.sqlite")
+        made = Server(directory, ())
+        made.blobs = self.blobs.copy()
+        return made
+
     def token(self, device: str, account: str = "anna") -> str:
         with self.db.write() as conn:
             found = accounts.find_account(conn, account)

@@ -26,6 +26,7 @@ from cache.metadata.operations import (
     writes,
 )
 from cache.recovery.opening import open_database
+from tests.amounts import amount
 
 FILES = ("f1", "f2", "f3", "d1", "d2")
 NAMES = ("a", "b")
@@ -74,7 +75,7 @@ def must_wait(ops: list[Op], ready: set[int]) -> set[int]:
     return {ops[at].seq for at in waits}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=amount(400, 80), deadline=None)
 @given(operations(), st.sets(st.integers(1, 9)))
 def test_exactly_those_leave_that_wait_for_nothing(ops: list[Op], ready: set[int]) -> None:
     batch, waiting = select(ops, lambda op: op.seq in ready, limit=100)
@@ -83,7 +84,7 @@ def test_exactly_those_leave_that_wait_for_nothing(ops: list[Op], ready: set[int
     assert all(op.has_content and op.seq not in ready and not op.refused for op in waiting)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=amount(400, 80), deadline=None)
 @given(operations(), st.sets(st.integers(1, 9)))
 def test_snapshots_are_taken_in_order_and_somebody_always_is_next(
     ops: list[Op], ready: set[int]
@@ -99,7 +100,7 @@ def test_snapshots_are_taken_in_order_and_somebody_always_is_next(
         assert waiting[0] is content[0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=amount(200, 40), deadline=None)
 @given(operations(), st.integers(1, 4), st.integers(1, 9))
 def test_limit_and_window(ops: list[Op], limit: int, window: int) -> None:
     whole, _ = select(ops, lambda op: True, limit=100)
@@ -110,14 +111,14 @@ def test_limit_and_window(ops: list[Op], limit: int, window: int) -> None:
     assert batch == [op for op in whole if op in seen]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=amount(200, 40), deadline=None)
 @given(operations())
 def test_stuck_is_what_waits_though_all_is_ready(ops: list[Op]) -> None:
     everything = {op.seq for op in ops}
     assert stuck(ops) == {str(seq) for seq in must_wait(ops, everything)}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=amount(200, 40), deadline=None)
 @given(operations(), st.integers(1, 9))
 def test_what_is_needed_can_be_sent_without_the_rest(ops: list[Op], wanted: int) -> None:
     for op in ops:

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from server.api.openapi import ENDPOINTS, Endpoint, document
 from tests.server.harness import Client, Running, make_chunk, new_id, noise
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("NEARLINE_FUZZ_EXAMPLES", "8"))
 
 
