@@ -290,7 +290,8 @@ class Edits:
             return None
         if over is None:
             is_filled = is_new(node.file, time.time_ns())
-            return self._left_by(directory, name) if is_filled else None
+            left = self._left_by(directory, name) if is_filled else None
+            return None if left is not None and left[0].file == node.file else left  # it is back
         backup = self._vacancies.backup_of(over.file, time.monotonic())
         names = set(self._tree.names(over.ino))
         if backup is None or names != {(directory.ino, name), backup} or over.links != 2:

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import structlog.testing
 import trio
 import trio.testing
@@ -29,6 +30,8 @@ from tests.model.reference import differences
 from tests.model.server import Server
 from tests.model.storm import DIRECTORIES, Plan, Site, reproducible
 from tests.model.test_devices import check_tables, unwrapped
+
+pytestmark = pytest.mark.slow
 
 STORMS = int(os.environ.get("NEARLINE_MODEL_STORMS", "16"))
 FIRST = int(os.environ.get("NEARLINE_MODEL_STORMS_FIRST", "0"))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.metadata.operations import Body, Op, entry_key, file_key, needed, reads, stuck, writes
+from tests.amounts import amount
 
 FILES = ("f1", "f2", "f3", "d1", "d2")
 NAMES = ("a", "b")
@@ -54,14 +55,14 @@ def must_wait(ops: list[Op], ready: set[int]) -> set[int]:
     return {ops[at].seq for at in waits}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=amount(200, 40), deadline=None)
 @given(operations())
 def test_stuck_is_what_waits_though_all_is_ready(ops: list[Op]) -> None:
     everything = {op.seq for op in ops}
     assert stuck(ops) == {str(seq) for seq in must_wait(ops, everything)}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=amount(200, 40), deadline=None)
 @given(operations(), st.integers(1, 9))
 def test_what_is_needed_can_be_sent_without_the_rest(ops: list[Op], wanted: int) -> None:
     for op in ops:

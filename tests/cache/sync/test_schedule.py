@@ -21,6 +21,7 @@ from cache.sync.schedule import (
     Schedule,
     next_of_age,
 )
+from tests.amounts import amount
 from tests.cache.metadata.test_operations import must_wait, operations
 
 KINDS = ("create", "write", "rename", "unlink", "setattr", "retake", "replace")
@@ -189,7 +190,9 @@ class Looking(RuleBasedStateMachine):
         assert len(self.schedule._held) <= len(self.ops) + len(self.schedule._changed)
 
 
-Looking.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Looking.TestCase.settings = settings(
+    max_examples=amount(150, 30), stateful_step_count=40, deadline=None
+)
 TestLooking = Looking.TestCase
 
 
@@ -201,7 +204,7 @@ def schedule_of(ops: list[Op], has_bytes: Callable[[Op], bool], window: int = 40
     return schedule
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=amount(200, 40), deadline=None)
 @given(operations(), st.sets(st.integers(1, 9)))
 def test_exactly_those_leave_that_wait_for_nothing(ops: list[Op], ready: set[int]) -> None:
     schedule = schedule_of(ops, lambda op: op.seq in ready)
@@ -214,7 +217,7 @@ def test_exactly_those_leave_that_wait_for_nothing(ops: list[Op], ready: set[int
         assert not op.refused
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=amount(200, 40), deadline=None)
 @given(operations(), st.sets(st.integers(1, 9)))
 def test_snapshots_are_taken_in_order_and_somebody_always_is_next(
     ops: list[Op], ready: set[int]
@@ -231,7 +234,7 @@ def test_snapshots_are_taken_in_order_and_somebody_always_is_next(
         assert wanting[0] is content[0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=amount(200, 40), deadline=None)
 @given(operations(), st.integers(1, 4), st.integers(1, 9))
 def test_limit_and_window(ops: list[Op], limit: int, window: int) -> None:
     whole = schedule_of(ops, lambda op: True).choose(lambda op: True, 100)

@@ -753,6 +753,7 @@ async def test_the_certificate_store_is_loaded_once(monkeypatch: pytest.MonkeyPa
     assert len(made) == 1
 
 
+@pytest.mark.slow
 def test_http_is_loaded_when_the_first_request_is_made() -> None:
     program = (
         "import sys, mount.daemon\n"

@@ -12,10 +12,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from argon2 import PasswordHasher
 
 from remote.protocol.account_messages import LinkMade
-from server.accounts import accounts
 from server.links import html, tree, zip
 from server.links.filenames import disposition, packed, shown
 from server.links.signing import COOKIE_SECONDS, LinkSigner
@@ -58,13 +56,6 @@ def visit(server: Running) -> Iterator[Visit]:
     yield begin
     for each in visitors:
         each.http.close()
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Argon2 is dear on purpose; what is checked here does not depend on that."""
-    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(accounts, "HASHER", hasher)
 
 
 class Seen(HTMLParser):

@@ -20,6 +20,8 @@ from server.api.openapi import document
 from server.app import ENDPOINTS
 from tests.server.harness import Client, Running, make_chunk, new_id, noise
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("NEARLINE_FUZZ_EXAMPLES", "8"))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from argon2 import PasswordHasher
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, update
@@ -23,6 +22,7 @@ from server.accounts.accounts import (
     BadAccountName,
     BadPassword,
     add_account,
+    hash_password,
     password_matches,
 )
 from server.accounts.devices import issue_token
@@ -179,11 +179,9 @@ def refusal(work: Callable[..., Any], *args: Any, **more: Any) -> Any:
 
 
 def with_password(server: Running, client: Client, password: str) -> None:
-    """Without Argon2's costs."""
-    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(password)
     mine = schema.accounts.c.name == client.me.account
     with server.app.service.db.write() as conn:
-        conn.execute(update(schema.accounts).where(mine).values(password=cheap))
+        conn.execute(update(schema.accounts).where(mine).values(password=hash_password(password)))
 
 
 def change(client: Client, old: str, new: str, **more: Any) -> int:

@@ -44,6 +44,7 @@ from server.metadata import schema
 from server.metadata.db import Database
 from server.permissions import access
 from server.permissions.caller import Caller
+from tests.amounts import amount
 
 WHO = st.sampled_from(["anna", "anna", "anna", "ben", "cleo"])
 ROLE = st.sampled_from(["editor", "viewer"])
@@ -590,7 +591,7 @@ class GrantsMachine(RuleBasedStateMachine):
 
 
 GrantsMachine.TestCase.settings = settings(
-    max_examples=20,
+    max_examples=amount(20, 2),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -332,6 +332,7 @@ def visited(conn: Connection, link: Any, file: str, places: Places) -> str | Non
     return None if found is None else found.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("places", "names"), [(1, MANY), (MANY, 1)])
 @pytest.mark.parametrize("target", ["directory", "file", "another directory"])
 def test_a_file_with_very_many_names_costs_no_more_to_visit(

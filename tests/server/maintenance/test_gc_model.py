@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
@@ -37,6 +36,7 @@ from server.storage.blobs import BlobKey, BlobMissing, BlobReader, Head, Stored
 from server.uploads import arrivals, sessions
 from server.uploads.arrivals import Arrival, Proof
 from server.uploads.quota import Budget, Limits
+from tests.amounts import amount
 from tests.server.harness import Chunk, make_chunk, manifest_of, new_id
 
 T = TypeVar("T")
@@ -398,7 +398,7 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("NEARLINE_FUZZ_EXAMPLES", "4"))))
+@pytest.mark.parametrize("seed", range(amount(4, 1, "NEARLINE_FUZZ_EXAMPLES")))
 def test_a_walk(seed: int, tmp_path: Path) -> None:
     random = Random(seed)
     world = World(tmp_path, random)
