@@ -11,6 +11,9 @@ FSX ?= 30000
 MINUTES ?= 20
 ARGS ?=
 
+# Tests are compiled once, and not by each process in each run, also where that is switched off.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help setup up quick test test-systemd check lock audit conformance bench bench-quick \
 	bench-curves bench-soak bench-hostile install-helper install-units
 .DEFAULT_GOAL := help
@@ -20,7 +23,7 @@ help:
 	@echo "make setup                 everything needed to work on Nearline"
 	@echo "make test [ARGS=...]       the tests; those of real mounts need /dev/fuse"
 	@echo "make test-systemd          units, fstab, autofs, power off under a systemd that boots (as root)"
-	@echo "make quick [ARGS=...]      the tests without real mounts and power loss"
+	@echo "make quick [ARGS=...]      the tests without processes, real mounts, power loss; fewer examples"
 	@echo "make check                 lint, format, types, layers, the wheel"
 	@echo "make lock [ARGS=--upgrade] requirements/*.txt anew, after a change of pyproject.toml"
 	@echo "make audit                 known weaknesses of what is locked; asks a source of advisories"
@@ -56,8 +59,9 @@ test: $(VENV)/.dev
 test-systemd: $(VENV)/.dev
 	@NEARLINE_BOOTED=1 $(BIN)/pytest tests/booted $(ARGS)
 
+# Without what is slow (CONTRIBUTING.md), and less of what is random.
 quick: $(VENV)/.dev
-	@$(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile \
+	@NEARLINE_QUICK=1 $(BIN)/pytest -n $$(getconf _NPROCESSORS_ONLN) --dist loadfile \
 		--ignore tests/system --ignore tests/power --ignore tests/booted $(ARGS)
 
 check: $(VENV)/.dev

@@ -7,7 +7,9 @@ says), what any part does.
 `Device` also lists directories and sends. The mount's session, the model's devices, the tests of
 the state and the bench all use these, so that what is tested is what ships.
 
-Concurrency: made on the trio thread, and used there alone; each part's header says the rest.
+Concurrency: made on the trio thread, and used there alone; each part's header says the rest. Who is
+told something upward is an argument of who tells: what only notes what it hears (`Candidates`,
+`Prepared`, `Schedule`, `Contact`, `Wake`) is made first. Nothing is told before all are made.
 """
 
 from __future__ import annotations
@@ -15,22 +17,29 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from cache.files.collector import Collector
+from cache.files.collector import Candidates, Collector
 from cache.files.contents import Contents, VersionReader
+from cache.files.snapshots import Snapshots
 from cache.files.spool import Spool
 from cache.metadata.database import Database
 from cache.metadata.invalidation import Invalidation, Invalidator
-from cache.metadata.journal import Journal
+from cache.metadata.journal import Journal, Watcher
 from cache.metadata.manifests import Manifests
 from cache.metadata.tree import Tree
 from cache.namespace.edits import Edits
 from cache.namespace.merge import Merge
 from cache.namespace.rebuilding import FilePort
 from cache.namespace.shares import Shares
+from cache.sync.batches import ApplyPort, Batches
 from cache.sync.listing import AheadApi, Listing, ReadApi
-from cache.sync.replayer import ApplyPort, Replayer
+from cache.sync.prepared import Prepared
+from cache.sync.replayer import Replayer
 from cache.sync.resolver import Resolver
+from cache.sync.retries import Waits
+from cache.sync.schedule import Pace, Schedule
+from cache.sync.signals import Contact, Wake
 from cache.sync.uploader import Uploader
+from cache.sync.uploads import Uploads
 from remote.protocol.content import Manifest
 from remote.protocol.ids import VersionId
 from remote.transfer.upload import Sender, UploadPort
@@ -42,7 +51,8 @@ class SendApi(ApplyPort, FilePort, UploadPort, AheadApi, Protocol):
 
 class Local:
     """What a device keeps. `reader` reads versions that the server has; `in_use` says whether the
-    kernel still speaks of an inode."""
+    kernel still speaks of an inode. `watcher` and `on_rekey` are told of the journal, `on_change`
+    of bytes that were overwritten (`Contents`)."""
 
     def __init__(
         self,
@@ -52,24 +62,30 @@ class Local:
         reader: VersionReader,
         invalidator: Invalidator,
         in_use: Callable[[int], bool],
+        *,
+        watcher: Watcher | None = None,
+        on_rekey: Callable[[str, str], None] = lambda old, new: None,
+        on_change: Callable[[int, int, int], None] = lambda ino, start, stop: None,
     ) -> None:
-        self.db, self.spool, self.manifests = db, spool, manifests
-        self.tree, self.journal = Tree(db), Journal(db)
-        self.contents = Contents(db, self.tree, spool, reader)
-        self.collector = Collector(db, self.tree, self.journal, self.contents, in_use)
-        dropped = self.collector.dropped
+        self.db, self.spool, self.manifests, self.tree = db, spool, manifests, Tree(db)
+        self.candidates = Candidates()
+        dropped = self.candidates.dropped
+        self.journal = Journal(db, watcher, self.candidates.unreferenced, on_rekey)
         told = Invalidation(db, invalidator, self.tree.is_gone)
         self.shares = Shares(db, self.tree, self.journal, told, dropped)
         self.edits = Edits(db, self.tree, self.journal, self.shares, dropped)
-        self.contents.edits = self.edits
+        self.contents = Contents(db, self.tree, spool, reader, self.edits, on_change)
+        self.collector = Collector(
+            db, self.tree, self.journal, self.contents, self.candidates, in_use
+        )
         self.merge = Merge(db, self.tree, self.journal, self.shares, told, dropped)
 
 
 class Device(Local):
     """`send` is asked by what goes to the server, `read` by what somebody waits for. What was just
     sent is known here too: `keep_manifest` and `keep_plain`. `require_online` raises `Unreachable`
-    while it is known that nobody answers. `name`: in names of conflicted copies, which are made
-    where `keep_copies`."""
+    while it is known that nobody answers; `on_reachable` is told when what is sent begins, or
+    ceases, to arrive. `name`: in names of conflicted copies, which are made where `keep_copies`."""
 
     def __init__(
         self,
@@ -85,10 +101,24 @@ class Device(Local):
         keep_manifest: Callable[[VersionId, Manifest], None],
         keep_plain: Callable[[bytes, memoryview], Awaitable[None]],
         require_online: Callable[[], None],
+        on_reachable: Callable[[], None],
         name: str,
         keep_copies: bool,
     ) -> None:
-        super().__init__(db, spool, manifests, reader, invalidator, in_use)
+        prepared = Prepared()
+        schedule = Schedule(prepared.has_bytes)
+        super().__init__(
+            db,
+            spool,
+            manifests,
+            reader,
+            invalidator,
+            in_use,
+            watcher=schedule,
+            on_rekey=prepared.rekeyed,
+            on_change=self._content_changed,
+        )
+        contact, self.pace, sends, self._wake = Contact(on_reachable), Pace(), Waits(), Wake()
         self.listing = Listing(
             self.tree,
             manifests,
@@ -108,6 +138,9 @@ class Device(Local):
             self.listing.manifest_of,
             keep_manifest,
             keep_plain,
+            prepared,
+            on_ready=schedule.touched,
+            on_arrival=contact.arrived,
         )
         self.resolver = Resolver(
             db,
@@ -121,7 +154,21 @@ class Device(Local):
             device=name,
             keep_copies=keep_copies,
         )
-        self.replayer = Replayer(
+        snapshots = Snapshots(self.tree, self.journal, self.contents, self.uploader.snapshot)
+        self.uploads = Uploads(
+            self.tree,
+            self.journal,
+            self.contents,
+            snapshots,
+            self.uploader,
+            self.resolver,
+            schedule,
+            self.pace,
+            sends,
+            contact,
+            self._wake,
+        )
+        self.batches = Batches(
             db,
             self.tree,
             self.journal,
@@ -130,5 +177,25 @@ class Device(Local):
             self.uploader,
             self.resolver,
             send,
+            sends,
+            contact,
             self.collector.collect,
+            hurry=self.uploads.waits.hurry,
         )
+        self.replayer = Replayer(
+            self.journal,
+            self.merge,
+            snapshots,
+            schedule,
+            self.pace,
+            self.uploads,
+            self.batches,
+            sends,
+            contact,
+            self._wake,
+        )
+
+    def _content_changed(self, ino: int, start: int, stop: int) -> None:
+        self.uploader.note_write(ino, start, stop)
+        if self.uploader.wants_early(ino):
+            self._wake()

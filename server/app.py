@@ -7,12 +7,7 @@ what is noted of a request (`access_log`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
-
-from litestar import Litestar
-from litestar.datastructures import State
 
 from server.api import (
     changes,
@@ -27,7 +22,8 @@ from server.api import (
     trash,
     uploads,
 )
-from server.api.exchange import HANDLERS
+from server.api.dispatch import UNKNOWN, Api
+from server.api.endpoint import Endpoint
 from server.http import head
 from server.http.access_log import LoggedRequest, Noting
 from server.http.admission import Admission
@@ -41,51 +37,23 @@ from server.settings import Settings
 from server.storage.edge import Edge
 from server.uploads.put import Intake
 
-ROUTES = (
-    session.login,
-    session.me,
-    session.change_password,
-    devices.listed,
-    devices.make,
-    devices.rotate,
-    devices.revoke,
-    files.file,
-    files.children,
-    files.listings,
-    files.file_versions,
-    files.file_changes,
-    files.by_fingerprint,
-    files.locate,
-    files.locate_several,
-    sharing.share,
-    sharing.shares,
-    sharing.unshare,
-    sharing.shared,
-    trash.page,
-    trash.empty,
-    links.make,
-    links.of_file,
-    links.of_drive,
-    links.revoke,
-    uploads.start,
-    uploads.state,
-    uploads.urls,
-    uploads.complete,
-    uploads.abandon,
-    changes.apply,
-    changes.changes,
-    changes.wait,
-    live.live,
-    link_pages.top,
-    link_pages.below,
-    link_pages.download,
-    link_pages.archive,
-    link_pages.unlock,
-    system.healthz,
-    system.readyz,
-    system.metrics,
-    system.schema,
+_MODULES = (
+    session,
+    devices,
+    files,
+    sharing,
+    trash,
+    links,
+    uploads,
+    changes,
+    live,
+    link_pages,
+    system,
 )
+ENDPOINTS = tuple(
+    each for module in _MODULES for each in vars(module).values() if isinstance(each, Endpoint)
+)
+"""Whatever these modules declare."""
 
 
 def create_app(settings: Settings) -> Application:
@@ -109,9 +77,11 @@ class Application:
         self.service = service
         self._edge = _edge_of(service)
         tunables = service.settings.tunables
-        self.connections = Connections(tunables, service.metrics, service.known)
-        self._admission = Admission(service.settings, service.metrics, service.known, service.tries)
-        self._noting = Noting(service.metrics, service.known, tunables)
+        self.connections = Connections(tunables, service.metrics, service.recent_tokens)
+        self._admission = Admission(
+            service.settings, service.metrics, service.recent_tokens, service.tries
+        )
+        self._noting = Noting(service.metrics, service.recent_tokens, tunables)
         self._origins = Origins(tunables.content_url)
         self._content = ContentServer(
             service.library,
@@ -121,36 +91,31 @@ class Application:
             service.downloads,
             tunables.send_seconds,
         )
-        self._api = Litestar(
-            ROUTES,
-            state=State({"service": service}),
-            exception_handlers=HANDLERS,
-            openapi_config=None,
-            logging_config=None,
-            lifespan=[self._life],
-            request_max_body_size=tunables.body_limit,
-        )
-
-    @asynccontextmanager
-    async def _life(self, _app: Litestar) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-        self.service.start(loop)
-        try:
-            yield
-        finally:
-            await loop.run_in_executor(None, self.service.close)
+        self._api = Api(service, ENDPOINTS)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._api(scope, receive, send)  # type: ignore[arg-type]  # untyped ASGI messages
+            await self._live(receive, send)
             return
         await LoggedRequest(self._noting, self._admission, scope, send).run(self.route, receive)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """From the server's start to its end."""
+        loop = asyncio.get_running_loop()
+        await receive()
+        self.service.start(loop)
+        try:
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        finally:
+            await loop.run_in_executor(None, self.service.close)
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def route(self, scope: Any, receive: Receive, send: Send) -> str:
         """Answer one connection; returns the route's name for the metrics."""
         if self._origins.refuses(scope):
             await refuse(scope, send)
-            return "unknown"
+            return UNKNOWN
         if scope["type"] == "http" and scope["path"].startswith(("/blobs/", "/chunks/")):
             await self._edge(scope, receive, send)
             return "/blobs" if scope["path"].startswith("/blobs/") else "/chunks"
@@ -158,5 +123,4 @@ class Application:
             await self._content(scope, receive, send)
             return "/content"
         scope, send = head.as_get(scope, send)
-        await self._api(scope, receive, send)  # type: ignore[arg-type]  # untyped ASGI messages
-        return str(scope.get("path_template") or "unknown")
+        return await self._api(scope, receive, send)

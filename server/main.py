@@ -34,8 +34,8 @@ from server.durable import write_private
 from server.http import logs
 from server.http.accept import Acceptor
 from server.http.certificate import Identity, tell_nothing
-from server.http.connections import Config, Http
 from server.http.listen import CannotListen, check_safe, listening, public_url
+from server.http.protocols import Config, Http
 from server.http.tls import Certificate, Tls
 from server.settings import BadSettings, Settings, Tunables, read_config
 
@@ -188,18 +188,20 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's, with an accept of our own: see `door`."""
+        """uvicorn's, with an accept of our own: see `accept`."""
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
         self._loop = asyncio.get_running_loop()
-        doors = [
+        acceptors = [
             Acceptor(sock, self._connections, self._make_protocol, self._tls)
             for sock in sockets or []
         ]
-        for door in doors:
-            door.open(self.config.backlog)
-        self.servers = cast(list[asyncio.base_events.Server], doors)  # closed and waited for alike
+        for acceptor in acceptors:
+            acceptor.open(self.config.backlog)
+        self.servers = cast(
+            list[asyncio.base_events.Server], acceptors
+        )  # closed and waited for alike
         self.started = True
         self._started_callback()
 

@@ -35,6 +35,7 @@ from server.changes.nesting import Nesting
 from server.drive import commits, sharing
 from server.gauges import Gauges
 from server.http import password_queue
+from server.http.health import Readiness
 from server.http.password_tries import PasswordTries
 from server.http.rate_limits import Places, TokenBuckets
 from server.http.recent_tokens import RecentTokens
@@ -108,7 +109,7 @@ class Service:
         misses = (tunables.share_miss_burst, tunables.share_miss_seconds)
         self.share_misses = TokenBuckets(*misses)  # names that are no account's, per account
         self.share_pace = sharing.Pace(tunables.stranger_burst, tunables.stranger_seconds)
-        self.known = RecentTokens()
+        self.recent_tokens = RecentTokens()
         self.library = Library(self.db.read, self.blobs)
         self.counts = tree.Counts()
         self.nesting = Nesting()
@@ -120,6 +121,7 @@ class Service:
         self.passwords = Pool(password_queue.THREADS, "password")
         self.desk = password_queue.Desk(self.passwords)
         self.files = Pool(8, "file")
+        self.readiness = Readiness(settings, self.db, self.writes, self.files)
         self.visits = Pool(2, "visit")
         self.downloads = Pool(4, "download")
         queues: dict[str, Pool] = {
@@ -191,8 +193,8 @@ class Service:
 
     def whose(self, token: str | None) -> Hashable:
         """Whose jobs those are that come with `token`, for what does harm to nobody."""
-        known = self.known.of(token)
-        return STRANGERS if known is None else known.account
+        holder = self.recent_tokens.of(token)
+        return STRANGERS if holder is None else holder.account
 
     async def account_of(self, token: str | None) -> str:
         """The account that `token` is of. Raises `Refused(Unauthorized)`.
@@ -200,9 +202,9 @@ class Service:
         Asks the database only when the token is not known: who has no good one never gets into the
         queue of writers.
         """
-        known = self.known.of(token)
-        if known is not None:
-            return known.account
+        holder = self.recent_tokens.of(token)
+        if holder is not None:
+            return holder.account
         return await self.read(token, lambda _conn, caller: caller.account)
 
     async def write(self, token: str | None, work: Callable[[Connection, Caller], T]) -> T:
@@ -269,9 +271,9 @@ class Service:
         try:
             caller = tokens.authenticate(conn, token, now_ns)
         except Refused:
-            self.known.forget(token)
+            self.recent_tokens.forget(token)
             raise
-        self.known.note(token, caller)
+        self.recent_tokens.note(token, caller)
         return caller
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,20 +11,37 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from tests.amounts import IS_QUICK
+
 # The same examples in every run: a change is judged by what it changes. NEARLINE_EXPLORE draws
 # others. How long one takes is never a failure.
 settings.register_profile(
     "nearline",
     derandomize="NEARLINE_EXPLORE" not in os.environ,
     deadline=None,
+    max_examples=20 if IS_QUICK else 100,
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("nearline")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+_SLOW = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.slow\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """A quick run does not load a file of which every test is slow."""
+    if not IS_QUICK or not collection_path.match("test_*.py"):
+        return None
+    return _SLOW.search(collection_path.read_text()) is not None or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Real mounts first: their files take longest, and at the end everybody would wait for them."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/system/"))
+    if IS_QUICK:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 _LOGS = structlog.get_config()
@@ -44,6 +62,12 @@ def isolate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("NEARLINE_TOKEN", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
     return place
+
+
+def one_authority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that trust nobody but an authority without a key: to load the hundred and more of
+    certifi takes longer than most tests."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(Path(__file__).with_name("authority.pem")))
 
 
 @pytest.fixture(autouse=True)

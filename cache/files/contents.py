@@ -15,6 +15,10 @@ Invariants: at most one frozen layer per node, below the open one. Dirty bytes a
 `commit` (the server has them) and `discard` (no name and no handle is left); a spool file only when
 the transaction that dropped its layer survives power loss. What a file was before it was truncated
 to nothing (`Layer.instead`) stays until what came after is settled.
+
+Why one class: reading, writing, freezing and making safe change the same layers and the rows that
+mirror them, and each must find what the others left between two awaits. What needs no rows is in
+`layers`, `unsynced` and `snapshots`.
 """
 
 from __future__ import annotations
@@ -68,8 +72,20 @@ TIDY_AT_ONCE = 500
 
 
 class Contents:
-    def __init__(self, db: Database, tree: Tree, spool: Spool, reader: VersionReader) -> None:
+    """`edits` journals that a content changed; `on_change(inode, start, stop)` is told which bytes
+    were overwritten or cut off."""
+
+    def __init__(
+        self,
+        db: Database,
+        tree: Tree,
+        spool: Spool,
+        reader: VersionReader,
+        edits: Edits,
+        on_change: Callable[[int, int, int], None],
+    ) -> None:
         self._db, self._tree, self._spool, self._reader = db, tree, spool, reader
+        self._edits, self._on_change = edits, on_change
         self._stacks: dict[int, Stack] = {}
         self._writing: Counter[int] = Counter()
         self._idle = trio.Event()  # set, and replaced, when a layer stops being written
@@ -77,8 +93,6 @@ class Contents:
         self._condemned: list[int] = []  # and those that go when the transaction is on the disk
         self._settling_all = trio.Lock()  # whoever takes from the front of those is alone
         self._buffer = bytearray(1 << 20)
-        self.edits: Edits  # set once by the owner of both; content changes are journaled there
-        self.on_change: Callable[[int, int, int], None] = lambda ino, start, stop: None
         self.dirty_bytes = self._count_dirty()
         self._unsettled = self._find_unsettled()  # inodes
         db.on_rollback.append(self._forget_all)
@@ -264,11 +278,11 @@ class Contents:
                 layer.size = size
                 self._db.run("UPDATE layer SET size = ? WHERE id = ?", size, layer.id)
             self._tree.update(ino, size=size)
-            if self.edits.content_changed(node):
+            if self._edits.content_changed(node):
                 # Until the kernel says when. It does at the end, unless what was written last was
                 # written in the tick of a time that it has said: ours would stay, and differ.
                 self._tree.touch(ino, clock.moment())
-        self.on_change(ino, start, stop)
+        self._on_change(ino, start, stop)
 
     def _unsettle(self, layer: Layer, start: int, data: bytes | memoryview, whole: bytes) -> None:
         """Note what of a write the disk may not have. In its transaction, before its extents."""
@@ -318,8 +332,8 @@ class Contents:
             )
             self._tree.update(ino, size=size)
             self._tree.touch(ino, clock.moment())
-            self.edits.content_changed(self._tree.node(ino))
-        self.on_change(ino, size, MAX_FILE_SIZE)
+            self._edits.content_changed(self._tree.node(ino))
+        self._on_change(ino, size, MAX_FILE_SIZE)
 
     def _layer_to_cut(self, ino: int, size: int) -> Layer:
         """The open layer; a fresh one when nothing of the file is left. A file that is written anew

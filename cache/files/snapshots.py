@@ -1,7 +1,7 @@
 """When a file that somebody has open for writing is uploaded: at moments when nobody writes.
 
 Knows: which inodes are open for writing, how old what was written into them is. Must not know:
-FUSE, how a snapshot travels (`uploader`), what else is to be sent (`replayer`).
+FUSE, how a snapshot travels (`uploader`), what else is to be sent (`schedule`).
 
 A version must be the file as it was at one moment, and with the kernel's write-back cache this
 process does not see moments: pages arrive in any order. There is one that it can see. While the
@@ -31,9 +31,11 @@ STEP_NS = 10_000_000_000  # how often it is looked whether it is time
 class Snapshots:
     """`freeze(op)` makes what was written so far the operation's content; False: not now."""
 
-    def __init__(self, tree: Tree, journal: Journal, contents: Contents) -> None:
+    def __init__(
+        self, tree: Tree, journal: Journal, contents: Contents, freeze: Callable[[Op], bool]
+    ) -> None:
         self._tree, self._journal, self._contents = tree, journal, contents
-        self.freeze: Callable[[Op], bool] = lambda op: False
+        self._freeze = freeze
         self.has_asker = False  # is there somebody who fsyncs for those who do not?
         self._writers: Counter[int] = Counter()  # inodes open for writing, how often
         self._seen: dict[int, int] = {}  # when each was last opened or at rest
@@ -104,7 +106,7 @@ class Snapshots:
         if op is None or self._contents.frozen(ino) is not None:
             return
         if now or self._hurry or _is_old(op.made_ns, EVERY_NS - STEP_NS):
-            self.freeze(self._journal.first_content(op))
+            self._freeze(self._journal.first_content(op))
 
     def asked(self, inodes: Iterable[int], since_ns: int) -> None:
         """They were asked for. What was not at rest then never will be, that way: its name is gone,

@@ -5,12 +5,17 @@ mean and which may be sent (`operations`), the tree's rules (`tree`), bytes (`co
 
 Concurrency contract: memory mirrors the `op` table; both change together, inside a transaction and
 without an await between; a rollback takes back in memory what its transaction changed, and every
-`Op` stays the object it was. `changed` is set after every change; waiters re-check.
+`Op` stays the object it was. `changed` is set after every change; waiters re-check. Who is told of
+changes at once (the arguments of `Journal`) is told inside the transaction, and again by a
+rollback: it notes what it hears, and asks nothing.
 
 A long journal is not waited for at start: `load` reads it a piece at a time, beside everything
 else. Meanwhile `add`, `of_file` and what is asked of one file that was not made here before the
 start are answered at once. Whoever may ask more and can wait awaits `known` or `whole` before;
 whoever does not has the rest read at once.
+
+Why one class: each question has a short answer while the journal is not whole, which only what
+loads it can give; and every change needs the same touch, so that a rollback takes it back.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 import trio
@@ -38,11 +43,34 @@ REST_SECONDS = 0.001
 BEFORE_ALL = -(1 << 63)  # `seq` is negative where an operation was added before all others
 
 
+class Watcher(Protocol):
+    """Is told what happens to every operation; `cache.sync.schedule`."""
+
+    def came(self, op: Op) -> None:
+        """It is in the journal from now on, or says something else now."""
+
+    def went(self, op: Op) -> None:
+        """It is not any more, or is about to say something else; it has the `seq` that it had."""
+
+
+class _Nobody:
+    def came(self, op: Op) -> None:
+        pass
+
+    def went(self, op: Op) -> None:
+        pass
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
 class _Memory:
     """The rows, and the records that they touch. Nothing here is an object that the garbage
     collector looks at one by one: it stops everything meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
         self.ops: dict[int, Op] = {}  # by `seq`, in order
         self.by_file: dict[FileId, tuple[Op, ...]] = {}  # in order
         self.by_key: dict[str, Op] = {}
@@ -74,6 +102,7 @@ class _Memory:
         _add(self.inodes, (op.ino,))
         if op.refused:
             self.refused[op.seq] = op
+        self._watcher.came(op)
 
     def uncount(self, op: Op) -> None:
         del self.by_key[op.key]
@@ -81,15 +110,26 @@ class _Memory:
         _subtract(self.needed, reads(op))
         _subtract(self.inodes, (op.ino,))
         self.refused.pop(op.seq, None)
+        self._watcher.went(op)
 
     def put_in_order(self) -> None:
         self.ops = dict(sorted(self.ops.items()))
 
 
 class Journal:
-    def __init__(self, db: Database) -> None:
+    """`watcher` is told of every operation, `on_unreferenced` of an inode that no operation has any
+    more, `on_rekey` of an operation's old and new key."""
+
+    def __init__(
+        self,
+        db: Database,
+        watcher: Watcher | None = None,
+        on_unreferenced: Callable[[int], None] = _nothing,
+        on_rekey: Callable[[str, str], None] = _nothing,
+    ) -> None:
         self._db = db
-        self._rows = _Memory()
+        self._on_unreferenced, self._on_rekey = on_unreferenced, on_rekey
+        self._rows = _Memory(watcher or _Nobody())
         self._read_upto = BEFORE_ALL  # rows up to this `seq` are in memory
         self._found = self._last()  # rows up to this `seq` were there before us
         self._looked_up = set[FileId]()  # all rows of these files are in memory
@@ -98,8 +138,6 @@ class Journal:
         self._touched: dict[int, Op] = {}  # by `seq`: changed since `_touched_after` commits
         self._touched_after = -1
         self.changed = trio.Event()
-        self.on_unreferenced: Callable[[int], None] = lambda ino: None  # no operation has it now
-        self.on_rekey: Callable[[str, str], None] = lambda old, new: None
         db.on_rollback.append(self._take_back)
 
     # Reading the table.
@@ -134,14 +172,18 @@ class Journal:
         """All that speaks of the file which `op` makes. Nothing did before that."""
         return self._rows if op.seq > self._found else self._memory
 
+    def read(self) -> None:
+        """Have all of it in memory, now."""
+        while not self._whole.is_set():
+            self._read(-1)
+
     @property
     def is_whole(self) -> bool:
         return self._whole.is_set()
 
     @property
     def _memory(self) -> _Memory:
-        while not self._whole.is_set():
-            self._read(-1)
+        self.read()
         return self._rows
 
     def _read(self, most: int) -> None:
@@ -190,7 +232,7 @@ class Journal:
             setattr(op, name, getattr(was, name))
         self._rows.remember(op)
         if op.key != key:
-            self.on_rekey(key, op.key)
+            self._on_rekey(key, op.key)
 
     def _touch(self, op: Op) -> None:
         """It is about to change, or has come: see `_take_back`."""
@@ -218,6 +260,12 @@ class Journal:
     def refused(self) -> list[Op]:
         """What the server, or a fault here, refused for good; in order."""
         return [op for _, op in sorted(self._memory.refused.items())]
+
+    def after(self, seq: int, most: int) -> list[Op]:
+        """At most so many of those that come after this `seq`, in order."""
+        sql = "SELECT seq FROM op WHERE seq > ? ORDER BY seq LIMIT ?"
+        ops = self._memory.ops
+        return [ops[row[0]] for row in self._db.all(sql, seq, most)]
 
     def newest_first(self) -> Iterator[Op]:
         return reversed(self._memory.ops.values())
@@ -317,7 +365,7 @@ class Journal:
         old_key, op.key, op.file, op.sent = op.key, new_id(), file, False
         op.made_ns = time.time_ns()
         self._insert(op)
-        self.on_rekey(old_key, op.key)
+        self._on_rekey(old_key, op.key)
 
     def readdress(self, op: Op, file: FileId) -> None:
         """Its file is `file` after all; it keeps its place in the order."""
@@ -352,7 +400,7 @@ class Journal:
         memory.count(op)
         self._let_go(ino)
         if op.key != old_key:
-            self.on_rekey(old_key, op.key)
+            self._on_rekey(old_key, op.key)
         self._db.run(
             "UPDATE op SET key=?, kind=?, ino=?, body=?, version=?, sent=?, refused=? WHERE seq=?",
             op.key,
@@ -403,7 +451,7 @@ class Journal:
 
     def _let_go(self, ino: int) -> None:
         if ino not in self._rows.inodes:
-            self.on_unreferenced(ino)
+            self._on_unreferenced(ino)
 
     def _wake(self) -> None:
         self.changed.set()

@@ -1,7 +1,7 @@
-"""What an operation of the journal is, what it touches, and which ones may be sent. Pure.
+"""What an operation of the journal is, what it touches, and which ones depend on it. Pure.
 
 Knows: the operations and their dependence on each other. Must not know: how they are stored
-(`journal`), what the server says of them (`replayer`).
+(`journal`), what the server says of them (`batches`).
 
 An operation stores names and ids; attributes are taken from the node when it is sent, so ten chmods
 in a row are one operation. Once `sent` is set (in a transaction before the request leaves) it is
@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 from msgspec import Struct
@@ -124,43 +124,6 @@ def takes_back(op: Op, newest_first: Iterable[Op]) -> bool:
     names = {key for key in writes(op) if key.startswith("E")}
     since = takewhile(lambda other: other is not op, newest_first)
     return not op.sent and not any(names & writes(other) for other in since)
-
-
-def select(
-    ops: Iterable[Op], ready: Callable[[Op], bool], limit: int, window: int = 4096
-) -> tuple[list[Op], list[Op]]:
-    """Which operations may be sent now, in order, at most `limit`; and which wait for their bytes
-    with no earlier content of the same file, or from the same inode, before them. Pure. Looks at no
-    more than `window` operations that are not refused, so that a long journal costs no more than a
-    short one."""
-    batch: list[Op] = []
-    waiting: list[Op] = []
-    held_writes: set[str] = set()
-    held_reads: set[str] = set()
-    waiting_files: set[FileId] = set()
-    waiting_inodes: set[int] = set()  # their snapshots must be taken in order
-    for op in ops:
-        if len(batch) >= limit or window <= 0:
-            break
-        window -= 0 if op.refused else 1
-        wrote, read = writes(op), reads(op)
-        is_ready = ready(op)
-        if op.has_content:
-            behind = op.file in waiting_files or op.ino in waiting_inodes
-            if not (is_ready or op.refused or behind):
-                waiting.append(op)
-            waiting_files.add(op.file)
-            waiting_inodes.add(op.ino)
-        blocked = wrote & held_writes or read & held_writes or wrote & held_reads
-        if blocked or not is_ready or op.refused:
-            held_writes |= wrote
-            held_reads |= read
-        else:
-            batch.append(op)
-            # Only its answer tells which file later bytes belong to, or what they overtake.
-            if op.kind in ("retake", "replace"):
-                held_writes |= wrote
-    return batch, waiting
 
 
 def stuck(ops: Iterable[Op]) -> set[str]:

@@ -9,6 +9,9 @@ another and deleted before its turn leaves nothing behind. Only operations with 
 touched. Every refusal is an OSError with the errno that the system call returns.
 
 Concurrency contract: synchronous, on the trio thread. The directories named must be listed.
+
+Why one class: how an edit folds depends on what the others have left in the journal, and a rename
+is a removal, a link and a creation by turns. Who takes back a name is in `vacancies`.
 """
 
 from __future__ import annotations
@@ -40,7 +43,6 @@ from cache.namespace.vacancies import Place, Vacancies, Vacancy, is_new
 from remote.protocol.ids import VersionId
 from remote.protocol.messages import MAX_NAMES, SHARED_NAME, Kind
 
-ATTRIBUTES = frozenset({"mode", "uid", "gid", "mtime_ns", "atime_ns"})
 # Writing into a file whose change was refused tries it again, but a program that never stops
 # writing shall not make that a stream of refusals.
 AGAIN_SECONDS = 5.0
@@ -288,7 +290,8 @@ class Edits:
             return None
         if over is None:
             is_filled = is_new(node.file, time.time_ns())
-            return self._left_by(directory, name) if is_filled else None
+            left = self._left_by(directory, name) if is_filled else None
+            return None if left is not None and left[0].file == node.file else left  # it is back
         backup = self._vacancies.backup_of(over.file, time.monotonic())
         names = set(self._tree.names(over.ino))
         if backup is None or names != {(directory.ino, name), backup} or over.links != 2:
@@ -497,8 +500,8 @@ class Edits:
     def set_attributes(
         self, ino: int, changes: dict[str, int], ctime_ns: int | None = None
     ) -> Node:
-        """Change some of ATTRIBUTES; atime stays on this device. `ctime_ns` is when, if the kernel
-        has shown it to others already; else it is now."""
+        """Change some of mode, uid, gid, mtime_ns and atime_ns; atime stays on this device.
+        `ctime_ns` is when, if the kernel has shown it to others already; else it is now."""
         with self._db.transaction():
             node = self._tree.node(ino)
             self._shares.check_writable(node)

@@ -15,6 +15,9 @@ cache for each inode: both belong to the version).
 
 Concurrency contract: synchronous, on the trio thread, one transaction per page of changes or
 acknowledgement; the kernel is told after the commit.
+
+Why one class: the feed, listings and acknowledgements are three ways in which the same records
+come, and what one of them knows to be newer decides what another may still say.
 """
 
 from __future__ import annotations

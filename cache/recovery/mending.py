@@ -13,6 +13,8 @@ The rules:
   the server may have the old one.
 - The server has all the rest: no listing and no record is believed, so that all is asked for again.
 - Numbers that may have been given are not given again.
+
+Why one class: each step stands on the rows that the ones before have settled, once through.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a journal operation says on the wire. Pure, but for reading the tree.
 
 Knows: the wire form of each kind of operation, with the node's attributes of this moment. Must not
-know: when it is sent, what the answer means (`replayer`).
+know: when it is sent (`schedule`), what the answer means (`batches`).
 """
 
 from __future__ import annotations

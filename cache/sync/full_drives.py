@@ -1,7 +1,7 @@
 """Which drives have no room for more, and when to try them again. Pure: time is an argument.
 
-Knows: that a drive was full when it was last asked, and how long to wait. Must not know: what is to
-be sent (`replayer`), quotas.
+Knows: that a drive was full when it was last asked. Must not know: what is to be sent (`uploads`),
+quotas, how waits grow (`retries`).
 
 While a drive is full one upload at a time tries it, the smallest first: where that does not fit,
 nothing does, and what fits does not wait behind what does not.
@@ -13,63 +13,61 @@ full or has room again.
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
 
 import trio
 
-from remote.protocol.backoff import delay
-
-
-@dataclass
-class _Full:
-    attempts: int
-    next_try: float
+from cache.sync.retries import Waits
 
 
 class FullDrives:
     """Times are in seconds, of any clock that only goes forward."""
 
     def __init__(self) -> None:
-        self._full: dict[str, _Full] = {}
+        self._full = Waits()
         self.changed = trio.Event()
 
     @property
     def is_short(self) -> bool:
         """Is any drive full?"""
-        return bool(self._full)
+        return bool(len(self._full))
+
+    @property
+    def reason(self) -> str | None:
+        """What was said when there was no room; None while there is."""
+        return self._full.reason
 
     def is_full(self, drive: str) -> bool:
         return drive in self._full
 
-    def refused(self, drive: str, now: float, jitter: float) -> None:
+    def refused(self, drive: str, now: float, jitter: float, why: str = "") -> None:
         """There was no room; `jitter` in [0, 1)."""
-        known = self._full.get(drive)
-        attempts = 0 if known is None else known.attempts + 1
-        self._full[drive] = _Full(attempts, now + delay(attempts, jitter))
-        if known is None:
+        is_new = not self.is_full(drive)
+        self._full.failed(drive, why, now, jitter)
+        if is_new:
             self._tell()
 
     def fitted(self, drive: str) -> None:
         """Something was taken."""
-        if self._full.pop(drive, None) is not None:
+        if self.is_full(drive):
+            self._full.done(drive)
             self._tell()
 
     def only(self, drives: Set[str]) -> None:
         """Nothing is to be sent to any other drive: whether there is room shows when there is."""
-        for drive in self._full.keys() - drives:
-            self.fitted(drive)
+        before = len(self._full)
+        self._full.only(drives.__contains__)
+        if len(self._full) < before:
+            self._tell()
 
     def retry_now(self) -> None:
-        for full in self._full.values():
-            full.attempts, full.next_try = 0, 0.0
+        self._full.retry_now()
 
     def may_try(self, drive: str, now: float) -> bool:
-        full = self._full.get(drive)
-        return full is None or full.next_try <= now
+        return self._full.may_try(drive, now)
 
-    def next_try(self) -> float | None:
-        """When a full drive may be tried next; None: none is full."""
-        return min((full.next_try for full in self._full.values()), default=None)
+    def next_try(self, now: float) -> float | None:
+        """When a full drive that may not be tried now may be."""
+        return self._full.next_try(now)
 
     def _tell(self) -> None:
         self.changed.set()

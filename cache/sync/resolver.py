@@ -10,9 +10,10 @@ anew).
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 import structlog
@@ -66,6 +67,19 @@ class Resolver:
         log.warning("refused", path=self._tree.path(op.ino), operation=op.kind, why=message)
         with self._db.transaction():
             self._journal.rewrite(op, refused=f"{kind}: {message}")
+
+    @contextlib.contextmanager
+    def putting_aside(self, op: Op, what: str) -> Iterator[None]:
+        """A fault of ours with one operation must not end the mount, and with it the access to
+        every other file. Its bytes stay, it goes no further, and it is shown."""
+        try:
+            yield
+        except (NearlineError, OSError):
+            raise
+        except Exception:
+            log.exception("a fault of this program", what=what, operation=op.kind, file=op.file)
+            if self._journal.get(op.key) is op:
+                self.refuse(op, None, "a fault of this program; the mount's log has it")
 
     def _keep(self, op: Op, problem: Problem) -> None:
         """This answer is that of the key for ever: when it is tried again it needs another."""

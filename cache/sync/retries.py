@@ -1,7 +1,7 @@
 """What failed and is tried again, when, and why it waits. Pure: time and chance are arguments.
 
 Knows: how long each thing waits after its failures, and that a line on which everything fails is
-better tried with one thing than with all. Must not know: what is tried (`replayer`), how.
+better tried with one thing than with all. Must not know: what is tried (`uploads`, `batches`), how.
 
 Nothing here ever gives up: waits grow to a minute (`backoff`), and go on.
 
@@ -37,6 +37,9 @@ class Waits:
 
     def __len__(self) -> int:
         return len(self._waits)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._waits
 
     def failed(
         self,

@@ -1,14 +1,14 @@
 """From a snapshot to a manifest: freeze, cut, encode, send what the drive lacks.
 
 Knows: how a file's bytes become chunks that the server has, resuming where it stopped. Must not
-know: when an upload is due and what order operations take (`replayer`), HTTP
+know: when an upload is due (`uploads`), what order operations take (`schedule`), HTTP
 (`remote.transfer.upload`).
 
 A file that is being written from the start is cut while it grows: chunks whose boundaries are
 certain are sent before the file is closed ("early" pieces). At the snapshot they count as an old
 version whose later overwrites are dirty, so one algorithm, `chunking.Cutter`, does both.
 
-Concurrency contract: one task per operation; `ready`, `progress` and `_early` are changed on the
+Concurrency contract: one task per operation; what is `prepared` and `_early` are changed on the
 trio thread without an await between reading and writing an entry. Encoding runs in worker threads
 on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_flight` bounds those.
 """
@@ -28,6 +28,7 @@ from cache.metadata.intervals import IntervalSet, Range
 from cache.metadata.journal import Journal
 from cache.metadata.operations import Op, new_id
 from cache.metadata.tree import Node, Tree
+from cache.sync.prepared import Prepared, Progress
 from remote.protocol.chunking import (
     Cutter,
     Fresh,
@@ -61,17 +62,6 @@ class BaseGone(NearlineError):
 
 
 @dataclass
-class Progress:
-    """One upload, for `status`: bytes of the file dealt with, of how many; why it waits."""
-
-    path: str
-    bytes_done: int
-    bytes_total: int
-    error: str | None = None
-    moved: bool = False  # were bytes of it sent since it was last begun?
-
-
-@dataclass
 class Early:
     """The part [0, upto) of a growing file that was cut and sent already; `dirty` are the ranges
     written again since."""
@@ -86,7 +76,9 @@ class Early:
 
 class Uploader:
     """`manifest_of` gives a version's manifest, `keep_manifest` remembers one that was made here;
-    `keep_blocks(chunk id, plain)` puts bytes that were just sent into the block cache."""
+    `keep_blocks(chunk id, plain)` puts bytes that were just sent into the block cache. `on_ready`
+    is told of an operation whose bytes are there, or are not after all, `on_arrival` that some were
+    taken."""
 
     def __init__(
         self,
@@ -98,18 +90,17 @@ class Uploader:
         manifest_of: ManifestOf,
         keep_manifest: KeepManifest,
         keep_blocks: KeepBlocks,
+        prepared: Prepared,
+        on_ready: Callable[[Op], None],
+        on_arrival: Callable[[], None],
     ) -> None:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._sender, self._manifest_of = sender, manifest_of
         self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
         self._in_flight = trio.CapacityLimiter(CHUNKS_IN_FLIGHT)
         self._early: dict[int, Early] = {}
-        self.ready: dict[str, Content] = {}  # by operation key
-        self.progress: dict[str, Progress] = {}
-        self.sent_bytes = 0
-        self.on_arrival: Callable[[], None] = lambda: None  # bytes were taken
-        self._resend: dict[str, set[bytes]] = {}  # by operation key: known chunks to send anyway
-        journal.on_rekey = self._rekeyed
+        self._prepared, self._on_ready, self._on_arrival = prepared, on_ready, on_arrival
+        self.ready, self.progress = prepared.ready, prepared.progress
 
     # Snapshots.
 
@@ -124,7 +115,7 @@ class Uploader:
         if op.body.renew:
             self._renew(op, op.version)
         layer = self._contents.frozen(op.ino)
-        if op.key in self._resend and (layer is None or layer.version != op.version):
+        if op.key in self._prepared.resend and (layer is None or layer.version != op.version):
             layer = _untouched(node)
             manifest = await self._send(op, node, layer)
         elif layer is None or layer.version != op.version:
@@ -135,6 +126,7 @@ class Uploader:
             base = op.body.base or node.version
             self._keep_manifest(op.version, manifest)
             self.ready[op.key] = Content(version=op.version, base=base, manifest=manifest)
+            self._on_ready(op)
         self.progress.pop(op.key, None)
 
     async def _base_manifest(self, node: Node) -> Manifest:
@@ -206,7 +198,7 @@ class Uploader:
         else:
             average = self._contents.average(layer, average_for(layer.size, None))
             old, dirty = [], [(0, layer.size)]
-        unwanted = self._resend.get(op.key, set())
+        unwanted = self._prepared.resend.get(op.key, set())
         if base is not None and not is_well_cut(base):  # of another program: cut all of it anew
             unwanted = {piece.id for piece in old if piece.id != HOLE}
         again = ranges_of(old, unwanted, layer.size)
@@ -236,9 +228,8 @@ class Uploader:
         """Encode and send one chunk; what was sent is kept in the block cache."""
         encoded = await trio.to_thread.run_sync(encode_chunk, plain)
         sent = await self._sender.store(upload, encoded)
-        self.sent_bytes += sent
         if sent:
-            self.on_arrival()
+            self._on_arrival()
         progress = self.progress.get(op.key)
         if sent and progress is not None:
             progress.moved, progress.error = True, None
@@ -258,27 +249,16 @@ class Uploader:
         """The server does not have these chunks of the operation's version, or they are not ours to
         refer to: the next `prepare` sends them, though the version it is made from has them."""
         self.ready.pop(op.key, None)
-        self._resend.setdefault(op.key, set()).update(missing)
+        self._on_ready(op)
+        self._prepared.resend.setdefault(op.key, set()).update(missing)
 
     def tidy(self, under_way: Container[str]) -> None:
         """Nothing is shown or kept of what has left the journal (a local edit may have folded it
         away when its bytes were there) and is not `under_way`."""
-        for kept in (self.progress, self.ready, self._resend):
-            for key in [key for key in kept if self._journal.get(key) is None]:
-                if key not in under_way:
-                    del kept[key]
+        self._prepared.tidy(lambda key: self._journal.get(key) is not None or key in under_way)
         for ino in [ino for ino, early in self._early.items() if not early.running]:
             if not self._journal.refers_to(ino):
                 del self._early[ino]
-
-    def _rekeyed(self, old: str, new: str) -> None:
-        """An operation goes on under another key."""
-        if old in self._resend:
-            self._resend[new] = self._resend.pop(old)
-        if old in self.ready:
-            self.ready[new] = self.ready.pop(old)
-        if old in self.progress:
-            self.progress[new] = self.progress.pop(old)
 
     # Growing files.
 
@@ -361,9 +341,8 @@ class Uploader:
         """The operation is done or gone."""
         if op.has_content:
             self._early.pop(op.ino, None)
-        self.ready.pop(op.key, None)
-        self.progress.pop(op.key, None)
-        self._resend.pop(op.key, None)
+        self._prepared.forget(op.key)
+        self._on_ready(op)
 
 
 def ranges_of(pieces: Sequence[Piece], ids: set[bytes], size: int) -> list[Range]:

@@ -45,7 +45,7 @@ def request(
 
     @functools.wraps(handler)
     async def wrapped(self: R, *args: P.args, **kwargs: P.kwargs) -> T:
-        self._session.replayer.last_request = trio.current_time()
+        self._session.replayer.asked()
         self.requests[handler.__name__] += 1
         if args and isinstance(args[-1], pyfuse3.RequestContext):
             CALLER.set(Caller(args[-1].pid))

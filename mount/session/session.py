@@ -114,6 +114,7 @@ class Session(Device):
             keep_manifest=self.reader.keep_manifest,
             keep_plain=self.reader.put_plain,
             require_online=self.require_online,
+            on_reachable=self._reachability_changed,
             name=platform.node() or "another device",
             keep_copies=config.on_conflict == "copy",
         )
@@ -122,7 +123,6 @@ class Session(Device):
         self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
         self.versions = Versions(self.db, self.tree, self._versions_of)
         self.next_files = NextFiles(self.tree, self.reader)
-        self.contents.on_change = self._content_changed
         self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
         self.back = trio.Event()  # set, and replaced, when a host can be reached again
         self.backpressure = Backpressure(
@@ -134,7 +134,6 @@ class Session(Device):
             self.require_online,
             self._is_out_of_touch,
         )
-        self.replayer.on_reachable = self._reachability_changed
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -268,11 +267,6 @@ class Session(Device):
         self.replayer.retry_now()
         self.back.set()
         self.back = trio.Event()
-
-    def _content_changed(self, ino: int, start: int, stop: int) -> None:
-        self.uploader.note_write(ino, start, stop)
-        if self.uploader.wants_early(ino):
-            self.replayer.wake()
 
     async def refresh_account(self) -> None:
         """Quota and use, for statfs; keeps what was known when the server cannot be reached, or the

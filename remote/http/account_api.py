@@ -26,7 +26,6 @@ from remote.protocol.account_messages import (
     TrashPage,
 )
 from remote.protocol.ids import FileId, HexId
-from remote.protocol.messages import ChangesPage
 
 
 class AccountEndpoints(Transport):
@@ -61,12 +60,7 @@ class AccountEndpoints(Transport):
     async def revoke_link(self, link: HexId) -> None:
         await self._send("DELETE", f"/v1/links/{link}")
 
-    # --- history and trash ----------------------------------------------------------------------
-
-    async def file_changes(self, file: FileId, cursor: str | None = None) -> ChangesPage:
-        """The record of what happened at and below `file`."""
-        path = f"/v1/files/{file}/changes"
-        return await self._call("GET", path, ChangesPage, params={"cursor": cursor})
+    # --- the trash ------------------------------------------------------------------------------
 
     async def trash(
         self,

@@ -35,7 +35,6 @@ from remote.protocol.messages import (
     ChildrenPage,
     CompleteUpload,
     FileReply,
-    FingerprintReply,
     ListReply,
     ListRequest,
     LocateReply,
@@ -47,8 +46,6 @@ from remote.protocol.messages import (
     Me,
     StartUploads,
     StartUploadsReply,
-    UploadState,
-    UrlsRequest,
     VersionsPage,
 )
 
@@ -98,11 +95,6 @@ class ApiClient(Live, DataPath, AccountEndpoints):
         path = f"/v1/files/{file}/versions"
         return await self._call("GET", path, VersionsPage, params={"cursor": cursor})
 
-    async def by_fingerprint(self, fingerprint: bytes) -> FingerprintReply:
-        """A file of one's own drive with this content (`content.fingerprint`)."""
-        path = f"/v1/files/by-fingerprint/{fingerprint.hex()}"
-        return await self._call("GET", path, FingerprintReply)
-
     async def locate_several(self, request: LocateSeveral) -> LocateSeveralReply:
         path = "/v1/chunks/locate-several"
         return await self._call("POST", path, LocateSeveralReply, request)
@@ -114,15 +106,6 @@ class ApiClient(Live, DataPath, AccountEndpoints):
 
     async def start_uploads(self, request: StartUploads) -> StartUploadsReply:
         return await self._call("POST", "/v1/files", StartUploadsReply, request)
-
-    async def upload_state(self, version: VersionId) -> UploadState:
-        return await self._call("GET", f"/v1/uploads/{version}", UploadState)
-
-    async def upload_urls(self, version: VersionId, request: UrlsRequest) -> UploadState:
-        return await self._call("POST", f"/v1/uploads/{version}/urls", UploadState, request)
-
-    async def abandon_upload(self, version: VersionId) -> None:
-        await self._send("DELETE", f"/v1/uploads/{version}")
 
     async def complete(self, version: VersionId, request: CompleteUpload) -> Applied:
         return await self._call("POST", f"/v1/uploads/{version}/complete", Applied, request)

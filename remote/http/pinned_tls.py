@@ -124,6 +124,7 @@ class _Tls(httpcore.AsyncNetworkStream):
         self._tls = context.wrap_bio(self._in, self._out, server_hostname=host)
         self._received = bytearray(_PIECE)
         self._sending = trio.Lock()  # what is encrypted first is sent first
+        self._is_over = False  # the peer has said that it sends no more
 
     async def shake_hands(self) -> None:
         """Raises ssl.SSLError for who is not the one, and OSError for who goes away."""
@@ -143,10 +144,11 @@ class _Tls(httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """All that is there, at most `max_bytes`; empty at the end, which is none of HTTP's unless
-        HTTP says so: a peer that goes away without a word is noticed by the length."""
+        HTTP says so: a peer that goes away without a word is noticed by the length. Who says so
+        in TLS may keep its socket open until it hears the same of us."""
         plain = bytearray(max_bytes)
         with _named(httpcore.ReadTimeout, httpcore.ReadError), _within(timeout):
-            while not (size := self._decrypt(plain)) and not self._in.eof:
+            while not (size := self._decrypt(plain)) and not (self._is_over or self._in.eof):
                 await self._receive()
             if self._out.pending:  # the peer asked for new keys
                 await self._flush()
@@ -160,6 +162,7 @@ class _Tls(httpcore.AsyncNetworkStream):
             while size < len(view):
                 got = self._tls.read(len(view) - size, view[size:])
                 if not got:
+                    self._is_over = True
                     break
                 size += got  # type: ignore[operator]  # into a buffer: the number of bytes
         view.release()

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, func, select, update
 
-from server.accounts import devices as tokens
 from server.accounts.accounts import account_id, is_good, opened
+from server.accounts.devices import revoke_all
 from server.metadata.schema import accounts, devices, drives, files, grants, links
 from server.permissions import audit
 from server.uploads import sessions
@@ -55,7 +55,7 @@ def unlock(data_dir: Path, name: str) -> None:
     _set_lock(data_dir, name, "account_unlock", None)
 
 
-def _set_lock(data_dir: Path, name: str, action: str, locked_ns: int | None) -> None:
+def _set_lock(data_dir: Path, name: str, action: audit.Action, locked_ns: int | None) -> None:
     with opened(data_dir) as db, db.write() as conn:
         account = account_id(conn, name)
         values = {"locked_ns": locked_ns}
@@ -89,7 +89,7 @@ def remove(data_dir: Path, name: str) -> Leaving:
 
 def _end(conn: Connection, account: str, now_ns: int) -> None:
     drive = select(drives.c.id).where(drives.c.owner == account).scalar_subquery()
-    tokens.revoke_all(conn, devices.c.account == account, now_ns)
+    revoke_all(conn, devices.c.account == account, now_ns)
     working = update(links).where(links.c.drive == drive, links.c.revoked_ns.is_(None))
     conn.execute(working.values(revoked_ns=now_ns))
     sessions.end_of_drive(conn, drive)

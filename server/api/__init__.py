@@ -1,1 +1,1 @@
-"""The v1 endpoints: each decodes, asks a module of the service, and encodes. No rules live here."""
+"""The v1 endpoints: each asks a module of the service. No rules live here."""

@@ -4,53 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, cast
 
-from litestar import delete, get, post
-from litestar.params import FromPath
 from sqlalchemy import Connection
 
 from remote.protocol.account_messages import DevicesReply, MakeToken, TokenReply
 from remote.protocol.errors import Refused, Unauthorized
 from server.accounts import devices, tokens
-from server.addresses import client_of
-from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
-from server.api.files import check_id
+from server.api.endpoint import Id, delete, get, post
+from server.api.exchange import Request
 from server.changes.fanout import News, account_topic
 from server.permissions.caller import Caller
 from server.service import Service
 
 
-@get("/v1/devices")
-async def listed(request: AnyRequest) -> Reply:
+@get("/v1/devices", "One's devices")
+async def listed(request: Request) -> DevicesReply:
     def work(conn: Connection, caller: Caller) -> DevicesReply:
         return devices.devices_of(conn, caller, time.time_ns())
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@post("/v1/devices")
-async def make(request: AnyRequest) -> Reply:
-    wanted = await body(request, MakeToken)
-
+@post("/v1/devices", "Make a token")
+async def make(request: Request, wanted: MakeToken) -> TokenReply:
     def work(conn: Connection, caller: Caller) -> TokenReply:
         return devices.make_token(conn, caller, wanted, time.time_ns())
 
-    return reply(request, await service_of(request).write(token_in(request), work))
+    return await request.write(work)
 
 
-@post("/v1/devices/rotate")
-async def rotate(request: AnyRequest) -> Reply:
-    service, token = service_of(request), token_in(request)
-
+@post("/v1/devices/rotate", "Change one's own token")
+async def rotate(request: Request) -> TokenReply:
     def work(conn: Connection, caller: Caller) -> TokenReply:
-        return devices.rotate(conn, caller, token or "", time.time_ns())
+        return devices.rotate(conn, caller, request.token or "", time.time_ns())
 
     try:
-        return reply(request, await service.write(token, work))
+        return await request.write(work)
     except Refused as refused:
         if isinstance(refused.problem, Unauthorized):
-            await _note_copied(service, token, client_of(cast(Any, request.scope)))
+            await _note_copied(request.service, request.token, request.address)
         raise
 
 
@@ -73,14 +65,12 @@ async def _note_copied(service: Service, token: str | None, address: str) -> Non
     await loop.run_in_executor(service.writes, note, *found)
 
 
-@delete("/v1/devices/{device_id:str}")
-async def revoke(request: AnyRequest, device_id: FromPath[str]) -> None:
+@delete("/v1/devices/{device_id}", "Revoke a token, or log out")
+async def revoke(request: Request, device_id: Id) -> None:
     """Sockets and long polls of the account look at their token again at once."""
-    check_id(device_id)
-    service = service_of(request)
 
     def work(conn: Connection, caller: Caller) -> str:
         devices.revoke(conn, caller, device_id, time.time_ns())
         return account_topic(caller.account)
 
-    service.fanout.publish(News(await service.write(token_in(request), work)))
+    request.service.fanout.publish(News(await request.write(work)))

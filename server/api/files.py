@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar, cast
 
-from litestar import get, post
-from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection
 
-from remote.protocol.errors import AnyProblem, NotFound, Refused
+from remote.protocol.errors import AnyProblem, Refused
 from remote.protocol.messages import (
     MAX_WHOLE_CHUNKS,
+    ChangesPage,
+    ChildrenPage,
+    FileReply,
+    FingerprintReply,
+    ListReply,
     ListRequest,
     Located,
     LocatedVersion,
@@ -22,9 +24,11 @@ from remote.protocol.messages import (
     LocateSeveral,
     LocateSeveralReply,
     Span,
+    VersionsPage,
     WholeVersion,
 )
-from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.api.endpoint import Id, Limit, get, post
+from server.api.exchange import Request, Work
 from server.changes import feed
 from server.changes.views import view_of
 from server.drive import listing, versions
@@ -37,125 +41,98 @@ from server.uploads import verification
 
 T = TypeVar("T")
 
-_ID = re.compile(r"[0-9a-f]{32}")
 
-
-def check_id(id: str) -> str:
-    """An id in a path that cannot exist is answered as one that does not."""
-    if not _ID.fullmatch(id):
-        raise Refused(NotFound(message=f"{id[:64]!r} is no id: 32 hex digits"))
-    return id
-
-
-@get("/v1/files/{file_id:str}")
+@get("/v1/files/{file_id}", "A file")
 async def file(
-    request: AnyRequest,
-    file_id: FromPath[str],
-    version: FromQuery[str | None] = None,
-    manifest: FromQuery[bool] = False,
-) -> Reply:
-    check_id(file_id)
-
-    def work(conn: Connection, caller: Caller) -> object:
+    request: Request, file_id: Id, version: str | None = None, manifest: bool = False
+) -> FileReply:
+    def work(conn: Connection, caller: Caller) -> FileReply:
         return listing.file(conn, caller, file_id, version, manifest)
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@get("/v1/files/{file_id:str}/children")
+@get("/v1/files/{file_id}/children", "A directory")
 async def children(
-    request: AnyRequest,
-    file_id: FromPath[str],
-    cursor: FromQuery[str | None] = None,
-    limit: FromQuery[int] = listing.MAX_CHILDREN,
-) -> Reply:
-    check_id(file_id)
-
-    def work(conn: Connection, caller: Caller) -> object:
+    request: Request,
+    file_id: Id,
+    cursor: str | None = None,
+    limit: Limit = listing.MAX_CHILDREN,
+) -> ChildrenPage:
+    def work(conn: Connection, caller: Caller) -> ChildrenPage:
         return listing.children(conn, caller, file_id, cursor, limit)
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@post("/v1/listings")
-async def listings(request: AnyRequest) -> Reply:
-    wanted = await body(request, ListRequest)
-
-    def work(conn: Connection, caller: Caller) -> object:
+@post("/v1/listings", "Several directories")
+async def listings(request: Request, wanted: ListRequest) -> ListReply:
+    def work(conn: Connection, caller: Caller) -> ListReply:
         return listing.several(conn, caller, wanted.directories)
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@get("/v1/files/{file_id:str}/versions")
+@get("/v1/files/{file_id}/versions", "History")
 async def file_versions(
-    request: AnyRequest,
-    file_id: FromPath[str],
-    cursor: FromQuery[str | None] = None,
-    limit: FromQuery[int] = listing.MAX_VERSIONS,
-) -> Reply:
-    check_id(file_id)
-
-    def work(conn: Connection, caller: Caller) -> object:
+    request: Request,
+    file_id: Id,
+    cursor: str | None = None,
+    limit: Limit = listing.MAX_VERSIONS,
+) -> VersionsPage:
+    def work(conn: Connection, caller: Caller) -> VersionsPage:
         return listing.history(conn, caller, file_id, cursor, limit)
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@get("/v1/files/{file_id:str}/changes")
-async def file_changes(
-    request: AnyRequest, file_id: FromPath[str], cursor: FromQuery[str | None] = None
-) -> Reply:
-    check_id(file_id)
-    service = service_of(request)
+@get("/v1/files/{file_id}/changes", "Its changes")
+async def file_changes(request: Request, file_id: Id, cursor: str | None = None) -> ChangesPage:
+    service = request.service
 
-    def work(conn: Connection, caller: Caller) -> object:
+    def work(conn: Connection, caller: Caller) -> ChangesPage:
         row = access.require(conn, caller, file_id, "viewer")
         view = view_of(conn, caller, service.nesting)
         return feed.history(conn, service.cursors, view, row.drive, file_id, cursor)
 
-    return reply(request, await service.read(token_in(request), work))
+    return await request.read(work)
 
 
-@get("/v1/files/by-fingerprint/{fingerprint:str}")
-async def by_fingerprint(request: AnyRequest, fingerprint: FromPath[str]) -> Reply:
-    def work(conn: Connection, caller: Caller) -> object:
+@get("/v1/files/by-fingerprint/{fingerprint}", "A file of this content in one's own drive")
+async def by_fingerprint(request: Request, fingerprint: str) -> FingerprintReply:
+    def work(conn: Connection, caller: Caller) -> FingerprintReply:
         return listing.by_fingerprint(conn, caller, fingerprint)
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@post("/v1/chunks/locate")
-async def locate(request: AnyRequest) -> Reply:
-    service = service_of(request)
-    wanted = await body(request, LocateRequest)
+@post("/v1/chunks/locate", "Signed GETs")
+async def locate(request: Request, wanted: LocateRequest) -> LocateReply:
+    service = request.service
 
     def work(conn: Connection, caller: Caller) -> LocateReply | list[BlobKey]:
         return _locate(service, conn, caller, wanted)
 
-    return reply(request, await _vouched_for(request, work))
+    return await _vouched_for(request, work)
 
 
-@post("/v1/chunks/locate-several")
-async def locate_several(request: AnyRequest) -> Reply:
-    service = service_of(request)
-    wanted = await body(request, LocateSeveral)
+@post("/v1/chunks/locate-several", "Signed GETs of whole versions")
+async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSeveralReply:
+    service = request.service
 
     def work(conn: Connection, caller: Caller) -> LocateSeveralReply | list[BlobKey]:
         return _locate_several(service, conn, caller, wanted.versions)
 
-    return reply(request, await _vouched_for(request, work))
+    return await _vouched_for(request, work)
 
 
-async def _vouched_for(
-    request: AnyRequest, work: Callable[[Connection, Caller], T | list[BlobKey]]
-) -> T:
+async def _vouched_for(request: Request, work: Work[T | list[BlobKey]]) -> T:
     """What `work` answers, once everything that it names instead has been vouched for."""
-    service = service_of(request)
-    found = await service.read(token_in(request), work)
+    service = request.service
+    found = await request.read(work)
     while isinstance(found, list):
-        await service.reception.vouch(found, service.whose(token_in(request)))
-        found = await service.read(token_in(request), work)
+        await service.reception.vouch(found, service.whose(request.token))
+        found = await request.read(work)
     return found
 
 

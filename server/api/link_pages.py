@@ -9,7 +9,7 @@
 HEAD of a download is led to a URL that has no bytes, and is not counted.
 
 Knows: which page answers what, the cookie. Must not know: what a link reaches (`links`), how pages
-look (`pages`).
+look (`html`).
 
 Whatever does not work is answered with one page that tells no reason. Nothing is written for a
 request before the link is known to be good and its password, if it has one, to be proven.
@@ -23,66 +23,56 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
-from litestar import Response, get, post
-from litestar.datastructures import Cookie
-from litestar.params import FromPath, FromQuery
 from sqlalchemy import Connection, Row
 
 from remote.protocol.errors import Problem, Refused
 from server.accounts import accounts
 from server.addresses import limited_as
-from server.api.exchange import AnyRequest, service_of
+from server.api.endpoint import get, post
+from server.api.exchange import Request, Response
 from server.http import head
 from server.http.problems import headers_for
-from server.links import html as pages
-from server.links import links, listing_page
+from server.links import html, links, listing_page
 from server.links.links import Inside
 from server.links.signing import COOKIE_SECONDS, ZIP, Wanted
+from server.links.way import Places
 from server.links.zip import MAX_MEMBERS
 from server.permissions import audit
 from server.pools import STRANGERS
 from server.service import Service
 
-Page = Response[bytes]
 Link = Row[Any]
 T = TypeVar("T")
 
 COOKIE = "nearline-link"
-_HTML = "text/html"
+_HTML = "text/html; charset=utf-8"
 _FORM = "application/x-www-form-urlencoded"
 _FORM_BYTES = 16 * 1024
 
 
-@get("/s/{secret:str}")
-async def top(
-    request: AnyRequest, secret: FromPath[str], after: FromQuery[str | None] = None
-) -> Page:
-    places = service_of(request).library.places
+@get("/s/{secret}")
+async def top(request: Request, secret: str, after: str | None = None) -> Response:
+    places = request.service.library.places
 
-    def look(conn: Connection, link: Link) -> Page:
+    def look(conn: Connection, link: Link) -> Response:
         return _shown(conn, link, secret, link.file, after, places)
 
     return await _visit(request, secret, look)
 
 
-@get("/s/{secret:str}/{file_id:str}")
-async def below(
-    request: AnyRequest,
-    secret: FromPath[str],
-    file_id: FromPath[str],
-    after: FromQuery[str | None] = None,
-) -> Page:
-    places = service_of(request).library.places
+@get("/s/{secret}/{file_id}")
+async def below(request: Request, secret: str, file_id: str, after: str | None = None) -> Response:
+    places = request.service.library.places
 
-    def look(conn: Connection, link: Link) -> Page:
+    def look(conn: Connection, link: Link) -> Response:
         return _shown(conn, link, secret, file_id, after, places)
 
     return await _visit(request, secret, look)
 
 
-@get("/s/{secret:str}/{file_id:str}/download")
-async def download(request: AnyRequest, secret: FromPath[str], file_id: FromPath[str]) -> Page:
-    places = service_of(request).library.places
+@get("/s/{secret}/{file_id}/download")
+async def download(request: Request, secret: str, file_id: str) -> Response:
+    places = request.service.library.places
 
     def look(conn: Connection, link: Link) -> Begin:
         row = _inside(conn, link, file_id, places).row
@@ -93,47 +83,47 @@ async def download(request: AnyRequest, secret: FromPath[str], file_id: FromPath
     return await _visit(request, secret, look)
 
 
-@get("/s/{secret:str}/{file_id:str}/zip")
-async def archive(request: AnyRequest, secret: FromPath[str], file_id: FromPath[str]) -> Page:
-    counts, places = service_of(request).counts, service_of(request).library.places
+@get("/s/{secret}/{file_id}/zip")
+async def archive(request: Request, secret: str, file_id: str) -> Response:
+    counts, places = request.service.counts, request.service.library.places
 
-    def look(conn: Connection, link: Link) -> Page | Begin:
+    def look(conn: Connection, link: Link) -> Response | Begin:
         row = _inside(conn, link, file_id, places).row
         if row.kind != "directory":
             raise _Closed
         if counts.below(conn, file_id, row.drive, MAX_MEMBERS) > MAX_MEMBERS:
-            return _page(pages.too_many_page(MAX_MEMBERS), 409)
+            return _page(html.too_many_page(MAX_MEMBERS), 409)
         return Begin(link, Wanted(link.id, file_id, ZIP))
 
     return await _visit(request, secret, look)
 
 
-@post("/s/{secret:str}", request_max_body_size=_FORM_BYTES)
-async def unlock(request: AnyRequest, secret: FromPath[str]) -> Page:
-    service, here, form = service_of(request), f"/s/{secret}", await request.body()
+@post("/s/{secret}")
+async def unlock(request: Request, secret: str) -> Response:
+    service, here, form = request.service, f"/s/{secret}", await request.form(_FORM_BYTES)
     places = service.library.places
     link = await _off_loop(
         service, lambda conn: links.open_link(conn, secret, time.time_ns(), places)
     )
     if link is None:
-        return _page(pages.gone_page(), 404)
+        return _page(html.gone_page(), 404)
     if link.password is None:
         return _redirect(here)
-    given = _field(form, request.headers.get("content-type", ""), "password")
+    given = _field(form, request.header(b"content-type"), "password")
     try:
-        return await _try(service, here, link, _address(request), given)
+        return await _try(service, here, link, request.address, given)
     except Refused as refused:
         return _too_many(here, refused.problem)
 
 
-async def _try(service: Service, here: str, link: Link, address: str, given: str) -> Page:
+async def _try(service: Service, here: str, link: Link, address: str, given: str) -> Response:
     """Answer the password `given`. Raises `Refused(RateLimited)`."""
     tried = await service.tries.begin(("link", link.id), address)
     holder, check = limited_as(address), accounts.check_password
     checked = await service.desk.run("visit", holder, check, link.password, given)
     await _note(service, link, address, checked.is_right)
     if not checked.is_right:
-        return _page(pages.password_page(here, "This is not the password."), 403)
+        return _page(html.password_page(here, "This is not the password."), 403)
     service.tries.was_right(tried)
     if checked.renewed is not None:
         await _renew(service, link, checked.renewed)
@@ -151,11 +141,10 @@ async def _renew(service: Service, link: Link, hashed: str) -> None:
     await asyncio.wrap_future(service.writes.submit_for(STRANGERS, work))
 
 
-def _too_many(here: str, problem: Problem) -> Page:
+def _too_many(here: str, problem: Problem) -> Response:
     fault = problem.message[:1].upper() + problem.message[1:] + "."
-    refused = _page(pages.password_page(here, fault), 429)
-    refused.headers.update(headers_for(problem))
-    return refused
+    page = _page(html.password_page(here, fault), 429)
+    return page._replace(headers={**page.headers, **headers_for(problem)})
 
 
 # --- visits -------------------------------------------------------------------------------------
@@ -177,13 +166,12 @@ class _Locked(LookupError):
 
 
 async def _visit(
-    request: AnyRequest, secret: str, look: Callable[[Connection, Link], Page | Begin]
-) -> Page:
+    request: Request, secret: str, look: Callable[[Connection, Link], Response | Begin]
+) -> Response:
     """Answer with what `look` says of the link that `secret` opens, in one snapshot."""
-    service = service_of(request)
-    cookie = request.cookies.get(COOKIE)
+    service, cookie = request.service, _cookie(request.header(b"cookie"))
 
-    def work(conn: Connection) -> Page | Begin:
+    def work(conn: Connection) -> Response | Begin:
         now_ns = time.time_ns()
         link = links.open_link(conn, secret, now_ns, service.library.places)
         if link is None:
@@ -198,15 +186,15 @@ async def _visit(
         if isinstance(seen, Begin) and head.is_head(request.scope):
             return _redirect(service.links.content_url(seen.wanted.to_look(), time.time_ns()))
         if isinstance(seen, Begin):
-            return await _begin(service, seen, _address(request))
+            return await _begin(service, seen, request.address)
     except _Closed:
-        return _page(pages.gone_page(), 404)
+        return _page(html.gone_page(), 404)
     except _Locked:
-        return _page(pages.password_page(f"/s/{secret}"), 403)
+        return _page(html.password_page(f"/s/{secret}"), 403)
     return seen
 
 
-async def _begin(service: Service, begin: Begin, address: str) -> Page:
+async def _begin(service: Service, begin: Begin, address: str) -> Response:
     """Count the download and lead to its content. Raises `_Closed`: somebody had the last one."""
     link, wanted = begin
     noted = link.max_downloads is not None or _may_note(service, link, address)
@@ -229,7 +217,7 @@ async def _note(service: Service, link: Link, address: str, right: bool) -> None
     """Write down that somebody tried a password."""
     if not _may_note(service, link, address):
         return
-    action = "link_open" if right else "link_refused"
+    action: audit.Action = "link_open" if right else "link_refused"
 
     def note() -> None:
         with service.db.write() as conn:
@@ -255,15 +243,15 @@ async def _off_loop(service: Service, work: Callable[[Connection], T]) -> T:
 
 
 def _shown(
-    conn: Connection, link: Link, secret: str, file: str, after: str | None, places: links.Places
-) -> Page:
-    html = listing_page.page(conn, link, secret, file, after, places)
-    if html is None:
+    conn: Connection, link: Link, secret: str, file: str, after: str | None, places: Places
+) -> Response:
+    listing = listing_page.page(conn, link, secret, file, after, places)
+    if listing is None:
         raise _Closed
-    return _page(html)
+    return _page(listing)
 
 
-def _inside(conn: Connection, link: Link, file: str, places: links.Places) -> Inside:
+def _inside(conn: Connection, link: Link, file: str, places: Places) -> Inside:
     found = links.inside(conn, link, file, places)
     if found is None:
         raise _Closed
@@ -273,35 +261,32 @@ def _inside(conn: Connection, link: Link, file: str, places: links.Places) -> In
 # --- answers ------------------------------------------------------------------------------------
 
 
-def _page(html: bytes, status: int = 200) -> Page:
-    return Response(html, media_type=_HTML, status_code=status, headers=dict(pages.HEADERS))
+def _page(shown: bytes, status: int = 200) -> Response:
+    return Response(shown, _HTML, status, html.HEADERS)
 
 
-def _redirect(url: str) -> Page:
-    return Response(b"", status_code=303, headers=pages.HEADERS | {"location": url})
+def _redirect(url: str) -> Response:
+    return Response(status=303, headers=html.HEADERS | {"location": url})
 
 
-def _unlocked(service: Service, here: str, link: str, password: str) -> Page:
+def _unlocked(service: Service, here: str, link: str, password: str) -> Response:
     """Back to the link, with a cookie that only its own URL is sent."""
-    answer = _redirect(here)
     proof = service.links.cookie(link, password, time.time_ns())
-    answer.set_cookie(
-        Cookie(
-            key=COOKIE,
-            value=proof,
-            max_age=COOKIE_SECONDS,
-            path=here,
-            secure=service.settings.public_url.startswith("https:"),
-            httponly=True,
-            samesite="strict",
-        )
-    )
-    return answer
+    given = [f"{COOKIE}={proof}", "HttpOnly", f"Max-Age={COOKIE_SECONDS}", f"Path={here}"]
+    given += ["SameSite=strict"]
+    given += ["Secure"] if service.settings.public_url.startswith("https:") else []
+    answer = _redirect(here)
+    return answer._replace(headers={**answer.headers, "set-cookie": "; ".join(given)})
+
+
+def _cookie(header: str) -> str | None:
+    """What a browser was given at `_unlocked`, from its Cookie header."""
+    pairs = (each.strip().partition("=") for each in header.split(";"))
+    return next((value for name, _, value in pairs if name == COOKIE), None)
 
 
 def _field(form: bytes, content_type: str, name: str) -> str:
-    """One field of a form; empty if it is not there. The framework's parser would keep it in a
-    cache, and this is a password."""
+    """One field of a form; empty if it is not there."""
     if content_type.partition(";")[0].strip().lower() != _FORM:
         return ""
     try:
@@ -309,7 +294,3 @@ def _field(form: bytes, content_type: str, name: str) -> str:
     except ValueError:  # not ASCII, or too many fields: no browser's doing
         return ""
     return dict(fields).get(name, "")
-
-
-def _address(request: AnyRequest) -> str:
-    return request.client.host if request.client is not None else ""

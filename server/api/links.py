@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import time
 
-from litestar import delete, get, post
-from litestar.params import FromPath
 from sqlalchemy import Connection
 
 from remote.protocol.account_messages import LinkMade, LinksReply, MakeLink
 from remote.protocol.errors import RateLimited, Refused
 from server.accounts import accounts
-from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
-from server.api.files import check_id
+from server.api.endpoint import Id, delete, get, post
+from server.api.exchange import Request
 from server.links import links
 from server.permissions.caller import Caller
 from server.service import Service
 
 
-@post("/v1/files/{file_id:str}/links")
-async def make(request: AnyRequest, file_id: FromPath[str]) -> Reply:
-    check_id(file_id)
-    service, token = service_of(request), token_in(request)
-    wanted = await body(request, MakeLink)
+@post("/v1/files/{file_id}/links", "Make a link")
+async def make(request: Request, file_id: Id, wanted: MakeLink) -> LinkMade:
+    service = request.service
 
     def check(conn: Connection, caller: Caller) -> str:
         links.check_make(conn, caller, file_id, wanted, time.time_ns())
@@ -31,14 +27,14 @@ async def make(request: AnyRequest, file_id: FromPath[str]) -> Reply:
     hashed = None
     if wanted.password is not None:
         # Hashing is dear: only for who may make the link.
-        account = await service.read(token, check)
+        account = await request.read(check)
         hashed = await _hashed(service, account, wanted.password)
 
     def work(conn: Connection, caller: Caller) -> LinkMade:
         info, secret = links.make(conn, caller, file_id, wanted, hashed, time.time_ns())
         return LinkMade(link=info, url=f"{service.settings.public_url}/s/{secret}")
 
-    return reply(request, await service.write(token, work))
+    return await request.write(work)
 
 
 async def _hashed(service: Service, account: str, password: str) -> str:
@@ -55,29 +51,25 @@ async def _hashed(service: Service, account: str, password: str) -> str:
         raise
 
 
-@get("/v1/files/{file_id:str}/links")
-async def of_file(request: AnyRequest, file_id: FromPath[str]) -> Reply:
-    check_id(file_id)
-
+@get("/v1/files/{file_id}/links", "Its links")
+async def of_file(request: Request, file_id: Id) -> LinksReply:
     def work(conn: Connection, caller: Caller) -> LinksReply:
         return links.list_links(conn, caller, file_id, time.time_ns())
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@get("/v1/links")
-async def of_drive(request: AnyRequest) -> Reply:
+@get("/v1/links", "All links")
+async def of_drive(request: Request) -> LinksReply:
     def work(conn: Connection, caller: Caller) -> LinksReply:
         return links.list_links(conn, caller, None, time.time_ns())
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@delete("/v1/links/{link_id:str}")
-async def revoke(request: AnyRequest, link_id: FromPath[str]) -> None:
-    check_id(link_id)
-
+@delete("/v1/links/{link_id}", "Revoke a link")
+async def revoke(request: Request, link_id: Id) -> None:
     def work(conn: Connection, caller: Caller) -> None:
         links.revoke(conn, caller, link_id, time.time_ns())
 
-    await service_of(request).write(token_in(request), work)
+    await request.write(work)

@@ -9,7 +9,7 @@ MessagePack; the client sends nothing, and a socket on which it does is closed.
 A refused handshake is answered over HTTP with the Problem and its status. An account has so many
 sockets at a time. Codes of closing: 1001 connect again (the server stops, or the socket is old),
 1003 the client sent something, 4401 the token is not good any more. A peer that does not answer
-pings, or does not read, is cut (`connections`).
+pings, or does not read, is cut (`protocols`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
 
 import msgspec
-from litestar import WebSocket, websocket
 from sqlalchemy import Connection
 
 from remote.protocol.errors import RateLimited, Refused
 from remote.protocol.messages import Change, Hint
-from server.api.exchange import service_of, token_in
+from server.api.endpoint import websocket
+from server.api.exchange import Socket
 from server.changes import feed
 from server.changes.fanout import Closed, News, Subscription, drive_topic
 from server.changes.feed import Position
 from server.changes.views import View, view_of
-from server.http.problems import refuse
 from server.permissions.caller import Caller
 from server.service import Service
 
@@ -40,29 +38,23 @@ GOING_AWAY = 1001
 NOT_EXPECTED = 1003
 TOKEN_REFUSED = 4401
 
-Socket = WebSocket[Any, Any, Any]
-
 _encode = msgspec.msgpack.Encoder().encode
 
 
 @websocket("/v1/changes/live")
-async def live(socket: Socket) -> None:
-    service, token = service_of(socket), token_in(socket)
-    try:
+async def live(socket: Socket, cursor: str | None = None) -> None:
+    service = socket.service
 
-        def look(conn: Connection, caller: Caller) -> tuple[str, View]:
-            return caller.account, view_of(conn, caller, service.nesting)
+    def look(conn: Connection, caller: Caller) -> tuple[str, View]:
+        return caller.account, view_of(conn, caller, service.nesting)
 
-        account, view = await service.read(token, look)
-        cursor = socket.query_params.get("cursor")
-        if cursor:
-            service.cursors.read(cursor)
-        with _place(service, account):
-            await socket.accept()
-            with service.metrics.live.track_inprogress():
-                await _Pusher(socket, service, token, view).serve()
-    except Refused as refused:
-        await refuse(cast(Any, socket.scope), cast(Any, socket.send), refused.problem)
+    account, view = await socket.read(look)
+    if cursor:
+        service.cursors.read(cursor)
+    with _place(service, account):
+        await socket.accept()
+        with service.metrics.live.track_inprogress():
+            await _Pusher(socket, service, socket.token, view).serve()
 
 
 @contextmanager

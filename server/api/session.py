@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-from litestar import get, post
 from sqlalchemy import Connection, select
 
 from remote.protocol.account_messages import ChangePassword, PasswordReply
@@ -14,8 +13,9 @@ from remote.protocol.errors import BadRequest, Forbidden, Refused, Unauthorized
 from remote.protocol.messages import LoginReply, LoginRequest, Me
 from server.accounts import accounts, passwords, tokens
 from server.accounts.accounts import Checked
-from server.addresses import client_of, limited_as
-from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
+from server.addresses import limited_as
+from server.api.endpoint import get, post
+from server.api.exchange import Request
 from server.changes import feed
 from server.changes.fanout import News, account_topic
 from server.http.password_tries import Try
@@ -27,15 +27,9 @@ from server.pools import STRANGERS
 from server.service import Service
 
 
-@post("/v1/login")
-async def login(request: AnyRequest) -> Reply:
-    service = service_of(request)
-    wanted = await body(request, LoginRequest, public=True)
-    address = client_of(cast(Any, request.scope))
-    return reply(request, await _log_in(service, wanted, address))
-
-
-async def _log_in(service: Service, wanted: LoginRequest, address: str) -> LoginReply:
+@post("/v1/login", "Log in", public=True)
+async def login(request: Request, wanted: LoginRequest) -> LoginReply:
+    service, address = request.service, request.address
     found = await _find(service, wanted.account)
     # A name that there is not is counted as one that there is.
     named = wanted.account.casefold() if found is None else found.account
@@ -127,17 +121,15 @@ async def _note_failure(service: Service, name: str, account: str | None, addres
 # --- another password ---------------------------------------------------------------------------
 
 
-@post("/v1/password")
-async def change_password(request: AnyRequest) -> Reply:
+@post("/v1/password", "Change one's password")
+async def change_password(request: Request, wanted: ChangePassword) -> PasswordReply:
     """Tries of the old one count as logins do: a token alone must not be enough to guess it."""
-    service, token = service_of(request), token_in(request)
-    wanted = await body(request, ChangePassword)
-    whose = await service.read(token, _own_password)
+    service, address = request.service, request.address
+    whose = await request.read(_own_password)
     try:
         accounts.check_new_password(whose.name, wanted.new)
     except accounts.BadPassword as error:
         raise Refused(BadRequest(message=str(error))) from error
-    address = client_of(cast(Any, request.scope))
     tried = await service.tries.begin(("account", whose.account), address)
     desk, holder = service.desk, whose.account
     checked = await desk.run("change", holder, accounts.check_password, whose.hashed, wanted.old)
@@ -153,9 +145,9 @@ async def change_password(request: AnyRequest) -> Reply:
         values = (caller.account, hashed, time.time_ns(), wanted.revoke_devices)
         return PasswordReply(passwords.replace_password(conn, caller, *values))
 
-    changed = await service.write(token, work)
+    changed = await request.write(work)
     service.fanout.publish(News(account_topic(whose.account)))
-    return reply(request, changed)
+    return changed
 
 
 class _Own(NamedTuple):
@@ -174,9 +166,9 @@ def _own_password(conn: Connection, caller: Caller) -> _Own:
 # --- who one is ---------------------------------------------------------------------------------
 
 
-@get("/v1/me")
-async def me(request: AnyRequest) -> Reply:
-    service = service_of(request)
+@get("/v1/me", "Who the token is")
+async def me(request: Request) -> Me:
+    service = request.service
 
     def work(conn: Connection, caller: Caller) -> Me:
         # What is used would tell a single-folder token which chunks are elsewhere in the drive.
@@ -203,4 +195,4 @@ async def me(request: AnyRequest) -> Reply:
             reserved_bytes=row.reserved_bytes if whole else 0,
         )
 
-    return reply(request, await service.read(token_in(request), work))
+    return await request.read(work)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-from litestar import delete, get, post
-from litestar.params import FromPath
 from sqlalchemy import Connection
 
 from remote.protocol.errors import AnyProblem, BadRequest, Refused, Unavailable
@@ -20,17 +18,16 @@ from remote.protocol.messages import (
     UploadState,
     UrlsRequest,
 )
-from server.api.exchange import AnyRequest, Reply, body, reply, service_of, token_in
-from server.api.files import check_id
+from server.api.endpoint import Id, delete, get, post
+from server.api.exchange import Request
 from server.permissions.caller import Caller
 from server.uploads import sessions
 from server.uploads.sessions import Terms
 
 
-@post("/v1/files")
-async def start(request: AnyRequest) -> Reply:
-    service = service_of(request)
-    wanted = await body(request, StartUploads)
+@post("/v1/files", "Start uploads")
+async def start(request: Request, wanted: StartUploads) -> StartUploadsReply:
+    service = request.service
 
     def work(conn: Connection, caller: Caller) -> StartUploadsReply:
         terms, is_over = service.terms(conn, caller), service.turn(caller.account)
@@ -42,7 +39,7 @@ async def start(request: AnyRequest) -> Reply:
             begun.append(_LATER if is_late else _start(conn, caller, each, terms))
         return StartUploadsReply(begun)
 
-    return reply(request, await service.write(token_in(request), work))
+    return await request.write(work)
 
 
 _LATER = Unavailable(message=f"at most {MAX_BATCH} descriptors at a time; send the rest again")
@@ -62,48 +59,38 @@ def _start(conn: Connection, caller: Caller, wanted: StartUpload, terms: Terms) 
     return begun
 
 
-@get("/v1/uploads/{version:str}")
-async def state(request: AnyRequest, version: FromPath[str]) -> Reply:
-    check_id(version)
-
+@get("/v1/uploads/{version}", "What is there")
+async def state(request: Request, version: Id) -> UploadState:
     def work(conn: Connection, caller: Caller) -> UploadState:
         return sessions.state(conn, caller, version, time.time_ns())
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    return await request.read(work)
 
 
-@post("/v1/uploads/{version:str}/urls")
-async def urls(request: AnyRequest, version: FromPath[str]) -> Reply:
-    check_id(version)
-    service = service_of(request)
-    wanted = (await body(request, UrlsRequest)).descriptors
-
+@post("/v1/uploads/{version}/urls", "Presigned PUTs")
+async def urls(request: Request, version: Id, wanted: UrlsRequest) -> UploadState:
     def work(conn: Connection, caller: Caller) -> UploadState:
-        terms = service.terms(conn, caller)
-        return sessions.extend(conn, caller, version, wanted, terms, time.time_ns())
+        terms, now_ns = request.service.terms(conn, caller), time.time_ns()
+        return sessions.extend(conn, caller, version, wanted.descriptors, terms, now_ns)
 
-    return reply(request, await service.write(token_in(request), work))
+    return await request.write(work)
 
 
-@post("/v1/uploads/{version:str}/complete")
-async def complete(request: AnyRequest, version: FromPath[str]) -> Reply:
-    check_id(version)
-    wanted = await body(request, CompleteUpload)
+@post("/v1/uploads/{version}/complete", "Commit an upload")
+async def complete(request: Request, version: Id, wanted: CompleteUpload) -> Applied:
     content = wanted.op.content
     if content is None or content.version != version:
         raise Refused(BadRequest(message="the operation must carry the version of the upload"))
     keyed = Keyed(key=wanted.key, op=wanted.op)
-    result = (await service_of(request).apply(token_in(request), [keyed]))[0]
+    result = (await request.service.apply(request.token, [keyed]))[0]
     if not isinstance(result, Applied):
         raise Refused(result)
-    return reply(request, result)
+    return result
 
 
-@delete("/v1/uploads/{version:str}")
-async def abandon(request: AnyRequest, version: FromPath[str]) -> None:
-    check_id(version)
-
+@delete("/v1/uploads/{version}", "Abandon an upload")
+async def abandon(request: Request, version: Id) -> None:
     def work(conn: Connection, caller: Caller) -> None:
         sessions.abandon(conn, caller, version, time.time_ns())
 
-    await service_of(request).write(token_in(request), work)
+    await request.write(work)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,14 +68,6 @@ class Closed(Exception):
 class Subscription(Protocol):
     async def next(self) -> list[News]:
         """Wait for news since the last call: one of each topic that has any. Raises `Closed`."""
-
-
-class Fanout(Protocol):
-    """Carries news from whoever commits to whoever listens; several processes will share one."""
-
-    def publish(self, news: News) -> None: ...
-
-    def subscribe(self, topics: Iterable[str]) -> AbstractContextManager[Subscription]: ...
 
 
 class LocalFanout:

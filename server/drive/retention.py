@@ -179,7 +179,9 @@ def _old_trash(now_ns: int, default_days: int) -> Select[Any]:
     )
 
 
-def _note(conn: Connection, action: str, now_ns: int, what: str, owners: Iterable[str]) -> None:
+def _note(
+    conn: Connection, action: audit.Action, now_ns: int, what: str, owners: Iterable[str]
+) -> None:
     for owner, count in Counter(owners).items():
         audit.note(conn, None, action, owner, now_ns, **{what: count})
 

@@ -1,4 +1,4 @@
-"""The share table: giving, taking back and listing grants.
+"""Grants: giving, taking back and listing grants.
 
 Knows: who may share what with whom, and whom to tell. Must not know: how a grant reaches down the
 tree (`access`), how shared files are shown (`views`), HTTP.

@@ -26,7 +26,8 @@ from collections.abc import Callable
 
 import structlog
 
-from server.http.connections import Connections, Http, Watched
+from server.http.connections import Connections, Watched
+from server.http.protocols import Http
 from server.http.tls import Tls
 from server.settings import Tunables
 
@@ -120,8 +121,8 @@ class Arrival(Watched):
     """A connection that is not yet a protocol's: it waits for the first byte, then for the end of
     the TLS handshake, if there is one."""
 
-    def __init__(self, door: Acceptor, sock: socket.socket) -> None:
-        self._door, self._sock = door, sock
+    def __init__(self, acceptor: Acceptor, sock: socket.socket) -> None:
+        self._acceptor, self._sock = acceptor, sock
         self._loop = asyncio.get_running_loop()
         self._since = time.monotonic()
         self.task: asyncio.Task[None] | None = None
@@ -143,8 +144,8 @@ class Arrival(Watched):
             self._gone()
 
     def _gone(self) -> None:
-        self._door.connections.leave(self)
-        self._door.forget(self)
+        self._acceptor.connections.leave(self)
+        self._acceptor.forget(self)
         self._loop.remove_reader(self._sock)
         self._sock.close()
 
@@ -159,10 +160,10 @@ class Arrival(Watched):
             self._gone()
             return
         self._loop.remove_reader(self._sock)
-        self.task = self._loop.create_task(self._hand_over(self._door.chosen(first)))
+        self.task = self._loop.create_task(self._hand_over(self._acceptor.chosen(first)))
 
     async def _hand_over(self, context: ssl.SSLContext | None) -> None:
-        seconds = self._door.connections.tunables.head_seconds if context is not None else None
+        seconds = self._acceptor.connections.tunables.head_seconds if context is not None else None
         try:
             await self._loop.connect_accepted_socket(
                 self._protocol, self._sock, ssl=context, ssl_handshake_timeout=seconds
@@ -170,10 +171,10 @@ class Arrival(Watched):
         except OSError as error:  # of TLS too: whoever is there speaks something else, or has left
             log.debug("no_handshake", error=str(error))
         finally:
-            self._door.connections.leave(self)
-            self._door.forget(self)
+            self._acceptor.connections.leave(self)
+            self._acceptor.forget(self)
 
     def _protocol(self) -> Http:
-        protocol = self._door.make_protocol()
+        protocol = self._acceptor.make_protocol()
         protocol.arrival = self
         return protocol

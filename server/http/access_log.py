@@ -52,7 +52,7 @@ class Noting(NamedTuple):
     """Where requests are counted, who sends them, and what is slow."""
 
     metrics: Metrics
-    known: RecentTokens
+    recent_tokens: RecentTokens
     tunables: Tunables
 
 
@@ -78,10 +78,10 @@ class LoggedRequest:
 
     async def _answer(self, route: Route, receive: Receive) -> str:
         scope = self._scope
-        turned = await self._admission.admit(scope, receive)
-        if turned is not None:
-            self._is_flood = isinstance(turned.problem, RateLimited)
-            problem, status, close = turned
+        refusal = await self._admission.admit(scope, receive)
+        if refusal is not None:
+            self._is_flood = isinstance(refusal.problem, RateLimited)
+            problem, status, close = refusal
             await refuse(scope, self._send, problem, status=status, close=close)
             return "turned away"
         self._is_paced = not is_free(scope["path"])
@@ -153,8 +153,8 @@ class LoggedRequest:
     def _who(self) -> dict[str, str]:
         """Account and device, by their ids; nothing for who has no good token."""
         authorization = header(self._scope, b"authorization").decode("latin-1")
-        known = self._noting.known.of(token_of(authorization))
-        return {} if known is None else known._asdict()
+        holder = self._noting.recent_tokens.of(token_of(authorization))
+        return {} if holder is None else holder._asdict()
 
 
 def _is_last(message: Message) -> bool:

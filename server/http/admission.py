@@ -26,7 +26,7 @@ from server.http.bodies import GONE_STATUS, Bodies, Body, Receive
 from server.http.password_tries import PasswordTries
 from server.http.problems import header
 from server.http.rate_limits import TokenBuckets
-from server.http.recent_tokens import Known, RecentTokens
+from server.http.recent_tokens import RecentTokens, TokenHolder
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -61,7 +61,7 @@ _ALWAYS: Headers = [
 _WITH_TLS: Headers = [(b"strict-transport-security", b"max-age=31536000")]
 
 
-class Turned(NamedTuple):
+class Refusal(NamedTuple):
     """A request is not let in: `status` is that of the problem if None. `close`: what else the
     connection brings is not looked at."""
 
@@ -82,7 +82,7 @@ class Admission:
         self,
         settings: Settings,
         metrics: Metrics,
-        known: RecentTokens,
+        recent_tokens: RecentTokens,
         tries: PasswordTries,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,38 +95,39 @@ class Admission:
         self._visitors = _paced(tunables.visitor_rate, tunables.visitor_burst)
         self._links = _paced(tunables.link_rate, tunables.link_burst)
         self.bodies = Bodies(tunables, metrics)
-        self._metrics, self._known, self._tries, self._clock = metrics, known, tries, clock
+        self._metrics, self._recent_tokens = metrics, recent_tokens
+        self._tries, self._clock = tries, clock
         self._defaults = _ALWAYS + (_WITH_TLS if settings.public_url.startswith("https:") else [])
 
-    async def admit(self, scope: MutableMapping[str, Any], receive: Receive) -> Turned | None:
+    async def admit(self, scope: MutableMapping[str, Any], receive: Receive) -> Refusal | None:
         """Let a request in: None, perhaps after a while; or why not. `scope` then says who the
         client is, whatever proxies are in between, and has the request's body."""
         self._proxies.place(scope)
         fault = request_target.fault(scope["raw_path"], scope["query_string"])
         if fault is not None:
-            return Turned(BadRequest(message=fault), close=True)
+            return Refusal(BadRequest(message=fault), close=True)
         if header(scope, b"transfer-encoding"):
             problem = BadRequest(message="send a Content-Length, and no Transfer-Encoding")
-            return Turned(problem, 411, close=True)
-        known = self._known.of(_token(scope))
+            return Refusal(problem, 411, close=True)
+        holder = self._recent_tokens.of(_token(scope))
         try:
-            self._take_in(scope, receive, known)
+            self._take_in(scope, receive, holder)
         except Refused as refused:
-            return Turned(refused.problem, close=True)
-        if known is not None:
-            self._tries.is_home(("account", known.account), client_of(scope))
-        return await self._paced(scope, known)
+            return Refusal(refused.problem, close=True)
+        if holder is not None:
+            self._tries.is_home(("account", holder.account), client_of(scope))
+        return await self._paced(scope, holder)
 
     def _take_in(
-        self, scope: MutableMapping[str, Any], receive: Receive, known: Known | None
+        self, scope: MutableMapping[str, Any], receive: Receive, holder: TokenHolder | None
     ) -> None:
         """Find room for the body before any of it is waited for. Raises `Refused`."""
         if scope["type"] == "http":
             body = bodies.begin(self.bodies, scope, receive)
             if body.length:
-                _judge(body, scope, known)
+                _judge(body, scope, holder)
 
-    def _turns(self, scope: MutableMapping[str, Any], known: Known | None) -> Iterator[Turn]:
+    def _turns(self, scope: MutableMapping[str, Any], holder: TokenHolder | None) -> Iterator[Turn]:
         """What this request counts for, the narrowest first: whoever has no turn by that takes none
         from others."""
         client, path = client_of(scope), scope["path"]
@@ -140,18 +141,20 @@ class Admission:
         yield "address", self._addresses, address
         if site != address:
             yield "address", self._sites, site
-        if known is not None:
-            yield "account", self._accounts, known.account
+        if holder is not None:
+            yield "account", self._accounts, holder.account
 
-    async def _paced(self, scope: MutableMapping[str, Any], known: Known | None) -> Turned | None:
+    async def _paced(
+        self, scope: MutableMapping[str, Any], holder: TokenHolder | None
+    ) -> Refusal | None:
         """Wait for each of this request's turns."""
-        for what, buckets, key in self._turns(scope, known):
+        for what, buckets, key in self._turns(scope, holder):
             booked, seconds = buckets.book(key, self._clock(), PATIENCE_SECONDS)
             if not booked:
                 self._metrics.limited.labels(what).inc()
                 message = f"too many requests of this {what}; try again in {seconds:.1f} s"
                 after = round(seconds + 0.001, 3)
-                return Turned(RateLimited(message=message, retry_after_seconds=after))
+                return Refusal(RateLimited(message=message, retry_after_seconds=after))
             if seconds:
                 await asyncio.sleep(seconds)
         return None
@@ -172,7 +175,7 @@ class Admission:
         return headers + [each for each in self._defaults if each[0] not in given]
 
 
-def _judge(body: Body, scope: MutableMapping[str, Any], known: Known | None) -> None:
+def _judge(body: Body, scope: MutableMapping[str, Any], holder: TokenHolder | None) -> None:
     """Say whose `body` is, as far as its head tells. Raises `Refused`."""
     method, path, address = scope["method"], scope["path"], limited_as(client_of(scope))
     if method not in ("POST", "PUT"):
@@ -181,10 +184,10 @@ def _judge(body: Body, scope: MutableMapping[str, Any], known: Known | None) -> 
         body.is_signed()
     elif path == _LOGIN or path.startswith(_LINK) or not _token(scope):
         body.is_strangers(address)
-    elif known is None:
+    elif holder is None:
         body.is_claimed(address)
     else:
-        body.is_known(known.account)
+        body.is_known(holder.account)
 
 
 def _token(scope: MutableMapping[str, Any]) -> str | None:

@@ -27,7 +27,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from remote.protocol.errors import RateLimited, Refused, TooLarge
 from server.http.problems import Message, header
-from server.http.rate_limits import Room
+from server.http.rate_limits import SharedBytes
 from server.metrics import Metrics
 from server.settings import Tunables
 
@@ -87,9 +87,9 @@ class Bodies:
         )
         self.limit = tunables.body_limit
         eighth = tunables.body_memory_bytes // 8
-        self.strangers, self.claimed = Room(eighth), Room(eighth)
-        # An eighth more is for what comes ahead of its turn (`connections`).
-        self.trusted = Room(tunables.body_memory_bytes - 3 * eighth)
+        self.strangers, self.claimed = SharedBytes(eighth), SharedBytes(eighth)
+        # An eighth more is for what comes ahead of its turn (`protocols`).
+        self.trusted = SharedBytes(tunables.body_memory_bytes - 3 * eighth)
         self.metrics = metrics
         metrics.body_bytes.set_function(lambda: self.held)
 
@@ -112,7 +112,7 @@ class Body:
         self.more = length > 0
         self.is_trusted = False
         self._is_drained = False
-        self._room: Room | None = None
+        self._room: SharedBytes | None = None
         self._holder: Hashable = None
         self._waited = 0.0
         self._came = self._gone = self._counted = 0
@@ -215,7 +215,7 @@ class Body:
             self._room.give_back(self._holder, self._counted)
         self._room, self._counted = None, 0
 
-    def _move(self, room: Room, holder: Hashable) -> None:
+    def _move(self, room: SharedBytes, holder: Hashable) -> None:
         self.end()
         self._room, self._holder = room, holder
         self._count()

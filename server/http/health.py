@@ -1,15 +1,17 @@
 """Whether the server is fit to be sent requests.
 
-Knows: what has to work. Must not know: HTTP. What is asked here waits for disks and for the write
-thread: never on the event loop.
+Knows: what has to work. Must not know: HTTP. What is asked of the database and the disk waits for
+them and for the write thread: never on the event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,6 +21,40 @@ from server.settings import Settings
 from server.storage.blobs import INCOMING
 
 log = structlog.get_logger("nearline.server")
+
+READY_SECONDS = 5.0
+"""How long the write thread may have other things to do before the server is not ready."""
+
+
+class Readiness:
+    """Whether requests can be answered: the database and the blob directory can be written, the
+    schema is the newest, and there is room on the disk. Concurrency: the event loop."""
+
+    def __init__(
+        self, settings: Settings, database: Database, writes: Executor, files: Executor
+    ) -> None:
+        self._settings, self._database = settings, database
+        self._writes, self._files = writes, files
+        self._look: asyncio.Task[list[str]] | None = None
+
+    async def faults(self) -> list[str]:
+        """What is wrong. Anybody may ask, without a limit; however many do at a time, it is looked
+        into once."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._found())
+        return await asyncio.shield(self._look)
+
+    async def _found(self) -> list[str]:
+        loop = asyncio.get_running_loop()
+        asked = (
+            loop.run_in_executor(self._writes, of_database, self._database),
+            loop.run_in_executor(self._files, of_files, self._settings),
+        )
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                return [each for each in await asyncio.gather(*asked) if each is not None]
+        except TimeoutError:
+            return [f"the database or the disk did not answer within {READY_SECONDS:g} s"]
 
 
 def of_database(db: Database) -> str | None:

@@ -1,4 +1,4 @@
-"""Refusing a request without a framework: a Problem as ASGI messages.
+"""Refusing a request: a Problem as ASGI messages.
 
 Knows: both encodings, how a WebSocket's handshake is refused over HTTP, Retry-After. Must not know:
 why anything is refused.
@@ -33,7 +33,7 @@ def wants_msgpack(accept: str, content_type: str) -> bool:
 def headers_for(problem: Problem) -> dict[str, str]:
     """Headers that `problem` is answered with besides its content type."""
     if isinstance(problem, RateLimited):
-        return {"Retry-After": str(max(1, math.ceil(problem.retry_after_seconds)))}
+        return {"retry-after": str(max(1, math.ceil(problem.retry_after_seconds)))}
     return {}
 
 
@@ -51,7 +51,7 @@ async def refuse(
     encode = msgspec.msgpack.encode if kind == MSGPACK else msgspec.json.encode
     body = encode(problem)
     headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
-    headers += [(name.lower().encode(), v.encode()) for name, v in headers_for(problem).items()]
+    headers += [(name.encode(), v.encode()) for name, v in headers_for(problem).items()]
     if close:
         headers.append((b"connection", b"close"))
     begin = "websocket.http.response" if scope["type"] == "websocket" else "http.response"

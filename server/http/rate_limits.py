@@ -85,8 +85,8 @@ class Places:
             del self._held[holder]
 
 
-class Room:
-    """`total` units, of which nobody has more than is left for all others.
+class SharedBytes:
+    """`total` bytes, of which nobody has more than is left for all others.
 
     So one alone may have half, two a third each, and so on: who comes anew always finds some.
     """

@@ -20,7 +20,7 @@ from server.permissions.caller import Caller
 MAX_TOKENS = 10_000
 
 
-class Known(NamedTuple):
+class TokenHolder(NamedTuple):
     """Ids."""
 
     account: str
@@ -31,11 +31,11 @@ class RecentTokens:
     def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
         self._max_tokens = max_tokens
         self._lock = threading.Lock()  # guards the one below
-        self._by_token: OrderedDict[bytes, Known] = OrderedDict()
+        self._by_token: OrderedDict[bytes, TokenHolder] = OrderedDict()
 
     def note(self, token: str | None, caller: Caller) -> None:
         """`token` has just been found to be `caller`'s."""
-        key, found = _hash(token or ""), Known(caller.account, caller.device)
+        key, found = _hash(token or ""), TokenHolder(caller.account, caller.device)
         with self._lock:
             self._by_token[key] = found
             self._by_token.move_to_end(key)
@@ -47,7 +47,7 @@ class RecentTokens:
         with self._lock:
             self._by_token.pop(_hash(token or ""), None)
 
-    def of(self, token: str | None) -> Known | None:
+    def of(self, token: str | None) -> TokenHolder | None:
         if not token:
             return None
         with self._lock:

@@ -21,12 +21,18 @@ _VISIBLE = re.compile(rb"[\x21-\x7e]*")
 _NEVER_ESCAPED = re.compile(rb"%(?:00|2[eEfF]|5[cC])")
 _NO_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DOTS = re.compile(rb"/\.{1,2}(?:/|$)")
+_HOST = re.compile(rb"[0-9A-Za-z!$&'()*+,;=\-._~:\[\]@%]*")
 
 
 def is_origin_form(target: bytes) -> bool:
     """Whether the raw `target` begins with a slash and is visible ASCII without a fragment: what
     HTTP parsers and we cannot read differently."""
     return target.startswith(b"/") and b"#" not in target and _VISIBLE.fullmatch(target) is not None
+
+
+def is_host(value: bytes) -> bool:
+    """Whether a Host header's value has only what a host may consist of (RFC 3986, section 3.2)."""
+    return _HOST.fullmatch(value) is not None
 
 
 def fault(path: bytes, query: bytes) -> str | None:

@@ -31,8 +31,8 @@ from remote.protocol.content import (
     check_descriptor,
 )
 from server.drive import versions
-from server.links.links import Places
 from server.links.outlines import Outline, Outlines, Part
+from server.links.way import Places
 from server.metadata.records import pages
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore
 

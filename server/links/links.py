@@ -1,7 +1,7 @@
 """Links: a secret in a URL that shows one file, or a directory and what is below it.
 
 Knows: who makes, lists and revokes them; when one opens; what is inside one; how downloads are
-counted. Must not know: HTTP, pages, passwords' hashing, signed URLs.
+counted. Must not know: HTTP, pages, passwords' hashing, signed URLs, how a way is found (`way`).
 
 Invariants:
 - The secret is 256 random bits, told once; only its SHA-256 is stored, and it is looked up by that.
@@ -19,10 +19,6 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, func, insert, or_, select, update
@@ -32,15 +28,14 @@ from remote.protocol.errors import BadRequest, NotFound, Refused, TooLarge
 from server.accounts import accounts
 from server.accounts.accounts import new_id
 from server.drive.sharing import given_as, shared_entry
-from server.metadata.records import IN_LIMIT
-from server.metadata.schema import drives, entries, links
+from server.links import way
+from server.links.way import Places, Step
+from server.metadata.schema import links
 from server.permissions import access, audit
 from server.permissions.caller import Caller
 
 MAX_LINKS = 1000
 """Links of one drive that are good at a time: they are told as one list."""
-_PLACES_AT_A_TIME = (1, 49)
-"""Directories of a file's names looked at: almost always the first is good. Then `IN_LIMIT`."""
 LINKABLE = ("directory", "file")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _LATEST_NS = 1 << 63
@@ -50,35 +45,6 @@ has to be known first, and people tell it over the telephone."""
 
 _BY_SECRET = select(links).where(links.c.secret_sha256 == bindparam("hashed"))
 _BY_ID = select(links).where(links.c.id == bindparam("link"))
-_NAME_IN = (
-    select(entries.c.name)
-    .where(entries.c.file == bindparam("file"), entries.c.parent == bindparam("parent"))
-    .order_by(entries.c.name)
-    .limit(1)
-)
-_place = (
-    select(func.min(entries.c.parent).label("parent"))
-    .where(entries.c.file == bindparam("file"), entries.c.parent > bindparam("after"))
-    .cte("place", recursive=True)
-)
-_next = (
-    select(func.min(entries.c.parent))
-    .where(entries.c.file == bindparam("file"), entries.c.parent > _place.c.parent)
-    .correlate(_place)
-    .scalar_subquery()
-)
-_place = _place.union_all(select(_next).where(_place.c.parent.is_not(None)))
-_PLACES = select(_place.c.parent).where(_place.c.parent.is_not(None)).limit(bindparam("count"))
-"""The directories that have names of a file, each once: one step through the index for each,
-however many names there are in one."""
-_entry = (entries.c.file, entries.c.parent, entries.c.name)
-_above = (
-    select(*_entry)
-    .where(entries.c.file.in_(bindparam("ids", expanding=True)))
-    .cte("above", recursive=True)
-)
-_ABOVE = select(_above.union(select(*_entry).where(entries.c.file == _above.c.parent)))
-_HEAD = select(drives.c.head_seq).where(drives.c.id == bindparam("drive"))
 _COUNT = (
     update(links)
     .where(
@@ -89,13 +55,6 @@ _COUNT = (
     )
     .values(downloads=links.c.downloads + 1)
 )
-
-
-class Step(NamedTuple):
-    """One file on the way from a link's own file down to another."""
-
-    file: str
-    name: str
 
 
 class Inside(NamedTuple):
@@ -229,42 +188,6 @@ def _name(link: Row[Any]) -> str:
 # --- for whoever has the URL --------------------------------------------------------------------
 
 
-class Places:
-    """In which directory a file was found below another, and since which change of the drive it was
-    found in none: of the `most` that were asked for last.
-
-    A file may have tens of thousands of names (backups make such), and whoever visits a link must
-    not have them gone through each time. What is remembered is looked at again before it is
-    believed, so it may be wrong. Concurrency: any thread.
-    """
-
-    def __init__(self, most: int = 10_000) -> None:
-        self._most = most
-        self._lock = threading.Lock()  # guards the one below
-        self._known: OrderedDict[tuple[str, str], str | int] = OrderedDict()
-
-    def known(self, file: str, top: str) -> str | int | None:
-        """The directory, or the `head_seq` at which there was none."""
-        with self._lock:
-            found = self._known.get((file, top))
-            if found is not None:
-                self._known.move_to_end((file, top))
-            return found
-
-    def note(self, file: str, top: str, found: str | int) -> None:
-        with self._lock:
-            self._known[file, top] = found
-            self._known.move_to_end((file, top))
-            if len(self._known) > self._most:
-                self._known.popitem(last=False)
-
-    def note_listed(self, files: Iterable[Row[Any]], top: str, directory: str) -> None:
-        """These were seen in a directory below `top`, and may be asked for next."""
-        for file in files:
-            if file.links > 1:
-                self.note(file.id, top, directory)
-
-
 def open_link(conn: Connection, secret: str, now_ns: int, places: Places) -> Row[Any] | None:
     """The link that `secret` opens at this moment."""
     if not _SECRET.fullmatch(secret):
@@ -296,7 +219,7 @@ def _is_open(conn: Connection, row: Row[Any], now_ns: int, places: Places) -> bo
     file = access.find(conn, row.file)
     if file is None or accounts.is_locked(conn, file.owner):
         return False
-    return _way(conn, file, file.root, places) is not None
+    return way.find(conn, file, file.root, places) is not None
 
 
 def inside(conn: Connection, link: Row[Any], file: str, places: Places) -> Inside | None:
@@ -310,65 +233,8 @@ def inside(conn: Connection, link: Row[Any], file: str, places: Places) -> Insid
         return None
     if file == link.file:
         return Inside(row, (Step(file, _name(link)),))
-    way = _way(conn, row, link.file, places)
-    return None if way is None else Inside(row, (Step(link.file, _name(link)), *way))
-
-
-def _way(conn: Connection, file: Row[Any], top: str, places: Places) -> list[Step] | None:
-    """The way from below `top` to `file`; None: there is none."""
-    known = places.known(file.id, top)
-    if isinstance(known, str) and (way := _by_way_of(conn, file.id, [known], top)) is not None:
-        return way[1]
-    seq: int = conn.execute(_HEAD, {"drive": file.drive}).scalar_one()
-    if known == seq:
-        return None
-    for some in _places(conn, file.id):
-        found = _by_way_of(conn, file.id, some, top)
-        if found is not None:
-            places.note(file.id, top, found[0])
-            return found[1]
-    places.note(file.id, top, seq)
-    return None
-
-
-def _by_way_of(
-    conn: Connection, file: str, directories: Sequence[str], top: str
-) -> tuple[str, list[Step]] | None:
-    """The first of `directories` that is below `top` and has a name of `file`, and the way through
-    it."""
-    above = {row.file: row for row in conn.execute(_ABOVE, {"ids": directories})}
-    for directory in directories:
-        way = _climb(above, directory, top)
-        if way is not None:
-            name = conn.execute(_NAME_IN, {"file": file, "parent": directory}).scalar()
-            if name is not None:
-                return directory, [*way, Step(file, name)]
-    return None
-
-
-def _places(conn: Connection, file: str) -> Iterator[Sequence[str]]:
-    """The directories that have names of `file`, some at a time."""
-    after = ""
-    for count in chain(_PLACES_AT_A_TIME, repeat(IN_LIMIT)):
-        where = {"file": file, "after": after, "count": count}
-        found = conn.execute(_PLACES, where).scalars().all()
-        if found:
-            yield found
-        if len(found) < count:
-            return
-        after = found[-1]
-
-
-def _climb(above: Mapping[str, Any], directory: str, top: str) -> list[Step] | None:
-    """The way from below `top` down to `directory`; `above` has the one name of each directory."""
-    way: list[Step] = []
-    while directory != top:
-        entry = above.get(directory)
-        if entry is None:
-            return None
-        way.append(Step(directory, entry.name))
-        directory = entry.parent
-    return way[::-1]
+    found = way.find(conn, row, link.file, places)
+    return None if found is None else Inside(row, (Step(link.file, _name(link)), *found))
 
 
 def begin_download(conn: Connection, link: Row[Any], now_ns: int) -> bool:

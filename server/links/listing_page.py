@@ -14,6 +14,7 @@ from remote.protocol.errors import Refused
 from server.drive.listing import read_mark, write_mark
 from server.links import html, links, tree
 from server.links.links import Inside
+from server.links.way import Places
 
 
 def page(
@@ -22,7 +23,7 @@ def page(
     secret: str,
     file: str,
     after: str | None,
-    places: links.Places,
+    places: Places,
 ) -> bytes | None:
     """The page of a regular file or directory; None: the link does not reach it, or it is neither,
     or `after` is no position in a listing."""
@@ -57,7 +58,7 @@ class _Here:
             self._link.expires_ns,
         )
 
-    def folder(self, conn: Connection, after: str | None, places: links.Places) -> bytes | None:
+    def folder(self, conn: Connection, after: str | None, places: Places) -> bytes | None:
         directory = self._found.row.id
         try:
             mark = None if after is None else read_mark(after, str)

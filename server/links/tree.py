@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Row, bindparam, func, literal, select
 from remote.protocol.errors import NotFound, Refused
 from server.links import links
 from server.links.content import Document, Library
+from server.links.way import Places
 from server.links.zip import Content, Member
 from server.metadata.schema import drives, entries, files
 
@@ -137,12 +138,12 @@ class LinkTree:
 
 
 def _reached(
-    conn: Connection, link: str, file: str, now_ns: int, places: links.Places
+    conn: Connection, link: str, file: str, now_ns: int, places: Places
 ) -> links.Inside | None:
     return links.inside(conn, _link(conn, link, now_ns, places), file, places)
 
 
-def _link(conn: Connection, link: str, now_ns: int, places: links.Places) -> Row[Any]:
+def _link(conn: Connection, link: str, now_ns: int, places: Places) -> Row[Any]:
     row = links.still_serves(conn, link, now_ns, places)
     if row is None:
         raise LinkGone(link)

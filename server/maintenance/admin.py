@@ -30,8 +30,8 @@ from server.maintenance import (
     fsck,
     gc,
     janitor,
+    lock,
 )
-from server.maintenance import lock as maintenance_lock
 from server.maintenance.fsck import Progress
 from server.metadata.db import Database, DataTooNew
 from server.permissions import audit
@@ -57,8 +57,8 @@ def collect_garbage(data_dir: Path, *, config: Path | None, dry_run: bool) -> di
         )
         options = msgspec.structs.replace(options, dry_run=dry_run)
         blobs = LocalBlobStore(data_dir / "blobs")
-        lock = maintenance_lock.keeping if dry_run else maintenance_lock.collecting
-        with lock(data_dir):
+        held = lock.keeping if dry_run else lock.collecting
+        with held(data_dir):
             return _plain(gc.run(db, blobs, options))
 
 
@@ -66,8 +66,8 @@ def check(data_dir: Path, *, read_data: bool, repair: bool, progress: Progress) 
     """fsck: {ok, checked, findings}."""
     with _asked(data_dir), _current(data_dir) as db:
         blobs = LocalBlobStore(data_dir / "blobs")
-        lock = maintenance_lock.collecting if repair else maintenance_lock.keeping
-        with lock(data_dir):
+        held = lock.collecting if repair else lock.keeping
+        with held(data_dir):
             report = fsck.run(db, blobs, read_data=read_data, repair=repair, progress=progress)
         return _plain(report)
 
@@ -147,10 +147,10 @@ def remove_account(data_dir: Path, name: str) -> dict[str, Any]:
     with _asked(data_dir):
         told = closing.remove(data_dir, name)._asdict()
         try:
-            with accounts.opened(data_dir) as db, maintenance_lock.collecting(data_dir):
+            with accounts.opened(data_dir) as db, lock.collecting(data_dir):
                 for _ in account_removal.steps(db, time.time_ns):
                     pass
-        except maintenance_lock.Collecting:
+        except lock.Collecting:
             return told | {"emptied": False}
         return told | {"emptied": True}
 
@@ -201,8 +201,8 @@ _FORESEEN = (
     backup.BadBackup,
     backup_restore.NotEmpty,
     datadir.NotPrivate,
-    maintenance_lock.Collecting,
-    maintenance_lock.Served,
+    lock.Collecting,
+    lock.Served,
     devices.DeviceUnknown,
     devices.FolderUnknown,
     BadSettings,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Final
 
 import msgspec
 import structlog
@@ -28,7 +29,7 @@ from server.metadata.schema import audit
 from server.storage.keys import BadKey
 
 LOOK_SECONDS = 1.0
-KEYS = "keys_rotate"
+KEYS: Final = "keys_rotate"
 _SUBJECT_IS_ACCOUNT = ("account_lock", "account_remove", "account_passwd")
 _DETAIL_HAS_ACCOUNT = ("device_revoke", "unshare")
 """By an operator: what `account` (an id) may see has changed."""

@@ -1,7 +1,7 @@
 """fsck: checks every reference and, if asked, every byte; repairs what follows from the rest.
 
 Knows: the order of the checks, how findings become a report. Must not know: what each check is
-about (`fsck_tree`, `fsck_content`, `fsck_objects`), who asks.
+about (`fsck_tree`, `fsck_content`, `fsck_sums`, `fsck_objects`), who asks.
 
 Beside a running server: the checks of the database see one snapshot, and hold nobody up. Whoever
 calls `run` holds the lock of `lock`, so that no object of the snapshot is collected meanwhile.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 from sqlalchemy import Column, Connection, func, select
 
-from server.maintenance import fsck_content, fsck_objects, fsck_tree
+from server.maintenance import fsck_content, fsck_objects, fsck_sums, fsck_tree
 from server.maintenance.fsck_findings import Finding, Found, Names
 from server.metadata.db import Database
 from server.metadata.schema import accounts, files, versions
@@ -90,7 +90,7 @@ def _repair(db: Database, found: list[Found]) -> None:
 def _sums(db: Database, *, repair: bool) -> list[Found]:
     """Last, because other repairs move bytes between the sums."""
     with db.read() as conn:
-        found = list(fsck_content.check_sums(conn, Names(conn)))
+        found = list(fsck_sums.check_sums(conn, Names(conn)))
     if repair:
         _repair(db, found)
     return found

@@ -1,7 +1,7 @@
 """fsck of versions, chunks and uploads: every reference, in the database alone.
 
 Knows: the invariants of the tables that make up content, and the states of a chunk. Must not know:
-the blob store (`fsck_objects`), the tree.
+the blob store (`fsck_objects`), the tree, sums that are kept (`fsck_sums`).
 
 A chunk that a version needs and that is not there is damage that only an upload of the same bytes
 (any device that has them does it when the file is saved again) or a backup can undo; what fsck
@@ -41,7 +41,8 @@ from remote.protocol.content import (
     check_manifest,
     fingerprint,
 )
-from server.maintenance.fsck_findings import Finding, Fix, Found, Names
+from server.maintenance import fsck_sums
+from server.maintenance.fsck_findings import Finding, Fix, Found, Names, execute
 from server.maintenance.fsck_tree import REPAIR
 from server.maintenance.gc_chunks import renewed
 from server.metadata.records import pages
@@ -49,14 +50,12 @@ from server.metadata.schema import (
     accounts,
     chunks,
     devices,
-    drives,
     files,
-    uploaders,
     uploads,
     version_chunks,
     versions,
 )
-from server.uploads import leases, quota
+from server.uploads import quota
 from server.uploads.quota import Sums
 
 PAGE = 200
@@ -183,17 +182,7 @@ def check_superseded(conn: Connection, names: Names) -> Iterator[Found]:
         since = case((is_current, None), else_=versions.c.created_ns)
         what = "it does not say rightly whether it is the current version"
         finding = names.finding("superseded", what, REPAIR, row.file, version=row.id)
-        yield Found(finding, _execute(update(versions).where(mine).values(superseded_ns=since)))
-
-
-def _execute(statement: Any) -> Fix:
-    """Carries out a statement that says by itself what is wrong."""
-
-    def fix(conn: Connection) -> bool:
-        conn.execute(statement)
-        return True
-
-    return fix
+        yield Found(finding, execute(update(versions).where(mine).values(superseded_ns=since)))
 
 
 def check_stray_references(conn: Connection, names: Names) -> Iterator[Found]:
@@ -205,7 +194,7 @@ def check_stray_references(conn: Connection, names: Names) -> Iterator[Found]:
         what = f"{row.number} chunks are kept for version {row.version}, which is not there"
         mine = stray & (version_chunks.c.version == row.version)
         finding = Finding("references", what, REPAIR, version=row.version)
-        yield Found(finding, _execute(delete(version_chunks).where(mine)))
+        yield Found(finding, execute(delete(version_chunks).where(mine)))
 
 
 def check_uploads(conn: Connection, names: Names) -> Iterator[Found]:
@@ -216,12 +205,12 @@ def check_uploads(conn: Connection, names: Names) -> Iterator[Found]:
         mine = alone & (versions.c.id == row.id) & (versions.c.file == row.file)
         what = f"version {row.id} of file {row.file} is being uploaded by no session"
         finding = Finding("upload", what, REPAIR, file=row.file, version=row.id)
-        yield Found(finding, _execute(delete(versions).where(mine)))
+        yield Found(finding, execute(delete(versions).where(mine)))
     for row in conn.execute(_sessions().where(_without_version())).all():
         mine = (uploads.c.version == row.version) & _without_version()
         what = f"the upload session {row.version} is of no version"
         finding = Finding("upload", what, REPAIR, account=row.name, version=row.version)
-        yield Found(finding, _execute(delete(uploads).where(mine)))
+        yield Found(finding, execute(delete(uploads).where(mine)))
 
 
 def _sessions() -> Any:
@@ -290,98 +279,6 @@ def descriptor_of(chunk: Row[Any]) -> Descriptor:
     return descriptor
 
 
-# --- sums ---------------------------------------------------------------------------------------
-
-
-_of_drive = chunks.c.drive == drives.c.id
-_is_pending = chunks.c.state == "pending"
-
-
-def _sum(column: Any, *where: Any) -> Any:
-    return select(func.coalesce(func.sum(column), 0)).where(_of_drive, *where).scalar_subquery()
-
-
-_RIGHT = {
-    "used_bytes": _sum(chunks.c.stored_length, chunks.c.state.in_(("uploaded", "doomed"))),
-    "reserved_bytes": _sum(chunks.c.stored_length, _is_pending),
-    "unshown_bytes": _sum(chunks.c.stored_length * chunks.c.unshown, _is_pending),
-    "promised_chunks": _sum(1 - chunks.c.unshown, _is_pending),
-}
-"""What each sum of a drive should be."""
-
-
-def check_sums(conn: Connection, names: Names) -> Iterator[Found]:
-    """What a drive uses, what is reserved in it, and what each uploader holds of it are the sums
-    over its chunks and sessions."""
-    right = [query.label(f"right_{column}") for column, query in _RIGHT.items()]
-    wrong = or_(*(drives.c[column] != query for column, query in _RIGHT.items()))
-    for row in conn.execute(select(drives, *right).where(wrong)).mappings():
-        told = ", ".join(f"{column} is {row[column]}" for column in _RIGHT)
-        meant = ", ".join(str(row[f"right_{column}"]) for column in _RIGHT)
-        what = f"a sum of the drive is wrong: {told}; its chunks make {meant}"
-        fix = _execute(update(drives).where(drives.c.id == row["id"]).values(**_RIGHT))
-        yield Found(Finding("sums", what, REPAIR, account=names.account(row["id"])), fix)
-    yield from _check_uploaders(conn, names)
-
-
-Held = dict[tuple[str, str], tuple[int, int, int]]
-"""(sessions, chunks asked for, their bytes) by (drive, holder)."""
-
-
-def _check_uploaders(conn: Connection, names: Names) -> Iterator[Found]:
-    told: Held = {(row[0], row[1]): (row[2], row[3], row[4]) for row in conn.execute(_UPLOADERS)}
-    right = _under_way(conn)
-    for drive, holder in sorted(told.keys() | right.keys()):
-        one, other = told.get((drive, holder)), right.get((drive, holder))
-        if one != other:
-            what = (
-                f"uploader {holder} is said to hold {one or _NOBODY}, and holds {other or _NOBODY}"
-            )
-            finding = Finding("sums", what, REPAIR, account=names.account(drive))
-            yield Found(finding, partial(_fix_uploader, drive=drive, holder=holder))
-
-
-_UPLOADERS = select(
-    uploaders.c.drive,
-    uploaders.c.holder,
-    uploaders.c.sessions,
-    uploaders.c.asked_chunks,
-    uploaders.c.asked_bytes,
-)
-_NOBODY = (0, 0, 0)
-
-
-def _under_way(conn: Connection) -> Held:
-    asked = {(row.drive, row.holder): row for row in conn.execute(leases.ASKED)}
-    found: Held = {}
-    for row in conn.execute(leases.SESSIONS):
-        more = asked.get((row.drive, row.holder))
-        amount = (0, 0) if more is None else (more.chunks, more.bytes)
-        found[row.drive, row.holder] = (row.sessions, *amount)
-    return found
-
-
-def _fix_uploader(conn: Connection, drive: str, holder: str) -> bool:
-    mine = (uploaders.c.drive == drive) & (uploaders.c.holder == holder)
-    conn.execute(delete(uploaders).where(mine))
-    right = _under_way(conn).get((drive, holder))
-    if right is not None:
-        sessions, asked_chunks, asked_bytes = right
-        quota.hold(conn, drive, holder, sessions, quota.Amount(asked_chunks, asked_bytes))
-    return True
-
-
-def check_unshown(conn: Connection, names: Names) -> Iterator[Found]:
-    """Only a promise is unshown. A sum would take another chunk for one."""
-    wrong = (chunks.c.unshown != 0) & ~_is_pending
-    for row in conn.execute(select(chunks.c.drive, chunks.c.id).where(wrong)).all():
-        what = f"chunk {row.id.hex()} is there, and counts as only asked for"
-        account = names.account(row.drive)
-        mine = wrong & (chunks.c.drive == row.drive) & (chunks.c.id == row.id)
-        finding = Finding("state", what, REPAIR, account=account, chunk=row.id.hex())
-        yield Found(finding, _execute(update(chunks).where(mine).values(unshown=0)))
-
-
 CHECKS: tuple[Callable[[Connection, Names], Iterator[Found]], ...] = (
     check_files,
     check_versions,
@@ -389,5 +286,5 @@ CHECKS: tuple[Callable[[Connection, Names], Iterator[Found]], ...] = (
     check_stray_references,
     check_uploads,
     check_states,
-    check_unshown,
+    fsck_sums.check_unshown,
 )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, Executable, bindparam, select
 
 from server.metadata.schema import accounts, drives, entries, files, versions
 
@@ -124,3 +124,13 @@ class Names:
         if row is None or row.trashed_parent is None or row.trashed_name is None:
             return None
         return row.trashed_parent, f"{row.trashed_name} (in the trash)"
+
+
+def execute(statement: Executable) -> Fix:
+    """Carries out a statement that says by itself what is wrong."""
+
+    def fix(conn: Connection) -> bool:
+        conn.execute(statement)
+        return True
+
+    return fix

@@ -446,7 +446,7 @@ audit = Table(
     # accounts.id and devices.id of who did it; null: an operator, or the server by itself.
     Column("account", Id, index=True),
     Column("device", Id),
-    # What was done: an operation's tag, or one of audit.ACTIONS.
+    # What was done: an operation's tag, or one of audit.Action.
     Column("action", String(32), nullable=False),
     # The file, grantee, link, device or account that it was done to.
     Column("subject", String(64)),

@@ -5,13 +5,13 @@ actions do.
 
 `note` is called in the transaction that makes the change, so that there is never the one without
 the other. Details are for people and programs to read later: ids, names, numbers, never a secret.
-Tree operations are noted under their wire tags (`create`, `rename`, ...); the rest is `ACTIONS`.
+Tree operations are noted under their wire tags (`create`, `rename`, ...); the rest is `Action`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -21,38 +21,36 @@ from remote.protocol import messages
 from server.metadata.schema import accounts, audit, devices
 from server.permissions.caller import Caller
 
-ACTIONS = frozenset(
-    {
-        "account_add",
-        "account_set",
-        "account_passwd",
-        "account_lock",
-        "account_unlock",
-        "account_remove",
-        "login",
-        "login_failed",
-        "token_make",
-        "token_rotate",
-        "token_copied",
-        "device_revoke",
-        "share",
-        "unshare",
-        "link_make",
-        "link_revoke",
-        "link_open",
-        "link_refused",
-        "link_download",
-        "trash_empty",
-        "trash_expire",
-        "versions_expire",
-        "chunk_bad",
-        "gc",
-        "backup",
-        "restore",
-        "fsck",
-        "keys_rotate",
-    }
-)
+Action = Literal[
+    "account_add",
+    "account_set",
+    "account_passwd",
+    "account_lock",
+    "account_unlock",
+    "account_remove",
+    "login",
+    "login_failed",
+    "token_make",
+    "token_rotate",
+    "token_copied",
+    "device_revoke",
+    "share",
+    "unshare",
+    "link_make",
+    "link_revoke",
+    "link_open",
+    "link_refused",
+    "link_download",
+    "trash_empty",
+    "trash_expire",
+    "versions_expire",
+    "chunk_bad",
+    "gc",
+    "backup",
+    "restore",
+    "fsck",
+    "keys_rotate",
+]
 
 _PLACE = ("parent", "name")
 _MOVE = (*_PLACE, "new_parent", "new_name")
@@ -97,7 +95,7 @@ def row(
 def note(
     conn: Connection,
     caller: Caller | None,
-    action: str,
+    action: Action,
     subject: str | None,
     now_ns: int,
     **detail: Any,

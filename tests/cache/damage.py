@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cache.metadata.tree import ROOT
@@ -33,6 +33,10 @@ class Damageable:
     killed: Path
     dirty: dict[str, bytes] = field(default_factory=dict)  # by path
     clean: dict[str, bytes] = field(default_factory=dict)
+
+    def again(self, directory: Path) -> Damageable:
+        """The same with a server of its own, which keeps what it has in `directory`."""
+        return replace(self, server=self.server.copy(directory))
 
     def copy(self, where: Path) -> Path:
         shutil.copytree(self.killed, where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,8 +69,15 @@ class Versions:
 class State(Local):
     """Everything of one device that is on disk, opened; `reopen` is the death of the process."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        on_rekey: Callable[[str, str], None] = lambda old, new: None,
+        on_change: Callable[[int, int, int], None] = lambda ino, start, stop: None,
+    ) -> None:
         self.directory, self.versions, self.boot = directory, Versions(), "1"
+        self._on_rekey, self._on_change = on_rekey, on_change
         self.open()
         self.merge.adopt(
             Me(
@@ -97,6 +105,8 @@ class State(Local):
             self.versions,
             self.kernel,
             self.in_use.__contains__,
+            on_rekey=self._on_rekey,
+            on_change=self._on_change,
         )
 
     def close(self) -> None:

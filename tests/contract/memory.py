@@ -20,6 +20,11 @@ class MemoryBlobStore:
         self.aside: list[BlobKey] = []
         self._lock = threading.Lock()  # guards `_objects`
 
+    def copy(self) -> MemoryBlobStore:
+        made = MemoryBlobStore()
+        made._objects, made._since = self._objects.copy(), self._since.copy()
+        return made
+
     def create(self, key: BlobKey) -> BlobWriter:
         return _MemoryWriter(self, key)
 

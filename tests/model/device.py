@@ -91,6 +91,7 @@ class Device(device.Device):
         self.port = Port(self._server, self._token, self.network)
         self.kernel, self.handles = Kernel(), set[int]()
         self.hints: list[messages.Hint] = []  # on their way, in any order
+        self.reached: list[bool] = []  # whenever it changed
         self._feed = trio.Lock()
         self._told: str | None = None
         db = open_database(self._directory / "tree.sqlite")
@@ -107,11 +108,14 @@ class Device(device.Device):
             keep_manifest=manifests.keep_manifest,
             keep_plain=_keep_nothing,
             require_online=lambda: None,
+            on_reachable=self._reachability_changed,
             name=self.name,
             keep_copies=self._keep_copies,
         )
-        self.contents.on_change = lambda ino, a, b: self.uploader.note_write(ino, a, b)
         self._rescue, self.resolver._rescue = self.resolver._rescue, self._check_rescue  # type: ignore[method-assign]
+
+    def _reachability_changed(self) -> None:
+        self.reached.append(self.replayer.reachable)
 
     async def _check_rescue(self, op: Op) -> None:
         """Nothing of the own drive goes to its top while its folder is seen here: that is made

@@ -34,7 +34,10 @@ from server.permissions.caller import Caller
 from server.storage.blobs import BlobKey, BlobStore, Head
 from server.uploads import arrivals, leases, sessions
 from server.uploads.quota import Budget, Limits
+from tests import remembered
 from tests.contract.memory import MemoryBlobStore
+
+remembered.remember()
 
 T = TypeVar("T")
 LEASE_NS = 10**9 * 3600
@@ -107,6 +110,13 @@ class Server(Storage):
         with self.db.write() as conn:
             for name in accounts_:
                 accounts.insert_account(conn, name, "no password", time.time_ns())
+
+    def copy(self, directory: Path) -> Server:
+        """Another server that has the same."""
+        self.db.copy_to(directory / "server.sqlite")
+        made = Server(directory, ())
+        made.blobs = self.blobs.copy()
+        return made
 
     def token(self, device: str, account: str = "anna") -> str:
         with self.db.write() as conn:

@@ -204,7 +204,7 @@ class Program:
             self._left -= 1
             await self._pause()
             if self._dice.random() < 0.7:
-                life.device.replayer.last_request = trio.current_time()
+                life.device.replayer.asked()
             name = self._dice.choice(list(ALLOWED))
             with life.calls() as self._found:
                 await self._attempt(name, getattr(self, name))

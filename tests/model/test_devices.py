@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
-import os
 import random
 import shutil
 import tempfile
@@ -37,6 +36,7 @@ from hypothesis.stateful import (
 from cache.metadata.operations import Body
 from cache.metadata.tree import ROOT
 from remote.protocol.errors import NearlineError
+from tests.amounts import amount
 from tests.model.device import Device
 from tests.model.people import WAYS, Person, backup, temporary
 from tests.model.plans import PATHS, PAUSES, TERRITORIES, Step, plan
@@ -432,7 +432,7 @@ def check_journal(device: Device) -> None:
 
 TestDevices = Devices.TestCase
 TestDevices.settings = settings(
-    max_examples=int(os.environ.get("NEARLINE_MODEL_EXAMPLES", "15")),
+    max_examples=amount(15, 2, "NEARLINE_MODEL_EXAMPLES"),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

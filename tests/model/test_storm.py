@@ -18,17 +18,20 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import structlog.testing
 import trio
 import trio.testing
 
 from cache.metadata.operations import Op
-from cache.sync.replayer import Replayer
+from cache.sync.resolver import Resolver
 from tests.model.device import Device
 from tests.model.reference import differences
 from tests.model.server import Server
 from tests.model.storm import DIRECTORIES, Plan, Site, reproducible
 from tests.model.test_devices import check_tables, unwrapped
+
+pytestmark = pytest.mark.slow
 
 STORMS = int(os.environ.get("NEARLINE_MODEL_STORMS", "16"))
 FIRST = int(os.environ.get("NEARLINE_MODEL_STORMS_FIRST", "0"))
@@ -140,8 +143,8 @@ def check_nothing_is_left(device: Device) -> None:
     check_tables(device)
 
 
-def passed_on(_: Replayer, op: Op, what: str) -> contextlib.AbstractContextManager[None]:
-    """In place of `Replayer._putting_aside`: a fault is one of this test, too."""
+def passed_on(_: Resolver, op: Op, what: str) -> contextlib.AbstractContextManager[None]:
+    """In place of `Resolver.putting_aside`: a fault is one of this test, too."""
     return contextlib.nullcontext()
 
 
@@ -160,7 +163,7 @@ def one_storm(seed: int, directory: Path) -> None:
 def main(first: int, storms: int) -> None:
     """In a process of its own: what makes a run reproducible changes clock and chance for everybody
     in the process, such as the servers of other tests."""
-    with mock.patch.object(Replayer, "_putting_aside", passed_on):
+    with mock.patch.object(Resolver, "putting_aside", passed_on):
         for seed in range(first, first + storms):
             print(f"storm {seed}", flush=True)
             with tempfile.TemporaryDirectory(prefix="nearline-storm-") as directory:

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from tests.amounts import amount
 from tests.model import plans
 from tests.model.plans import PATHS, TERRITORIES
 from tests.model.test_devices import Devices
 
 STEPS = 60
-WALKS = int(os.environ.get("NEARLINE_MODEL_WALKS", "15"))
+WALKS = amount(15, 2, "NEARLINE_MODEL_WALKS")
 FIRST = int(os.environ.get("NEARLINE_MODEL_FIRST", "0"))
 WEIGHTS = plans.WEIGHTS | {
     "open": 2,

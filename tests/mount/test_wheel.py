@@ -12,6 +12,8 @@ import pytest
 
 from mount import units
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"mount", "cache", "remote", "server"}
 

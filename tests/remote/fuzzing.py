@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-EXAMPLES = int(os.environ.get("NEARLINE_FUZZ_EXAMPLES", "120"))
+from tests.amounts import amount
+
+EXAMPLES = amount(120, 30, "NEARLINE_FUZZ_EXAMPLES")
 
 fuzz = settings(
     max_examples=EXAMPLES,

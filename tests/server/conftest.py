@@ -7,10 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from argon2 import PasswordHasher
 
+from server.accounts import accounts
+from tests.conftest import one_authority
 from tests.server.harness import Client, Running, run
 
 Start = Callable[..., Running]
+
+DEAR = accounts.HASHER
+"""What hashes passwords when no test looks."""
+CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+@pytest.fixture(autouse=True)
+def _passwords_are_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Argon2 is dear on purpose; of what is tested, its cost alone depends on that."""
+    monkeypatch.setattr(accounts, "HASHER", CHEAP)
+
+
+@pytest.fixture(autouse=True)
+def _one_authority(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_authority(monkeypatch)
 
 
 @pytest.fixture(scope="session")

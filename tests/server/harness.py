@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -33,8 +34,13 @@ from server.app import Application, create_app
 from server.http.certificate import Identity
 from server.http.tls import Tls
 from server.settings import Settings, Tunables
+from tests import remembered
+
+remembered.remember()
 
 T = TypeVar("T")
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Given to clients that speak plain HTTP: loading certificates takes longer than most tests."""
 MSGPACK = "application/msgpack"
 _numbers = itertools.count(1)
 
@@ -236,7 +242,7 @@ class Running:
     clients: list[httpx.Client] = field(default_factory=list)
 
     def client(self, account: str | None = None, **login: str) -> Client:
-        http = httpx.Client(base_url=self.url, timeout=60)
+        http = httpx.Client(base_url=self.url, timeout=60, verify=PLAIN)
         self.clients.append(http)
         client = Client(http)
         return client.log_in(account, **login) if account else client

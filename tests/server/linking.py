@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +11,7 @@ import httpx
 from remote.protocol.account_messages import LinkMade, LinksReply, MakeLink
 from remote.protocol.content import HOLE, Manifest, Piece
 from remote.protocol.messages import Content
-from tests.server.harness import Chunk, Client, new_id
+from tests.server.harness import PLAIN, Chunk, Client, new_id
 
 
 def make_link(client: Client, file: str, **wanted: Any) -> LinkMade:
@@ -37,10 +36,6 @@ def sparse(client: Client, name: str, length: int, parent: str | None = None) ->
     """A regular file of nothing but a hole."""
     manifest = Manifest(size=length, average=1 << 20, pieces=[Piece(HOLE, length)])
     return client.make(name, parent, content=Content(version=new_id(), manifest=manifest))
-
-
-PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Given to clients that speak plain HTTP: loading certificates takes longer than most tests."""
 
 
 @dataclass

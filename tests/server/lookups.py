@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, event, func, select, update
 
-from server.maintenance import fsck_content
+from server.maintenance import fsck_sums
 from server.maintenance.fsck_findings import Names
 from server.metadata import schema
 from server.metadata.schema import chunks, drives
@@ -64,7 +64,7 @@ def check_sums(server: Running, drive: str) -> None:
         sums = select(drives.c.used_bytes, drives.c.reserved_bytes).where(drives.c.id == drive)
         assert tuple(conn.execute(sums).one()) == tuple(row)
         names = Names(conn)
-        wrong = [each.finding for each in fsck_content.check_sums(conn, names)]
+        wrong = [each.finding for each in fsck_sums.check_sums(conn, names)]
         found = [each.what for each in wrong if each.account == names.account(drive)]
         assert found == []
 

@@ -20,6 +20,8 @@ from server.accounts.devices import issue_token
 from server.main import AlreadyServed, CannotListen, serve
 from server.settings import BadSettings, Settings, read_config
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 from pathlib import Path

@@ -224,8 +224,10 @@ def test_a_position_stays_what_it_was(stable: tuple[Path, set[str]]) -> None:
 def test_the_same_on_a_device_that_lists_it_for_the_first_time(
     pair: Pair, stable: tuple[Path, set[str]]
 ) -> None:
-    """The listing comes from the server, while device a makes and removes files in it."""
+    """The listing comes from the server, while device a makes and removes files in it. What other
+    tests did to what stays is there before: a name that comes back meanwhile is a new one."""
     place, names = stable
+    pair.a.flush(PATIENCE_SECONDS)
     pair.b.sees(place.name)
     there = pair.b.at / place.name
     seen = read_while(there, coming_and_going(place))

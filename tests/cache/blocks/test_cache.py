@@ -262,6 +262,7 @@ def kill_a_writer(path: Path, boot_id: str, batches: int) -> None:
     writer.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [3, 60])
 def test_a_killed_process_leaves_a_cache_that_is_right(tmp_path: Path, batches: int) -> None:
     kill_a_writer(tmp_path, "boot", batches)

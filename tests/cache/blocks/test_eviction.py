@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.blocks.eviction import LOW_WATER, Resident, choose, effective_limit, excess
+from tests.amounts import amount
 
 residents = st.lists(
     st.builds(
@@ -39,7 +40,7 @@ def test_nothing_needed_chooses_nothing() -> None:
     assert choose([resident(1)], 0) == []
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=amount(150, 30))
 @given(residents, st.integers(1, 3_000_000), st.sets(st.integers(0, 9), max_size=3))
 def test_choice_is_the_shortest_oldest_prefix(
     everything: list[Resident], needed: int, pins: set[int]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.blocks.readahead import INITIAL_WINDOW, MAX_WINDOW, ReadAhead, Window
+from tests.amounts import amount
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -57,7 +58,7 @@ def test_random_reads_collapse_the_window() -> None:
     assert ahead.on_read(300 * MIB, 4096) is None
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=amount(60, 12))
 @given(st.integers(0, 2**32), st.integers(1, 6))
 def test_slightly_shuffled_reads_are_still_a_sequence(seed: int, depth: int) -> None:
     rng = random.Random(seed)
@@ -76,7 +77,7 @@ def test_slightly_shuffled_reads_are_still_a_sequence(seed: int, depth: int) -> 
     assert all(a.end <= b.start for a, b in itertools.pairwise(wanted))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=amount(60, 12))
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=50, unique=True))
 def test_scattered_reads_never_prefetch(places: list[int]) -> None:
     ahead = ReadAhead()

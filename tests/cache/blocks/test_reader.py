@@ -20,6 +20,7 @@ from cache.blocks.reader import Reader
 from remote.protocol.content import BLOCK_SIZE, HOLE, Manifest, Piece
 from remote.protocol.errors import CorruptContent, Unreachable
 from remote.transfer.download import Downloader
+from tests.amounts import amount
 from tests.fake_edge import FakeEdge, noise, version_name
 
 FILE, VERSION = version_name(1), version_name(2)
@@ -500,7 +501,7 @@ spans = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=amount(40, 10))
 @given(faults, spans, st.integers(0, 2**32), st.booleans())
 def test_whatever_the_edge_does_reads_equal_the_content(
     planned: list[str], wanted: list[tuple[int, int]], seed: int, together: bool

@@ -87,7 +87,7 @@ def test_a_dead_directory_with_local_names_in_it_stays(state: State) -> None:
     with state.db.transaction():
         state.tree.drop_entry(ROOT, "d", state.tree.node(directory))
         state.tree.update(directory, live=False, links=0)
-        state.collector.dropped(state.tree.node(directory))
+        state.candidates.dropped(state.tree.node(directory))
     state.collector.collect()
     assert record.id == state.tree.node(directory).file
     assert state.listing(directory) == {"x": inner.ino}

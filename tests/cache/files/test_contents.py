@@ -19,6 +19,7 @@ from cache.files.contents import Contents
 from cache.files.layers import changed_ranges
 from cache.metadata.tree import ROOT
 from remote.protocol.content import MAX_FILE_SIZE
+from tests.amounts import amount
 from tests.cache.state import State
 
 SIZE = 60
@@ -115,7 +116,7 @@ class File:
             assert all(layer.extents.covers(start, stop) for start, stop, _ in parts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=amount(60, 12), deadline=None)
 @given(steps, st.integers(0, SIZE), st.integers(0, SIZE))
 def test_reads_see_exactly_what_was_written(
     steps: list[tuple[str, int, int]], offset: int, length: int

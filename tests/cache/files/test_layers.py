@@ -17,6 +17,7 @@ from cache.files.layers import (
     plan_read,
     stored_bytes,
 )
+from tests.amounts import amount
 
 SIZE = 60
 edits = st.lists(
@@ -83,7 +84,7 @@ class Stack:
         return found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=amount(400, 80), deadline=None)
 @given(st.integers(0, SIZE), edits, st.integers(0, SIZE), st.integers(0, SIZE))
 def test_a_read_finds_what_was_written(
     base: int, edits: list[tuple[str, int, int]], offset: int, length: int
@@ -98,7 +99,7 @@ def test_a_read_finds_what_was_written(
             assert stack.read(frozen, 0, len(stack.snapshot)) == stack.snapshot
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=amount(400, 80), deadline=None)
 @given(st.integers(0, SIZE), edits)
 def test_every_change_is_reported_and_holes_are_zeros(
     base: int, edits: list[tuple[str, int, int]]
@@ -118,7 +119,7 @@ def test_every_change_is_reported_and_holes_are_zeros(
     assert all(new[at] == 0 for at in holes)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=amount(400, 80), deadline=None)
 @given(st.integers(0, SIZE), edits)
 def test_never_less_is_stored_than_was_written(
     base: int, edits: list[tuple[str, int, int]]

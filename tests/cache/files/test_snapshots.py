@@ -44,8 +44,7 @@ class Frozen:
 
     def __init__(self, state: State) -> None:
         self.state, self.inodes = state, list[int]()
-        self.snapshots = Snapshots(state.tree, state.journal, state.contents)
-        self.snapshots.freeze = self._freeze
+        self.snapshots = Snapshots(state.tree, state.journal, state.contents, self._freeze)
 
     def _freeze(self, op: Op) -> bool:
         self.inodes.append(op.ino)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.metadata.intervals import IntervalSet
+from tests.amounts import amount
 
 bounds = st.integers(0, 40)
 ranges = st.tuples(bounds, bounds)
@@ -28,7 +29,7 @@ def build(steps: list[tuple[int, int] | int]) -> tuple[IntervalSet, set[int]]:
     return found, model
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=amount(300, 60), deadline=None)
 @given(steps, ranges)
 def test_it_is_a_set_of_integers(
     steps: list[tuple[int, int] | int], asked: tuple[int, int]
@@ -47,7 +48,7 @@ def test_it_is_a_set_of_integers(
     assert gaps == set(range(start, stop)) - model
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=amount(200, 40), deadline=None)
 @given(steps)
 def test_ranges_are_sorted_and_never_touch(steps: list[tuple[int, int] | int]) -> None:
     found, _ = build(steps)
@@ -56,7 +57,7 @@ def test_ranges_are_sorted_and_never_touch(steps: list[tuple[int, int] | int]) -
     assert all(one[1] < two[0] for one, two in itertools.pairwise(listed))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=amount(300, 60), deadline=None)
 @given(steps, ranges)
 def test_add_tells_what_went_and_what_came(
     steps: list[tuple[int, int] | int], added: tuple[int, int]

@@ -1,4 +1,4 @@
-"""The journal: which operations may leave, and that memory is the table."""
+"""The journal: memory is the table."""
 
 from __future__ import annotations
 
@@ -9,148 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cache.metadata.database import Database
 from cache.metadata.journal import PIECE, Journal
 from cache.metadata.operations import (
     Body,
-    Op,
     entry_key,
     file_key,
-    needed,
-    reads,
-    select,
-    stuck,
-    writes,
 )
 from cache.recovery.opening import open_database
-
-FILES = ("f1", "f2", "f3", "d1", "d2")
-NAMES = ("a", "b")
-
-
-@st.composite
-def operations(draw: st.DrawFn) -> list[Op]:
-    made: list[Op] = []
-    for seq in range(1, draw(st.integers(1, 9)) + 1):
-        kind = draw(st.sampled_from(("create", "write", "rename", "unlink", "setattr")))
-        file = draw(st.sampled_from(FILES))
-        body = Body(regular=kind == "create" and file.startswith("f"))
-        if kind in ("create", "rename", "unlink"):
-            body.parent, body.name = (
-                draw(st.sampled_from(("d1", "d2"))),
-                draw(st.sampled_from(NAMES)),
-            )
-        if kind == "rename":
-            body.new_parent = draw(st.sampled_from(("d1", "d2")))
-            body.new_name = draw(st.sampled_from(NAMES))
-            body.directory = file.startswith("d")
-        refused = "quota" if draw(st.integers(0, 9)) == 0 else None
-        ino = draw(st.sampled_from((1, 2, 3)))
-        made.append(
-            Op(seq=seq, key=str(seq), kind=kind, ino=ino, file=file, body=body, refused=refused)
-        )
-    return made
-
-
-def depends(later: Op, earlier: Op) -> bool:
-    """They touch a record, and at least one of them changes it."""
-    return bool(
-        writes(later) & writes(earlier)
-        or reads(later) & writes(earlier)
-        or writes(later) & reads(earlier)
-    )
-
-
-def must_wait(ops: list[Op], ready: set[int]) -> set[int]:
-    """The definition: who is not ready waits, and so does who depends on one that waits."""
-    waits: set[int] = set()
-    for at, op in enumerate(ops):
-        behind = any(depends(op, ops[n]) for n in waits if n < at)
-        if op.refused or op.seq not in ready or behind:
-            waits.add(at)
-    return {ops[at].seq for at in waits}
-
-
-@settings(max_examples=400, deadline=None)
-@given(operations(), st.sets(st.integers(1, 9)))
-def test_exactly_those_leave_that_wait_for_nothing(ops: list[Op], ready: set[int]) -> None:
-    batch, waiting = select(ops, lambda op: op.seq in ready, limit=100)
-    waits = must_wait(ops, ready)
-    assert [op.seq for op in batch] == [op.seq for op in ops if op.seq not in waits]
-    assert all(op.has_content and op.seq not in ready and not op.refused for op in waiting)
-
-
-@settings(max_examples=400, deadline=None)
-@given(operations(), st.sets(st.integers(1, 9)))
-def test_snapshots_are_taken_in_order_and_somebody_always_is_next(
-    ops: list[Op], ready: set[int]
-) -> None:
-    """Of each file, and of each inode, only the first content in the journal may be uploading; when
-    nothing can be sent and nothing is refused, something is uploading or not due yet."""
-    batch, waiting = select(ops, lambda op: op.seq in ready, limit=100)
-    content = [op for op in ops if op.has_content]
-    for op in waiting:
-        before = [one for one in content if one.seq < op.seq]
-        assert not any(one.file == op.file or one.ino == op.ino for one in before)
-    if content and not batch and not any(op.refused or op.seq in ready for op in content):
-        assert waiting[0] is content[0]
-
-
-@settings(max_examples=200, deadline=None)
-@given(operations(), st.integers(1, 4), st.integers(1, 9))
-def test_limit_and_window(ops: list[Op], limit: int, window: int) -> None:
-    whole, _ = select(ops, lambda op: True, limit=100)
-    batch, _ = select(ops, lambda op: True, limit=limit)
-    assert batch == whole[:limit]
-    batch, _ = select(ops, lambda op: True, limit=100, window=window)
-    seen = [op for op in ops if not op.refused][:window]
-    assert batch == [op for op in whole if op in seen]
-
-
-@settings(max_examples=200, deadline=None)
-@given(operations())
-def test_stuck_is_what_waits_though_all_is_ready(ops: list[Op]) -> None:
-    everything = {op.seq for op in ops}
-    assert stuck(ops) == {str(seq) for seq in must_wait(ops, everything)}
-
-
-@settings(max_examples=200, deadline=None)
-@given(operations(), st.integers(1, 9))
-def test_what_is_needed_can_be_sent_without_the_rest(ops: list[Op], wanted: int) -> None:
-    for op in ops:
-        op.origin, op.refused = op.key, None
-    first = needed(ops, {str(wanted)})
-    rest = [op for op in ops if op.origin not in first]
-    batch, _ = select(ops, lambda op: op not in rest, limit=100)
-    assert {op.origin for op in batch} == first
-    for spared in first - {str(wanted)}:  # nor is anything in it that need not be
-        at = next(n for n, op in enumerate(ops) if op.key == spared)
-        later = [op for op in ops[at + 1 :] if op.origin in first]
-        same_inode = ops[at].has_content and any(
-            op.has_content and op.ino == ops[at].ino for op in later
-        )
-        assert same_inode or any(depends(op, ops[at]) for op in later)
-
-
-def test_a_small_save_does_not_wait_for_a_large_upload() -> None:
-    large = Op(seq=1, key="1", kind="write", ino=1, file="f1", body=Body())
-    small = Op(seq=2, key="2", kind="write", ino=2, file="f2", body=Body())
-    batch, waiting = select([large, small], lambda op: op is small, limit=9)
-    assert (batch, waiting) == ([small], [large])
-
-
-def test_what_operations_touch() -> None:
-    body = Body(parent="d1", name="a", new_parent="d2", new_name="b", other="f2", directory=True)
-    op = Op(seq=1, key="k", kind="rename", ino=1, file="f1", body=body)
-    files = {file_key("f1"), file_key("f2")}
-    assert writes(op) == files | {entry_key("d1", "a"), entry_key("d2", "b"), "D"}
-    assert reads(op) == {file_key("d1"), file_key("d2")}
-
-
-# --- the table ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -192,12 +59,11 @@ def test_a_rollback_brings_memory_back_to_the_table(db: Database) -> None:
 
 def test_a_rollback_keeps_every_object_and_tells_of_keys(db: Database) -> None:
     """Tasks hold operations across awaits, and know them by identity."""
-    journal = Journal(db)
+    told: list[tuple[str, str]] = []
+    journal = Journal(db, on_rekey=lambda old, new: told.append((old, new)))
     with db.transaction():
         ops = [journal.add("write", n, f"{n:032x}", Body()) for n in range(4)]
     keys = [op.key for op in ops]
-    told: list[tuple[str, str]] = []
-    journal.on_rekey = lambda old, new: told.append((old, new))
 
     def work() -> None:
         with db.transaction():
@@ -390,12 +256,12 @@ def test_open_content_is_of_its_inode_and_not_frozen(db: Database) -> None:
 
 
 def test_children_follow_a_directory_that_became_another(db: Database) -> None:
-    journal = Journal(db)
+    told: list[tuple[str, str]] = []
+    journal = Journal(db, on_rekey=lambda old, new: told.append((old, new)))
     with db.transaction():
         inner = journal.add("create", 3, "1" * 32, Body(parent="6" * 32, name="x", regular=True))
         other = journal.add("create", 4, "2" * 32, Body(parent="8" * 32, name="x", regular=True))
-        keys, told = (inner.key, other.key), list[tuple[str, str]]()
-        journal.on_rekey = lambda old, new: told.append((old, new))
+        keys = (inner.key, other.key)
         journal.rename_file("6" * 32, "7" * 32)
     assert inner.body.parent == "7" * 32
     assert told == [(keys[0], inner.key)]

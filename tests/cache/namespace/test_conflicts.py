@@ -22,6 +22,7 @@ from remote.protocol.errors import (
     TooLarge,
 )
 from remote.protocol.messages import Op
+from tests.amounts import amount
 
 KINDS = [one.__struct_config__.tag for one in get_args(Op)]
 FINAL = [kind for kind in get_args(AnyProblem) if RULES[kind].retry is Retry.NEVER]
@@ -85,7 +86,7 @@ text = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=
 names = text.map(lambda name: name.encode()[:255].decode(errors="ignore")).filter(bool)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=amount(300, 60), deadline=None)
 @given(names, st.text(max_size=120), st.integers(1, 9999))
 def test_a_conflicted_name_is_a_name(name: str, device: str, number: int) -> None:
     found = conflicted_name(name, device.encode(errors="ignore").decode(), "2026-01-02", number)
@@ -94,7 +95,7 @@ def test_a_conflicted_name_is_a_name(name: str, device: str, number: int) -> Non
     assert found not in (name, ".", "..")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=amount(100, 20), deadline=None)
 @given(names, st.integers(1, 50), st.integers(51, 9999))
 def test_numbers_make_names_differ(name: str, one: int, other: int) -> None:
     day = "2026-01-02"

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from cache.metadata.tree import ROOT
 from server.metadata.schema import files as files_table
-from tests.cache.sync.test_replayer import COPY, files, mkdir, remove, rename, save
+from tests.cache.sync.steps import COPY, files, mkdir, remove, rename, save
 from tests.model.device import Device
 from tests.model.server import Server
 

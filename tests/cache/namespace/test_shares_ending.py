@@ -14,7 +14,7 @@ from cache.metadata.tree import ROOT
 from cache.namespace.shares import Shares
 from remote.protocol import messages
 from remote.protocol.messages import Role
-from tests.cache.sync.test_replayer import mkdir, remove, rename, save
+from tests.cache.sync.steps import mkdir, remove, rename, save
 from tests.model.device import Device
 from tests.model.people import WAYS, Person
 from tests.model.server import Server

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cache.files.contents import Contents
 from cache.metadata.tree import ROOT
 from cache.recovery.power_loss import HELD, Losses
+from tests.amounts import amount
 from tests.cache.state import State
 
 SIZE = 40
@@ -60,7 +61,7 @@ async def content(state: State, name: str) -> bytes:
     return bytes(await state.contents.read(node.ino, 0, 1 << 20, None))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=amount(100, 20), deadline=None)
 @given(steps, st.randoms(use_true_random=False))
 def test_a_file_is_never_what_it_never_was(
     steps: list[tuple[str, int, int]], dice: random.Random

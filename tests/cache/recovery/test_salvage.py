@@ -23,6 +23,7 @@ from cache.recovery.opening import open_database
 from cache.recovery.row_checks import TABLES
 from cache.recovery.sqlite_pages import PAGE, Image
 from remote.protocol.errors import NearlineError
+from tests.amounts import amount
 from tests.cache import damage
 from tests.cache.damage import Damageable
 from tests.model.device import Device
@@ -35,6 +36,7 @@ LOSSES = [  # each table with its root page or without; in a long run with both
     for with_root in (True, False)
     if len(SEEDS) > 1 or with_root == bool(number % 2)
 ]
+LOSSES = LOSSES[: amount(len(LOSSES), 2)]
 FILES = ("tree.sqlite", "tree.sqlite-wal")
 
 
@@ -48,11 +50,23 @@ def built(directory: Path, *, is_moved: bool) -> Iterator[Damageable]:
     made.server.close()
 
 
-@pytest.fixture(scope="module", params=["in the log", "in the database"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> object:
-    directory = tmp_path_factory.mktemp("made")
-    with built(directory, is_moved=request.param == "in the database") as found:
+@pytest.fixture(scope="module")
+def in_the_log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Damageable]:
+    with built(tmp_path_factory.mktemp("made"), is_moved=False) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def in_the_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Damageable]:
+    with built(tmp_path_factory.mktemp("made"), is_moved=True) as found:
+        yield found
+
+
+@pytest.fixture(params=["in_the_log", "in_the_database"])
+def made(request: pytest.FixtureRequest) -> Damageable:
+    """For who leaves the server as it is."""
+    found: Damageable = request.getfixturevalue(request.param)
+    return found
 
 
 def salvage(state: Path) -> quarantine.Report | None:
@@ -127,13 +141,15 @@ async def test_no_damage_keeps_a_state_from_being_opened(
                 assert dirty in read.values(), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", damage.KINDS)
 @pytest.mark.parametrize("file", FILES)
 async def test_whatever_is_damaged_the_server_gets_every_dirty_byte(
-    tmp_path: Path, file: str, kind: str, seed: int
+    request: pytest.FixtureRequest, tmp_path: Path, file: str, kind: str, seed: int
 ) -> None:
-    made = await damage.build(tmp_path, is_moved=seed % 2 == 0)
+    built: Damageable = request.getfixturevalue("in_the_log" if seed % 2 else "in_the_database")
+    made = built.again(tmp_path)
     state = made.copy(tmp_path / "state")
     damage.spoil(state / file, kind, seed)
     report = salvage(state)
@@ -178,8 +194,10 @@ def lose_table(state: Path, name: str, *, with_root: bool) -> None:
 
 
 @pytest.mark.parametrize(("table", "with_root"), LOSSES)
-async def test_a_whole_table_can_be_lost(tmp_path: Path, table: str, with_root: bool) -> None:
-    made = await damage.build(tmp_path, is_moved=True)
+async def test_a_whole_table_can_be_lost(
+    in_the_database: Damageable, tmp_path: Path, table: str, with_root: bool
+) -> None:
+    made = in_the_database.again(tmp_path)
     state = made.copy(tmp_path / "state")
     lose_table(state, table, with_root=with_root)
     report = salvage(state)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.recovery.sqlite_pages import PAGE, Broken, Image, Values, lost_of_log
+from tests.amounts import amount
 
 VALUES = st.one_of(
     st.none(),
@@ -48,7 +49,7 @@ def read(image: Image, root: int = 2) -> tuple[list[Values], int]:
     return rows, broken
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=amount(40, 10), deadline=None)
 @given(rows=st.lists(st.tuples(VALUES, VALUES), max_size=60), rowid=st.booleans())
 def test_every_row_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[object, ...]], rowid: bool
@@ -124,7 +125,7 @@ def test_there_are_no_other_pages(tmp_path: Path, number: int) -> None:
         table(tmp_path / "t", [(1, 2)]).bytes(number)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=amount(60, 12), deadline=None)
 @given(seed=st.randoms(use_true_random=False))
 def test_no_damage_makes_reading_fail(
     tmp_path_factory: pytest.TempPathFactory, seed: object

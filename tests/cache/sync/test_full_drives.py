@@ -12,7 +12,7 @@ def test_a_full_drive_is_tried_later_and_later() -> None:
     now = 100.0
     for _ in range(12):
         room.refused("d", now, 0.99)
-        found = room.next_try()
+        found = room.next_try(now)
         assert found is not None
         assert not room.may_try("d", found - 0.01)
         assert room.may_try("d", found)
@@ -33,7 +33,7 @@ def test_drives_are_full_each_for_itself() -> None:
     assert room.is_short
     room.fitted("b")
     assert not room.is_short
-    assert room.next_try() is None
+    assert room.next_try(0) is None
 
 
 def test_a_drive_to_which_nothing_is_to_be_sent_is_not_known_to_be_full() -> None:
@@ -53,11 +53,13 @@ def test_who_waits_is_told_of_changes_only() -> None:
     room.refused("a", 0, 0.5)
     assert first.is_set()
     second = room.changed
-    room.refused("a", 5, 0.5)
+    room.refused("a", 5, 0.5, "still full")
     room.fitted("b")
+    assert room.reason == "still full"
     assert not second.is_set()
     room.fitted("a")
     assert second.is_set()
+    assert room.reason is None
 
 
 def test_a_person_need_not_wait() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from cache.metadata.tree import ROOT
-from cache.sync import replayer
-from cache.sync.replayer import BUSY_SECONDS, FEW, LINGER_NS
+from cache.sync.schedule import BUSY_SECONDS, FEW, LINGER_NS
 from tests.clocks import patient_clock
 from tests.model.device import Device
 from tests.model.server import Server
@@ -50,15 +49,15 @@ async def test_what_becomes_old_enough_while_it_is_looked_at_is_sent(
     """It was too young to be sent, and a moment later it was too old to be waited for."""
     one.edits.create(ROOT, "directory", "directory", 0o755, 0, 0)
     (op,) = one.journal
-    now, plain = op.made_ns + LINGER_NS - 1, one.replayer._start_uploads
+    now, plain = op.made_ns + LINGER_NS - 1, one.uploads.start
 
     def late(*args: Any) -> None:
         nonlocal now
         plain(*args)
         now += 1
 
-    monkeypatch.setattr(replayer, "time", SimpleNamespace(time_ns=lambda: now))
-    monkeypatch.setattr(one.replayer, "_start_uploads", late)
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    monkeypatch.setattr(one.uploads, "start", late)
     await all_is_sent(one)
 
 
@@ -71,12 +70,12 @@ async def test_uploads_that_waited_for_a_pause_begin_though_it_came_while_they_w
     with one.db.transaction():
         for op in one.journal:
             op.made_ns -= 2 * LINGER_NS
-    plain = one.replayer._start_uploads
+    plain = one.uploads.start
 
     def late(*args: Any) -> None:
         plain(*args)
         clock.jump(BUSY_SECONDS)
 
-    monkeypatch.setattr(one.replayer, "_start_uploads", late)
-    one.replayer.last_request = trio.current_time()
+    monkeypatch.setattr(one.uploads, "start", late)
+    one.replayer.asked()
     await all_is_sent(one)

@@ -5,7 +5,6 @@ As in `test_replayer`: two devices of one drive without HTTP, and time is trio's
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,8 +16,8 @@ import trio.testing
 from trio.testing import MockClock
 
 from cache.metadata.tree import ROOT
-from cache.sync.replayer import BURST_NS, FEW, UPLOADS, UPLOADS_WHEN_BUSY
 from cache.sync.retries import BAD_AFTER
+from cache.sync.schedule import UPLOADS
 from remote.protocol import messages
 from remote.protocol.errors import (
     BadUpload,
@@ -129,7 +128,7 @@ async def test_uploads_that_fail_for_ever_take_nobodys_place(one: Device, clock:
         assert one.replayer.waiting_because == "the store is full"
         assert set(errors(one).values()) == {"the store is full"}
         assert set(errors(one)) <= {f"/{name}" for name in bad} | set(bad)
-        assert len(one.replayer._uploading) <= UPLOADS
+        assert len(one.uploads._running) <= UPLOADS
 
 
 async def test_it_is_sent_when_the_store_takes_it_and_then_no_reason_is_left(
@@ -287,8 +286,8 @@ async def test_an_upload_that_gets_on_is_not_backed_off_from_more_and_more(
         plain(*args, **more)
 
     moved: list[bool] = []
-    plain = one.replayer._uploads.failed
-    monkeypatch.setattr(one.replayer._uploads, "failed", note)
+    plain = one.uploads.waits.failed
+    monkeypatch.setattr(one.uploads.waits, "failed", note)
     store = Store(one, breaks)
     ino = await save(one, "large", b"")
     for number in range(40):
@@ -324,15 +323,6 @@ async def test_a_file_that_is_never_closed_is_sent_though_the_clock_was_set_back
         op.made_ns += HOUR_NS
     async with running(one):
         await until(one, lambda: not len(one.journal))
-
-
-async def test_a_burst_from_the_future_is_no_burst(one: Device, clock: MockClock) -> None:
-    for number in range(FEW + 1):
-        await save(one, f"f{number}", b"0")
-    one.replayer.last_request = trio.current_time()
-    assert one.replayer._most_uploads() == 0
-    next(iter(one.journal)).made_ns = time.time_ns() + 2 * BURST_NS
-    assert one.replayer._most_uploads() == UPLOADS_WHEN_BUSY
 
 
 def test_there_is_room_for_a_bad_line() -> None:

@@ -6,197 +6,22 @@ no backoff is waited out.
 
 from __future__ import annotations
 
-import random
-import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
 import trio.testing
-from sqlalchemy import update
 
 from cache.metadata.tree import ROOT
-from cache.sync.replayer import BURST_NS, FEW, UPLOADS, UPLOADS_WHEN_BUSY
 from remote.protocol import messages
 from remote.protocol.errors import (
-    BadRequest,
-    ChunksMissing,
     NameTooLong,
-    Refused,
     TooLarge,
-    Unavailable,
 )
-from server.metadata.schema import accounts
-from tests.clocks import patient_clock
+from tests.cache.sync.steps import files, mkdir, remove, rename, save
 from tests.model.device import Device
 from tests.model.server import Server
 
-COPY = re.compile(r" \(conflicted copy, \w+ [-0-9]+\)")
-
-
-@pytest.fixture
-def clock() -> Iterator[trio.testing.MockClock]:
-    """pytest-trio runs the test under it."""
-    with patient_clock() as clock:
-        yield clock
-
-
-@pytest.fixture
-async def one(server: Server, tmp_path: Path, clock: object) -> Any:
-    device = Device(server, tmp_path / "one", "one", server.token("one"))
-    await device.start()
-    await device.ensure_listed(ROOT)
-    yield device
-    device.close()
-
-
-@pytest.fixture
-async def two(server: Server, tmp_path: Path, clock: object) -> Any:
-    device = Device(server, tmp_path / "two", "two", server.token("two"))
-    await device.start()
-    await device.ensure_listed(ROOT)
-    yield device
-    device.close()
-
-
-async def save(device: Device, path: str, data: bytes) -> int:
-    parent, name = await device.place(path)
-    node = device.tree.child(parent, name)
-    node = node or device.edits.create(parent, name, "file", 0o644, 0, 0)
-    device.contents.truncate(node.ino, 0)
-    await device.contents.write(node.ino, 0, data)
-    return node.ino
-
-
-async def mkdir(device: Device, path: str) -> int:
-    parent, name = await device.place(path)
-    return device.edits.create(parent, name, "directory", 0o755, 0, 0).ino
-
-
-async def rename(device: Device, old: str, new: str) -> None:
-    device.edits.rename(*await device.place(old), *await device.place(new))
-
-
-async def remove(device: Device, path: str) -> None:
-    node = await device.resolve(path)
-    await device.ensure_listed(node.ino)
-    device.edits.unlink(*await device.place(path), directory=node.is_directory)
-    device.collector.collect()
-
-
-async def files(device: Device) -> dict[str, bytes | None]:
-    """Paths and bytes; the day and device of a conflicted copy left out."""
-    await device.pull()
-    return {COPY.sub("*", path): seen[4] for path, seen in (await device.everything()).items()}  # type: ignore[misc]  # [4] is bytes or None
-
-
 # --- what must not stop it ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lost", [1, 3])
-async def test_lost_answers_are_asked_for_again(one: Device, two: Device, lost: int) -> None:
-    await save(one, "a", b"1")
-    await mkdir(one, "d")
-    one.network.lose_replies = lost
-    await one.flush()
-    assert await files(two) == {"/a": b"1", "/d": None}
-
-
-async def test_a_crash_between_apply_and_its_answer(one: Device, two: Device) -> None:
-    """The upload is committed, and announced again by a process that has forgotten."""
-    await save(one, "a", b"1")
-
-    async def lose(request: messages.ApplyRequest) -> messages.ApplyReply:
-        await plain(request)
-        raise KeyboardInterrupt
-
-    plain, one.port.apply = one.port.apply, lose  # type: ignore[method-assign]
-    with pytest.raises(BaseExceptionGroup):
-        await one.flush()
-    one.crash()
-    assert [op.sent for op in one.journal] == [True]
-    await one.flush()
-    assert list(one.journal) == []
-    assert await files(one) == await files(two) == {"/a": b"1"}
-
-
-async def test_a_missing_chunk_is_sent_again_and_not_in_a_hot_loop(
-    one: Device, two: Device, clock: trio.testing.MockClock
-) -> None:
-    await save(one, "a", b"1")
-    answers = [ChunksMissing(chunks=[]), Unavailable(), ChunksMissing(chunks=[])]
-
-    async def refuse(request: messages.ApplyRequest) -> messages.ApplyReply:
-        if answers:
-            return messages.ApplyReply(results=[answers.pop()])
-        return await plain(request)
-
-    plain, one.port.apply = one.port.apply, refuse  # type: ignore[method-assign]
-    began = clock.current_time()
-    await one.flush()
-    assert clock.current_time() > began
-    assert await files(two) == {"/a": b"1"}
-
-
-@pytest.mark.parametrize("problem", [BadRequest(message="no"), TooLarge(message="no")])
-async def test_one_that_refuses_the_whole_batch_is_found(
-    one: Device, two: Device, problem: Any
-) -> None:
-    """A message that the server does not take is not sent again for ever."""
-    for name in "abcdefg":
-        await save(one, name, name.encode())
-    sizes = []
-
-    async def refuse(request: messages.ApplyRequest) -> messages.ApplyReply:
-        sizes.append(len(request.ops))
-        if any(getattr(keyed.op, "name", "") == "e" for keyed in request.ops):
-            raise Refused(problem)
-        return await plain(request)
-
-    plain, one.port.apply = one.port.apply, refuse  # type: ignore[method-assign]
-    await one.flush()
-    assert [op.refused for op in one.journal] == [f"{type(problem).__struct_config__.tag}: no"]
-    assert await files(two) == {f"/{name}": name.encode() for name in "abcdfg"}
-    assert max(sizes) > 1
-    assert len(sizes) < 15
-
-
-async def test_batches_that_are_too_large_together_go_in_parts(one: Device, two: Device) -> None:
-    for name in "abcdefg":
-        await save(one, name, name.encode())
-
-    async def refuse(request: messages.ApplyRequest) -> messages.ApplyReply:
-        if len(request.ops) > 2:
-            raise Refused(TooLarge(message="no"))
-        return await plain(request)
-
-    plain, one.port.apply = one.port.apply, refuse  # type: ignore[method-assign]
-    await one.flush()
-    assert list(one.journal) == []
-    assert await files(two) == {f"/{name}": name.encode() for name in "abcdefg"}
-
-
-async def test_the_rest_of_a_batch_goes_on_at_once(
-    one: Device, two: Device, clock: trio.testing.MockClock
-) -> None:
-    """A server that others wait for answers a part of each batch, and they have had their turn."""
-    for name in "abcdefg":
-        await mkdir(one, name)
-    seen: list[float] = []
-
-    async def answer_two(request: messages.ApplyRequest) -> messages.ApplyReply:
-        seen.append(clock.current_time())
-        reply = await plain(messages.ApplyRequest(ops=request.ops[:2]))
-        later = [Unavailable() for _ in request.ops[2:]]
-        return messages.ApplyReply(results=[*reply.results, *later])
-
-    plain, one.port.apply = one.port.apply, answer_two  # type: ignore[method-assign]
-    await one.flush()
-    assert len(seen) == 4
-    assert max(seen) - min(seen) < 0.01  # of a clock that only waiting moves
-    assert await files(two) == {f"/{name}": None for name in "abcdefg"}
 
 
 async def test_a_place_that_only_the_server_knows_to_be_too_deep_loses_nothing(
@@ -248,32 +73,6 @@ async def test_a_refresh_that_fails_does_not_end_it(one: Device, two: Device) ->
     assert list(two.journal) == []
     two.network.up, two.port.children = True, plain  # type: ignore[method-assign]
     assert await files(two) == {"/x": b"1"}
-
-
-async def test_two_contents_of_one_inode_are_sent_in_order(one: Device, two: Device) -> None:
-    """Edited, renamed over another, edited again before any of it was sent."""
-    for name in ("a", "b"):
-        await save(one, name, name.encode())
-    await one.flush()
-    await save(one, "a", b"first")
-    await rename(one, "a", "b")
-    await save(one, "b", b"second")
-    await one.flush()
-    assert await files(one) == await files(two) == {"/b": b"second"}
-
-
-async def test_a_snapshot_on_its_way_survives_a_rename_over(one: Device, two: Device) -> None:
-    """Its upload was begun for a new file; now it is a version of the old one."""
-    await save(one, "a", b"old")
-    await one.flush()
-    await save(one, "a.tmp", b"new")
-    (op,) = one.journal
-    await one.uploader.prepare(op)
-    await rename(one, "a.tmp", "a")
-    before = one.tree.node(one.tree.child(ROOT, "a").ino).file  # type: ignore[union-attr]
-    await one.flush()
-    assert await files(two) == {"/a": b"new"}
-    assert (await two.resolve("a")).file == before
 
 
 async def test_flush_ends_when_the_rest_is_refused_for_good(one: Device, two: Device) -> None:
@@ -627,78 +426,3 @@ async def test_what_comes_back_brings_its_next_version_along(one: Device, two: D
     await two.flush()
     assert list(two.journal) == []
     assert await files(one) == await files(two) == {"/a": b"second"}
-
-
-async def test_a_burst_has_the_mount_for_itself_and_a_few_files_never_wait(one: Device) -> None:
-    replayer = one.replayer
-    await save(one, "first", b"0")
-    assert replayer._most_uploads() == UPLOADS, "nobody asks anything"
-    replayer.last_request = trio.current_time()
-    assert replayer._most_uploads() == UPLOADS_WHEN_BUSY, "one saved file does not wait"
-    for number in range(FEW):
-        await save(one, f"f{number}", b"0")
-    replayer.last_request = trio.current_time()
-    assert replayer._most_uploads() == 0, "a burst"
-    oldest = next(iter(one.journal))
-    oldest.made_ns -= BURST_NS
-    assert replayer._most_uploads() == UPLOADS_WHEN_BUSY, "it goes on"
-
-
-# --- no room ------------------------------------------------------------------------------------
-
-
-async def test_what_does_not_fit_waits_and_holds_up_nothing_else(
-    server: Server, one: Device, two: Device
-) -> None:
-    with server.db.write() as conn:
-        conn.execute(update(accounts).values(quota_bytes=10_000))
-    for number in range(3):
-        await save(one, f"big {number}", noise(300_000, number))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.replayer.run)
-        await until(lambda: one.replayer.room.is_short, lambda: one.replayer.room.changed)
-        await mkdir(one, "directory")
-        await save(one, "small", noise(5_000, 9))
-        one.replayer.wake()
-        big = {f"big {number}" for number in range(3)}
-        await until(
-            lambda: {op.body.name for op in one.journal} == big, lambda: one.journal.changed
-        )
-        assert not one.replayer.waiting_because or "10,000" in one.replayer.waiting_because
-        assert (await files(two)).keys() == {"/directory", "/small"}
-        assert all(op.refused is None for op in one.journal)
-        with server.db.write() as conn:
-            conn.execute(update(accounts).values(quota_bytes=None))
-        one.replayer.retry_now()
-        await until(lambda: not len(one.journal), lambda: one.journal.changed)
-        assert not one.replayer.room.is_short
-        assert one.replayer.waiting_because is None
-        nursery.cancel_scope.cancel()
-    assert (await files(two))["/big 1"] == noise(300_000, 1)
-
-
-async def test_what_did_not_fit_and_is_deleted_leaves_no_full_drive_behind(
-    server: Server, one: Device
-) -> None:
-    """Nor a look at the journal every millisecond, for what might fit now."""
-    with server.db.write() as conn:
-        conn.execute(update(accounts).values(quota_bytes=10_000))
-    await save(one, "big", noise(300_000, 1))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.replayer.run)
-        await until(lambda: one.replayer.room.is_short, lambda: one.replayer.room.changed)
-        await remove(one, "big")
-        await until(lambda: not one.replayer.room.is_short, lambda: one.replayer.room.changed)
-        nursery.cancel_scope.cancel()
-    assert one.replayer.room.next_try() is None
-
-
-async def until(condition: Callable[[], bool], changed: Callable[[], trio.Event]) -> None:
-    """Wait through as many changes as it takes; the mock clock makes an hour cost nothing."""
-    with trio.fail_after(3600):
-        while not condition():
-            await changed().wait()
-
-
-def noise(size: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(size)

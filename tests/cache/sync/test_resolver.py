@@ -248,8 +248,7 @@ async def test_nothing_has_arrived_while_nobody_answers(
     async def unreachable(request: messages.ApplyRequest) -> messages.ApplyReply:
         raise Unreachable("no network")
 
-    seen: list[bool] = []
-    one.replayer.on_reachable = lambda: seen.append(one.replayer.reachable)
+    seen = one.reached
     one.edits.create(ROOT, "empty", "file", 0o644, 0, 0)
     with monkeypatch.context() as offline, trio.move_on_after(5):
         offline.setattr(one.port, "apply", unreachable)

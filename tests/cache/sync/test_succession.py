@@ -137,3 +137,21 @@ async def test_a_version_from_between_two_of_ours_is_overtaken(one: Person, two:
     await two.device.flush()
     await one.device.flush()
     assert await seen(one) == await seen(two) == {"/f": b"3", "/f*": b"theirs"}
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+async def test_a_file_that_comes_back_to_its_name_is_no_successor_of_itself(
+    one: Person, two: Person, is_sent: bool
+) -> None:
+    """It was made a moment ago, and renamed away and back."""
+    await both_have_it(one, two)
+    tree, edits = one.device.tree, one.device.edits
+    file = tree.child(ROOT, "f").file  # type: ignore[union-attr]
+    edits.rename(ROOT, "f", ROOT, "away")
+    if is_sent:
+        await one.device.flush()
+    edits.rename(ROOT, "away", ROOT, "f")
+    await one.device.flush()
+    assert await seen(one) == await seen(two) == {"/f": b"0"}
+    for person in (one, two):
+        assert person.device.tree.child(ROOT, "f").file == file  # type: ignore[union-attr]

@@ -13,6 +13,7 @@ from cache.metadata.manifests import Manifests
 from cache.metadata.operations import Op
 from cache.metadata.tree import ROOT
 from cache.sync import uploader
+from cache.sync.prepared import Prepared
 from cache.sync.uploader import Uploader
 from remote.protocol.chunking import check_cut, is_well_cut
 from remote.protocol.codec import Encoded
@@ -62,11 +63,19 @@ class Drive:
 
 class Bench:
     def __init__(self, directory: Path) -> None:
-        self.state, self.drive = State(directory), Drive()
+        self.state = State(directory, on_rekey=self._rekeyed, on_change=self._written)
+        self.drive = Drive()
         self.assemble()
+
+    def _rekeyed(self, old: str, new: str) -> None:
+        self.prepared.rekeyed(old, new)
+
+    def _written(self, ino: int, start: int, stop: int) -> None:
+        self.uploader.note_write(ino, start, stop)
 
     def assemble(self) -> None:
         state, self.manifests = self.state, Manifests(self.state.db)
+        self.prepared, self.told = Prepared(), list[Op]()
         self.uploader = Uploader(
             state.db,
             state.tree,
@@ -76,8 +85,10 @@ class Bench:
             self._manifest_of,
             self.manifests.keep_manifest,
             self.drive.keep,
+            self.prepared,
+            on_ready=self.told.append,
+            on_arrival=lambda: None,
         )
-        state.contents.on_change = self.uploader.note_write
 
     async def _manifest_of(self, file: FileId, version: VersionId) -> Manifest:
         found = self.manifests.manifest(version)

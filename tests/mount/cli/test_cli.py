@@ -33,7 +33,7 @@ DEAD = registry.Record(
     control="/nowhere/control.sock",
 )
 SHOWN = trustme.CA().cert_pem.bytes().decode()
-HEAVY = {"httpx", "trio", "pyfuse3", "litestar", "uvicorn", "sqlalchemy", "lmdb", "keyring"}
+HEAVY = {"httpx", "trio", "pyfuse3", "uvicorn", "sqlalchemy", "lmdb", "keyring"}
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -91,6 +91,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"Usage: nearline {' '.join(words)}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

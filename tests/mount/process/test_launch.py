@@ -19,6 +19,8 @@ from mount.process.daemon_main import explain
 from mount.process.directories import Directories
 from remote.protocol import errors
 
+pytestmark = pytest.mark.slow
+
 # Runs daemon_main with a `mount.daemon` whose `run` does what the mount's account is called.
 PROGRAM = """
 import os, sys, types, trio

@@ -23,6 +23,7 @@ from tests.system.harness import wait_until
 
 CAN_MOUNT = Path("/dev/fuse").exists() and (os.getuid() == 0 or shutil.which("fusermount3"))
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.system,
     pytest.mark.skipif(not CAN_MOUNT, reason="needs /dev/fuse"),
 ]

@@ -39,6 +39,7 @@ from remote.protocol.errors import (
     Unreachable,
 )
 from remote.protocol.messages import Change, ChangesPage, Hint, Me, SharedRoot
+from tests.amounts import amount
 
 PAGE_SIZE = 10
 
@@ -704,7 +705,7 @@ def test_a_page_of_the_past_is_not_taken_but_a_new_epoch_is() -> None:
     st.lists(st.tuples(st.integers(0, 8), st.integers(1, 4), st.booleans()), max_size=30),
     st.integers(0, 12),
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=amount(200, 40))
 def test_no_order_of_hints_skips_a_change(sent: list[tuple[int, int, bool]], head: int) -> None:
     """Lost, repeated, late and overlapping hints: what is applied is 1, 2, 3, ... without a gap."""
     seq, applied = 0, []

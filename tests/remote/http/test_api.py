@@ -29,7 +29,7 @@ from remote.http import data as data_module
 from remote.http import transport
 from remote.http.api import ApiClient, InsecureUrl, NoWebSocket, Timeouts, Truncated, check_url
 from remote.protocol import account_messages, errors, messages
-from remote.protocol.content import EMPTY, Descriptor
+from remote.protocol.content import EMPTY
 from remote.protocol.errors import Busy, ProtocolError, Refused, Unreachable, UrlRefused
 
 MSGPACK = "application/msgpack"
@@ -171,13 +171,11 @@ LOCATE = messages.LocateRequest(file=FILE, version=VERSION, chunks=[b"c" * 32])
 SESSION = messages.LoginReply("t", "ada", "f" * 32)
 LOGIN = messages.LoginRequest("ada", "correct horse", "laptop")
 START = messages.StartUploads(uploads=[messages.StartUpload(version=VERSION, file=FILE)])
-URLS = messages.UrlsRequest([Descriptor(b"c" * 32, 5, "raw", b"h" * 32, [5], b"s" * 32)])
 ME = messages.Me(
     account="ada", device_id="f" * 32, drive="d" * 32, root=FILE, cursor="c1", seq=1, used_bytes=0,
     quota_bytes=None, now_ns=5,
 )  # fmt: skip
 CHILDREN = messages.ChildrenPage(directory=RECORD, children=[], as_of=7)
-BY_FINGERPRINT = messages.FingerprintReply(file=FILE, version=VERSION, manifest=EMPTY)
 
 SHARE = account_messages.ShareRequest([account_messages.Invite("ben", "viewer")])
 SHARES = account_messages.SharesReply("ada", [])
@@ -201,9 +199,6 @@ CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
     ("GET", "/v1/me", "", None, ME, lambda c: c.me()),
     ("POST", "/v1/files", "", START, messages.StartUploadsReply([STATE, errors.QuotaExceeded()]),
      lambda c: c.start_uploads(START)),
-    ("GET", f"/v1/uploads/{VERSION}", "", None, STATE, lambda c: c.upload_state(VERSION)),
-    ("POST", f"/v1/uploads/{VERSION}/urls", "", URLS, STATE,
-     lambda c: c.upload_urls(VERSION, URLS)),
     ("POST", f"/v1/uploads/{VERSION}/complete", "", COMPLETE, messages.Applied(change=CHANGE),
      lambda c: c.complete(VERSION, COMPLETE)),
     ("GET", f"/v1/files/{FILE}", "", None, messages.FileReply(file=RECORD, role="owner"),
@@ -215,8 +210,6 @@ CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
      lambda c: c.children(FILE, "a+b", 10)),
     ("GET", f"/v1/files/{FILE}/versions", "", None, messages.VersionsPage(versions=[]),
      lambda c: c.versions(FILE)),
-    ("GET", f"/v1/files/by-fingerprint/{'61' * 32}", "", None, BY_FINGERPRINT,
-     lambda c: c.by_fingerprint(b"a" * 32)),
     ("POST", "/v1/chunks/locate", "", LOCATE, messages.LocateReply(chunks=[]),
      lambda c: c.locate(LOCATE)),
     ("POST", "/v1/changes/apply", "", messages.ApplyRequest([KEYED]), APPLY,
@@ -232,8 +225,6 @@ CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
      lambda c: c.make_link(FILE, MAKE_LINK)),
     ("GET", f"/v1/files/{FILE}/links", "", None, LINKS, lambda c: c.links(FILE)),
     ("GET", "/v1/links", "", None, LINKS, lambda c: c.links()),
-    ("GET", f"/v1/files/{FILE}/changes", "cursor=c1", None, PAGE,
-     lambda c: c.file_changes(FILE, "c1")),
     ("GET", "/v1/trash", "", None, TRASH, lambda c: c.trash()),
     ("GET", "/v1/trash", f"parent={FILE}&cursor=2", None, TRASH, lambda c: c.trash(FILE, "2")),
     ("POST", "/v1/trash/empty", "", EMPTY_TRASH, account_messages.EmptiedReply(3, False),
@@ -263,7 +254,6 @@ async def test_every_endpoint_says_and_understands_its_message(
 
 
 DELETES: list[tuple[str, Call]] = [
-    (f"/v1/uploads/{VERSION}", lambda c: c.abandon_upload(VERSION)),
     (f"/v1/files/{FILE}/share/ben", lambda c: c.unshare(FILE, "ben")),
     (f"/v1/links/{VERSION}", lambda c: c.revoke_link(VERSION)),
     (f"/v1/devices/{VERSION}", lambda c: c.revoke_device(VERSION)),
@@ -763,6 +753,7 @@ async def test_the_certificate_store_is_loaded_once(monkeypatch: pytest.MonkeyPa
     assert len(made) == 1
 
 
+@pytest.mark.slow
 def test_http_is_loaded_when_the_first_request_is_made() -> None:
     program = (
         "import sys, mount.daemon\n"

@@ -12,8 +12,8 @@ import pytest
 import trio
 import trustme
 
-from remote.http.api import ApiClient
-from remote.protocol.errors import NearlineError, Unreachable
+from remote.http.api import ApiClient, Timeouts
+from remote.protocol.errors import NearlineError, Silent, Unreachable
 from remote.protocol.messages import PresignedPut
 
 TOKEN = "a-token-that-is-secret"
@@ -124,6 +124,47 @@ def test_who_has_the_key_is_told() -> None:
         ask_everything(url)
     assert TOKEN.encode() in told[0]
     assert any(b"PUT /blobs/x" in each for each in told)
+
+
+def test_who_says_that_nothing_more_comes_is_believed() -> None:
+    """As asyncio's servers do when they break off: the socket stays open until they hear the same.
+    Nobody may wait for that, nor take them for silent."""
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    OURS.configure_cert(ours)
+
+    def breaks_off(sock: socket.socket) -> None:
+        taken, given = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = ours.wrap_bio(taken, given, server_side=True)
+
+        def until_done(step: Callable[[], object]) -> None:
+            while True:
+                try:
+                    step()
+                except ssl.SSLWantReadError:
+                    sock.sendall(given.read())
+                    taken.write(sock.recv(65536))
+                else:
+                    return sock.sendall(given.read())
+
+        until_done(tls.do_handshake)
+        until_done(lambda: tls.read(65536))
+        head = "HTTP/1.1 206 Partial Content\r\nContent-Length: 4\r\nContent-Range: bytes 0-3/9"
+        tls.write(f"{head}\r\n\r\nab".encode())
+        with suppress(ssl.SSLWantReadError):
+            tls.unwrap()
+        sock.sendall(given.read())
+        sock.settimeout(None)
+        while sock.recv(65536):
+            pass
+
+    async def ask(url: str) -> None:
+        async with ApiClient(url, TOKEN, pin=PIN, timeouts=Timeouts(read=3600)) as client:
+            with pytest.raises(Unreachable) as failed, trio.fail_after(60):
+                await client.get_range(f"{url}/chunks/x", 0, 4, bytearray(4))
+            assert not isinstance(failed.value, Silent)
+
+    with listening(breaks_off) as (url, _):
+        trio.run(ask, url)
 
 
 def test_insecure_is_plain_http() -> None:

@@ -27,6 +27,7 @@ from remote.protocol.chunking import (
     min_size,
 )
 from remote.protocol.content import HOLE, BadContent, Manifest, Piece, block_hash
+from tests.amounts import amount
 
 AVERAGE = 4096
 MIB = 1 << 20
@@ -111,7 +112,7 @@ def test_the_tail_that_is_left_over_is_bounded() -> None:
     deals=st.lists(st.integers(1, 30_000), min_size=1, max_size=20),
     zeros=st.tuples(st.integers(0, len(NOISE)), st.integers(0, 50_000)),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=amount(60, 12))
 def test_boundaries_do_not_depend_on_how_bytes_are_dealt_out(
     size: int, deals: list[int], zeros: tuple[int, int]
 ) -> None:
@@ -159,7 +160,7 @@ def test_the_average_follows_size_and_uplink(size: int, uplink: float | None, av
 
 
 @given(st.integers(0, 1 << 62), st.one_of(st.none(), st.floats(0, 1e12)))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=amount(50, 10))
 def test_every_average_is_usable(size: int, uplink: float | None) -> None:
     average = average_for(size, uplink)
     assert chunking.usable_average(average) == average
@@ -323,7 +324,7 @@ sizes = st.integers(0, 70_000)
 
 @given(sizes, ranges, sizes, ranges, ranges, st.integers(0, 20_000), st.integers(0, 99))
 @example(0, [], 5, [], [], 0, 0)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=amount(200, 40))
 def test_an_incremental_cut_equals_a_full_cut(
     old_size: int,
     old_holes: list[Range],

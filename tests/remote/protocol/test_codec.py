@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from remote.protocol.codec import Encoded, decode_block, encode_chunk, iter_stored
 from remote.protocol.content import BLOCK_SIZE, BadContent, Descriptor, block_hash, check_descriptor
+from tests.amounts import amount
 
 NOISE = random.Random(1).randbytes(3 * BLOCK_SIZE)
 TEXT = b"the quick brown fox jumps over the lazy dog. " * 20_000
@@ -42,7 +43,7 @@ plains = st.builds(
 
 
 @given(plains)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=amount(60, 12))
 def test_a_chunk_comes_back_and_its_descriptor_is_true(plain: bytes) -> None:
     encoded = encode_chunk(plain)
     check_descriptor(encoded.descriptor)
@@ -103,7 +104,7 @@ def test_many_threads_encode_and_decode_at_once() -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=amount(100, 20))
 def test_any_damage_to_a_stored_block_is_noticed(data: st.DataObject) -> None:
     descriptor, body = encode_chunk(data.draw(st.sampled_from([NOISE[:5000], TEXT[:5000]])))
     damaged = bytearray(body)

@@ -24,6 +24,7 @@ from remote.protocol.content import (
     chunk_id,
     fingerprint,
 )
+from tests.amounts import amount
 
 A, B = Piece(b"a" * 32, 100), Piece(b"b" * 32, 50)
 GAP = Piece(HOLE, 70)
@@ -127,7 +128,7 @@ def test_a_descriptor_that_contradicts_itself(changed: dict[str, object]) -> Non
 
 
 @given(pieces)
-@settings(max_examples=30)
+@settings(max_examples=amount(30, 10))
 def test_manifests_travel(made: list[Piece]) -> None:
     sent = manifest(*made)
     packed = msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=Manifest)

@@ -27,6 +27,7 @@ from remote.protocol.signing import (
     verify_get,
     verify_put,
 )
+from tests.amounts import amount
 
 SECRET = b"s" * 32
 SHA = hashlib.sha256(b"stored object").digest()
@@ -67,7 +68,7 @@ def test_another_secret_does_not_permit_a_put() -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=amount(150, 30))
 def test_any_mutated_put_query_is_refused(data: st.DataObject) -> None:
     query = sign_put(SECRET, path=PATH, length=13, sha256=SHA, expires=2_000)
     mutated = data.draw(mutations(query))
@@ -217,7 +218,7 @@ def test_a_url_with_two_spellings_is_not_signed(url: str) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=amount(300, 60))
 def test_any_mutated_get_url_is_refused(data: st.DataObject) -> None:
     mutated = data.draw(mutations(SIGNED))
     if mutated == SIGNED:
@@ -227,7 +228,7 @@ def test_any_mutated_get_url_is_refused(data: st.DataObject) -> None:
 
 
 @given(st.text(max_size=60), st.integers(min_value=1, max_value=10**12))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=amount(100, 20))
 def test_what_is_signed_verifies_or_is_refused_at_signing(tail: str, expires: int) -> None:
     url = f"http://127.0.0.1:8000/blobs/{tail}"
     try:

@@ -23,11 +23,10 @@ from server.http.rate_limits import TokenBuckets
 from server.http.round_robin import RoundRobin
 from server.metadata import schema
 from server.pools import Pool
-from tests.server.conftest import Start
+from tests.server.conftest import CHEAP, DEAR, Start
 from tests.server.harness import Client, Failed, Running, until
 from tests.server.linking import Visitor, make_link
 
-CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 OLD = PasswordHasher(time_cost=1, memory_cost=16, parallelism=1)
 
 
@@ -127,11 +126,6 @@ def test_who_gives_up_leaves_its_place_and_its_turn() -> None:
 # --- in a server --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounts, "HASHER", CHEAP)
-
-
 @contextmanager
 def many_links(server: Running, anna: Client, file: str, hashing: Hashing) -> Iterator[list[int]]:
     """Ten requests at once to make a link with a password; the answers are there at the end."""
@@ -149,7 +143,6 @@ def many_links(server: Running, anna: Client, file: str, hashing: Hashing) -> It
         answers += asking
 
 
-@pytest.mark.usefixtures("cheap")
 def test_one_account_keeps_nobody_from_logging_in(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,11 +209,9 @@ def test_passwords_do_not_queue_up_for_ever(start: Start) -> None:
 
 def test_what_a_password_costs() -> None:
     """docs/security.md says so."""
-    cost = accounts.HASHER.time_cost, accounts.HASHER.memory_cost, accounts.HASHER.parallelism
-    assert cost == (3, 64 * 1024, 4)
+    assert (DEAR.time_cost, DEAR.memory_cost, DEAR.parallelism) == (3, 64 * 1024, 4)
 
 
-@pytest.mark.usefixtures("cheap")
 def test_a_login_renews_a_hash_of_older_parameters(start: Start, tmp_path: Path) -> None:
     add_account(tmp_path / "data", "anna", "right password")
     server, table = start(), schema.accounts
@@ -243,7 +234,6 @@ def test_a_login_renews_a_hash_of_older_parameters(start: Start, tmp_path: Path)
     assert stored() == renewed
 
 
-@pytest.mark.usefixtures("cheap")
 def test_a_password_that_was_changed_meanwhile_is_not_renewed(start: Start, tmp_path: Path) -> None:
     add_account(tmp_path / "data", "anna", "right password")
     service = start().app.service
@@ -253,7 +243,6 @@ def test_a_password_that_was_changed_meanwhile_is_not_renewed(start: Start, tmp_
         assert conn.execute(select(schema.accounts.c.password)).scalar_one() != "new hash"
 
 
-@pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize("meanwhile", ["another password", "right password"])
 def test_a_login_does_not_outlast_a_change_of_the_password(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
@@ -279,7 +268,6 @@ def test_a_login_does_not_outlast_a_change_of_the_password(
         assert conn.execute(select(schema.devices.c.id)).first() is None
 
 
-@pytest.mark.usefixtures("cheap")
 def test_opening_a_link_renews_a_hash_of_older_parameters(server: Running, anna: Client) -> None:
     made, table = make_link(anna, anna.make("a"), password="right"), schema.links
     mine = table.c.id == made.link.id

@@ -12,12 +12,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from argon2 import PasswordHasher
 
 from remote.protocol.account_messages import LinkMade
-from server.accounts import accounts
-from server.links import html as html_pages
-from server.links import tree, zip
+from server.links import html, tree, zip
 from server.links.filenames import disposition, packed, shown
 from server.links.signing import COOKIE_SECONDS, LinkSigner
 from server.settings import Settings
@@ -59,13 +56,6 @@ def visit(server: Running) -> Iterator[Visit]:
     yield begin
     for each in visitors:
         each.http.close()
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Argon2 is dear on purpose; what is checked here does not depend on that."""
-    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(accounts, "HASHER", hasher)
 
 
 class Seen(HTMLParser):
@@ -234,7 +224,7 @@ def test_names_in_archives() -> None:
 @pytest.mark.parametrize("at_ns", [-(1 << 63), -1, 0, (1 << 63) - 1])
 def test_every_time_can_be_told(at_ns: int) -> None:
     assert re.search(
-        r'<time datetime="[0-9T:+-]+">\d{4}-\d\d-\d\d \d\d:\d\d UTC<', html_pages.when(at_ns)
+        r'<time datetime="[0-9T:+-]+">\d{4}-\d\d-\d\d \d\d:\d\d UTC<', html.when(at_ns)
     )
 
 

@@ -23,12 +23,16 @@ from tests.server.conftest import Start
 from tests.server.harness import MSGPACK, Client, Running, until
 
 
+def connected(server: Running, token: str) -> ClientConnection:
+    headers = {"Authorization": f"Bearer {token}", "Accept": MSGPACK}
+    url = f"{server.url.replace('http', 'ws')}/v1/changes/live"
+    return connect(url, additional_headers=headers, ping_interval=None)
+
+
 @contextmanager
 def live(server: Running, token: str) -> Iterator[ClientConnection]:
     """A socket that has got its first hint."""
-    headers = {"Authorization": f"Bearer {token}", "Accept": MSGPACK}
-    url = f"{server.url.replace('http', 'ws')}/v1/changes/live"
-    with connect(url, additional_headers=headers, ping_interval=None) as socket:
+    with connected(server, token) as socket:
         frame = socket.recv(timeout=60)
         assert isinstance(frame, bytes)
         assert msgspec.msgpack.decode(frame, type=messages.Hint).cursor
@@ -86,7 +90,7 @@ def test_a_message_is_not_even_taken_in(server: Running, anna: Client) -> None:
 def test_an_old_socket_is_closed_and_the_client_comes_again(start: Start) -> None:
     server = start(socket_max_age_seconds=0.05)
     anna = server.account("anna")
-    with live(server, anna.token) as socket:
+    with connected(server, anna.token) as socket:
         assert closed_with(socket) == 1001
     heard = trio.run(follow, server, anna)
     assert heard.changes

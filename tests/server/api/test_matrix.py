@@ -26,8 +26,7 @@ from websockets.sync.client import connect
 from remote.protocol import messages
 from remote.protocol.account_messages import EmptiedReply, EmptyTrash
 from remote.protocol.errors import RULES, AnyProblem
-from server.api.openapi import ENDPOINTS
-from server.app import ROUTES
+from server.app import ENDPOINTS
 from tests.server.harness import MSGPACK, Client, Running
 from tests.server.matrix import ASKS, Ask, Scene
 
@@ -152,15 +151,7 @@ def test_everybody_gets_the_answer_of_the_table(scene: Scene, line: str) -> None
 
 def test_no_endpoint_is_missing_from_the_table() -> None:
     asked = {re.sub(r" \(.*", "", line) for line in LINES}
-    published = {f"{each.method.upper()} {each.path}" for each in ENDPOINTS}
-    assert published - asked == set()
-    routed = {
-        f"{method} {path.replace(':str', '')}"
-        for handler in ROUTES
-        for path in handler.paths
-        for method in getattr(handler, "http_methods", ["WS"])
-    }
-    assert routed - asked == set()
+    assert asked == {f"{each.method} {each.path}" for each in ENDPOINTS}
     assert set(ASKS) == set(LINES)
 
 

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from server.accounts.accounts import add_account
 from tests.server.conftest import Start
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 

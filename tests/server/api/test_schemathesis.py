@@ -15,15 +15,19 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from server.api.openapi import ENDPOINTS, Endpoint, document
+from server.api.endpoint import Endpoint
+from server.api.openapi import document
+from server.app import ENDPOINTS
 from tests.server.harness import Client, Running, make_chunk, new_id, noise
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("NEARLINE_FUZZ_EXAMPLES", "8"))
 
 
 @cache
 def schema() -> schemathesis.BaseSchema:
-    return schemathesis.openapi.from_dict(json.loads(document()))
+    return schemathesis.openapi.from_dict(json.loads(document(ENDPOINTS)))
 
 
 def things(server: Running, client: Client) -> dict[str, list[str]]:
@@ -39,12 +43,15 @@ def things(server: Running, client: Client) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: f"{each.method} {each.path}")
+PUBLISHED = [each for each in ENDPOINTS if each.summary is not None]
+
+
+@pytest.mark.parametrize("endpoint", PUBLISHED, ids=lambda each: f"{each.method} {each.path}")
 def test_no_request_breaks_the_server(server: Running, endpoint: Endpoint) -> None:
     client = server.account("anna")
     there = things(server, client)
     headers = {"Authorization": f"Bearer {client.token}"}
-    operation = schema()[endpoint.path][endpoint.method.upper()]
+    operation = schema()[endpoint.path][endpoint.method]
 
     @given(case=operation.as_strategy(), pick=st.integers(0, 5))
     @settings(

@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from argon2 import PasswordHasher
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, update
@@ -23,21 +22,22 @@ from server.accounts.accounts import (
     BadAccountName,
     BadPassword,
     add_account,
+    hash_password,
     password_matches,
 )
 from server.accounts.devices import issue_token
 from server.accounts.passwords import set_password
-from server.api import openapi
+from server.app import ENDPOINTS
 from server.http.rate_limits import TokenBuckets
 from server.metadata import schema
 from server.permissions import audit
 from tests.server.conftest import Start
 from tests.server.harness import Client, Failed, Running
 
-ENDPOINTS = [
+NEED_TOKEN = [
     (each.method, re.sub("{.*?}", "0" * 32, each.path))
-    for each in openapi.ENDPOINTS
-    if not each.public
+    for each in ENDPOINTS
+    if each.summary is not None and not each.public
 ]
 
 
@@ -45,7 +45,7 @@ ENDPOINTS = [
 def test_nothing_without_a_good_token(server: Running, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
     with httpx.Client(base_url=server.url, headers=headers) as client:
-        for method, path in ENDPOINTS:
+        for method, path in NEED_TOKEN:
             got = client.request(method, path)
             assert (got.status_code, got.json()["type"]) == (401, "unauthorized"), path
 
@@ -179,11 +179,9 @@ def refusal(work: Callable[..., Any], *args: Any, **more: Any) -> Any:
 
 
 def with_password(server: Running, client: Client, password: str) -> None:
-    """Without Argon2's costs."""
-    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash(password)
     mine = schema.accounts.c.name == client.me.account
     with server.app.service.db.write() as conn:
-        conn.execute(update(schema.accounts).where(mine).values(password=cheap))
+        conn.execute(update(schema.accounts).where(mine).values(password=hash_password(password)))
 
 
 def change(client: Client, old: str, new: str, **more: Any) -> int:

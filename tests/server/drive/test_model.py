@@ -32,6 +32,7 @@ from server.metadata import schema
 from server.metadata.db import Database
 from server.metadata.records import file_records
 from server.permissions.caller import Caller
+from tests.amounts import amount
 
 NAMES = st.sampled_from(["a", "b", "c"])
 INDEX = st.integers(0, 30)
@@ -417,7 +418,7 @@ def _place(row: Any) -> tuple[str, str] | None:
 
 TestTree = TreeMachine.TestCase
 TestTree.settings = settings(
-    max_examples=30,
+    max_examples=amount(30, 4),
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -27,6 +27,7 @@ from server.drive.retention import ANSWERS_NS, DAY_NS, Expired
 from server.metadata import schema
 from server.metadata.db import Database
 from server.permissions.caller import Caller
+from tests.amounts import amount
 
 NOW = 1000 * DAY_NS
 DAYS, VERSIONS = 30, 3
@@ -259,7 +260,7 @@ def test_a_version_that_two_files_share_is_let_go_of_with_the_second(anna: Drive
     keep_days=st.integers(0, 60),
     keep_versions=st.integers(0, 6),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=amount(40, 10), deadline=None)
 def test_versions_against_the_rule_in_words(
     lasting: Database, gaps: list[int], keep_days: int, keep_versions: int
 ) -> None:

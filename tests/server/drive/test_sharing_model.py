@@ -5,7 +5,7 @@ Anna owns the drive; ben and cleo are given roles on files of it, and lose them 
 have a public link. Anybody tries anything. The model says who has which role on which file and by
 which name it was given, which names a file has and who made them, and which versions. The trash is
 emptied, and the ids of what was in it are tried again. The server side is the real commit path,
-share table and feed on a real database, without HTTP.
+grants and feed on a real database, without HTTP.
 
 
 Checked after every step, for each account: its role on every file; what is shared with it, and that
@@ -44,6 +44,7 @@ from server.metadata import schema
 from server.metadata.db import Database
 from server.permissions import access
 from server.permissions.caller import Caller
+from tests.amounts import amount
 
 WHO = st.sampled_from(["anna", "anna", "anna", "ben", "cleo"])
 ROLE = st.sampled_from(["editor", "viewer"])
@@ -590,7 +591,7 @@ class GrantsMachine(RuleBasedStateMachine):
 
 
 GrantsMachine.TestCase.settings = settings(
-    max_examples=20,
+    max_examples=amount(20, 2),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

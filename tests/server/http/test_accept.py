@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from remote.protocol.certificates import trusting
-from server.http import accept as accept_module
+from server.http import accept
 from tests.server.harness import Running, run, until
 from tests.server.http.test_connections import connected, cut, everything, sweep, taken
 
@@ -114,7 +114,7 @@ class Exhausted(socket.socket):
 def test_without_descriptors_it_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accept_module, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(accept, "PAUSE_SECONDS", 0.0)
     listening = Exhausted(socket.AF_INET, socket.SOCK_STREAM)
     listening.bind(("127.0.0.1", 0))
     server = run(tmp_path, sock=listening)
@@ -132,8 +132,8 @@ def test_an_arrival_that_made_room_becomes_no_protocol(both: Running) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             opened = both.server.servers[0]
-            assert isinstance(opened, accept_module.Acceptor)
-            arrival = accept_module.Arrival(opened, ours)
+            assert isinstance(opened, accept.Acceptor)
+            arrival = accept.Arrival(opened, ours)
             transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
                 arrival._protocol, ours
             )

@@ -12,10 +12,8 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from argon2 import PasswordHasher
 
 from remote.protocol import errors
-from server.accounts import accounts
 from server.http import access_log
 from server.storage.edge import Edge
 from tests.server.conftest import Start
@@ -289,13 +287,6 @@ def test_signed_urls_are_not_counted(start: Start) -> None:
     assert {anna.http.get(url).status_code for _ in range(60)} == {200}
 
 
-@pytest.fixture
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Argon2 is dear on purpose; what is counted does not depend on that."""
-    monkeypatch.setattr(accounts, "HASHER", PasswordHasher(1, 8, 1))
-
-
-@pytest.mark.usefixtures("cheap")
 def test_who_is_told_to_come_again_is_told_a_moment_later(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +342,6 @@ def test_one_password_for_many_names_is_slowed_down_too(start: Start) -> None:
     assert seen == [401] * 10 + [429] * 2
 
 
-@pytest.mark.usefixtures("cheap")
 def test_many_links_are_not_many_more_tries(start: Start) -> None:
     server = start(login_burst=1, login_seconds_per_try=36_000.0)
     anna = server.account("anna")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from remote.protocol.errors import RateLimited, Refused, TooLarge
 from server.http import bodies
 from server.http.bodies import BUFFERED, STRANGER_BYTES, Bodies, Body, Patience, TooSlow
-from server.http.rate_limits import Room
+from server.http.rate_limits import SharedBytes
 from server.metrics import Metrics
 from server.service import Service
 from server.settings import BadSettings, Settings, Tunables
@@ -149,7 +149,7 @@ def test_what_uvicorn_holds_is_counted(small: Running, monkeypatch: pytest.Monke
         await looked_up.wait()
         return await read(service, token, work)
 
-    small.app.service.known.forget(anna.token)
+    small.app.service.recent_tokens.forget(anna.token)
     monkeypatch.setattr(Service, "read", slow)
     loop, bodies = small.server._loop, bodies_of(small)
     assert loop is not None
@@ -232,7 +232,7 @@ def test_a_chunk_that_has_no_room_is_to_be_sent_again(small: Running) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 600)), max_size=60))
 def test_nobody_has_more_than_is_left_for_all_others(takes: list[tuple[int, int]]) -> None:
-    room, held = Room(1000), dict.fromkeys(range(6), 0)
+    room, held = SharedBytes(1000), dict.fromkeys(range(6), 0)
     for holder, amount in takes:
         before = sum(held.values())
         if room.take(holder, amount):

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text, update
 
 from server import gauges
-from server.api import system
 from server.gauges import Gauges
+from server.http import health
 from server.metadata import schema
 from server.metadata.db import Database
 from tests.server.conftest import Start
@@ -56,7 +56,7 @@ def test_a_schema_that_is_not_the_newest(start: Start) -> None:
 
 
 def test_a_write_thread_that_does_not_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system, "READY_SECONDS", 0.05)
+    monkeypatch.setattr(health, "READY_SECONDS", 0.05)
     server, go_on = start(), threading.Event()
     server.app.service.writes.submit(go_on.wait, 20)
     (wrong,) = problems(server)

@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from argon2 import PasswordHasher
 
 from remote.protocol.errors import RateLimited, Refused
 from server.accounts import accounts
@@ -122,9 +121,7 @@ def test_a_site_of_many_ipv6_networks_has_a_limit_of_its_own(moment: Moment) -> 
 
 @pytest.fixture
 def proxied(start: Start, moment: Moment, monkeypatch: pytest.MonkeyPatch) -> Running:
-    """A server that is told addresses, with a clock that stands still and cheap hashes."""
-    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-    monkeypatch.setattr(accounts, "HASHER", hasher)
+    """A server that is told addresses, with a clock that stands still."""
     server = start(trusted_proxies=["127.0.0.1"])
     server.app.service.tries = server.app._admission._tries = moment.tries()
     accounts.add_account(server.data, "anna", "right password")

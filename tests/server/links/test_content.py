@@ -23,9 +23,8 @@ from remote.protocol import messages
 from remote.protocol.codec import encode_chunk
 from remote.protocol.content import HOLE, Manifest, Piece
 from server.drive import versions
-from server.links import content as content_module
 from server.links import content_http, zip, zip_layout
-from server.links.content import Damaged, Library
+from server.links.content import PIECE, Damaged, Library
 from server.links.content_http import ContentServer
 from server.links.origin import Origins
 from server.links.signing import DOWNLOAD_SECONDS, Wanted
@@ -558,7 +557,7 @@ def test_pieces_are_small(server: Running, anna: Client) -> None:
     tree = LinkTree(library, made.link.id, time.time_ns)
     sizes = [len(p) for p in archive(tree, Member(top, "top", "directory", 0o755, 0))]
     assert sum(sizes) > 5 << 20
-    assert max(sizes) < 3 * content_module.PIECE
+    assert max(sizes) < 3 * PIECE
     assert zip.MAX_MEMBERS < 65_536
 
 

@@ -19,7 +19,7 @@ from remote.protocol.account_messages import Entry, LinkMade
 from server.accounts import accounts
 from server.http.rate_limits import TokenBuckets
 from server.links import links, tree
-from server.links.links import Places
+from server.links.way import Places
 from server.metadata import schema
 from server.metadata.db import Database
 from tests.server.harness import Client, Failed, Running, make_chunk, new_id, noise
@@ -332,6 +332,7 @@ def visited(conn: Connection, link: Any, file: str, places: Places) -> str | Non
     return None if found is None else found.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("places", "names"), [(1, MANY), (MANY, 1)])
 @pytest.mark.parametrize("target", ["directory", "file", "another directory"])
 def test_a_file_with_very_many_names_costs_no_more_to_visit(

@@ -13,10 +13,9 @@ import pytest
 from sqlalchemy import select
 
 from server.datadir import NotPrivate
-from server.maintenance import admin, backup, lock
+from server.maintenance import admin, backup, gc, lock
 from server.maintenance.backup import BadBackup
 from server.maintenance.backup_restore import NotEmpty, restore
-from server.maintenance.gc import run as run_gc
 from server.maintenance.gc_chunks import Options
 from server.maintenance.janitor import remembered
 from server.metadata import schema
@@ -134,8 +133,8 @@ def test_a_second_backup_takes_what_is_new_and_drops_what_is_old(
     backup.make(served.data, dest)
     forget(anna, "gone")
     service = served.app.service
-    run_gc(service.db, service.blobs, Options())
-    doomed = run_gc(service.db, service.blobs, Options(), clock=lambda: 1 << 62)
+    gc.run(service.db, service.blobs, Options())
+    doomed = gc.run(service.db, service.blobs, Options(), clock=lambda: 1 << 62)
     assert doomed.deleted == 1
     anna.store("later", LATER)
     again = backup.make(served.data, dest)

@@ -335,6 +335,7 @@ def test_accounts_have_their_own_limits(world: World) -> None:
         assert conn.execute(gone).first() is None
 
 
+@pytest.mark.slow
 def test_a_collector_in_another_process_beside_uploads(world: World) -> None:
     """What another process shares with the server is the database's lock and the files alone."""
     ended, deleted = threading.Event(), threading.Event()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
@@ -27,7 +26,7 @@ from remote.protocol import codec, errors, messages
 from remote.protocol.content import Descriptor
 from server.accounts import accounts, tokens
 from server.drive import commits, trash
-from server.maintenance import fsck, fsck_content, gc
+from server.maintenance import fsck, fsck_sums, gc
 from server.maintenance.fsck_findings import Names
 from server.maintenance.gc_chunks import DAY, SECOND, Collected, Options
 from server.metadata import schema
@@ -37,6 +36,7 @@ from server.storage.blobs import BlobKey, BlobMissing, BlobReader, Head, Stored
 from server.uploads import arrivals, sessions
 from server.uploads.arrivals import Arrival, Proof
 from server.uploads.quota import Budget, Limits
+from tests.amounts import amount
 from tests.server.harness import Chunk, make_chunk, manifest_of, new_id
 
 T = TypeVar("T")
@@ -344,7 +344,7 @@ class World:
         same = (refers.c.drive == chunks.c.drive) & (refers.c.chunk == chunks.c.id)
         with self.db.read() as conn:
             rows = conn.execute(select(chunks).join(refers, same).distinct()).all()
-            assert list(fsck_content.check_sums(conn, Names(conn))) == []
+            assert list(fsck_sums.check_sums(conn, Names(conn))) == []
         for row in rows:
             assert row.state in ("uploaded", "doomed"), row.state
             head = self.store.head(BlobKey(row.drive, row.id))
@@ -398,7 +398,7 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("NEARLINE_FUZZ_EXAMPLES", "4"))))
+@pytest.mark.parametrize("seed", range(amount(4, 1, "NEARLINE_FUZZ_EXAMPLES")))
 def test_a_walk(seed: int, tmp_path: Path) -> None:
     random = Random(seed)
     world = World(tmp_path, random)

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 import server.metadata.db
-from server.maintenance import fsck_content
+from server.maintenance import fsck_sums
 from server.maintenance.fsck_findings import Names
 from server.metadata.db import HEAD, Database, DataTooNew
 from server.metadata.schema import metadata
@@ -99,7 +99,7 @@ def test_sums_that_are_kept_begin_right(tmp_path: Path) -> None:
     db = of_revision(tmp_path / "a.sqlite", "0002", SOME_UPLOADS)
     db.migrate()
     with db.read() as conn:
-        assert list(fsck_content.check_sums(conn, Names(conn))) == []
+        assert list(fsck_sums.check_sums(conn, Names(conn))) == []
         held = conn.exec_driver_sql("SELECT * FROM uploaders ORDER BY holder").all()
         unshown = conn.exec_driver_sql("SELECT id FROM chunks WHERE unshown = 1").scalars().all()
     db.close()

@@ -26,7 +26,10 @@ from tests.server.linking import links_of, make_link, revoke
 ROOT = Path(__file__).parents[3]
 PLACES = ["/usr/sbin", "/usr/local/sbin", "/usr/bin", f"{sys.prefix}/nginx/usr/sbin"]
 NGINX = shutil.which("nginx", path=":".join(PLACES))
-pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NGINX is None, reason="nginx is not installed"),
+]
 
 
 def shown() -> str:

@@ -21,6 +21,7 @@ from server.metadata.schema import audit
 from server.storage.blobs import BlobKey, BlobReader, LocalBlobStore
 from server.uploads import verification
 from server.uploads.verification import Checker, check_object
+from tests.amounts import amount
 from tests.server.drive.test_sharing import share
 from tests.server.harness import (
     Chunk,
@@ -58,7 +59,7 @@ def check(descriptor: Descriptor, body: bytes, step: int = 1 << 20) -> None:
     st.sampled_from([NOISE, TEXT, MIXED, b"x", NOISE[:BLOCK_SIZE]]),
     st.lists(st.integers(1, 400_000), max_size=8),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=amount(40, 10))
 def test_what_a_chunk_was_stored_as_passes_in_any_pieces(data: bytes, cuts: list[int]) -> None:
     descriptor, body = stored(data)
     checker, at = Checker(descriptor), 0

@@ -26,6 +26,8 @@ from mount.process.up import start
 from mount.process.up.server import Server
 from tests.ports import free_port
 
+pytestmark = pytest.mark.slow
+
 CAN_MOUNT = Path("/dev/fuse").exists() and (os.getuid() == 0 or shutil.which("fusermount3"))
 
 
