@@ -6,9 +6,9 @@ for how long they wait, what a listing means for names (`merge` does), which dir
 (`frontier` does).
 
 Concurrency: trio thread only. `_underway` holds one event for each directory that is being listed;
-who finds one waits for it instead of asking. A long listing is merged in pieces, with a checkpoint
-after each: what the feed tells of the directory meanwhile is noted by `merge`, and it is listed
-again. `run` is the one task that lists ahead; `_wanted` is read by it alone, and holds the places
+who finds one waits for it instead of asking. From the question to the end of the answer `merge`
+notes what the feed tells of the directory, and applies it over the answer, which is merged in
+pieces, with a checkpoint after each. `run` is the one task that lists ahead; `_wanted` is read by it alone, and holds the places
 that were visited last.
 """
 
@@ -24,7 +24,7 @@ import trio
 
 from cache.metadata.manifests import Manifests
 from cache.metadata.tree import HISTORY, LOCAL, Node, Tree
-from cache.namespace.merge import Merge
+from cache.namespace.merge import Meanwhile, Merge
 from cache.sync.frontier import Frontier
 from remote.protocol.content import Manifest
 from remote.protocol.errors import NearlineError, Unreachable
@@ -104,34 +104,41 @@ class Listing:
 
     async def _list(self, ino: int) -> None:
         self._require_online()
-        while True:
-            node = self._tree.node(ino)
-            file, drive = node.file, node.drive
-            page = await self._api.children(file)
+        while not await self._ask(ino):
+            pass
+        self._collect()
+
+    async def _ask(self, ino: int) -> bool:
+        node = self._tree.node(ino)
+        heard = self._merge.seq(node.drive)
+        meanwhile = self._merge.begin_listing(ino)
+        try:
+            page = await self._api.children(node.file)
             directory, as_of = page.directory, page.as_of
             children: list[Child] = list(page.children)
             while page.next is not None:
-                page = await self._api.children(file, page.next)
+                page = await self._api.children(node.file, page.next)
                 children += page.children
-            # The feed may have run ahead of this answer, and what it said of a directory that was
-            # not listed was dropped: then the answer is too old, and a newer one is there.
-            if as_of >= self._merge.seq(drive) and await self._take(
-                ino, directory, children, as_of
-            ):
-                self._collect()
-                return
+            # What was heard before the question is not told again.
+            return as_of >= heard and await self._take(ino, directory, children, as_of, meanwhile)
+        finally:
+            self._merge.abandon_listing(ino, meanwhile)
 
     async def _take(
-        self, ino: int, directory: FileRecord, children: Sequence[Child], as_of: int
+        self,
+        ino: int,
+        directory: FileRecord,
+        children: Sequence[Child],
+        as_of: int,
+        meanwhile: Meanwhile,
     ) -> bool:
-        """Merge a complete listing; False: the feed has told more of the directory meanwhile."""
-        self._merge.begin_listing(ino)
+        """Merge a complete listing; False: ask again, what happened meanwhile is not known."""
         rest = iter(children)
         while piece := list(islice(rest, PIECE)):
             self._merge.list_some(ino, piece, as_of)
             if len(children) > PIECE:
                 await trio.lowlevel.checkpoint()
-        if not self._merge.end_listing(ino, directory, children, as_of):
+        if not self._merge.end_listing(ino, directory, children, as_of, meanwhile):
             return False
         self._frontier.listed(ino, self._tree.unlisted_below(ino))
         return True
@@ -182,6 +189,8 @@ class Listing:
         """How many entries and directories came; 0 also when nobody answers."""
         underway = {ino: trio.Event() for ino in places.values()}
         self._underway |= underway
+        meanwhile = {ino: self._merge.begin_listing(ino) for ino in underway}
+        heard = {ino: self._merge.seq(self._tree.node(ino).drive) for ino in underway}
         taken = 0
         try:
             self._require_online()
@@ -191,7 +200,9 @@ class Listing:
                 taken = 1
             for listed in reply.listed:
                 ino = places.get(listed.directory.id)
-                if ino in underway and await self._take_ahead(ino, listed):
+                if ino not in underway or listed.as_of < heard[ino]:
+                    continue
+                if await self._take_ahead(ino, listed, meanwhile[ino]):
                     taken += 1 + len(listed.children)
                     del self._underway[ino]
                     underway.pop(ino).set()
@@ -199,16 +210,17 @@ class Listing:
             log.debug("not_listed_ahead", why=str(problem))
         finally:
             for ino, done in underway.items():
+                self._merge.abandon_listing(ino, meanwhile[ino])
                 del self._underway[ino]
                 done.set()
         self._collect()
         return taken
 
-    async def _take_ahead(self, ino: int, listed: Listed) -> bool:
+    async def _take_ahead(self, ino: int, listed: Listed, meanwhile: Meanwhile) -> bool:
         node = self._tree.find(ino)
-        if node is None or not node.live or listed.as_of < self._merge.seq(node.drive):
+        if node is None or not node.live:
             return False
-        taken = await self._take(ino, listed.directory, listed.children, listed.as_of)
+        taken = await self._take(ino, listed.directory, listed.children, listed.as_of, meanwhile)
         await trio.lowlevel.checkpoint()
         return taken
 
