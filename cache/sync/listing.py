@@ -8,8 +8,8 @@ for how long they wait, what a listing means for names (`merge` does), which dir
 Concurrency: trio thread only. `_underway` holds one event for each directory that is being listed;
 who finds one waits for it instead of asking. From the question to the end of the answer `merge`
 notes what the feed tells of the directory, and applies it over the answer, which is merged in
-pieces, with a checkpoint after each. `run` is the one task that lists ahead; `_wanted` is read by it alone, and holds the places
-that were visited last.
+pieces, with a checkpoint after each. `run` is the one task that lists ahead; `_wanted` is read by
+it alone, and holds the places that were visited last.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.metadata.tree import ROOT
+from cache.namespace import merge
 from remote.protocol import messages
 from tests.cache.state import State
 from tests.model.device import Device
@@ -154,6 +155,50 @@ async def test_what_the_feed_tells_while_pieces_are_merged_is_not_lost(
     await reader.listing.list_directory(ROOT)
     assert [entry.name for entry in reader.tree.entries(ROOT, 0, 100)] == list("01234")
     assert reader.tree.live(news[0].changes[-1].entries[0].file or "") is None
+
+
+async def test_who_writes_steadily_keeps_no_listing_from_its_end(
+    writer: Device, reader: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two pages something is made in the directory, and told by the feed."""
+    await make(writer, *(f"{number}" for number in range(9)))
+    ask, asked = reader.port.children, 0
+
+    async def write_meanwhile(file: str, cursor: str | None = None) -> messages.ChildrenPage:
+        nonlocal asked
+        asked += 1
+        page = await ask(file, cursor)
+        await make(writer, f"new {asked}")
+        await reader.pull()
+        return page
+
+    monkeypatch.setattr(reader.port, "children", write_meanwhile)
+    await reader.listing.list_directory(ROOT)
+    names = {entry.name for entry in reader.tree.entries(ROOT, 0, 100)}
+    assert names == {*map(str, range(9)), *(f"new {number}" for number in range(1, asked + 1))}
+    assert asked <= 9
+
+
+async def test_of_more_than_is_kept_meanwhile_it_is_asked_again(
+    writer: Device, reader: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "MAX_MEANWHILE", 3)
+    await make(writer, "a", "b")
+    ask, asked = reader.port.children, 0
+
+    async def write_meanwhile(file: str, cursor: str | None = None) -> messages.ChildrenPage:
+        nonlocal asked
+        asked += 1
+        page = await ask(file, cursor)
+        if asked == 1:
+            await make(writer, "c", "d", "e")
+            await reader.pull()
+        return page
+
+    monkeypatch.setattr(reader.port, "children", write_meanwhile)
+    await reader.listing.list_directory(ROOT)
+    assert {entry.name for entry in reader.tree.entries(ROOT, 0, 100)} == set("abcde")
+    assert asked > 1
 
 
 @given(st.data())
