@@ -69,7 +69,10 @@ class Nearline(Served):
         self._mount()
 
     def settle(self) -> None:
-        client.ask(socket_path(self.base / "state"), FlushRequest(SETTLE_SECONDS), patience=None)
+        at = socket_path(self.base / "state")
+        client.ask(at, FlushRequest(SETTLE_SECONDS), line_timeout=None)
+            socket_path(self.base / "state"), FlushRequest(SETTLE_SECONDS), line_timeout=None
+        )
 
     def restart(self, operations: int, spool: int) -> float:
         if not self.network.isolated:
