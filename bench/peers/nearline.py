@@ -71,8 +71,6 @@ class Nearline(Served):
     def settle(self) -> None:
         at = socket_path(self.base / "state")
         client.ask(at, FlushRequest(SETTLE_SECONDS), line_timeout=None)
-            socket_path(self.base / "state"), FlushRequest(SETTLE_SECONDS), line_timeout=None
-        )
 
     def restart(self, operations: int, spool: int) -> float:
         if not self.network.isolated:

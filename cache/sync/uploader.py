@@ -44,10 +44,13 @@ from remote.protocol.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
 from remote.protocol.errors import NearlineError, Refused, Retry
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Content
+from remote.transfer.limits import Claim, PrioritySemaphore
 from remote.transfer.upload import Sender, Upload
 
 EARLY_STEP = 16 << 20  # how much a growing file must have gained before more of it is sent
-CHUNKS_IN_FLIGHT = 8
+CHUNKS_IN_FLIGHT = 8  # large ones
+SHARES = 8  # small ones that are under way in the place of a large one: they wait, mostly
+SMALL_BYTES = 256 * 1024
 
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
 KeepManifest = Callable[[VersionId, Manifest], None]
@@ -97,7 +100,7 @@ class Uploader:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._sender, self._manifest_of = sender, manifest_of
         self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
-        self._in_flight = trio.CapacityLimiter(CHUNKS_IN_FLIGHT)
+        self._in_flight = PrioritySemaphore(CHUNKS_IN_FLIGHT * SHARES)
         self._early: dict[int, Early] = {}
         self._prepared, self._on_ready, self._on_arrival = prepared, on_ready, on_arrival
         self.ready, self.progress = prepared.ready, prepared.progress
@@ -326,8 +329,12 @@ class Uploader:
         pieces: list[Piece] = [Piece(HOLE, length) for length in lengths]
 
         async def send(index: int, view: memoryview) -> None:
-            async with self._in_flight:
+            shares = _shares(view)
+            await self._in_flight.acquire(shares, Claim())
+            try:
                 encoded = await self.store(early.upload, view, op)
+            finally:
+                self._in_flight.release(shares)
             pieces[index] = Piece(encoded.descriptor.id, len(view))
 
         async with trio.open_nursery() as nursery:
@@ -383,21 +390,24 @@ class _Run:
                     case Hole(_, length):
                         self._add(Piece(HOLE, length), length)
                     case Fresh(_, length, data):
-                        limiter = self._uploader._in_flight
-                        turn = object()
-                        await limiter.acquire_on_behalf_of(turn)
+                        await self._uploader._in_flight.acquire(_shares(data), Claim())
                         self._pieces.append(Piece(HOLE, length))
-                        nursery.start_soon(self._store, len(self._pieces) - 1, data, turn)
+                        nursery.start_soon(self._store, len(self._pieces) - 1, data)
         return self._pieces
 
     def _add(self, piece: Piece, done: int) -> None:
         self._pieces.append(piece)
         self._progress.bytes_done += done
 
-    async def _store(self, index: int, data: memoryview, turn: object) -> None:
+    async def _store(self, index: int, data: memoryview) -> None:
         try:
             encoded = await self._uploader.store(self._upload, data, self._op)
         finally:
-            self._uploader._in_flight.release_on_behalf_of(turn)
+            self._uploader._in_flight.release(_shares(data))
         self._pieces[index] = Piece(encoded.descriptor.id, len(data))
         self._progress.bytes_done += len(data)
+
+
+def _shares(chunk: memoryview) -> int:
+    """What a chunk takes of `CHUNKS_IN_FLIGHT`."""
+    return 1 if len(chunk) <= SMALL_BYTES else SHARES
