@@ -59,7 +59,7 @@ def is_below(conn: Connection, file: str, directory: str) -> bool:
 
 
 def role_of(
-    conn: Connection, caller: Caller, file: Row[Any] | str, lineage: Lineage | None = None
+    conn: Connection, caller: Caller, file: Any | str, lineage: Lineage | None = None
 ) -> Role | None:
     """The role of `caller` on `file` (an id, or a row from `find`); None: none. `lineage` is what
     the transaction remembers of the tree, where it asks more than once."""
@@ -120,10 +120,22 @@ def require(
     """
     row = find(conn, file)
     role = None if row is None else role_of(conn, caller, row, lineage)
-    if row is None or role is None:
+    _check(caller, file, role, need)
+    assert row is not None
+    return row
+
+
+def check(
+    conn: Connection, caller: Caller, file: str, row: Any | None, need: Role, lineage: Lineage
+) -> None:
+    """What `require` does, for who has the row of `file`, or knows that there is none (None)."""
+    _check(caller, file, None if row is None else role_of(conn, caller, row, lineage), need)
+
+
+def _check(caller: Caller, file: str, role: Role | None, need: Role) -> None:
+    if role is None:
         raise Refused(NotFound(message=f"there is no file {file}"))
     if _RANK[role] < _RANK[need]:
         raise Refused(Forbidden(message=f"a {role} may not change this; ask its owner"))
     if need != "viewer" and caller.scope != "full":
         raise Refused(Forbidden(message="this token may only read"))
-    return row
