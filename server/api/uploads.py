@@ -8,13 +8,11 @@ from litestar import delete, get, post
 from litestar.params import FromPath
 from sqlalchemy import Connection
 
-from remote.protocol.errors import AnyProblem, BadRequest, Refused, Unavailable
+from remote.protocol.errors import BadRequest, Refused
 from remote.protocol.messages import (
-    MAX_BATCH,
     Applied,
     CompleteUpload,
     Keyed,
-    StartUpload,
     StartUploads,
     StartUploadsReply,
     UploadState,
@@ -24,7 +22,6 @@ from server.api.exchange import AnyRequest, Reply, body, reply, service_of, toke
 from server.api.files import check_id
 from server.permissions.caller import Caller
 from server.uploads import sessions
-from server.uploads.sessions import Terms
 
 
 @post("/v1/files")
@@ -34,32 +31,11 @@ async def start(request: AnyRequest) -> Reply:
 
     def work(conn: Connection, caller: Caller) -> StartUploadsReply:
         terms, is_over = service.terms(conn, caller), service.turn(caller.account)
-        left = MAX_BATCH
-        begun: list[UploadState | AnyProblem] = []
-        for each in wanted.uploads:
-            left -= len(each.descriptors)
-            is_late = begun and (left < 0 or is_over())
-            begun.append(_LATER if is_late else _start(conn, caller, each, terms))
+        begun = sessions.start_many(conn, caller, wanted.uploads, terms, time.time_ns(), is_over)
         return StartUploadsReply(begun)
 
-    return reply(request, await service.write(token_in(request), work))
-
-
-_LATER = Unavailable(message=f"at most {MAX_BATCH} descriptors at a time; send the rest again")
-"""All other writers wait while descriptors are taken in. While they do, it may be fewer."""
-
-
-def _start(conn: Connection, caller: Caller, wanted: StartUpload, terms: Terms) -> UploadState:
-    """One of a batch; a refusal undoes only what this one did."""
-    conn.exec_driver_sql("SAVEPOINT upload")
-    try:
-        begun = sessions.start(conn, caller, wanted, terms, time.time_ns())
-    except Refused as refused:
-        conn.exec_driver_sql("ROLLBACK TO SAVEPOINT upload")
-        conn.exec_driver_sql("RELEASE SAVEPOINT upload")
-        return refused.problem  # type: ignore[return-value]  # the reply's union, see StartUploadsReply
-    conn.exec_driver_sql("RELEASE SAVEPOINT upload")
-    return begun
+    chunks = {each.id for upload in wanted.uploads for each in upload.descriptors}
+    return reply(request, await service.write(token_in(request), work, chunks))
 
 
 @get("/v1/uploads/{version:str}")
@@ -69,7 +45,9 @@ async def state(request: AnyRequest, version: FromPath[str]) -> Reply:
     def work(conn: Connection, caller: Caller) -> UploadState:
         return sessions.state(conn, caller, version, time.time_ns())
 
-    return reply(request, await service_of(request).read(token_in(request), work))
+    service = service_of(request)
+    await service.note_arrivals(token_in(request))
+    return reply(request, await service.read(token_in(request), work))
 
 
 @post("/v1/uploads/{version:str}/urls")
@@ -82,7 +60,8 @@ async def urls(request: AnyRequest, version: FromPath[str]) -> Reply:
         terms = service.terms(conn, caller)
         return sessions.extend(conn, caller, version, wanted, terms, time.time_ns())
 
-    return reply(request, await service.write(token_in(request), work))
+    chunks = {each.id for each in wanted}
+    return reply(request, await service.write(token_in(request), work, chunks))
 
 
 @post("/v1/uploads/{version:str}/complete")

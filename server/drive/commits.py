@@ -186,7 +186,7 @@ class _Batch:
         return result
 
     def _attempt(self, op: Op) -> Result:
-        if not self.put_off.isdisjoint(operations.named(op)):
+        if self.put_off and not self.put_off.isdisjoint(operations.named(op)):
             return Unavailable(message="an earlier operation on this file must be repeated first")
         self.rows.begin()
         try:

@@ -3,8 +3,8 @@
 Knows: how entries and files are read and changed so that links, times, `rev` and the change record
 come out right. Must not know: what each operation means (`tree`), transactions (`commits`).
 
-A `Mutation` is one operation of one batch on one thread; its caller keeps or undoes it. Invariant: every file
-changed through it gets `rev = seq` and `ctime_ns = now_ns`, and is in the change record.
+A `Mutation` is one operation of one batch on one thread; its caller keeps or undoes it. Invariant:
+every file changed through it gets `rev = seq` and `ctime_ns = now_ns`, and is in the change record.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Knows: the rules of every operation, as the docstrings in `remote.protocol.messa
 Must not know: batches, idempotency, the feed, what becomes of the trash (`trash`, `retention`).
 
 Each function checks everything it depends on, raising `errors.Refused`, and changes the tables
-through the `Mutation` it is given; the caller undoes the operation on a refusal, so checks and changes
-may be in any order.
+through the `Mutation` it is given; the caller undoes the operation on a refusal, so checks and
+changes may be in any order.
 """
 
 from __future__ import annotations

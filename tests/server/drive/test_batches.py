@@ -8,17 +8,13 @@ is done once one operation at a time, and once, on a copy of the database, in ba
 from __future__ import annotations
 
 import itertools
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import event, insert, select, update
+from sqlalchemy import insert, select, update
 
 from remote.protocol import errors, messages
 from remote.protocol.content import EMPTY, Manifest, Piece
@@ -29,6 +25,7 @@ from server.metadata.db import Database
 from server.permissions.caller import Caller
 from server.uploads import sessions
 from server.uploads.quota import Budget, Limits
+from tests.server.copies import FILE, copied, rows_of, statements
 from tests.server.harness import Chunk, make_chunk, noise
 
 NAMES = ["a", "b", "c", "d"]
@@ -59,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A tree with a directory that ben edits, one that a token is for, and one with a link; chunks
     that are there, doomed and awaited."""
     folder = tmp_path_factory.mktemp("batches")
-    db = Database(folder / "db.sqlite")
+    db = Database(folder / FILE)
     db.migrate()
     with db.write() as conn:
         accounts.insert_account(conn, "anna", "none", 1)
@@ -126,25 +123,6 @@ def create(
 
 def keyed(op: messages.Op) -> messages.Keyed:
     return messages.Keyed(key=fresh(), op=op)
-
-
-@contextmanager
-def copied(place: Place) -> Iterator[Database]:
-    with tempfile.TemporaryDirectory() as folder:
-        for path in place.folder.glob("db.sqlite*"):
-            shutil.copy(path, folder)
-        db = Database(Path(folder) / "db.sqlite")
-        yield db
-        db.close()
-
-
-def rows_of(db: Database) -> dict[str, list[tuple[object, ...]]]:
-    """Everything, but for where the database happened to put it."""
-    with db.read() as conn:
-        return {
-            table.name: sorted((tuple(row) for row in conn.execute(select(table))), key=repr)
-            for table in schema.metadata.sorted_tables
-        }
 
 
 # --- operations that are mostly right -----------------------------------------------------------
@@ -288,7 +266,7 @@ def test_a_batch_is_its_operations_one_by_one(place: Place, who: str, data: st.D
     sizes = data.draw(st.lists(st.integers(1, 25), min_size=count, max_size=count))
     ops: list[messages.Keyed] = []
     answers: list[commits.Result] = []
-    with copied(place) as one, copied(place) as many:
+    with copied(place.folder) as one, copied(place.folder) as many:
         batches = iter(sizes)
         put_off, left = set[str](), next(batches)
         for _ in range(count):
@@ -322,7 +300,7 @@ def test_a_batch_goes_on_after_what_was_read_ahead(
     caller, folder = place.callers["anna"], fresh()
     ops = [create(place.root, "new", folder, "directory")]
     ops += [create(folder, f"n{number}", fresh()) for number in range(7)]
-    with copied(place) as db:
+    with copied(place.folder) as db:
         results = apply(db, caller, [keyed(op) for op in ops])
         assert all(isinstance(each, messages.Applied) for each in results)
         with db.read() as conn:
@@ -331,18 +309,6 @@ def test_a_batch_goes_on_after_what_was_read_ahead(
 
 
 # --- how much is asked --------------------------------------------------------------------------
-
-
-@contextmanager
-def statements(db: Database) -> Iterator[list[str]]:
-    found: list[str] = []
-
-    def note(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        found.append(statement)
-
-    event.listen(db._engine, "before_cursor_execute", note)
-    yield found
-    event.remove(db._engine, "before_cursor_execute", note)
 
 
 def test_files_in_bulk_cost_few_statements(place: Place) -> None:
@@ -356,7 +322,7 @@ def test_files_in_bulk_cost_few_statements(place: Place) -> None:
         ops = [
             create(place.root, f"n{at}", fresh(), content=each) for at, each in enumerate(contents)
         ]
-        with copied(place) as db, statements(db) as found:
+        with copied(place.folder) as db, statements(db) as found:
             results = apply(db, caller, [keyed(op) for op in ops])
         assert all(isinstance(each, messages.Applied) for each in results)
         asked.append(len(found))

@@ -70,6 +70,7 @@ def test_arrivals_of_many_are_noted_in_parts_and_a_batch_notes_its_own(
 ) -> None:
     """Nobody waits for what others have stored."""
     service = server.app.service
+    settled(server)
     monkeypatch.setattr(reception, "NOTED", 2)
     monkeypatch.setattr(service.reception, "_look_at", lambda _keys: None)  # would flush too
     chunks = [make_chunk(noise(50, f"{anna.token} {number}")) for number in range(6)]
