@@ -35,7 +35,7 @@ from server.changes.fanout import News, account_topic, drive_topic, grant_topic
 from server.changes.trimming import Touched, trimmed
 from server.drive import tree
 from server.drive.mutation import Mutation
-from server.drive.working_set import AHEAD, WorkingSet
+from server.drive.working_set import AHEAD, AHEAD_FIRST, WorkingSet
 from server.metadata import operations
 from server.metadata.records import pages
 from server.metadata.schema import audit as audit_table
@@ -71,7 +71,8 @@ def apply(
     batch = _Batch(conn, caller, now_ns, is_over, _devices(conn, caller, sent_as))
     batch.recall([keyed.key for keyed in ops])
     results: list[Result] = []
-    for part in pages(ops, AHEAD):
+    # Few at first: the batch may have to end after one, and is sent again then.
+    for part in (ops[:AHEAD_FIRST], *pages(ops[AHEAD_FIRST:], AHEAD)):
         batch.look_ahead(part)
         results += [batch.answer(keyed) for keyed in part]
     return results, batch.finish()

@@ -62,8 +62,8 @@ from server.metadata.schema import (
 )
 from server.uploads import leases
 
-AHEAD = 200
-"""Operations whose rows are read at once. A batch may end after any of them."""
+AHEAD_FIRST, AHEAD = 50, 200
+"""Operations whose rows are read at once, at first and then. A batch may end after any of them."""
 
 
 class FileRow(NamedTuple):

@@ -96,9 +96,7 @@ class Noting:
                 self.stored += arrivals.arrived(self.conn, reception._blobs, waiting, now_ns)
             if verdicts:
                 self.bad += verification.settle(self.conn, verdicts, now_ns)
-        except (
-            OperationalError
-        ):  # the database is busy, or its disk full: the next flush tries again
+        except OperationalError:  # busy, or the disk is full: the next flush tries again
             reception.put_back(waiting, verdicts)
             raise
         self.waiting += waiting
