@@ -7,8 +7,8 @@ The order inside the transaction: look the key up; check access and apply, so th
 (`working_set`, which reads and writes what the operations need in sets); give the change the
 drive's next sequence number; at the end write what changed, the change rows, the audit rows (one
 per applied operation) and the answers, and bump the drive's head row last. On a database with
-concurrent writers the head row is locked when a batch first needs it, so sequence order is the
-order in which commits become visible.
+concurrent writers the head row is locked before anything of a drive is read, so sequence order is
+the order in which commits become visible.
 
 A refusal undoes its operation. It is stored as the answer to its key only if it will not change
 (retry class NEVER): after `chunks_missing` the same key is sent again once the chunks are there.
@@ -153,8 +153,11 @@ class _Batch:
         ops = [keyed.op for keyed in part if keyed.key not in self.known.keys() | self.unread]
         if not ops or self._is_spent():
             return
+        drives = self.rows.drives_of(ops)
+        for drive in drives:
+            self._head(drive)
         there = self.rows.load(ops)
-        if any(map(self._is_climbed, dict.fromkeys(row.drive for row in there))):
+        if any(map(self._is_climbed, drives)):
             self.lineage.learn([row.id for row in there])
         for drive, head in self.heads.items():
             if head.parted:

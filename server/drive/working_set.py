@@ -29,13 +29,14 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Connection,
+    TextClause,
     Update,
     and_,
     bindparam,
     delete,
     insert,
     select,
-    tuple_,
+    text,
     update,
 )
 
@@ -46,7 +47,7 @@ from server.drive.retired import retired_of
 from server.drive.rules import check_length
 from server.metadata import operations
 from server.metadata.db import check_values
-from server.metadata.records import attribute_sizes, attributes, fitting_of, pages
+from server.metadata.records import IN_LIMIT, attribute_sizes, attributes, fitting_of, pages
 from server.metadata.schema import (
     chunks,
     devices,
@@ -118,10 +119,8 @@ _FILES = (
     .join(drives, files.c.drive == drives.c.id)
     .where(files.c.id.in_(bindparam("ids", expanding=True)))
 )
+_DRIVES = select(files.c.drive).where(files.c.id.in_(bindparam("ids", expanding=True))).distinct()
 _DRIVE = select(drives.c.owner, drives.c.root).where(drives.c.id == bindparam("id"))
-_ENTRIES = select(
-    entries.c.parent, entries.c.name, entries.c.file, entries.c.rev, entries.c.made_by
-).where(tuple_(entries.c.parent, entries.c.name).in_(bindparam("places", expanding=True)))
 _CHILDREN = (
     select(entries.c.name).where(entries.c.parent == bindparam("parent")).limit(bindparam("most"))
 )
@@ -156,6 +155,19 @@ _FOLLOW = [
     for table in (grants, links)
 ]
 _MISSING: Any = object()
+
+
+@lru_cache(maxsize=IN_LIMIT)
+def _entries_at(count: int) -> TextClause:
+    """Entries at so many places, (p0, n0) and so on. Joined with a list: of an IN list of pairs
+    SQLite looks through the whole table for each."""
+    places = ", ".join(f"(:p{number}, :n{number})" for number in range(count))
+    return text(
+        f"WITH wanted (parent, name) AS (VALUES {places})"
+        " SELECT entries.parent, entries.name, entries.file, entries.rev, entries.made_by"
+        " FROM wanted JOIN entries"
+        " ON entries.parent = wanted.parent AND entries.name = wanted.name"
+    )
 
 
 @lru_cache(maxsize=256)
@@ -321,7 +333,9 @@ class WorkingSet:
     def _read_entries(self, places: Iterable[tuple[str, str]]) -> None:
         for page in pages(places):
             self._entries.update(dict.fromkeys(page))
-            for parent, name, *row in self._conn.execute(_ENTRIES, {"places": page}):
+            asked = {f"p{number}": parent for number, (parent, _) in enumerate(page)}
+            asked |= {f"n{number}": name for number, (_, name) in enumerate(page)}
+            for parent, name, *row in self._conn.execute(_entries_at(len(page)), asked):
                 self._entries[parent, name] = EntryRow(*row)
 
     # --- extended attributes ---
@@ -418,6 +432,14 @@ class WorkingSet:
         self._put(self._followed, len(self._followed), row)
 
     # --- reading ahead ---
+
+    def drives_of(self, ops: Sequence[messages.Op]) -> list[str]:
+        """The drives that `ops` are in, in order, as far as they are known by now."""
+        anchors = {operations.anchor(op) for op in ops}
+        found = {row.drive for id in anchors if (row := self._files.get(id)) is not None}
+        for page in pages(anchors - self._files.keys()):
+            found.update(self._conn.execute(_DRIVES, {"ids": page}).scalars())
+        return sorted(found)
 
     def load(self, ops: Sequence[messages.Op]) -> list[FileRow]:
         """Read what `ops` name. Between operations. Returns the files that are there."""

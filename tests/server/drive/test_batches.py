@@ -8,6 +8,7 @@ is done once one operation at a time, and once, on a copy of the database, in ba
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from server.uploads import sessions
 from server.uploads.quota import Budget, Limits
 from tests.server.copies import FILE, copied, rows_of, statements
 from tests.server.harness import Chunk, make_chunk, noise
+from tests.server.lookups import steps_of
 
 NAMES = ["a", "b", "c", "d"]
 PUT = messages.PresignedPut(url="/", headers={}, expires_ns=0)
@@ -329,3 +331,25 @@ def test_files_in_bulk_cost_few_statements(place: Place) -> None:
         asked.append(len(found))
     assert asked[1] == asked[0] <= 40
     assert asked[2] <= 2 * asked[0]
+
+
+def test_what_is_read_ahead_does_not_depend_on_how_much_there_is(place: Place) -> None:
+    caller, taken = place.callers["anna"], []
+    row = {"drive": caller.drive, "kind": "fifo", "mode": 0, "uid": 0, "gid": 0, "links": 1}
+    row |= {"size": 0, "rdev": 0, "rev": 0, "mtime_ns": 1, "ctime_ns": 1}
+    more = [(fresh(), f"other {number}") for number in range(3000)]
+    folder = fresh()
+    ops = [create(place.root, "new", folder, "directory"), create(folder, "n", fresh())]
+    ops += [create(place.root, f"n{number}", fresh()) for number in range(5)]
+    move = messages.Rename(
+        file=folder, parent=place.root, name="new", new_parent=place.root, new_name="newer"
+    )
+    for others in ([], more):
+        with copied(place.folder) as db, db.write() as conn:
+            for file, name in others:
+                conn.execute(insert(schema.files), row | {"id": file})
+                entry = {"parent": place.root, "name": name, "file": file, "rev": 1}
+                conn.execute(insert(schema.entries), entry)
+            keys = [keyed(op) for op in (*ops, move)]
+            taken.append(steps_of(conn, partial(commits.apply, conn, caller, keys, NOW)))
+    assert taken[1] <= taken[0] + 20
