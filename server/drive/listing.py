@@ -120,7 +120,7 @@ def several(
     lineage = Lineage(conn)
     directories = {
         row.id: row
-        for row in access.find_all(conn, ids)
+        for row in access.find_all(conn, ids).values()
         if row.kind == "directory" and access.role_of(conn, caller, row, lineage) is not None
     }
     taken = _with_room(conn, [id for id in dict.fromkeys(ids) if id in directories], room)
