@@ -20,18 +20,23 @@ import httpx
 import trio
 
 from remote.http.streams import Tcp, Tls
-from remote.protocol.certificates import trusting
 
 
 class NotThatServer(httpx.ConnectError):
     """Whoever answers has not the key that belongs to the pinned certificate."""
 
 
-class PinnedTransport(httpx.AsyncHTTPTransport):
-    """Carries http:// requests over TLS to the holder of `certificate`'s key (PEM)."""
+def not_that_server() -> NotThatServer:
+    return NotThatServer(
+        "another program answers there, or the server's key changed; if it did, "
+        "run `nearline login` again"
+    )
 
-    def __init__(self, certificate: str, limits: httpx.Limits) -> None:
-        context = trusting(certificate)
+
+class PinnedTransport(httpx.AsyncHTTPTransport):
+    """Carries http:// requests over TLS to whom `context` trusts (`certificates.trusting`)."""
+
+    def __init__(self, context: ssl.SSLContext, limits: httpx.Limits) -> None:
         super().__init__(verify=context, trust_env=False)
         # httpx has no argument for the network's backend.
         self._pool = httpcore.AsyncConnectionPool(
@@ -48,10 +53,7 @@ class PinnedTransport(httpx.AsyncHTTPTransport):
             return await super().handle_async_request(request)
         except httpx.ConnectError as error:
             if isinstance(error.__cause__, _SomebodyElse):
-                raise NotThatServer(
-                    "another program answers there, or the server's key changed; if it did, "
-                    "run `nearline login` again"
-                ) from error
+                raise not_that_server() from error
             raise
 
 
