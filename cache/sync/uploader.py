@@ -11,11 +11,12 @@ version whose later overwrites are dirty, so one algorithm, `chunking.Cutter`, d
 Concurrency contract: one task per operation; `ready`, `progress` and `_early` are changed on the
 trio thread without an await between reading and writing an entry. Encoding runs in worker threads
 on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_flight` bounds those.
+The memory is used again (`windows`) when the last chunk in it was sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -28,6 +29,7 @@ from cache.metadata.intervals import IntervalSet, Range
 from cache.metadata.journal import Journal
 from cache.metadata.operations import Op, new_id
 from cache.metadata.tree import Node, Tree
+from cache.sync.windows import Window, Windows
 from remote.protocol.chunking import (
     Cutter,
     Fresh,
@@ -103,6 +105,7 @@ class Uploader:
         self._sender, self._manifest_of = sender, manifest_of
         self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
         self._in_flight = trio.CapacityLimiter(CHUNKS_IN_FLIGHT)
+        self.windows = Windows()
         self._early: dict[int, Early] = {}
         self.ready: dict[str, Content] = {}  # by operation key
         self.progress: dict[str, Progress] = {}
@@ -260,7 +263,7 @@ class Uploader:
         self.ready.pop(op.key, None)
         self._resend.setdefault(op.key, set()).update(missing)
 
-    def tidy(self, under_way: Container[str]) -> None:
+    def tidy(self, under_way: Collection[str]) -> None:
         """Nothing is shown or kept of what has left the journal (a local edit may have folded it
         away when its bytes were there) and is not `under_way`."""
         for kept in (self.progress, self.ready, self._resend):
@@ -270,6 +273,8 @@ class Uploader:
         for ino in [ino for ino, early in self._early.items() if not early.running]:
             if not self._journal.refers_to(ino):
                 del self._early[ino]
+        if not under_way and not self._early:
+            self.windows.rest()
 
     def _rekeyed(self, old: str, new: str) -> None:
         """An operation goes on under another key."""
@@ -329,17 +334,18 @@ class Uploader:
         )
 
     async def _early_step(self, op: Op, early: Early) -> None:
-        start, buffer = early.upto, memoryview(bytearray(EARLY_STEP))
+        start, window = early.upto, self.windows.take(EARLY_STEP)
         layer = self._contents.stack(op.ino)[0]
         early.upto = start + EARLY_STEP  # writes from here on into this range are noticed
         done = start
         try:
-            await self._contents.read_snapshot(op.ino, layer, start, buffer)
-            pieces = await self._send_pieces(op, early, buffer)
+            await self._contents.read_snapshot(op.ino, layer, start, window.view)
+            pieces = await self._send_pieces(op, early, window.view)
             done += sum(piece.length for piece in pieces)
             early.pieces += pieces
         finally:
             early.upto = done
+            window.release()
 
     async def _send_pieces(self, op: Op, early: Early, buffer: memoryview) -> list[Piece]:
         lengths = await trio.to_thread.run_sync(lambda: cut(buffer, early.average, final=False))
@@ -392,13 +398,15 @@ class _Run:
         self._pieces: list[Piece] = []
 
     async def drive(self, cutter: Cutter) -> list[Piece]:
+        window = self._uploader.windows.take(0)
         async with trio.open_nursery() as nursery:
             for step in cutter:
                 match step:
                     case NeedData(offset, length):
-                        buffer = memoryview(bytearray(length))
-                        await self._uploader.read(self._op.ino, self._layer, offset, buffer)
-                        cutter.feed(buffer)
+                        window.release()
+                        window = self._uploader.windows.take(length)
+                        await self._uploader.read(self._op.ino, self._layer, offset, window.view)
+                        cutter.feed(window.view)
                     case Keep(piece, _):
                         self._add(piece, piece.length)
                     case Hole(_, length):
@@ -408,17 +416,20 @@ class _Run:
                         turn = object()
                         await limiter.acquire_on_behalf_of(turn)
                         self._pieces.append(Piece(HOLE, length))
-                        nursery.start_soon(self._store, len(self._pieces) - 1, data, turn)
+                        window.hold()
+                        nursery.start_soon(self._store, len(self._pieces) - 1, data, window, turn)
+        window.release()
         return self._pieces
 
     def _add(self, piece: Piece, done: int) -> None:
         self._pieces.append(piece)
         self._progress.bytes_done += done
 
-    async def _store(self, index: int, data: memoryview, turn: object) -> None:
+    async def _store(self, index: int, data: memoryview, window: Window, turn: object) -> None:
         try:
             encoded = await self._uploader.store(self._upload, data, self._op)
         finally:
             self._uploader._in_flight.release_on_behalf_of(turn)
+            window.release()
         self._pieces[index] = Piece(encoded.descriptor.id, len(data))
         self._progress.bytes_done += len(data)
