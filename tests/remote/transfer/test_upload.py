@@ -27,7 +27,7 @@ from remote.protocol.messages import (
     StartUploadsReply,
     UploadState,
 )
-from remote.transfer.upload import URL_ATTEMPTS, Sender, Upload
+from remote.transfer.upload import SHARES, SMALL_BYTES, URL_ATTEMPTS, Sender, Upload
 
 
 class Drive:
@@ -154,17 +154,19 @@ async def test_a_request_names_no_more_uploads_than_a_batch_holds() -> None:
     assert all(len(asked) <= MAX_BATCH for asked in drive.asked)
 
 
-async def test_puts_are_bounded() -> None:
+@pytest.mark.parametrize(("length", "most"), [(SMALL_BYTES + 1, 3), (10, 3 * SHARES)])
+async def test_puts_are_bounded(length: int, most: int) -> None:
+    """More of small ones."""
     drive = Drive()
     sender = Sender(drive, parallel=3)
     drive.put_go = trio.Event()
     async with trio.open_nursery() as nursery:
         for number in range(20):
-            nursery.start_soon(sender.store, upload(), chunk(f"{number}"))
+            nursery.start_soon(sender.store, upload(), chunk(f"{number:0{length}}"))
         await trio.testing.wait_all_tasks_blocked()
-        assert drive.puts == 3
+        assert drive.puts == most
         drive.put_go.set()
-    assert drive.most_puts == 3
+    assert drive.most_puts == most
 
 
 async def test_a_dead_url_is_signed_again() -> None:
