@@ -28,6 +28,7 @@ from remote.protocol.messages import (
     UploadState,
 )
 from remote.transfer.upload import SHARES, SMALL_BYTES, URL_ATTEMPTS, Sender, Upload
+from tests.fake_edge import noise
 
 
 class Drive:
@@ -162,7 +163,8 @@ async def test_puts_are_bounded(length: int, most: int) -> None:
     drive.put_go = trio.Event()
     async with trio.open_nursery() as nursery:
         for number in range(20):
-            nursery.start_soon(sender.store, upload(), chunk(f"{number:0{length}}"))
+            one = encode_chunk(noise(length, str(number).encode()))
+            nursery.start_soon(sender.store, upload(), one)
         await trio.testing.wait_all_tasks_blocked()
         assert drive.puts == most
         drive.put_go.set()
