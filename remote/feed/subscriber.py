@@ -1,12 +1,8 @@
 """The change subscriber: keeps what is above in step with the server's change feed.
 
-Knows: when a hint may be applied and when the feed must be pulled; when to hold a WebSocket, when
-to poll, when to try again. Must not know: what a change means, where the cursor is kept (`FeedSink`
-does), how requests travel (`FeedApi` does).
-
-The first half is pure: rules that turn a hint or a page into what to do. Push is only a hint; the
-feed that is pulled is the truth, so a lost, repeated or late hint can delay a change but never lose
-one. The second half is the trio shell:
+Knows: when to hold a WebSocket, when to poll. Must not know: what a hint, a page or a failure leads
+to (`rules`), what a change means, where the cursor is kept (`FeedSink` does), how requests travel
+(`FeedApi` does).
 
     push   in active use: a WebSocket, after a pull
     poll   quiet for `quiet_after` seconds: pulls at a growing interval, at most a minute apart;
@@ -30,6 +26,17 @@ from typing import Literal, Protocol, TypeAlias
 
 import trio
 
+from remote.feed.rules import (
+    POLL_FIRST_SECONDS,
+    Apply,
+    Ignore,
+    Pull,
+    Reset,
+    on_hint,
+    on_page,
+    poll_interval,
+    retry_delay,
+)
 from remote.http.api import NoWebSocket
 from remote.protocol import backoff
 from remote.protocol.errors import (
@@ -38,8 +45,6 @@ from remote.protocol.errors import (
     OutOfStep,
     ProtocolError,
     Refused,
-    Retry,
-    Unauthorized,
     Unreachable,
 )
 from remote.protocol.messages import Change, ChangesPage, Hint, Me, SharedRoot
@@ -47,8 +52,6 @@ from remote.protocol.messages import Change, ChangesPage, Hint, Me, SharedRoot
 Mode: TypeAlias = Literal["push", "poll", "down"]
 
 QUIET_AFTER_SECONDS = 600.0
-POLL_FIRST_SECONDS = 5.0
-POLL_CAP_SECONDS = 60.0
 LONG_POLL_SECONDS = 50.0
 
 # How long to be content with long polls before asking for a WebSocket again.
@@ -61,89 +64,10 @@ STEADY_SECONDS = 30.0
 # in use of a server that answers: so it is no longer than between the first polls.
 BREAK_CAP_SECONDS = POLL_FIRST_SECONDS
 
-# When a person has to do something first (log in again), asking more often helps nobody.
-REFUSED_SECONDS = 60.0
-
 NOT_YET = "not connected yet"
 
 # Hints waiting behind a slow pull; beyond that the pull will say it all anyway.
 MAX_WAITING_HINTS = 64
-
-
-# --- the rules: pure ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """Take over `shared`, if it is told, and apply `changes` in order; then the position is
-    `cursor`, drive sequence `seq`."""
-
-    changes: list[Change]
-    cursor: str
-    seq: int
-    shared: list[SharedRoot] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reset:
-    """Forget every listing, and go on from `cursor`, drive sequence `seq`."""
-
-    cursor: str
-    seq: int
-    shared: list[SharedRoot] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pull:
-    """Something happened that is not at hand: ask for the changes after the own cursor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ignore:
-    """Nothing new."""
-
-
-def on_hint(cursor: str | None, seq: int, hint: Hint) -> Apply | Pull | Ignore:
-    """The action for `hint`, at `cursor` and drive sequence `seq`.
-
-    A hint about the past is one that a pull overtook. It cannot be the first of a new epoch, whose
-    sequence may begin lower: an epoch ends with the server process, and so with the socket.
-    """
-    if hint.cursor == cursor:
-        return Ignore()
-    if hint.since == cursor and hint.changes:
-        return Apply(hint.changes, hint.cursor, hint.seq)
-    return Ignore() if cursor is not None and hint.seq < seq else Pull()
-
-
-def on_page(cursor: str | None, seq: int, page: ChangesPage) -> Apply | Reset | Ignore:
-    """The action for the `page` that was asked for at `cursor` and drive sequence `seq`.
-
-    Raises `OutOfStep` for a page that has more behind it but does not move, and for one of the
-    past (a proxy may keep answers): for a moment, names that are gone since would be there again.
-    """
-    if page.reset:
-        return Reset(page.cursor, page.seq, page.shared)
-    if page.seq < seq:
-        raise OutOfStep("the change feed went back: an old answer in the place of a new one")
-    if page.cursor != cursor:
-        return Apply(page.changes, page.cursor, page.seq, page.shared)
-    if page.more or page.changes:
-        raise OutOfStep("the change feed does not move: it would be asked for ever")
-    return Ignore()
-
-
-def poll_interval(idle_polls: int) -> float:
-    """Seconds between polls after `idle_polls` polls in a row that found nothing."""
-    return backoff.window(idle_polls, base=POLL_FIRST_SECONDS, cap=POLL_CAP_SECONDS)
-
-
-def retry_delay(error: NearlineError, failures: int, jitter: float) -> float:
-    """Seconds until the next try after failure number `failures` (from 0); `jitter` in [0, 1)."""
-    is_for_good = error.retry is Retry.NEVER
-    if isinstance(error, Refused) and (is_for_good or isinstance(error.problem, Unauthorized)):
-        return REFUSED_SECONDS * (0.5 + jitter / 2)
-    return backoff.delay(failures, jitter, retry_after=error.retry_after)
 
 
 # --- the ports ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from cache.metadata.operations import Op
 from cache.metadata.tree import ROOT, Node
 from cache.recovery.opening import open_database
 from cache.sync import listing
-from remote.feed.subscriber import Apply, Ignore, Pull, Reset, on_hint, on_page
+from remote.feed.rules import Apply, Ignore, Pull, Reset, on_hint, on_page
 from remote.protocol import messages
 from remote.protocol.errors import Unreachable
 from tests.model.server import Network, Port, Server
