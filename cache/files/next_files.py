@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from cache.files.sweep import FRONT, GAP, Order, Place, Sweeps, Wanted
+from cache.metadata.damage import DamagedState
 from cache.metadata.tree import Node, Tree
 from remote.protocol.errors import NearlineError
 from remote.protocol.ids import FileId, VersionId
@@ -149,7 +150,9 @@ class NextFiles:
                 some = [self._waiting.popleft() for _ in range(min(MAX_WHOLE, len(self._waiting)))]
                 try:
                     await self._reader.fetch_whole(some)
-                except NearlineError as problem:
+                except DamagedState:
+                    raise
+                except (NearlineError, OSError) as problem:  # OSError: a full disk
                     log.debug("not_fetched_ahead", why=str(problem))
             self._wake = trio.Event()
 

@@ -7,8 +7,8 @@ Concurrency contract: see `database`; every method is synchronous, and the ones 
 called inside a transaction.
 
 Invariants:
-- A directory is either listed (every entry the server has is here) or not; entries exist only in
-  listed directories.
+- A directory is either listed (every entry the server has is here) or not. In one that is not,
+  there are entries only where a listing has no end yet, or is not believed any more.
 - A file of the drive has at most one live node. A node that is not live has no entries.
 - `subdirs` of a directory equals the number of its entries whose node is a directory.
 - A name that is always there keeps its cookie, whatever it means; so does a file that is renamed

@@ -309,6 +309,7 @@ class Merge:
             elif entry.name not in here and file.id not in live:
                 fresh.append(child)
                 live.add(file.id)
+                here[entry.name] = (entry.rev, file.id, file.rev)
             elif here.get(entry.name) != (entry.rev, file.id, file.rev):
                 others.append(child)
         return fresh, others
@@ -425,7 +426,12 @@ class Merge:
         """A name that was held back. It may be older than the directory's listing, which was held
         back here too, so the listing says nothing against it."""
         parent = self._tree.live(entry.parent)
-        if parent is not None and parent.listed is not None:
+        if parent is None:
+            return
+        meanwhile = self._meanwhile.get(parent.ino)
+        if meanwhile is not None:  # what is still to come of the listing may be older, or newer
+            meanwhile.note(entry, {})
+        if parent.listed is not None or meanwhile is not None:
             self._merge_entry(entry, {}, listing=True)
 
     def _note_directory(self, record: FileRecord) -> None:
@@ -547,13 +553,14 @@ class Merge:
         parent = self._tree.live(entry.parent)
         if parent is None:
             return
+        meanwhile = None if listing else self._meanwhile.get(parent.ino)
+        if meanwhile is not None:
+            meanwhile.note(entry, files)
         if parent.listed is None and not listing:
             # It is asked for when somebody looks; the kernel must not remember from before.
-            meanwhile = self._meanwhile.get(parent.ino)
-            if meanwhile is not None:
-                meanwhile.note(entry, files)
             self._forget_entry(parent.ino, entry.name)
-            return
+            if not self._is_seen(entry, parent):
+                return
         newest = max(
             self._tree.entry_rev(parent.ino, entry.name), 0 if listing else parent.listed or 0
         )
@@ -578,6 +585,14 @@ class Merge:
             else:
                 self._unnamed(old)
         self._kernel.forget_entry(parent.ino, entry.name, 0 if old is None else old.ino)
+
+    def _is_seen(self, entry: EntryRecord, parent: Node) -> bool:
+        """Does a directory that is not listed, or not to the end, have the name or its file all the
+        same? What is looked up there must not stay as it was."""
+        if self._tree.child(parent.ino, entry.name) is not None:
+            return True
+        node = None if entry.file is None else self._tree.live(entry.file)
+        return node is not None and any(at == parent.ino for at, _ in self._tree.names(node.ino))
 
     def _remember_place(self, node: Node, entry: EntryRecord) -> None:
         """Another device took the last name of a file that was written here: should it prove to be

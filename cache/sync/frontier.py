@@ -39,6 +39,10 @@ class Frontier:
             self._forget_all()
         if found:
             self._open[directory] = found
+            for one in found:
+                self._open.pop(one, None)  # it was listed once, and is not any more
+                if self._parent.get(one, directory) != directory:
+                    self.drop(one)  # moved: two that hold each other would be walked for ever
             self._parent.update(dict.fromkeys(found, directory))
         else:
             self.drop(directory)

@@ -22,6 +22,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from cache.metadata.damage import DamagedState
 from cache.metadata.manifests import Manifests
 from cache.metadata.tree import HISTORY, LOCAL, Node, Tree
 from cache.namespace.merge import Meanwhile, Merge
@@ -187,10 +188,10 @@ class Listing:
 
     async def _list_several(self, places: dict[FileId, int]) -> int:
         """How many entries and directories came; 0 also when nobody answers."""
-        underway = {ino: trio.Event() for ino in places.values()}
+        heard = {ino: self._merge.seq(self._tree.node(ino).drive) for ino in places.values()}
+        underway = {ino: trio.Event() for ino in heard}
         self._underway |= underway
         meanwhile = {ino: self._merge.begin_listing(ino) for ino in underway}
-        heard = {ino: self._merge.seq(self._tree.node(ino).drive) for ino in underway}
         taken = 0
         try:
             self._require_online()
@@ -206,14 +207,16 @@ class Listing:
                     taken += 1 + len(listed.children)
                     del self._underway[ino]
                     underway.pop(ino).set()
-        except NearlineError as problem:
+            self._collect()
+        except DamagedState:
+            raise
+        except (NearlineError, OSError) as problem:  # OSError: a full disk, or it is gone here
             log.debug("not_listed_ahead", why=str(problem))
         finally:
             for ino, done in underway.items():
                 self._merge.abandon_listing(ino, meanwhile[ino])
                 del self._underway[ino]
                 done.set()
-        self._collect()
         return taken
 
     async def _take_ahead(self, ino: int, listed: Listed, meanwhile: Meanwhile) -> bool:

@@ -140,7 +140,8 @@ class Tls:
             self._in.write_eof()
 
     def is_readable(self) -> bool:
-        return self._is_over or bool(self._in.pending) or self._wire.is_readable()
+        here = self.object.pending() or self._in.pending  # decrypted, or to be
+        return self._is_over or bool(here) or self._wire.is_readable()
 
     def close(self) -> None:
         self._wire.close()

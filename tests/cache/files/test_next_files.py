@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,14 +20,14 @@ class Reader:
     def __init__(self) -> None:
         self.here: set[str] = set()
         self.asked: list[str] = []
-        self.fails = False
+        self.fails: Exception | None = None
 
     def is_here(self, version: str) -> bool:
         return version in self.here
 
     async def fetch_whole(self, wanted: Sequence[tuple[str, str]]) -> None:
         if self.fails:
-            raise Unreachable("nobody answers")
+            raise self.fails
         self.asked += [version for _, version in wanted]
 
 
@@ -98,10 +99,13 @@ async def test_it_goes_on_in_the_directories_that_follow_and_are_listed(state: S
     assert reader.asked == versions(state, [*first[2:], *second, *fourth])
 
 
-async def test_a_failure_is_nobodys_and_the_next_sweep_asks_again(state: State) -> None:
+@pytest.mark.parametrize("error", [Unreachable("nobody answers"), OSError(errno.ENOSPC, "full")])
+async def test_a_failure_is_nobodys_and_the_next_sweep_asks_again(
+    state: State, error: Exception
+) -> None:
     inodes, reader = fill(state, 200), Reader()
-    reader.fails = True
+    reader.fails = error
     await sweep(state, reader, inodes[:2])
-    reader.fails = False
+    reader.fails = None
     await sweep(state, reader, inodes[50:53])
     assert reader.asked == versions(state, inodes[53:69])

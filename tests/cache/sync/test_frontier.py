@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,3 +74,16 @@ def test_memory_is_bounded_by_forgetting() -> None:
     assert frontier.next_after(1, 10) == []
     assert frontier.next_after(2, 10) == list(range(10, 16))
     assert len(frontier._parent) == 6
+
+
+def test_what_moved_and_is_not_listed_any_more_is_in_one_place() -> None:
+    """1 holds 2 and 4, 2 holds 3. Then 3 moves up, 2 moves into it, and nothing is believed any
+    more of what was listed: two that hold each other would be walked for ever."""
+    frontier = Frontier()
+    frontier.listed(1, [2, 4])
+    frontier.listed(2, [3, 5])
+    frontier.listed(3, [6])
+    frontier.listed(3, [2, 6])
+    assert list(islice(frontier._below(3), 10)) == [2, 6]
+    frontier.listed(1, [3, 4])
+    assert list(islice(frontier._below(1), 10)) == [3, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.metadata.damage import DamagedState
 from cache.metadata.tree import ROOT
 from cache.namespace import merge
 from remote.protocol import messages
@@ -243,3 +245,42 @@ def seen(state: State) -> dict[str, object]:
         found[entry.name] = (id, node.kind, node.mode, rest, state.tree.xattrs(node.ino))
     found["."] = (state.tree.node(ROOT).subdirs, state.tree.node(ROOT).listed)
     return found
+
+
+async def test_a_full_disk_does_not_end_listing_ahead(
+    writer: Device, reader: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(writer, "a", "a/b")
+    await reader.listing.list_directory(ROOT)
+
+    def full(ino: int, children: Sequence[messages.Child], as_of: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader.listing.run)
+        with monkeypatch.context() as patched:
+            patched.setattr(reader.merge, "list_some", full)
+            reader.listing.visit(ROOT)
+            await trio.testing.wait_all_tasks_blocked()
+            assert unlisted(reader) == {"a"}
+            assert not reader.listing._underway
+            assert not reader.merge._meanwhile
+        reader.listing.visit(ROOT)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert unlisted(reader) == set()
+
+
+async def test_damage_that_is_found_while_listing_ahead_is_told(
+    writer: Device, reader: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(writer, "a", "a/b")
+    await reader.listing.list_directory(ROOT)
+
+    def damaged(ino: int, children: Sequence[messages.Child], as_of: int) -> None:
+        raise DamagedState("it is not what was written")
+
+    monkeypatch.setattr(reader.merge, "list_some", damaged)
+    with pytest.raises(DamagedState):
+        await reader.listing.list_ahead(ROOT)
+    assert not reader.listing._underway

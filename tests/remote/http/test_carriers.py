@@ -680,3 +680,19 @@ async def test_only_our_own_machine_is_past_every_proxy(monkeypatch: pytest.Monk
     monkeypatch.setenv("all_proxy", "http://127.0.0.1:1")
     assert isinstance(await carrier("https://nas.invalid", there), ByHttpx)
     assert isinstance(await carrier("http://127.0.0.1:2", there), Direct)
+
+
+@own
+async def test_what_comes_behind_a_body_is_no_answer_to_the_next(kind: str) -> None:
+    """Also where it was decrypted together with the end of the body."""
+    forged = b"HTTP/1.1 412 No\r\nContent-Length: 0\r\n\r\n"
+
+    async def talk(peer: Peer) -> None:
+        while await peer.request():
+            await peer.say(ok(b"z" * 8000), forged) if peer.number == 0 else await peer.say(ok(b""))
+
+    async with site(kind, talk) as made:
+        into = bytearray(8000)
+        assert await made.get(into) == (200, 8000)
+        assert await made.put(b"x") == 200
+        assert len(made.came) == 2
