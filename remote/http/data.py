@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from remote.http.connectivity import origin_of
 from remote.http.lazy_import import Late
@@ -47,8 +47,23 @@ class Truncated(Unreachable):
     """An object was not as long as it must be. Refetch; when it stays so, it is corrupt."""
 
 
+class Pace(Protocol):
+    """How fast bodies are sent: `remote.transfer.throttle.Throttle` is one."""
+
+    async def take(self, most: int, /) -> int:
+        """Return when some of `most` bytes may be sent; how many, at least 1."""
+        ...
+
+
+class _AtOnce:
+    async def take(self, most: int, /) -> int:
+        return most
+
+
 class DataPath(Transport):
     """The part of `api.ApiClient` that moves bytes."""
+
+    upload_pace: Pace = _AtOnce()
 
     async def put_chunk(self, put: PresignedPut, body: Buffer) -> None:
         """Store `body` where `put` says. That it is there already is success."""
@@ -70,11 +85,15 @@ class DataPath(Transport):
                 raise _data_refusal(response, where)
 
     async def _slices(self, view: memoryview) -> AsyncIterator[bytes]:
-        for start in range(0, len(view), _PUT_SLICE):
-            part = view[start : start + _PUT_SLICE]
+        """The body in the portions that may be sent. No timeout counts while one is waited for."""
+        start = 0
+        while start < len(view):
+            part = view[start:][:_PUT_SLICE]
+            part = part[: await self.upload_pace.take(len(part))]
             self.transferred.uploaded_bytes += len(part)
             # h11 only measures and joins what it is given: a view does, and saves a copy.
             yield cast(bytes, part)
+            start += len(part)
 
     async def get_range(
         self, url: str, start: int, end_exclusive: int, into: bytearray | memoryview

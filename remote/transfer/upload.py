@@ -5,8 +5,8 @@ died. Must not know: where bytes come from, when to give up (never: it raises, t
 calls again), the journal.
 
 Concurrency: any number of tasks may call `store`. Announcements wait for the one under way
-and then leave in one request for all (whoever gets the lock first asks for everybody). At most
-`parallel` PUTs are under way.
+and then leave in one request for all (whoever gets the lock first asks for everybody). PUTs under
+way are bounded by `places`. How fast they are is up to who sends the bytes (`port`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from remote.protocol.messages import (
     StartUploadsReply,
     UploadState,
 )
+from remote.transfer.limits import TRANSFERS, Claim, Places
 
 URL_ATTEMPTS = 3
 
@@ -75,9 +76,9 @@ class _Waiting:
 
 
 class Sender:
-    def __init__(self, port: UploadPort, *, parallel: int = 8) -> None:
+    def __init__(self, port: UploadPort, *, parallel: int = TRANSFERS) -> None:
         self._port = port
-        self._puts = trio.CapacityLimiter(parallel)
+        self.places = Places(parallel)
         self._asking = trio.Lock()
         self._queue: list[_Waiting] = []
 
@@ -90,7 +91,7 @@ class Sender:
             if ticket.state == "uploaded" or ticket.put is None:
                 return 0
             try:
-                async with self._puts:
+                async with self.places.place(len(chunk.body), Claim()):
                     await self._port.put_chunk(ticket.put, chunk.body)
             except UrlRefused:
                 continue  # it expired while we waited for our turn: sign again
