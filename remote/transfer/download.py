@@ -22,7 +22,7 @@ until the caller leaves the fetch's context; `connections` the transfers under w
 they move. All are FIFO with urgent claims first. A fetch holds memory while it waits for a
 connection, and both while it waits for a portion, never the reverse, and its caller must not start
 another fetch inside the context: so there is no cycle. A portion is taken last, so that it is moved
-at once; a connection is given back after each, so that an urgent claim waits for one portion.
+at once; who is not urgent gives its connection to who is after each, not after all of them.
 """
 
 from __future__ import annotations
@@ -196,14 +196,17 @@ class Downloader:
         start, end = fetch.span(blocks)
         while start < end:
             async with self.connections.place(end - start, claim):
-                with self.throttle.cuttable() as scope:
-                    stop = start + await self.throttle.take(end - start, claim)
-                    # Now, because it may have been waited for longer than a URL lives.
-                    located = await self._locator.find(file, version, fetch.descriptor.id)
-                    await self._get(located, start, stop, fetch.buffer_for(start, stop))
-                    start = stop
-            if scope.cancelled_caught:
-                return False
+                while start < end:
+                    with self.throttle.cuttable() as scope:
+                        stop = start + await self.throttle.take(end - start, claim)
+                        # Now, because it may have been waited for longer than a URL lives.
+                        located = await self._locator.find(file, version, fetch.descriptor.id)
+                        await self._get(located, start, stop, fetch.buffer_for(start, stop))
+                        start = stop
+                    if scope.cancelled_caught:
+                        return False
+                    if self.connections.is_urgent and not claim.urgent:
+                        break
         return True
 
     async def _get(self, located: Located, start: int, end: int, into: memoryview) -> None:

@@ -75,6 +75,11 @@ class PrioritySemaphore:
         self.used -= amount
         self._grant()
 
+    @property
+    def is_urgent(self) -> bool:
+        """True while an urgent claim waits."""
+        return any(ticket.claim.urgent for ticket in self._waiting)
+
     def change(self, limit: int) -> None:
         """Hand out `limit` units from now on; what has more than that keeps it."""
         self.limit = limit
@@ -104,6 +109,11 @@ class Places:
         """So many from now on. What is under way goes on."""
         self.transfers = transfers
         self._weights.change(transfers * _LARGE_WEIGHT)
+
+    @property
+    def is_urgent(self) -> bool:
+        """True while an urgent claim waits for a place."""
+        return self._weights.is_urgent
 
     @asynccontextmanager
     async def place(self, size: int, claim: Claim) -> AsyncIterator[None]:

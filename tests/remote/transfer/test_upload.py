@@ -27,7 +27,9 @@ from remote.protocol.messages import (
     StartUploadsReply,
     UploadState,
 )
+from remote.transfer.limits import SMALL
 from remote.transfer.upload import URL_ATTEMPTS, Sender, Upload
+from tests.fake_edge import noise
 
 
 class Drive:
@@ -85,6 +87,10 @@ def upload(version: str = "1") -> Upload:
 
 def chunk(text: str) -> Encoded:
     return encode_chunk(text.encode())
+
+
+def large(text: str) -> Encoded:
+    return encode_chunk(noise(2 * SMALL, text.encode()))
 
 
 async def test_what_the_drive_has_is_not_sent() -> None:
@@ -160,11 +166,26 @@ async def test_puts_are_bounded() -> None:
     drive.put_go = trio.Event()
     async with trio.open_nursery() as nursery:
         for number in range(20):
-            nursery.start_soon(sender.store, upload(), chunk(f"{number}"))
+            nursery.start_soon(sender.store, upload(), large(f"{number}"))
         await trio.testing.wait_all_tasks_blocked()
         assert drive.puts == 3
+        sender.places.change(5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert drive.puts == 5
         drive.put_go.set()
-    assert drive.most_puts == 3
+    assert drive.most_puts == 5
+
+
+async def test_small_puts_count_less() -> None:
+    drive = Drive()
+    sender = Sender(drive, parallel=2)
+    drive.put_go = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(sender.store, upload(), chunk(f"{number}"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert drive.puts == 8
+        drive.put_go.set()
 
 
 async def test_a_dead_url_is_signed_again() -> None:
