@@ -7,13 +7,15 @@ DIR ?=
 # For `make conformance`: the source of pjdfstest, and how many random operations on bytes.
 PJDFSTEST ?=
 FSX ?= 30000
+# For `make bench-soak`.
+MINUTES ?= 20
 ARGS ?=
 
 # Tests are compiled once, and not by each process in each run, also where that is switched off.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup up quick test test-systemd check lock audit conformance bench bench-hostile \
-	install-helper install-units
+.PHONY: help setup up quick test test-systemd check lock audit conformance bench bench-quick \
+	bench-curves bench-soak bench-hostile install-helper install-units
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +29,9 @@ help:
 	@echo "make audit                 known weaknesses of what is locked; asks a source of advisories"
 	@echo "make conformance [PJDFSTEST=SOURCE]   POSIX test suites on a real mount (as root, minutes)"
 	@echo "make bench [ARGS=...]      the benchmark, with peers beside us"
+	@echo "make bench-quick           the same with small inputs, the ratios that matter; two minutes"
+	@echo "make bench-curves          what things cost as they grow; plots into docs/curves"
+	@echo "make bench-soak [MINUTES=20]   two devices work; what grows; into build/"
 	@echo "make bench-hostile         one who attacks a server beside one who works on it"
 	@echo "make install-helper        mount -t nearline (as root)"
 	@echo "make install-units         systemd units for this user"
@@ -80,6 +85,20 @@ conformance: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@scripts/setup bench
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-quick: $(VENV)/.dev
+	@scripts/setup bench
+	@$(BIN)/python -m bench --quick $(ARGS)
+
+bench-curves: $(VENV)/.dev
+	@scripts/setup bench
+	@mkdir -p docs/curves
+	@$(BIN)/python -m bench.curves --json docs/curves/curves.json --plots docs/curves $(ARGS)
+
+bench-soak: $(VENV)/.dev
+	@scripts/setup bench
+	@mkdir -p build
+	@$(BIN)/python -m bench.soak --minutes $(MINUTES) --json build/soak.json --plot build/soak.png $(ARGS)
 
 bench-hostile: $(VENV)/.dev
 	@$(BIN)/python -m bench.hostile $(ARGS)

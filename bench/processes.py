@@ -56,6 +56,16 @@ class Network:
                 return int(counters.split()[8])  # what is sent on lo is received on lo: count once
         raise BenchFailure("the network has no loopback")
 
+    def listens(self, port: int) -> bool:
+        """Whether somebody listens at `port` (proc(5): state 0A)."""
+        pid = str(self._holder.pid) if self.isolated else "self"
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    return True
+        return False
+
     def close(self) -> None:
         """End the holder; the namespace goes when the last process in it is gone."""
         assert self._holder.stdin is not None
@@ -87,6 +97,15 @@ def stop(process: subprocess.Popen[bytes] | None) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def family(pid: int) -> list[int]:
+    """`pid` and the processes that it has started, and these, as far as they live."""
+    found = [pid]
+    for one in found:
+        for task in Path(f"/proc/{one}/task").glob("*/children"):
+            found += map(int, task.read_text().split())
+    return found
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

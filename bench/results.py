@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from bench.link.schedule import Shape
 from bench.machine import Machine
 
 Better = Literal["more", "less"]
@@ -38,6 +39,17 @@ class Failed(msgspec.Struct, frozen=True):
     reason: str
 
 
+class OverALine(msgspec.Struct, frozen=True, kw_only=True):
+    """What the workloads over a line worked on. Sizes in bytes, times in seconds."""
+
+    shape: Shape
+    size: int
+    reads: int
+    files: int
+    directories: int
+    git_files: int
+
+
 class Given(msgspec.Struct, frozen=True, kw_only=True):
     """The inputs of the workloads. Sizes in bytes."""
 
@@ -50,15 +62,42 @@ class Given(msgspec.Struct, frozen=True, kw_only=True):
     operations: int
     spool: int
     runs: int
+    line: OverALine | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Everything `--json` writes."""
+    """Everything `--json` writes. `late`: by how many seconds the line of each peer was longer than
+    it should have been, each way and on the average."""
 
     machine: Machine
     given: Given
     samples: list[Sample]
     failed: list[Failed]
+    late: dict[str, float] = {}
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One figure of `peer` at `x`, which is in the unit of its curve."""
+
+    peer: str
+    x: float
+    measure: str
+    value: float
+    unit: str
+
+
+class Curve(msgspec.Struct, frozen=True):
+    name: str
+    title: str
+    unit: str
+    points: list[Point]
+
+
+class Curves(msgspec.Struct, frozen=True):
+    """Everything that `bench.curves` writes."""
+
+    machine: Machine
+    curves: list[Curve]
 
 
 class Summary(msgspec.Struct, frozen=True):

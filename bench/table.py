@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.results import Measure, Report, ahead, rows, summary
+from bench.results import Given, Measure, Report, ahead, rows, summary
 
 OURS, PEER = "nearline", "rclone"
 
 
 def render(report: Report) -> str:
     """The machine, the inputs, the table, and what failed."""
-    parts = [f"{_machine(report)}\n{_given(report)}", _table(report)]
+    parts = [f"{_machine(report)}\n{_given(report)}{_late(report)}", _table(report)]
     if report.failed:
         parts.append("\n".join(f"- {f.workload}, {f.peer}: {f.reason}" for f in report.failed))
     return "\n\n".join(parts) + "\n"
@@ -40,8 +40,30 @@ def _given(report: Report) -> str:
         f"a large file of {given.size / 2**20:g} MiB, {given.reads} random reads, "
         f"{given.files} small files of {given.small} bytes, "
         f"{given.operations:,} operations with {given.spool / 1e9:g} GB; "
-        f"medians of {given.runs} runs (lowest-highest)"
+        f"medians of {given.runs} runs (lowest-highest)" + (_line(given) if given.line else "")
     )
+
+
+def _line(given: Given) -> str:
+    """What the rows `wan-` worked on."""
+    line = given.line
+    assert line is not None
+    shape = line.shape
+    rate = f"{shape.up_rate * 8 / 1e6:g} Mbit/s" if shape.up_rate else "no limit of rate"
+    return (
+        f"\n- over a line (wan): a round trip of {shape.round_trip * 1000:g} ms, {rate} each way; "
+        f"a large file of {line.size / 2**20:g} MiB, {line.reads} random reads, {line.files} small "
+        f"files of {given.small} bytes, {line.directories} directories, a repository of "
+        f"{line.git_files} files"
+    )
+
+
+def _late(report: Report) -> str:
+    """How busy the machine was, as it can be seen of the line."""
+    if not report.late:
+        return ""
+    late = ", ".join(f"{name} {number(each * 1000)}" for name, each in report.late.items())
+    return f"\n- later than the line says, each way, on the average, in ms: {late}"
 
 
 def _table(report: Report) -> str:

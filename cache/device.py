@@ -31,7 +31,7 @@ from cache.namespace.merge import Merge
 from cache.namespace.rebuilding import FilePort
 from cache.namespace.shares import Shares
 from cache.sync.batches import ApplyPort, Batches
-from cache.sync.listing import Listing, ReadApi
+from cache.sync.listing import AheadApi, Listing, ReadApi
 from cache.sync.prepared import Prepared
 from cache.sync.replayer import Replayer
 from cache.sync.resolver import Resolver
@@ -45,7 +45,7 @@ from remote.protocol.ids import VersionId
 from remote.transfer.upload import Sender, UploadPort
 
 
-class SendApi(ApplyPort, FilePort, UploadPort, Protocol):
+class SendApi(ApplyPort, FilePort, UploadPort, AheadApi, Protocol):
     """The part of `remote.http.api.ApiClient` that sending needs."""
 
 
@@ -125,6 +125,7 @@ class Device(Local):
             self.merge,
             self.collector.collect,
             read,
+            send,
             keep_manifest,
             require_online,
         )

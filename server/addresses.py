@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 from remote.protocol import hosts
@@ -88,6 +89,7 @@ def site_of(address: str) -> str:
     return _network_of(address, 48)
 
 
+@lru_cache(maxsize=4096)  # several times for each request
 def _network_of(address: str, bits: int) -> str:
     parsed = parse(address)
     if isinstance(parsed, ipaddress.IPv6Address):

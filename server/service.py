@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence, Set
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
@@ -72,6 +72,12 @@ account that asks for much."""
 
 class _Doubt(NamedTuple):
     """Chunks to look into before a batch can be applied."""
+
+    keys: list[BlobKey]
+
+
+class _Unreported(NamedTuple):
+    """Chunks that nobody has said are stored, to be sought before a batch can be applied."""
 
     keys: list[BlobKey]
 
@@ -207,11 +213,18 @@ class Service:
             return holder.account
         return await self.read(token, lambda _conn, caller: caller.account)
 
-    async def write(self, token: str | None, work: Callable[[Connection, Caller], T]) -> T:
-        """Authenticate and run `work` in one write transaction, off the loop."""
+    async def write(
+        self,
+        token: str | None,
+        work: Callable[[Connection, Caller], T],
+        chunks: Set[bytes] = frozenset(),
+    ) -> T:
+        """Authenticate and run `work` in one write transaction, off the loop. It is to know which
+        of `chunks` have arrived."""
         whose = await self.account_of(token)
 
         def job() -> T:
+            self.reception.note(chunks)
             now_ns = time.time_ns()
             with self.db.write() as conn:
                 caller = self._admit(conn, token, now_ns)
@@ -234,20 +247,30 @@ class Service:
         refers to cannot be verified now.
         """
 
-        def who(conn: Connection) -> Caller:
-            return self._authenticate(conn, token, time.time_ns())
-
         whose = await self.account_of(token)
 
         def job() -> list[Applied | AnyProblem] | _Doubt:
             is_over = self.turn(whose)
-            ready, doubtful = self.reception.settle(ops, who, is_over)
-            if doubtful:
-                return _Doubt(doubtful)
+            done = attempt(is_over, seek=True)
+            if isinstance(done, _Unreported):
+                self.reception.find_and_note(done.keys)
+                done = attempt(is_over, seek=False)
+            assert not isinstance(done, _Unreported)
+            return done
+
+        def attempt(
+            is_over: Callable[[], bool], *, seek: bool
+        ) -> list[Applied | AnyProblem] | _Doubt | _Unreported:
             now_ns = time.time_ns()
-            with self.db.write() as conn:
-                caller = self._admit(conn, token, now_ns)
-                results, news = commits.apply(conn, caller, ops[:ready], now_ns, is_over, sent_as)
+            with self.reception.noting() as noting:
+                caller = self._admit(noting.conn, token, now_ns)
+                ready, doubtful, pending = noting.settle(ops, caller, is_over)
+                if pending and seek:
+                    return _Unreported(pending)
+                if doubtful:
+                    return _Doubt(doubtful)
+                some = ops[:ready]
+                results, news = commits.apply(noting.conn, caller, some, now_ns, is_over, sent_as)
             for each in news:
                 self.fanout.publish(each)
             return results + [commits.LATER] * (len(ops) - ready)
@@ -257,6 +280,12 @@ class Service:
             answer = "applied" if isinstance(result, Applied) else type(result).__name__
             self.metrics.operations.labels(type(keyed.op).__name__, answer).inc()
         return results
+
+    async def note_arrivals(self, token: str | None) -> None:
+        """Return when what has arrived is noted. Raises `Refused(Unauthorized)`."""
+        await self.account_of(token)
+        if self.reception.waiting_arrivals:
+            await asyncio.wrap_future(self.writes.submit(self.reception.flush))
 
     async def _without_doubt(self, whose: str, job: Callable[[], T | _Doubt]) -> T:
         """Run `job` in the write thread, again after each time it named chunks to look into."""

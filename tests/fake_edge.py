@@ -17,7 +17,14 @@ from blake3 import blake3
 from remote.protocol.codec import encode_chunk
 from remote.protocol.content import HOLE, Descriptor, Manifest, Piece
 from remote.protocol.errors import Busy, NotFound, Refused, Unreachable, UrlRefused
-from remote.protocol.messages import Located, LocateReply, LocateRequest
+from remote.protocol.messages import (
+    Located,
+    LocatedVersion,
+    LocateReply,
+    LocateRequest,
+    LocateSeveral,
+    LocateSeveralReply,
+)
 
 Fault = str  # "truncate", "corrupt", "refuse", "late", "down", "busy"
 
@@ -37,6 +44,7 @@ class FakeEdge:
     manifests: dict[str, Manifest] = field(default_factory=dict)
     stored: dict[bytes, tuple[Descriptor, bytes]] = field(default_factory=dict)
     locates: list[LocateRequest] = field(default_factory=list)
+    located_together: list[list[str]] = field(default_factory=list)
     gets: list[tuple[bytes, int, int]] = field(default_factory=list)
     served: int = 0
     serial: int = 0
@@ -77,6 +85,22 @@ class FakeEdge:
             chunks=[self._located(chunk) for chunk in dict.fromkeys(ids)],
             manifest=manifest if request.manifest else None,
         )
+
+    async def locate_several(self, request: LocateSeveral) -> LocateSeveralReply:
+        await trio.lowlevel.checkpoint()
+        self.located_together.append([one.version for one in request.versions])
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.is_down:
+            raise Unreachable("cannot connect to fake: connection refused")
+        return LocateSeveralReply(found=[self._whole(one.version) for one in request.versions])
+
+    def _whole(self, version: str) -> LocatedVersion | NotFound:
+        manifest = self.manifests.get(version)
+        if manifest is None:
+            return NotFound(message="no such version")
+        ids = dict.fromkeys(piece.id for piece in manifest.pieces if piece.id != HOLE)
+        return LocatedVersion(manifest=manifest, chunks=[self._located(id) for id in ids])
 
     def _located(self, chunk: bytes) -> Located:
         self.serial += 1

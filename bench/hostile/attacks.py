@@ -18,7 +18,7 @@ import os
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
@@ -48,6 +48,7 @@ from remote.protocol.messages import (
     StartUpload,
     StartUploads,
     Unlink,
+    UploadState,
 )
 
 Who = Literal["account", "visitor", "address"]
@@ -91,7 +92,7 @@ class Attacker:
     def post(self, path: str, message: msgspec.Struct) -> bytes:
         return request("POST", path, self.token, msgspec.msgpack.encode(message))
 
-    async def apply(self, ops: list[Op]) -> list[bool]:
+    async def apply(self, ops: Sequence[Op]) -> list[bool]:
         """True for each that was applied; sent in batches, again while it is for later."""
         done: list[bool] = []
         while len(done) < len(ops):
@@ -270,7 +271,8 @@ async def small_ranges(self: Attacker) -> list[Callable[[], Awaitable[None]]]:
     await self.apply([directory(folder, self.root, folder)])
     start = StartUpload(version=version, file=file, parent=folder, descriptors=[chunk.descriptor])
     state = (await self.api.start_uploads(StartUploads(uploads=[start]))).uploads[0]
-    for ticket in state.chunks:  # type: ignore[union-attr]  # a refusal is a fault: it raises
+    assert isinstance(state, UploadState), state
+    for ticket in state.chunks:
         if ticket.put is not None:
             await self.api.put_chunk(ticket.put, chunk.body)
     for half in (200_000, 20_000, 2_000, 1):

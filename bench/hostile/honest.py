@@ -38,6 +38,7 @@ from remote.protocol.messages import (
     LoginRequest,
     StartUpload,
     StartUploads,
+    UploadState,
 )
 
 FILE_BYTES = 16 * 1024
@@ -119,7 +120,8 @@ class Worker:
                 version=version, file=file, parent=self._here, descriptors=[descriptor]
             )
             begun = (await self._api.start_uploads(StartUploads(uploads=[start]))).uploads[0]
-            for ticket in begun.chunks:  # type: ignore[union-attr]  # a refusal is a fault: it raises
+            assert isinstance(begun, UploadState), begun
+            for ticket in begun.chunks:
                 if ticket.put is not None:
                     await self._api.put_chunk(ticket.put, stored)
             pieces = [Piece(descriptor.id, len(data))]

@@ -14,9 +14,10 @@ Concurrency contract. Every method is called from the trio thread.
   view; it is renewed by the next `get` (0.5 us) and closed before every write, because an old
   reader keeps LMDB from reusing freed pages. An idle cache therefore holds nothing back.
 - Writes run in a worker thread, one transaction at a time, under `_writing` (a FIFO lock). Whoever
-  gets the lock writes what everybody queued meanwhile (group commit), up to `BATCH_BYTES`. The
-  queue holds references only: who puts waits for its commit, so the queue cannot outgrow what the
-  callers hold, and their buffers are free again when `put_many` returns.
+  gets the lock writes what everybody queued meanwhile in one go, up to `BATCH_BYTES`, in as many
+  transactions as that takes (`TRANSACTION_BYTES`). The queue holds references only: who puts waits
+  for its commit, so the queue cannot outgrow what the callers hold, and their buffers are free
+  again when `put_many` returns.
 - `_touched` is filled by reads; the holder of `_writing` swaps it for an empty one before handing
   it to the thread. The map's usage and pins change only under `_writing`.
 
@@ -51,6 +52,9 @@ __all__ = ["Block", "BlockCache", "Buffer", "Stats"]
 
 FORMAT = "nearline blocks v1"
 BATCH_BYTES = 16 * 1024 * 1024
+# LMDB copies what a transaction stores into memory of its own, and frees it at the commit. Measured
+# in seconds of processor a GiB: 0.62 to 0.64 with 1 and 2 MiB, 0.75 with 4, 0.89 with 8 and 16.
+TRANSACTION_BYTES = 2 * 1024 * 1024
 TOUCHED_LIMIT = 65536  # keys whose use is not yet recorded; 8 MiB of memory at most
 TOUCHED_FLUSH = 4096
 
@@ -220,7 +224,7 @@ class BlockCache:
             batch.append(self._queue.pop(0))
         dropped = self._dropped
         try:
-            await self._in_thread(self._store, [item for r in batch for item in r.blocks])
+            await self._in_thread(self._store_all, [item for r in batch for item in r.blocks])
             await self._shrink()
         finally:
             for request in batch:
@@ -293,6 +297,15 @@ class BlockCache:
     def _evict(self, needed: int, touched: Iterable[bytes]) -> None:
         self._guarded(self._map.touch, touched)
         self._guarded(self._map.evict, needed)
+
+    def _store_all(self, blocks: Sequence[Block]) -> None:
+        start = size = 0
+        for number, (_, _, plain) in enumerate(blocks):
+            if size and size + len(plain) > TRANSACTION_BYTES:
+                self._store(blocks[start:number])
+                start, size = number, 0
+            size += len(plain)
+        self._store(blocks[start:])
 
     def _store(self, blocks: Sequence[Block]) -> None:
         try:

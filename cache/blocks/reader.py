@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -57,6 +57,8 @@ class ManifestStore(Protocol):
     def manifest(self, version: VersionId) -> Manifest | None: ...
 
     def keep_manifest(self, version: VersionId, manifest: Manifest) -> None: ...
+
+    def keep_manifests(self, manifests: Mapping[VersionId, Manifest]) -> None: ...
 
 
 class Prefetch:
@@ -347,6 +349,46 @@ class Reader:
             (chunk, block, view[start : start + BLOCK_SIZE]) for block, start in enumerate(starts)
         ]
         await self._blocks.put_many(items)
+
+    # --- small files that may be read next -------------------------------------------------------
+
+    def is_here(self, version: VersionId) -> bool:
+        """Can all of `version` be read without asking anybody? For small ones: it looks at each
+        block's index (2 us)."""
+        layout = self._layout(version)
+        return layout is not None and not any(self._missing_blocks(layout))
+
+    async def fetch_whole(self, wanted: Sequence[tuple[FileId, VersionId]]) -> None:
+        """Start to fetch all of some small versions (at most `MAX_WHOLE`) that nobody waits for:
+        where they are is asked in one request. Returns when that is known; the blocks come by
+        themselves. Raises what `LocateApi` does; then each is asked for by who reads it."""
+        unknown = [
+            (file, version)
+            for file, version in wanted
+            if self._layout(version) is None and version not in self._looks
+        ]
+        looks = {version: _Look() for _, version in unknown}
+        self._looks |= looks
+        try:
+            if unknown:
+                manifests = await self._downloader.look_at_several(unknown)
+                self._manifests.keep_manifests(manifests)
+                for version, manifest in manifests.items():
+                    self._remember(version, manifest)
+        finally:
+            for version, look in looks.items():
+                del self._looks[version]
+                look.done.set()
+        for file, version in wanted:
+            layout = self._layout(version)
+            if layout is not None and self._runs.is_storing:
+                blocks = self._missing_blocks(layout)
+                self._start(file, version, blocks, most=MAX_RUN_BLOCKS, ahead=(), urgent=False)
+
+    def _missing_blocks(self, layout: Layout) -> Iterator[tuple[bytes, int]]:
+        for part in layout.parts(0, layout.size):
+            if part.chunk != HOLE and not self._blocks.contains(part.chunk, part.block):
+                yield part.chunk, part.block
 
     # --- manifests -------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ import contextlib
 import errno
 import os
 import sqlite3
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,14 @@ class Database:
     def run(self, sql: str, *values: object) -> sqlite3.Cursor:
         try:
             return self._db.execute(sql, values)
+        except sqlite3.DatabaseError as problem:
+            self._check(problem)
+            raise
+
+    def many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
+        """The statement once for each row of values."""
+        try:
+            self._db.executemany(sql, rows)
         except sqlite3.DatabaseError as problem:
             self._check(problem)
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -35,10 +36,16 @@ class Manifests:
         return None if row is None else self._decoder.decode(row["data"])
 
     def keep_manifest(self, version: VersionId, manifest: Manifest) -> None:
-        data = msgspec.msgpack.encode(manifest)
+        self.keep_manifests({version: manifest})
+
+    def keep_manifests(self, manifests: Mapping[VersionId, Manifest]) -> None:
+        """Several in one transaction."""
         with self._db.transaction():
-            self._db.run("INSERT OR REPLACE INTO manifest VALUES (?, ?)", version, data)
-        self._holes.pop(version, None)
+            for version, manifest in manifests.items():
+                data = msgspec.msgpack.encode(manifest)
+                self._db.run("INSERT OR REPLACE INTO manifest VALUES (?, ?)", version, data)
+        for version in manifests:
+            self._holes.pop(version, None)
 
     def hole_bytes(self, version: VersionId) -> int:
         """How many bytes of `version` nobody stores, as far as known: 0 without its manifest."""

@@ -21,13 +21,15 @@ import contextlib
 import errno
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
+from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from cache.metadata.clock import Moment
 from cache.metadata.database import Database
 from remote.protocol.ids import FileId, VersionId
-from remote.protocol.messages import FileRecord, Kind
+from remote.protocol.messages import Child, FileRecord, Kind
 
 ROOT = 1
 ASKED_AT_ONCE = 500  # inodes in one query
@@ -75,6 +77,7 @@ class Node(Struct):
 
 COLUMNS = Node.__struct_fields__
 _SELECT = ", ".join(f"node.{name}" for name in COLUMNS)
+_INSERT = f"INSERT INTO node ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
 
 
 Dropped = Callable[[Node], None]
@@ -147,14 +150,7 @@ class Tree:
 
     def entries(self, parent: int, after: int, limit: int) -> list[Entry]:
         """Up to `limit` entries in readdir order, beginning behind cookie `after`."""
-        rows = self.db.all(
-            f"SELECT cookie, name, {_SELECT} FROM entry JOIN node USING (ino)"
-            " WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?",
-            parent,
-            after,
-            limit,
-        )
-        return [Entry(row["cookie"], row["name"], _node(row)) for row in rows]
+        return self.entries_behind(parent, "cookie", after, limit)
 
     def listing(self, parent: int, after: int, last: int) -> Generator[Entry, None, None]:
         """The entries with cookies behind `after` up to `last`, in readdir order. Each is read when
@@ -169,6 +165,75 @@ class Tree:
         with contextlib.closing(rows):
             for row in rows:
                 yield Entry(row[0], row[1], Node(*row[2:]))
+
+    def entries_named(
+        self, parent: int, names: Sequence[str]
+    ) -> dict[str, tuple[int, FileId, int]]:
+        """Of those names that mean something in the directory: the name's `rev`, the file, the
+        file's `rev`."""
+        found: dict[str, tuple[int, FileId, int]] = {}
+        for first in range(0, len(names), ASKED_AT_ONCE):
+            some = names[first : first + ASKED_AT_ONCE]
+            rows = self.db.all(
+                "SELECT name, entry.rev, file, node.rev FROM entry JOIN node USING (ino)"
+                f" WHERE parent = ? AND name IN ({','.join('?' * len(some))})",
+                parent,
+                *some,
+            )
+            found |= {row[0]: (row[1], row[2], row[3]) for row in rows}
+        return found
+
+    def which_live(self, files: Sequence[FileId]) -> set[FileId]:
+        """Those of the files that have a live node."""
+        found = set[FileId]()
+        for first in range(0, len(files), ASKED_AT_ONCE):
+            some = files[first : first + ASKED_AT_ONCE]
+            marks = ",".join("?" * len(some))
+            rows = self.db.all(f"SELECT file FROM node WHERE live AND file IN ({marks})", *some)
+            found.update(row[0] for row in rows)
+        return found
+
+    def unlisted_below(self, parent: int) -> list[int]:
+        """Directories in the directory that are not listed, in readdir order."""
+        rows = self.db.all(
+            "SELECT node.ino FROM entry JOIN node USING (ino) WHERE parent = ?"
+            " AND kind = 'directory' AND listed IS NULL AND live ORDER BY cookie",
+            parent,
+        )
+        return [row[0] for row in rows]
+
+    def place(self, ino: int) -> tuple[int, int, str] | None:
+        """Directory, cookie and name of one of the inode's names."""
+        row = self.db.one("SELECT parent, cookie, name FROM entry WHERE ino = ? LIMIT 1", ino)
+        return None if row is None else (row[0], row[1], row[2])
+
+    def count_between(
+        self, parent: int, by: Literal["cookie", "name"], after: object, last: object, most: int
+    ) -> int:
+        """How many entries of the directory are behind `after` up to `last`, it included, in
+        readdir order or by name; `most` at most."""
+        row = self.db.one(
+            "SELECT COUNT(*) FROM (SELECT 1 FROM entry"
+            f" WHERE parent = ? AND {by} > ? AND {by} <= ? LIMIT ?)",
+            parent,
+            after,
+            last,
+            most,
+        )
+        return 0 if row is None else int(row[0])
+
+    def entries_behind(
+        self, parent: int, by: Literal["cookie", "name"], after: object, limit: int
+    ) -> list[Entry]:
+        """As `entries`, in readdir order or by name."""
+        rows = self.db.all(
+            f"SELECT cookie, name, {_SELECT} FROM entry JOIN node USING (ino)"
+            f" WHERE parent = ? AND {by} > ? ORDER BY {by} LIMIT ?",
+            parent,
+            after,
+            limit,
+        )
+        return [Entry(row["cookie"], row["name"], _node(row)) for row in rows]
 
     def last_cookie(self, parent: int) -> int:
         """The last entry's, in readdir order; 0 when there is none."""
@@ -227,11 +292,39 @@ class Tree:
         """Add the node under a fresh inode number (its `ino` is ignored unless it is the root)."""
         values = [getattr(node, name) for name in COLUMNS]
         values[0] = ROOT if node.ino == ROOT else None
-        marks = ", ".join("?" * len(COLUMNS))
-        cursor = self.db.run(f"INSERT INTO node ({', '.join(COLUMNS)}) VALUES ({marks})", *values)
+        cursor = self.db.run(_INSERT, *values)
         assert cursor.lastrowid is not None
         node.ino = cursor.lastrowid
         return node
+
+    def add_fresh(self, parent: Node, children: Sequence[Child]) -> None:
+        """Entries of a directory with a new node each: neither name nor file may be known here."""
+        if not children:
+            return
+        last = self.db.one("SELECT seq FROM sqlite_sequence WHERE name = 'node'")
+        first = 1 + (0 if last is None else int(last[0]))
+        nodes = [node_from(child.file, parent.drive) for child in children]
+        for ino, node in enumerate(nodes, first):
+            node.ino = ino
+        self.db.many(_INSERT, map(astuple, nodes))
+        self.db.many(
+            "INSERT INTO entry (parent, name, ino, rev) VALUES (?, ?, ?, ?)",
+            [
+                (parent.ino, child.entry.name, ino, child.entry.rev)
+                for ino, child in enumerate(children, first)
+            ],
+        )
+        xattrs = [
+            (ino, name, value)
+            for ino, child in enumerate(children, first)
+            for name, value in child.file.xattrs.items()
+        ]
+        if xattrs:
+            self.db.many("INSERT INTO xattr VALUES (?, ?, ?)", xattrs)
+        directories = sum(node.is_directory for node in nodes)
+        if directories:
+            more = "UPDATE node SET subdirs = subdirs + ? WHERE ino = ?"
+            self.db.run(more, directories, parent.ino)
 
     def update(self, ino: int, **fields: object) -> None:
         names = ", ".join(f"{name} = ?" for name in fields)

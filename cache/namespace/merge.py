@@ -23,7 +23,7 @@ come, and what one of them knows to be newer decides what another may still say.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -52,11 +52,45 @@ from remote.protocol.messages import (
 log = structlog.get_logger(__name__)
 
 GONE = "gone:"  # in `meta`, before the key of a name: see `Merge._ahead`
+MAX_MEANWHILE = 10_000  # records
 DEVICES = "device"  # in `meta`: ids with spaces between
 
 
 def _newest_first(device: str, before: list[str]) -> list[str]:
     return [device, *(one for one in before if one != device)][:MAX_SENT_AS]
+
+
+class Meanwhile:
+    """What the feed tells of a directory while it is being listed, and of files that are not known:
+    they may be in it. Bounded: of more it is `is_incomplete`."""
+
+    def __init__(self) -> None:
+        self.entries: list[EntryRecord] = []
+        self.files: dict[FileId, FileRecord] = {}
+        self.is_incomplete = False
+
+    def note(self, entry: EntryRecord, files: Mapping[FileId, FileRecord]) -> None:
+        self.entries.append(entry)
+        record = None if entry.file is None else files.get(entry.file)
+        if record is not None:
+            self.note_file(record)
+        self._check()
+
+    def note_file(self, record: FileRecord) -> None:
+        known = self.files.get(record.id)
+        if known is None or known.rev < record.rev:
+            self.files[record.id] = record
+        self._check()
+
+    def forget(self) -> None:
+        """What the feed tells is not all that happened."""
+        self.is_incomplete = True
+        self.entries.clear()
+        self.files.clear()
+
+    def _check(self) -> None:
+        if self.is_incomplete or len(self.entries) + len(self.files) > MAX_MEANWHILE:
+            self.forget()
 
 
 class Merge:
@@ -78,6 +112,7 @@ class Merge:
         # no row could tell: (drive, sequence number) by entry key. Names that are gone are in the
         # database too: after a restart a row tells of all others.
         self._ahead = self._recall_gone()
+        self._meanwhile: dict[int, Meanwhile] = {}  # by directory that is being listed
         self.changed = trio.Event()  # set, and replaced, after remote changes were applied
 
     # The first contact.
@@ -171,6 +206,8 @@ class Merge:
 
     def _distrust(self, drive: DriveId) -> None:
         """The feed cannot tell what happened there: believe no listing, let every record in."""
+        for meanwhile in self._meanwhile.values():
+            meanwhile.forget()
         of_drive = "SELECT ino FROM node WHERE drive = ?"
         for row in self._db.all(
             f"SELECT parent, name FROM entry WHERE parent IN ({of_drive})", drive
@@ -185,17 +222,56 @@ class Merge:
     # Listings.
 
     def list_directory(
-        self, ino: int, directory: FileRecord, children: Iterable[Child], as_of: int
+        self, ino: int, directory: FileRecord, children: Sequence[Child], as_of: int
     ) -> None:
-        """The complete listing of a directory as it was at `as_of`."""
+        """The complete listing of a directory as it was at `as_of`, at once."""
+        meanwhile = self.begin_listing(ino)
+        self.list_some(ino, children, as_of)
+        self.end_listing(ino, directory, children, as_of, meanwhile)
+
+    def begin_listing(self, ino: int) -> Meanwhile:
+        """The directory is about to be asked for: from now on the feed may run ahead of the answer.
+        `end_listing` or `abandon_listing` follows."""
+        meanwhile = self._meanwhile[ino] = Meanwhile()
+        return meanwhile
+
+    def abandon_listing(self, ino: int, meanwhile: Meanwhile) -> None:
+        """No answer came. Does nothing after `end_listing`."""
+        if self._meanwhile.get(ino) is meanwhile:
+            del self._meanwhile[ino]
+
+    def list_some(self, ino: int, children: Sequence[Child], as_of: int) -> None:
+        """Some entries of the directory as they were at `as_of`. What nothing is known of, which is
+        most in a first listing, is put in at once; the rest one by one."""
         with self._db.transaction():
-            self._merge_file(directory)
-            listed: set[str] = set()
-            for child in children:
-                listed.add(child.entry.name)
+            fresh, others = self._split(ino, children, as_of)
+            parent = self._tree.find(ino)
+            if parent is not None and parent.live:
+                self._tree.add_fresh(parent, fresh)
+                for child in fresh:
+                    self._forget_entry(ino, child.entry.name)
+            for child in others:
                 self._merge_file(child.file)
                 entry = self._not_before(child.entry, as_of)
                 self._merge_entry(entry, {child.file.id: child.file}, listing=True)
+        self._kernel.tell()
+
+    def end_listing(
+        self,
+        ino: int,
+        directory: FileRecord,
+        children: Iterable[Child],
+        as_of: int,
+        meanwhile: Meanwhile,
+    ) -> bool:
+        """`children` were all that the directory held; what the feed has told since `begin_listing`
+        is applied over that. False: that is not known whole, so the directory is not listed yet."""
+        self.abandon_listing(ino, meanwhile)
+        if meanwhile.is_incomplete:
+            return False
+        listed = {child.entry.name for child in children}
+        with self._db.transaction():
+            self._merge_file(directory)
             parent = self._tree.node(ino)
             rows = self._db.all(
                 "SELECT name FROM entry JOIN node USING (ino) WHERE parent = ? AND drive != ?",
@@ -206,8 +282,36 @@ class Merge:
                 gone = EntryRecord(parent=parent.file, name=name, file=None, rev=as_of)
                 self._merge_entry(gone, {}, listing=True)
             self._tree.update(ino, listed=as_of)
+            for record in meanwhile.files.values():
+                self._merge_file(record)
+            for entry in meanwhile.entries:
+                self._merge_entry(entry, meanwhile.files)
             self._kernel.forget_attributes(ino)  # how many directories are in it is known now
         self._kernel.tell()
+        return self._tree.node(ino).listed is not None
+
+    def _split(
+        self, ino: int, children: Sequence[Child], as_of: int
+    ) -> tuple[list[Child], list[Child]]:
+        """Those of which neither name nor file is known here, and those that must be compared.
+        What is known to be just so is in neither."""
+        here = self._tree.entries_named(ino, [child.entry.name for child in children])
+        live = self._tree.which_live([child.file.id for child in children])
+        is_quiet = self._db.one("SELECT 1 FROM shadow LIMIT 1") is None
+        fresh: list[Child] = []
+        others: list[Child] = []
+        for child in children:
+            entry, file = child.entry, child.file
+            key = entry_key(entry.parent, entry.name)
+            pending = self._journal.is_pending(key) or self._journal.is_pending(file_key(file.id))
+            if not is_quiet or pending or key in self._ahead:
+                others.append(child)
+            elif entry.name not in here and file.id not in live:
+                fresh.append(child)
+                live.add(file.id)
+            elif here.get(entry.name) != (entry.rev, file.id, file.rev):
+                others.append(child)
+        return fresh, others
 
     def _not_before(self, entry: EntryRecord, as_of: int) -> EntryRecord:
         """An answer tells also of names that it has left as they were. For the server these are no
@@ -383,7 +487,11 @@ class Merge:
         if self._held(file_key(record.id), record):
             return
         node = self._tree.live(record.id)
-        if node is None or record.rev <= node.rev:
+        if node is None:
+            for meanwhile in self._meanwhile.values():
+                meanwhile.note_file(record)
+            return
+        if record.rev <= node.rev:
             return
         content = record.kind == "file" and (
             (record.version, record.mtime_ns) != (node.version, node.mtime_ns)
@@ -441,6 +549,9 @@ class Merge:
             return
         if parent.listed is None and not listing:
             # It is asked for when somebody looks; the kernel must not remember from before.
+            meanwhile = self._meanwhile.get(parent.ino)
+            if meanwhile is not None:
+                meanwhile.note(entry, files)
             self._forget_entry(parent.ino, entry.name)
             return
         newest = max(

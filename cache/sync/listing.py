@@ -1,27 +1,42 @@
 """What a device has not heard of yet, asked of the server when somebody first looks: directories
-and manifests.
+and manifests. And directories that whoever looks may come to next, many in one request.
 
 Knows: that the tree is lazy, and when an answer is too old to be taken. Must not know: who looks,
-for how long they wait, what a listing means for names (`merge` does).
+for how long they wait, what a listing means for names (`merge` does), which directories are likely
+(`frontier` does).
 
 Concurrency: trio thread only. `_underway` holds one event for each directory that is being listed;
-who finds one waits for it instead of asking.
+who finds one waits for it instead of asking. From the question to the end of the answer `merge`
+notes what the feed tells of the directory, and applies it over the answer, which is merged in
+pieces, with a checkpoint after each. `run` is the one task that lists ahead; `_wanted` is read by
+it alone, and holds the places that were visited last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Protocol
 
+import structlog
 import trio
 
 from cache.metadata.manifests import Manifests
-from cache.metadata.tree import Tree
-from cache.namespace.merge import Merge
+from cache.metadata.tree import HISTORY, LOCAL, Node, Tree
+from cache.namespace.merge import Meanwhile, Merge
+from cache.sync.frontier import Frontier
 from remote.protocol.content import Manifest
-from remote.protocol.errors import Unreachable
+from remote.protocol.errors import NearlineError, Unreachable
 from remote.protocol.ids import FileId, VersionId
-from remote.protocol.messages import Child, ChildrenPage, FileReply
+from remote.protocol.messages import Child, ChildrenPage, FileRecord, FileReply, Listed, ListReply
+
+log = structlog.get_logger(__name__)
+
+PIECE = 500  # entries merged without a checkpoint: some 10 ms
+AHEAD_AT_ONCE = 250  # directories asked for in one request
+AHEAD_ENTRIES = 1000  # entries and directories listed ahead for one visit, about
+VISITS_KEPT = 4
 
 
 class ReadApi(Protocol):
@@ -36,9 +51,16 @@ class ReadApi(Protocol):
     ) -> FileReply: ...
 
 
+class AheadApi(Protocol):
+    """The same, for what nobody waits for."""
+
+    async def list_several(self, directories: Sequence[FileId]) -> ListReply: ...
+
+
 class Listing:
-    """`collect` is called after a directory was listed. `keep_manifest` keeps what was asked for.
-    `require_online` raises `Unreachable` while it is known that nobody answers."""
+    """`api` is asked by those who wait, `ahead` by `run`. `collect` is called after a directory was
+    listed. `keep_manifest` keeps what was asked for. `require_online` raises `Unreachable` while it
+    is known that nobody answers."""
 
     def __init__(
         self,
@@ -47,13 +69,17 @@ class Listing:
         merge: Merge,
         collect: Callable[[], object],
         api: ReadApi,
+        ahead: AheadApi,
         keep_manifest: Callable[[VersionId, Manifest], None],
         require_online: Callable[[], None],
     ) -> None:
         self._tree, self._manifests, self._merge = tree, manifests, merge
         self._collect, self._api, self._keep_manifest = collect, api, keep_manifest
-        self._require_online = require_online
+        self._ahead, self._require_online = ahead, require_online
         self._underway: dict[int, trio.Event] = {}
+        self._frontier = Frontier()
+        self._wanted: deque[int] = deque(maxlen=VISITS_KEPT)
+        self._visited = trio.Event()
 
     async def ensure_listed(self, ino: int) -> None:
         """Return when every entry of the directory is in the tree. Raises NearlineError."""
@@ -74,24 +100,131 @@ class Listing:
         finally:
             del self._underway[ino]
             done.set()
+        self.visit(ino)
 
     async def _list(self, ino: int) -> None:
         self._require_online()
-        while True:
-            node = self._tree.node(ino)
-            file, drive = node.file, node.drive
-            page = await self._api.children(file)
+        while not await self._ask(ino):
+            pass
+        self._collect()
+
+    async def _ask(self, ino: int) -> bool:
+        node = self._tree.node(ino)
+        heard = self._merge.seq(node.drive)
+        meanwhile = self._merge.begin_listing(ino)
+        try:
+            page = await self._api.children(node.file)
             directory, as_of = page.directory, page.as_of
             children: list[Child] = list(page.children)
             while page.next is not None:
-                page = await self._api.children(file, page.next)
+                page = await self._api.children(node.file, page.next)
                 children += page.children
-            # The feed may have run ahead of this answer, and what it said of a directory that was
-            # not listed was dropped: then the answer is too old, and a newer one is there.
-            if as_of >= self._merge.seq(drive):
-                self._merge.list_directory(ino, directory, children, as_of)
-                self._collect()
+            # What was heard before the question is not told again.
+            return as_of >= heard and await self._take(ino, directory, children, as_of, meanwhile)
+        finally:
+            self._merge.abandon_listing(ino, meanwhile)
+
+    async def _take(
+        self,
+        ino: int,
+        directory: FileRecord,
+        children: Sequence[Child],
+        as_of: int,
+        meanwhile: Meanwhile,
+    ) -> bool:
+        """Merge a complete listing; False: ask again, what happened meanwhile is not known."""
+        rest = iter(children)
+        while piece := list(islice(rest, PIECE)):
+            self._merge.list_some(ino, piece, as_of)
+            if len(children) > PIECE:
+                await trio.lowlevel.checkpoint()
+        if not self._merge.end_listing(ino, directory, children, as_of, meanwhile):
+            return False
+        self._frontier.listed(ino, self._tree.unlisted_below(ino))
+        return True
+
+    # --- ahead of who walks ----------------------------------------------------------------------
+
+    def visit(self, ino: int) -> None:
+        """Somebody looks at the directory: `run` lists what they may come to next."""
+        if self._frontier.next_after(ino, 1):
+            self._wanted.append(ino)
+            self._visited.set()
+        self._frontier.visit(ino)
+
+    async def run(self) -> None:
+        """List ahead, until cancelled."""
+        while True:
+            await self._visited.wait()
+            while self._wanted:
+                await self.list_ahead(self._wanted.pop())
+            self._visited = trio.Event()
+
+    async def list_ahead(self, ino: int) -> None:
+        """List what whoever came to the directory may come to next, about `AHEAD_ENTRIES`."""
+        left = AHEAD_ENTRIES
+        while left > 0:
+            places = self._places(self._frontier.next_after(ino, AHEAD_AT_ONCE))
+            if not places:
                 return
+            taken = await self._list_several(places)
+            if not taken:
+                return
+            left -= taken
+
+    def _places(self, wanted: Sequence[int]) -> dict[FileId, int]:
+        """The inodes of those that can be asked for; the others are not likely any more."""
+        places = {}
+        for ino in wanted:
+            if ino in self._underway:
+                continue
+            node = self._tree.find(ino)
+            if node is not None and node.live and node.listed is None and _is_remote(node):
+                places[node.file] = ino
+            else:
+                self._frontier.drop(ino)
+        return places
+
+    async def _list_several(self, places: dict[FileId, int]) -> int:
+        """How many entries and directories came; 0 also when nobody answers."""
+        underway = {ino: trio.Event() for ino in places.values()}
+        self._underway |= underway
+        meanwhile = {ino: self._merge.begin_listing(ino) for ino in underway}
+        heard = {ino: self._merge.seq(self._tree.node(ino).drive) for ino in underway}
+        taken = 0
+        try:
+            self._require_online()
+            reply = await self._ahead.list_several(list(places))
+            if not reply.listed or reply.listed[0].directory.id != next(iter(places)):
+                self._frontier.drop(next(iter(underway)))  # too large to be guessed
+                taken = 1
+            for listed in reply.listed:
+                ino = places.get(listed.directory.id)
+                if ino not in underway or listed.as_of < heard[ino]:
+                    continue
+                if await self._take_ahead(ino, listed, meanwhile[ino]):
+                    taken += 1 + len(listed.children)
+                    del self._underway[ino]
+                    underway.pop(ino).set()
+        except NearlineError as problem:
+            log.debug("not_listed_ahead", why=str(problem))
+        finally:
+            for ino, done in underway.items():
+                self._merge.abandon_listing(ino, meanwhile[ino])
+                del self._underway[ino]
+                done.set()
+        self._collect()
+        return taken
+
+    async def _take_ahead(self, ino: int, listed: Listed, meanwhile: Meanwhile) -> bool:
+        node = self._tree.find(ino)
+        if node is None or not node.live:
+            return False
+        taken = await self._take(ino, listed.directory, listed.children, listed.as_of, meanwhile)
+        await trio.lowlevel.checkpoint()
+        return taken
+
+    # --- manifests -------------------------------------------------------------------------------
 
     async def manifest_of(self, file: FileId, version: VersionId) -> Manifest:
         """The manifest, from here or from the server."""
@@ -103,3 +236,7 @@ class Listing:
             raise Unreachable(f"the server has no manifest of version {version}")
         self._keep_manifest(version, reply.manifest)
         return reply.manifest
+
+
+def _is_remote(node: Node) -> bool:
+    return node.drive not in (LOCAL, HISTORY)

@@ -11,11 +11,12 @@ version whose later overwrites are dirty, so one algorithm, `chunking.Cutter`, d
 Concurrency contract: one task per operation; what is `prepared` and `_early` are changed on the
 trio thread without an await between reading and writing an entry. Encoding runs in worker threads
 on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_flight` bounds those.
+The memory is used again (`windows`) when the last chunk in it was sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -29,6 +30,7 @@ from cache.metadata.journal import Journal
 from cache.metadata.operations import Op, new_id
 from cache.metadata.tree import Node, Tree
 from cache.sync.prepared import Prepared, Progress
+from cache.sync.windows import Window, Windows
 from remote.protocol.chunking import (
     Cutter,
     Fresh,
@@ -44,10 +46,13 @@ from remote.protocol.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
 from remote.protocol.errors import NearlineError, Refused, Retry
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Content
+from remote.transfer.limits import Claim, PrioritySemaphore
 from remote.transfer.upload import Sender, Upload
 
 EARLY_STEP = 16 << 20  # how much a growing file must have gained before more of it is sent
-CHUNKS_IN_FLIGHT = 8
+CHUNKS_IN_FLIGHT = 8  # large ones
+SHARES = 8  # small ones that are under way in the place of a large one: they wait, mostly
+SMALL_BYTES = 256 * 1024
 
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
 KeepManifest = Callable[[VersionId, Manifest], None]
@@ -97,7 +102,8 @@ class Uploader:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._sender, self._manifest_of = sender, manifest_of
         self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
-        self._in_flight = trio.CapacityLimiter(CHUNKS_IN_FLIGHT)
+        self._in_flight = PrioritySemaphore(CHUNKS_IN_FLIGHT * SHARES)
+        self.windows = Windows()
         self._early: dict[int, Early] = {}
         self._prepared, self._on_ready, self._on_arrival = prepared, on_ready, on_arrival
         self.ready, self.progress = prepared.ready, prepared.progress
@@ -252,13 +258,15 @@ class Uploader:
         self._on_ready(op)
         self._prepared.resend.setdefault(op.key, set()).update(missing)
 
-    def tidy(self, under_way: Container[str]) -> None:
+    def tidy(self, under_way: Collection[str]) -> None:
         """Nothing is shown or kept of what has left the journal (a local edit may have folded it
         away when its bytes were there) and is not `under_way`."""
         self._prepared.tidy(lambda key: self._journal.get(key) is not None or key in under_way)
         for ino in [ino for ino, early in self._early.items() if not early.running]:
             if not self._journal.refers_to(ino):
                 del self._early[ino]
+        if not under_way and not self._early:
+            self.windows.rest()
 
     # Growing files.
 
@@ -309,25 +317,30 @@ class Uploader:
         )
 
     async def _early_step(self, op: Op, early: Early) -> None:
-        start, buffer = early.upto, memoryview(bytearray(EARLY_STEP))
+        start, window = early.upto, self.windows.take(EARLY_STEP)
         layer = self._contents.stack(op.ino)[0]
         early.upto = start + EARLY_STEP  # writes from here on into this range are noticed
         done = start
         try:
-            await self._contents.read_snapshot(op.ino, layer, start, buffer)
-            pieces = await self._send_pieces(op, early, buffer)
+            await self._contents.read_snapshot(op.ino, layer, start, window.view)
+            pieces = await self._send_pieces(op, early, window.view)
             done += sum(piece.length for piece in pieces)
             early.pieces += pieces
         finally:
             early.upto = done
+            window.release()
 
     async def _send_pieces(self, op: Op, early: Early, buffer: memoryview) -> list[Piece]:
         lengths = await trio.to_thread.run_sync(lambda: cut(buffer, early.average, final=False))
         pieces: list[Piece] = [Piece(HOLE, length) for length in lengths]
 
         async def send(index: int, view: memoryview) -> None:
-            async with self._in_flight:
+            shares = _shares(view)
+            await self._in_flight.acquire(shares, Claim())
+            try:
                 encoded = await self.store(early.upload, view, op)
+            finally:
+                self._in_flight.release(shares)
             pieces[index] = Piece(encoded.descriptor.id, len(view))
 
         async with trio.open_nursery() as nursery:
@@ -371,33 +384,41 @@ class _Run:
         self._pieces: list[Piece] = []
 
     async def drive(self, cutter: Cutter) -> list[Piece]:
+        window = self._uploader.windows.take(0)
         async with trio.open_nursery() as nursery:
             for step in cutter:
                 match step:
                     case NeedData(offset, length):
-                        buffer = memoryview(bytearray(length))
-                        await self._uploader.read(self._op.ino, self._layer, offset, buffer)
-                        cutter.feed(buffer)
+                        window.release()
+                        window = self._uploader.windows.take(length)
+                        await self._uploader.read(self._op.ino, self._layer, offset, window.view)
+                        cutter.feed(window.view)
                     case Keep(piece, _):
                         self._add(piece, piece.length)
                     case Hole(_, length):
                         self._add(Piece(HOLE, length), length)
                     case Fresh(_, length, data):
-                        limiter = self._uploader._in_flight
-                        turn = object()
-                        await limiter.acquire_on_behalf_of(turn)
+                        await self._uploader._in_flight.acquire(_shares(data), Claim())
                         self._pieces.append(Piece(HOLE, length))
-                        nursery.start_soon(self._store, len(self._pieces) - 1, data, turn)
+                        window.hold()
+                        nursery.start_soon(self._store, len(self._pieces) - 1, data, window)
+        window.release()
         return self._pieces
 
     def _add(self, piece: Piece, done: int) -> None:
         self._pieces.append(piece)
         self._progress.bytes_done += done
 
-    async def _store(self, index: int, data: memoryview, turn: object) -> None:
+    async def _store(self, index: int, data: memoryview, window: Window) -> None:
         try:
             encoded = await self._uploader.store(self._upload, data, self._op)
         finally:
-            self._uploader._in_flight.release_on_behalf_of(turn)
+            self._uploader._in_flight.release(_shares(data))
+            window.release()
         self._pieces[index] = Piece(encoded.descriptor.id, len(data))
         self._progress.bytes_done += len(data)
+
+
+def _shares(chunk: memoryview) -> int:
+    """What a chunk takes of `CHUNKS_IN_FLIGHT`."""
+    return 1 if len(chunk) <= SMALL_BYTES else SHARES

@@ -26,7 +26,7 @@ class DirectoryRequests(Requests):
     @request
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         self._session.subscriber.active()
-        await self._session.ensure_listed(inode)
+        await self._session.visit_directory(inode)
         last = self._session.tree.last_cookie(inode)
         return self._handles.opened(Handle(inode, opener=ctx.pid, last=last))
 

@@ -93,6 +93,9 @@ class FileRequests(NameRequests):
         session, handle = self._session, self._handles[fh]
         session.shares.check_readable(session.tree.node(handle.ino))
         CALLER.set(Caller(handle.opener, handle.ino))
+        if not handle.is_read:
+            handle.is_read = True
+            session.next_files.begun(handle.ino)
         return await session.contents.read(handle.ino, off, size, handle.prefetch)
 
     @request

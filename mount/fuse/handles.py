@@ -27,6 +27,7 @@ class Handle:
     privileged: bool = False  # opened by root
     last: int = 0  # of a directory: the cookie at which this reading of it ends
     reached: int = 0  # of a directory: the position at which the last answer ended
+    is_read: bool = False
     given_up: bool = False  # who waited for the server was told to end, and has had EINTR
 
 

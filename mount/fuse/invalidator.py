@@ -78,7 +78,9 @@ class KernelInvalidator:
         """For what is `gone` the kernel takes the inode's lock as well, while it has the
         directory's. A writer can have that for as long as the network is waited for (fsync), and
         nobody could use the directory meanwhile: who watches a file that is being written is not
-        told."""
+        told. What the kernel does not hold as a directory, it knows no name in."""
+        if parent != pyfuse3.ROOT_INODE and not self._lookups.in_use(parent):
+            return
         where, raw = pyfuse3.InodeT(parent), pyfuse3.FileNameT(name.encode())
         deleted = pyfuse3.InodeT(0 if self._lookups.is_written(gone) else gone)
         self._put(lambda: pyfuse3.invalidate_entry(where, raw, deleted))

@@ -22,6 +22,7 @@ from cache.blocks.cache import BlockCache
 from cache.blocks.reader import Reader
 from cache.device import Device
 from cache.files.layers import stored_bytes
+from cache.files.next_files import NextFiles
 from cache.files.spool import Spool
 from cache.metadata.damage import DamagedState
 from cache.metadata.invalidation import Invalidator
@@ -127,6 +128,7 @@ class Session(Device):
         self.relogin = Relogin(config, self.client, self.db, self.merge.adopt, self._token_taken)
         self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)
         self.versions = Versions(self.db, self.tree, self._versions_of)
+        self.next_files = NextFiles(self.tree, self.reader)
         self.account = AccountWatch(self.refresh_account, self.journal, self.contents)
         self.back = trio.Event()  # set, and replaced, when a host can be reached again
         self.backpressure = Backpressure(
@@ -160,6 +162,8 @@ class Session(Device):
             nursery.start_soon(self._while_whole, self.contents.keep_settled)
             nursery.start_soon(self._begin, nursery)
             nursery.start_soon(self._list_root)
+            nursery.start_soon(self._while_whole, self.listing.run)
+            nursery.start_soon(self._while_whole, self.next_files.run)
             nursery.start_soon(self.interrupts.run)
             nursery.start_soon(self.account.run)
             task_status.started()
@@ -299,6 +303,12 @@ class Session(Device):
         if node.is_directory and node.listed is None and node.live:
             with self.interrupts.watched():
                 await self.listing.list_directory(ino)
+
+    async def visit_directory(self, ino: int) -> None:
+        """`ensure_listed` for somebody who will look through the directory."""
+        await self.ensure_listed(ino)
+        self.listing.visit(ino)
+        self.next_files.entered(ino)
 
     async def _versions_of(self, file: FileId, cursor: str | None) -> VersionsPage:
         self.require_online()

@@ -20,6 +20,8 @@ Concurrency: any number of tasks of one trio run may call any method (see `trans
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from remote.http.account_api import AccountEndpoints
 from remote.http.data import Buffer, DataPath, Truncated
 from remote.http.transport import InsecureUrl, Timeouts, Transferred, check_url
@@ -33,8 +35,12 @@ from remote.protocol.messages import (
     ChildrenPage,
     CompleteUpload,
     FileReply,
+    ListReply,
+    ListRequest,
     LocateReply,
     LocateRequest,
+    LocateSeveral,
+    LocateSeveralReply,
     LoginReply,
     LoginRequest,
     Me,
@@ -80,9 +86,18 @@ class ApiClient(Live, DataPath, AccountEndpoints):
         asked = {"cursor": cursor, "limit": limit}
         return await self._call("GET", path, ChildrenPage, params=asked)
 
+    async def list_several(self, directories: Sequence[FileId]) -> ListReply:
+        """Complete listings of some of `directories`, from the front: see `ListReply`."""
+        request = ListRequest(directories=list(directories))
+        return await self._call("POST", "/v1/listings", ListReply, request)
+
     async def versions(self, file: FileId, cursor: str | None = None) -> VersionsPage:
         path = f"/v1/files/{file}/versions"
         return await self._call("GET", path, VersionsPage, params={"cursor": cursor})
+
+    async def locate_several(self, request: LocateSeveral) -> LocateSeveralReply:
+        path = "/v1/chunks/locate-several"
+        return await self._call("POST", path, LocateSeveralReply, request)
 
     async def locate(self, request: LocateRequest) -> LocateReply:
         return await self._call("POST", "/v1/chunks/locate", LocateReply, request)

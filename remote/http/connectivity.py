@@ -129,7 +129,10 @@ class Connectivity:
             raise _offline(why)
 
     def _host(self, origin: str) -> _Host:
-        return self._hosts.setdefault(origin, _Host())
+        host = self._hosts.get(origin)  # most often there: asked for each piece of a body
+        if host is None:
+            host = self._hosts[origin] = _Host()
+        return host
 
     def _unanswered(self, origin: str, host: _Host, why: str, for_feed: bool) -> None:
         if self._nursery is None or host.silence is not None:

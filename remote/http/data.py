@@ -9,11 +9,12 @@ A signed URL's query is a secret while it lives: it is in no error and in no log
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 from remote.http.connectivity import origin_of
 from remote.http.lazy_import import Late
+from remote.http.pace import AT_ONCE, Pace
 from remote.http.transport import (
     REQUEST_ID,
     Transport,
@@ -28,13 +29,12 @@ from remote.protocol.messages import PresignedPut
 
 if TYPE_CHECKING:
     import httpx
+
+    from remote.http.carriers import Answer
 else:
     httpx = Late("httpx")
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
-
-# One write to the socket: large enough to be rare, small enough that the copy stays in cache.
-_PUT_SLICE = 256 * 1024
 
 # A chunk is made so large that it takes seconds; longer than this is worth a line in the log.
 SLOW_TRANSFER_SECONDS = 30.0
@@ -47,23 +47,10 @@ class Truncated(Unreachable):
     """An object was not as long as it must be. Refetch; when it stays so, it is corrupt."""
 
 
-class Pace(Protocol):
-    """How fast bodies are sent: `remote.transfer.throttle.Throttle` is one."""
-
-    async def take(self, most: int, /) -> int:
-        """Return when some of `most` bytes may be sent; how many, at least 1."""
-        ...
-
-
-class _AtOnce:
-    async def take(self, most: int, /) -> int:
-        return most
-
-
 class DataPath(Transport):
     """The part of `api.ApiClient` that moves bytes."""
 
-    upload_pace: Pace = _AtOnce()
+    upload_pace: Pace = AT_ONCE
 
     async def put_chunk(self, put: PresignedPut, body: Buffer) -> None:
         """Store `body` where `put` says. That it is there already is success."""
@@ -75,25 +62,19 @@ class DataPath(Transport):
         where = f"upload to {url.host}"
         noted = self._noted("PUT", url.path, length[REQUEST_ID], SLOW_TRANSFER_SECONDS)
         origin = origin_of(put.url)
-        with self.connectivity.asking(origin), noted:
-            data = await self._pools.data()
-            with transport_errors(where):
-                response = await data.put(url, content=self._slices(view), headers=headers)
-            self.connectivity.heard(origin)
-            self.transferred.requests += 1
-            if not (response.is_success or response.status_code == 412):
-                raise _data_refusal(response, where)
+        with self.connectivity.asking(origin), noted, transport_errors(where):
+            carrier = await self._pools.carrier(url)
+            async with carrier.exchange(
+                "PUT", url, headers, view, self._sent, self.upload_pace
+            ) as answer:
+                self.connectivity.heard(origin)
+                self.transferred.requests += 1
+                status, said = answer.status, answer.headers
+            if not (200 <= status < 300 or status == 412):
+                raise _data_refusal(status, said, where)
 
-    async def _slices(self, view: memoryview) -> AsyncIterator[bytes]:
-        """The body in the portions that may be sent. No timeout counts while one is waited for."""
-        start = 0
-        while start < len(view):
-            part = view[start:][:_PUT_SLICE]
-            part = part[: await self.upload_pace.take(len(part))]
-            self.transferred.uploaded_bytes += len(part)
-            # h11 only measures and joins what it is given: a view does, and saves a copy.
-            yield cast(bytes, part)
-            start += len(part)
+    def _sent(self, size: int) -> None:
+        self.transferred.uploaded_bytes += size
 
     async def get_range(
         self, url: str, start: int, end_exclusive: int, into: bytearray | memoryview
@@ -115,43 +96,37 @@ class DataPath(Transport):
         origin = origin_of(url)
         noted = self._noted("GET", signed.path, headers[REQUEST_ID], SLOW_TRANSFER_SECONDS)
         with self.connectivity.asking(origin), noted, transport_errors(where):
-            data = await self._pools.data()
-            async with data.stream("GET", signed, headers=headers) as response:
+            carrier = await self._pools.carrier(signed)
+            async with carrier.exchange("GET", signed, headers) as answer:
                 self.connectivity.heard(origin)
                 self.transferred.requests += 1
-                _check_range(response, start, end_exclusive, where)
-                await self._fill(response, target, where, origin)
-        return len(target)
+                _check_range(answer, start, end_exclusive, where)
+                came = await answer.read_into(target, lambda size: self._received(size, origin))
+                if came > len(target):
+                    raise Truncated(f"{where}: more came than the {len(target)} bytes asked for")
+            if came != len(target):
+                raise Truncated(f"{where}: truncated, {came} of {len(target)} bytes came")
+        return came
 
-    async def _fill(
-        self, response: httpx.Response, target: memoryview, where: str, origin: str
-    ) -> None:
-        filled = 0
-        async for part in response.aiter_raw():
-            self.connectivity.heard(origin)
-            self.transferred.downloaded_bytes += len(part)
-            if filled + len(part) > len(target):
-                raise Truncated(f"{where}: more came than the {len(target)} bytes asked for")
-            target[filled : filled + len(part)] = part
-            filled += len(part)
-        if filled != len(target):
-            raise Truncated(f"{where}: truncated, {filled} of {len(target)} bytes came")
+    def _received(self, size: int, origin: str) -> None:
+        self.connectivity.heard(origin)
+        self.transferred.downloaded_bytes += size
 
 
-def _check_range(response: httpx.Response, start: int, end: int, where: str) -> None:
+def _check_range(answer: Answer, start: int, end: int, where: str) -> None:
     """Raise unless the answer's body is bytes [start, end), as they are stored."""
-    status = response.status_code
+    status = answer.status
     if status == 416:
         raise Truncated(f"{where}: truncated, the object ends before {end}")
     if status not in (200, 206):
-        raise _data_refusal(response, where)
-    encoding = response.headers.get("Content-Encoding", "identity")
+        raise _data_refusal(status, answer.headers, where)
+    encoding = answer.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise ProtocolError(f"{where}: somebody on the way applied {encoding}")
     if status == 200 and start != 0:
         raise ProtocolError(f"{where}: a range was asked for, the whole was answered")
     if status == 206:
-        _check_content_range(response.headers.get("Content-Range", ""), start, end, where)
+        _check_content_range(answer.headers.get("Content-Range", ""), start, end, where)
 
 
 def _check_content_range(text: str, start: int, end: int, where: str) -> None:
@@ -162,10 +137,9 @@ def _check_content_range(text: str, start: int, end: int, where: str) -> None:
         raise Truncated(f"{where}: truncated, [{start}, {end}) was asked for, {text} came")
 
 
-def _data_refusal(response: httpx.Response, where: str) -> NearlineError:
-    status = response.status_code
+def _data_refusal(status: int, headers: Mapping[str, str], where: str) -> NearlineError:
     if status in _SIGN_AGAIN:
         return UrlRefused(f"{where}: the signed URL was refused ({status})")
     if is_later(status):
-        return Busy(f"{where}: answered {status}", status, retry_after(response.headers))
+        return Busy(f"{where}: answered {status}", status, retry_after(headers))
     return ProtocolError(f"{where}: answered {status}")

@@ -1,21 +1,16 @@
 """HTTP to a server on this machine, spoken over TLS whatever the URL says.
 
-Knows: httpx, httpcore's streams, TLS as the `ssl` module does it in memory. Must not know: tokens,
-where the certificate comes from. Loaded with the HTTP libraries (`late`).
+Knows: httpx, httpcore's streams, our own (`streams`). Must not know: tokens, where the certificate
+comes from. Loaded with the HTTP libraries (`late`).
 
 URLs of such a server begin with http://, in settings, logs and signatures: that is its name. On the
 way to it they become TLS with its certificate as the only one that is good, so that no byte of a
 request reaches another program that has the port.
-
-The stream is our own because trio's gives one TLS record (16 KiB) at a time, and everything above
-is asked for each. Here as much is decrypted before anybody is asked as was wanted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import ssl
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,21 +19,24 @@ import httpcore
 import httpx
 import trio
 
-from remote.protocol.certificates import trusting
-
-# What is taken from the socket, or given to it, at a time.
-_PIECE = 256 * 1024
+from remote.http.streams import Tcp, Tls
 
 
 class NotThatServer(httpx.ConnectError):
     """Whoever answers has not the key that belongs to the pinned certificate."""
 
 
-class PinnedTransport(httpx.AsyncHTTPTransport):
-    """Carries http:// requests over TLS to the holder of `certificate`'s key (PEM)."""
+def not_that_server() -> NotThatServer:
+    return NotThatServer(
+        "another program answers there, or the server's key changed; if it did, "
+        "run `nearline login` again"
+    )
 
-    def __init__(self, certificate: str, limits: httpx.Limits) -> None:
-        context = trusting(certificate)
+
+class PinnedTransport(httpx.AsyncHTTPTransport):
+    """Carries http:// requests over TLS to whom `context` trusts (`certificates.trusting`)."""
+
+    def __init__(self, context: ssl.SSLContext, limits: httpx.Limits) -> None:
         super().__init__(verify=context, trust_env=False)
         # httpx has no argument for the network's backend.
         self._pool = httpcore.AsyncConnectionPool(
@@ -55,10 +53,7 @@ class PinnedTransport(httpx.AsyncHTTPTransport):
             return await super().handle_async_request(request)
         except httpx.ConnectError as error:
             if isinstance(error.__cause__, _SomebodyElse):
-                raise NotThatServer(
-                    "another program answers there, or the server's key changed; if it did, "
-                    "run `nearline login` again"
-                ) from error
+                raise not_that_server() from error
             raise
 
 
@@ -99,16 +94,16 @@ class _Tcp(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        tls = _Tls(self._stream, ssl_context, server_hostname)
+        tls = Tls(Tcp(self._stream), ssl_context, server_hostname)
         try:
             with _named(httpcore.ConnectTimeout, httpcore.ConnectError), _within(timeout):
                 await self._shake_hands(tls)
         except BaseException:
             await self.aclose()
             raise
-        return tls
+        return _Tls(tls, self._stream)
 
-    async def _shake_hands(self, tls: _Tls) -> None:
+    async def _shake_hands(self, tls: Tls) -> None:
         try:
             await tls.shake_hands()
         except ssl.SSLError as error:
@@ -116,87 +111,32 @@ class _Tcp(httpcore.AsyncNetworkStream):
 
 
 class _Tls(httpcore.AsyncNetworkStream):
-    """TLS over one socket. Concurrency: one task may read while others write."""
+    """A connection of ours, as httpcore calls it."""
 
-    def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext, host: str | None):
-        self._stream = stream
-        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._in, self._out, server_hostname=host)
-        self._received = bytearray(_PIECE)
-        self._sending = trio.Lock()  # what is encrypted first is sent first
-        self._is_over = False  # the peer has said that it sends no more
-
-    async def shake_hands(self) -> None:
-        """Raises ssl.SSLError for who is not the one, and OSError for who goes away."""
-        while not self._is_done():
-            await self._flush()
-            await self._receive()
-            if self._in.eof:
-                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-        await self._flush()
-
-    def _is_done(self) -> bool:
-        try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
+    def __init__(self, tls: Tls, stream: trio.SocketStream) -> None:
+        self._tls, self._stream = tls, stream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """All that is there, at most `max_bytes`; empty at the end, which is none of HTTP's unless
-        HTTP says so: a peer that goes away without a word is noticed by the length. Who says so
-        in TLS may keep its socket open until it hears the same of us."""
+        """All that is there, at most `max_bytes`; empty at the end."""
         plain = bytearray(max_bytes)
         with _named(httpcore.ReadTimeout, httpcore.ReadError), _within(timeout):
-            while not (size := self._decrypt(plain)) and not (self._is_over or self._in.eof):
-                await self._receive()
-            if self._out.pending:  # the peer asked for new keys
-                await self._flush()
-        del plain[size:]
-        return bytes(plain)
-
-    def _decrypt(self, into: bytearray) -> int:
-        """As much as there is; how many bytes that was."""
-        view, size = memoryview(into), 0
-        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            while size < len(view):
-                got = self._tls.read(len(view) - size, view[size:])
-                if not got:
-                    self._is_over = True
-                    break
-                size += got  # type: ignore[operator]  # into a buffer: the number of bytes
-        view.release()
-        return size
+            size = await self._tls.receive_into(memoryview(plain))
+        return bytes(memoryview(plain)[:size])
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         with _named(httpcore.WriteTimeout, httpcore.WriteError), _within(timeout):
             view = memoryview(buffer)
             while view:
-                async with self._sending:
-                    written = self._tls.write(view[:_PIECE])
-                    await self._stream.send_all(self._out.read())
-                view = view[written:]
-
-    async def _flush(self) -> None:
-        async with self._sending:
-            if self._out.pending:
-                await self._stream.send_all(self._out.read())
-
-    async def _receive(self) -> None:
-        size = await self._stream.socket.recv_into(self._received)
-        if size:
-            self._in.write(memoryview(self._received)[:size])
-        else:
-            self._in.write_eof()
+                view = view[await self._tls.send(view) :]
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
     def get_extra_info(self, info: str) -> Any:
         if info == "ssl_object":
-            return self._tls
+            return self._tls.object
         if info == "is_readable":
-            return bool(self._in.pending) or self._stream.socket.is_readable()
+            return self._tls.is_readable()
         if info == "socket":
             return self._stream.socket
         return None

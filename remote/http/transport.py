@@ -27,7 +27,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar, cast
+from urllib.request import getproxies
 
 import msgspec
 import structlog
@@ -35,6 +36,7 @@ import trio
 
 from remote.http.connectivity import Connectivity, origin_of
 from remote.http.lazy_import import Late
+from remote.protocol.certificates import trusting
 from remote.protocol.errors import (
     AnyProblem,
     Busy,
@@ -50,9 +52,10 @@ from remote.protocol.hosts import is_loopback, is_on_this_machine
 if TYPE_CHECKING:
     import httpx
 
-    from remote.http import pinned_tls
+    from remote.http import carriers, pinned_tls
 else:
     httpx, pinned_tls = Late("httpx"), Late("remote.http.pinned_tls")
+    carriers = Late("remote.http.carriers")
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +67,7 @@ USER_AGENT = "nearline/1"
 REQUEST_ID = "X-Request-Id"
 
 API_CONNECTIONS = 16
-DATA_CONNECTIONS = 16
+DATA_CONNECTIONS = 48  # what downloads (`transfer.download`) and uploads have under way together
 KEEPALIVE_SECONDS = 30.0
 
 # A request that took longer than this is worth a line in the log.
@@ -116,6 +119,12 @@ class Timeouts:
         return httpx.Timeout(connect=self.connect, read=read, write=self.write, pool=None)
 
 
+class _Open(NamedTuple):
+    api: httpx.AsyncClient
+    data: httpx.AsyncClient
+    direct: carriers.Direct | None  # None: a proxy is in between
+
+
 class Pools:
     """The connections to one server, opened when the first of them is needed."""
 
@@ -125,15 +134,22 @@ class Pools:
         self._base_url, self._user_agent, self._timeouts = base_url, user_agent, timeouts
         self._pin = pin
         self._opening = trio.Lock()
-        self._open: tuple[httpx.AsyncClient, httpx.AsyncClient] | None = None
+        self._open: _Open | None = None
 
     async def api(self) -> httpx.AsyncClient:
-        return (await self._opened())[0]
+        return (await self._opened()).api
 
     async def data(self) -> httpx.AsyncClient:
-        return (await self._opened())[1]
+        return (await self._opened()).data
 
-    async def _opened(self) -> tuple[httpx.AsyncClient, httpx.AsyncClient]:
+    async def carrier(self, url: httpx.URL) -> carriers.Carrier:
+        """Who carries the bodies of `url`."""
+        opened = await self._opened()
+        if opened.direct is None or url.userinfo:
+            return carriers.ByHttpx(opened.data)
+        return opened.direct
+
+    async def _opened(self) -> _Open:
         if self._open is not None:
             return self._open
         async with self._opening:
@@ -142,29 +158,56 @@ class Pools:
                 self._open = await trio.to_thread.run_sync(self._make, abandon_on_cancel=True)
         return self._open
 
-    def _make(self) -> tuple[httpx.AsyncClient, httpx.AsyncClient]:
+    def _make(self) -> _Open:
+        # A proxy from the environment must not get between us and our own machine.
+        trust_env = not is_loopback(httpx.URL(self._base_url).host)
+        # One context for all: loading the system's certificates takes tens of ms.
+        context = httpx.create_ssl_context()
+        trusted = None if self._pin is None else trusting(self._pin)
         make: Callable[..., httpx.AsyncClient] = functools.partial(
             httpx.AsyncClient,
             headers={"User-Agent": self._user_agent},
-            # One context for both pools: loading the system's certificates takes tens of ms.
-            verify=httpx.create_ssl_context(),
+            verify=context,
             timeout=self._timeouts.as_httpx(),
-            # A proxy from the environment must not get between us and our own machine.
-            trust_env=not is_loopback(httpx.URL(self._base_url).host),
+            trust_env=trust_env,
         )
         for_api, for_data = _pool(API_CONNECTIONS), _pool(DATA_CONNECTIONS)
-        api = make(base_url=self._base_url, limits=for_api, mounts=self._mounts(for_api))
-        return api, make(limits=for_data, mounts=self._mounts(for_data))
+        return _Open(
+            make(base_url=self._base_url, limits=for_api, mounts=_mounts(trusted, for_api)),
+            make(limits=for_data, mounts=_mounts(trusted, for_data)),
+            None if trust_env and has_proxy() else self._direct(context, trusted),
+        )
 
-    def _mounts(self, limits: httpx.Limits) -> dict[str, httpx.AsyncBaseTransport]:
-        """The transport of http:// URLs, if not the ordinary one."""
-        if self._pin is None:
-            return {}
-        return {"http://": pinned_tls.PinnedTransport(self._pin, limits)}
+    def _direct(self, context: ssl.SSLContext, trusted: ssl.SSLContext | None) -> carriers.Direct:
+        context.set_alpn_protocols(["http/1.1"])
+        return carriers.Direct(
+            self._user_agent,
+            carriers.Patience(self._timeouts.connect, self._timeouts.read, self._timeouts.write),
+            {"https": context, "http": trusted},
+            frozenset() if trusted is None else frozenset({"http"}),
+            connections=DATA_CONNECTIONS,
+            keepalive=KEEPALIVE_SECONDS,
+        )
 
     async def close(self) -> None:
-        for client in self._open or ():
+        if self._open is None:
+            return
+        for client in (self._open.api, self._open.data):
             await client.aclose()
+        if self._open.direct is not None:
+            self._open.direct.close()
+
+
+def has_proxy() -> bool:
+    """Whether the environment names one, for whatever host: httpx knows for which."""
+    return not getproxies().keys().isdisjoint(("http", "https", "all"))
+
+
+def _mounts(
+    trusted: ssl.SSLContext | None, limits: httpx.Limits
+) -> dict[str, httpx.AsyncBaseTransport]:
+    """How http:// travels, if not as it is."""
+    return {} if trusted is None else {"http://": pinned_tls.PinnedTransport(trusted, limits)}
 
 
 class Transport:

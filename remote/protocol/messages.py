@@ -22,6 +22,8 @@ from remote.protocol.errors import AnyProblem
 from remote.protocol.ids import ChunkId, DriveId, FileId, HexId, VersionId
 
 MAX_BATCH = 1000
+MAX_WHOLE = 100  # versions located in one request
+MAX_WHOLE_CHUNKS = 16  # located of each of them
 MAX_SENT_AS = 4
 MAX_NAME_BYTES = 255
 # Of the directory at a drive's top in which every device shows what others share with the account;
@@ -142,6 +144,27 @@ class ChildrenPage(Struct, kw_only=True):
     next: str | None = None
 
 
+class ListRequest(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Directories to list, the most wanted first."""
+
+    directories: Annotated[list[FileId], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+class Listed(Struct, frozen=True, kw_only=True):
+    """A directory with all its entries by name (code point order), as of drive sequence `as_of`."""
+
+    directory: FileRecord
+    children: list[Child]
+    as_of: int
+
+
+class ListReply(Struct, kw_only=True):
+    """Those that were asked for, from the front, until the answer was full: at least one, if the
+    caller may see it, it is a directory, and its entries fit. What is not here is not told why."""
+
+    listed: list[Listed]
+
+
 class VersionInfo(Struct, kw_only=True):
     """`device` and `account` are the names of who wrote it. `base` is the version it was made
     from: where that is not the one before in the list, this one won over that."""
@@ -195,12 +218,36 @@ class LocateRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     manifest: bool = False
 
 
+class WholeVersion(Struct, frozen=True):
+    file: FileId
+    version: VersionId
+
+
 class Located(Struct, frozen=True, kw_only=True):
     """A signed GET of one stored chunk, and how to take it apart."""
 
     descriptor: Descriptor
     url: str
     expires_ns: Nanoseconds
+
+
+class LocateSeveral(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The whole of each of several small versions, by one request."""
+
+    versions: Annotated[list[WholeVersion], Meta(min_length=1, max_length=MAX_WHOLE)]
+
+
+class LocatedVersion(Struct, frozen=True, kw_only=True, tag="located", tag_field="type"):
+    """Its manifest, and its first chunks: all of them, if there are not very many."""
+
+    manifest: Manifest
+    chunks: list[Located]
+
+
+class LocateSeveralReply(Struct, kw_only=True):
+    """In the order of the request."""
+
+    found: list[LocatedVersion | AnyProblem]
 
 
 class LocateReply(Struct, kw_only=True):

@@ -130,6 +130,12 @@ class Downloader:
         `ProtocolError`."""
         return await self._locator.first_look(file, version, span)
 
+    async def look_at_several(
+        self, wanted: Sequence[tuple[FileId, VersionId]]
+    ) -> dict[VersionId, Manifest]:
+        """The same for whole small versions, by one request: see `Locator.look_at_several`."""
+        return await self._locator.look_at_several(wanted)
+
     @asynccontextmanager
     async def fetch(
         self,

@@ -23,13 +23,13 @@ GRAIN = 256 * 1024
 # Large transfers at once, and the most that can be asked for: what a chunk costs in memory, and
 # what is sent twice after a crash, is reckoned with so many.
 TRANSFERS = 8
-# Bytes; what is no longer is a small transfer: one block.
+# Small ones that go at once in the place of a large one: they wait, mostly.
+SMALL_ONES = 4
+# Bytes; what is shorter is a small transfer.
 SMALL = 256 * 1024
 # Bytes a second. A server gives up a body that comes slower than 1 KiB/s, or for an hour
 # (`body_floor` and `body_total_seconds` in its settings).
 SLOWEST_PUT = 16 * 1024
-# What a large transfer weighs.
-_LARGE_WEIGHT = 8
 
 
 class Claim:
@@ -97,18 +97,16 @@ class PrioritySemaphore:
 
 
 class Places:
-    """For at most `transfers` large transfers at once. Small ones count less: there may be
-    `TRANSFERS` of them, or 4 where 1 is the most. `used` and `peak` count transfers."""
+    """For at most `transfers` large transfers at once, or `SMALL_ONES` times as many small ones.
+    `used` and `peak` count transfers."""
 
     def __init__(self, transfers: int = TRANSFERS) -> None:
-        self.transfers = transfers
         self.used = self.peak = 0
-        self._weights = PrioritySemaphore(transfers * _LARGE_WEIGHT)
+        self._weights = PrioritySemaphore(transfers * SMALL_ONES)
 
     def change(self, transfers: int) -> None:
         """So many from now on. What is under way goes on."""
-        self.transfers = transfers
-        self._weights.change(transfers * _LARGE_WEIGHT)
+        self._weights.change(transfers * SMALL_ONES)
 
     @property
     def is_urgent(self) -> bool:
@@ -118,7 +116,7 @@ class Places:
     @asynccontextmanager
     async def place(self, size: int, claim: Claim) -> AsyncIterator[None]:
         """Around a transfer of `size` bytes; it waits before until there is a place."""
-        weight = _LARGE_WEIGHT if size > SMALL else max(2, min(self.transfers, _LARGE_WEIGHT))
+        weight = 1 if size < SMALL else SMALL_ONES
         await self._weights.acquire(weight, claim)
         self.used += 1
         self.peak = max(self.peak, self.used)

@@ -25,7 +25,17 @@ import trio
 from remote.protocol.content import BadContent, Manifest, check_descriptor, check_manifest
 from remote.protocol.errors import NearlineError, ProtocolError
 from remote.protocol.ids import FileId, VersionId
-from remote.protocol.messages import SIGNED_URL_SECONDS, Located, LocateReply, LocateRequest, Span
+from remote.protocol.messages import (
+    SIGNED_URL_SECONDS,
+    Located,
+    LocatedVersion,
+    LocateReply,
+    LocateRequest,
+    LocateSeveral,
+    LocateSeveralReply,
+    Span,
+    WholeVersion,
+)
 
 MAX_QUESTION = 100
 MAX_LOCATED = 4096
@@ -33,9 +43,11 @@ EXPIRY_MARGIN_SECONDS = 30.0
 
 
 class LocateApi(Protocol):
-    async def locate(self, request: LocateRequest) -> LocateReply:
-        """Raises `Refused`, `Unreachable`, `ProtocolError`."""
-        ...
+    """Both raise `Refused`, `Unreachable`, `ProtocolError`."""
+
+    async def locate(self, request: LocateRequest) -> LocateReply: ...
+
+    async def locate_several(self, request: LocateSeveral) -> LocateSeveralReply: ...
 
 
 class _Question:
@@ -85,12 +97,24 @@ class Locator:
         reply = await self._api.locate(request)
         if reply.manifest is None:
             raise ProtocolError(f"the server sent no manifest for version {version}")
-        try:
-            check_manifest(reply.manifest)
-        except BadContent as error:
-            raise ProtocolError(f"version {version} has a bad manifest: {error}") from error
+        _check(version, reply.manifest)
         self._remember(reply.chunks)
         return reply.manifest
+
+    async def look_at_several(
+        self, wanted: Sequence[tuple[FileId, VersionId]]
+    ) -> dict[VersionId, Manifest]:
+        """The manifests of small versions, `MAX_WHOLE` at most, whose chunks become known in the
+        same round trip. What is refused is left out. Raises what `LocateApi` does."""
+        request = LocateSeveral(versions=[WholeVersion(*one) for one in wanted])
+        reply = await self._api.locate_several(request)
+        manifests: dict[VersionId, Manifest] = {}
+        for (_, version), found in zip(wanted, reply.found, strict=False):
+            if isinstance(found, LocatedVersion):
+                _check(version, found.manifest)
+                self._remember(found.chunks)
+                manifests[version] = found.manifest
+        return manifests
 
     def known(self, chunk: bytes) -> Located | None:
         """The location of `chunk`, if it is known and not about to expire."""
@@ -161,6 +185,13 @@ class Locator:
         lifetime = (located.expires_ns - self._now_ns()) / 1e9
         believable = min(max(lifetime, 2 * EXPIRY_MARGIN_SECONDS), float(SIGNED_URL_SECONDS))
         return trio.current_time() + believable - EXPIRY_MARGIN_SECONDS
+
+
+def _check(version: VersionId, manifest: Manifest) -> None:
+    try:
+        check_manifest(manifest)
+    except BadContent as error:
+        raise ProtocolError(f"version {version} has a bad manifest: {error}") from error
 
 
 def _pick(question: _Question, chunk: bytes) -> Located:

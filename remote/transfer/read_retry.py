@@ -27,6 +27,8 @@ from remote.protocol.messages import (
     FileReply,
     LocateReply,
     LocateRequest,
+    LocateSeveral,
+    LocateSeveralReply,
     VersionsPage,
 )
 
@@ -110,6 +112,8 @@ class ReadApi(Protocol):
 
     async def locate(self, request: LocateRequest) -> LocateReply: ...
 
+    async def locate_several(self, request: LocateSeveral) -> LocateSeveralReply: ...
+
     async def get_range(
         self, url: str, start: int, end_exclusive: int, into: bytearray | memoryview
     ) -> int: ...
@@ -145,6 +149,10 @@ class RetriedReads:
 
     async def locate(self, request: LocateRequest) -> LocateReply:
         return await self._ask(lambda: self._api.locate(request))
+
+    async def locate_several(self, request: LocateSeveral) -> LocateSeveralReply:
+        """Asked once: nobody waits for it."""
+        return await self._api.locate_several(request)
 
     async def get_range(
         self, url: str, start: int, end_exclusive: int, into: bytearray | memoryview

@@ -10,7 +10,7 @@ in JSON.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence, Set
 from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, cast
@@ -83,8 +83,9 @@ class Request:
     async def read(self, work: Work[T]) -> T:
         return await self.service.read(self.token, work)
 
-    async def write(self, work: Work[T]) -> T:
-        return await self.service.write(self.token, work)
+    async def write(self, work: Work[T], chunks: Set[bytes] = frozenset()) -> T:
+        """`work` is to know which of `chunks` have arrived."""
+        return await self.service.write(self.token, work, chunks)
 
     async def publish(self, work: Work[tuple[Sequence[News], T]]) -> T:
         """Commit `work`, then tell those whom it concerns."""

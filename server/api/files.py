@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar, cast
 
 from sqlalchemy import Connection
 
+from remote.protocol.errors import AnyProblem, Refused
 from remote.protocol.messages import (
+    MAX_WHOLE_CHUNKS,
     ChangesPage,
     ChildrenPage,
     FileReply,
     FingerprintReply,
+    ListReply,
+    ListRequest,
     Located,
+    LocatedVersion,
     LocateReply,
     LocateRequest,
+    LocateSeveral,
+    LocateSeveralReply,
+    Span,
     VersionsPage,
+    WholeVersion,
 )
 from server.api.endpoint import Id, Limit, get, post
-from server.api.exchange import Request
+from server.api.exchange import Request, Work
 from server.changes import feed
 from server.changes.views import view_of
 from server.drive import listing, versions
 from server.permissions import access
 from server.permissions.caller import Caller
+from server.permissions.lineage import Lineage
 from server.service import Service
 from server.storage.blobs import BlobKey
 from server.uploads import verification
+
+T = TypeVar("T")
 
 
 @get("/v1/files/{file_id}", "A file")
@@ -47,6 +61,14 @@ async def children(
 ) -> ChildrenPage:
     def work(conn: Connection, caller: Caller) -> ChildrenPage:
         return listing.children(conn, caller, file_id, cursor, limit)
+
+    return await request.read(work)
+
+
+@post("/v1/listings", "Several directories")
+async def listings(request: Request, wanted: ListRequest) -> ListReply:
+    def work(conn: Connection, caller: Caller) -> ListReply:
+        return listing.several(conn, caller, wanted.directories)
 
     return await request.read(work)
 
@@ -91,8 +113,24 @@ async def locate(request: Request, wanted: LocateRequest) -> LocateReply:
     def work(conn: Connection, caller: Caller) -> LocateReply | list[BlobKey]:
         return _locate(service, conn, caller, wanted)
 
+    return await _vouched_for(request, work)
+
+
+@post("/v1/chunks/locate-several", "Signed GETs of whole versions")
+async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSeveralReply:
+    service = request.service
+
+    def work(conn: Connection, caller: Caller) -> LocateSeveralReply | list[BlobKey]:
+        return _locate_several(service, conn, caller, wanted.versions)
+
+    return await _vouched_for(request, work)
+
+
+async def _vouched_for(request: Request, work: Work[T | list[BlobKey]]) -> T:
+    """What `work` answers, once everything that it names instead has been vouched for."""
+    service = request.service
     found = await request.read(work)
-    while not isinstance(found, LocateReply):
+    while isinstance(found, list):
         await service.reception.vouch(found, service.whose(request.token))
         found = await request.read(work)
     return found
@@ -111,13 +149,58 @@ def _locate(
     ids = dict.fromkeys(wanted.chunks)
     if manifest is not None and wanted.span is not None:
         ids |= dict.fromkeys(versions.under(manifest, wanted.span)[: listing.MAX_CHILDREN])
+    found = _signed(service, conn, caller, row.drive, wanted.version, list(ids))
+    if not isinstance(found, Signed):
+        return found
+    return LocateReply(chunks=found.chunks, manifest=manifest if wanted.manifest else None)
+
+
+def _locate_several(
+    service: Service, conn: Connection, caller: Caller, wanted: Sequence[WholeVersion]
+) -> LocateSeveralReply | list[BlobKey]:
+    """Each is authorised, and refused, by itself: see `_locate`."""
+    lineage = Lineage(conn)
+    answers: list[LocatedVersion | AnyProblem] = []
+    doubtful: list[BlobKey] = []
+    for one in wanted:
+        try:
+            row = access.require(conn, caller, one.file, "viewer", lineage)
+            manifest = versions.manifest_of(versions.read(conn, one.file, one.version))
+            ids = versions.under(manifest, Span(0, max(1, manifest.size)))[:MAX_WHOLE_CHUNKS]
+            found = _signed(service, conn, caller, row.drive, one.version, ids)
+        except Refused as refused:
+            answers.append(cast(AnyProblem, refused.problem))
+            continue
+        if isinstance(found, Signed):
+            answers.append(LocatedVersion(manifest=manifest, chunks=found.chunks))
+        else:
+            doubtful += found
+    return doubtful or LocateSeveralReply(found=answers)
+
+
+class Signed(NamedTuple):
+    chunks: list[Located]
+
+
+def _signed(
+    service: Service,
+    conn: Connection,
+    caller: Caller,
+    drive: str,
+    version: str,
+    ids: Sequence[bytes],
+) -> Signed | list[BlobKey]:
+    """Where chunks of a version are, for somebody who may read it; or what of them has to be
+    vouched for before. Raises `Refused(NotFound)`."""
+    if not ids:
+        return Signed([])
     now_ns = time.time_ns()
-    descriptors = versions.descriptors(conn, wanted.version, list(ids))
-    doubtful = verification.doubtful(conn, row.drive, ids, caller.device)
+    descriptors = versions.descriptors(conn, version, ids)
+    doubtful = verification.doubtful(conn, drive, ids, caller.device)
     if doubtful:
         return doubtful
     found = []
     for descriptor in descriptors:
-        url, expires_ns = service.signer.get(BlobKey(row.drive, descriptor.id), now_ns)
+        url, expires_ns = service.signer.get(BlobKey(drive, descriptor.id), now_ns)
         found.append(Located(descriptor=descriptor, url=url, expires_ns=expires_ns))
-    return LocateReply(chunks=found, manifest=manifest if wanted.manifest else None)
+    return Signed(found)

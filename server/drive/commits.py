@@ -3,13 +3,14 @@
 Knows: idempotency, savepoints, sequence numbers, which topics learn of a change, when the audit log
 does. Must not know: what an operation does (`tree`), how news travel (`feed`).
 
-The order inside the transaction: look the key up; check access and apply, in a savepoint; give the
-change the drive's next sequence number; at the end write the change rows, the audit rows (one per
-applied operation) and the answers, and bump the drive's head row last. On a database with
-concurrent writers the head row is locked when a batch first needs it, so sequence order is the
-order in which commits become visible.
+The order inside the transaction: look the key up; check access and apply, so that it can be undone
+(`working_set`, which reads and writes what the operations need in sets); give the change the
+drive's next sequence number; at the end write what changed, the change rows, the audit rows (one
+per applied operation) and the answers, and bump the drive's head row last. On a database with
+concurrent writers the head row is locked before anything of a drive is read, so sequence order is
+the order in which commits become visible.
 
-A refusal rolls its savepoint back. It is stored as the answer to its key only if it will not change
+A refusal undoes its operation. It is stored as the answer to its key only if it will not change
 (retry class NEVER): after `chunks_missing` the same key is sent again once the chunks are there.
 Until then, later operations of the batch on the files of such a refusal are put off too
 (`unavailable`, not stored): on a file that is yet to come they would be refused for good.
@@ -34,6 +35,7 @@ from server.changes.fanout import News, account_topic, drive_topic, grant_topic
 from server.changes.trimming import Touched, trimmed
 from server.drive import tree
 from server.drive.mutation import Mutation
+from server.drive.working_set import AHEAD, AHEAD_FIRST, WorkingSet
 from server.metadata import operations
 from server.metadata.records import pages
 from server.metadata.schema import audit as audit_table
@@ -68,7 +70,11 @@ def apply(
     """
     batch = _Batch(conn, caller, now_ns, is_over, _devices(conn, caller, sent_as))
     batch.recall([keyed.key for keyed in ops])
-    results = [batch.answer(keyed) for keyed in ops]
+    results: list[Result] = []
+    # Few at first: the batch may have to end after one, and is sent again then.
+    for part in (ops[:AHEAD_FIRST], *pages(ops[AHEAD_FIRST:], AHEAD)):
+        batch.look_ahead(part)
+        results += [batch.answer(keyed) for keyed in part]
     return results, batch.finish()
 
 
@@ -103,7 +109,7 @@ class _Batch:
     known: dict[str, Result] = field(default_factory=dict)
     heads: dict[str, _Head] = field(default_factory=dict)
     answers: list[dict[str, object]] = field(default_factory=list)
-    rows: list[dict[str, object]] = field(default_factory=list)
+    told: list[dict[str, object]] = field(default_factory=list)
     audited: list[dict[str, object]] = field(default_factory=list)
     topics: dict[str, list[Change]] = field(default_factory=dict)
     put_off: set[str] = field(default_factory=set)
@@ -112,10 +118,12 @@ class _Batch:
     parts: dict[str, bool] = field(default_factory=dict)
     size: int = 0
     attempts: int = 0
+    rows: WorkingSet = field(init=False)
     lineage: Lineage = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lineage = Lineage(self.conn)
+        self.rows = WorkingSet(self.conn)
+        self.lineage = Lineage(self.conn, self.rows.settle)
 
     def recall(self, keys: Sequence[str]) -> None:
         """Load the answers that were given before, in the order of `keys`, as far as there is room
@@ -140,6 +148,26 @@ class _Batch:
     def _mine(self, keys: Sequence[str]) -> ColumnElement[bool]:
         return idempotency.c.device.in_(self.devices) & idempotency.c.key.in_(keys)
 
+    def look_ahead(self, part: Sequence[Keyed]) -> None:
+        """Read what the next operations name, unless they were answered or are not to be done."""
+        ops = [keyed.op for keyed in part if keyed.key not in self.known.keys() | self.unread]
+        if not ops or self._is_spent():
+            return
+        drives = self.rows.drives_of(ops)
+        for drive in drives:
+            self._head(drive)
+        there = self.rows.load(ops)
+        if any(map(self._is_climbed, drives)):
+            self.lineage.learn([row.id for row in there])
+        for drive, head in self.heads.items():
+            if head.parted:
+                self._roots(drive, {row.id for row in there if row.drive == drive})
+
+    def _is_climbed(self, drive: str) -> bool:
+        """Whether each operation in a drive asks what is above the files that it touches."""
+        owner = access.owns_drive(self.caller, drive)
+        return not owner or self._head(drive).parted or bool(self.lineage.roots(drive, self.now_ns))
+
     def _is_spent(self) -> bool:
         is_large = bool(self.known) and self.size > MAX_BYTES
         return is_large or (self.attempts > 0 and self.is_over())
@@ -162,24 +190,23 @@ class _Batch:
         return result
 
     def _attempt(self, op: Op) -> Result:
-        if not self.put_off.isdisjoint(operations.named(op)):
+        if self.put_off and not self.put_off.isdisjoint(operations.named(op)):
             return Unavailable(message="an earlier operation on this file must be repeated first")
-        self.conn.exec_driver_sql("SAVEPOINT operation")
+        self.rows.begin()
         try:
             applied = self._perform(op)
         except Refused as refused:
-            self.conn.exec_driver_sql("ROLLBACK TO SAVEPOINT operation")
-            self.conn.exec_driver_sql("RELEASE SAVEPOINT operation")
+            self.rows.undo()
             self.lineage.forget()
             return _problem(refused.problem)
-        self.conn.exec_driver_sql("RELEASE SAVEPOINT operation")
+        self.rows.keep()
         self.lineage.keep()
         return applied
 
     def _perform(self, op: Op) -> Applied:
         drive = self._drive_of(op)
         head = self._head(drive)
-        tx = Mutation(self.conn, self.caller, self.now_ns, drive, head.seq + 1, self.lineage)
+        tx = Mutation(self.rows, self.caller, self.now_ns, drive, head.seq + 1, self.lineage)
         tree.perform(tx, op)
         change = tx.change()
         self._record(head, change, tx)
@@ -187,10 +214,10 @@ class _Batch:
         return Applied(change=change, overtaken=tx.overtaken)
 
     def _drive_of(self, op: Op) -> str:
-        row = access.find(self.conn, operations.anchor(op))
+        row = self.rows.file(operations.anchor(op))
         if row is None:
             raise Refused(NotFound(message=f"there is no file {operations.anchor(op)}"))
-        return str(row.drive)
+        return row.drive
 
     def _head(self, drive: str) -> _Head:
         if drive not in self.heads:
@@ -211,6 +238,7 @@ class _Batch:
         self._tell(drive_topic(change.drive), change)
         if not head.parted:
             return
+        self.parts |= dict.fromkeys(tx.born, False)  # nobody was given it yet
         touched = Touched.by(change, tx.lost, self.lineage.above)
         for root in self._roots(change.drive, touched.directories):
             self._tell(grant_topic(change.drive, root), trimmed(change, touched, root))
@@ -220,7 +248,7 @@ class _Batch:
         payload = _encode(change)
         self.size += len(payload)
         row = {"topic": topic, "seq": change.seq, "drive": change.drive, "at_ns": self.now_ns}
-        self.rows.append(row | {"device": self.caller.device, "payload": payload})
+        self.told.append(row | {"device": self.caller.device, "payload": payload})
 
     def _roots(self, drive: str, above: set[str]) -> list[str]:
         """Which of these files of `drive` somebody sees without seeing the whole drive. No
@@ -235,8 +263,9 @@ class _Batch:
 
     def finish(self) -> list[News]:
         """Write what the batch collected; the head rows last."""
-        if self.rows:
-            self.conn.execute(insert(changes), self.rows)
+        self.rows.settle()
+        if self.told:
+            self.conn.execute(insert(changes), self.told)
         if self.audited:
             self.conn.execute(insert(audit_table), self.audited)
         if self.answers:

@@ -19,7 +19,8 @@ they are no deeper than they are.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Connection, bindparam, select, update
 
@@ -71,8 +72,40 @@ class Below(NamedTuple):
 EMPTY = Below(0, 0)
 
 
+class Depths(Protocol):
+    """What is stored of directories, and how it is changed."""
+
+    def below(self, ids: Sequence[str]) -> dict[str, Below]:
+        """How far it is stored that the directories below each reach."""
+
+    def set_below(self, new: Mapping[str, Below]) -> None: ...
+
+    def measured(self, directory: str) -> Below | None:
+        """How far they really do; None: there are too many to look at."""
+
+
+class StoredDepths:
+    """Of the rows themselves, in a write transaction."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+
+    def below(self, ids: Sequence[str]) -> dict[str, Below]:
+        return {row.id: Below.of(row) for row in self._conn.execute(_BELOW, {"ids": ids})}
+
+    def set_below(self, new: Mapping[str, Below]) -> None:
+        rows = [
+            {"directory": id, "new_levels": below.levels, "new_bytes": below.size}
+            for id, below in new.items()
+        ]
+        self._conn.execute(_DEEPEN, rows)
+
+    def measured(self, directory: str) -> Below | None:
+        return measured(self._conn, directory)
+
+
 def check(
-    conn: Connection, there: Place, below: Below, moved: tuple[str, Place] | None = None
+    depths: Depths, there: Place, below: Below, moved: tuple[str, Place] | None = None
 ) -> Below:
     """Whether a directory with `below` below it may be `there`. `moved` says which one it is, if it
     is not new, and where it was: no deeper than that it may always be.
@@ -82,9 +115,9 @@ def check(
     if _fits(there, below, moved):
         return below
     if moved is not None:
-        exact = _measured(conn, moved[0])
+        exact = depths.measured(moved[0])
         if exact is not None and _fits(there, exact, moved):
-            conn.execute(_DEEPEN, _values(moved[0], exact))
+            depths.set_below({moved[0]: exact})
             return exact
     message = (
         f"a directory is at most {MAX_LEVELS} levels deep and has a path of at most"
@@ -99,31 +132,26 @@ def _fits(there: Place, below: Below, moved: tuple[str, Place] | None) -> bool:
     return levels and there.size <= max(before.size, MAX_PATH_BYTES - below.size)
 
 
-def deepen(conn: Connection, lineage: Lineage, parent: str, name: str, below: Below) -> None:
+def deepen(depths: Depths, lineage: Lineage, parent: str, name: str, below: Below) -> None:
     """Note that `parent` holds, as `name`, a directory with `below` below it. Stops at the first
     directory above that reaches so far already."""
     chain, need = lineage.chain(parent), below.under(name)
     for part in (chain[:1], *pages(chain[1:])):
-        rows = conn.execute(_BELOW, {"ids": [id for id, _ in part]})
-        known = {row.id: Below.of(row) for row in rows}
-        changed = []
+        known = depths.below([id for id, _ in part])
+        changed: dict[str, Below] = {}
         for id, called in part:
             more = known[id].joined(need)
             if more == known[id]:
                 break
-            changed.append(_values(id, more))
+            changed[id] = more
             need = need.under(called)
         if changed:
-            conn.execute(_DEEPEN, changed)
+            depths.set_below(changed)
         if len(changed) < len(part):
             return
 
 
-def _values(directory: str, below: Below) -> dict[str, object]:
-    return {"directory": directory, "new_levels": below.levels, "new_bytes": below.size}
-
-
-def _measured(conn: Connection, top: str) -> Below | None:
+def measured(conn: Connection, top: str) -> Below | None:
     """How far the directories below `top` reach; None: there are too many to look at."""
     found, waiting, left = EMPTY, [(top, EMPTY)], LOOKED_AT
     while waiting:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, or_, select
+from sqlalchemy import Connection, Row, and_, bindparam, func, or_, select
 
 from remote.protocol.errors import BadRequest, NotADirectory, NotFound, Refused
 from remote.protocol.messages import (
@@ -23,13 +24,15 @@ from remote.protocol.messages import (
     EntryRecord,
     FileReply,
     FingerprintReply,
+    Listed,
+    ListReply,
     VersionInfo,
     VersionsPage,
 )
 from server.changes import feed
 from server.drive import versions
-from server.metadata.records import attributes, file_record, fitting
-from server.metadata.schema import accounts, devices, entries, files
+from server.metadata.records import PAGE_BYTES, attributes, file_record, fitting, pages
+from server.metadata.schema import accounts, devices, entries, files, xattrs
 from server.metadata.schema import versions as versions_table
 from server.permissions import access
 from server.permissions.caller import Caller
@@ -45,6 +48,17 @@ T = TypeVar("T")
 
 _CHILDREN = select(entries.c.parent, entries.c.name, entries.c.rev.label("entry_rev"), files).join(
     files, entries.c.file == files.c.id
+)
+_COUNTS = (
+    select(entries.c.parent, func.count())
+    .where(entries.c.parent.in_(bindparam("ids", expanding=True)))
+    .group_by(entries.c.parent)
+)
+_XATTRS_BELOW = (
+    select(entries.c.parent, func.sum(func.length(xattrs.c.name) + func.length(xattrs.c.value)))
+    .join(xattrs, xattrs.c.file == entries.c.file)
+    .where(entries.c.parent.in_(bindparam("ids", expanding=True)))
+    .group_by(entries.c.parent)
 )
 _VERSIONS = (
     select(
@@ -92,6 +106,58 @@ def children(
         as_of=feed.heads(conn, [row.drive])[row.drive].seq,
         next=write_mark(shown[-1].name) if more else None,
     )
+
+
+def several(
+    conn: Connection, caller: Caller, ids: Sequence[str], room: int = MAX_CHILDREN
+) -> ListReply:
+    """Complete listings of those of `ids` that fit one answer of `room` entries, tried from the
+    front. The first must be the caller's to see; of the others those that are not, or are no
+    directories, are left out. Raises `Refused` of the first as `children` does."""
+    first = access.require(conn, caller, ids[0], "viewer")
+    if first.kind != "directory":
+        raise Refused(NotADirectory(message=f"{first.id} is a {first.kind}"))
+    lineage = Lineage(conn)
+    directories = {
+        row.id: row
+        for row in access.find_all(conn, ids).values()
+        if row.kind == "directory" and access.role_of(conn, caller, row, lineage) is not None
+    }
+    taken = _with_room(conn, [id for id in dict.fromkeys(ids) if id in directories], room)
+    below: dict[str, list[Row[Any]]] = {id: [] for id in taken}
+    for page in pages(taken):
+        query = _CHILDREN.where(entries.c.parent.in_(page))
+        for child in conn.execute(query.order_by(entries.c.parent, entries.c.name)):
+            below[child.parent].append(child)
+    attrs = attributes(conn, [*taken, *(child.id for id in taken for child in below[id])])
+    heads = feed.heads(conn, list({directories[id].drive for id in taken}))
+    return ListReply(
+        listed=[
+            Listed(
+                directory=file_record(directories[id], attrs.get(id, {})),
+                children=[_child(each, attrs.get(each.id, {})) for each in below[id]],
+                as_of=heads[directories[id].drive].seq,
+            )
+            for id in taken
+        ]
+    )
+
+
+def _with_room(conn: Connection, ids: Sequence[str], room: int) -> list[str]:
+    """Those directories of `ids` whose entries fit one answer together, tried from the front."""
+    counts: dict[str, int] = {}
+    xattr_bytes: dict[str, int] = {}
+    for page in pages(ids):
+        counts.update(map(tuple, conn.execute(_COUNTS, {"ids": page})))
+        xattr_bytes.update(map(tuple, conn.execute(_XATTRS_BELOW, {"ids": page})))
+    taken: list[str] = []
+    byte_room = PAGE_BYTES
+    for id in ids:
+        many, size = counts.get(id, 0), xattr_bytes.get(id, 0)
+        if many <= room and size <= byte_room:
+            taken.append(id)
+            room, byte_room = room - many, byte_room - size
+    return taken
 
 
 def history(

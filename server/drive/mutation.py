@@ -3,16 +3,17 @@
 Knows: how entries and files are read and changed so that links, times, `rev` and the change record
 come out right. Must not know: what each operation means (`tree`), transactions (`commits`).
 
-A `Mutation` lives inside one savepoint of one transaction on one thread. Invariant: every file
-changed through it gets `rev = seq` and `ctime_ns = now_ns`, and is in the change record.
+A `Mutation` is one operation of one batch on one thread; its caller keeps or undoes it. Invariant:
+every file changed through it gets `rev = seq` and `ctime_ns = now_ns`, and is in the change record.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, select, text
 
 from remote.protocol.errors import (
     BadRequest,
@@ -25,33 +26,22 @@ from remote.protocol.errors import (
     Stale,
     TooManyLinks,
 )
-from remote.protocol.messages import MAX_NAMES, Change, EntryRecord
+from remote.protocol.messages import MAX_NAMES, Change, EntryRecord, Role
 from server.drive import depth
 from server.drive.depth import Below
 from server.drive.rules import MAX_NAMED_TWICE, MAX_NAMES_BY_OTHERS, check_name
-from server.metadata.records import file_records
-from server.metadata.schema import entries, files, grants, links, xattrs
+from server.drive.working_set import EntryRow, FileRow, WorkingSet
+from server.metadata.records import file_record
+from server.metadata.schema import entries, files
 from server.permissions import access
 from server.permissions.caller import Caller
 from server.permissions.lineage import Lineage
 
-_ENTRY = select(entries.c.file, entries.c.made_by).where(
-    entries.c.parent == bindparam("parent"), entries.c.name == bindparam("name")
-)
 _PLACES = select(entries.c.parent).where(entries.c.file == bindparam("file")).distinct()
 _NAMED_TWICE = (
     select(files.c.links)
     .where(files.c.drive == bindparam("drive"), text("links > 1"))  # as the index has it
     .limit(MAX_NAMED_TWICE)
-)
-_ANY_CHILD = select(entries.c.name).where(entries.c.parent == bindparam("parent")).limit(1)
-_TOUCH_PARENT = (
-    update(files)
-    .where(files.c.id == bindparam("parent"))
-    .values(mtime_ns=bindparam("now"), ctime_ns=bindparam("now"), rev=bindparam("seq"))
-)
-_DROP_ENTRY = delete(entries).where(
-    entries.c.parent == bindparam("p"), entries.c.name == bindparam("n")
 )
 
 
@@ -70,10 +60,11 @@ class Mutation:
     of a file that left it. `taken` are the same entries, with who made them. `returned` are files
     that are back from the trash: those with whom they are shared see them again, and were not
     listening. `left` are names of others that went with what the owner moved out. `moved`: a file
-    that was there before, and still is, is below another directory now, or below one less.
-    `lineage` is the batch's."""
+    that was there before, and still is, is below another directory now, or below one less. `born`
+    are the files that it made.
+    `rows` and `lineage` are the batch's."""
 
-    conn: Connection
+    rows: WorkingSet
     caller: Caller
     now_ns: int
     drive: str
@@ -87,23 +78,39 @@ class Mutation:
     returned: set[str] = field(default_factory=set)
     left: list[str] = field(default_factory=list)
     moved: bool = False
-    _born: set[str] = field(default_factory=set)
+    born: set[str] = field(default_factory=set)
 
     @property
     def is_whole(self) -> bool:
         """Is the whole drive the caller's?"""
         return access.owns_drive(self.caller, self.drive)
 
+    @property
+    def conn(self) -> Connection:
+        """For what `rows` does not answer: everything that was done so far is written first."""
+        return self.rows.conn
+
     # --- reading, with access ---
 
-    def file(self, file: str) -> Row[Any]:
+    def find(self, file: str) -> FileRow | None:
+        """The row of `file`; no access is checked."""
+        return self.rows.file(file)
+
+    def require(self, file: str, need: Role) -> FileRow:
+        """The row of a file on which the caller has at least role `need`."""
+        row = self.rows.file(file)
+        access.check(self.rows.raw, self.caller, file, row, need, self.lineage)
+        assert row is not None
+        return row
+
+    def file(self, file: str) -> FileRow:
         """The row of a file that the caller may change, in this drive."""
-        row = access.require(self.conn, self.caller, file, "editor", self.lineage)
+        row = self.require(file, "editor")
         if row.drive != self.drive:
             raise Refused(BadRequest(message="both ends must be in one drive"))
         return row
 
-    def directory(self, file: str) -> Row[Any]:
+    def directory(self, file: str) -> FileRow:
         """The row of a directory in the tree whose entries the caller may change."""
         row = self.file(file)
         if row.kind != "directory":
@@ -114,14 +121,15 @@ class Mutation:
 
     def meaning(self, parent: str, name: str) -> str | None:
         """The file that `name` in `parent` means."""
-        return self.conn.execute(_ENTRY, {"parent": parent, "name": name}).scalar()
+        found = self.rows.entry(parent, name)
+        return None if found is None else found.file
 
     def expect(self, parent: str, name: str, file: str) -> None:
         """Raise `Refused(Stale)` unless the name means `file`."""
         if self.meaning(parent, name) != file:
             raise Refused(Stale(message=f"{name!r} does not mean file {file} any more"))
 
-    def check_free(self, parent: Row[Any], name: str) -> None:
+    def check_free(self, parent: FileRow, name: str) -> None:
         """Raise `Refused` unless an entry `name` may be made in `parent`."""
         check_name(name, at_root=parent.id == parent.root)
         if self.meaning(parent.id, name) is not None:
@@ -132,19 +140,19 @@ class Mutation:
         `Refused(NameTooLong)` if it would be too deep."""
         if kind != "directory":
             return None
-        return depth.check(self.conn, self.lineage.place(parent).within(name), depth.EMPTY)
+        return depth.check(_Depths(self), self.lineage.place(parent).within(name), depth.EMPTY)
 
     def check_move(
-        self, row: Row[Any], here: tuple[str, str], there: tuple[str, str]
+        self, row: FileRow, here: tuple[str, str], there: tuple[str, str]
     ) -> Below | None:
         """The same of `row`, which moves from `here` to `there`, each a directory and a name."""
         if row.kind != "directory":
             return None
         was, will_be = (self.lineage.place(parent).within(name) for parent, name in (here, there))
-        return depth.check(self.conn, will_be, Below.of(row), (row.id, was))
+        return depth.check(_Depths(self), will_be, Below.of(row), (row.id, was))
 
-    def check_empty(self, row: Row[Any]) -> None:
-        if row.kind == "directory" and self.conn.execute(_ANY_CHILD, {"parent": row.id}).first():
+    def check_empty(self, row: FileRow) -> None:
+        if row.kind == "directory" and self.rows.has_child(row.id):
             raise Refused(NotEmpty(message=f"directory {row.id} is not empty"))
 
     def check_reach(self, place: str, *known: str) -> None:
@@ -170,58 +178,52 @@ class Mutation:
     def update(self, file: str, **values: object) -> None:
         """Set columns of a file; its ctime and rev follow."""
         values |= {"ctime_ns": self.now_ns, "rev": self.seq}
-        self.conn.execute(update(files).where(files.c.id == file).values(**values))
+        self.rows.update_file(file, values)
         self.touched[file] = None
 
     def insert_file(self, file: str, **values: object) -> None:
-        values |= {"id": file, "drive": self.drive, "ctime_ns": self.now_ns, "rev": self.seq}
-        self.conn.execute(insert(files), values)
+        values |= {"ctime_ns": self.now_ns, "rev": self.seq}
+        self.rows.insert_file(file, self.drive, values)
         self.touched[file] = None
-        self._born.add(file)
+        self.born.add(file)
         self.lineage.born(file)
 
     def set_xattrs(self, file: str, values: dict[str, bytes]) -> None:
         """Make `values` the extended attributes of `file`."""
-        self.conn.execute(delete(xattrs).where(xattrs.c.file == file))
-        rows = [{"file": file, "name": name, "value": value} for name, value in values.items()]
-        if rows:
-            self.conn.execute(insert(xattrs), rows)
+        self.rows.set_xattrs(file, values)
 
     def add_entry(self, parent: str, name: str, file: str, below: Below | None = None) -> None:
         """`below`: the file is a directory that `check_depth` let in, with so much below it."""
         made_by = None if self.is_whole else self.caller.account
-        row = {"parent": parent, "name": name, "file": file, "rev": self.seq}
-        self.conn.execute(insert(entries), row | {"made_by": made_by})
+        self.rows.set_entry(parent, name, EntryRow(file, self.seq, made_by))
         self.lineage.gained(file, parent, name)
         if below is not None:
-            depth.deepen(self.conn, self.lineage, parent, name, below)
-        if file not in self._born and (parent, file) not in self.lost:
+            depth.deepen(_Depths(self), self.lineage, parent, name, below)
+        if file not in self.born and (parent, file) not in self.lost:
             self.moved = True
         self._entry_changed(parent, name, file)
 
     def drop_entry(self, parent: str, name: str) -> None:
-        row = self.conn.execute(_ENTRY, {"parent": parent, "name": name}).first()
+        row = self.rows.entry(parent, name)
         if row is not None:
             self.lost.add((parent, row.file))
             self.taken.append(Taken(parent, row.file, row.made_by))
             self.lineage.lost(row.file, parent, name)
-        self.conn.execute(_DROP_ENTRY, {"p": parent, "n": name})
+        self.rows.set_entry(parent, name, None)
         self._entry_changed(parent, name, None)
 
     def _entry_changed(self, parent: str, name: str, file: str | None) -> None:
         self.names[parent, name] = file
-        self.conn.execute(_TOUCH_PARENT, {"parent": parent, "now": self.now_ns, "seq": self.seq})
+        now = {"mtime_ns": self.now_ns, "ctime_ns": self.now_ns, "rev": self.seq}
+        self.rows.update_file(parent, now)
         self.touched[parent] = None
 
     def follow(self, file: str, old: tuple[str, str], new: tuple[str, str]) -> None:
         """The entry `old` of `file`, a (directory, name), goes on as `new`: who was given the
         file by that name, or has a link to it, is told the new one."""
-        (place, name), (new_place, new_name) = old, new
-        for table in (grants, links):
-            same = (table.c.file == file) & (table.c.place == place) & (table.c.name == name)
-            self.conn.execute(update(table).where(same).values(place=new_place, name=new_name))
+        self.rows.follow(file, old, new)
 
-    def gain_link(self, row: Row[Any]) -> None:
+    def gain_link(self, row: FileRow) -> None:
         """One more entry names the file; a file in the trash is back in the tree."""
         most = MAX_NAMES if self.is_whole else MAX_NAMES_BY_OTHERS
         if row.links >= most:
@@ -239,7 +241,7 @@ class Mutation:
             message = "files of this drive have too many further names already; copy it instead"
             raise Refused(TooManyLinks(message=message))
 
-    def lose_link(self, row: Row[Any], parent: str | None, name: str | None) -> None:
+    def lose_link(self, row: FileRow, parent: str | None, name: str | None) -> None:
         """One entry less names the file; without any it goes to the trash, to be put back where
         that entry was. No place: there is nothing to put back."""
         trash: dict[str, object] = {}
@@ -254,6 +256,7 @@ class Mutation:
 
     def change(self) -> Change:
         """What was done, as the records it left behind."""
+        touched = self.rows.files([*self.touched])
         named = [
             EntryRecord(parent=parent, name=name, file=file, rev=self.seq)
             for (parent, name), file in self.names.items()
@@ -263,12 +266,24 @@ class Mutation:
             seq=self.seq,
             at_ns=self.now_ns,
             device=self.caller.device,
-            files=file_records(self.conn, list(self.touched)),
+            files=[file_record(row, self.rows.xattrs(row.id)) for row in touched],
             entries=named,
         )
 
-    def count_xattr_bytes(self, file: str, *, without: str) -> int:
-        """Bytes in the attributes of `file`, leaving out the one called `without`."""
-        total = func.coalesce(func.sum(func.length(xattrs.c.value)), 0)
-        query = select(total).where(xattrs.c.file == file, xattrs.c.name != without)
-        return int(self.conn.execute(query).scalar_one())
+
+class _Depths:
+    """How deep directories are (`depth.Depths`), in one operation."""
+
+    def __init__(self, tx: Mutation) -> None:
+        self._tx = tx
+
+    def below(self, ids: Sequence[str]) -> dict[str, Below]:
+        return {row.id: Below.of(row) for row in self._tx.rows.files(ids)}
+
+    def set_below(self, new: Mapping[str, Below]) -> None:
+        for id, below in new.items():
+            values = {"below_levels": below.levels, "below_bytes": below.size}
+            self._tx.rows.update_file(id, values)
+
+    def measured(self, directory: str) -> Below | None:
+        return depth.measured(self._tx.conn, directory)

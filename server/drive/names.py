@@ -24,7 +24,6 @@ from sqlalchemy import Boolean, Row, bindparam, exists, or_, select
 
 from server.drive.mutation import Mutation, Taken
 from server.metadata.schema import entries, files
-from server.permissions import access
 from server.permissions.lineage import ABOVE
 
 _NAMES = select(entries).where(entries.c.file == bindparam("file"))
@@ -63,7 +62,7 @@ class _Leaving:
     taken: Taken
 
     def settle(self) -> None:
-        row = access.find(self.tx.conn, self.taken.file)
+        row = self.tx.find(self.taken.file)
         if row is None or row.links < (1 if row.kind == "directory" else 2):
             return
         was = self.tx.reach(self.taken.parent)

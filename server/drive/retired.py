@@ -8,13 +8,16 @@ trash, what others were given. So whoever makes a file asks here first, whosever
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, bindparam, literal, select
+from collections.abc import Iterable
 
+from sqlalchemy import Connection, bindparam, select
+
+from server.metadata.records import pages
 from server.metadata.schema import retired
 
-_IS_RETIRED = select(literal(1)).where(retired.c.id == bindparam("id"))
+_RETIRED = select(retired.c.id).where(retired.c.id.in_(bindparam("ids", expanding=True)))
 
 
-def is_retired(conn: Connection, id: str) -> bool:
-    """Whether a file that was deleted for good had this id."""
-    return conn.execute(_IS_RETIRED, {"id": id}).first() is not None
+def retired_of(conn: Connection, ids: Iterable[str]) -> set[str]:
+    """Those of `ids` that files had which were deleted for good."""
+    return {id for page in pages(ids) for id in conn.execute(_RETIRED, {"ids": page}).scalars()}

@@ -4,7 +4,7 @@ Knows: the rules of every operation, as the docstrings in `remote.protocol.messa
 Must not know: batches, idempotency, the feed, what becomes of the trash (`trash`, `retention`).
 
 Each function checks everything it depends on, raising `errors.Refused`, and changes the tables
-through the `Mutation` it is given; the caller rolls back the savepoint on a refusal, so checks and
+through the `Mutation` it is given; the caller undoes the operation on a refusal, so checks and
 changes may be in any order.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 from msgspec import UNSET
-from sqlalchemy import Row, delete, insert
 
 from remote.protocol import messages
 from remote.protocol.errors import (
@@ -31,7 +30,6 @@ from remote.protocol.errors import (
 from remote.protocol.ids import mark_of
 from server.drive import names, versions
 from server.drive.mutation import Mutation
-from server.drive.retired import is_retired
 from server.drive.rules import (
     MAX_XATTRS_TOTAL,
     check_create,
@@ -40,8 +38,7 @@ from server.drive.rules import (
     check_numbers,
     check_xattrs,
 )
-from server.metadata.records import attributes
-from server.metadata.schema import xattrs
+from server.drive.working_set import FileRow
 from server.permissions import access
 
 
@@ -125,7 +122,8 @@ def link(tx: Mutation, op: messages.Link) -> None:
     row, parent = tx.file(op.file), tx.directory(op.parent)
     if row.kind == "directory":
         raise Refused(IsADirectory(message="a directory has one name"))
-    tx.check_reach(op.parent, *tx.places(op.file))
+    if not tx.is_whole:
+        tx.check_reach(op.parent, *tx.places(op.file))
     tx.check_free(parent, op.name)
     tx.gain_link(row)
     tx.add_entry(op.parent, op.name, op.file)
@@ -134,7 +132,7 @@ def link(tx: Mutation, op: messages.Link) -> None:
 
 def recover(tx: Mutation, op: messages.Recover) -> None:
     """The trash is its owner's alone, so nobody else can put things back."""
-    row = access.require(tx.conn, tx.caller, op.file, "owner")
+    row = tx.require(op.file, "owner")
     if row.links:
         raise Refused(Stale(message=f"{op.file} is not in the trash any more"))
     parent = tx.directory(_place(tx, row, op))
@@ -148,20 +146,20 @@ def recover(tx: Mutation, op: messages.Recover) -> None:
     _come_back(tx, row, parent.id, name)
 
 
-def _come_back(tx: Mutation, row: Row[Any], parent: str, name: str) -> None:
+def _come_back(tx: Mutation, row: FileRow, parent: str, name: str) -> None:
     """From the trash to another place is a move, for those who are told the name."""
-    if row.trashed_parent is not None:
+    if row.trashed_parent is not None and row.trashed_name is not None:
         tx.follow(row.id, (row.trashed_parent, row.trashed_name), (parent, name))
 
 
-def _place(tx: Mutation, row: Row[Any], op: messages.Recover) -> str:
+def _place(tx: Mutation, row: FileRow, op: messages.Recover) -> str:
     """The directory to put `row` in, if there still is one."""
     if op.parent is not None:
         return op.parent
     if row.trashed_parent is None:
         message = "its content went on as another file's; name a place to have it back beside that"
         raise Refused(NotFound(message=message))
-    directory = access.find(tx.conn, row.trashed_parent)
+    directory = tx.find(row.trashed_parent)
     if directory is None or directory.drive != tx.drive:
         raise Refused(NotFound(message="the directory it was in is gone; name another place"))
     if directory.links == 0:
@@ -215,9 +213,10 @@ def replace(tx: Mutation, op: messages.Replace) -> None:
     if op.base is not None and target.version != op.base:
         tx.overtaken = target.version
     versions.adopt(tx, row, target)
-    tx.set_xattrs(target.id, attributes(tx.conn, [row.id]).get(row.id, {}))
+    tx.set_xattrs(target.id, tx.rows.xattrs(row.id))
     taken = ("size", "mode", "uid", "gid", "mtime_ns")
     values = {column: getattr(row, column) for column in taken}
+    assert row.version is not None
     versions.make_current(tx, target, row.version, **values)
     tx.names[op.new_parent, op.new_name] = op.target
     tx.drop_entry(op.parent, op.name)
@@ -249,7 +248,7 @@ def retake(tx: Mutation, op: messages.Retake) -> None:
     versions.copy(tx, row, op.backup)
     kept = ("kind", "mode", "uid", "gid", "mtime_ns", "size", "version", "rdev")
     tx.insert_file(op.backup, links=1, **{column: getattr(row, column) for column in kept})
-    tx.set_xattrs(op.backup, attributes(tx.conn, [row.id]).get(row.id, {}))
+    tx.set_xattrs(op.backup, tx.rows.xattrs(row.id))
     tx.add_entry(*here, op.backup)
 
 
@@ -290,13 +289,10 @@ def setxattr(tx: Mutation, op: messages.SetXattr) -> None:
     may have removed it first."""
     check_xattrs({op.name: op.value or b""})
     tx.file(op.file)
-    others = tx.count_xattr_bytes(op.file, without=op.name)
-    if others + len(op.value or b"") > MAX_XATTRS_TOTAL:
+    values = {name: value for name, value in tx.rows.xattrs(op.file).items() if name != op.name}
+    if sum(map(len, values.values())) + len(op.value or b"") > MAX_XATTRS_TOTAL:
         raise Refused(TooLarge(message=f"attributes of a file add up to {MAX_XATTRS_TOTAL} bytes"))
-    same = (xattrs.c.file == op.file) & (xattrs.c.name == op.name)
-    tx.conn.execute(delete(xattrs).where(same))
-    if op.value is not None:
-        tx.conn.execute(insert(xattrs), {"file": op.file, "name": op.name, "value": op.value})
+    tx.set_xattrs(op.file, values if op.value is None else values | {op.name: op.value})
     tx.update(op.file)
 
 
@@ -316,7 +312,7 @@ _OPERATIONS: dict[type[messages.Op], Callable[[Mutation, Any], None]] = {
 }
 
 
-def _regular(row: Row[Any]) -> Row[Any]:
+def _regular(row: FileRow) -> FileRow:
     if row.kind == "directory":
         raise Refused(IsADirectory(message=f"{row.id} is a directory"))
     if row.kind != "file":
@@ -325,21 +321,21 @@ def _regular(row: Row[Any]) -> Row[Any]:
 
 
 def _check_new_id(tx: Mutation, file: str) -> None:
-    if access.find(tx.conn, file) is not None or is_retired(tx.conn, file):
+    if tx.find(file) is not None or tx.rows.is_retired(file):
         message = f"there is, or was, a file {file} already; choose another id"
         raise Refused(Exists(message=message, taken="file"))
 
 
-def _check_no_loop(tx: Mutation, row: Row[Any], new_parent: str) -> None:
+def _check_no_loop(tx: Mutation, row: FileRow, new_parent: str) -> None:
     if row.kind == "directory" and row.id in tx.lineage.above(new_parent):
         raise Refused(WouldLoop(message="a directory cannot move into itself"))
 
 
-def _make_way(tx: Mutation, row: Row[Any], op: messages.Rename, there: str) -> None:
+def _make_way(tx: Mutation, row: FileRow, op: messages.Rename, there: str) -> None:
     """Remove what is at the new name, if it is what the sender saw there."""
     if there != op.replaces:
         raise Refused(Exists(message=f"there is another {op.new_name!r} by now"))
-    old = access.find(tx.conn, there)
+    old = tx.find(there)
     if old is None:
         raise Refused(NotFound(message=f"there is no file {there}"))
     if row.kind == "directory" and old.kind != "directory":

@@ -29,8 +29,9 @@ from remote.protocol.content import (
 from remote.protocol.errors import BadUpload, ChunksMissing, Exists, NotFound, Refused
 from remote.protocol.messages import MAX_BATCH, Content, Span
 from server.drive.mutation import Mutation
+from server.drive.working_set import FileRow
 from server.metadata.records import pages
-from server.metadata.schema import chunks, devices, uploads, version_chunks, versions
+from server.metadata.schema import chunks, version_chunks, versions
 from server.permissions import access
 from server.uploads import leases
 from server.uploads.leases import THERE, Upload
@@ -39,9 +40,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_manifest = msgspec.msgpack.Decoder(Manifest).decode
 _decode_descriptor = msgspec.msgpack.Decoder(Descriptor).decode
 
-_CHUNKS = select(chunks.c.id, chunks.c.state, chunks.c.length).where(
-    chunks.c.drive == bindparam("drive"), chunks.c.id.in_(bindparam("ids", expanding=True))
-)
 _REVIVE = (
     update(chunks)
     .where(
@@ -62,11 +60,6 @@ _OF_VERSION = (
         version_chunks.c.version == bindparam("version"),
         version_chunks.c.chunk.in_(bindparam("ids", expanding=True)),
     )
-)
-_SUPERSEDE = (
-    update(versions)
-    .where(versions.c.file == bindparam("f"), versions.c.id == bindparam("v"))
-    .values(superseded_ns=bindparam("now"))
 )
 _VERSION = select(versions).where(
     versions.c.file == bindparam("file"),
@@ -93,7 +86,7 @@ def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
     _insert(tx, file, content, mtime_ns, wanted, restored_from=None)
 
 
-def bring_back(tx: Mutation, row: Row[Any], old: str, as_version: str, mtime_ns: int) -> Row[Any]:
+def bring_back(tx: Mutation, row: FileRow, old: str, as_version: str, mtime_ns: int) -> Row[Any]:
     """Make version `as_version` of file `row`, of the content that its version `old` has.
 
     Returns the row of `old`. Raises `Refused` with NotFound (no such version), Exists (the id is
@@ -103,8 +96,7 @@ def bring_back(tx: Mutation, row: Row[Any], old: str, as_version: str, mtime_ns:
     manifest = manifest_of(found)
     wanted = _checked_pieces(manifest)
     _check_chunks(tx, wanted)
-    taken = select(versions.c.id).where(versions.c.id == as_version)
-    if tx.conn.execute(taken).first() is not None:
+    if tx.rows.holders(as_version):
         raise Refused(_taken(as_version))
     content = Content(version=as_version, base=row.version, manifest=manifest)
     _insert(tx, row.id, content, mtime_ns, wanted, restored_from=old)
@@ -133,21 +125,18 @@ def _insert(
         "base": content.base,
         "restored_from": restored_from,
     }
-    tx.conn.execute(insert(versions), row)
-    refs = [{"version": content.version, "drive": tx.drive, "chunk": id} for id in wanted]
-    if refs:
-        tx.conn.execute(insert(version_chunks), refs)
+    tx.rows.insert_version(row, tx.caller.account, wanted)
 
 
-def make_current(tx: Mutation, row: Row[Any], version: str, **values: object) -> None:
+def make_current(tx: Mutation, row: FileRow, version: str, **values: object) -> None:
     """Let file `row` hold `version` from now on, with `values` in its other columns; the version
     before is history."""
-    if row.version != version:
-        tx.conn.execute(_SUPERSEDE, {"f": row.id, "v": row.version, "now": tx.now_ns})
+    if row.version is not None and row.version != version:
+        tx.rows.supersede(row.id, row.version, tx.now_ns)
     tx.update(row.id, version=version, **values)
 
 
-def adopt(tx: Mutation, source: Row[Any], target: Row[Any]) -> None:
+def adopt(tx: Mutation, source: FileRow, target: FileRow) -> None:
     """File the current version of `source` under `target` too, as what follows its current one."""
     mine = (versions.c.file == target.id) & (versions.c.id == source.version)
     known = tx.conn.execute(select(versions.c.id).where(mine)).first()
@@ -157,13 +146,15 @@ def adopt(tx: Mutation, source: Row[Any], target: Row[Any]) -> None:
     row = dict(read(tx.conn, source.id, source.version)._mapping)
     here = {"file": target.id, "created_ns": tx.now_ns, "base": target.version}
     tx.conn.execute(insert(versions), row | here | {"superseded_ns": None, "restored_from": None})
+    tx.rows.forget_version(row["id"])
 
 
-def copy(tx: Mutation, source: Row[Any], file: str) -> None:
+def copy(tx: Mutation, source: FileRow, file: str) -> None:
     """File the current version of `source` under the new file `file` too, as its first one."""
     row = dict(read(tx.conn, source.id, source.version)._mapping)
     first = {"file": file, "base": None, "superseded_ns": None, "restored_from": None}
     tx.conn.execute(insert(versions), row | first)
+    tx.rows.forget_version(row["id"])
 
 
 def has_gone_on(conn: Connection, source: str, target: str) -> bool:
@@ -255,7 +246,7 @@ def _refuse_missing(missing: list[bytes]) -> None:
 
 
 def _check_chunks(tx: Mutation, wanted: dict[bytes, int]) -> None:
-    there = _states(tx.conn, tx.drive, wanted)
+    there = tx.rows.chunks(tx.drive, wanted)
     _refuse_missing([id for id in wanted if id not in there or there[id][0] not in THERE])
     for id, length in wanted.items():
         if there[id][1] != length:
@@ -263,14 +254,8 @@ def _check_chunks(tx: Mutation, wanted: dict[bytes, int]) -> None:
     doomed = [id for id in wanted if there[id][0] == "doomed"]
     for page in pages(doomed):
         tx.conn.execute(_REVIVE, {"d": tx.drive, "ids": page})
-
-
-def _states(conn: Connection, drive: str, ids: Iterable[bytes]) -> dict[bytes, tuple[str, int]]:
-    found: dict[bytes, tuple[str, int]] = {}
-    for page in pages(ids):
-        for row in conn.execute(_CHUNKS, {"drive": drive, "ids": page}):
-            found[row.id] = (row.state, row.length)
-    return found
+    for id in doomed:
+        tx.rows.note_revived(tx.drive, id)
 
 
 def _taken(version: str) -> Exists:
@@ -281,15 +266,10 @@ def _check_version_free(tx: Mutation, version: str) -> None:
     """The id is unused, or that of an upload of the caller's, or of one that is over: it ends here.
     Which file that upload was begun for does not matter: a temporary file may have been renamed
     since."""
-    query = (
-        select(versions.c.status, devices.c.account, uploads.c.expires_ns)
-        .join_from(versions, devices, versions.c.device == devices.c.id)
-        .outerjoin(uploads, uploads.c.version == versions.c.id)
-    )
-    found = tx.conn.execute(query.where(versions.c.id == version)).all()
+    found = tx.rows.holders(version)
     for row in found:
         is_over = row.expires_ns is not None and row.expires_ns <= tx.now_ns
         if row.status == "uploaded" or not (is_over or row.account == tx.caller.account):
             raise Refused(_taken(version))
     if found:
-        leases.end(tx.conn, [version])
+        tx.rows.end_upload(version)

@@ -219,7 +219,8 @@ def _deepen(file: str) -> Fix:
 
     def fix(conn: Connection) -> bool:
         for row in conn.execute(_DEPTH.where(entries.c.file == file)).all():
-            depth.deepen(conn, Lineage(conn), row.parent, row.name, Below.of(row))
+            depths = depth.StoredDepths(conn)
+            depth.deepen(depths, Lineage(conn), row.parent, row.name, Below.of(row))
         return True
 
     return fix

@@ -16,7 +16,7 @@ import contextlib
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -171,12 +171,17 @@ def _check(
     PostgreSQL has not, and numbers beyond 64 bits. Nobody's names have them, but anybody can send
     them, and who is answered 500 would send them for ever. Raises `Refused(BadRequest)`."""
     for row in parameters if many else (parameters,):
-        for value in row:
-            kind = type(value)
-            if kind is str and "\0" in value:
-                raise Refused(BadRequest(message="send text without the character NUL"))
-            if kind is int and not -_INT64 <= value < _INT64:
-                raise Refused(BadRequest(message="send numbers of at most 64 bits"))
+        check_values(row)
+
+
+def check_values(row: Iterable[Any]) -> None:
+    """The same of the values of one row, for who writes it later."""
+    for value in row:
+        kind = type(value)
+        if kind is str and "\0" in value:
+            raise Refused(BadRequest(message="send text without the character NUL"))
+        if kind is int and not -_INT64 <= value < _INT64:
+            raise Refused(BadRequest(message="send numbers of at most 64 bits"))
 
 
 def _configure(connection: Any, _record: Any) -> None:

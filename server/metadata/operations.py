@@ -25,4 +25,6 @@ def named(op: messages.Op) -> set[str]:
         "replaces",
         "backup",
     )
-    return {value for field in fields if isinstance(value := getattr(op, field, None), str)}
+    # What a symlink points to is no file's id.
+    known = (field for field in fields if field != "target" or isinstance(op, messages.Replace))
+    return {value for field in known if isinstance(value := getattr(op, field, None), str)}

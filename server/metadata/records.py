@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row, bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from remote.protocol.messages import FileRecord
 from server.metadata.schema import files, xattrs
@@ -50,9 +50,19 @@ def attributes(conn: Connection, ids: Sequence[str]) -> dict[str, dict[str, byte
 
 def lightest(conn: Connection, ids: Sequence[str]) -> list[str]:
     """Those of `ids` that have attributes and fit one answer together, least first."""
+    return fitting_of(attribute_sizes(conn, ids))
+
+
+def attribute_sizes(conn: Connection, ids: Iterable[str]) -> dict[str, int]:
+    """The bytes in the attributes of each of `ids` that has any."""
     sizes: dict[str, int] = {}
     for page in pages(ids):
         sizes.update(map(tuple, conn.execute(_XATTR_BYTES, {"ids": page})))
+    return sizes
+
+
+def fitting_of(sizes: dict[str, int]) -> list[str]:
+    """Those of these files that fit one answer together, least first."""
     total, taken = 0, list[str]()
     for id, size in sorted(sizes.items(), key=lambda each: (each[1], each[0])):
         total += size
@@ -65,9 +75,7 @@ def lightest(conn: Connection, ids: Sequence[str]) -> list[str]:
 def fitting(conn: Connection, ids: Sequence[str]) -> int:
     """How many of `ids`, from the front, have attributes that one answer has room for; at least
     one, if there are any."""
-    sizes: dict[str, int] = {}
-    for page in pages(ids):
-        sizes.update(map(tuple, conn.execute(_XATTR_BYTES, {"ids": page})))
+    sizes = attribute_sizes(conn, ids)
     size = taken = 0
     for id in ids:
         size += sizes.get(id, 0)
@@ -77,7 +85,8 @@ def fitting(conn: Connection, ids: Sequence[str]) -> int:
     return taken
 
 
-def file_record(row: Row[Any], attrs: dict[str, bytes]) -> FileRecord:
+def file_record(row: Any, attrs: dict[str, bytes]) -> FileRecord:
+    """Of a row of `files`."""
     return FileRecord(
         id=row.id,
         kind=row.kind,

@@ -20,17 +20,16 @@ from sqlalchemy import Connection, Row, Select, bindparam, select
 
 from remote.protocol.errors import Forbidden, NotFound, Refused
 from remote.protocol.messages import Role
+from server.metadata.records import pages
 from server.metadata.schema import drives, files, grants
 from server.permissions.caller import Caller
 from server.permissions.lineage import ABOVE, IS_ABOVE, Lineage
 
 _RANK: Final[dict[Role, int]] = {"viewer": 1, "editor": 2, "owner": 3}
 
-_FILE = (
-    select(files, drives.c.owner, drives.c.root)
-    .join(drives, files.c.drive == drives.c.id)
-    .where(files.c.id == bindparam("id"))
-)
+_FILES = select(files, drives.c.owner, drives.c.root).join(drives, files.c.drive == drives.c.id)
+_FILE = _FILES.where(files.c.id == bindparam("id"))
+_SEVERAL = _FILES.where(files.c.id.in_(bindparam("ids", expanding=True)))
 
 _GRANTED = select(grants.c.role).where(
     grants.c.account == bindparam("account"), grants.c.file.in_(ABOVE)
@@ -40,6 +39,12 @@ _GRANTED = select(grants.c.role).where(
 def find(conn: Connection, file: str) -> Row[Any] | None:
     """The row of `file` with its drive's `owner` and `root`; no access is checked."""
     return conn.execute(_FILE, {"id": file}).first()
+
+
+def find_all(conn: Connection, ids: Iterable[str]) -> dict[str, Row[Any]]:
+    """The same of many: those that are there, by their ids."""
+    rows = (conn.execute(_SEVERAL, {"ids": page}) for page in pages(ids))
+    return {row.id: row for page in rows for row in page}
 
 
 def above(file: str) -> Select[str]:
@@ -59,7 +64,7 @@ def is_below(conn: Connection, file: str, directory: str) -> bool:
 
 
 def role_of(
-    conn: Connection, caller: Caller, file: Row[Any] | str, lineage: Lineage | None = None
+    conn: Connection, caller: Caller, file: Any | str, lineage: Lineage | None = None
 ) -> Role | None:
     """The role of `caller` on `file` (an id, or a row from `find`); None: none. `lineage` is what
     the transaction remembers of the tree, where it asks more than once."""
@@ -120,10 +125,22 @@ def require(
     """
     row = find(conn, file)
     role = None if row is None else role_of(conn, caller, row, lineage)
-    if row is None or role is None:
+    _check(caller, file, role, need)
+    assert row is not None
+    return row
+
+
+def check(
+    conn: Connection, caller: Caller, file: str, row: Any | None, need: Role, lineage: Lineage
+) -> None:
+    """What `require` does, for who has the row of `file`, or knows that there is none (None)."""
+    _check(caller, file, None if row is None else role_of(conn, caller, row, lineage), need)
+
+
+def _check(caller: Caller, file: str, role: Role | None, need: Role) -> None:
+    if role is None:
         raise Refused(NotFound(message=f"there is no file {file}"))
     if _RANK[role] < _RANK[need]:
         raise Refused(Forbidden(message=f"a {role} may not change this; ask its owner"))
     if need != "viewer" and caller.scope != "full":
         raise Refused(Forbidden(message="this token may only read"))
-    return row

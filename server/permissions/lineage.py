@@ -17,11 +17,13 @@ Concurrency: of one transaction, and its thread.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Table, bindparam, or_, select, union
+from sqlalchemy import ColumnElement, Connection, Row, Table, bindparam, or_, select, union
 
 from remote.protocol.messages import Role
+from server.metadata.records import pages
 from server.metadata.schema import devices, drives, entries, files, grants, links
 
 MAX_KNOWN = 50_000
@@ -35,6 +37,18 @@ IS_ABOVE = select(_above.c.id).where(_above.c.id == bindparam("directory")).limi
 """A row if `directory` is one of those."""
 _NAMES = select(entries.c.file, entries.c.parent, entries.c.name).join(
     _above, entries.c.file == _above.c.id
+)
+_all_above = (
+    select(entries.c.parent)
+    .where(entries.c.file.in_(bindparam("ids", expanding=True)))
+    .cte("all_above", recursive=True)
+)
+_all_above = _all_above.union(select(entries.c.parent).where(entries.c.file == _all_above.c.parent))
+_NAMES_OF_MANY = select(entries.c.file, entries.c.parent, entries.c.name).where(
+    or_(
+        entries.c.file.in_(bindparam("ids", expanding=True)),
+        entries.c.file.in_(select(_all_above.c.parent)),
+    )
 )
 _GRANTED = (
     select(grants.c.file, grants.c.role)
@@ -75,8 +89,9 @@ class Place(NamedTuple):
 class Lineage:
     """See above. Ids of files and directories."""
 
-    def __init__(self, conn: Connection) -> None:
-        self._conn = conn
+    def __init__(self, conn: Connection, settle: Callable[[], None] | None = None) -> None:
+        """`settle` has entries written that were changed and are not written yet."""
+        self._conn, self._settle = conn, settle
         self._names: dict[str, set[tuple[str, str]]] = {}
         self._is_changed = False  # since the last operation
         self._roles: dict[tuple[str, str], dict[str, Role]] = {}
@@ -159,8 +174,20 @@ class Lineage:
     def _climb(self, file: str) -> None:
         if len(self._names) > MAX_KNOWN:
             self._names.clear()
-        found: dict[str, set[tuple[str, str]]] = {file: set()}
-        for row in self._conn.execute(_NAMES, {"id": file}):
+        if self._settle is not None:
+            self._settle()
+        self._note([file], self._conn.execute(_NAMES, {"id": file}))
+
+    def learn(self, ids: Sequence[str]) -> None:
+        """Climb from all of these at once. Between operations, when everything is written."""
+        for page in pages(id for id in ids if id not in self._names):
+            if len(self._names) > MAX_KNOWN:
+                self._names.clear()
+            self._note(page, self._conn.execute(_NAMES_OF_MANY, {"ids": page}))
+
+    def _note(self, files: Iterable[str], rows: Iterable[Row[Any]]) -> None:
+        found: dict[str, set[tuple[str, str]]] = {file: set() for file in files}
+        for row in rows:
             found.setdefault(row.file, set()).add((row.parent, row.name))
             found.setdefault(row.parent, set())
         self._names |= found

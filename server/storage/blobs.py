@@ -121,6 +121,7 @@ class LocalBlobStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._name = str(root)  # names are put together by the thousand
         self._incoming = root / INCOMING
         datadir.make(self._incoming)
 
@@ -128,7 +129,7 @@ class LocalBlobStore:
         return _LocalWriter(self._incoming / secrets.token_hex(16), self.path(key), self._root)
 
     def has(self, key: BlobKey) -> bool:
-        return self.path(key).exists()
+        return os.path.exists(self._path(key))
 
     def head(self, key: BlobKey) -> Head | None:
         try:
@@ -140,7 +141,7 @@ class LocalBlobStore:
 
     def stat(self, key: BlobKey) -> Stored | None:
         try:
-            found = os.stat(self.path(key))
+            found = os.stat(self._path(key))
         except FileNotFoundError:
             return None
         return Stored(found.st_size, found.st_mtime_ns)
@@ -182,8 +183,11 @@ class LocalBlobStore:
 
     def path(self, key: BlobKey) -> Path:
         """The file of an object, for the embedded edge."""
+        return Path(self._path(key))
+
+    def _path(self, key: BlobKey) -> str:
         name = key.chunk.hex()
-        return self._root / key.drive / name[:2] / name
+        return f"{self._name}/{key.drive}/{name[:2]}/{name}"
 
     def sweep(self) -> None:
         """Remove what never became an object. Only while nobody writes: at start."""

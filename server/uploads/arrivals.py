@@ -42,16 +42,13 @@ _ARRIVED = (
     .where(
         chunks.c.drive == bindparam("d"),
         chunks.c.id == bindparam("i"),
-        chunks.c.sha256 == bindparam("s"),
-        chunks.c.stored_length == bindparam("l"),
         chunks.c.state == "pending",
-        chunks.c.unshown == bindparam("h"),
     )
     .values(state="uploaded", uploaded_ns=bindparam("now"), verified_ns=None, unshown=0)
 )
-_ROW = select(chunks.c.state, chunks.c.stored_length, chunks.c.unshown).where(
-    chunks.c.drive == bindparam("drive"), chunks.c.id == bindparam("chunk")
-)
+_ROWS = select(
+    chunks.c.id, chunks.c.state, chunks.c.stored_length, chunks.c.unshown, chunks.c.sha256
+).where(chunks.c.drive == bindparam("drive"), chunks.c.id.in_(bindparam("ids", expanding=True)))
 _PROMISES = (
     select(upload_chunks.c.descriptor, uploads.c.device)
     .join(uploads, uploads.c.version == upload_chunks.c.version)
@@ -103,45 +100,89 @@ def arrived(
     conn: Connection, blobs: BlobStore, arrivals: Sequence[Arrival], now_ns: int
 ) -> list[BlobKey]:
     """Mark chunks uploaded whose objects are stored. Returns those that are to be verified."""
+    arriving = _Arriving(conn, blobs, now_ns)
+    arriving.read(each.key for each in arrivals if each.made)
     unverified: list[BlobKey] = []
-    sums: defaultdict[str, Sums] = defaultdict(Sums)
     for arrival in arrivals:
-        done = _settle(conn, blobs, arrival, now_ns) if arrival.made else None
-        if done is not None:
-            sums[arrival.key.drive] += done
-            if arrival.proof is None:
-                unverified.append(arrival.key)
+        if arrival.made and arriving.settle(arrival) and arrival.proof is None:
+            unverified.append(arrival.key)
         if arrival.proof is not None:
             version, descriptor = arrival.proof
             leases.prove(conn, version, arrival.key.chunk, descriptor.length)
-    for drive, change in sums.items():
-        quota.change(conn, drive, change)
+    arriving.write()
     return unverified
 
 
-def _settle(conn: Connection, blobs: BlobStore, arrival: Arrival, now_ns: int) -> Sums | None:
-    """What changed by this; None: nothing."""
-    key, head, _, proof = arrival
-    found = blobs.stat(key)
-    if found is None or found.length != head.length:
-        return None  # taken away since; what is there now has an event of its own
-    if proof is None and _mark(conn, key, head, now_ns):
-        return Sums(used=head.length, reserved=-head.length, promised=-1)
-    row = conn.execute(_ROW, {"drive": key.drive, "chunk": key.chunk}).first()
-    if row is None:
-        blobs.delete(key)
-        return None
-    if row.state != "pending":
-        return None
-    if proof is not None:
-        return _adopt_proof(conn, key, row, proof, now_ns)
-    return _adopt_other(conn, blobs, key, row, now_ns)
+class _Arriving:
+    """Of some arrivals: the rows of their chunks, and what is to be written of them."""
 
+    def __init__(self, conn: Connection, blobs: BlobStore, now_ns: int) -> None:
+        self._conn, self._blobs, self._now_ns = conn, blobs, now_ns
+        self._rows: dict[BlobKey, Any] = {}
+        self._marked: list[dict[str, object]] = []
+        self._sums: defaultdict[str, Sums] = defaultdict(Sums)
+        self._done: set[BlobKey] = set()
 
-def _mark(conn: Connection, key: BlobKey, head: Head, now_ns: int, unshown: int = 0) -> bool:
-    """Mark a chunk that is stored as it was promised, almost always by the drive's owner."""
-    where = {"d": key.drive, "i": key.chunk, "s": head.sha256, "l": head.length, "h": unshown}
-    return conn.execute(_ARRIVED, where | {"now": now_ns}).rowcount == 1
+    def read(self, keys: Iterable[BlobKey]) -> None:
+        by_drive: defaultdict[str, dict[bytes, None]] = defaultdict(dict)
+        for key in keys:
+            by_drive[key.drive][key.chunk] = None
+        for drive, ids in by_drive.items():
+            for page in pages(ids):
+                for row in self._conn.execute(_ROWS, {"drive": drive, "ids": page}):
+                    self._rows[BlobKey(drive, row.id)] = row
+
+    def settle(self, arrival: Arrival) -> bool:
+        """Whether the chunk is uploaded by this."""
+        key, head, _, proof = arrival
+        found = self._blobs.stat(key)
+        if found is None or found.length != head.length:
+            return False  # taken away since; what is there now has an event of its own
+        row = self._rows.get(key)
+        if row is None:
+            self._blobs.delete(key)
+            return False
+        if row.state != "pending" or key in self._done:
+            return False
+        done: Sums | None
+        if proof is not None:
+            done = _adopt_proof(self._conn, key, row, proof, self._now_ns)
+        elif head == Head(row.stored_length, row.sha256) and not row.unshown:
+            done = self._mark(key, row)  # as it was promised, almost always by the drive's owner
+        else:
+            done = self._adopt_other(key, row)
+        if done is None:
+            return False
+        self._done.add(key)
+        self._sums[key.drive] += done
+        return True
+
+    def write(self) -> None:
+        if self._marked:
+            self._conn.execute(_ARRIVED, self._marked)
+        for drive, change in self._sums.items():
+            quota.change(self._conn, drive, change)
+
+    def _mark(self, key: BlobKey, row: Any) -> Sums:
+        self._marked.append({"d": key.drive, "i": key.chunk, "now": self._now_ns})
+        return Sums(used=row.stored_length) - Sums.of_pending([row])
+
+    def _adopt_other(self, key: BlobKey, row: Any) -> Sums | None:
+        """The object is not as the first promise said: adopt the lease that it fulfils, or remove
+        it.
+
+        What is there is read again: the event may have been of an object that is there no more.
+        """
+        head = self._blobs.head(key)
+        if head == Head(row.stored_length, row.sha256):
+            return self._mark(key, row)
+        promises = self._conn.execute(_PROMISES, {"drive": key.drive, "chunk": key.chunk}).all()
+        for how, device in promises:
+            descriptor = _decode(how)
+            if head == Head(descriptor.stored_length, descriptor.sha256):
+                return _adopt(self._conn, key, row, how, device, self._now_ns, verified_ns=None)
+        self._blobs.delete(key)
+        return None
 
 
 def _adopt_proof(conn: Connection, key: BlobKey, row: Any, proof: Proof, now_ns: int) -> Sums:
@@ -149,25 +190,6 @@ def _adopt_proof(conn: Connection, key: BlobKey, row: Any, proof: Proof, now_ns:
     device = conn.execute(_DEVICE, {"version": proof.version}).scalar()
     how = _encode(proof.descriptor)
     return _adopt(conn, key, row, how, device, now_ns, verified_ns=now_ns)
-
-
-def _adopt_other(
-    conn: Connection, blobs: BlobStore, key: BlobKey, row: Any, now_ns: int
-) -> Sums | None:
-    """The object is not as the first promise said: adopt the lease that it fulfils, or remove it.
-
-    What is there is read again: the event may have been of an object that is there no more.
-    """
-    head = blobs.head(key)
-    if head is not None and _mark(conn, key, head, now_ns, row.unshown):
-        return Sums(used=head.length) - Sums.of_pending([row])
-    promises = conn.execute(_PROMISES, {"drive": key.drive, "chunk": key.chunk}).all()
-    for how, device in promises:
-        descriptor = _decode(how)
-        if head == Head(descriptor.stored_length, descriptor.sha256):
-            return _adopt(conn, key, row, how, device, now_ns, verified_ns=None)
-    blobs.delete(key)
-    return None
 
 
 def _adopt(

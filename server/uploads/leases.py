@@ -160,44 +160,138 @@ _PROMISE_OF = (
 )
 
 
-def take(
-    conn: Connection,
-    caller: Caller,
-    upload: Upload,
-    descriptors: Sequence[Descriptor],
-    budget: Budget,
-    sign: Sign,
-    now_ns: int,
-) -> list[ChunkTicket]:
-    """Lease these chunks, or the same again: a ticket for each, with a fresh URL where needed.
+class Known(NamedTuple):
+    """What a drive knows of a chunk, as in `chunks`."""
 
-    Raises `Refused` with BadUpload, QuotaExceeded or RateLimited.
+    state: str
+    descriptor: bytes
+    stored_length: int
+    unshown: int
+
+
+class Leasing:
+    """Leases taken by one caller in one write transaction, many uploads at a time.
+
+    What `load` has read is not asked for again, and what is taken is written by `settle`. A refusal
+    leaves nothing behind here; of `budget` whoever called gives back what it counted.
     """
-    wanted = _checked(descriptors)
-    known = known_chunks(conn, upload.drive, wanted)
-    fresh = [descriptor for id, descriptor in wanted.items() if id not in known]
-    owner = access.owns_drive(caller, upload.drive)
-    shown = None if owner else possessed(conn, caller, upload, list(wanted), now_ns)
-    before = _unproven(conn, upload, wanted)
-    now = set[bytes]() if shown is None else wanted.keys() - shown
-    asked = Amount.of(wanted[id].length for id in now - before)
-    budget.take(upload.drive, upload.holder, Amount.of(d.stored_length for d in fresh), asked)
-    answered = Amount.of(wanted[id].length for id in before - now)
-    quota.release(conn, upload.drive, upload.holder, asked=answered)
-    _promise(conn, caller, upload.drive, fresh, now_ns)
-    if owner:
-        _show(conn, upload.drive, [row for row in known.values() if row.unshown])
-    _keep(conn, upload.drive, [id for id, row in known.items() if row.state == "doomed"])
-    _record(conn, upload, wanted, known, shown)
-    there = {id for id, row in known.items() if row.state in THERE}
-    there = there if shown is None else there & shown
-    proof = None if shown is None else upload.version
-    return [
-        ChunkTicket(id=each.id, state="uploaded")
-        if each.id in there
-        else ChunkTicket(id=each.id, state="needed", put=sign(upload.drive, each, proof))
-        for each in descriptors
-    ]
+
+    def __init__(self, conn: Connection, caller: Caller, budget: Budget, sign: Sign) -> None:
+        self._conn, self._caller, self._budget, self._sign = conn, caller, budget, sign
+        self._known: dict[tuple[str, bytes], Known | None] = {}
+        self._promised: list[dict[str, object]] = []
+        self._shown: list[dict[str, object]] = []
+        self._revived: list[dict[str, object]] = []
+        self._dropped: list[dict[str, object]] = []
+        self._taken: list[dict[str, object]] = []
+
+    def load(self, drive: str, ids: Iterable[bytes]) -> None:
+        """Read what the drive knows of these chunks."""
+        wanted = dict.fromkeys(id for id in ids if (drive, id) not in self._known)
+        self._known.update(dict.fromkeys((drive, id) for id in wanted))
+        for id, row in known_chunks(self._conn, drive, wanted).items():
+            known = Known(row.state, row.descriptor, row.stored_length, row.unshown)
+            self._known[drive, id] = known
+
+    def take(
+        self, upload: Upload, descriptors: Sequence[Descriptor], now_ns: int, *, is_new: bool
+    ) -> list[ChunkTicket]:
+        """Lease these chunks, or the same again: a ticket for each, with a fresh URL where needed.
+        `is_new`: the upload leases nothing yet.
+
+        Raises `Refused` with BadUpload, QuotaExceeded or RateLimited.
+        """
+        wanted, drive = _checked(descriptors), upload.drive
+        self.load(drive, wanted)
+        known = {id: row for id in wanted if (row := self._known[drive, id]) is not None}
+        fresh = [descriptor for id, descriptor in wanted.items() if id not in known]
+        owner = access.owns_drive(self._caller, drive)
+        shown = None
+        if not owner:
+            shown = possessed(self._conn, self._caller, upload, list(wanted), now_ns)
+        before = set[bytes]() if is_new else _unproven(self._conn, upload, wanted)
+        now = set[bytes]() if shown is None else wanted.keys() - shown
+        asked = Amount.of(wanted[id].length for id in now - before)
+        self._budget.take(drive, upload.holder, Amount.of(d.stored_length for d in fresh), asked)
+        answered = Amount.of(wanted[id].length for id in before - now)
+        self._budget.answered(drive, upload.holder, answered)
+        self._promise(drive, fresh, now_ns)
+        if owner:
+            self._show(drive, {id: row for id, row in known.items() if row.unshown})
+        self._keep(drive, {id: row for id, row in known.items() if row.state == "doomed"})
+        self._record(upload, wanted, known, shown, is_new=is_new)
+        there = {id for id, row in known.items() if row.state in THERE}
+        there = there if shown is None else there & shown
+        proof = None if shown is None else upload.version
+        return [
+            ChunkTicket(id=each.id, state="uploaded")
+            if each.id in there
+            else ChunkTicket(id=each.id, state="needed", put=self._sign(drive, each, proof))
+            for each in descriptors
+        ]
+
+    def settle(self) -> None:
+        """Write what was taken. The sessions' rows are there."""
+        for statement, rows in (
+            (insert(chunks), self._promised),
+            (_SHOW, self._shown),
+            (_REVIVE, self._revived),
+            (_DROP, self._dropped),
+            (insert(upload_chunks), self._taken),
+        ):
+            if rows:
+                self._conn.execute(statement, rows)
+                rows.clear()
+
+    def forget(self) -> None:
+        """Somebody else has changed chunks, after `settle` or an undone savepoint."""
+        self._known.clear()
+
+    def _promise(self, drive: str, fresh: Sequence[Descriptor], now_ns: int) -> None:
+        unshown = int(not access.owns_drive(self._caller, drive))
+        for each in fresh:
+            encoded = _encode(each)
+            known = Known("pending", encoded, each.stored_length, unshown)
+            self._known[drive, each.id] = known
+            row = {"drive": drive, "id": each.id, "length": each.length, "sha256": each.sha256}
+            row |= {"created_ns": now_ns, "device": self._caller.device}
+            self._promised.append(row | known._asdict())
+
+    def _show(self, drive: str, rows: dict[bytes, Known]) -> None:
+        """The drive's owner promises these pending chunks too, which only others had."""
+        for id, row in rows.items():
+            self._known[drive, id] = row._replace(unshown=0)
+            self._shown.append({"d": drive, "i": id})
+        unshown = sum(row.stored_length for row in rows.values())
+        self._budget.change(drive, Sums(unshown=-unshown, promised=len(rows)))
+
+    def _keep(self, drive: str, rows: dict[bytes, Known]) -> None:
+        """Revive chunks that garbage collection was about to delete."""
+        for id, row in rows.items():
+            self._known[drive, id] = row._replace(state="uploaded")
+            self._revived.append({"d": drive, "i": id})
+
+    def _record(
+        self,
+        upload: Upload,
+        wanted: dict[bytes, Descriptor],
+        known: dict[bytes, Known],
+        shown: set[bytes] | None,
+        *,
+        is_new: bool,
+    ) -> None:
+        """The leases, each with its own descriptor where its bytes are awaited and the chunk's says
+        otherwise."""
+        if not is_new:
+            self._dropped += [{"v": upload.version, "i": id} for id in wanted]
+        for id, descriptor in wanted.items():
+            row, proven = known.get(id), shown is None or id in shown
+            own = None
+            if row is not None and not (proven and row.state in THERE):
+                encoded = _encode(descriptor)
+                own = encoded if encoded != row.descriptor else None
+            lease = {"version": upload.version, "drive": upload.drive, "chunk": id}
+            self._taken.append(lease | {"descriptor": own, "proven": int(proven)})
 
 
 def tickets(conn: Connection, version: str) -> list[ChunkTicket]:
@@ -284,6 +378,14 @@ def prove(conn: Connection, version: str, chunk: bytes, length: int) -> None:
         quota.release(conn, row.drive, row.holder, asked=Amount(1, length))
 
 
+_mine = (chunks.c.drive == bindparam("d")) & (chunks.c.id == bindparam("i"))
+_SHOW = update(chunks).where(_mine).values(unshown=0)
+_REVIVE = (
+    update(chunks).where(_mine, chunks.c.state == "doomed").values(state="uploaded", doomed_ns=None)
+)
+_DROP = delete(upload_chunks).where(
+    upload_chunks.c.version == bindparam("v"), upload_chunks.c.chunk == bindparam("i")
+)
 _PROVE = (
     update(upload_chunks)
     .where(
@@ -325,66 +427,3 @@ def _unproven(conn: Connection, upload: Upload, ids: Iterable[bytes]) -> set[byt
         query = select(upload_chunks.c.chunk).where(mine, upload_chunks.c.proven == 0)
         found.update(conn.execute(query).scalars())
     return found
-
-
-def _promise(
-    conn: Connection, caller: Caller, drive: str, descriptors: Sequence[Descriptor], now_ns: int
-) -> None:
-    rows = [
-        {
-            "drive": drive,
-            "id": descriptor.id,
-            "state": "pending",
-            "length": descriptor.length,
-            "stored_length": descriptor.stored_length,
-            "sha256": descriptor.sha256,
-            "descriptor": _encode(descriptor),
-            "created_ns": now_ns,
-            "device": caller.device,
-            "unshown": int(not access.owns_drive(caller, drive)),
-        }
-        for descriptor in descriptors
-    ]
-    if rows:
-        conn.execute(insert(chunks), rows)
-
-
-def _show(conn: Connection, drive: str, rows: Sequence[Row[Any]]) -> None:
-    """The drive's owner promises these pending chunks too, which only others had."""
-    for page in pages(row.id for row in rows):
-        mine = (chunks.c.drive == drive) & chunks.c.id.in_(page)
-        conn.execute(update(chunks).where(mine).values(unshown=0))
-    unshown = sum(row.stored_length for row in rows)
-    quota.change(conn, drive, Sums(unshown=-unshown, promised=len(rows)))
-
-
-def _keep(conn: Connection, drive: str, doomed: Sequence[bytes]) -> None:
-    """Revive chunks that garbage collection was about to delete."""
-    for page in pages(doomed):
-        mine = (chunks.c.drive == drive) & chunks.c.id.in_(page) & (chunks.c.state == "doomed")
-        conn.execute(update(chunks).where(mine).values(state="uploaded", doomed_ns=None))
-
-
-def _record(
-    conn: Connection,
-    upload: Upload,
-    wanted: dict[bytes, Descriptor],
-    known: dict[bytes, Row[Any]],
-    shown: set[bytes] | None,
-) -> None:
-    """Write the leases, each with its own descriptor where its bytes are awaited and the chunk's
-    says otherwise."""
-    for page in pages(wanted):
-        old = (upload_chunks.c.version == upload.version) & upload_chunks.c.chunk.in_(page)
-        conn.execute(delete(upload_chunks).where(old))
-    rows = []
-    for id, descriptor in wanted.items():
-        row, proven = known.get(id), shown is None or id in shown
-        own = None
-        if row is not None and not (proven and row.state in THERE):
-            encoded = _encode(descriptor)
-            own = encoded if encoded != row.descriptor else None
-        lease = {"version": upload.version, "drive": upload.drive, "chunk": id}
-        rows.append(lease | {"descriptor": own, "proven": int(proven)})
-    if rows:
-        conn.execute(insert(upload_chunks), rows)

@@ -167,20 +167,67 @@ _ASKED = select(
 _HELD = select(uploaders.c.sessions, uploaders.c.asked_chunks).where(_mine)
 
 
+class _Held(NamedTuple):
+    """What one uploader has more of."""
+
+    sessions: int = 0
+    asked: Amount = NONE
+
+    def plus(self, more: _Held) -> _Held:
+        asked = Amount(self.asked.chunks + more.asked.chunks, self.asked.bytes + more.asked.bytes)
+        return _Held(self.sessions + more.sessions, asked)
+
+
+_Mark = tuple[dict[str, Sums], dict[tuple[str, str], _Held]]
+
+
 class Budget:
     """What may still be promised in each drive, in one write transaction of one caller.
 
-    What is taken is in the sums at once, so a savepoint that is undone gives it back.
+    What is taken is counted here, and is in the sums when it is written (`settle`): the rooms are
+    read once, and many uploads are one addition. Whoever changes the sums otherwise settles first,
+    and has the rooms read again (`forget`).
     """
 
     def __init__(self, conn: Connection, caller: Caller, limits: Limits) -> None:
         self._conn, self._caller, self._limits = conn, caller, limits
+        self._rooms: dict[tuple[str, str], Room] = {}
+        self._added: dict[str, Sums] = {}
+        self._held: dict[tuple[str, str], _Held] = {}
+
+    def mark(self) -> _Mark:
+        """What is counted by now, to be given back by `undo`."""
+        return dict(self._added), dict(self._held)
+
+    def undo(self, mark: _Mark) -> None:
+        """As if nothing had been counted since."""
+        self._added, self._held = mark
+
+    def settle(self) -> None:
+        """Write down what was counted."""
+        for drive, sums in self._added.items():
+            change(self._conn, drive, sums)
+        for (drive, holder), more in self._held.items():
+            hold(self._conn, drive, holder, more.sessions, more.asked)
+        self.forget()
+
+    def forget(self) -> None:
+        """The sums were changed by somebody else, after `settle` or an undone savepoint."""
+        self._rooms, self._added, self._held = {}, {}, {}
 
     def begin(self, drive: str, holder: str) -> None:
         """Count one more session of `holder`. Raises `Refused` with RateLimited."""
         if self._room(drive, holder).held >= self._limits.promises:
             raise Refused(_too_much())
-        hold(self._conn, drive, holder, sessions=1)
+        self._hold(drive, holder, _Held(1))
+
+    def answered(self, drive: str, holder: str, asked: Amount) -> None:
+        """What was asked for is shown by now."""
+        self._hold(drive, holder, _Held(0, Amount(-asked.chunks, -asked.bytes)))
+
+    def change(self, drive: str, by: Sums) -> None:
+        """Chunks of the drive have changed."""
+        self._added[drive] = self._added.get(drive, Sums()) + by
 
     def take(self, drive: str, holder: str, fresh: Amount, asked: Amount) -> None:
         """Reserve `fresh`, the stored lengths of chunks that are new; `asked` are the plain lengths
@@ -195,25 +242,42 @@ class Budget:
             if problem is not None:
                 raise Refused(problem)
         if owner:
-            change(self._conn, drive, Sums(reserved=fresh.bytes, promised=fresh.chunks))
+            self.change(drive, Sums(reserved=fresh.bytes, promised=fresh.chunks))
         else:
-            change(self._conn, drive, Sums(reserved=fresh.bytes, unshown=fresh.bytes))
-            hold(self._conn, drive, holder, asked=asked)
+            self.change(drive, Sums(reserved=fresh.bytes, unshown=fresh.bytes))
+            self._hold(drive, holder, _Held(0, asked))
+
+    def _hold(self, drive: str, holder: str, more: _Held) -> None:
+        self._held[drive, holder] = self._held.get((drive, holder), _Held()).plus(more)
 
     def _room(self, drive: str, holder: str) -> Room:
+        """By now, with what is not written yet."""
+        if (drive, holder) not in self._rooms:
+            self._rooms[drive, holder] = self._read(drive, holder)
+        room, added = self._rooms[drive, holder], self._added.get(drive, Sums())
+        mine = self._held.get((drive, holder), _Held())
+        held = room.held + mine.sessions + mine.asked.chunks
+        used, promised = room.used + added.used, room.promised + added.reserved - added.unshown
+        if access.owns_drive(self._caller, drive):
+            chunks, more = room.chunks + added.promised, added.promised
+            promised += added.unshown
+            return Room(room.quota, used, promised, chunks=chunks, held=held + more)
+        others = [more.asked for (there, _), more in self._held.items() if there == drive]
+        asked = room.asked + sum(each.bytes for each in others)
+        chunks = room.chunks + sum(each.chunks for each in others)
+        return Room(room.quota, used, promised, asked, chunks, held)
+
+    def _read(self, drive: str, holder: str) -> Room:
         row = self._conn.execute(_NUMBERS, {"drive": drive}).one()
         numbers = (row.quota_bytes, row.used_bytes)
-        held = self._held(drive, holder)
+        mine = self._conn.execute(_HELD, {"drive": drive, "holder": holder}).first()
+        held: int = 0 if mine is None else mine.sessions + mine.asked_chunks
         if access.owns_drive(self._caller, drive):
             chunks: int = row.promised_chunks
             return Room(*numbers, row.reserved_bytes, chunks=chunks, held=held + chunks)
         asked = self._conn.execute(_ASKED, {"drive": drive}).one()
         promised = row.reserved_bytes - row.unshown_bytes
         return Room(*numbers, promised, asked.bytes, asked.chunks, held)
-
-    def _held(self, drive: str, holder: str) -> int:
-        row = self._conn.execute(_HELD, {"drive": drive, "holder": holder}).first()
-        return 0 if row is None else row.sessions + row.asked_chunks
 
 
 # --- keeping the sums ---------------------------------------------------------------------------

@@ -4,10 +4,10 @@ Knows: which thread notes arrivals and verdicts, and when. Must not know: what t
 (`arrivals`, `verification`), who asks.
 
 Arrivals: a stored object is announced to `arrived`, which queues it and makes sure that one `flush`
-is on its way through the write thread. All that gather while earlier transactions run share one
-commit, at most `NOTED` of them. A batch that needs a chunk notes its arrival itself (`settle`), and
-no others: they are not its sender's to wait for. What a crash forgot in between, `settle` asks the
-blob store for.
+is on its way to the write thread, after a pause in which many gather: all of them share one commit,
+at most `NOTED`. Who needs to know of a chunk sooner notes its arrival, and no others, which are not
+theirs to wait for: a batch in its own transaction (`Noting`), an announcement before its own
+(`note`). What a crash forgot in between, a batch asks the blob store for.
 
 Verification: what a flush marked is read back by one thread of its own, which nobody waits for,
 from a bounded queue, after a pause in which many gather: that is cheaper, and a reader who is
@@ -26,8 +26,9 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -51,6 +52,8 @@ log = structlog.get_logger("nearline.server")
 
 T = TypeVar("T")
 
+GATHER_SECONDS = 0.5
+"""How long an arrival waits for others, unless somebody asks for it."""
 QUEUE = 20_000
 """Objects waiting to be looked at; more than these wait until they are asked for."""
 PAUSE_SECONDS = 0.25
@@ -67,10 +70,53 @@ SETTLED = 50
 
 class Settled(NamedTuple):
     """How many operations, from the first, may be applied once the `doubtful` chunks have been
-    looked into."""
+    looked into. `pending` ones are first to be sought in the blob store (`find_and_note`)."""
 
     ready: int
     doubtful: list[BlobKey]
+    pending: list[BlobKey]
+
+
+class Noting:
+    """A write transaction in which arrivals are noted; see `Reception.noting`."""
+
+    def __init__(self, reception: Reception, conn: Connection) -> None:
+        self._reception, self.conn = reception, conn
+        self.waiting: list[Arrival] = []
+        self.verdicts: list[Verdict] = []
+        self.stored: list[BlobKey] = []
+        self.bad: list[Verdict] = []
+
+    def note(self, which: Callable[[BlobKey], bool], most: int) -> None:
+        """Note up to `most` of those whose key is one of `which`."""
+        reception, now_ns = self._reception, time.time_ns()
+        waiting, verdicts = reception._take(which, most)
+        try:
+            if waiting:
+                self.stored += arrivals.arrived(self.conn, reception._blobs, waiting, now_ns)
+            if verdicts:
+                self.bad += verification.settle(self.conn, verdicts, now_ns)
+        except OperationalError:  # busy, or the disk is full: the next flush tries again
+            reception.put_back(waiting, verdicts)
+            raise
+        self.waiting += waiting
+        self.verdicts += verdicts
+
+    def settle(self, ops: Sequence[Keyed], caller: Caller, is_over: Callable[[], bool]) -> Settled:
+        """Note the chunks that `ops` need, and say which of them nobody has reported or verified;
+        of the first operations at least, when `is_over` says that there is no time for all."""
+        needed = arrivals.chunks_of(ops)
+        if not needed:
+            return Settled(len(ops), [], [])
+        self.note(lambda key: key.chunk in needed, len(needed))
+        settled = Settled(0, [], [])
+        while settled.ready < len(ops) and not (settled.ready and is_over()):
+            part = ops[settled.ready : settled.ready + SETTLED]
+            found = arrivals.unready(self.conn, part, caller, time.time_ns())
+            settled.pending.extend(found.pending)
+            settled.doubtful.extend(found.doubtful)
+            settled = settled._replace(ready=settled.ready + len(part))
+        return settled
 
 
 class Reception:
@@ -96,14 +142,17 @@ class Reception:
         self._hurry = threading.Event()  # set: do not pause
         self._closing = False
         self._looker = ThreadPoolExecutor(1, "verify")
+        self._gatherer = ThreadPoolExecutor(1, "gather")
         self._under_way: dict[Suspect, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
 
     def close(self) -> None:
         """Stop looking; what was not looked at is when it is asked for."""
-        self._closing = True
+        with self._lock:
+            self._closing = True
         self._hurry.set()
         self._looker.shutdown(wait=True, cancel_futures=True)
+        self._gatherer.shutdown(wait=True)
 
     @property
     def waiting_arrivals(self) -> int:
@@ -134,34 +183,33 @@ class Reception:
 
         return await asyncio.get_running_loop().run_in_executor(self._reads, job)
 
-    def settle(
-        self,
-        ops: Sequence[Keyed],
-        who: Callable[[Connection], Caller],
-        is_over: Callable[[], bool],
-    ) -> Settled:
-        """Mark the chunks that `ops` need and that are stored, also those of which no event said
-        so; of the first operations at least, when `is_over` says that there is no time for all. In
-        the write thread."""
-        needed = arrivals.chunks_of(ops)
-        if not needed:
-            return Settled(len(ops), [])
-        self._flush(lambda key: key.chunk in needed, len(needed))
-        pending: list[BlobKey] = []
-        doubtful: list[BlobKey] = []
-        ready = 0
-        with self._db.read() as conn:
-            caller = who(conn)
-            while ready < len(ops) and not (ready and is_over()):
-                part = ops[ready : ready + SETTLED]
-                found = arrivals.unready(conn, part, caller, time.time_ns())
-                pending += found.pending
-                doubtful += found.doubtful
-                ready += len(part)
-        self._find_and_note(pending)
-        return Settled(ready, doubtful)
+    @contextmanager
+    def noting(self) -> Iterator[Noting]:
+        """A write transaction, in the write thread. What was noted in one that fails is noted by
+        the next flush."""
+        noting: Noting | None = None
+        try:
+            with self._db.write() as conn:
+                noting = Noting(self, conn)
+                yield noting
+        except BaseException:
+            if noting is not None:
+                self.put_back(noting.waiting, noting.verdicts)
+            raise
+        self._remove(noting.bad)
+        self._look_at(noting.stored)
 
-    def _find_and_note(self, keys: Iterable[BlobKey]) -> None:
+    def put_back(self, waiting: list[Arrival], verdicts: list[Verdict]) -> None:
+        """These were not noted after all."""
+        with self._lock:
+            self._arrivals[:0], self._verdicts[:0] = waiting, verdicts
+
+    def note(self, chunks: Set[bytes]) -> None:
+        """Note those of these chunks that have arrived. In the write thread."""
+        if chunks:
+            self._flush(lambda key: key.chunk in chunks, len(chunks))
+
+    def find_and_note(self, keys: Iterable[BlobKey]) -> None:
         """Note those of these objects that are there. In the write thread."""
         found = [Arrival(key, head) for key in keys if (head := self._blobs.head(key)) is not None]
         for arrival in found:
@@ -177,6 +225,13 @@ class Reception:
             if self._flush_queued:
                 return
             self._flush_queued = True
+            if not self._closing:
+                self._gatherer.submit(self._flush_soon).add_done_callback(_report)
+                return
+        self._writes.submit(self.flush).add_done_callback(_report)
+
+    def _flush_soon(self) -> None:
+        self._hurry.wait(GATHER_SECONDS)
         self._writes.submit(self.flush).add_done_callback(_report)
 
     def flush(self) -> None:
@@ -190,25 +245,26 @@ class Reception:
 
     def _flush(self, which: Callable[[BlobKey], bool], most: int) -> None:
         """Note up to `most` of those whose key is one of `which`."""
+        if self._is_any(which):
+            with self.noting() as noting:
+                noting.note(which, most)
+
+    def _is_any(self, which: Callable[[BlobKey], bool]) -> bool:
+        with self._lock:
+            keys = [each.key for each in self._arrivals]
+            keys += [each.suspect.key for each in self._verdicts]
+        return any(map(which, keys))
+
+    def _take(
+        self, which: Callable[[BlobKey], bool], most: int
+    ) -> tuple[list[Arrival], list[Verdict]]:
+        """Up to `most` of each that wait, whose key is one of `which`."""
         with self._lock:
             waiting, self._arrivals = _parted(self._arrivals, lambda each: which(each.key), most)
             verdicts, self._verdicts = _parted(
                 self._verdicts, lambda each: which(each.suspect.key), most
             )
-        if not waiting and not verdicts:
-            return
-        try:
-            with self._db.write() as conn:
-                stored = arrivals.arrived(conn, self._blobs, waiting, time.time_ns())
-                bad = verification.settle(conn, verdicts, time.time_ns())
-        except (
-            OperationalError
-        ):  # the database is busy, or its disk full: the next flush tries again
-            with self._lock:
-                self._arrivals[:0], self._verdicts[:0] = waiting, verdicts
-            raise
-        self._remove(bad)
-        self._look_at(stored)
+        return waiting, verdicts
 
     def _remove(self, bad: list[Verdict]) -> None:
         for each in bad:
@@ -304,9 +360,10 @@ class Reception:
 
     def _retrieve(self, keys: Sequence[BlobKey]) -> None:
         """What is pending although its object is there (it was out of reach for a while)."""
+        self._flush(frozenset(keys).__contains__, 2 * len(keys))
         with self._db.read() as conn:
             pending = verification.pending(conn, keys)
-        self._find_and_note(pending)
+        self.find_and_note(pending)
 
     def _suspects(self, keys: Sequence[BlobKey]) -> list[Suspect]:
         with self._db.read() as conn:

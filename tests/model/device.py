@@ -15,10 +15,13 @@ from cache.metadata.manifests import Manifests
 from cache.metadata.operations import Op
 from cache.metadata.tree import ROOT, Node
 from cache.recovery.opening import open_database
+from cache.sync import listing
 from remote.feed.subscriber import Apply, Ignore, Pull, Reset, on_hint, on_page
 from remote.protocol import messages
 from remote.protocol.errors import Unreachable
 from tests.model.server import Network, Port, Server
+
+listing.PIECE = 2  # a listing is merged in several, as long ones are
 
 
 @dataclass
@@ -80,6 +83,7 @@ class Device(device.Device):
     ) -> None:
         self.name, self.network, self._keep_copies = name, Network(), keep_copies
         self.read_before: dict[str, bytes] = {}
+        self._visits = 0
         self._server, self._directory, self._token = server, directory, token
         self.open()
 
@@ -139,6 +143,10 @@ class Device(device.Device):
 
     async def ensure_listed(self, ino: int) -> None:
         await self.listing.ensure_listed(ino)
+        self._visits += 1
+        if self._visits % 3 == 0:  # not always: what is not listed is to be met too
+            self.listing.visit(ino)
+            await self.listing.list_ahead(ino)
 
     # What a person does.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -250,6 +251,14 @@ class Port:
             page = listing.children(conn, caller, file, cursor, 3)  # small: pages are crossed
         await self._network.answer()
         return page
+
+    async def list_several(self, directories: Sequence[str]) -> messages.ListReply:
+        await self._network.cross()
+        with self._server.db.read() as conn:
+            caller = self._server.caller(conn, self._token)
+            reply = listing.several(conn, caller, directories, 5)  # small: some have no room
+        await self._network.answer()
+        return reply
 
     async def changes(self, cursor: str | None) -> messages.ChangesPage:
         await self._network.cross()

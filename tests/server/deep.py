@@ -39,7 +39,7 @@ def chain_in(conn: Connection, drive: str, names: list[str], parent: str) -> lis
         insert(entries), [{"parent": p, "name": n, "file": f, "rev": 0} for p, n, f in places]
     )
     inner = conn.execute(select(files).where(files.c.id == ids[0])).one()
-    depth.deepen(conn, Lineage(conn), parent, names[0], Below.of(inner))
+    depth.deepen(depth.StoredDepths(conn), Lineage(conn), parent, names[0], Below.of(inner))
     return ids
 
 

@@ -46,7 +46,13 @@ def settled(server: Running) -> None:
     """Wait until everything that arrived is noted and verified."""
     reception = server.app.service.reception
     reception._hurry.set()
-    until(lambda: reception.waiting_arrivals == 0 and not reception._looking)
+    until(
+        lambda: (
+            reception.waiting_arrivals == 0
+            and not reception._looking
+            and not reception._flush_queued
+        )
+    )
     reception._hurry.clear()
     server.app.service.writes.submit(reception.flush).result(10)
 

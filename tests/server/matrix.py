@@ -232,6 +232,11 @@ def _locate(scene: Scene, _by: Client) -> Ask:
     return Ask("/v1/chunks/locate", wanted)
 
 
+def _locate_several(scene: Scene, _by: Client) -> Ask:
+    whole = messages.WholeVersion(file=scene.file, version=scene.version)
+    return Ask("/v1/chunks/locate-several", messages.LocateSeveral(versions=[whole]))
+
+
 def _complete(scene: Scene, _by: Client) -> Ask:
     content = _empty()
     op = messages.Write(file=scene.fresh().file, content=content, mtime_ns=1)
@@ -326,6 +331,16 @@ def _revert(scene: Scene, _by: Client) -> Ask:
     return _apply(messages.Revert(file=op.file, mtime_ns=1, **old))
 
 
+def _several(scene: Scene, _by: Client) -> Ask:
+    return Ask("/v1/listings", messages.ListRequest(directories=[scene.shared, scene.inner]))
+
+
+def _several_behind(scene: Scene, by: Client) -> Ask:
+    """What is not one's own is left out, silently: `test_listings` has what the answer holds."""
+    own = by.me.root if by.token else new_id()
+    return Ask("/v1/listings", messages.ListRequest(directories=[own, scene.shared]))
+
+
 def _urls(scene: Scene, _by: Client) -> Ask:
     wanted = messages.UrlsRequest([scene.chunk.descriptor])
     return Ask(f"/v1/uploads/{scene.session()}/urls", wanted)
@@ -362,6 +377,8 @@ ASKS: dict[str, Make] = {
     "GET /v1/files/{file_id} (moved out, a name left behind)": _link_hidden,
     "GET /v1/files/{file_id} (deleted for good)": lambda s, _: Ask(f"/v1/files/{s.purged()}"),
     "GET /v1/files/{file_id}/children": _of("shared", "/v1/files/{}/children"),
+    "POST /v1/listings": _several,
+    "POST /v1/listings (behind one's own)": _several_behind,
     "GET /v1/files/{file_id}/versions": _of("file", "/v1/files/{}/versions"),
     "GET /v1/files/{file_id}/changes": _of("file", "/v1/files/{}/changes"),
     "GET /v1/files/by-fingerprint/{fingerprint}": _fingerprint,
@@ -391,6 +408,7 @@ ASKS: dict[str, Make] = {
     "POST /v1/uploads/{version}/complete": _complete,
     "DELETE /v1/uploads/{version}": lambda scene, _: Ask(f"/v1/uploads/{scene.session()}"),
     "POST /v1/chunks/locate": _locate,
+    "POST /v1/chunks/locate-several": _locate_several,
     "POST /v1/changes/apply (create)": lambda scene, _: _create(scene, scene.shared),
     "POST /v1/changes/apply (create outside)": lambda scene, _: _create(scene, scene.owner.me.root),
     "POST /v1/changes/apply (create deeper)": lambda scene, _: _create(scene, scene.inner),

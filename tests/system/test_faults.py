@@ -93,7 +93,8 @@ NOT_NOW = [
     pytest.param({"status": 503, "retry_after": "1"}, id="503"),
     pytest.param({"latency": 0.3}, id="slow"),
 ]
-LOCATE, CHILDREN = "^POST /v1/chunks/locate", "^GET /v1/files/[0-9a-f]+/children"
+LOCATE = "^POST /v1/chunks/locate"
+CHILDREN = "^(GET /v1/files/[0-9a-f]+/children|POST /v1/listings)"
 LOCATING = [pytest.param(LOCATE, *one.values, id=f"locate-{one.id}") for one in NOT_NOW]
 LISTING = [pytest.param(CHILDREN, *one.values, id=f"list-{one.id}") for one in NOT_NOW]
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lmdb
@@ -15,7 +15,7 @@ import trio
 import trio.testing
 from blake3 import blake3
 
-from cache.blocks.cache import BlockCache
+from cache.blocks.cache import TRANSACTION_BYTES, Block, BlockCache
 from cache.blocks.lmdb_store import BlockMap, charge
 from tests.fake_edge import noise
 
@@ -177,12 +177,32 @@ async def test_what_never_fits_is_dropped_and_reading_goes_on(
 ) -> None:
     monkeypatch.setattr("cache.blocks.cache.map_size", lambda limit: 2 * 1024 * 1024)
     cache = BlockCache.open(tmp_path, LIMIT, boot_id="boot")
-    assert not await cache.put_many([(chunk(99), n, noise(BLOCK)) for n in range(20)])
-    assert cache.stats().dropped == 20
+    assert not await cache.put_many([(chunk(99), n, noise(BLOCK)) for n in range(16)])
+    assert cache.stats().dropped == 16
     assert cache.get(chunk(99), 0) is None
     assert await cache.put_many([(chunk(1), 0, noise(BLOCK))])
     assert cache.get(chunk(1), 0) == noise(BLOCK)
     cache.close()
+
+
+async def test_much_is_stored_in_transactions_of_bounded_size(
+    cache: BlockCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, sizes = cache._map.store, []
+
+    def counted(blocks: Sequence[Block]) -> None:
+        sizes.append(sum(len(plain) for _, _, plain in blocks))
+        store(blocks)
+
+    monkeypatch.setattr(cache._map, "store", counted)
+    lengths = [BLOCK] * 9 + [5] * 3 + [BLOCK] * 11 + [TRANSACTION_BYTES + 1, 7]
+    blocks = [(chunk(1), n, noise(length)) for n, length in enumerate(lengths)]
+    assert await cache.put_many(blocks)
+    for _, number, plain in blocks:
+        assert cache.get(chunk(1), number) == plain
+    assert sum(sizes) == sum(lengths)
+    large = [size for size in sizes if size > TRANSACTION_BYTES]
+    assert large == [TRANSACTION_BYTES + 1]  # what is larger goes alone
 
 
 async def test_a_full_disk_drops_blocks_and_reads_on(
@@ -230,7 +250,7 @@ WRITER = """
 import sys, trio
 from pathlib import Path
 from blake3 import blake3
-from cache.blocks.cache import BlockCache
+from cache.blocks.cache import TRANSACTION_BYTES, Block, BlockCache
 
 async def main():
     cache = BlockCache.open(Path(sys.argv[1]), 16 << 20, boot_id=sys.argv[2])

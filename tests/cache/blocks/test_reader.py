@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,9 @@ class Manifests(dict[str, Manifest]):
 
     def keep_manifest(self, version: str, manifest: Manifest) -> None:
         self[version] = manifest
+
+    def keep_manifests(self, manifests: Mapping[str, Manifest]) -> None:
+        self.update(manifests)
 
 
 @dataclass
@@ -534,3 +537,67 @@ def test_whatever_the_edge_does_reads_equal_the_content(
                 assert await setup.read(offset, length) == setup.expect(offset, length)
 
     trio.run(main)
+
+
+# --- small files that may be read next ----------------------------------------------------------
+
+
+async def test_small_versions_are_located_together_and_are_here_then() -> None:
+    async with reading(b"") as setup:
+        names = [version_name(100 + number) for number in range(5)]
+        for name in names:
+            setup.edge.add(name, noise(3000, name.encode()), [5000])
+        setup.edge.add(names[0], bytes(100_000), [100_000])  # a hole
+        await setup.reader.fetch_whole([(FILE, name) for name in [*names, version_name(999)]])
+        await trio.testing.wait_all_tasks_blocked()
+        await idle(setup)
+        assert len(setup.edge.located_together) == 1
+        assert all(setup.reader.is_here(name) for name in names)
+        assert not setup.reader.is_here(version_name(999))
+        for name in names[1:]:
+            found = setup.reader.try_read(FILE, name, 0, 3000)
+            assert found == noise(3000, name.encode())
+        assert setup.edge.locates == []
+        await setup.reader.fetch_whole([(FILE, name) for name in names])
+        assert len(setup.edge.located_together) == 1
+        assert len(setup.edge.gets) == 4
+
+
+async def test_who_reads_what_is_being_located_waits_for_that() -> None:
+    content = noise(3000)
+    async with reading(content, [5000]) as setup:
+        setup.edge.hold = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(setup.reader.fetch_whole, [(FILE, VERSION)])
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(setup.read, 0, 3000)
+            await trio.testing.wait_all_tasks_blocked()
+            setup.edge.hold.set()
+        assert setup.edge.locates == []
+        assert len(setup.edge.gets) == 1
+        assert await setup.read(0, 3000) == content
+
+
+async def test_who_reads_what_could_not_be_located_together_asks_alone() -> None:
+    content = noise(3000)
+    async with reading(content, [5000]) as setup:
+        setup.edge.hold, setup.edge.is_down = trio.Event(), True
+
+        async def fetch() -> None:
+            with pytest.raises(Unreachable):
+                await setup.reader.fetch_whole([(FILE, VERSION)])
+            setup.edge.is_down = False
+
+        found: list[bytes] = []
+
+        async def read() -> None:
+            found.append(await setup.read(0, 3000))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            setup.edge.hold.set()
+        assert found == [content]
+        assert len(setup.edge.locates) == 1

@@ -3,7 +3,8 @@
 What holds: pages are in the order of names, and a page's cursor is the last name on it, so a name
 that is there all the time is on exactly one page, whatever comes and goes around it. What came or
 went between two pages may be told or not; the sequence number of the first page is that of the
-listing, so the feed tells of it afterwards. If the feed has told already, the answer is too old.
+listing, so the feed tells of it afterwards. What it has told since the question is applied over the
+answer.
 A name keeps its position (cookie) from then on as long as it is there.
 
 The server's pages have three entries here. Each change is made at every await of the listing, with

@@ -53,5 +53,5 @@ def test_rates() -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "fast", "2Mbit", "1K", "8191"])
 def test_what_is_no_limit_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match="limit.*off"):
+    with pytest.raises(ValueError, match=r"limit.*off"):
         parse_rate(text)

@@ -49,6 +49,8 @@ GET /v1/files/{file_id}               | ok    ok     ok     404      404     ok 
   (moved out, a name left behind)     | ok    404    404    404      404     ok     404    404       401     401   401
   (deleted for good)                  | 404   404    404    404      404     404    404    404       401     401   401
 GET /v1/files/{file_id}/children      | ok    ok     ok     404      404     ok     ok     404       401     401   401
+POST /v1/listings                     | ok    ok     ok     404      404     ok     ok     404       401     401   401
+  (behind one's own)                  | ok    ok     ok     ok       ok      ok     404    404       401     401   401
 GET /v1/files/{file_id}/versions      | ok    ok     ok     404      404     ok     ok     404       401     401   401
 GET /v1/files/{file_id}/changes       | ok    ok     ok     404      404     ok     ok     404       401     401   401
 GET /v1/files/by-fingerprint/{fingerprint}
@@ -74,6 +76,7 @@ POST /v1/uploads/{version}/urls       | ok    404    404    404      404     403
 POST /v1/uploads/{version}/complete   | ok    ok     403    404      404     403    ok     404       401     401   401
 DELETE /v1/uploads/{version}          | ok    404    404    404      404     403    404    404       401     401   401
 POST /v1/chunks/locate                | ok    ok     ok     404      404     ok     ok     404       401     401   401
+POST /v1/chunks/locate-several        | ok    ok     ok     404      404     ok     ok     404       401     401   401
 POST /v1/changes/apply
   (create)                            | ok    ok     403    404      404     403    ok     404       401     401   401
   (create outside)                    | ok    404    404    404      404     403    404    404       401     401   401
@@ -182,6 +185,8 @@ def told(status: int, message: Any, body: bytes) -> str:
         problem = msgspec.msgpack.decode(body, type=messages.ApplyReply).results[0]
     elif isinstance(message, messages.StartUploads):
         problem = msgspec.msgpack.decode(body, type=messages.StartUploadsReply).uploads[0]
+    elif isinstance(message, messages.LocateSeveral):
+        problem = msgspec.msgpack.decode(body, type=messages.LocateSeveralReply).found[0]
     return str(RULES[type(problem)].status) if isinstance(problem, AnyProblem) else "ok"
 
 

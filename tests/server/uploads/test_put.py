@@ -70,6 +70,7 @@ def test_arrivals_of_many_are_noted_in_parts_and_a_batch_notes_its_own(
 ) -> None:
     """Nobody waits for what others have stored."""
     service = server.app.service
+    settled(server)
     monkeypatch.setattr(reception, "NOTED", 2)
     monkeypatch.setattr(service.reception, "_look_at", lambda _keys: None)  # would flush too
     chunks = [make_chunk(noise(50, f"{anna.token} {number}")) for number in range(6)]
@@ -89,6 +90,41 @@ def test_arrivals_of_many_are_noted_in_parts_and_a_batch_notes_its_own(
         until(lambda: service.reception.waiting_arrivals == 0 and service.writes.waiting == 0)
     assert len([each for each in asked if each.startswith("BEGIN IMMEDIATE")]) >= 3
     assert isinstance(begun, messages.UploadState)
+
+
+def test_arrivals_wait_for_each_other_unless_somebody_asks(
+    server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, version, file = server.app.service, new_id(), new_id()
+    settled(server)
+    monkeypatch.setattr(reception, "GATHER_SECONDS", 60)
+    monkeypatch.setattr(service.reception, "_look_at", lambda _keys: None)  # would flush too
+    chunks = [make_chunk(noise(60, f"{anna.token} {number}")) for number in range(5)]
+    anna.upload(version, file, *chunks)
+    assert service.reception.waiting_arrivals == 5
+    again = anna.start(new_id(), new_id(), chunks[0])
+    assert [each.state for each in again.chunks] == ["uploaded"]
+    anna.make("one", file=file, content=content(version, chunks[1]))
+    assert service.reception.waiting_arrivals == 3
+    with counted(service.db) as asked:
+        service.reception._hurry.set()
+        until(lambda: service.reception.waiting_arrivals == 0 and service.writes.waiting == 0)
+        service.reception._hurry.clear()
+    assert len([each for each in asked if each.startswith("BEGIN IMMEDIATE")]) == 1
+    check_sums(server, anna.me.drive)
+
+
+def test_who_asks_what_has_come_is_told_at_once(
+    server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled(server)
+    monkeypatch.setattr(reception, "GATHER_SECONDS", 60)
+    chunk, version = make_chunk(noise(70, anna.token)), new_id()
+    anna.upload(version, new_id(), chunk)
+    path = f"/v1/uploads/{version}"
+    told = anna.request("GET", path, messages.UploadState).chunks
+    assert [each.state for each in told] == ["uploaded"]
+    settled(server)
 
 
 # --- slow bodies --------------------------------------------------------------------------------

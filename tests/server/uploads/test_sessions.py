@@ -447,3 +447,29 @@ def test_what_a_crash_left_half_made_is_swept_at_start(start: Start, tmp_path: P
     left.write_bytes(b"half")
     start()
     assert not left.exists()
+
+
+def test_whole_versions_are_located_together_each_refused_by_itself(
+    anna: Client, ben: Client
+) -> None:
+    chunks = [make_chunk(noise(1000, str(number))) for number in range(3)]
+    stored = [anna.store(f"f{number}", chunk) for number, chunk in enumerate(chunks)]
+    theirs = ben.store("theirs", make_chunk(noise(10, "theirs")))
+    empty = anna.make("empty")
+    version = anna.file(empty).file.version
+    assert version is not None
+    wanted = [stored[0], theirs, (stored[1][0], stored[2][1]), stored[1], (empty, version)]
+    request = messages.LocateSeveral(versions=[messages.WholeVersion(*one) for one in wanted])
+    path = "/v1/chunks/locate-several"
+    found = anna.request("POST", path, messages.LocateSeveralReply, request).found
+    assert [isinstance(one, messages.LocatedVersion) for one in found] == [
+        True, False, False, True, True,
+    ]  # fmt: skip
+    assert isinstance(found[1], errors.NotFound)
+    for one, chunk in zip((found[0], found[3]), chunks, strict=False):
+        assert isinstance(one, messages.LocatedVersion)
+        assert one.manifest.pieces[0].id == chunk.id
+        assert [each.descriptor for each in one.chunks] == [chunk.descriptor]
+        assert anna.http.get(one.chunks[0].url).content == chunk.data
+    assert isinstance(found[4], messages.LocatedVersion)
+    assert found[4].chunks == []
