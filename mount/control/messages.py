@@ -229,8 +229,8 @@ class CacheStats(Struct, frozen=True, kw_only=True, tag="cache_stats"):
 
 
 class TransferLimits(Struct, frozen=True, kw_only=True, tag="transfer_limits"):
-    """What contents of files may be moved at, in bytes a second, None: without a limit; and how
-    many large transfers are made at once, in each direction."""
+    """Contents of files may be moved at `up` and `down` bytes a second, None: without a limit;
+    `transfers` large ones are on their way at once, in each direction."""
 
     up: int | None
     down: int | None

@@ -1,4 +1,4 @@
-"""How fast a mount moves contents, and how much at once, together for all that it does.
+"""The limits of what a mount moves: how fast, and how much at once, for all of it together.
 
 Knows: who has to be told of each limit. Must not know: how one is kept (`remote.transfer`), who
 asks for it.

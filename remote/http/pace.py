@@ -1,4 +1,4 @@
-"""How fast a body is sent: by portions, each of which is taken before it is sent.
+"""The pace of a body that is sent: by portions, each of which is taken before it is sent.
 
 Knows: what a sender asks. Must not know: who answers (`remote.transfer.throttle`), and why.
 

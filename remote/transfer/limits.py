@@ -128,8 +128,8 @@ class Places:
 
 
 def at_once(transfers: int, rate: int | None) -> int:
-    """How many uploads to begin of the `transfers` that may be, at `rate` bytes a second: no more
-    than get `SLOWEST_PUT` each. Pure."""
+    """The number of uploads to begin, of the `transfers` that may be, at `rate` bytes a second: no
+    more than get `SLOWEST_PUT` each. Pure."""
     return transfers if rate is None else max(1, min(transfers, rate // SLOWEST_PUT))
 
 

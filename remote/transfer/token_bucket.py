@@ -1,4 +1,4 @@
-"""How many bytes may move now, and whose: a token bucket with a queue. Pure, in virtual time.
+"""A token bucket with a queue: how many bytes may move now, and whose. Pure, in virtual time.
 
 Knows: a rate, a clock that it is told, who waits. Must not know: trio, what is moved, in which
 direction.

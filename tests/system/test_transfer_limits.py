@@ -28,7 +28,7 @@ def limits(device: Device) -> tuple[int | None, int | None, int]:
 
 
 def test_limits_of_a_running_mount(site: Site) -> None:
-    """What is limited does not come to its end; what is no more limited does, and is right."""
+    """A limited transfer does not come to its end; one that is limited no more does."""
     a = site.device("a", "--upload-limit", "8K")
     b = site.device("b", "-o", "download-limit=8K,transfers=2")
     a.mount()

@@ -24,7 +24,7 @@ class Given:
 
 @dataclass
 class Rated:
-    """What has been the rate since `at`, and what the bucket could hold then."""
+    """The rate since `at`, and what the bucket could hold then."""
 
     at: int
     rate: int | None
@@ -46,7 +46,7 @@ class Line:
         return turn
 
     def look(self) -> int | None:
-        """What is given now is noted, and must be what was asked for or less."""
+        """Note what is given now: it must be what was asked for or less."""
         due = self.bucket.advance(self.now)
         for turn in [turn for turn in self.turns if turn.portion]:
             assert 1 <= turn.portion <= turn.most
@@ -104,7 +104,7 @@ def test_in_no_window_more_is_given_than_rate_and_burst(
 
 
 def _while_limited(line: Line, rates: list[Rated]) -> list[Given]:
-    """What was given since there was a limit for the last time, if there is one."""
+    """The portions since there was a limit for the last time, if there is one."""
     since = 0
     for number, rated in enumerate(rates):
         if rated.rate is None:
