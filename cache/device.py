@@ -129,12 +129,13 @@ class Device(Local):
             keep_manifest,
             require_online,
         )
+        self.sender = Sender(send)
         self.uploader = Uploader(
             db,
             self.tree,
             self.journal,
             self.contents,
-            Sender(send),
+            self.sender,
             self.listing.manifest_of,
             keep_manifest,
             keep_plain,

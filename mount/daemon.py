@@ -37,6 +37,7 @@ from urllib.parse import quote
 import pyfuse3
 import structlog
 import trio
+from msgspec import UNSET
 
 from cache.recovery import quarantine
 from mount import holders, mountinfo
@@ -323,6 +324,7 @@ class Control:
 
     def _limits(self) -> messages.LimitsStatus:
         files, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        moving = self._session.transfer_limits
         resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
         return messages.LimitsStatus(
             memory_bytes=resident_pages * resource.getpagesize(),
@@ -330,7 +332,19 @@ class Control:
             open_files_limit=files,
             dirty_bytes=self._session.contents.dirty_bytes,
             dirty_limit=self._config.dirty_limit,
+            upload_limit=moving.up,
+            download_limit=moving.down,
+            transfers=moving.transfers,
         )
+
+    def limit(self, request: messages.LimitRequest) -> messages.TransferLimits:
+        limits = self._session.transfer_limits
+        limits.change(
+            limits.up if request.up is UNSET else request.up,
+            limits.down if request.down is UNSET else request.down,
+            limits.transfers if request.transfers is UNSET else request.transfers,
+        )
+        return messages.TransferLimits(up=limits.up, down=limits.down, transfers=limits.transfers)
 
     async def flush(self, report: Report, unless_offline: bool) -> None:
         """Everything that was written, also what only the kernel has yet, is on the server. With

@@ -27,6 +27,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 GIB = 1 << 30
 # The largest user or group; the number above means "nobody in particular" to chown(2).
 MAX_ID = (1 << 32) - 2
+MAX_TRANSFERS = 8
 
 # --- how values are read ------------------------------------------------------------------------
 
@@ -58,15 +59,24 @@ def _size(_name: str, value: str) -> int:
     return size(value)
 
 
-def _number(largest: int, base: int = 10) -> Reader:
-    kind = "an octal number such as 022" if base == 8 else f"a number up to {largest}"
+def _rate(name: str, value: str) -> int | None:
+    try:
+        return sizes.parse_rate(value)
+    except ValueError as error:
+        raise UsageFailure(f"{name}: {error}") from error
+
+
+def _number(largest: int, base: int = 10, least: int = 0) -> Reader:
+    kind = f"a number from {least} to {largest}" if least else f"a number up to {largest}"
+    if base == 8:
+        kind = "an octal number such as 022"
 
     def read(name: str, value: str) -> int:
         try:
             number = int(value, base)
         except ValueError:
             number = -1
-        if not 0 <= number <= largest:
+        if not least <= number <= largest:
             raise UsageFailure(f"option {name}={value}: the value must be {kind}")
         return number
 
@@ -106,9 +116,10 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options that were asked for, or the defaults. Sizes in bytes. `account` None: the only
-    one there is; `state_dir` and `cache_dir` None: places of the mount's own. `uid`, `gid` and
-    `umask` override what the drive says about every file; None means the drive's own.
+    """The options that were asked for, or the defaults. Sizes in bytes, limits of transfers in
+    bytes a second, where None means none. `account` None: the only one there is; `state_dir` and
+    `cache_dir` None: places of the mount's own. `uid`, `gid` and `umask` override what the drive
+    says about every file; None means the drive's own.
     `metrics_port` None means no metrics endpoint. `fuse_options`: what FUSE or the kernel carries
     out, by mount(8)'s names."""
 
@@ -122,6 +133,20 @@ class Options:
     cache_size: Annotated[int, Option("cache-size", _size, "Such as 20GiB, the default.")] = (
         20 * GIB
     )
+    upload_limit: Annotated[
+        int | None, Option("upload-limit", _rate, "Bytes a second at most, such as 2M; or off.")
+    ] = None
+    download_limit: Annotated[
+        int | None, Option("download-limit", _rate, "Bytes a second at most, such as 2M; or off.")
+    ] = None
+    transfers: Annotated[
+        int,
+        Option(
+            "transfers",
+            _number(MAX_TRANSFERS, least=1),
+            "How many large transfers at once, each way.",
+        ),
+    ] = MAX_TRANSFERS
     sync: Annotated[
         Sync,
         Option(

@@ -116,7 +116,9 @@ def test_the_table_of_mount_options() -> None:
 def _default_text(value: object) -> str:
     if isinstance(value, bool):
         return "off"
-    return f"{value >> 30} GiB" if isinstance(value, int) else f"`{value}`"
+    if not isinstance(value, int):
+        return f"`{value}`"
+    return f"{value >> 30} GiB" if value >= 1 << 30 else str(value)
 
 
 # --- what pages point at ------------------------------------------------------------------------

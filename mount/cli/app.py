@@ -24,6 +24,7 @@ _COMMANDS = {
     "pin": ("mount.cli.status:pin", "Keep a file or folder on this machine."),
     "unpin": ("mount.cli.status:unpin", "Let a pinned file or folder be evicted again."),
     "warm": ("mount.cli.status:warm", "Fetch a file or folder into the cache now."),
+    "limit": ("mount.cli.limiting:limit", "How fast a mount may upload and download."),
     "share": ("mount.cli.sharing:share", "Let another account see or change a file or folder."),
     "unshare": ("mount.cli.sharing:unshare", "Take back what share gave."),
     "shares": ("mount.cli.sharing:shares", "Who has access to a file or folder."),

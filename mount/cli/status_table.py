@@ -7,9 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mount.cli import listing, times
-from mount.control.messages import RefusedStatus, Status
+from mount.control.messages import LimitsStatus, RefusedStatus, Status
+from mount.options import MAX_TRANSFERS
 from mount.progress import human_seconds
-from remote.protocol.sizes import size_text
+from remote.protocol.sizes import rate_text, size_text
 
 _COLOURS = {"online": "green", "offline": "yellow", "dead": "red"}
 
@@ -86,5 +87,18 @@ def _resources(status: Status) -> list[tuple[str, str]]:
             f"{memory} memory, {limits.open_files} of {limits.open_files_limit} open files, "
             f"{size_text(limits.dirty_bytes)} of {size_text(limits.dirty_limit)} unsent",
         ),
+        *_transfers(limits),
         ("process", str(status.pid)),
     ]
+
+
+def _transfers(limits: LimitsStatus) -> list[tuple[str, str]]:
+    """The limits that somebody has set."""
+    found = [
+        f"{way} at most {rate_text(rate)}"
+        for way, rate in (("up", limits.upload_limit), ("down", limits.download_limit))
+        if rate is not None
+    ]
+    if limits.transfers != MAX_TRANSFERS:
+        found.append(f"{limits.transfers} at once")
+    return [("transfers", ", ".join(found))] if found else []

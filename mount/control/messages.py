@@ -15,11 +15,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct, json
+from msgspec import UNSET, Meta, Struct, UnsetType, json
 
 from mount.control.account_messages import AccountAnswer, AccountRequest
+from mount.options import MAX_TRANSFERS
+from remote.protocol.sizes import MIN_RATE
 
 SOCKET_NAME = "control.sock"
 # sockaddr_un.sun_path holds 108 bytes with its NUL on Linux and 104 on macOS (unix(7)).
@@ -78,6 +80,17 @@ class CacheClearRequest(Struct, frozen=True, tag="cache_clear"):
     """Drop every clean block that is not pinned."""
 
 
+Rate = Annotated[int, Meta(ge=MIN_RATE)]  # bytes a second
+
+
+class LimitRequest(Struct, frozen=True, kw_only=True, tag="limit"):
+    """Limit what is moved from now on, as `TransferLimits` says; what is left out stays."""
+
+    up: Rate | UnsetType | None = UNSET
+    down: Rate | UnsetType | None = UNSET
+    transfers: Annotated[int, Meta(ge=1, le=MAX_TRANSFERS)] | UnsetType = UNSET
+
+
 Request = (
     StatusRequest
     | FlushRequest
@@ -88,6 +101,7 @@ Request = (
     | WarmRequest
     | CacheStatsRequest
     | CacheClearRequest
+    | LimitRequest
     | AccountRequest
 )
 
@@ -162,7 +176,8 @@ class FeedStatus(Struct, frozen=True):
 
 
 class LimitsStatus(Struct, frozen=True, kw_only=True):
-    """The limits of the mount, and how much of them is used now. Sizes in bytes."""
+    """The limits of the mount, and how much of them is used now. Sizes in bytes; the last three are
+    those of `TransferLimits`."""
 
     memory_bytes: int = 0
     memory_limit: int | None = None
@@ -170,6 +185,9 @@ class LimitsStatus(Struct, frozen=True, kw_only=True):
     open_files_limit: int = 0
     dirty_bytes: int = 0
     dirty_limit: int = 0
+    upload_limit: int | None = None
+    download_limit: int | None = None
+    transfers: int = MAX_TRANSFERS
 
 
 class Status(Struct, frozen=True, kw_only=True, tag="status"):
@@ -210,7 +228,16 @@ class CacheStats(Struct, frozen=True, kw_only=True, tag="cache_stats"):
     evicted: int = 0
 
 
-Reply = Done | Status | CacheStats | AccountAnswer
+class TransferLimits(Struct, frozen=True, kw_only=True, tag="transfer_limits"):
+    """Contents of files may be moved at `up` and `down` bytes a second, None: without a limit;
+    `transfers` large ones are on their way at once, in each direction."""
+
+    up: int | None
+    down: int | None
+    transfers: int
+
+
+Reply = Done | Status | CacheStats | TransferLimits | AccountAnswer
 Answer = Progress | Failed | Reply
 
 

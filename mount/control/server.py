@@ -27,7 +27,14 @@ from msgspec import DecodeError
 
 from mount.control import messages
 from mount.control.account_messages import AccountAnswer, AccountRequest
-from mount.control.messages import CacheStats, Progress, Status, reachable
+from mount.control.messages import (
+    CacheStats,
+    LimitRequest,
+    Progress,
+    Status,
+    TransferLimits,
+    reachable,
+)
 from mount.failures import Failure
 from remote.protocol.errors import NearlineError
 
@@ -70,6 +77,9 @@ class ControlHandler(Protocol):
 
     async def cache_clear(self) -> int:
         """Drop every clean block that is not pinned; the bytes freed."""
+
+    def limit(self, request: LimitRequest) -> TransferLimits:
+        """Change the limits of transfers as is asked for, at once; what they are now."""
 
     async def account(
         self, request: AccountRequest, report: Report
@@ -212,6 +222,8 @@ async def _perform(
             return handler.cache_stats()
         case messages.CacheClearRequest():
             return messages.Done(str(await handler.cache_clear()))
+        case messages.LimitRequest():
+            return handler.limit(request)
         case _:
             return await handler.account(request, report)
     return messages.Done()

@@ -38,6 +38,7 @@ from mount.session.old_versions import Versions
 from mount.session.quota import AccountWatch
 from mount.session.relogin import Relogin
 from mount.session.symlinks import Symlinks
+from mount.session.transfer_limits import TransferLimits
 from remote.feed.subscriber import Subscriber
 from remote.http.api import ApiClient
 from remote.protocol.chunking import DEFAULT_AVERAGE, min_size
@@ -46,6 +47,7 @@ from remote.protocol.ids import FileId
 from remote.protocol.messages import VersionsPage
 from remote.transfer.download import Downloader
 from remote.transfer.read_retry import ReadRetries, RetriedReads
+from remote.transfer.throttle import DOWNLOAD_PORTIONS_PER_SECOND, Throttle
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +100,10 @@ class Session(Device):
             boot_id=boot,
             min_free_bytes=MIN_FREE_BYTES,
         )
-        downloader = Downloader(reads, retries=self.retries)
+        upload = Throttle(config.upload_limit)
+        download = Throttle(config.download_limit, portions_per_second=DOWNLOAD_PORTIONS_PER_SECOND)
+        self.client.upload_pace = upload
+        downloader = Downloader(reads, throttle=download, retries=self.retries)
         self.interrupts = Interrupts()
         self.reader = Reader(self.blocks, downloader, manifests)
         self._invalidator = invalidator
@@ -118,6 +123,7 @@ class Session(Device):
             name=platform.node() or "another device",
             keep_copies=config.on_conflict == "copy",
         )
+        self.transfer_limits = TransferLimits(upload, self.sender, downloader, config.transfers)
         self.symlinks = Symlinks(self.tree, inside=config.symlinks == "inside")
         self.relogin = Relogin(config, self.client, self.db, self.merge.adopt, self._token_taken)
         self.subscriber = Subscriber(self.client, self.merge, on_change=self._online_changed)

@@ -34,6 +34,7 @@ import h11
 import httpx
 import trio
 
+from remote.http.pace import AT_ONCE, Pace
 from remote.http.pinned_tls import not_that_server
 from remote.http.streams import Stream, Tcp, Tls
 
@@ -85,9 +86,10 @@ class Carrier(Protocol):
         headers: Mapping[str, str],
         body: memoryview | None = None,
         moved: Moved = ...,
+        pace: Pace = ...,
     ) -> AbstractAsyncContextManager[Answer]:
-        """Send a request, with all of `body`; `moved` is told of each piece of it. Raises
-        httpx.TransportError for want of an answer."""
+        """Send a request, with all of `body`, as fast as `pace` has it; `moved` is told of each
+        piece of it. Raises httpx.TransportError for want of an answer."""
 
 
 def _nobody(_size: int) -> None:
@@ -109,17 +111,19 @@ class ByHttpx:
         headers: Mapping[str, str],
         body: memoryview | None = None,
         moved: Moved = _nobody,
+        pace: Pace = AT_ONCE,
     ) -> AsyncIterator[Answer]:
-        content = None if body is None else _slices(body, moved)
+        content = None if body is None else _slices(body, moved, pace)
         async with self._client.stream(method, url, headers=headers, content=content) as response:
             answer = _HttpxAnswer(response)
             yield answer
             await answer.ignore()
 
 
-async def _slices(view: memoryview, moved: Moved) -> AsyncIterator[bytes]:
-    for start in range(0, len(view), _SLICE):
-        part = view[start : start + _SLICE]
+async def _slices(view: memoryview, moved: Moved, pace: Pace) -> AsyncIterator[bytes]:
+    while view:
+        size = await pace.take(min(_SLICE, len(view)))
+        part, view = view[:size], view[size:]
         moved(len(part))
         # h11 only measures and joins what it is given: a view does, and saves a copy.
         yield cast(bytes, part)
@@ -179,10 +183,11 @@ class Direct:
         headers: Mapping[str, str],
         body: memoryview | None = None,
         moved: Moved = _nobody,
+        pace: Pace = AT_ONCE,
     ) -> AsyncIterator[Answer]:
         request = _request(method, url, headers, self._user_agent)
         async with self._turns:
-            connection = await self._ask(_origin(url), request, body, moved)
+            connection = await self._ask(_origin(url), request, body, moved, pace)
             try:
                 yield connection
                 await connection.ignore()
@@ -192,14 +197,19 @@ class Direct:
             self._keep(connection)
 
     async def _ask(
-        self, origin: Origin, request: h11.Request, body: memoryview | None, moved: Moved
+        self,
+        origin: Origin,
+        request: h11.Request,
+        body: memoryview | None,
+        moved: Moved,
+        pace: Pace,
     ) -> _Connection:
         """A connection that has answered."""
         while True:
             connection = self._reusable(origin) or await self._connect(origin)
             was_used = connection.was_used
             try:
-                await connection.ask(request, body, moved)
+                await connection.ask(request, body, moved, pace)
                 return connection
             except (httpx.NetworkError, httpx.RemoteProtocolError):
                 connection.close()
@@ -282,14 +292,20 @@ class _Connection:
 
     # --- the request ---
 
-    async def ask(self, request: h11.Request, body: memoryview | None, moved: Moved) -> None:
+    async def ask(
+        self,
+        request: h11.Request,
+        body: memoryview | None,
+        moved: Moved,
+        pace: Pace = AT_ONCE,
+    ) -> None:
         """Return when the head of the answer is there."""
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         self.was_heard = False
         head = self._http.send(request)
         assert head is not None
         try:
-            await self._send(head, memoryview(b"") if body is None else body, moved)
+            await self._send(head, memoryview(b"") if body is None else body, moved, pace)
         except httpx.WriteError:
             # It may have answered before it had all, and closed: then there is the answer.
             await self._receive_head()
@@ -298,21 +314,27 @@ class _Connection:
             self._http.send(h11.EndOfMessage())
             await self._receive_head()
 
-    async def _send(self, head: bytes, body: memoryview, moved: Moved) -> None:
+    async def _send(self, head: bytes, body: memoryview, moved: Moved, pace: Pace) -> None:
         if body:  # checked by h11 to be as long as the head says, and not copied
             self._http.send_with_data_passthrough(h11.Data(data=cast(bytes, body)))
-        joined = len(body) if len(body) <= _JOINED else 0
+        # Taken before anything is said: the server waits for a body when it has the head.
+        size = await pace.take(len(body)) if body else 0
+        joined = size if size <= _JOINED else 0
+        await self._send_all(memoryview(head + bytes(body[:joined])), _nobody)
+        moved(joined)
+        await self._send_all(body[joined:size], moved)
+        while size < len(body):
+            portion = await pace.take(len(body) - size)
+            await self._send_all(body[size : size + portion], moved)
+            size += portion
+
+    async def _send_all(self, view: memoryview, moved: Moved) -> None:
         with _moving(self._patience.write, httpx.WriteTimeout) as wait, _named(httpx.WriteError):
-            first = memoryview(head + bytes(body[:joined]))
-            while first:
-                first = first[await self._stream.send(first) :]
-            moved(joined)
-            rest = body[joined:]
-            while rest:
+            while view:
                 wait.deadline = trio.current_time() + self._patience.write
-                sent = await self._stream.send(rest)
+                sent = await self._stream.send(view)
                 moved(sent)
-                rest = rest[sent:]
+                view = view[sent:]
 
     # --- the answer ---
 

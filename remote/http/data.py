@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from remote.http.connectivity import origin_of
 from remote.http.lazy_import import Late
+from remote.http.pace import AT_ONCE, Pace
 from remote.http.transport import (
     REQUEST_ID,
     Transport,
@@ -49,6 +50,8 @@ class Truncated(Unreachable):
 class DataPath(Transport):
     """The part of `api.ApiClient` that moves bytes."""
 
+    upload_pace: Pace = AT_ONCE
+
     async def put_chunk(self, put: PresignedPut, body: Buffer) -> None:
         """Store `body` where `put` says. That it is there already is success."""
         check_url(put.url, insecure=self._insecure, pinned=self._is_pinned)
@@ -61,7 +64,9 @@ class DataPath(Transport):
         origin = origin_of(put.url)
         with self.connectivity.asking(origin), noted, transport_errors(where):
             carrier = await self._pools.carrier(url)
-            async with carrier.exchange("PUT", url, headers, view, self._sent) as answer:
+            async with carrier.exchange(
+                "PUT", url, headers, view, self._sent, self.upload_pace
+            ) as answer:
                 self.connectivity.heard(origin)
                 self.transferred.requests += 1
                 status, said = answer.status, answer.headers

@@ -10,14 +10,19 @@ verifies counts as received and the rest is asked for again, from there. So:
 - refused URL (403, expired): sign again, go on. Persistent refusal ends as `Unreachable`.
 - broken transfer: go on while each attempt brings at least one block; `Unreachable` otherwise.
 - "not now" (429, 5xx): ask again (`read_retry`), holding no connection meanwhile.
+- under a limit (`throttle`) a range is asked for in portions, each a request of its own: so no host
+  is kept waiting in the middle of an answer, and what somebody waits for goes first between any
+  two. What was asked for whole is cut off when a limit is set, and goes on in portions.
 - a complete answer with a wrong block: that block again, at most `REFETCHES` times, from the
   second time on under a new URL (past any cache between); then `CorruptContent`, with a log line.
 
 Concurrency: trio thread only, except that `_decode` may run in a worker thread, on
 buffers that belong to its own fetch. `memory` bounds the bytes of all fetches from the first byte
-until the caller leaves the fetch's context; `connections` the transfers under way; both are FIFO
-with urgent claims first. A fetch holds memory while it waits for a connection, never the reverse,
-and its caller must not start another fetch inside the context: so there is no cycle.
+until the caller leaves the fetch's context; `connections` the transfers under way; `throttle` what
+they move. All are FIFO with urgent claims first. A fetch holds memory while it waits for a
+connection, and both while it waits for a portion, never the reverse, and its caller must not start
+another fetch inside the context: so there is no cycle. A portion is taken last, so that it is moved
+at once; who is not urgent gives its connection to who is after each, not after all of them.
 """
 
 from __future__ import annotations
@@ -36,14 +41,12 @@ from remote.protocol.content import BLOCK_SIZE, BadContent, Descriptor, Manifest
 from remote.protocol.errors import CorruptContent, ProtocolError, Unreachable, UrlRefused
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Located, Span
-from remote.transfer.limits import BufferPool, Claim, PrioritySemaphore
+from remote.transfer.limits import TRANSFERS, BufferPool, Claim, Places, PrioritySemaphore
 from remote.transfer.locate import LocateApi, Locator
 from remote.transfer.read_retry import ReadRetries
+from remote.transfer.throttle import Throttle
 
 BUDGET_BYTES = 64 * 1024 * 1024
-CONNECTIONS = 8  # large transfers under way
-LARGE_SHARES = 4  # small ones that go at once in the place of a large one: they wait, mostly
-SMALL_BYTES = 256 * 1024
 REFETCHES = 3
 # Fresh URLs refused in a row before the edge counts as out of order.
 REFUSALS = 3
@@ -106,7 +109,8 @@ class Downloader:
         api: EdgeApi,
         *,
         budget_bytes: int = BUDGET_BYTES,
-        connections: int = CONNECTIONS,
+        connections: int = TRANSFERS,
+        throttle: Throttle | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         retries: ReadRetries | None = None,
     ) -> None:
@@ -115,7 +119,8 @@ class Downloader:
         self._locator = Locator(api, now_ns)
         self._pool = BufferPool(keep=budget_bytes)
         self.memory = PrioritySemaphore(budget_bytes)
-        self.connections = PrioritySemaphore(connections * LARGE_SHARES)
+        self.connections = Places(connections)
+        self.throttle = throttle or Throttle()
 
     async def first_look(
         self, file: FileId, version: VersionId, span: Span | None = None
@@ -170,10 +175,10 @@ class Downloader:
         while (blocks := fetch.missing()) is not None:
             located = await self._locator.find(file, version, chunk)
             try:
-                await self._transfer(fetch, located, blocks, claim)
+                is_whole = await self._transfer(fetch, file, version, blocks, claim)
             except UrlRefused as error:
                 self._locator.forget(chunk)
-                refusals += 1
+                refusals = 1 if await self._verify(fetch, blocks) else refusals + 1
                 if refusals > REFUSALS:
                     raise Unreachable(f"{_host(located)} refuses fresh URLs: {error}") from error
                 continue
@@ -187,18 +192,34 @@ class Downloader:
                 continue
             refusals, stalls, question = 0, 0, self._retries.question()
             await self._verify(fetch, blocks)
-            self._judge(fetch, blocks, located)
+            if is_whole:
+                self._judge(fetch, blocks, located)
 
-    async def _transfer(self, fetch: _Fetch, located: Located, blocks: range, claim: Claim) -> None:
+    async def _transfer(
+        self, fetch: _Fetch, file: FileId, version: VersionId, blocks: range, claim: Claim
+    ) -> bool:
+        """True when all of `blocks` came; False when it was cut off, because a limit was set."""
         start, end = fetch.span(blocks)
-        share = 1 if end - start < SMALL_BYTES else LARGE_SHARES
-        await self.connections.acquire(share, claim)
+        while start < end:
+            async with self.connections.place(end - start, claim):
+                while start < end:
+                    with self.throttle.cuttable() as scope:
+                        stop = start + await self.throttle.take(end - start, claim)
+                        # Now, because it may have been waited for longer than a URL lives.
+                        located = await self._locator.find(file, version, fetch.descriptor.id)
+                        await self._get(located, start, stop, fetch.buffer_for(start, stop))
+                        start = stop
+                    if scope.cancelled_caught:
+                        return False
+                    if self.connections.is_urgent and not claim.urgent:
+                        break
+        return True
+
+    async def _get(self, located: Located, start: int, end: int, into: memoryview) -> None:
         try:
-            came = await self._api.get_range(located.url, start, end, fetch.buffer_for(start, end))
+            came = await self._api.get_range(located.url, start, end, into)
         except ValueError as error:  # what a client raises for a URL it will not use
             raise ProtocolError(f"the server gave a bad URL: {error}") from error
-        finally:
-            self.connections.release(share)
         if came != end - start:
             raise Unreachable(f"{_host(located)} sent {came} bytes of {end - start}")
 

@@ -1,9 +1,9 @@
-"""Bounds on what is in flight: a fair semaphore, and buffers that are used again.
+"""Bounds on what is in flight: a fair semaphore, places, and buffers that are used again.
 
 Knows: numbers and buffers. Must not know: what is being transferred.
 
 Concurrency: trio thread only. A `PrioritySemaphore` grants in order of arrival, urgent
-claims first; `BufferPool` has no checkpoint.
+claims first, and so do `Places`; `BufferPool` has no checkpoint.
 
 Buffers are reused because fresh pages are expensive to fault in on small machines (a copy into new
 memory runs at a third of the speed). A fresh one is a mapping of its own, which takes memory only
@@ -12,11 +12,24 @@ as bytes come: of those who wait for a network that stands still there can be th
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from mmap import mmap
 
 import trio
 
 GRAIN = 256 * 1024
+
+# Large transfers at once, and the most that can be asked for: what a chunk costs in memory, and
+# what is sent twice after a crash, is reckoned with so many.
+TRANSFERS = 8
+# Small ones that go at once in the place of a large one: they wait, mostly.
+SMALL_ONES = 4
+# Bytes; what is shorter is a small transfer.
+SMALL = 256 * 1024
+# Bytes a second. A server gives up a body that comes slower than 1 KiB/s, or for an hour
+# (`body_floor` and `body_total_seconds` in its settings).
+SLOWEST_PUT = 16 * 1024
 
 
 class Claim:
@@ -62,6 +75,16 @@ class PrioritySemaphore:
         self.used -= amount
         self._grant()
 
+    @property
+    def is_urgent(self) -> bool:
+        """True while an urgent claim waits."""
+        return any(ticket.claim.urgent for ticket in self._waiting)
+
+    def change(self, limit: int) -> None:
+        """Hand out `limit` units from now on; what has more than that keeps it."""
+        self.limit = limit
+        self._grant()
+
     def _grant(self) -> None:
         while self._waiting:
             ticket = next((t for t in self._waiting if t.claim.urgent), self._waiting[0])
@@ -71,6 +94,43 @@ class PrioritySemaphore:
             self.used += ticket.amount
             self.peak = max(self.peak, self.used)
             ticket.granted.set()
+
+
+class Places:
+    """For at most `transfers` large transfers at once, or `SMALL_ONES` times as many small ones.
+    `used` and `peak` count transfers."""
+
+    def __init__(self, transfers: int = TRANSFERS) -> None:
+        self.used = self.peak = 0
+        self._weights = PrioritySemaphore(transfers * SMALL_ONES)
+
+    def change(self, transfers: int) -> None:
+        """So many from now on. What is under way goes on."""
+        self._weights.change(transfers * SMALL_ONES)
+
+    @property
+    def is_urgent(self) -> bool:
+        """True while an urgent claim waits for a place."""
+        return self._weights.is_urgent
+
+    @asynccontextmanager
+    async def place(self, size: int, claim: Claim) -> AsyncIterator[None]:
+        """Around a transfer of `size` bytes; it waits before until there is a place."""
+        weight = 1 if size < SMALL else SMALL_ONES
+        await self._weights.acquire(weight, claim)
+        self.used += 1
+        self.peak = max(self.peak, self.used)
+        try:
+            yield
+        finally:
+            self.used -= 1
+            self._weights.release(weight)
+
+
+def at_once(transfers: int, rate: int | None) -> int:
+    """The number of uploads to begin, of the `transfers` that may be, at `rate` bytes a second: no
+    more than get `SLOWEST_PUT` each. Pure."""
+    return transfers if rate is None else max(1, min(transfers, rate // SLOWEST_PUT))
 
 
 class BufferPool:

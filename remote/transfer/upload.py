@@ -5,8 +5,8 @@ died. Must not know: where bytes come from, when to give up (never: it raises, t
 calls again), the journal.
 
 Concurrency: any number of tasks may call `store`. Announcements wait for the one under way
-and then leave in one request for all (whoever gets the lock first asks for everybody). At most
-`parallel` large PUTs are under way, or `SHARES` times as many small ones.
+and then leave in one request for all (whoever gets the lock first asks for everybody). PUTs under
+way are bounded by `places`. How fast they are is up to who sends the bytes (`port`).
 """
 
 from __future__ import annotations
@@ -38,11 +38,9 @@ from remote.protocol.messages import (
     StartUploadsReply,
     UploadState,
 )
-from remote.transfer.limits import Claim, PrioritySemaphore
+from remote.transfer.limits import TRANSFERS, Claim, Places
 
 URL_ATTEMPTS = 3
-SHARES = 4  # small PUTs that are under way in the place of a large one: they wait, mostly
-SMALL_BYTES = 256 * 1024
 
 
 class UploadPort(Protocol):
@@ -78,9 +76,9 @@ class _Waiting:
 
 
 class Sender:
-    def __init__(self, port: UploadPort, *, parallel: int = 8) -> None:
+    def __init__(self, port: UploadPort, *, parallel: int = TRANSFERS) -> None:
         self._port = port
-        self._puts = PrioritySemaphore(parallel * SHARES)
+        self.places = Places(parallel)
         self._asking = trio.Lock()
         self._queue: list[_Waiting] = []
 
@@ -92,14 +90,11 @@ class Sender:
             ticket = await self._announce(upload, chunk.descriptor)
             if ticket.state == "uploaded" or ticket.put is None:
                 return 0
-            shares = 1 if len(chunk.body) <= SMALL_BYTES else SHARES
-            await self._puts.acquire(shares, Claim())
             try:
-                await self._port.put_chunk(ticket.put, chunk.body)
+                async with self.places.place(len(chunk.body), Claim()):
+                    await self._port.put_chunk(ticket.put, chunk.body)
             except UrlRefused:
                 continue  # it expired while we waited for our turn: sign again
-            finally:
-                self._puts.release(shares)
             return len(chunk.body)
         raise Unreachable(f"the blob store refused {URL_ATTEMPTS} fresh URLs for one chunk")
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mount.failures import UsageFailure
-from mount.options import OPTIONS, Options, parse_options, with_flags
+from mount.options import MAX_TRANSFERS, OPTIONS, Options, parse_options, with_flags
+from remote.transfer.limits import TRANSFERS
 
 
 def test_options_of_mount8_are_understood_or_passed_over() -> None:
@@ -42,7 +43,8 @@ def test_our_own_options() -> None:
     options = parse_options(
         [
             "uid=1000,gid=100,umask=027,allow_other,default_permissions,account=ann,state=/s,"
-            "cache=/c,cache-size=1GiB,sync=remote,on-conflict=copy,insecure,symlinks=inside"
+            "cache=/c,cache-size=1GiB,sync=remote,on-conflict=copy,insecure,symlinks=inside,"
+            "upload-limit=2M,download-limit=500kB,transfers=4"
         ]
     )
     assert options == Options(
@@ -50,6 +52,9 @@ def test_our_own_options() -> None:
         state_dir=Path("/s"),
         cache_dir=Path("/c"),
         cache_size=1 << 30,
+        upload_limit=2 << 20,
+        download_limit=500_000,
+        transfers=4,
         sync="remote",
         on_conflict="copy",
         symlinks="inside",
@@ -114,3 +119,13 @@ def test_a_flag_with_a_value_that_cannot_be_is_named() -> None:
 def test_what_is_not_said_is_the_default() -> None:
     assert parse_options([]) == Options()
     assert with_flags(Options(), dict.fromkeys(OPTIONS)) == Options()
+
+
+def test_limits_of_transfers() -> None:
+    fstab = parse_options(["upload-limit=2M,download-limit=off"])
+    assert (fstab.upload_limit, fstab.download_limit, fstab.transfers) == (2 << 20, None, 8)
+    assert with_flags(fstab, {"upload_limit": "off"}).upload_limit is None
+    assert MAX_TRANSFERS == TRANSFERS
+    for wrong in ("upload-limit=fast", "download-limit=1K", "transfers=0", "transfers=9"):
+        with pytest.raises(UsageFailure, match=wrong.partition("=")[0]):
+            parse_options([wrong])

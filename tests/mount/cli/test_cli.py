@@ -14,7 +14,7 @@ from msgspec import json
 
 from mount import credentials, trust_on_first_use
 from mount.cli import main, mounting, setup, status_table
-from mount.control.messages import Status, UploadStatus
+from mount.control.messages import LimitsStatus, Status, UploadStatus
 from mount.failures import Failure
 from mount.process import preflight, registry, unmount
 from remote.http import api
@@ -188,6 +188,19 @@ def test_the_status_of_a_living_mount_for_people() -> None:
     assert rows["state"] == "offline: connection refused"
     assert rows["uploading"] == "a/b (1.0 MB of 2.0 MB, waiting: timed out)"
     assert rows["to send"] == "nothing"
+    assert "transfers" not in rows
+
+
+def test_the_status_tells_the_limits_that_are_set() -> None:
+    status = Status(
+        state="online",
+        mountpoint="/m",
+        url=URL,
+        account="ann",
+        pid=7,
+        limits=LimitsStatus(upload_limit=2_000_000, transfers=4),
+    )
+    assert dict(status_table.rows(status))["transfers"] == "up at most 2.0 MB/s, 4 at once"
 
 
 class FakeClient:

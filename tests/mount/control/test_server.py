@@ -63,6 +63,10 @@ class FakeMount:
     async def cache_clear(self) -> int:
         return 42
 
+    def limit(self, request: messages.LimitRequest) -> messages.TransferLimits:
+        self.asked.append(request)
+        return messages.TransferLimits(up=None, down=9000, transfers=3)
+
 
 @pytest.fixture
 async def mount(tmp_path: Path, nursery: trio.Nursery) -> tuple[FakeMount, Path]:
@@ -98,6 +102,28 @@ async def test_retry_is_answered_with_what_came_of_it(mount: tuple[FakeMount, Pa
     fake.finish.set()
     assert await _ask(path, messages.RetryRequest("a/b")) == messages.Done("all taken")
     assert fake.asked == [("retry", "a/b")] * 2
+
+
+async def test_limits_are_asked_for_by_what_is_said(mount: tuple[FakeMount, Path]) -> None:
+    """No limit is said too; what is not said is left as it is."""
+    fake, path = mount
+    requests = [
+        messages.LimitRequest(),
+        messages.LimitRequest(up=None, transfers=3),
+        messages.LimitRequest(down=9000),
+    ]
+    for request in requests:
+        answer = await _ask(path, request)
+        assert answer == messages.TransferLimits(up=None, down=9000, transfers=3)
+    assert fake.asked == requests
+
+
+@pytest.mark.parametrize("said", [{"up": 8191}, {"down": 0}, {"transfers": 0}, {"transfers": 9}])
+async def test_limits_that_cannot_be(mount: tuple[FakeMount, Path], said: dict[str, int]) -> None:
+    fake, path = mount
+    with pytest.raises(client.MountRefused, match="not a request"):
+        await _ask(path, messages.LimitRequest(**said))  # type: ignore[arg-type]  # by name
+    assert fake.asked == []
 
 
 async def test_flush_fails_when_time_is_up(mount: tuple[FakeMount, Path]) -> None:

@@ -66,7 +66,9 @@ class Kernel:
 
 
 async def test_forgetting_is_queued_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel, invalidator = Kernel(monkeypatch), KernelInvalidator(LookupCounts())
+    kernel, lookups = Kernel(monkeypatch), LookupCounts()
+    invalidator = KernelInvalidator(lookups)
+    lookups.looked_up(2)
     kernel.go.clear()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(invalidator.run)
@@ -79,6 +81,22 @@ async def test_forgetting_is_queued_and_in_order(monkeypatch: pytest.MonkeyPatch
         await kernel.was_told(3)
         nursery.cancel_scope.cancel()
     assert kernel.told == [(1, "ä".encode(), 0), (5, "attr_only"), (2, b"b", 0)]
+
+
+async def test_of_a_directory_that_the_kernel_does_not_hold_nothing_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It knows no name in one. The top it always holds, and what is open without being looked up."""
+    kernel, lookups = Kernel(monkeypatch), LookupCounts()
+    invalidator = KernelInvalidator(lookups)
+    lookups.opened(3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(invalidator.run)
+        for parent in (2, 1, 3):
+            invalidator.forget_entry(parent, "a")
+        await kernel.was_told(2)
+        nursery.cancel_scope.cancel()
+    assert kernel.told == [(1, b"a", 0), (3, b"a", 0)]
 
 
 async def test_who_watches_is_told_of_what_is_gone_unless_somebody_writes_into_it(
@@ -120,7 +138,7 @@ async def test_a_file_that_the_kernel_makes_anew_from_an_old_answer_is_looked_up
     session = SimpleNamespace(
         tree=None,
         edits=None,
-        replayer=SimpleNamespace(last_request=0.0),
+        replayer=SimpleNamespace(asked=lambda: None),
         contents=SimpleNamespace(release=released.append),
         collector=SimpleNamespace(unused=released.append),
         look_up_again=again.append,

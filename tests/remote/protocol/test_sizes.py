@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remote.protocol.sizes import parse_size, size_text
+from remote.protocol.sizes import MIN_RATE, parse_rate, parse_size, rate_text, size_text
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,16 @@ def test_sizes_for_people() -> None:
 def test_what_is_shown_can_be_said(size: int) -> None:
     """To the three digits that are shown, halved at the last."""
     assert abs(parse_size(size_text(size)) - size) <= size * 0.051
+
+
+def test_rates() -> None:
+    assert parse_rate("2M") == 2 << 20
+    assert parse_rate("8K") == MIN_RATE
+    assert parse_rate(" Off ") is None
+    assert (rate_text(2_000_000), rate_text(None)) == ("2.0 MB/s", "off")
+
+
+@pytest.mark.parametrize("text", ["", "0", "fast", "2Mbit", "1K", "8191"])
+def test_what_is_no_limit_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match=r"limit.*off"):
+        parse_rate(text)

@@ -4,6 +4,7 @@ import pytest
 import trio
 import trio.testing
 from structlog.testing import capture_logs
+from trio.testing import MockClock
 
 from remote.protocol.content import BLOCK_SIZE
 from remote.protocol.errors import (
@@ -14,9 +15,10 @@ from remote.protocol.errors import (
     Refused,
     Unreachable,
 )
-from remote.transfer.download import LARGE_SHARES, STALLS, Downloader
+from remote.transfer.download import STALLS, Downloader
 from remote.transfer.limits import BufferPool, Claim, PrioritySemaphore
 from remote.transfer.read_retry import ReadRetries
+from remote.transfer.throttle import DOWNLOAD_PORTIONS_PER_SECOND, Throttle
 from tests.fake_edge import FakeEdge, noise, version_name
 
 FILE, VERSION = version_name(1), version_name(2)
@@ -253,14 +255,136 @@ async def test_a_cancelled_asker_leaves_the_others_to_ask_anew() -> None:
 
 
 async def test_memory_in_flight_stays_under_the_budget() -> None:
-    edge, chunks = edge_with(noise(16 * BLOCK_SIZE), cut=BLOCK_SIZE)
-    downloader = Downloader(edge, budget_bytes=3 * BLOCK_SIZE, connections=2)
+    edge, chunks = edge_with(noise(32 * BLOCK_SIZE), cut=2 * BLOCK_SIZE)
+    downloader = Downloader(edge, budget_bytes=6 * BLOCK_SIZE, connections=2)
     async with trio.open_nursery() as nursery:
         for chunk in chunks:
-            nursery.start_soon(fetched, downloader, chunk, 0, 0)
-    assert downloader.memory.peak == 3 * BLOCK_SIZE
-    assert downloader.connections.peak == 2 * LARGE_SHARES
+            nursery.start_soon(fetched, downloader, chunk, 0, 1)
+    assert downloader.memory.peak == 6 * BLOCK_SIZE
+    assert downloader.connections.peak == 2
     assert downloader.memory.used == 0
+
+
+# --- under a limit ------------------------------------------------------------------------------
+
+RATE = BLOCK_SIZE
+PORTION = RATE // DOWNLOAD_PORTIONS_PER_SECOND
+
+
+def limited(edge: FakeEdge, rate: int | None = RATE, **more: int) -> Downloader:
+    throttle = Throttle(rate, portions_per_second=DOWNLOAD_PORTIONS_PER_SECOND)
+    return Downloader(edge, throttle=throttle, **more)
+
+
+async def test_under_a_limit_a_range_comes_in_portions(autojump_clock: MockClock) -> None:
+    content = noise(CHUNK)
+    edge, [chunk] = edge_with(content)
+    downloader = limited(edge)
+    assert await fetched(downloader, chunk, 0, 4) == content
+    assert edge.served == CHUNK
+    assert [end for _, _, end in edge.gets[:-1]] == [start for _, start, _ in edge.gets[1:]]
+    assert {end - start for _, start, end in edge.gets[:-1]} == {PORTION}
+    seconds = (CHUNK - RATE // 2) / RATE  # half a second's bytes had been saved up
+    assert trio.current_time() == pytest.approx(seconds, abs=1e-3)
+    assert downloader.memory.used == downloader.connections.used == 0
+
+
+async def test_a_read_goes_before_what_is_read_ahead(autojump_clock: MockClock) -> None:
+    """It waits for one portion of that, also where there is one place for all of them."""
+    edge, chunks = edge_with(noise(12 * BLOCK_SIZE), cut=4 * BLOCK_SIZE)
+    downloader = limited(edge, connections=1)
+    ahead = Claim(urgent=False)
+
+    async def fetch(chunk: bytes, claim: Claim) -> None:
+        async with downloader.fetch(FILE, VERSION, chunk, 0, 3, claim=claim):
+            pass
+
+    async with trio.open_nursery() as nursery:
+        for chunk in chunks[:2]:
+            nursery.start_soon(fetch, chunk, ahead)
+        await trio.sleep(2)
+        before = len(edge.gets)
+        await fetch(chunks[2], Claim())
+        others = [chunk for chunk, _, _ in edge.gets[before:] if chunk != chunks[2]]
+        assert len(others) <= 1
+        nursery.cancel_scope.cancel()
+    assert downloader.memory.used == downloader.connections.used == 0
+
+
+async def test_a_limit_cuts_what_is_under_way(autojump_clock: MockClock) -> None:
+    content = noise(CHUNK)
+    edge, [chunk] = edge_with(content)
+    downloader, edge.hold = limited(edge, None), trio.Event()
+    got: list[bytes] = []
+
+    async def fetch() -> None:
+        got.append(await fetched(downloader, chunk, 0, 4))
+
+    async with trio.open_nursery() as nursery:
+        edge.hold.set()
+        await downloader._locator.find(FILE, VERSION, chunk)
+        edge.hold = trio.Event()
+        nursery.start_soon(fetch)
+        await trio.testing.wait_all_tasks_blocked()
+        assert edge.gets == [(chunk, 0, CHUNK)]
+        downloader.throttle.change(RATE)
+        edge.hold.set()
+    assert got == [content]
+    assert edge.served == CHUNK  # nothing of the first request was answered
+    assert max(end - start for _, start, end in edge.gets[1:]) == PORTION
+    assert trio.current_time() >= CHUNK / RATE
+
+
+async def test_no_limit_any_more_ends_the_waiting(autojump_clock: MockClock) -> None:
+    content = noise(CHUNK)
+    edge, [chunk] = edge_with(content)
+    downloader = limited(edge, RATE // 100)
+    got: list[bytes] = []
+
+    async def fetch() -> None:
+        got.append(await fetched(downloader, chunk, 0, 4))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch)
+        await trio.sleep(60)
+        assert got == []
+        downloader.throttle.change(None)
+        began = trio.current_time()
+    assert got == [content]
+    assert trio.current_time() == began
+
+
+async def test_portions_outlive_the_urls_they_came_by(autojump_clock: MockClock) -> None:
+    """A slow limit is no reason to ask for a block again."""
+    content = noise(CHUNK)
+    edge, [chunk] = edge_with(content)
+    edge.lifetime_ns = 40 * 10**9
+    downloader = limited(edge, 8 * 1024)
+    assert await fetched(downloader, chunk, 0, 4) == content
+    assert trio.current_time() > 100
+    assert len(edge.locates) > 3
+    assert edge.served == CHUNK
+
+
+@pytest.mark.parametrize("fault", ["truncate", "refuse", "busy", "down"])
+async def test_a_portion_that_fails_costs_no_block_that_came(
+    autojump_clock: MockClock, fault: str
+) -> None:
+    content = noise(CHUNK)
+    edge, [chunk] = edge_with(content)
+    edge.faults = [""] * 9 + [fault]
+    assert await fetched(limited(edge), chunk, 0, 4) == content
+    again = edge.gets[10:]
+    assert again[0][1] == 2 * BLOCK_SIZE
+    assert edge.served <= CHUNK + 2 * PORTION
+
+
+async def test_a_wrong_block_is_fetched_again_in_portions(autojump_clock: MockClock) -> None:
+    content = noise(CHUNK)
+    edge, [chunk] = edge_with(content)
+    edge.faults = ["", "", "", "", "corrupt"]
+    assert await fetched(limited(edge), chunk, 0, 4) == content
+    assert edge.served == CHUNK + BLOCK_SIZE
 
 
 async def test_a_quota_is_fair_and_urgent_claims_go_first() -> None:

@@ -27,7 +27,8 @@ from remote.protocol.messages import (
     StartUploadsReply,
     UploadState,
 )
-from remote.transfer.upload import SHARES, SMALL_BYTES, URL_ATTEMPTS, Sender, Upload
+from remote.transfer.limits import SMALL
+from remote.transfer.upload import URL_ATTEMPTS, Sender, Upload
 from tests.fake_edge import noise
 
 
@@ -86,6 +87,10 @@ def upload(version: str = "1") -> Upload:
 
 def chunk(text: str) -> Encoded:
     return encode_chunk(text.encode())
+
+
+def large(text: str) -> Encoded:
+    return encode_chunk(noise(2 * SMALL, text.encode()))
 
 
 async def test_what_the_drive_has_is_not_sent() -> None:
@@ -155,20 +160,32 @@ async def test_a_request_names_no_more_uploads_than_a_batch_holds() -> None:
     assert all(len(asked) <= MAX_BATCH for asked in drive.asked)
 
 
-@pytest.mark.parametrize(("length", "most"), [(SMALL_BYTES + 1, 3), (10, 3 * SHARES)])
-async def test_puts_are_bounded(length: int, most: int) -> None:
-    """More of small ones."""
+async def test_puts_are_bounded() -> None:
     drive = Drive()
     sender = Sender(drive, parallel=3)
     drive.put_go = trio.Event()
     async with trio.open_nursery() as nursery:
         for number in range(20):
-            one = encode_chunk(noise(length, str(number).encode()))
-            nursery.start_soon(sender.store, upload(), one)
+            nursery.start_soon(sender.store, upload(), large(f"{number}"))
         await trio.testing.wait_all_tasks_blocked()
-        assert drive.puts == most
+        assert drive.puts == 3
+        sender.places.change(5)
+        await trio.testing.wait_all_tasks_blocked()
+        assert drive.puts == 5
         drive.put_go.set()
-    assert drive.most_puts == most
+    assert drive.most_puts == 5
+
+
+async def test_small_puts_count_less() -> None:
+    drive = Drive()
+    sender = Sender(drive, parallel=2)
+    drive.put_go = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(sender.store, upload(), chunk(f"{number}"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert drive.puts == 8
+        drive.put_go.set()
 
 
 async def test_a_dead_url_is_signed_again() -> None:
