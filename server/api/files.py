@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from sqlalchemy import Connection
 
-from remote.protocol.errors import AnyProblem, Refused
+from remote.protocol.errors import AnyProblem, Refused, TooLarge
 from remote.protocol.messages import (
     MAX_WHOLE_CHUNKS,
     ChangesPage,
@@ -40,6 +40,10 @@ from server.storage.blobs import BlobKey
 from server.uploads import verification
 
 T = TypeVar("T")
+
+WHOLE_MANIFEST_BYTES = 64 * 1024
+"""Of each version that is located with others: some 1,500 pieces. One may have sixteen megabytes
+of them, and the same one may be asked for again and again in one request."""
 
 
 @get("/v1/files/{file_id}", "A file")
@@ -165,6 +169,7 @@ def _locate_several(
     for one in wanted:
         try:
             row = access.require(conn, caller, one.file, "viewer", lineage)
+            _check_small(conn, one)
             manifest = versions.manifest_of(versions.read(conn, one.file, one.version))
             ids = versions.under(manifest, Span(0, max(1, manifest.size)))[:MAX_WHOLE_CHUNKS]
             found = _signed(service, conn, caller, row.drive, one.version, ids)
@@ -176,6 +181,13 @@ def _locate_several(
         else:
             doubtful += found
     return doubtful or LocateSeveralReply(found=answers)
+
+
+def _check_small(conn: Connection, one: WholeVersion) -> None:
+    """Raise `Refused(TooLarge)` of a version that many of are too much for one answer, or
+    `Refused(NotFound)`."""
+    if versions.manifest_bytes(conn, one.file, one.version) > WHOLE_MANIFEST_BYTES:
+        raise Refused(TooLarge(message="this is a large file; locate its chunks by themselves"))
 
 
 class Signed(NamedTuple):

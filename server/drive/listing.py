@@ -49,11 +49,17 @@ T = TypeVar("T")
 _CHILDREN = select(entries.c.parent, entries.c.name, entries.c.rev.label("entry_rev"), files).join(
     files, entries.c.file == files.c.id
 )
-_COUNTS = (
-    select(entries.c.parent, func.count())
-    .where(entries.c.parent.in_(bindparam("ids", expanding=True)))
-    .group_by(entries.c.parent)
+_few = (
+    select(entries.c.name)
+    .where(entries.c.parent == files.c.id)
+    .limit(bindparam("most"))
+    .correlate(files)
+    .subquery()
 )
+_COUNTS = select(
+    files.c.id, select(func.count()).select_from(_few).correlate(files).scalar_subquery()
+).where(files.c.id.in_(bindparam("ids", expanding=True)))
+"""How many entries each has, as far as `most`: a directory may have millions."""
 _XATTRS_BELOW = (
     select(entries.c.parent, func.sum(func.length(xattrs.c.name) + func.length(xattrs.c.value)))
     .join(xattrs, xattrs.c.file == entries.c.file)

@@ -473,3 +473,22 @@ def test_whole_versions_are_located_together_each_refused_by_itself(
         assert anna.http.get(one.chunks[0].url).content == chunk.data
     assert isinstance(found[4], messages.LocatedVersion)
     assert found[4].chunks == []
+
+
+def test_a_version_of_very_many_pieces_is_not_located_with_others(anna: Client) -> None:
+    """A hundred of the longest manifests would be more than the server has memory for."""
+    chunk = make_chunk(noise(1 << 20, "again and again"))
+    few, many = ([Piece(chunk.id, chunk.descriptor.length)] * count for count in (10, 3000))
+    made = []
+    for name, pieces in (("few", few), ("many", many)):
+        file, version = new_id(), new_id()
+        anna.upload(version, file, chunk)
+        manifest = Manifest(sum(each.length for each in pieces), 1 << 20, pieces)
+        content = messages.Content(version=version, manifest=manifest)
+        anna.do(anna.create(name, file=file, content=content))
+        made.append(messages.WholeVersion(file, version))
+    request = messages.LocateSeveral(versions=[made[1], made[0], made[1]])
+    path = "/v1/chunks/locate-several"
+    found = anna.request("POST", path, messages.LocateSeveralReply, request).found
+    kinds = [type(each) for each in found]
+    assert kinds == [errors.TooLarge, messages.LocatedVersion, errors.TooLarge]
