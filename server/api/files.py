@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from sqlalchemy import Connection
 
-from remote.protocol.errors import AnyProblem, Refused, TooLarge
+from remote.protocol.errors import AnyProblem, Refused, TooLarge, Unavailable
 from remote.protocol.messages import (
     MAX_WHOLE_CHUNKS,
     ChangesPage,
@@ -127,7 +127,20 @@ async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSever
     def work(conn: Connection, caller: Caller) -> LocateSeveralReply | list[BlobKey]:
         return _locate_several(service, conn, caller, wanted.versions)
 
-    return await _vouched_for(request, work)
+    try:
+        return await _vouched_for(request, work)
+    except Refused as refused:
+        problem = refused.problem
+        if not isinstance(problem, Unavailable):
+            raise
+
+    def without(conn: Connection, caller: Caller) -> LocateSeveralReply:
+        """What is damaged, or not there, is refused, and nothing else for its sake."""
+        found = _locate_several(service, conn, caller, wanted.versions, problem)
+        assert isinstance(found, LocateSeveralReply)
+        return found
+
+    return await request.read(without)
 
 
 async def _vouched_for(request: Request, work: Work[T | list[BlobKey]]) -> T:
@@ -160,9 +173,14 @@ def _locate(
 
 
 def _locate_several(
-    service: Service, conn: Connection, caller: Caller, wanted: Sequence[WholeVersion]
+    service: Service,
+    conn: Connection,
+    caller: Caller,
+    wanted: Sequence[WholeVersion],
+    doubt: Unavailable | None = None,
 ) -> LocateSeveralReply | list[BlobKey]:
-    """Each is authorised, and refused, by itself: see `_locate`."""
+    """Each is authorised, and refused, by itself: see `_locate`. `doubt`: what to answer of those
+    that would have to be vouched for."""
     lineage = Lineage(conn)
     answers: list[LocatedVersion | AnyProblem] = []
     doubtful: list[BlobKey] = []
@@ -178,6 +196,8 @@ def _locate_several(
             continue
         if isinstance(found, Signed):
             answers.append(LocatedVersion(manifest=manifest, chunks=found.chunks))
+        elif doubt is not None:
+            answers.append(doubt)
         else:
             doubtful += found
     return doubtful or LocateSeveralReply(found=answers)

@@ -30,6 +30,7 @@ from tests.server.harness import (
     noise,
     until,
 )
+from tests.server.lookups import change_row
 
 
 def content(version: str, *chunks: Chunk) -> messages.Content:
@@ -492,3 +493,18 @@ def test_a_version_of_very_many_pieces_is_not_located_with_others(anna: Client) 
     found = anna.request("POST", path, messages.LocateSeveralReply, request).found
     kinds = [type(each) for each in found]
     assert kinds == [errors.TooLarge, messages.LocatedVersion, errors.TooLarge]
+
+
+def test_what_is_damaged_keeps_no_other_version_from_being_located(
+    server: Running, anna: Client
+) -> None:
+    chunks = [make_chunk(noise(1000, f"beside {number}")) for number in range(3)]
+    stored = [anna.store(f"b{number}", chunk) for number, chunk in enumerate(chunks)]
+    server.app.service.blobs.delete(BlobKey(anna.me.drive, chunks[1].id))
+    change_row(server, anna.me.drive, chunks[1].id, state="pending", verified_ns=None)
+    wanted = [messages.WholeVersion(*one) for one in stored]
+    request = messages.LocateSeveral(versions=wanted)
+    path = "/v1/chunks/locate-several"
+    found = anna.request("POST", path, messages.LocateSeveralReply, request).found
+    kinds = [type(each) for each in found]
+    assert kinds == [messages.LocatedVersion, errors.Unavailable, messages.LocatedVersion]
