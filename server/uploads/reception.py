@@ -270,11 +270,17 @@ class Reception:
         return waiting, verdicts
 
     def _remove(self, bad: list[Verdict]) -> None:
+        """What cannot be removed stays, as after a crash: nobody believes it. The transaction that
+        condemned it, perhaps somebody's batch, is committed and has not failed."""
         for each in bad:
+            chunk = each.suspect.key.chunk.hex()
             self._metrics.bad_chunks.inc()
-            log.error("chunk_bad", chunk=each.suspect.key.chunk.hex(), why=each.why)
-            with self._db.write() as conn:
-                verification.remove(conn, self._blobs, each)
+            log.error("chunk_bad", chunk=chunk, why=each.why)
+            try:
+                with self._db.write() as conn:
+                    verification.remove(conn, self._blobs, each)
+            except (OSError, OperationalError) as error:
+                log.error("bad_chunk_not_removed", chunk=chunk, error=str(error))
 
     # --- verification, behind everybody's back ---
 
