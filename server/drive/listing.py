@@ -132,10 +132,11 @@ def several(
     first = access.require(conn, caller, ids[0], "viewer")
     if first.kind != "directory":
         raise Refused(NotADirectory(message=f"{first.id} is a {first.kind}"))
-    lineage = Lineage(conn)
+    lineage, found = Lineage(conn), access.find_all(conn, ids)
+    lineage.learn([row.id for row in found.values() if not access.owns_drive(caller, row.drive)])
     directories = {
         row.id: row
-        for row in access.find_all(conn, ids).values()
+        for row in found.values()
         if row.kind == "directory" and access.role_of(conn, caller, row, lineage) is not None
     }
     taken = _with_room(conn, [id for id in dict.fromkeys(ids) if id in directories], room)

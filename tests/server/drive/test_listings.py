@@ -13,6 +13,7 @@ from server.accounts import tokens
 from server.drive import listing
 from server.metadata.schema import entries, files
 from server.permissions.caller import Caller
+from tests.server.drive.test_sharing import share
 from tests.server.harness import Client, Failed, Running, new_id
 from tests.server.lookups import steps_of
 
@@ -98,3 +99,22 @@ def test_the_first_is_refused_as_alone(anna: Client, ben: Client) -> None:
         with pytest.raises(Failed) as refused:
             ask(ben, first, ben.me.root)
         assert isinstance(refused.value.problem, problem)
+
+
+def test_what_is_above_many_directories_is_climbed_once(
+    server: Running, anna: Client, ben: Client
+) -> None:
+    """A tree may be very deep, and who was given it comes to each of them from the top."""
+    top = anna.mkdir("top")
+    deep = anna.mkdir("0", top)
+    for number in range(60):
+        deep = anna.mkdir(f"{number}", deep)
+    few = [anna.mkdir(f"few {number}", deep) for number in range(2)]
+    many = [anna.mkdir(f"many {number}", deep) for number in range(60)]
+    share(anna, top, ben)
+    caller, asked = caller_of(server, ben), []
+    for wanted in (few, many):
+        with server.app.service.db.read() as conn:
+            asked.append(steps_of(conn, partial(listing.several, conn, caller, wanted)))
+        assert [each.directory.id for each in ask(ben, *wanted).listed] == wanted
+    assert asked[1] <= 4 * asked[0]
