@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from sqlalchemy import Connection
 
-from remote.protocol.errors import AnyProblem, Refused
+from remote.protocol.errors import AnyProblem, Refused, TooLarge, Unavailable
 from remote.protocol.messages import (
     MAX_WHOLE_CHUNKS,
     ChangesPage,
@@ -40,6 +40,10 @@ from server.storage.blobs import BlobKey
 from server.uploads import verification
 
 T = TypeVar("T")
+
+WHOLE_MANIFEST_BYTES = 64 * 1024
+"""Of each version that is located with others: some 1,500 pieces. One may have sixteen megabytes
+of them, and the same one may be asked for again and again in one request."""
 
 
 @get("/v1/files/{file_id}", "A file")
@@ -123,7 +127,20 @@ async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSever
     def work(conn: Connection, caller: Caller) -> LocateSeveralReply | list[BlobKey]:
         return _locate_several(service, conn, caller, wanted.versions)
 
-    return await _vouched_for(request, work)
+    try:
+        return await _vouched_for(request, work)
+    except Refused as refused:
+        problem = refused.problem
+        if not isinstance(problem, Unavailable):
+            raise
+
+    def without(conn: Connection, caller: Caller) -> LocateSeveralReply:
+        """What is damaged, or not there, is refused, and nothing else for its sake."""
+        found = _locate_several(service, conn, caller, wanted.versions, problem)
+        assert isinstance(found, LocateSeveralReply)
+        return found
+
+    return await request.read(without)
 
 
 async def _vouched_for(request: Request, work: Work[T | list[BlobKey]]) -> T:
@@ -156,15 +173,21 @@ def _locate(
 
 
 def _locate_several(
-    service: Service, conn: Connection, caller: Caller, wanted: Sequence[WholeVersion]
+    service: Service,
+    conn: Connection,
+    caller: Caller,
+    wanted: Sequence[WholeVersion],
+    doubt: Unavailable | None = None,
 ) -> LocateSeveralReply | list[BlobKey]:
-    """Each is authorised, and refused, by itself: see `_locate`."""
+    """Each is authorised, and refused, by itself: see `_locate`. `doubt`: what to answer of those
+    that would have to be vouched for."""
     lineage = Lineage(conn)
     answers: list[LocatedVersion | AnyProblem] = []
     doubtful: list[BlobKey] = []
     for one in wanted:
         try:
             row = access.require(conn, caller, one.file, "viewer", lineage)
+            _check_small(conn, one)
             manifest = versions.manifest_of(versions.read(conn, one.file, one.version))
             ids = versions.under(manifest, Span(0, max(1, manifest.size)))[:MAX_WHOLE_CHUNKS]
             found = _signed(service, conn, caller, row.drive, one.version, ids)
@@ -173,9 +196,18 @@ def _locate_several(
             continue
         if isinstance(found, Signed):
             answers.append(LocatedVersion(manifest=manifest, chunks=found.chunks))
+        elif doubt is not None:
+            answers.append(doubt)
         else:
             doubtful += found
     return doubtful or LocateSeveralReply(found=answers)
+
+
+def _check_small(conn: Connection, one: WholeVersion) -> None:
+    """Raise `Refused(TooLarge)` of a version that many of are too much for one answer, or
+    `Refused(NotFound)`."""
+    if versions.manifest_bytes(conn, one.file, one.version) > WHOLE_MANIFEST_BYTES:
+        raise Refused(TooLarge(message="this is a large file; locate its chunks by themselves"))
 
 
 class Signed(NamedTuple):

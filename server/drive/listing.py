@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -40,6 +41,8 @@ from server.permissions.lineage import Lineage
 
 MAX_CHILDREN = 1000
 MAX_VERSIONS = 200
+_LOOKED_AT = 100
+"""Directories of which it is asked at once whether they fit."""
 MAX_SAME = 100
 """How many files of one content are looked at for one that a single-folder token reaches."""
 _HEX_32 = re.compile(r"[0-9a-f]{64}")
@@ -49,13 +52,25 @@ T = TypeVar("T")
 _CHILDREN = select(entries.c.parent, entries.c.name, entries.c.rev.label("entry_rev"), files).join(
     files, entries.c.file == files.c.id
 )
-_COUNTS = (
-    select(entries.c.parent, func.count())
-    .where(entries.c.parent.in_(bindparam("ids", expanding=True)))
-    .group_by(entries.c.parent)
+_few = (
+    select(entries.c.name)
+    .where(entries.c.parent == files.c.id)
+    .limit(bindparam("most"))
+    .correlate(files)
+    .subquery()
+)
+_COUNTS = select(
+    files.c.id, select(func.count()).select_from(_few).correlate(files).scalar_subquery()
+).where(files.c.id.in_(bindparam("ids", expanding=True)))
+"""How many entries each has, as far as `most`: a directory may have millions."""
+_xattr_bytes = func.sum(func.length(xattrs.c.name) + func.length(xattrs.c.value))
+_XATTRS = (
+    select(xattrs.c.file, _xattr_bytes)
+    .where(xattrs.c.file.in_(bindparam("ids", expanding=True)))
+    .group_by(xattrs.c.file)
 )
 _XATTRS_BELOW = (
-    select(entries.c.parent, func.sum(func.length(xattrs.c.name) + func.length(xattrs.c.value)))
+    select(entries.c.parent, _xattr_bytes)
     .join(xattrs, xattrs.c.file == entries.c.file)
     .where(entries.c.parent.in_(bindparam("ids", expanding=True)))
     .group_by(entries.c.parent)
@@ -117,10 +132,11 @@ def several(
     first = access.require(conn, caller, ids[0], "viewer")
     if first.kind != "directory":
         raise Refused(NotADirectory(message=f"{first.id} is a {first.kind}"))
-    lineage = Lineage(conn)
+    lineage, found = Lineage(conn), access.find_all(conn, ids)
+    lineage.learn([row.id for row in found.values() if not access.owns_drive(caller, row.drive)])
     directories = {
         row.id: row
-        for row in access.find_all(conn, ids).values()
+        for row in found.values()
         if row.kind == "directory" and access.role_of(conn, caller, row, lineage) is not None
     }
     taken = _with_room(conn, [id for id in dict.fromkeys(ids) if id in directories], room)
@@ -144,19 +160,21 @@ def several(
 
 
 def _with_room(conn: Connection, ids: Sequence[str], room: int) -> list[str]:
-    """Those directories of `ids` whose entries fit one answer together, tried from the front."""
-    counts: dict[str, int] = {}
-    xattr_bytes: dict[str, int] = {}
-    for page in pages(ids):
-        counts.update(map(tuple, conn.execute(_COUNTS, {"ids": page})))
-        xattr_bytes.update(map(tuple, conn.execute(_XATTRS_BELOW, {"ids": page})))
+    """Those directories of `ids` whose entries, and attributes, fit one answer together, tried from
+    the front. However much is in them, so much is looked at as could fit."""
     taken: list[str] = []
     byte_room = PAGE_BYTES
-    for id in ids:
-        many, size = counts.get(id, 0), xattr_bytes.get(id, 0)
-        if many <= room and size <= byte_room:
-            taken.append(id)
-            room, byte_room = room - many, byte_room - size
+    for page in pages(ids, _LOOKED_AT):
+        rows = conn.execute(_COUNTS, {"ids": page, "most": room + 1})
+        counts: dict[str, int] = {id: many for id, many in rows if many <= room}
+        few = [id for id in page if id in counts]
+        sizes: Counter[str] = Counter()
+        for query in (_XATTRS, _XATTRS_BELOW) if few else ():
+            sizes.update(dict(map(tuple, conn.execute(query, {"ids": few}))))
+        for id in few:
+            if counts[id] <= room and sizes[id] <= byte_room:
+                taken.append(id)
+                room, byte_room = room - counts[id], byte_room - sizes[id]
     return taken
 
 

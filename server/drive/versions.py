@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, exists, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, exists, func, insert, select, update
 
 from remote.protocol.chunking import check_cut
 from remote.protocol.content import (
@@ -62,6 +62,11 @@ _OF_VERSION = (
     )
 )
 _VERSION = select(versions).where(
+    versions.c.file == bindparam("file"),
+    versions.c.id == bindparam("id"),
+    versions.c.status == "uploaded",
+)
+_MANIFEST_BYTES = select(func.length(versions.c.manifest)).where(
     versions.c.file == bindparam("file"),
     versions.c.id == bindparam("id"),
     versions.c.status == "uploaded",
@@ -179,6 +184,15 @@ def size_of(conn: Connection, file: str, version: str) -> int:
     """The bytes of an uploaded version of `file`; its manifest, which may be large, is not read.
     Raises `Refused(NotFound)`."""
     size: int | None = conn.execute(_SIZE, {"file": file, "id": version}).scalar()
+    if size is None:
+        raise Refused(NotFound(message=f"file {file} has no version {version}"))
+    return size
+
+
+def manifest_bytes(conn: Connection, file: str, version: str) -> int:
+    """How long the manifest of an uploaded version of `file` is, as it is stored. Raises
+    `Refused(NotFound)`."""
+    size: int | None = conn.execute(_MANIFEST_BYTES, {"file": file, "id": version}).scalar()
     if size is None:
         raise Refused(NotFound(message=f"file {file} has no version {version}"))
     return size

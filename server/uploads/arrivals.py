@@ -209,10 +209,10 @@ def _adopt(
     return Sums(used=descriptor.stored_length) - Sums.of_pending([row])
 
 
-def chunks_of(ops: Iterable[Keyed]) -> set[bytes]:
-    """The chunks that `ops` refer to."""
+def chunks_of(ops: Iterable[Keyed]) -> list[bytes]:
+    """The chunks that `ops` refer to, as often as they do."""
     contents = (getattr(keyed.op, "content", None) for keyed in ops)
-    return {piece.id for each in contents if each is not None for piece in each.manifest.pieces}
+    return [piece.id for each in contents if each is not None for piece in each.manifest.pieces]
 
 
 class Unready(NamedTuple):

@@ -61,7 +61,9 @@ STEP = 256
 """Objects whose rows are read at once."""
 AT_ONCE = 2
 NOTED = 500
-"""Arrivals and verdicts of one transaction of the server's own: others wait meanwhile."""
+"""Arrivals and verdicts of one transaction of the server's own: others wait meanwhile. And so many
+more than it names chunks one on behalf of somebody may note: a chunk arrives once for each upload
+that shows possession of it, and in several drives."""
 
 
 SETTLED = 50
@@ -105,10 +107,11 @@ class Noting:
     def settle(self, ops: Sequence[Keyed], caller: Caller, is_over: Callable[[], bool]) -> Settled:
         """Note the chunks that `ops` need, and say which of them nobody has reported or verified;
         of the first operations at least, when `is_over` says that there is no time for all."""
-        needed = arrivals.chunks_of(ops)
-        if not needed:
+        named = arrivals.chunks_of(ops)
+        if not named:
             return Settled(len(ops), [], [])
-        self.note(lambda key: key.chunk in needed, len(needed))
+        needed = frozenset(named)
+        self.note(lambda key: key.chunk in needed, len(named) + NOTED)
         settled = Settled(0, [], [])
         while settled.ready < len(ops) and not (settled.ready and is_over()):
             part = ops[settled.ready : settled.ready + SETTLED]
@@ -207,7 +210,7 @@ class Reception:
     def note(self, chunks: Set[bytes]) -> None:
         """Note those of these chunks that have arrived. In the write thread."""
         if chunks:
-            self._flush(lambda key: key.chunk in chunks, len(chunks))
+            self._flush(lambda key: key.chunk in chunks, len(chunks) + NOTED)
 
     def find_and_note(self, keys: Iterable[BlobKey]) -> None:
         """Note those of these objects that are there. In the write thread."""
@@ -218,7 +221,7 @@ class Reception:
             self._arrivals += found
         if found:
             there = {arrival.key for arrival in found}
-            self._flush(there.__contains__, len(there))
+            self._flush(there.__contains__, len(there) + NOTED)
 
     def _see_to_flush(self) -> None:
         with self._lock:
@@ -267,11 +270,17 @@ class Reception:
         return waiting, verdicts
 
     def _remove(self, bad: list[Verdict]) -> None:
+        """What cannot be removed stays, as after a crash: nobody believes it. The transaction that
+        condemned it, perhaps somebody's batch, is committed and has not failed."""
         for each in bad:
+            chunk = each.suspect.key.chunk.hex()
             self._metrics.bad_chunks.inc()
-            log.error("chunk_bad", chunk=each.suspect.key.chunk.hex(), why=each.why)
-            with self._db.write() as conn:
-                verification.remove(conn, self._blobs, each)
+            log.error("chunk_bad", chunk=chunk, why=each.why)
+            try:
+                with self._db.write() as conn:
+                    verification.remove(conn, self._blobs, each)
+            except (OSError, OperationalError) as error:
+                log.error("bad_chunk_not_removed", chunk=chunk, error=str(error))
 
     # --- verification, behind everybody's back ---
 

@@ -15,6 +15,7 @@ from remote.protocol.account_messages import MakeToken, TokenReply
 from remote.protocol.codec import encode_chunk
 from remote.protocol.content import Piece, fingerprint
 from server.storage.blobs import BlobKey
+from server.uploads import reception
 from tests.server.drive.test_sharing import share, unshare
 from tests.server.harness import (
     Chunk,
@@ -292,3 +293,16 @@ def test_fingerprints_speak_of_what_the_token_reaches(
         with pytest.raises(Failed) as failed:
             other.request("GET", path, messages.FingerprintReply)
         assert failed.value.status == 404
+
+
+def test_each_upload_of_one_chunk_has_shown_it(
+    anna: Client, guest: Client, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before what has arrived is noted by itself."""
+    monkeypatch.setattr(reception, "GATHER_SECONDS", 60.0)
+    chunk, uploads = make_chunk(noise(88, "copies")), [new_id() for _ in range(3)]
+    begun = [guest.start(each, new_id(), chunk, parent=folder) for each in uploads]
+    for each in begun:
+        assert guest.put(each.chunks[0], chunk).status_code == 200
+    ops = [guest.create(new_id(), folder, content=content(each, chunk)) for each in uploads]
+    assert [type(each) for each in guest.batch(*ops)] == [messages.Applied] * 3

@@ -30,6 +30,7 @@ from tests.server.harness import (
     noise,
     until,
 )
+from tests.server.lookups import change_row
 
 
 def content(version: str, *chunks: Chunk) -> messages.Content:
@@ -473,3 +474,37 @@ def test_whole_versions_are_located_together_each_refused_by_itself(
         assert anna.http.get(one.chunks[0].url).content == chunk.data
     assert isinstance(found[4], messages.LocatedVersion)
     assert found[4].chunks == []
+
+
+def test_a_version_of_very_many_pieces_is_not_located_with_others(anna: Client) -> None:
+    """A hundred of the longest manifests would be more than the server has memory for."""
+    chunk = make_chunk(noise(1 << 20, "again and again"))
+    few, many = ([Piece(chunk.id, chunk.descriptor.length)] * count for count in (10, 3000))
+    made = []
+    for name, pieces in (("few", few), ("many", many)):
+        file, version = new_id(), new_id()
+        anna.upload(version, file, chunk)
+        manifest = Manifest(sum(each.length for each in pieces), 1 << 20, pieces)
+        content = messages.Content(version=version, manifest=manifest)
+        anna.do(anna.create(name, file=file, content=content))
+        made.append(messages.WholeVersion(file, version))
+    request = messages.LocateSeveral(versions=[made[1], made[0], made[1]])
+    path = "/v1/chunks/locate-several"
+    found = anna.request("POST", path, messages.LocateSeveralReply, request).found
+    kinds = [type(each) for each in found]
+    assert kinds == [errors.TooLarge, messages.LocatedVersion, errors.TooLarge]
+
+
+def test_what_is_damaged_keeps_no_other_version_from_being_located(
+    server: Running, anna: Client
+) -> None:
+    chunks = [make_chunk(noise(1000, f"beside {number}")) for number in range(3)]
+    stored = [anna.store(f"b{number}", chunk) for number, chunk in enumerate(chunks)]
+    server.app.service.blobs.delete(BlobKey(anna.me.drive, chunks[1].id))
+    change_row(server, anna.me.drive, chunks[1].id, state="pending", verified_ns=None)
+    wanted = [messages.WholeVersion(*one) for one in stored]
+    request = messages.LocateSeveral(versions=wanted)
+    path = "/v1/chunks/locate-several"
+    found = anna.request("POST", path, messages.LocateSeveralReply, request).found
+    kinds = [type(each) for each in found]
+    assert kinds == [messages.LocatedVersion, errors.Unavailable, messages.LocatedVersion]

@@ -358,3 +358,26 @@ def test_a_late_verdict_counts_for_nothing(server: Running, anna: Client) -> Non
     row = row_of(server, anna.me.drive, chunk.id)
     assert row is not None
     assert row.state == "uploaded"
+
+
+def test_a_bad_object_that_cannot_be_removed_fails_no_batch(
+    server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its verdict may share the transaction of a batch, which is committed by then."""
+    chunk = make_chunk(noise(90, "cannot be removed"))
+    anna.store("f", chunk)
+    settled(server)
+    change_row(server, anna.me.drive, chunk.id, state="pending", verified_ns=None)
+    reception, key = server.app.service.reception, BlobKey(anna.me.drive, chunk.id)
+    verdict = verification.Verdict(verification.Suspect(key, 1, 90, ()), None, "it is bad")
+
+    def delete(_key: BlobKey) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(server.app.service.blobs, "delete", delete)
+
+    def batch() -> None:
+        with reception.noting() as noting:
+            noting.bad.append(verdict)
+
+    server.app.service.writes.submit(batch).result(10)
