@@ -15,7 +15,8 @@ Trouble has httpx's names in both (`transport.transport_errors`). No redirect is
 which nothing moves ends as `Timeouts` says; there is no limit on the whole.
 
 A connection is used again only after a body that ended where it was to end. It may have died
-meanwhile: when it says nothing at all to a request, the request is sent once more over another one.
+meanwhile: when it says nothing at all to a request, the request is sent once more over another one,
+unless much of it was taken: then somebody was there, and who asks decides what to send again.
 That is allowed because every request here may be repeated (RFC 9110, 9.2.2): GET of what never
 changes, PUT of what is put once.
 
@@ -39,6 +40,7 @@ from remote.http.pinned_tls import not_that_server
 from remote.http.streams import Stream, Tcp, Tls
 
 MAX_HEAD = 64 * 1024  # of an answer, everything before its body
+MAX_REPEATED = 256 * 1024  # of a body: what a peer that is gone may seem to take
 MAX_IGNORED = 64 * 1024  # of a body that nobody wants, to have its connection again
 
 _HEAD_PIECE = 4 * 1024  # of what is received with a head the rest is copied: it is the body's
@@ -213,7 +215,7 @@ class Direct:
                 return connection
             except (httpx.NetworkError, httpx.RemoteProtocolError):
                 connection.close()
-                if not was_used or connection.was_heard:
+                if not was_used or connection.was_heard or connection.taken > MAX_REPEATED:
                     raise
             except BaseException:
                 connection.close()
@@ -280,6 +282,7 @@ class _Connection:
     def __init__(self, origin: Origin, stream: Stream, patience: Patience) -> None:
         self.origin, self._stream, self._patience = origin, stream, patience
         self.was_used = self.was_heard = False
+        self.taken = 0  # bytes of the request that is under way
         self.expires = 0.0
         self._piece = memoryview(bytearray(_PIECE))
 
@@ -301,7 +304,7 @@ class _Connection:
     ) -> None:
         """Return when the head of the answer is there."""
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-        self.was_heard = False
+        self.was_heard, self.taken = False, 0
         head = self._http.send(request)
         assert head is not None
         try:
@@ -334,6 +337,7 @@ class _Connection:
                 wait.deadline = trio.current_time() + self._patience.write
                 sent = await self._stream.send(view)
                 moved(sent)
+                self.taken += sent
                 view = view[sent:]
 
     # --- the answer ---

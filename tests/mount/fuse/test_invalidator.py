@@ -86,7 +86,7 @@ async def test_forgetting_is_queued_and_in_order(monkeypatch: pytest.MonkeyPatch
 async def test_of_a_directory_that_the_kernel_does_not_hold_nothing_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It knows no name in one. The top it always holds, and what is open without being looked up."""
+    """It knows no name in one. The top it always holds, and what is open."""
     kernel, lookups = Kernel(monkeypatch), LookupCounts()
     invalidator = KernelInvalidator(lookups)
     lookups.opened(3)

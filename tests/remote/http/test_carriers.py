@@ -22,7 +22,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.http.api import ApiClient
-from remote.http.carriers import MAX_HEAD, ByHttpx, Carrier, Direct, Patience, _Connection
+from remote.http.carriers import (
+    MAX_HEAD,
+    MAX_REPEATED,
+    ByHttpx,
+    Carrier,
+    Direct,
+    Patience,
+    _Connection,
+)
 from remote.http.pinned_tls import NotThatServer, PinnedTransport
 from remote.protocol.certificates import trusting
 from remote.protocol.errors import UrlRefused
@@ -474,7 +482,7 @@ async def test_a_connection_that_died_meanwhile_costs_no_failure(kind: str, meth
         if method == "get":
             assert await made.get(bytearray(2)) == (200, 2)
         else:
-            assert await made.put(BODY) == 200
+            assert await made.put(BODY[:MAX_REPEATED]) == 200
 
     async with site(kind, talk) as made:
         async with trio.open_nursery() as nursery:
@@ -482,6 +490,23 @@ async def test_a_connection_that_died_meanwhile_costs_no_failure(kind: str, meth
                 nursery.start_soon(ask, made)
         await ask(made)
         await ask(made)
+
+
+@own
+async def test_a_large_body_that_was_taken_is_not_sent_once_more(kind: str) -> None:
+    """Who took it was there: what has to be sent again is for the uploader to find out."""
+    large = bytes(MAX_REPEATED + 1)
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(ok(b""))
+        await peer.request()  # and no answer
+
+    async with site(kind, talk) as made:
+        assert await made.put(b"first") == 200
+        with pytest.raises(httpx.RemoteProtocolError, match="without an answer"):
+            await made.put(large)
+        assert len(made.came) == 1
 
 
 @own
