@@ -5,25 +5,20 @@ A process has one server as long as it runs; tests make hundreds. What stays the
 - The SQL of a statement. SQLAlchemy remembers it for one engine, so all engines are given one
   memory, and the dialect that is part of its key.
 - The schema's CREATE statements, which are those that the first database was made with.
-- What Litestar reads from the annotations of a route's handler.
 
 `remember` is called where tests make servers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from litestar.utils.signature import ParsedSignature
 from sqlalchemy import Connection, Engine, create_engine
 
 from server.metadata import db
 
-_engine_of, _create, _parse = db._sqlite_engine, db._create, ParsedSignature.from_fn
-_parsed: dict[Callable[..., Any], ParsedSignature] = {}
+_engine_of, _create = db._sqlite_engine, db._create
 
 
 @cache
@@ -53,15 +48,5 @@ def _created(conn: Connection) -> None:
     conn.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (db.HEAD,))
 
 
-def _signature(fn: Callable[..., Any], namespace: dict[str, Any]) -> ParsedSignature:
-    """Of functions of modules. One that is made for each server would be kept for ever."""
-    if "<locals>" in fn.__qualname__:
-        return _parse(fn, namespace)
-    if fn not in _parsed:
-        _parsed[fn] = _parse(fn, namespace)
-    return _parsed[fn]
-
-
 def remember() -> None:
     db._sqlite_engine, db._create = _engine, _created
-    ParsedSignature.from_fn = _signature
