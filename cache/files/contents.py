@@ -5,11 +5,11 @@ upload and becomes the version underneath, when dirty bytes become safe from pow
 know: FUSE, names, how uploads travel, what power loss leaves (`unsynced`, `power_loss`).
 
 Concurrency contract: `_stacks` mirrors the `layer` and `extent` tables for the nodes in use, as
-`_bare` says which have none; both are dropped on rollback. Everything is synchronous on the trio thread except the awaits named here:
-`write` awaits the spool (the layer's `writing` count is raised meanwhile, and `freeze` refuses a
-layer that is being written), `read` awaits the network only after it has copied the dirty parts,
-`settle` awaits the disk (of a layer that has left `_stacks` meanwhile nothing is noted: the next
-time tells), `settle_all` is alone (`_settling_all`).
+`_bare` says which have none; both are dropped on rollback. Everything is synchronous on the trio
+thread except the awaits named here: `write` awaits the spool (the layer's `writing` count is raised
+meanwhile, and `freeze` refuses a layer that is being written), `read` awaits the network only after
+it has copied the dirty parts, `settle` awaits the disk (of a layer that has left `_stacks`
+meanwhile nothing is noted: the next time tells), `settle_all` is alone (`_settling_all`).
 
 Invariants: at most one frozen layer per node, below the open one. Dirty bytes are removed only by
 `commit` (the server has them) and `discard` (no name and no handle is left); a spool file only when
