@@ -99,7 +99,7 @@ async def test_without_the_device_nothing_is_done() -> None:
 
 async def test_direct_writing_is_refused_where_bytes_could_be_lost_by_it() -> None:
     session = SimpleNamespace(
-        replayer=SimpleNamespace(last_request=0.0),
+        replayer=SimpleNamespace(asked=lambda: None),
         subscriber=SimpleNamespace(active=lambda: None),
         tree=SimpleNamespace(node=lambda ino: None),
         edits=None,

@@ -120,7 +120,7 @@ async def test_a_file_that_the_kernel_makes_anew_from_an_old_answer_is_looked_up
     session = SimpleNamespace(
         tree=None,
         edits=None,
-        replayer=SimpleNamespace(last_request=0.0),
+        replayer=SimpleNamespace(asked=lambda: None),
         contents=SimpleNamespace(release=released.append),
         collector=SimpleNamespace(unused=released.append),
         look_up_again=again.append,
