@@ -76,8 +76,8 @@ class Manifests:
                 await self.prune()
             except DamagedState:
                 raise
-            except OSError as problem:  # a full disk: it is tried again when more have come
-                log.warning("manifests_not_pruned", why=str(problem))
+            except OSError as error:  # a full disk: it is tried again when more have come
+                log.warning("manifests_not_pruned", why=str(error))
 
     async def prune(self) -> None:
         """Forget the manifests of versions that no node has and no upload is making, a few at a
