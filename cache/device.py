@@ -67,8 +67,9 @@ class Local:
         on_rekey: Callable[[str, str], None] = lambda old, new: None,
         on_change: Callable[[int, int, int], None] = lambda ino, start, stop: None,
     ) -> None:
-        self.db, self.spool, self.manifests, self.tree = db, spool, manifests, Tree(db)
+        self.db, self.spool, self.manifests = db, spool, manifests
         self.candidates = Candidates()
+        self.tree = Tree(db, self.candidates.left)
         dropped = self.candidates.dropped
         self.journal = Journal(db, watcher, self.candidates.unreferenced, on_rekey)
         told = Invalidation(db, invalidator, self.tree.is_gone)

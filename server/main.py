@@ -112,6 +112,7 @@ def _run(
 ) -> None:
     from server.app import create_app
 
+    memory.keep_little()
     tls = _tls(settings.data_dir, certificate)
     app = create_app(settings)
     memory.keep_what_is_loaded()

@@ -1,7 +1,7 @@
 """Giving memory back to the system.
 
 Knows: that CPython's collector counts objects and not bytes, and that glibc keeps what was freed
-(malloc_trim(3)). Must not know: what the memory was for.
+(malloc_trim(3), mallopt(3)). Must not know: what the memory was for.
 
 Concurrency: any thread; everybody waits meanwhile, some tens of milliseconds.
 """
@@ -11,8 +11,21 @@ from __future__ import annotations
 import ctypes
 import gc
 
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+_libc = ctypes.CDLL(None)
+_trim = getattr(_libc, "malloc_trim", None)
+_set = getattr(_libc, "mallopt", None)
 """glibc's; other systems give back by themselves, or not."""
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+LARGE_BYTES = 2 << 20
+"""From this size on a block is the system's again when it is freed. glibc's own value grows, up to
+32 MiB, to the size of whatever is freed; one that is set stays."""
+
+
+def keep_little() -> None:
+    """What requests have used is not kept, a heap for each thread. Before threads are started."""
+    if _set is not None:
+        _set(_M_ARENA_MAX, 1)
+        _set(_M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def give_back() -> None:

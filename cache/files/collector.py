@@ -3,6 +3,10 @@
 Knows: when a node is needed: it is live, the kernel or a handle refers to it, or the journal takes
 something from it. Must not know: why a node died.
 
+A directory that another device deleted can have names in it that only this device knows (made or
+renamed here, and refused since). It stays while the journal has anything of what is below, or bytes
+are there that the server does not have; then those names go, and what has no other name dies too.
+
 Concurrency contract: synchronous on the trio thread. `Candidates` only notes (it is told inside
 transactions, by what is made before a collector can be); `collect` decides, in a transaction of its
 own, after them.
@@ -10,12 +14,13 @@ own, after them.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 
 from cache.files.contents import Contents
 from cache.metadata.database import Database
 from cache.metadata.journal import Journal
-from cache.metadata.tree import Node, Tree
+from cache.metadata.tree import ASKED_AT_ONCE, Node, Tree
 
 
 class Candidates:
@@ -24,6 +29,8 @@ class Candidates:
     def __init__(self) -> None:
         self.found: set[int] = set()
         self.waiting: set[int] = set()  # nobody uses them, but an operation refers to them
+        self.occupied: set[int] = set()  # directories: an operation refers to what is below
+        self.settled: set[int] = set()  # no operation refers to these, which may be below such
 
     def dropped(self, node: Node) -> None:
         """Its last name is gone, or it was passed by."""
@@ -34,6 +41,20 @@ class Candidates:
         if ino in self.waiting:
             self.waiting.discard(ino)
             self.found.add(ino)
+        if self.occupied:
+            self.settled.add(ino)
+
+    def left(self, parent: int) -> None:
+        """A name has gone from a directory."""
+        if parent in self.occupied:
+            self.occupied.discard(parent)
+            self.found.add(parent)
+
+
+class _Fate(enum.Enum):
+    DECIDED = enum.auto()  # gone, or alive, or its user will tell
+    WAITS = enum.auto()
+    OCCUPIED = enum.auto()
 
 
 class Collector:
@@ -60,25 +81,61 @@ class Collector:
     def collect(self) -> None:
         """Delete what can be deleted, and the spool files of every layer dropped so far. What the
         journal refers to is known when all of it has been read: until then candidates wait."""
-        if self._candidates.found and not self._journal.is_loading:
+        candidates = self._candidates
+        if (candidates.found or candidates.settled) and not self._journal.is_loading:
+            fates: dict[int, _Fate] = {}
             with self._db.transaction():
-                undecided = {ino for ino in self._candidates.found if not self._decide(ino)}
-                self._candidates.waiting |= undecided
-                self._candidates.found.clear()
+                todo = candidates.found | self._occupied_above(candidates.settled)
+                while todo:
+                    ino = todo.pop()
+                    fates[ino] = self._decide(ino, todo)
+            candidates.found.clear()
+            candidates.settled.clear()
+            candidates.occupied -= fates.keys()
+            candidates.waiting |= {ino for ino, fate in fates.items() if fate is _Fate.WAITS}
+            candidates.occupied |= {ino for ino, fate in fates.items() if fate is _Fate.OCCUPIED}
         self._contents.sweep()
 
-    def _decide(self, ino: int) -> bool:
-        """True when the node needs no more watching: gone, or alive, or its user will tell. Looked
-        at once: the journal tells when its last operation on the inode is gone, because deleting
-        many files must not ask about all of them at each."""
+    def _occupied_above(self, inodes: set[int]) -> set[int]:
+        """The dead directories in which the inodes are."""
+        found, todo = set[int](), [*inodes]
+        while todo:
+            for parent, _ in self._tree.names(todo.pop()):
+                if parent in self._candidates.occupied:
+                    found.add(parent)
+                todo.append(parent)
+        return found
+
+    def _decide(self, ino: int, more: set[int]) -> _Fate:
+        """Looked at once: the journal tells when its last operation on the inode is gone, because
+        deleting many files must not ask about all of them at each. What dies with a directory is
+        added to `more`."""
         node = self._tree.find(ino)
         if node is None or node.live or self._in_use(ino):
-            return True
-        if self._journal.refers_to(ino) or not self._tree.is_empty(ino):
-            return False
+            return _Fate.DECIDED
+        if self._journal.refers_to(ino):
+            return _Fate.WAITS
+        if node.is_directory and not self._tree.is_empty(ino):
+            if any(self._is_unsent(one) for one in self._tree.inodes_below(ino)):
+                return _Fate.OCCUPIED
+            self._let_go(ino, more)
         self._contents.discard(ino)
         self._tree.delete(ino)
-        return True
+        return _Fate.DECIDED
+
+    def _is_unsent(self, ino: int) -> bool:
+        return self._journal.refers_to(ino) or bool(self._contents.stack(ino))
+
+    def _let_go(self, directory: int, more: set[int]) -> None:
+        """What is in a directory that is gone. A directory that the server has not called gone is
+        in another place by now, and is found there (`Merge`)."""
+        while page := self._tree.entries(directory, 0, ASKED_AT_ONCE):
+            for entry in page:
+                self._tree.drop_entry(directory, entry.name, entry.node)
+                gone = entry.node.links == 0 or not entry.node.is_directory
+                if gone and not self._tree.names(entry.node.ino):
+                    self._tree.update(entry.node.ino, live=False)
+                    more.add(entry.node.ino)
 
     def sweep(self) -> None:
         """At start no kernel refers to anything: every dead node is a candidate."""

@@ -4,12 +4,12 @@ Knows: which layers a node has, how reads and writes go through them, how a snap
 upload and becomes the version underneath, when dirty bytes become safe from power loss. Must not
 know: FUSE, names, how uploads travel, what power loss leaves (`unsynced`, `power_loss`).
 
-Concurrency contract: `_stacks` mirrors the `layer` and `extent` tables for the nodes in use and is
-dropped on rollback. Everything is synchronous on the trio thread except the awaits named here:
-`write` awaits the spool (the layer's `writing` count is raised meanwhile, and `freeze` refuses a
-layer that is being written), `read` awaits the network only after it has copied the dirty parts,
-`settle` awaits the disk (of a layer that has left `_stacks` meanwhile nothing is noted: the next
-time tells), `settle_all` is alone (`_settling_all`).
+Concurrency contract: `_stacks` mirrors the `layer` and `extent` tables for the nodes in use, as
+`_bare` says which have none; both are dropped on rollback. Everything is synchronous on the trio
+thread except the awaits named here: `write` awaits the spool (the layer's `writing` count is raised
+meanwhile, and `freeze` refuses a layer that is being written), `read` awaits the network only after
+it has copied the dirty parts, `settle` awaits the disk (of a layer that has left `_stacks`
+meanwhile nothing is noted: the next time tells), `settle_all` is alone (`_settling_all`).
 
 Invariants: at most one frozen layer per node, below the open one. Dirty bytes are removed only by
 `commit` (the server has them) and `discard` (no name and no handle is left); a spool file only when
@@ -69,6 +69,7 @@ Stack = list[Layer]  # from top to bottom
 # How long a change that nobody fsyncs may be lost to power loss: ext4's commit interval.
 SETTLE_SECONDS = 5.0
 TIDY_AT_ONCE = 500
+MAX_BARE = 4096  # inodes of which it is remembered that they have no layer
 
 
 class Contents:
@@ -86,7 +87,8 @@ class Contents:
     ) -> None:
         self._db, self._tree, self._spool, self._reader = db, tree, spool, reader
         self._edits, self._on_change = edits, on_change
-        self._stacks: dict[int, Stack] = {}
+        self._stacks: dict[int, Stack] = {}  # none is empty but inside a transaction
+        self._bare: dict[int, None] = {}  # inodes known to have no layer. The oldest go first.
         self._writing: Counter[int] = Counter()
         self._idle = trio.Event()  # set, and replaced, when a layer stops being written
         self._doomed: list[int] = []  # layers whose spool files go after the transaction
@@ -102,9 +104,27 @@ class Contents:
     def stack(self, ino: int) -> Stack:
         """The node's layers, top first."""
         stack = self._stacks.get(ino)
-        if stack is None:
-            stack = self._stacks[ino] = self._load(ino)
+        if stack is not None or ino in self._bare:
+            return stack or []
+        stack = self._load(ino)
+        if stack:
+            self._stacks[ino] = stack
+        else:
+            self._note_bare(ino)
         return stack
+
+    def _note_bare(self, ino: int) -> None:
+        """Whoever asks of an inode may do so after it has gone (what was to be settled, uploads),
+        and nobody tells when it is asked for the last time: so only so many are remembered."""
+        self._stacks.pop(ino, None)
+        while len(self._bare) >= MAX_BARE:
+            del self._bare[next(iter(self._bare))]
+        self._bare[ino] = None
+
+    @property
+    def remembered(self) -> int:
+        """Of how many inodes the layers are in memory, or that there are none."""
+        return len(self._stacks) + len(self._bare)
 
     def _load(self, ino: int) -> Stack:
         rows = self._db.all(
@@ -124,9 +144,11 @@ class Contents:
     def release(self, ino: int) -> None:
         """The kernel forgot the inode: keep nothing of it in memory."""
         self._stacks.pop(ino, None)
+        self._bare.pop(ino, None)
 
     def _forget_all(self) -> None:
         self._stacks.clear()
+        self._bare.clear()
         self._doomed.clear()
         self.dirty_bytes = self._count_dirty()
         self._unsettled |= self._find_unsettled()
@@ -252,7 +274,9 @@ class Contents:
         )
         assert cursor.lastrowid is not None
         layer.id = cursor.lastrowid
-        self.stack(layer.ino).insert(0, layer)
+        stack = self._stacks[layer.ino] = self.stack(layer.ino)
+        self._bare.pop(layer.ino, None)
+        stack.insert(0, layer)
         return layer
 
     def _record_write(
@@ -507,14 +531,18 @@ class Contents:
         """The server has `version`: it takes the place of the frozen layer. In a transaction."""
         layer = self.frozen(ino)
         if layer is not None and layer.version == version:
-            self._drop_layer(self.stack(ino).pop())
+            stack = self.stack(ino)
+            self._drop_layer(stack.pop())
+            if not stack:
+                self._note_bare(ino)
         self._tree.update(ino, version=version, base_file=file, base_size=size)
 
     def discard(self, ino: int) -> None:
         """Drop the node's layers: nobody can read them any more. In a transaction."""
         for layer in self.stack(ino):
             self._drop_layer(layer)
-        self._stacks.pop(ino, None)
+        self._unsettled.discard(ino)
+        self.release(ino)
 
     def _drop_layer(self, layer: Layer) -> None:
         self._drop_instead(layer)

@@ -78,6 +78,10 @@ class Node(Struct):
 COLUMNS = Node.__struct_fields__
 _SELECT = ", ".join(f"node.{name}" for name in COLUMNS)
 _INSERT = f"INSERT INTO node ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+_BELOW = (
+    "WITH RECURSIVE below (ino) AS (SELECT ? UNION"
+    " SELECT entry.ino FROM entry JOIN below ON parent = below.ino)"
+)
 
 
 Dropped = Callable[[Node], None]
@@ -95,9 +99,15 @@ def _node(row: sqlite3.Row) -> Node:
     return Node(*tuple(row)[-len(COLUMNS) :])
 
 
+def _nothing(parent: int) -> None:
+    pass
+
+
 class Tree:
-    def __init__(self, db: Database) -> None:
-        self.db = db
+    """`on_left` is told, inside the transaction, of a directory from which a name has gone."""
+
+    def __init__(self, db: Database, on_left: Callable[[int], None] = _nothing) -> None:
+        self.db, self._on_left = db, on_left
         self._own_drive = ""
 
     @property
@@ -278,13 +288,12 @@ class Tree:
 
     def files_below(self, ino: int) -> list[FileId]:
         """Of a directory, and of all that is known to be in it."""
-        rows = self.db.all(
-            "WITH RECURSIVE below (ino) AS (SELECT ? UNION"
-            " SELECT entry.ino FROM entry JOIN below ON parent = below.ino)"
-            " SELECT file FROM node JOIN below USING (ino)",
-            ino,
-        )
+        rows = self.db.all(f"{_BELOW} SELECT file FROM node JOIN below USING (ino)", ino)
         return [row["file"] for row in rows]
+
+    def inodes_below(self, ino: int) -> list[int]:
+        """The same, by inode."""
+        return [row[0] for row in self.db.all(f"{_BELOW} SELECT ino FROM below", ino)]
 
     # Changing: inside a transaction.
 
@@ -355,6 +364,7 @@ class Tree:
         self.db.run("DELETE FROM entry WHERE parent = ? AND name = ?", parent, name)
         if node.is_directory:
             self.db.run("UPDATE node SET subdirs = subdirs - 1 WHERE ino = ?", parent)
+        self._on_left(parent)
 
     def point_entry(self, parent: int, name: str, old: Node, new: Node, rev: int = 0) -> None:
         """The name, which meant `old`, means `new`, at the same place in readdir order."""

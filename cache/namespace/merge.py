@@ -129,7 +129,7 @@ class Merge:
             for key in ("drive", "root", "account"):
                 self._db.set_meta(key, getattr(me, key))
             self._db.set_meta(DEVICES, " ".join(_newest_first(me.device_id, self.devices())))
-            self._db.set_meta("scope", me.scope)
+            self._shares.take_scope(me.scope)
             self._db.set_meta("used_bytes", me.used_bytes)
             self._db.set_meta("quota_bytes", me.quota_bytes)
             if self._tree.find(ROOT) is None:

@@ -12,7 +12,8 @@ it there (see `resolver`). Should they have reached the server before that, or s
 shared again, it is not kept any longer: it is where the server has it, if that can be seen.
 
 Concurrency contract: synchronous, on the trio thread; `apply` inside a transaction. `_roles`
-mirrors the `share` table and is read again after a rollback.
+mirrors the `share` table, `_may_write` what the account may do in its own drive; both are read
+again after a rollback.
 """
 
 from __future__ import annotations
@@ -50,18 +51,25 @@ class Shares:
         self._db, self._tree, self._journal = db, tree, journal
         self._kernel, self._dropped = invalidation, dropped
         self._roles: dict[FileId, Role] = {}
+        self._may_write = False  # asked for with every answer to the kernel
         db.on_rollback.append(self._load)
         self._load()
 
     def _load(self) -> None:
         self._roles = {row["file"]: row["role"] for row in self._db.all("SELECT * FROM share")}
+        self._may_write = self._db.meta("scope") != "read"
+
+    def take_scope(self, scope: str) -> None:
+        """What the login allows from now on. In a transaction."""
+        self._db.set_meta("scope", scope)
+        self._may_write = scope != "read"
 
     # Roles.
 
     def role(self, node: Node) -> Role:
         """What the server will let this account do with the node."""
         if node.drive == self._tree.own_drive:
-            return "owner" if self._db.meta("scope") != "read" else "viewer"
+            return "owner" if self._may_write else "viewer"
         if not self._roles or node.drive in (LOCAL, REVOKED):
             return "viewer"
         names = self._tree.names(node.ino)

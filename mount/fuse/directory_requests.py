@@ -20,6 +20,9 @@ from mount.session.interrupts import CALLER, Caller
 DOT, DOTDOT, FIRST = 1, 2, 2
 # Entries that are described to who comes to a directory's middle, and wants one.
 SOUGHT = 16
+# And to who reads on, before others have their turn: some milliseconds. The kernel has room for
+# ten times as many, and asks again.
+AT_ONCE = 500
 
 
 class DirectoryRequests(Requests):
@@ -37,12 +40,12 @@ class DirectoryRequests(Requests):
         opendir or rewinddir is behind the end: else who renames what is read would never end.
 
         The kernel decides how many entries it takes, so each is described when it is its turn. The
-        C library has room for thousands: who reads on gets them all, who seeks gets a few."""
+        C library has room for thousands: who reads on gets many, who seeks gets a few."""
         handle, tree = self._handles[fh], self._session.tree
         ino = handle.ino
         if start_id == 0:
             handle.last = tree.last_cookie(ino)
-        most = None if start_id in (0, handle.reached) else SOUGHT
+        most = AT_ONCE if start_id in (0, handle.reached) else SOUGHT
         dots = ((DOT, b".", ino), (DOTDOT, b"..", tree.parent(ino)))
         for position, name, dot in dots[start_id:]:
             entry = self._attributes(tree.node(dot))

@@ -11,12 +11,15 @@ import stat
 from collections.abc import Sequence
 
 import pyfuse3
+import trio
 
 from cache.metadata.tree import Node
 from mount.fuse.attributes import KINDS, TIMEOUT_SECONDS, missing
 from mount.fuse.names import decode
 from mount.fuse.requests import Requests, request
 from mount.session.version_names import SUFFIX
+
+FORGOTTEN_AT_ONCE = 500  # inodes, some milliseconds
 
 
 class NameRequests(Requests):
@@ -48,6 +51,15 @@ class NameRequests(Requests):
 
     @request
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """The kernel tells of tens of thousands at once (memory is short, a directory was moved
+        elsewhere), and waits for no answer: whoever does wait for one comes in between."""
+        for first in range(0, len(inode_list), FORGOTTEN_AT_ONCE):
+            if first:
+                await trio.lowlevel.checkpoint()
+            self._forget(inode_list[first : first + FORGOTTEN_AT_ONCE])
+
+    def _forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """One that was looked up since the kernel told is found to be in use."""
         unused = []
         for ino, times in inode_list:
             if self._lookups.forgotten(ino, times):

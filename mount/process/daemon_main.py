@@ -34,7 +34,7 @@ from mount import logs, mountinfo
 from mount.config import MountConfig
 from mount.control.messages import socket_path
 from mount.failures import Failure, Unexpected, advised
-from mount.process import launch, preflight, processes, registry
+from mount.process import launch, memory, preflight, processes, registry
 from mount.process.directories import Directories
 from remote.protocol import errors
 
@@ -49,8 +49,10 @@ def main(argv: list[str]) -> int:
     to FD."""
     answer = int(argv[1])
     os.set_inheritable(answer, False)
+    memory.keep_little()
     try:
         _load()
+        memory.keep_what_is_loaded()
         orders = launch.decode_orders(sys.stdin.buffer.read())
         if orders.parent is not None:
             processes.die_with_parent(orders.parent)

@@ -176,7 +176,8 @@ class Session(Device):
         await self._while_whole(self._tidy)
 
     async def _tidy(self) -> None:
-        """Delete what is useless, once it is known that the rows which say so are whole."""
+        """Delete what is useless, once it is known that the rows which say so are whole; and what
+        becomes so, until cancelled."""
         await self.db.examine()
         if self.db.damage is not None:
             return
@@ -188,6 +189,7 @@ class Session(Device):
             raise
         except OSError as error:  # a full disk: it stays until the next start
             log.warning("not_tidied_up", why=str(error))
+        await self.manifests.tend()
 
     async def _while_whole(self, part: Callable[[], Awaitable[None]]) -> None:
         """Run `part`, which works on the state by itself, until that is found to be damaged: the

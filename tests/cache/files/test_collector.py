@@ -93,6 +93,89 @@ def test_a_dead_directory_with_local_names_in_it_stays(state: State) -> None:
     assert state.listing(directory) == {"x": inner.ino}
 
 
+def dead_directory(state: State) -> int:
+    """One that another device deleted, in which `x` and `below/y` were made here."""
+    state.born("d", 1, kind="directory")
+    directory = state.listing()["d"]
+    state.list_directory(directory, [], 1)
+    state.make("x", parent=directory)
+    below = state.make("below", "directory", parent=directory)
+    state.make("y", parent=below.ino)
+    with state.db.transaction():
+        state.tree.drop_entry(ROOT, "d", state.tree.node(directory))
+        state.tree.update(directory, live=False, links=0)
+        state.candidates.dropped(state.tree.node(directory))
+    state.collector.collect()
+    return directory
+
+
+def forget_all(state: State) -> None:
+    """What was to be sent is not to be sent any more."""
+    for op in list(state.journal):
+        assert state.tree.find(op.ino) is not None
+        with state.db.transaction():
+            state.journal.remove(op)
+        state.collector.collect()
+
+
+def nodes(state: State) -> list[int]:
+    return [row[0] for row in state.db.all("SELECT ino FROM node WHERE ino != ?", ROOT)]
+
+
+def test_a_dead_directory_goes_when_nothing_in_it_is_to_be_sent(state: State) -> None:
+    dead_directory(state)
+    with state.db.transaction():
+        for ino in nodes(state):
+            if state.tree.node(ino).is_directory:
+                state.tree.update(ino, links=0)  # the feed told of it as well
+    forget_all(state)
+    assert nodes(state) == []
+    assert state.db.all("SELECT * FROM entry") == []
+
+
+def test_a_dead_directory_goes_when_everything_has_left_it(state: State) -> None:
+    directory = dead_directory(state)
+    kept = state.listing(directory)
+    for name, ino in kept.items():
+        with state.db.transaction():
+            state.tree.drop_entry(directory, name, state.tree.node(ino))
+            state.tree.add_entry(ROOT, name, state.tree.node(ino))
+        state.collector.collect()
+    assert state.tree.find(directory) is None
+    assert state.listing() == kept
+    forget_all(state)
+    assert state.listing() == kept
+
+
+def test_what_has_another_name_outlives_its_dead_directory(state: State) -> None:
+    directory = dead_directory(state)
+    x = state.listing(directory)["x"]
+    below = state.listing(directory)["below"]
+    with state.db.transaction():
+        state.tree.add_entry(ROOT, "other", state.tree.node(x))
+    forget_all(state)
+    assert state.listing() == {"other": x}
+    # The server has not called it gone: it has a name in a directory that is not listed yet.
+    assert state.tree.node(below).live
+    assert nodes(state) == [x, below, *state.listing(below).values()]
+
+
+async def test_bytes_that_the_server_does_not_have_stay_with_their_dead_directory(
+    state: State,
+) -> None:
+    directory = dead_directory(state)
+    x = state.listing(directory)["x"]
+    await state.contents.write(x, 0, b"bytes")
+    forget_all(state)
+    assert bytes(await state.contents.read(x, 0, 9, None)) == b"bytes"
+    with state.db.transaction():
+        state.tree.drop_entry(directory, "x", state.tree.node(x))
+        state.tree.add_entry(ROOT, "x", state.tree.node(x))
+    state.collector.collect()
+    assert state.tree.find(directory) is None
+    assert state.listing() == {"x": x}
+
+
 async def test_at_start_nothing_is_in_use(state: State) -> None:
     node = await state.save("a", b"bytes")
     state.in_use.add(node.ino)

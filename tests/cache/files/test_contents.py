@@ -310,3 +310,43 @@ async def test_files_that_a_crash_left_are_deleted_and_no_others(
     assert {path.name for path in spool.iterdir()} == before - {"4.layer"}
     for node in kept:
         assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"bytes"
+
+
+async def test_nothing_is_remembered_of_files_that_are_gone(state: State) -> None:
+    """A program's temporary files: made, written and deleted before they were sent."""
+    for number in range(20):
+        await state.save(f"t{number}", b"bytes")
+        state.unlink(f"t{number}")
+        state.collector.collect()
+        if number % 2:
+            await state.contents.settle_all()
+    await state.contents.settle_all()
+    assert len(state.journal) == 0
+    assert state.contents.remembered == 0
+
+
+async def test_of_what_has_no_layer_so_much_is_remembered(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.files.contents.MAX_BARE", 3)
+    contents, inodes = state.contents, [state.make(f"f{number}").ino for number in range(5)]
+    for ino in inodes:
+        assert contents.stack(ino) == []
+    assert contents.remembered == 3
+    await contents.write(inodes[-1], 0, b"bytes")
+
+    def cut_in_vain() -> None:
+        with state.db.transaction():
+            contents.truncate(inodes[-2], 5)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        cut_in_vain()
+    assert contents.stack(inodes[-2]) == []
+    assert bytes(await contents.read(inodes[-1], 0, 9, None)) == b"bytes"
+    layer = contents.freeze(inodes[-1], "7" * 32)
+    assert layer is not None
+    with state.db.transaction():
+        contents.commit(inodes[-1], "8" * 32, "7" * 32, 5)
+    assert contents.stack(inodes[-1]) == []
+    assert contents.remembered == 2

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from cache.metadata.manifests import Manifests
 from cache.metadata.operations import Body
@@ -46,3 +48,45 @@ def test_what_nobody_stores_is_known_with_the_manifest(state: State) -> None:
     assert Manifests(state.db).hole_bytes("7" * 32) == 120
     manifests.keep_manifest("7" * 32, EMPTY)
     assert manifests.hole_bytes("7" * 32) == 0
+
+
+async def test_those_of_superseded_versions_go_while_the_mount_runs(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.metadata.manifests.PRUNE_EVERY_BYTES", 20_000)
+    record = state.born("a", 1)
+    assert record.version is not None
+    manifests = Manifests(state.db)
+    manifests.keep_manifest(record.version, EMPTY)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(manifests.tend)
+        for number in range(1000):  # as many as a file that is saved again and again has had
+            manifests.keep_manifest(f"{number:032x}", EMPTY)
+            if number % 250 == 249:
+                with trio.fail_after(60):
+                    await manifests.pruned.wait()
+                rows = [row[0] for row in state.db.all("SELECT version FROM manifest")]
+                assert rows == [record.version]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_more_are_in_use_the_rarer_they_are_looked_through(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.metadata.manifests.PRUNE_EVERY_BYTES", 1)
+    manifests, used = Manifests(state.db), [state.born(f"f{n}", n + 1).version for n in range(10)]
+    for version in used:
+        assert version is not None
+        manifests.keep_manifest(version, EMPTY)
+    await manifests.prune()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(manifests.tend)
+        for number in range(4):  # less than half of those
+            manifests.keep_manifest(f"{number:032x}", EMPTY)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(state.db.all("SELECT version FROM manifest")) == 14
+        manifests.keep_manifest("7" * 32, EMPTY)
+        with trio.fail_after(60):
+            await manifests.pruned.wait()
+        assert len(state.db.all("SELECT version FROM manifest")) == 10
+        nursery.cancel_scope.cancel()

@@ -302,3 +302,16 @@ async def test_a_long_journal_is_read_with_what_was_put_to_its_front(
     assert [op.body.name for op in two.journal][:2] == ["project", "0"]
     await two.flush()
     assert len(await agree(two, one)) == 251
+
+
+async def test_nothing_is_left_of_one_in_which_a_file_was_renamed(one: Device, two: Device) -> None:
+    """The rename is refused, because the file is gone as well; its new name is known here only."""
+    await project(one, two)
+    await remove_project(one)
+    await rename(two, "project/old", "project/renamed")
+    await rename(two, "project/deep/old", "project/deep/renamed")
+    await two.flush()
+    assert await agree(two, one) == {}
+    for device in (one, two):
+        assert [row[0] for row in device.db.all("SELECT ino FROM node")] == [ROOT]
+        assert device.db.all("SELECT * FROM entry") == []

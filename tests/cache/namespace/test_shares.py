@@ -237,7 +237,7 @@ def test_what_is_arranged_here_is_not_changed_by_hand(state: State, shared: File
 
 def test_a_token_that_may_only_read_writes_nowhere(state: State) -> None:
     with state.db.transaction():
-        state.db.set_meta("scope", "read")
+        state.shares.take_scope("read")
     assert refusal(state.make, "x") == errno.EROFS
 
 

@@ -1,0 +1,101 @@
+"""Whoever asks for little has a turn while the kernel asks for much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyfuse3
+import pytest
+import trio
+
+from cache.metadata.tree import ROOT
+from mount.fuse import directory_requests, name_requests
+from mount.fuse.attributes import Ownership
+from mount.fuse.invalidator import LookupCounts
+from mount.fuse.operations import FileSystem
+from tests.cache.state import State
+
+MANY = 25
+
+
+class Mounted:
+    """The kernel's requests over a `State`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.state = State(directory)
+        self.lookups = LookupCounts()
+        session: Any = SimpleNamespace(
+            tree=self.state.tree,
+            shares=self.state.shares,
+            contents=self.state.contents,
+            collector=self.state.collector,
+            stored_bytes=lambda node: node.size,
+            subscriber=SimpleNamespace(active=lambda: None),
+            symlinks=None,
+            edits=self.state.edits,
+            replayer=SimpleNamespace(
+                asked=lambda: None, snapshots=SimpleNamespace(is_open=lambda ino: False)
+            ),
+            ensure_listed=self._ensure_listed,
+        )
+        self.system = FileSystem(session, self.lookups, Ownership(None, None, 0))
+
+    async def _ensure_listed(self, ino: int) -> None:
+        pass
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Mounted]:
+    found = Mounted(tmp_path)
+    yield found
+    found.state.close()
+
+
+async def test_others_have_a_turn_while_thousands_are_forgotten(
+    mounted: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name_requests, "FORGOTTEN_AT_ONCE", 10)
+    inodes = [mounted.state.make(f"f{number}").ino for number in range(MANY)]
+    for ino in inodes:
+        mounted.lookups.looked_up(ino)
+    known = []
+
+    async def somebody() -> None:
+        while any(mounted.lookups.looks_up(ino) for ino in inodes):
+            known.append(sum(map(mounted.lookups.looks_up, inodes)))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(somebody)
+        await trio.lowlevel.checkpoint()
+        await mounted.system.forget([(ino, 1) for ino in inodes])
+    assert {MANY - 10, MANY - 20} <= set(known)
+
+
+async def test_a_large_directory_is_told_in_pieces_and_all_of_it(
+    mounted: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def reply(token: Any, name: bytes, entry: Any, position: int) -> bool:
+        told.append(name.decode())
+        return True  # the kernel has room for more
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    monkeypatch.setattr(directory_requests, "AT_ONCE", 10)
+    names = [f"f{number}" for number in range(MANY)]
+    for name in names:
+        mounted.state.make(name)
+    context: Any = SimpleNamespace(pid=1)
+    token: Any = None
+    fh = await mounted.system.opendir(ROOT, context)
+    lengths = [-1]
+    while lengths[-1]:
+        before, reached = len(told), mounted.system._handles[fh].reached
+        await mounted.system.readdir(fh, reached, token)
+        lengths.append(len(told) - before)
+    assert told == [".", "..", *names]
+    assert lengths == [-1, 12, 10, 5, 0]
