@@ -201,11 +201,13 @@ def test_hundreds_who_wait_for_the_network_keep_nobody_waiting(
             file.seek(number << 20)
             file.write(number.to_bytes(4096, "big"))
     (a / "many").mkdir()
+    proxied.a.flush()
+    proxied.b.sees("many")
+    os.listdir(b / "many")  # what comes into it later is not listed ahead of who looks
     for number in range(directories):
         (a / "many" / str(number)).mkdir()
     proxied.a.flush()
     proxied.b.sees(f"many/{directories - 1}")
-    os.listdir(b / "many")
     proxied.proxy.add(still)
     waiting = subprocess.Popen([sys.executable, "-S", "-c", MANY, b, str(files), str(directories)])
     wait_until(lambda: len(children(waiting.pid)) == files + directories, "all were started")
