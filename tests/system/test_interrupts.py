@@ -75,7 +75,7 @@ def prepare(proxied: Proxied, name: str, *, is_file: bool) -> Path:
     """Something that `b` knows of, and has nothing of."""
     at = proxied.a.at / name
     if is_file:
-        at.write_bytes(noise(300_000, len(name)))
+        at.write_bytes(noise(600_000, len(name)))  # too large to be fetched ahead of anybody
     else:
         at.mkdir()
         (at / "inside").touch()
