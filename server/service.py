@@ -224,7 +224,7 @@ class Service:
         whose = await self.account_of(token)
 
         def job() -> T:
-            self.reception.note(chunks)
+            self.reception.note(chunks, whose)
             now_ns = time.time_ns()
             with self.db.write() as conn:
                 caller = self._admit(conn, token, now_ns)

@@ -26,7 +26,7 @@ from remote.protocol.content import Descriptor
 from remote.protocol.messages import Create, Keyed, Write
 from server.metadata import operations
 from server.metadata.records import pages
-from server.metadata.schema import chunks, files, upload_chunks, uploads
+from server.metadata.schema import chunks, drives, files, upload_chunks, uploads
 from server.permissions import access
 from server.permissions.caller import Caller
 from server.storage.blobs import BlobKey, BlobStore, Head
@@ -49,6 +49,11 @@ _ARRIVED = (
 _ROWS = select(
     chunks.c.id, chunks.c.state, chunks.c.stored_length, chunks.c.unshown, chunks.c.sha256
 ).where(chunks.c.drive == bindparam("drive"), chunks.c.id.in_(bindparam("ids", expanding=True)))
+_PENDING = select(chunks.c.drive, chunks.c.id).where(
+    chunks.c.drive.in_(select(drives.c.id).where(drives.c.owner == bindparam("account"))),
+    chunks.c.id.in_(bindparam("ids", expanding=True)),
+    chunks.c.state == "pending",
+)
 _PROMISES = (
     select(upload_chunks.c.descriptor, uploads.c.device)
     .join(uploads, uploads.c.version == upload_chunks.c.version)
@@ -207,6 +212,13 @@ def _adopt(
     here = {"d": key.drive, "i": key.chunk, "now": now_ns, "verified": verified_ns}
     conn.execute(_ADOPT, here | stored)
     return Sums(used=descriptor.stored_length) - Sums.of_pending([row])
+
+
+def promised(conn: Connection, account: str, ids: Iterable[bytes]) -> list[BlobKey]:
+    """Those chunks of the account's drives that were announced before, and have not arrived as far
+    as is noted."""
+    rows = (conn.execute(_PENDING, {"account": account, "ids": page}) for page in pages(ids))
+    return [BlobKey(row.drive, row.id) for page in rows for row in page]
 
 
 def chunks_of(ops: Iterable[Keyed]) -> list[bytes]:

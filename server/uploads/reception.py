@@ -7,7 +7,7 @@ Arrivals: a stored object is announced to `arrived`, which queues it and makes s
 is on its way to the write thread, after a pause in which many gather: all of them share one commit,
 at most `NOTED`. Who needs to know of a chunk sooner notes its arrival, and no others, which are not
 theirs to wait for: a batch in its own transaction (`Noting`), an announcement before its own
-(`note`). What a crash forgot in between, a batch asks the blob store for.
+(`note`). What a crash forgot in between, a batch and an announcement ask the blob store for.
 
 Verification: what a flush marked is read back by one thread of its own, which nobody waits for,
 from a bounded queue, after a pause in which many gather: that is cheaper, and a reader who is
@@ -207,10 +207,16 @@ class Reception:
         with self._lock:
             self._arrivals[:0], self._verdicts[:0] = waiting, verdicts
 
-    def note(self, chunks: Set[bytes]) -> None:
-        """Note those of these chunks that have arrived. In the write thread."""
-        if chunks:
-            self._flush(lambda key: key.chunk in chunks, len(chunks) + NOTED)
+    def note(self, chunks: Set[bytes], account: str) -> None:
+        """Note those of these chunks that have arrived, also those of which a process that ended
+        was told and had not noted it: in the drives of `account` they are sought. In the write
+        thread."""
+        if not chunks:
+            return
+        self._flush(lambda key: key.chunk in chunks, len(chunks) + NOTED)
+        with self._db.read() as conn:
+            promised = arrivals.promised(conn, account, chunks)
+        self.find_and_note(promised)
 
     def find_and_note(self, keys: Iterable[BlobKey]) -> None:
         """Note those of these objects that are there. In the write thread."""
