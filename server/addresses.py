@@ -25,7 +25,7 @@ class TrustedProxies:
     for what is neither."""
 
     def __init__(self, networks: Iterable[str]) -> None:
-        self._networks = [ipaddress.ip_network(each) for each in networks]
+        self._networks = [ipaddress.ip_network(item) for item in networks]
 
     def trusts(self, address: str) -> bool:
         parsed = parse(address)
@@ -47,8 +47,8 @@ class TrustedProxies:
 
     def _last_untrusted(self, forwarded: str) -> str | None:
         """The client; None when the header does not tell one, and the proxy itself has to do."""
-        for each in reversed(forwarded.split(",")):
-            parsed = parse(each)
+        for item in reversed(forwarded.split(",")):
+            parsed = parse(item)
             if parsed is None:
                 return None
             if not self.trusts(str(parsed)):

@@ -50,10 +50,10 @@ _MODULES = (
     link_pages,
     system,
 )
+# Whatever these modules declare.
 ENDPOINTS = tuple(
     each for module in _MODULES for each in vars(module).values() if isinstance(each, Endpoint)
 )
-"""Whatever these modules declare."""
 
 
 def create_app(settings: Settings) -> Application:

@@ -20,16 +20,17 @@ from pathlib import Path
 
 OTHERS = 0o077
 _WRITE = 0o022
+# Below a drive's directory in `blobs` nothing is looked at: who cannot enter that gets no further,
+# and there may be millions of objects.
 _DIRECTORIES = ("keys", "blobs", "blobs/*", "state-*", "state-*/keys")
-"""Below a drive's directory in `blobs` nothing is looked at: who cannot enter that gets no
-further, and there may be millions of objects."""
 _FILES = (
     *("nearline.sqlite*", "lock", "gc.lock", "kept.json", "keys/*"),
     *("server.url", "server.certificate", "server.fingerprint"),
     *("server.log*", "up.json", "account-password"),
     *("backup.json", "state-*/*", "state-*/keys/*"),
 )
-_NAMED = 20  # in the log
+# In the log.
+_NAMED = 20
 
 # Not structlog, which writes to standard output where nobody has configured it: in commands.
 log = logging.getLogger("nearline.data")
@@ -99,7 +100,7 @@ def _say(directory: Path, closed: list[Path]) -> None:
         return
     named = ", ".join(path.relative_to(directory).as_posix() for path in closed[:_NAMED])
     more = ", ..." if len(closed) > _NAMED else ""
-    log.warning("made private in %s, others could read it: %s%s", directory, named, more)
+    log.warning("made_private_in_s_others_could_read_it_s_s", directory, named, more)
 
 
 def _check_owner(directory: Path, found: os.stat_result, *, serving: bool) -> None:

@@ -47,13 +47,13 @@ class FairQueue(Generic[J]):
         self._waiting[whose].append(job)
 
     def has_next(self) -> bool:
-        """Whether it is anybody's turn."""
-        return any(self._running[each] < self._each for each in self._waiting)
+        """True if it is anybody's turn."""
+        return any(self._running[item] < self._each for item in self._waiting)
 
     def take(self) -> tuple[Hashable, J]:
         """Whose turn it is, and with which job; to be `charge`d. Raises IndexError: it is nobody's
         turn."""
-        free = [each for each in self._waiting if self._running[each] < self._each]
+        free = [item for item in self._waiting if self._running[item] < self._each]
         if not free:
             raise IndexError("it is nobody's turn")
         whose = min(free, key=self._had.__getitem__)
@@ -78,5 +78,5 @@ class FairQueue(Generic[J]):
             self._now = 0.0
 
     def others_wait(self, *but: Hashable) -> bool:
-        """Whether anybody but these waits."""
-        return any(each not in but for each in self._waiting)
+        """True if anybody but these waits."""
+        return any(item not in but for item in self._waiting)

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["AlreadyServed", "CannotListen", "Server", "configure", "serve"]
 
 GRACE_SECONDS = 5
+# Clients send no messages; uvicorn must read one to let it be refused.
 SOCKET_MESSAGE_BYTES = 4096
-"""Clients send no messages; uvicorn must read one to let it be refused."""
 STARTUP_FAILURE = 3
 _SPARE_DESCRIPTORS = 256
 
@@ -149,7 +149,7 @@ def configure(app: Application) -> Config:
 
 def _certificate(tunables: Tunables, cert: Path | None, key: Path | None) -> Certificate | None:
     if cert is None and key is None:
-        cert, key = (Path(each) if each else None for each in (tunables.tls_cert, tunables.tls_key))
+        cert, key = (Path(item) if item else None for item in (tunables.tls_cert, tunables.tls_key))
     if cert is None and key is None:
         return None
     if cert is None or key is None:

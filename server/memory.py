@@ -13,12 +13,12 @@ import gc
 
 _libc = ctypes.CDLL(None)
 _trim = getattr(_libc, "malloc_trim", None)
+# glibc's; other systems give back by themselves, or not.
 _set = getattr(_libc, "mallopt", None)
-"""glibc's; other systems give back by themselves, or not."""
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+# From this size on a block is the system's again when it is freed. glibc's own value grows, up to
+# 32 MiB, to the size of whatever is freed; one that is set stays.
 LARGE_BYTES = 2 << 20
-"""From this size on a block is the system's again when it is freed. glibc's own value grows, up to
-32 MiB, to the size of whatever is freed; one that is set stays."""
 
 
 def keep_little() -> None:

@@ -15,11 +15,11 @@ from server.fair_queue import FairQueue
 
 T = TypeVar("T")
 
+# Whose jobs are that the server does of itself: noting arrivals, who was seen, health.
 OWN: Final = "the server"
-"""Whose jobs are that the server does of itself: noting arrivals, who was seen, health."""
+# Whose jobs are of people without an account: visitors of links, logins, tokens not known yet.
+# Together they have the turns of one account.
 STRANGERS: Final = "strangers"
-"""Whose jobs are of people without an account: visitors of links, logins, tokens not known yet.
-Together they have the turns of one account."""
 
 
 class Pool(ThreadPoolExecutor):
@@ -97,7 +97,7 @@ class FairPool(Pool):
         return is_over
 
     def others_wait(self, whose: Hashable) -> bool:
-        """Whether people but `whose` wait: the server's own jobs are in no hurry."""
+        """True if people but `whose` wait: the server's own jobs are in no hurry."""
         with self._turns_lock:
             return self._turns.others_wait(whose, OWN)
 

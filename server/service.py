@@ -61,13 +61,13 @@ log = structlog.get_logger("nearline.server")
 T = TypeVar("T")
 
 
+# How often a batch looks into chunks that became doubtful meanwhile.
 DOUBTS = 5
-"""How often a batch looks into chunks that became doubtful meanwhile."""
 
 
+# How long a batch may go on while others wait. They wait for it once, and then for one of each
+# account that asks for much.
 SHARED_SECONDS = 0.02
-"""How long a batch may go on while others wait. They wait for it once, and then for one of each
-account that asks for much."""
 
 
 class _Doubt(NamedTuple):
@@ -271,8 +271,8 @@ class Service:
                     return _Doubt(doubtful)
                 some = ops[:ready]
                 results, news = commits.apply(noting.conn, caller, some, now_ns, is_over, sent_as)
-            for each in news:
-                self.fanout.publish(each)
+            for item in news:
+                self.fanout.publish(item)
             return results + [commits.LATER] * (len(ops) - ready)
 
         results = await self._without_doubt(whose, job)

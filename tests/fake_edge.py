@@ -88,12 +88,12 @@ class FakeEdge:
 
     async def locate_several(self, request: LocateSeveral) -> LocateSeveralReply:
         await trio.lowlevel.checkpoint()
-        self.located_together.append([one.version for one in request.versions])
+        self.located_together.append([item.version for item in request.versions])
         if self.hold is not None:
             await self.hold.wait()
         if self.is_down:
             raise Unreachable("cannot connect to fake: connection refused")
-        return LocateSeveralReply(found=[self._whole(one.version) for one in request.versions])
+        return LocateSeveralReply(found=[self._whole(item.version) for item in request.versions])
 
     def _whole(self, version: str) -> LocatedVersion | NotFound:
         manifest = self.manifests.get(version)

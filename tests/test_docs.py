@@ -164,7 +164,7 @@ def test_every_dotted_name_exists(page: Path) -> None:
 
 
 def is_defined(dotted: str) -> bool:
-    """Whether a dotted name is a module, or something that one defines, to any depth."""
+    """True if a dotted name is a module, or something that one defines, to any depth."""
     parts = dotted.split(".")
     for count in range(len(parts), 0, -1):
         base = ROOT.joinpath(*parts[:count])
@@ -184,7 +184,7 @@ def is_in(body: list[ast.stmt], names: list[str]) -> bool:
                 return is_in(node.body, names[1:])
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if any(isinstance(one, ast.Name) and one.id == names[0] for one in targets):
+            if any(isinstance(item, ast.Name) and item.id == names[0] for item in targets):
                 return len(names) == 1
     return False
 

@@ -41,7 +41,7 @@ def locked(name: str) -> dict[str, Locked]:
         match = ENTRY.fullmatch(entry)
         assert match, f"requirements/{name}.txt has {entry!r}; run `make lock`"
         wanted = Requirement(match["wanted"])
-        (version,) = (each.version for each in wanted.specifier)
+        (version,) = (item.version for item in wanted.specifier)
         found[canonicalize_name(wanted.name)] = Locked(version, wanted)
     return found
 
@@ -52,10 +52,10 @@ def declared(name: str) -> Iterator[Requirement]:
         wanted = GROUPS[name]
     else:
         wanted = [*PROJECT["project"]["dependencies"], *EXTRAS[name]]
-    for each in map(Requirement, wanted):
-        if each.name != "nearline":
-            yield each
-        for extra in each.extras if each.name == "nearline" else ():
+    for item in map(Requirement, wanted):
+        if item.name != "nearline":
+            yield item
+        for extra in item.extras if item.name == "nearline" else ():
             yield from map(Requirement, EXTRAS[extra])
 
 
@@ -71,7 +71,7 @@ def test_the_lock_is_what_the_project_asks_for(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_has_hashes_and_no_address(name: str) -> None:
     assert "://" not in (ROOT / f"requirements/{name}.txt").read_text()
-    assert all(each.requirement.url is None for each in locked(name).values())
+    assert all(item.requirement.url is None for item in locked(name).values())
 
 
 def test_what_is_installed_together_is_of_one_version() -> None:
@@ -79,8 +79,8 @@ def test_what_is_installed_together_is_of_one_version() -> None:
     assert locked("server").keys() <= most.keys()
     for name in ("build", "server", "bench"):
         both = locked(name).keys() & most.keys()
-        assert {each: locked(name)[each].version for each in both} == {
-            each: most[each].version for each in both
+        assert {item: locked(name)[item].version for item in both} == {
+            item: most[item].version for item in both
         }
 
 

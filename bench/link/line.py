@@ -64,8 +64,8 @@ class Line:
         try:
             self._process.stdin.write(msgspec.json.encode(what) + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError as gone:
-            raise BenchFailure("the proxy is gone") from gone
+        except BrokenPipeError as error:
+            raise BenchFailure("the proxy is gone") from error
         answer = self._process.stdout.readline()
         if not answer:
             raise BenchFailure("the proxy ended")

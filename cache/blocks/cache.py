@@ -55,7 +55,8 @@ BATCH_BYTES = 16 * 1024 * 1024
 # LMDB copies what a transaction stores into memory of its own, and frees it at the commit. Measured
 # in seconds of processor a GiB: 0.62 to 0.64 with 1 and 2 MiB, 0.75 with 4, 0.89 with 8 and 16.
 TRANSACTION_BYTES = 2 * 1024 * 1024
-TOUCHED_LIMIT = 65536  # keys whose use is not yet recorded; 8 MiB of memory at most
+# Keys whose use is not yet recorded; 8 MiB of memory at most.
+TOUCHED_LIMIT = 65536
 TOUCHED_FLUSH = 4096
 
 log = structlog.get_logger(__name__)
@@ -161,7 +162,7 @@ class BlockCache:
 
     def _discard(self, reason: str) -> None:
         if (self._path / "map").exists():
-            log.warning("block cache begun anew", path=str(self._path), reason=reason)
+            log.warning("block_cache_begun_anew", path=str(self._path), reason=reason)
             shutil.rmtree(_set_aside(self._path))
 
     def close(self) -> None:
@@ -187,7 +188,7 @@ class BlockCache:
         return view
 
     def contains(self, chunk: bytes, block: int) -> bool:
-        """Whether a block is here. Counts neither as use nor as hit or miss; ends no view."""
+        """True if a block is here. Counts neither as use nor as hit or miss; ends no view."""
         return self._map.has(key_of(chunk, block))
 
     def stats(self) -> Stats:
@@ -320,7 +321,7 @@ class BlockCache:
             self._warn(error)
 
     def _guarded(self, job: Callable[..., object], *args: object) -> bool:
-        """Whether `job` committed. A cache that cannot be written still reads."""
+        """True if `job` committed. A cache that cannot be written still reads."""
         try:
             job(*args)
         except lmdb.Error as error:
@@ -332,7 +333,7 @@ class BlockCache:
         """Say it once until a batch is stored again: a full disk stays full for a while."""
         if not self._is_failing:
             cause = "the disk is full" if is_disk_full(error) else str(error)
-            log.warning("blocks not cached", cause=cause, path=str(self._path))
+            log.warning("blocks_not_cached", cause=cause, path=str(self._path))
         self._is_failing = True
 
 

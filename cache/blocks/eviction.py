@@ -14,8 +14,8 @@ import heapq
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
+# Eviction goes down to this share of the limit, so that it runs rarely and in bulk.
 LOW_WATER = 0.9
-"""Eviction goes down to this share of the limit, so that it runs rarely and in bulk."""
 
 
 @dataclass(frozen=True, order=True)

@@ -8,7 +8,7 @@ join), landed (its bytes are in memory, handed to everybody who waited, being wr
 late readers copy from memory), gone (in the cache, or dropped if the cache is full). A run that
 nobody needs any more can be cancelled until it lands.
 
-Concurrency contract: trio thread only.
+Concurrency: trio thread only.
 - `Runs._table` maps each block on its way to its run; entries appear in `start` and disappear in
   `_forget`, both without checkpoints. A block is in the table, in the cache or nowhere, so a
   reader that checks the table and then the cache without a checkpoint misses nothing.
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether giving it up would waste bytes in memory or let somebody down."""
+        """True if giving it up would waste bytes in memory or let somebody down."""
         return self.is_kept or bool(self._waiting) or self._plain is not None
 
     def join(self, reply: Reply, part: Part) -> None:
@@ -110,7 +110,7 @@ class Run:
 
     @property
     def has_landed(self) -> bool:
-        """Whether `join` copies at once."""
+        """True if `join` copies at once."""
         return self._plain is not None
 
     def land(self, blocks: Iterable[tuple[int, Buffer]]) -> None:

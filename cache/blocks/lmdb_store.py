@@ -33,7 +33,8 @@ Buffer = bytes | bytearray | memoryview
 Block = tuple[bytes, int, Buffer]
 
 PAGE = 4096
-EVICT_BATCH = 256  # blocks deleted by one transaction, so that writers never wait long
+# Blocks deleted by one transaction, so that writers never wait long.
+EVICT_BATCH = 256
 
 _KEY = struct.Struct(">32sH")
 _INDEX = struct.Struct(">QI")

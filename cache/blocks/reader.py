@@ -9,7 +9,7 @@ CONTRACT of `cache.blocks.cache`) or a buffer that the next read will reuse. pyf
 handler's reply before any other task runs, so a handler may return it as it is; anybody else copies
 it.
 
-Concurrency contract: trio thread only. Any number of `read`s may be under way.
+Concurrency: trio thread only. Any number of `read`s may be under way.
 - Between looking a block up (table of runs, then cache) and joining or starting its run there is
   no checkpoint; so each block is fetched once however many readers want it.
 - Each `read` has its own reply buffer from `_replies` until it returns; it goes back just before,
@@ -40,12 +40,17 @@ from remote.protocol.messages import Span
 from remote.transfer.download import Downloader
 from remote.transfer.limits import BufferPool
 
-MAX_RUN_BLOCKS = 16  # 4 MiB: what a reader that catches up waits for at most
+# 4 MiB: what a reader that catches up waits for at most.
+MAX_RUN_BLOCKS = 16
 MIN_RUN_BLOCKS = 2
-LOCATE_AHEAD = 64  # chunks located in one request when a file is read in sequence
-FIRST_SPAN = 4 * 1024 * 1024  # located with the manifest when a file is read from its start
-WHOLE_CHUNKS_FROM = 1024 * 1024  # from this window on, chunks are prefetched whole
-LAYOUT_PIECES = 500_000  # pieces of all parsed manifests kept in memory
+# Chunks located in one request when a file is read in sequence.
+LOCATE_AHEAD = 64
+# Located with the manifest when a file is read from its start.
+FIRST_SPAN = 4 * 1024 * 1024
+# From this window on, chunks are prefetched whole.
+WHOLE_CHUNKS_FROM = 1024 * 1024
+# Pieces of all parsed manifests kept in memory.
+LAYOUT_PIECES = 500_000
 MAX_LAYOUTS = 4096
 WARM_RUNS = 12
 REPLY_POOL_BYTES = 16 * 1024 * 1024

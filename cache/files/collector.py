@@ -7,7 +7,7 @@ A directory that another device deleted can have names in it that only this devi
 renamed here, and refused since). It stays while the journal has anything of what is below, or bytes
 are there that the server does not have; then those names go, and what has no other name dies too.
 
-Concurrency contract: synchronous on the trio thread. `Candidates` only notes (it is told inside
+Concurrency: synchronous on the trio thread. `Candidates` only notes (it is told inside
 transactions, by what is made before a collector can be); `collect` decides, in a transaction of its
 own, after them.
 """
@@ -116,7 +116,7 @@ class Collector:
         if self._journal.refers_to(ino):
             return _Fate.WAITS
         if node.is_directory and not self._tree.is_empty(ino):
-            if any(self._is_unsent(one) for one in self._tree.inodes_below(ino)):
+            if any(self._is_unsent(item) for item in self._tree.inodes_below(ino)):
                 return _Fate.OCCUPIED
             self._let_go(ino, more)
         self._contents.discard(ino)

@@ -4,7 +4,7 @@ Knows: which layers a node has, how reads and writes go through them, how a snap
 upload and becomes the version underneath, when dirty bytes become safe from power loss. Must not
 know: FUSE, names, how uploads travel, what power loss leaves (`unsynced`, `power_loss`).
 
-Concurrency contract: `_stacks` mirrors the `layer` and `extent` tables for the nodes in use, as
+Concurrency: `_stacks` mirrors the `layer` and `extent` tables for the nodes in use, as
 `_bare` says which have none; both are dropped on rollback. Everything is synchronous on the trio
 thread except the awaits named here: `write` awaits the spool (the layer's `writing` count is raised
 meanwhile, and `freeze` refuses a layer that is being written), `read` awaits the network only after
@@ -69,7 +69,8 @@ Stack = list[Layer]  # from top to bottom
 # How long a change that nobody fsyncs may be lost to power loss: ext4's commit interval.
 SETTLE_SECONDS = 5.0
 TIDY_AT_ONCE = 500
-MAX_BARE = 4096  # inodes of which it is remembered that they have no layer
+# Inodes of which it is remembered that they have no layer.
+MAX_BARE = 4096
 
 
 class Contents:
@@ -99,7 +100,7 @@ class Contents:
         self._unsettled = self._find_unsettled()  # inodes
         db.on_rollback.append(self._forget_all)
 
-    # The stack.
+    # --- the stack --------------------------------------------------------------------------------
 
     def stack(self, ino: int) -> Stack:
         """The node's layers, top first."""
@@ -165,7 +166,7 @@ class Contents:
         assert row is not None
         return int(row[0])
 
-    # Reading.
+    # --- reading ----------------------------------------------------------------------------------
 
     async def read(
         self, ino: int, offset: int, length: int, window: Prefetch | None
@@ -225,7 +226,7 @@ class Contents:
                 into[offset - start : offset - start + size] = data
         return into
 
-    # Writing.
+    # --- writing ----------------------------------------------------------------------------------
 
     async def write(self, ino: int, offset: int, data: bytes | memoryview) -> int:
         """Write all of `data`; the journal knows of it when this returns. Raises OSError."""
@@ -248,8 +249,8 @@ class Contents:
         """On a full disk, after the files have gone that only wait for the journal to be safe."""
         try:
             return await self._spool.write(layer, offset, data)
-        except OSError as full:
-            if full.errno != errno.ENOSPC or not self._condemned:
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._condemned:
                 raise
         await self.settle_all()
         return await self._spool.write(layer, offset, data)
@@ -378,7 +379,7 @@ class Contents:
         for start, stop in layer.extents:
             self._db.run("INSERT INTO extent VALUES (?, ?, ?)", layer.id, start, stop)
 
-    # Power loss.
+    # --- power loss -------------------------------------------------------------------------------
 
     async def sync(self, ino: int) -> None:
         """Return when the bytes written so far, and the journal that refers to them, survive power
@@ -407,8 +408,8 @@ class Contents:
                 await self.settle_all()
             except DamagedState:
                 raise
-            except OSError as problem:  # of the disk; whoever calls fsync is told, too
-                log.error("the journal is not safe from power loss yet", why=str(problem))
+            except OSError as error:  # of the disk; whoever calls fsync is told, too
+                log.error("the_journal_is_not_safe_from_power_loss_yet", why=str(error))
 
     async def settle_all(self) -> None:
         async with self._settling_all:
@@ -420,8 +421,8 @@ class Contents:
                 await self.settle(ino)
             except DamagedState:
                 raise
-            except OSError as problem:
-                log.error("cannot make dirty bytes safe yet", inode=ino, why=str(problem))
+            except OSError as error:
+                log.error("cannot_make_dirty_bytes_safe_yet", inode=ino, why=str(error))
         self.sweep()
         condemned = list(self._condemned)
         await self._db.sync()
@@ -439,7 +440,7 @@ class Contents:
             rows = self._db.all(f"SELECT id FROM layer WHERE id IN ({marks})", *some)
             # What was dropped a moment ago goes when that is on the disk.
             needed = {row["id"] for row in rows} | {*self._doomed, *self._condemned}
-            await self._spool.remove_all(one for one in some if one not in needed)
+            await self._spool.remove_all(item for item in some if item not in needed)
             await trio.lowlevel.checkpoint()
 
     def _never_use_again(self, highest: list[int]) -> None:
@@ -463,7 +464,7 @@ class Contents:
         """The layer, as it was after so many writes and cuts, is on the disk. Where it was cut
         since, or is not in use any more, the next time tells."""
         stack = self.stack(layer.ino)
-        if not any(one is layer for one in stack) or layer.cuts != cuts:
+        if not any(item is layer for item in stack) or layer.cuts != cuts:
             return
         if layer.unsettled or layer.instead is not None or layer.safe < size:
             with self._db.transaction():
@@ -471,10 +472,10 @@ class Contents:
                 self._drop_instead(layer)
                 layer.safe = max(layer.safe, size)
                 self._db.run("UPDATE layer SET safe = ? WHERE id = ?", layer.safe, layer.id)
-        if not any(one.unsettled or one.instead is not None for one in stack):
+        if not any(item.unsettled or item.instead is not None for item in stack):
             self._unsettled.discard(layer.ino)
 
-    # Snapshots.
+    # --- snapshots --------------------------------------------------------------------------------
 
     def freeze(self, ino: int, version: VersionId) -> Layer | None:
         """Make the open layer the snapshot `version`; writes from now on go to a fresh layer.

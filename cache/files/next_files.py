@@ -28,10 +28,14 @@ from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import MAX_WHOLE
 
 SMALL_BYTES = 512 * 1024
-MAX_ASKED = 4096  # versions of which it is remembered that they were fetched for a sweep
-MAX_WAITING = 512  # files
-LOOKED_AT = 128  # entries of a directory, for the next files in it
-MAX_DIRECTORIES = 16  # gone through for one window
+# Versions of which it is remembered that they were fetched for a sweep.
+MAX_ASKED = 4096
+# Files.
+MAX_WAITING = 512
+# Entries of a directory, for the next files in it.
+LOOKED_AT = 128
+# Gone through for one window.
+MAX_DIRECTORIES = 16
 MAX_CLIMB = 8
 
 _COLUMNS: dict[Order, Literal["cookie", "name"]] = {"readdir": "cookie", "name": "name"}
@@ -112,17 +116,17 @@ class NextFiles:
         by = _COLUMNS[order]
         found = self._tree.entries_behind(directory, by, getattr(after, by), LOOKED_AT)
         count, last = 0, after
-        for one in found:
+        for item in found:
             if count == most:
                 return count, last
-            last = Place(one.cookie, one.name)
-            version = one.node.version
-            if version is None or not _is_small(one.node):
+            last = Place(item.cookie, item.name)
+            version = item.node.version
+            if version is None or not _is_small(item.node):
                 continue
             count += 1
             if not self._reader.is_here(version):
                 self._asked[version] = None
-                self._waiting.append((one.node.base_file or one.node.file, version))
+                self._waiting.append((item.node.base_file or item.node.file, version))
         while len(self._asked) > MAX_ASKED:
             self._asked.popitem(last=False)
         return count, last if len(found) == LOOKED_AT else None
@@ -133,9 +137,9 @@ class NextFiles:
         by, after = _COLUMNS[order], FRONT
         for _ in range(MAX_CLIMB):
             found = self._tree.entries_behind(directory, by, getattr(after, by), LOOKED_AT)
-            for one in found:
-                if one.node.is_directory and one.node.listed is not None:
-                    return one.node.ino
+            for item in found:
+                if item.node.is_directory and item.node.listed is not None:
+                    return item.node.ino
             place = self._tree.place(directory)
             if place is None:
                 return None
@@ -152,8 +156,8 @@ class NextFiles:
                     await self._reader.fetch_whole(some)
                 except DamagedState:
                     raise
-                except (NearlineError, OSError) as problem:  # OSError: a full disk
-                    log.debug("not_fetched_ahead", why=str(problem))
+                except (NearlineError, OSError) as error:  # OSError: a full disk
+                    log.debug("not_fetched_ahead", why=str(error))
             self._wake = trio.Event()
 
 

@@ -10,7 +10,7 @@ kernel handles fsync(2) it holds the inode's lock from before it writes back unt
 file as its writers know it. So whoever fsyncs chooses the moment; and where nobody does, somebody
 is sent to (`asker`). Stores through mmap are not held up by that lock.
 
-Concurrency contract: synchronous, on the trio thread.
+Concurrency: synchronous, on the trio thread.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from cache.metadata.journal import Journal
 from cache.metadata.operations import Op
 from cache.metadata.tree import Tree
 
-EVERY_NS = 30_000_000_000  # a file that is never closed is uploaded this often
-STEP_NS = 10_000_000_000  # how often it is looked whether it is time
+# A file that is never closed is uploaded this often.
+EVERY_NS = 30_000_000_000
+# How often it is looked whether it is time.
+STEP_NS = 10_000_000_000
 
 
 class Snapshots:

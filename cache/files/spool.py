@@ -3,7 +3,7 @@
 Knows: where a layer's bytes are, and how to keep them through power loss. Must not know: what the
 ranges mean (`layers`), which are valid (`contents`), when they must be safe (`unsynced`).
 
-Concurrency contract: descriptors are kept open in a bounded cache. A descriptor in use by a worker
+Concurrency: descriptors are kept open in a bounded cache. A descriptor in use by a worker
 thread is counted by `lease` and closed only when the last lease ends; every other use is
 synchronous on the trio thread, so the cache cannot change under it.
 
@@ -68,15 +68,15 @@ class Spool:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0)
         try:
             fd = os.open(self._path(layer), flags, 0o600)
-        except FileNotFoundError as missing:
-            raise Damaged(f"{self._path(layer)} is gone") from missing
+        except FileNotFoundError as error:
+            raise Damaged(f"{self._path(layer)} is gone") from error
         self._open[layer] = fd
         self._close_excess()
         return fd
 
     def _close_excess(self) -> None:
         excess = len(self._open) - OPEN_FILES
-        for layer in [one for one in self._open if not self._leases[one]][: max(0, excess)]:
+        for layer in [item for item in self._open if not self._leases[item]][: max(0, excess)]:
             os.close(self._open.pop(layer))
 
     @contextlib.contextmanager

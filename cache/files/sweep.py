@@ -28,7 +28,8 @@ STEPS = 2
 GAP = 8
 FIRST_AHEAD = 16
 MAX_AHEAD = 96
-SOON = 4  # opens, anywhere
+# Opens, anywhere.
+SOON = 4
 MAX_DIRECTORIES = 64
 NO_MORE = 1 << 30
 
@@ -46,9 +47,9 @@ class Place(NamedTuple):
 
 FRONT = Place(0, "")
 
+# How many entries of the directory lie behind the first place up to the second, it included; None:
+# more than `GAP`, or the second is not behind the first.
 Distance = Callable[[Order, Place, Place], int | None]
-"""How many entries of the directory lie behind the first place up to the second, it included; None:
-more than `GAP`, or the second is not behind the first."""
 
 
 @dataclass
@@ -83,7 +84,7 @@ class _Sweep:
     @property
     def order(self) -> Order | None:
         """In which order it is swept, if it is."""
-        return next((one for one in ORDERS if self.steps[one] >= STEPS), None)
+        return next((item for item in ORDERS if self.steps[item] >= STEPS), None)
 
 
 class Sweeps:
@@ -135,8 +136,8 @@ class Sweeps:
         them), on the way through directories `passed`."""
         window.directory, window.place = directory, place or window.place
         window.left = window.left + count if place is not None else NO_MORE
-        for one in passed:
-            self._expected[one] = window
+        for item in passed:
+            self._expected[item] = window
         while len(self._expected) > MAX_DIRECTORIES:
             self._expected.popitem(last=False)
 

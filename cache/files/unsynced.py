@@ -24,7 +24,8 @@ from blake3 import blake3
 
 from cache.metadata.intervals import IntervalSet, Range
 
-UNKNOWN = b""  # the digest of a part that was partly written over: it proves nothing
+# The digest of a part that was partly written over: it proves nothing.
+UNKNOWN = b""
 
 
 def digest(data: bytes | memoryview) -> bytes:
@@ -66,7 +67,7 @@ class Unsettled:
         `whole` is the digest of all of it."""
         stop = start + len(data)
         gone, come = self._cut_out(start, stop)
-        ranges = [*new, *((max(one.start, start), min(one.stop, stop)) for one in gone)]
+        ranges = [*new, *((max(item.start, start), min(item.stop, stop)) for item in gone)]
         for low, high in ranges:
             told = whole if high - low == len(data) else digest(data[low - start : high - start])
             come.append(self._add(Part(low, high, told, self.writes)))
@@ -79,7 +80,7 @@ class Unsettled:
 
     def settle(self, writes: int) -> Change:
         """A sync that began after so many writes has ended."""
-        gone = [one for one in self if one.written < writes]
+        gone = [item for item in self if item.written < writes]
         for part in gone:
             del self._parts[part.start]
         self._starts = sorted(self._parts)
@@ -94,8 +95,8 @@ class Unsettled:
         """Take [start, stop) out of every part: the parts that went, and what is left of them."""
         first = max(0, bisect_right(self._starts, start) - 1)
         last = bisect_left(self._starts, stop)
-        parts = [self._parts[one] for one in self._starts[first:last]]
-        gone, rest = [one for one in parts if start < one.stop], []
+        parts = [self._parts[item] for item in self._starts[first:last]]
+        gone, rest = [item for item in parts if start < item.stop], []
         for part in gone:
             del self._parts[part.start]
             del self._starts[bisect_left(self._starts, part.start)]

@@ -22,7 +22,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-CLOCK_REALTIME_COARSE = 5  # linux/time.h; the time module does not have it
+# linux/time.h; the time module does not have it.
+CLOCK_REALTIME_COARSE = 5
 
 
 class Moment(NamedTuple):

@@ -26,7 +26,8 @@ log = structlog.get_logger(__name__)
 
 MARK = "damaged.json"
 CURE = "unmount with `nearline umount --now`, and mount again: that salvages it"
-CHECKED_AT_ONCE = 8 << 20  # bytes: about 0.1 s
+# Bytes: about 0.1 s.
+CHECKED_AT_ONCE = 8 << 20
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _CUT_SHORT = sqlite3.SQLITE_IOERR_SHORT_READ
 
@@ -75,7 +76,7 @@ def unmark(state: Path) -> None:
 def note_damage(path: Path, why: str) -> None:
     """Damage was met while the state was in use: it is salvaged when it is opened again."""
     if marked(path.parent) is None:
-        log.error("state damaged", why=why, state=str(path.parent), cure=CURE)
+        log.error("state_damaged", why=why, state=str(path.parent), cure=CURE)
         with contextlib.suppress(OSError):  # a full disk: it will be met again
             mark(path.parent, why)
 
@@ -105,7 +106,7 @@ def examine(path: Path) -> None:
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
             why = look_through(db)
-    except (sqlite3.DatabaseError, ValueError) as problem:
-        why = str(problem) if is_damage(problem) else ""
+    except (sqlite3.DatabaseError, ValueError) as error:
+        why = str(error) if is_damage(error) else ""
     if why:
         note_damage(path, why)

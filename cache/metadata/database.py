@@ -3,7 +3,7 @@
 Knows: transactions, durability. Must not know: the tables (`schema`), how a connection is had
 (`recovery.opening`), what the rows are for (tree, journal, merge), the network.
 
-Concurrency contract: one connection, used from the trio thread only, always synchronously; a
+Concurrency: one connection, used from the trio thread only, always synchronously; a
 transaction never contains an await. So every transaction is atomic for every task. `sync` alone
 runs in a worker thread, and touches only a file descriptor of the write-ahead log.
 
@@ -36,11 +36,16 @@ from cache.metadata.damage import DamagedState, examine, is_damage, marked, note
 from cache.metadata.durable import sync_directory
 from cache.metadata.reserve import RESERVE_BYTES, hold
 
-CHECKPOINT_EVERY = 2000  # transactions between two moves of the log into the database
-CHECKPOINT_WHEN_SHORT = 100  # the same on a full disk: a log that was moved takes no more room
-LONG_LOG = 32 << 20  # bytes
-GROWTH_BYTES = RESERVE_BYTES // 2  # of the database, held for one move of the log
-INDEX_BYTES = 1 << 18  # of the log's index, held: eight bytes for each of its pages
+# Transactions between two moves of the log into the database.
+CHECKPOINT_EVERY = 2000
+# The same on a full disk: a log that was moved takes no more room.
+CHECKPOINT_WHEN_SHORT = 100
+# Bytes.
+LONG_LOG = 32 << 20
+# Of the database, held for one move of the log.
+GROWTH_BYTES = RESERVE_BYTES // 2
+# Of the log's index, held: eight bytes for each of its pages.
+INDEX_BYTES = 1 << 18
 
 # The second is told when the log's index cannot grow.
 _FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
@@ -101,11 +106,11 @@ class Database:
         try:
             yield
             self._db.execute("COMMIT")
-        except BaseException as problem:
-            self._roll_back(before, problem)
-            if isinstance(problem, sqlite3.Error) and _is_full(problem):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from problem
-            self._check(problem)
+        except BaseException as error:
+            self._roll_back(before, error)
+            if isinstance(error, sqlite3.Error) and _is_full(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            self._check(error)
             raise
         finally:
             self._depth -= 1
@@ -154,32 +159,32 @@ class Database:
     def run(self, sql: str, *values: object) -> sqlite3.Cursor:
         try:
             return self._db.execute(sql, values)
-        except sqlite3.DatabaseError as problem:
-            self._check(problem)
+        except sqlite3.DatabaseError as error:
+            self._check(error)
             raise
 
     def many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
         """The statement once for each row of values."""
         try:
             self._db.executemany(sql, rows)
-        except sqlite3.DatabaseError as problem:
-            self._check(problem)
+        except sqlite3.DatabaseError as error:
+            self._check(error)
             raise
 
     def one(self, sql: str, *values: object) -> sqlite3.Row | None:
         row: sqlite3.Row | None
         try:
             row = self._db.execute(sql, values).fetchone()
-        except sqlite3.DatabaseError as problem:
-            self._check(problem)
+        except sqlite3.DatabaseError as error:
+            self._check(error)
             raise
         return row
 
     def all(self, sql: str, *values: object) -> list[sqlite3.Row]:
         try:
             return self._db.execute(sql, values).fetchall()
-        except sqlite3.DatabaseError as problem:
-            self._check(problem)
+        except sqlite3.DatabaseError as error:
+            self._check(error)
             raise
 
     def each(self, sql: str, *values: object) -> Generator[tuple[Any, ...], None, None]:
@@ -188,8 +193,8 @@ class Database:
             with contextlib.closing(self._db.cursor()) as cursor:
                 cursor.row_factory = None  # plain tuples
                 yield from cursor.execute(sql, values)
-        except sqlite3.DatabaseError as problem:
-            self._check(problem)
+        except sqlite3.DatabaseError as error:
+            self._check(error)
             raise
 
     async def examine(self) -> None:
@@ -246,11 +251,11 @@ class Database:
                     # meanwhile.
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                     self._held = 0
-            except sqlite3.DatabaseError as problem:
-                self._check(problem)
-                if not _is_full(problem):
+            except sqlite3.DatabaseError as error:
+                self._check(error)
+                if not _is_full(error):
                     raise
-                log.warning("no room to shorten the journal's log; it is tried again later")
+                log.warning("no_room_to_shorten_the_journals_log_it_is_tried_again_later")
             self._hold_room()
             self._hold_growth()
 

@@ -3,7 +3,7 @@
 Knows: the port to the kernel, and that nothing may be told before the commit. Must not know: why
 something changed.
 
-Concurrency contract: synchronous, on the trio thread. `forget_*` are called inside transactions,
+Concurrency: synchronous, on the trio thread. `forget_*` are called inside transactions,
 `tell` after the outermost one; a rollback forgets what was noted.
 """
 
@@ -56,5 +56,5 @@ class Invalidation:
     def tell(self) -> None:
         """Hand over everything noted so far."""
         noted, self._noted[:] = list(self._noted), []
-        for each in noted:
-            each()
+        for item in noted:
+            item()

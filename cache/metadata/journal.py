@@ -3,7 +3,7 @@
 Knows: the rows, and by which records, files and inodes they can be found. Must not know: what they
 mean and which may be sent (`operations`), the tree's rules (`tree`), bytes (`contents`).
 
-Concurrency contract: memory mirrors the `op` table; both change together, inside a transaction and
+Concurrency: memory mirrors the `op` table; both change together, inside a transaction and
 without an await between; a rollback takes back in memory what its transaction changed, and every
 `Op` stays the object it was. `changed` is set after every change; waiters re-check. Who is told of
 changes at once (the arguments of `Journal`) is told inside the transaction, and again by a
@@ -40,7 +40,8 @@ COLUMNS = "seq, key, kind, ino, file, body, version, sent, refused, made_ns"
 # then, in seconds, while nobody waits for it: what is done just after the start comes first.
 PIECE = 100
 REST_SECONDS = 0.001
-BEFORE_ALL = -(1 << 63)  # `seq` is negative where an operation was added before all others
+# `seq` is negative where an operation was added before all others.
+BEFORE_ALL = -(1 << 63)
 
 
 class Watcher(Protocol):
@@ -88,7 +89,7 @@ class _Memory:
 
     def forget(self, op: Op) -> None:
         del self.ops[op.seq]
-        left = tuple(one for one in self.by_file[op.file] if one is not op)
+        left = tuple(item for item in self.by_file[op.file] if item is not op)
         if left:
             self.by_file[op.file] = left
         else:
@@ -140,7 +141,7 @@ class Journal:
         self.changed = trio.Event()
         db.on_rollback.append(self._take_back)
 
-    # Reading the table.
+    # --- reading the table ------------------------------------------------------------------------
 
     async def load(self) -> None:
         """Read what there is, and let others have their turn now and then."""
@@ -240,7 +241,7 @@ class Journal:
             self._touched, self._touched_after = {}, self._db.commits
         self._touched.setdefault(op.seq, op)
 
-    # Asking.
+    # --- asking -----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         if self.is_whole:
@@ -329,13 +330,13 @@ class Journal:
     def first_content(self, op: Op) -> Op:
         """The operation whose snapshot is the next of the inode of `op`, which waits for one: that
         of the file which the inode was before it replaced another may still be to be taken."""
-        own = sum(one.ino == op.ino for one in self.of_file(op.file))
+        own = sum(item.ino == op.ino for item in self.of_file(op.file))
         if self._memory.inodes[op.ino] == own:
             return op  # all are of its file, where content is added only when the last is frozen
-        of_inode = (one for one in self if one.ino == op.ino and one.has_content)
-        return next((one for one in of_inode if one.version is None), op)
+        of_inode = (item for item in self if item.ino == op.ino and item.has_content)
+        return next((item for item in of_inode if item.version is None), op)
 
-    # Changes: inside a transaction of the caller's.
+    # --- changes: inside a transaction of the caller's --------------------------------------------
 
     def add(self, kind: str, ino: int, file: FileId, body: Body) -> Op:
         op = Op(seq=0, key=new_id(), kind=kind, ino=ino, file=file, body=body)
@@ -462,8 +463,8 @@ def _op(row: sqlite3.Row) -> Op:
     seq, key, kind, ino, file, packed, version, sent, refused, made_ns = row
     try:
         body = _decode(packed)
-    except msgspec.DecodeError as damage:
-        body, refused = Body(), f"error: damaged state: {damage}"
+    except msgspec.DecodeError as error:
+        body, refused = Body(), f"error: damaged state: {error}"
     kind = sys.intern(kind)
     return Op(seq, key, kind, ino, file, body, version, bool(sent), refused, made_ns, origin=key)
 

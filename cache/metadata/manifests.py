@@ -2,7 +2,7 @@
 
 Knows: the `manifest` table. Must not know: who asks. Rebuildable: the server has them all.
 
-Concurrency contract: as `database` has it; `prune` alone looks through the tables in a worker
+Concurrency: as `database` has it; `prune` alone looks through the tables in a worker
 thread, with a connection of its own, because a large tree has many versions. One task prunes.
 
 Every version that is read or written leaves a row, so they are pruned while the mount runs: there
@@ -31,8 +31,10 @@ PRUNE_AT_ONCE = 500
 # So much has come since the last time before it is worth looking which are useless; half of what
 # is in use, where that is more. Every version that is read or written adds one.
 PRUNE_EVERY_BYTES = 1 << 20
-ROW_BYTES = 64  # what a row takes beside its manifest
-MAX_HOLES = 50_000  # versions of which it is remembered how much of them is holes
+# What a row takes beside its manifest.
+ROW_BYTES = 64
+# Versions of which it is remembered how much of them is holes.
+MAX_HOLES = 50_000
 
 
 class Manifests:

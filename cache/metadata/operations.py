@@ -24,8 +24,10 @@ from msgspec import Struct
 
 from remote.protocol.ids import FileId, VersionId, uuid7
 
-CONTENT_AND_ATTRIBUTES = frozenset({"write", "setattr", "setxattr"})  # kinds that change no name
-DIRECTORY_MOVES = "D"  # renames of directories keep their order: the server checks for cycles
+# Kinds that change no name.
+CONTENT_AND_ATTRIBUTES = frozenset({"write", "setattr", "setxattr"})
+# Renames of directories keep their order: the server checks for cycles.
+DIRECTORY_MOVES = "D"
 
 
 def new_id() -> str:
@@ -52,8 +54,8 @@ class Body(Struct, omit_defaults=True, gc=False):
     before_loss: bool = False  # of power; the server may have more of its content: see `power_loss`
 
 
+# The fields of a `Body` that name a file.
 PLACES = ("parent", "new_parent", "other", "last_parent")
-"""The fields of a `Body` that name a file."""
 
 
 class Op(Struct, gc=False):
@@ -101,7 +103,7 @@ def writes(op: Op) -> set[str]:
 
 def reads(op: Op) -> set[str]:
     """The records that must be there before `op`: the directories it names."""
-    return {file_key(one) for one in (op.body.parent, op.body.new_parent) if one}
+    return {file_key(item) for item in (op.body.parent, op.body.new_parent) if item}
 
 
 def begins(op: Op, file: FileId) -> bool:

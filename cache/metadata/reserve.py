@@ -20,12 +20,13 @@ import errno
 import os
 from pathlib import Path
 
+# Of the log: what some hundreds of deletions take until the log begins anew.
 RESERVE_BYTES = 8 << 20
-"""Of the log: what some hundreds of deletions take until the log begins anew."""
+# What a start writes besides: lines of its log, the index of the database's log.
 START_BYTES = 1 << 20
-"""What a start writes besides: lines of its log, the index of the database's log."""
 _LEAST_BYTES = 1 << 18
-_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: as SQLite judges its log by its size
+# FALLOC_FL_KEEP_SIZE: as SQLite judges its log by its size.
+_KEEP_SIZE = 1
 _NOT_POSSIBLE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR})
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

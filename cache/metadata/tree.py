@@ -3,7 +3,7 @@
 Knows: how nodes and entries are stored and found, and the counts that follow from them. Must not
 know: what a system call means (`edits`), what the server says (`merge`), bytes (`contents`).
 
-Concurrency contract: see `database`; every method is synchronous, and the ones that write must be
+Concurrency: see `database`; every method is synchronous, and the ones that write must be
 called inside a transaction.
 
 Invariants:
@@ -32,12 +32,15 @@ from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Child, FileRecord, Kind
 
 ROOT = 1
-ASKED_AT_ONCE = 500  # inodes in one query
+# Inodes in one query.
+ASKED_AT_ONCE = 500
 
 # Instead of a drive's id, in `Node.drive`:
 LOCAL = ""  # directories that are on this device only: Shared, and those of the owners in it
-HISTORY = "@"  # old versions of files, and the directories that show them
-REVOKED = "-"  # what is not shared any more; only open handles still refer to it
+# Old versions of files, and the directories that show them.
+HISTORY = "@"
+# What is not shared any more; only open handles still refer to it.
+REVOKED = "-"
 
 
 class Node(Struct):
@@ -117,7 +120,7 @@ class Tree:
             self._own_drive = str(self.db.meta("drive") or "")
         return self._own_drive
 
-    # Finding.
+    # --- finding ----------------------------------------------------------------------------------
 
     def find(self, ino: int) -> Node | None:
         row = self.db.one(f"SELECT {_SELECT} FROM node WHERE ino = ?", ino)
@@ -295,7 +298,7 @@ class Tree:
         """The same, by inode."""
         return [row[0] for row in self.db.all(f"{_BELOW} SELECT ino FROM below", ino)]
 
-    # Changing: inside a transaction.
+    # --- changing: inside a transaction -----------------------------------------------------------
 
     def insert(self, node: Node) -> Node:
         """Add the node under a fresh inode number (its `ino` is ignored unless it is the root)."""
@@ -403,7 +406,7 @@ class Tree:
         self.db.run("DELETE FROM xattr WHERE ino = ?", ino)
         self.db.run("DELETE FROM node WHERE ino = ?", ino)
 
-    # Extended attributes.
+    # --- extended attributes ----------------------------------------------------------------------
 
     def xattrs(self, ino: int) -> dict[str, bytes]:
         rows = self.db.all("SELECT name, value FROM xattr WHERE ino = ? ORDER BY name", ino)

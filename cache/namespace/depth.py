@@ -8,7 +8,7 @@ No directory is more than `MAX_LEVELS` below its drive's root, and no path of on
 here; of directories that nobody listed, nothing. What the server refuses then stays in the journal
 and is shown, like all that it refuses.
 
-Concurrency contract: synchronous, on the trio thread.
+Concurrency: synchronous, on the trio thread.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import NamedTuple
 from cache.metadata.tree import Node, Tree
 from remote.protocol.messages import MAX_LEVELS, MAX_PATH_BYTES
 
+# Entries of a tree that moves which are looked at: some milliseconds.
 LOOKED_AT = 5_000
-"""Entries of a tree that moves which are looked at: some milliseconds."""
+# Levels that are climbed: trees of a time without a bound may be deeper than it.
 _MOST = 16 * MAX_LEVELS
-"""Levels that are climbed: trees of a time without a bound may be deeper than it."""
 
 
 class Extent(NamedTuple):

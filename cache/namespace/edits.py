@@ -8,7 +8,7 @@ Folding keeps what need not be sent from being sent: a file that is created, wri
 another and deleted before its turn leaves nothing behind. Only operations with `sent` unset are
 touched. Every refusal is an OSError with the errno that the system call returns.
 
-Concurrency contract: synchronous, on the trio thread. The directories named must be listed.
+Concurrency: synchronous, on the trio thread. The directories named must be listed.
 
 Why one class: how an edit folds depends on what the others have left in the journal, and a rename
 is a removal, a link and a creation by turns. Who takes back a name is in `vacancies`.
@@ -69,7 +69,7 @@ class Edits:
         self._shares, self._dropped = shares, dropped
         self._vacancies = Vacancies()
 
-    # Names.
+    # --- names ------------------------------------------------------------------------------------
 
     def create(
         self,
@@ -495,7 +495,7 @@ class Edits:
             self._journal.add("exchange", over.ino, over.file, back)
         self._journal_move(node, over, move)
 
-    # Attributes and content.
+    # --- attributes and content -------------------------------------------------------------------
 
     def set_attributes(
         self, ino: int, changes: dict[str, int], ctime_ns: int | None = None
@@ -568,7 +568,7 @@ class Edits:
         self._journal.try_again(self._journal.of_file(node.file), AGAIN_SECONDS)
         return op is None
 
-    # Helpers.
+    # --- helpers ----------------------------------------------------------------------------------
 
     def _directory(self, ino: int) -> Node:
         node = self._tree.node(ino)

@@ -13,7 +13,7 @@ A new version of a regular file, or a new mtime, looks like an atomic replace: t
 inode, and open handles keep the old one and its bytes (the kernel keeps one size and one page
 cache for each inode: both belong to the version).
 
-Concurrency contract: synchronous, on the trio thread, one transaction per page of changes or
+Concurrency: synchronous, on the trio thread, one transaction per page of changes or
 acknowledgement; the kernel is told after the commit.
 
 Why one class: the feed, listings and acknowledgements are three ways in which the same records
@@ -51,13 +51,16 @@ from remote.protocol.messages import (
 
 log = structlog.get_logger(__name__)
 
-GONE = "gone:"  # in `meta`, before the key of a name: see `Merge._ahead`
-MAX_MEANWHILE = 10_000  # records
-DEVICES = "device"  # in `meta`: ids with spaces between
+# In `meta`, before the key of a name: see `Merge._ahead`.
+GONE = "gone:"
+# Records.
+MAX_MEANWHILE = 10_000
+# In `meta`: ids with spaces between.
+DEVICES = "device"
 
 
 def _newest_first(device: str, before: list[str]) -> list[str]:
-    return [device, *(one for one in before if one != device)][:MAX_SENT_AS]
+    return [device, *(item for item in before if item != device)][:MAX_SENT_AS]
 
 
 class Meanwhile:
@@ -115,7 +118,7 @@ class Merge:
         self._meanwhile: dict[int, Meanwhile] = {}  # by directory that is being listed
         self.changed = trio.Event()  # set, and replaced, after remote changes were applied
 
-    # The first contact.
+    # --- the first contact ------------------------------------------------------------------------
 
     def adopt(self, me: Me) -> None:
         """Remember whose drive this is; make the root at first contact. Raises ValueError when
@@ -148,7 +151,7 @@ class Merge:
         a new login of the account is another device."""
         return str(self._db.meta(DEVICES) or "").split()
 
-    # The feed (remote.feed.subscriber.FeedSink).
+    # --- the feed (remote.feed.subscriber.FeedSink) -----------------------------------------------
 
     def cursor(self) -> str | None:
         value = self._db.meta("cursor")
@@ -219,7 +222,7 @@ class Merge:
             drive,
         )
 
-    # Listings.
+    # --- listings ---------------------------------------------------------------------------------
 
     def list_directory(
         self, ino: int, directory: FileRecord, children: Sequence[Child], as_of: int
@@ -328,7 +331,7 @@ class Merge:
         """The kernel must look the name up again, once `after_commit` is called."""
         self._forget_entry(parent, name)
 
-    # Acknowledgements.
+    # --- acknowledgements -------------------------------------------------------------------------
 
     def acknowledge(self, op: Op, change: Change) -> None:
         """The server applied `op`; `change` is the state it left. In a transaction."""
@@ -341,9 +344,9 @@ class Merge:
             if record.kind == "directory" and record.id not in own:
                 self._note_directory(record)  # our own edit set its times here already
         files = [
-            self._with_our_times(one)
-            for one in change.files
-            if one.kind != "directory" or one.id in own
+            self._with_our_times(item)
+            for item in change.files
+            if item.kind != "directory" or item.id in own
         ]
         self._merge(structs.replace(change, files=files))
         self._shares.landed(op.ino, change.drive)
@@ -412,13 +415,15 @@ class Merge:
         """A directory has the times of the edit that waits to be answered: this is most often the
         same edit, and the feed was faster than the answer."""
         pending = self._journal.is_pending
-        edited = {one.parent for one in change.entries if pending(entry_key(one.parent, one.name))}
+        edited = {
+            item.parent for item in change.entries if pending(entry_key(item.parent, item.name))
+        }
         nodes = {file: self._tree.live(file) for file in edited}
         files = [
-            structs.replace(one, mtime_ns=node.mtime_ns, ctime_ns=node.ctime_ns)
-            if (node := nodes.get(one.id)) is not None
-            else one
-            for one in change.files
+            structs.replace(item, mtime_ns=node.mtime_ns, ctime_ns=node.ctime_ns)
+            if (node := nodes.get(item.id)) is not None
+            else item
+            for item in change.files
         ]
         return structs.replace(change, files=files) if edited else change
 
@@ -442,7 +447,7 @@ class Merge:
             ours = {"mtime_ns": node.mtime_ns, "ctime_ns": node.ctime_ns}
             self._merge_file(structs.replace(record, **ours))
 
-    # Records.
+    # --- records ----------------------------------------------------------------------------------
 
     def _merge(self, change: Change) -> None:
         files = {record.id: record for record in change.files}
@@ -469,7 +474,7 @@ class Merge:
             return False
         if node.is_directory:
             files = self._tree.files_below(node.ino)
-            return any(self._journal.is_needed(one) or self._is_written(one) for one in files)
+            return any(self._journal.is_needed(item) or self._is_written(item) for item in files)
         return record.file is None and self._is_written(node.file)
 
     def _is_written(self, file: FileId) -> bool:
@@ -664,8 +669,8 @@ def _kept() -> Iterator[None]:
     """What the disk refuses (full) is asked for again later."""
     try:
         yield
-    except OSError as problem:
-        raise NotKept(f"cannot store what changed on the server: {problem}") from problem
+    except OSError as error:
+        raise NotKept(f"cannot store what changed on the server: {error}") from error
 
 
 def _unpack(key: str, packed: bytes) -> FileRecord | EntryRecord:

@@ -11,7 +11,7 @@ made once, before all that waits for it: its creation goes to the front of the j
 Until that is answered it shows what it held: what of that is gone tells the listing that follows
 (`Resolver.look_again`).
 
-Concurrency contract: as `resolver`. Between asking the server and the one transaction somebody may
+Concurrency: as `resolver`. Between asking the server and the one transaction somebody may
 move or remove things, so the way up is walked again.
 """
 
@@ -97,13 +97,13 @@ class Rebuilder:
         return bool(names) and self._tree.node(names[0][0]).drive == node.drive
 
     def _is_to_be_made(self, file: FileId) -> bool:
-        return any(one.kind == "create" for one in self._journal.of_file(file))
+        return any(item.kind == "create" for item in self._journal.of_file(file))
 
     async def _is_gone(self, file: FileId) -> bool:
         try:
             return (await self._port.file(file)).file.links == 0
-        except Refused as refused:
-            if isinstance(refused.problem, NotFound):
+        except Refused as error:
+            if isinstance(error.problem, NotFound):
                 return True
             raise
 

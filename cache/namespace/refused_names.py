@@ -4,7 +4,7 @@ Knows: that an operation which nobody else depends on can say something else whe
 journal, so that what comes behind it does not wait for ever. Must not know: the tree, what a call
 of the kernel is (`edits`), why something is refused.
 
-Concurrency contract: inside a transaction of the caller's, synchronous.
+Concurrency: inside a transaction of the caller's, synchronous.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def refused_making(journal: Journal, node: Node, place: tuple[FileId, str]) -> O
             continue
         made = (body.new_parent, body.new_name) if body.new_name else (body.parent, body.name)
         names = (entry_key(*made), entry_key(body.parent, body.name))
-        if made == place and not any(journal.is_of_others(one, op) for one in names):
+        if made == place and not any(journal.is_of_others(item, op) for item in names):
             return op
     return None
 

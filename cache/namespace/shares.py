@@ -11,7 +11,7 @@ file moves to the top of the own drive, and its operations, which the server ref
 it there (see `resolver`). Should they have reached the server before that, or should the file be
 shared again, it is not kept any longer: it is where the server has it, if that can be seen.
 
-Concurrency contract: synchronous, on the trio thread; `apply` inside a transaction. `_roles`
+Concurrency: synchronous, on the trio thread; `apply` inside a transaction. `_roles`
 mirrors the `share` table, `_may_write` what the account may do in its own drive; both are read
 again after a rollback.
 """
@@ -64,7 +64,7 @@ class Shares:
         self._db.set_meta("scope", scope)
         self._may_write = scope != "read"
 
-    # Roles.
+    # --- roles ------------------------------------------------------------------------------------
 
     def role(self, node: Node) -> Role:
         """What the server will let this account do with the node."""
@@ -97,7 +97,7 @@ class Shares:
         if place.drive in (self._tree.own_drive, LOCAL) or place.ino in known:
             return
         reach = self._reach(place)
-        if not any(self._reach(self._tree.node(one)) == reach for one in known):
+        if not any(self._reach(self._tree.node(item)) == reach for item in known):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     def _reach(self, place: Node) -> frozenset[FileId]:
@@ -123,7 +123,7 @@ class Shares:
         if node.drive == REVOKED:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
-    # What is shared.
+    # --- what is shared ---------------------------------------------------------------------------
 
     def apply(self, shared: list[SharedRoot]) -> set[DriveId]:
         """`shared` is everything from now on. In a transaction. Returns the drives in which a file
@@ -146,7 +146,7 @@ class Shares:
             if node is not None and not self._tree.names(node.ino):
                 self.end(node, row["name"] or "shared file")
         self._tidy()
-        changed = {one["drive"] for one in was.values()} | {root.drive for root in shared}
+        changed = {item["drive"] for item in was.values()} | {root.drive for root in shared}
         self._forget_modes(changed)
         self._try_again(changed)
         return {
@@ -258,7 +258,7 @@ class Shares:
     def _ask_again(self, op: Op) -> None:
         self._journal.rewrite(op, refused=None, key=new_id())
 
-    # The end of a share, or of a part of one.
+    # --- the end of a share, or of a part of one --------------------------------------------------
 
     def end(self, node: Node, name: str) -> None:
         """`node`, called `name` until now, has left what is shared. In a transaction."""
@@ -296,12 +296,12 @@ class Shares:
             " UNION SELECT ino FROM node WHERE drive = ? AND base_file = ?",
             *(file, file, own, HISTORY, file),
         )
-        for one in (node, *(self._tree.node(row["ino"]) for row in older)):
-            self._db.run("DELETE FROM entry WHERE parent = ?", one.ino)
-            self._tree.update(one.ino, live=False, drive=REVOKED)
-            self._forget_manifest(one)
-            self._kernel.forget_content(one.ino)
-            self._dropped(one)
+        for item in (node, *(self._tree.node(row["ino"]) for row in older)):
+            self._db.run("DELETE FROM entry WHERE parent = ?", item.ino)
+            self._tree.update(item.ino, live=False, drive=REVOKED)
+            self._forget_manifest(item)
+            self._kernel.forget_content(item.ino)
+            self._dropped(item)
 
     def _forget_manifest(self, node: Node) -> None:
         self._db.run(
@@ -353,7 +353,7 @@ class Shares:
         if not self._tree.names(entry.node.ino):
             self.end(entry.node, entry.name)
 
-    # What was kept, and need not be.
+    # --- what was kept, and need not be -----------------------------------------------------------
 
     def reclaim(self, node: Node, drive: DriveId) -> None:
         """`node` is seen in `drive`, where it is shared (again). In a transaction."""

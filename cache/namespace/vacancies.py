@@ -15,7 +15,7 @@ Invariants: a file has left one name at most, the first within the window; back 
 left none. Exchanged again with the same one, it was never exchanged. At most `MOST` of each are
 remembered, the newest.
 
-Concurrency contract: synchronous, on the trio thread. What is remembered may be out of date:
+Concurrency: synchronous, on the trio thread. What is remembered may be out of date:
 whoever finds something looks whether it is still so.
 """
 

@@ -35,7 +35,8 @@ from cache.recovery.salvage import Found
 LOST = "damaged: its bytes were lost with a part of the state database"
 UNKNOWN = "damaged: which file it is of was lost; its bytes are a file at the top, recovered N"
 AHEAD = "damaged: what was written last is in the file recovered {} at the top"
-MARGIN = 1000  # numbers that rows nobody can read may have had
+# Numbers that rows nobody can read may have had.
+MARGIN = 1000
 
 
 @dataclass
@@ -111,7 +112,7 @@ class _Mending:
         self._done.rows = self._rows()
         return self._done
 
-    # Whose drive it is.
+    # --- whose drive it is ------------------------------------------------------------------------
 
     def identify(self) -> bool:
         top = self._nodes.get(ROOT)
@@ -123,7 +124,7 @@ class _Mending:
             top = self._nodes[ROOT] = self._node(ROOT, str(root), "directory", 0o755)
         top |= {"file": root, "drive": drive, "kind": "directory", "live": 1}
         self._meta |= {"drive": drive, "root": root}
-        for key in [one for one in self._meta if one in ("cursor", "seq") or one[:4] == "seq:"]:
+        for key in [item for item in self._meta if item in ("cursor", "seq") or item[:4] == "seq:"]:
             del self._meta[key]  # the feed starts over, and tells everything again
         return True
 
@@ -137,7 +138,7 @@ class _Mending:
         made |= {"drive": self._meta.get("drive", ""), "listed": 0 if kind == "directory" else None}
         return made | times | nothing | zero | owner
 
-    # Nodes and names.
+    # --- nodes and names --------------------------------------------------------------------------
 
     def _settle_nodes(self) -> None:
         """At most one live node of a file: the one with a name, else the newest."""
@@ -247,7 +248,7 @@ class _Mending:
         """Can it be read without what is below it?"""
         return self._extents[layer["id"]].covers(0, layer["below"])
 
-    # Dirty bytes.
+    # --- dirty bytes ------------------------------------------------------------------------------
 
     def _collect_extents(self) -> None:
         for row in self._found.rows["extent"]:
@@ -345,7 +346,7 @@ class _Mending:
         self._ops.append(self._create(node, ROOT, name))
         self._done.recovered.append(name)
 
-    # The journal.
+    # --- the journal ------------------------------------------------------------------------------
 
     def _op(self, kind: str, node: Row, body: Body, version: str | None = None) -> Row:
         row: Row = {"seq": self._next("op"), "key": self._new_id(), "kind": kind}
@@ -408,7 +409,7 @@ class _Mending:
         for layer in reversed(stack):
             if any(op["version"] == layer["version"] for op in carrying):
                 continue
-            op = next((one for one in carrying if one["version"] is None), None)
+            op = next((item for item in carrying if item["version"] is None), None)
             if op is None:
                 op = self._op("write", node, Body())
                 self._ops.append(op)
@@ -452,7 +453,7 @@ class _Mending:
                 op |= {"refused": LOST, "version": None, "sent": 0}
         self._done.lost += [row["name"] for row in self._names.get(node["ino"], [])]
 
-    # The server's word.
+    # --- the server's word ------------------------------------------------------------------------
 
     def _distrust(self) -> None:
         for node in self._nodes.values():

@@ -74,11 +74,11 @@ def _open_whole(path: Path, spool: Path | None, boot: str) -> sqlite3.Connection
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
     try:
         why = _prepare(db, path, spool, boot, has_log=has_log)
-    except BaseException as problem:
-        if not damage.is_damage(problem):  # a full disk or a lock: nothing is wrong with the file
+    except BaseException as error:
+        if not damage.is_damage(error):  # a full disk or a lock: nothing is wrong with the file
             db.close()
             raise
-        why = str(problem)
+        why = str(error)
     if not why:
         return db
     _put_aside(path, spool, why)  # before the log goes: closing moves it into the database
@@ -216,13 +216,13 @@ def _salvage(path: Path, spool: Path | None) -> None:
     assert mark is not None
     assert mark.quarantine is not None
     why, directory = mark.why, state / mark.quarantine
-    log.error("state damaged; put aside", why=why, at=str(directory))
+    log.error("state_damaged_put_aside", why=why, at=str(directory))
     try:
         report = _replace(path, spool, why, directory)
     except (OSError, sqlite3.DatabaseError):
         raise  # our own disk: tried again at the next start
     except Exception:  # whatever nonsense is in there, the next mount must start
-        log.exception("nothing could be salvaged", at=str(directory))
+        log.exception("nothing_could_be_salvaged", at=str(directory))
         report = quarantine.Report(why)
         _put_in_place(path, None)
     if spool is not None:
@@ -232,7 +232,7 @@ def _salvage(path: Path, spool: Path | None) -> None:
     quarantine.write_report(directory, report)
     damage.unmark(state)
     log.error(
-        "state salvaged",
+        "state_salvaged",
         at=str(directory),
         rows=report.rows,
         lacking=report.torn,

@@ -70,7 +70,7 @@ def recover(db: Database, spool: Path) -> Losses:
     db.sync_now()
     for name, inodes in vars(losses).items():
         if inodes:
-            log.warning("the machine stopped", files=len(inodes), became=name)
+            log.warning("the_machine_stopped", files=len(inodes), became=name)
     return losses
 
 

@@ -37,8 +37,8 @@ def data_ranges(path: Path) -> list[Range]:
         while at < size:
             try:
                 start = os.lseek(descriptor, at, os.SEEK_DATA)
-            except OSError as problem:
-                if problem.errno == errno.ENXIO:
+            except OSError as error:
+                if error.errno == errno.ENXIO:
                     break
                 raise
             at = os.lseek(descriptor, start, os.SEEK_HOLE)

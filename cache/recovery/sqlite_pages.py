@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-PAGE = 4096  # SQLite's default; we never ask for another
+# SQLite's default; we never ask for another.
+PAGE = 4096
 LOG_HEADER, FRAME_HEADER = 32, 24
 INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE = 2, 5, 10, 13
 FAMILY = {INTERIOR_TABLE: 0, LEAF_TABLE: 0, INTERIOR_INDEX: 1, LEAF_INDEX: 1}
@@ -257,7 +258,7 @@ def _committed(log: memoryview) -> Iterator[tuple[int, int]]:
 
 
 def lost_of_log(log: Buffer, valid: int) -> bool:
-    """Whether SQLite, which takes only the first `valid` frames of the log, leaves out a
+    """True if SQLite, which takes only the first `valid` frames of the log, leaves out a
     transaction that was finished. (The last frame may have been on its way when the process
     died, and one of the log's past is nothing new.)"""
     view = memoryview(log)

@@ -4,7 +4,7 @@ Knows: how large a batch may be, what each answer means for the journal. Must no
 operations may be sent (`schedule`), what one says (`encode`), how bytes travel (`uploader`), what
 conflicts mean (`resolver`), the kernel.
 
-Concurrency contract: called by the replayer's one task, one batch under way at a time. Each
+Concurrency: called by the replayer's one task, one batch under way at a time. Each
 acknowledgement is one transaction: journal, tree and layers change together. Whatever the server
 took while our own disk failed keeps its key, and is answered the same when it is sent again.
 """
@@ -47,7 +47,8 @@ from remote.protocol.ids import VersionId
 log = structlog.get_logger(__name__)
 
 BATCH = 200
-BATCHES = "batches"  # what waits when a batch had no answer at all
+# What waits when a batch had no answer at all.
+BATCHES = "batches"
 
 
 class ApplyPort(Protocol):
@@ -82,7 +83,7 @@ class Batches:
         self._collect, self._hurry = collect, hurry
         self.most = BATCH  # operations sent at a time: fewer after a batch was refused as a whole
 
-    # When.
+    # --- when -------------------------------------------------------------------------------------
 
     def tidy(self) -> None:
         """Forget what is not in the journal any more."""
@@ -107,18 +108,18 @@ class Batches:
         if op is not None and op.has_content:
             self._uploader.fail(op, why)
 
-    # One batch.
+    # --- one batch --------------------------------------------------------------------------------
 
     async def send(self, batch: list[Op]) -> None:
         """Send them, and take the answers. When our own disk fails (full: nothing can be noted),
         they are sent again later."""
         try:
             await self._send(batch)
-        except OSError as problem:
-            self._cannot_note(problem)
+        except OSError as error:
+            self._cannot_note(error)
 
     def _cannot_note(self, problem: OSError) -> None:
-        log.error("cannot note what the server answered", why=str(problem))
+        log.error("cannot_note_what_the_server_answered", why=str(problem))
         self._try_later(BATCHES, problem)
 
     async def _send(self, batch: list[Op]) -> None:
@@ -136,11 +137,11 @@ class Batches:
             self._waits.done(BATCHES)
             self.most = min(BATCH, 2 * self.most)
             await self._take_answers(batch, reply)
-        except Refused as refusal:
-            await self._refused_whole(batch, refusal)
-        except NearlineError as problem:  # what has no answer yet is sent again, as it was
+        except Refused as error:
+            await self._refused_whole(batch, error)
+        except NearlineError as error:  # what has no answer yet is sent again, as it was
             self._contact.failed()
-            self._try_later(BATCHES, problem)
+            self._try_later(BATCHES, error)
 
     def _messages(self, batch: list[Op]) -> tuple[list[Op], list[messages.Keyed]]:
         """The operations that can be sent, as they are sent. One whose inode is gone (a damaged
@@ -152,8 +153,8 @@ class Batches:
                 said = message(op, self._tree, content)
                 keyed.append(messages.Keyed(key=op.key, op=said))
                 sendable.append(op)
-            except OSError as damage:
-                self._resolver.refuse(op, None, f"damaged state: {damage}")
+            except OSError as error:
+                self._resolver.refuse(op, None, f"damaged state: {error}")
         return sendable, keyed
 
     async def _refused_whole(self, batch: list[Op], refusal: Refused) -> None:
@@ -166,7 +167,7 @@ class Batches:
         else:
             await self._resolve(batch[0], refusal.problem)
 
-    # Its answers.
+    # --- its answers ------------------------------------------------------------------------------
 
     async def _take_answers(self, batch: list[Op], reply: messages.ApplyReply) -> None:
         tainted: set[str] = set()
@@ -214,21 +215,21 @@ class Batches:
         fails."""
         try:
             await self._resolve(op, problem)
-        except OSError as trouble:
-            self._cannot_note(trouble)
+        except OSError as error:
+            self._cannot_note(error)
 
     async def _resolve(self, op: Op, problem: Problem) -> None:
         try:
             with self._resolver.putting_aside(op, "resolution"):
                 await self._resolver.resolve(op, problem)
             self._hurry()  # what is made below it waits for that
-        except NearlineError as trouble:  # could not ask the server: the answer will be the same
+        except NearlineError as error:  # could not ask the server: the answer will be the same
             self._again(op)
-            self._try_later(op.key, trouble)
+            self._try_later(op.key, error)
 
     async def _applied(self, op: Op, answer: messages.Applied) -> None:
         content = self._uploader.ready.get(op.key)
-        told = next((one.version for one in answer.change.files if one.id == op.file), None)
+        told = next((item.version for item in answer.change.files if item.id == op.file), None)
         if content is not None and told is not None and told != content.version:
             self._take_earlier_answer(op, told, answer.change)
             return
@@ -254,7 +255,9 @@ class Batches:
         with that the knowledge of it: the answer to a key is given again, whatever is sent with it.
         What the server has is newer than what came back here, unless somebody has written into that
         since: then ours is the next version."""
-        later = [one for one in self._journal.of_file(op.file) if one.has_content and one is not op]
+        later = [
+            item for item in self._journal.of_file(op.file) if item.has_content and item is not op
+        ]
         with self._db.transaction():
             if op.body.before_loss and not later:
                 self._contents.discard(op.ino)

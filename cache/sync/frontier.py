@@ -39,10 +39,10 @@ class Frontier:
             self._forget_all()
         if found:
             self._open[directory] = found
-            for one in found:
-                self._open.pop(one, None)  # it was listed once, and is not any more
-                if self._parent.get(one, directory) != directory:
-                    self.drop(one)  # moved: two that hold each other would be walked for ever
+            for item in found:
+                self._open.pop(item, None)  # it was listed once, and is not any more
+                if self._parent.get(item, directory) != directory:
+                    self.drop(item)  # moved: two that hold each other would be walked for ever
             self._parent.update(dict.fromkeys(found, directory))
         else:
             self.drop(directory)
@@ -68,7 +68,7 @@ class Frontier:
         found = dict.fromkeys(islice(self._below(visited), most))
         last = visited if parent is None else self._walked.get(parent, visited)
         if parent is not None and last != visited and len(found) < most:
-            behind = (one for one in self._below(parent, after=visited) if one not in found)
+            behind = (item for item in self._below(parent, after=visited) if item not in found)
             found.update(dict.fromkeys(islice(behind, most - len(found))))
         return list(found)
 
@@ -83,13 +83,13 @@ class Frontier:
         waiting = deque([top])
         while waiting:
             held = self._open.get(waiting[0], ())
-            for one in held:
-                if waiting[0] == top and one <= after:
+            for item in held:
+                if waiting[0] == top and item <= after:
                     continue
-                if one in self._open:
-                    waiting.append(one)
+                if item in self._open:
+                    waiting.append(item)
                 else:
-                    yield one
+                    yield item
             waiting.popleft()
 
     def _forget_all(self) -> None:

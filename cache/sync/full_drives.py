@@ -6,7 +6,7 @@ quotas, how waits grow (`retries`).
 While a drive is full one upload at a time tries it, the smallest first: where that does not fit,
 nothing does, and what fits does not wait behind what does not.
 
-Concurrency contract: on the trio thread. `changed` is set, and replaced, whenever a drive becomes
+Concurrency: on the trio thread. `changed` is set, and replaced, whenever a drive becomes
 full or has room again.
 """
 

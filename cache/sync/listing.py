@@ -34,9 +34,12 @@ from remote.protocol.messages import Child, ChildrenPage, FileRecord, FileReply,
 
 log = structlog.get_logger(__name__)
 
-PIECE = 500  # entries merged without a checkpoint: some 10 ms
-AHEAD_AT_ONCE = 250  # directories asked for in one request
-AHEAD_ENTRIES = 1000  # entries and directories listed ahead for one visit, about
+# Entries merged without a checkpoint: some 10 ms.
+PIECE = 500
+# Directories asked for in one request.
+AHEAD_AT_ONCE = 250
+# Entries and directories listed ahead for one visit, about.
+AHEAD_ENTRIES = 1000
 VISITS_KEPT = 4
 
 
@@ -210,8 +213,8 @@ class Listing:
             self._collect()
         except DamagedState:
             raise
-        except (NearlineError, OSError) as problem:  # OSError: a full disk, or it is gone here
-            log.debug("not_listed_ahead", why=str(problem))
+        except (NearlineError, OSError) as error:  # OSError: a full disk, or it is gone here
+            log.debug("not_listed_ahead", why=str(error))
         finally:
             for ino, done in underway.items():
                 self._merge.abandon_listing(ino, meanwhile[ino])

@@ -16,7 +16,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Hashable
 
-NEVER = 1 << 63  # after every place
+# After every place.
+NEVER = 1 << 63
 
 
 class _Line:
@@ -75,13 +76,13 @@ class Order:
         for key in read:
             self._remove_reader(place, self._lines[key], freed)
             self._tidy(key)
-        return [one for one in freed if one != place]
+        return [item for item in freed if item != place]
 
     def _add_writer(self, place: int, line: _Line, waiting: list[int]) -> None:
         writer, reader = line.writer, line.reader
         if place < writer:
-            for one in line.readers_between(place, writer):
-                self._wait(one, waiting)
+            for item in line.readers_between(place, writer):
+                self._wait(item, waiting)
             if writer < reader and writer != NEVER:
                 self._wait(writer, waiting)
         if min(writer, reader) < place:
@@ -102,8 +103,8 @@ class Order:
         was_first = line.writer == place
         del line.writers[bisect_left(line.writers, place)]
         if was_first:
-            for one in line.readers_between(place, line.writer):
-                self._go(one, freed)
+            for item in line.readers_between(place, line.writer):
+                self._go(item, freed)
             if line.writer < line.reader:
                 self._go(line.writer, freed)
 

@@ -4,7 +4,7 @@ Knows: when to look for what is due, and when everything of somebody's has been 
 which order is right (`schedule`, `operations`), which uploads run (`uploads`), what answers mean
 (`batches`), the kernel.
 
-Concurrency contract: one `run` task. At most one batch is under way, so the server sees operations
+Concurrency: one `run` task. At most one batch is under way, so the server sees operations
 in the order they were chosen; uploads run beside it.
 """
 
@@ -55,7 +55,7 @@ class Replayer:
         self._uploads, self._batches, self._sends = uploads, batches, sends
         self._contact, self._wake = contact, wake
 
-    # Outside.
+    # --- outside ----------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """Something changed that may make an operation due."""
@@ -123,7 +123,7 @@ class Replayer:
             self.wake()
             yield
 
-    # The loop.
+    # --- the loop ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
         self._journal.read()
@@ -175,8 +175,8 @@ class Replayer:
 
     def _next_due_ns(self, looked_ns: int) -> int | None:
         ages = next_of_age(self._journal.newest_first(), looked_ns)
-        dues = [one for one in (ages, self.snapshots.next_due_ns()) if one is not None]
-        return min((one for one in dues if one > looked_ns), default=None)
+        dues = [item for item in (ages, self.snapshots.next_due_ns()) if item is not None]
+        return min((item for item in dues if item > looked_ns), default=None)
 
 
 async def _wait_then_cancel(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -3,7 +3,7 @@
 Knows: how each verdict of the rule book (`conflicts`) changes tree and journal. Must not know: when
 operations are sent and sent again (`replayer`), the kernel.
 
-Concurrency contract: called by the replayer's one task, never while a batch is under way. Each
+Concurrency: called by the replayer's one task, never while a batch is under way. Each
 change is one transaction; an await comes only before it (to ask the server) or after it (to list
 anew).
 """
@@ -77,7 +77,7 @@ class Resolver:
         except (NearlineError, OSError):
             raise
         except Exception:
-            log.exception("a fault of this program", what=what, operation=op.kind, file=op.file)
+            log.exception("a_fault_of_this_program", what=what, operation=op.kind, file=op.file)
             if self._journal.get(op.key) is op:
                 self.refuse(op, None, "a fault of this program; the mount's log has it")
 
@@ -142,8 +142,8 @@ class Resolver:
         try:
             if self._tree.find(ino) is not None:
                 await self._refresh(ino)
-        except NearlineError as problem:
-            log.info("directory not listed again yet", path=self._tree.path(ino), why=str(problem))
+        except NearlineError as error:
+            log.info("directory_not_listed_again_yet", path=self._tree.path(ino), why=str(error))
 
     async def look_again(self, ino: int) -> None:
         """A directory was made anew, and is there: what it held before is not in it."""
@@ -171,8 +171,8 @@ class Resolver:
         """In tree, journal and pins."""
         self._tree.reidentify(old, new)
         self._db.run("UPDATE pin SET file = ? WHERE file = ?", new, old)
-        for one in self._journal.of_file(old):
-            self._journal.readdress(one, new)
+        for item in self._journal.of_file(old):
+            self._journal.readdress(item, new)
         self._journal.rename_file(old, new, PLACES)
 
     async def _rescue(self, op: Op) -> None:
@@ -194,8 +194,8 @@ class Resolver:
                 self._merge.settle(was)
             else:
                 self._relocate(op, self._tree.node(ROOT).file)
-            split = [one for one in self._journal if one.body.name and self._is_split(one)]
-            stale = [directory for one in split for directory in self._forget(one)]
+            split = [item for item in self._journal if item.body.name and self._is_split(item)]
+            stale = [directory for item in split for directory in self._forget(item)]
         self._merge.after_commit()
         for directory in stale:
             await self._try_refresh(directory)
@@ -292,13 +292,13 @@ class Resolver:
         in the same place; beside what has taken its name; or at the top when the place is gone too.
         If it was renamed over another one since, its bytes go on as that one. If it was deleted
         here too, it comes back to be deleted again: that leaves its bytes in the trash."""
-        taken = next((one for one in self._after(op) if one.kind == "retake"), None)
+        taken = next((item for item in self._after(op) if item.kind == "retake"), None)
         if taken is not None and taken.file == op.file:  # by nobody: there is no such file any more
             with self._db.transaction():
                 self._journal.rewrite(op, key=new_id(), sent=False)
             await self._apart(taken)
             return
-        heir = next((one for one in self._after(op) if one.kind == "replace"), None)
+        heir = next((item for item in self._after(op) if item.kind == "replace"), None)
         if heir is not None and heir.file == op.file:
             self._go_on_as(op, heir)
             return
@@ -354,7 +354,7 @@ class Resolver:
 
     def _after(self, op: Op) -> list[Op]:
         """Later operations that take bytes or attributes from the same inode."""
-        return [one for one in self._journal if one.ino == op.ino and one.seq > op.seq]
+        return [item for item in self._journal if item.ino == op.ino and item.seq > op.seq]
 
     def _go_on_as(self, op: Op, heir: Op) -> None:
         """The write `op` and the replace `heir` that followed it are one write of the file that was
@@ -374,7 +374,7 @@ class Resolver:
             self._journal.add("setattr", op.ino, heir.body.other, attrs)
             for name in sorted(self._tree.xattrs(op.ino)):
                 self._journal.add("setxattr", op.ino, heir.body.other, Body(xattr=name))
-            for later in [one for one in self._after(op) if one.seq < write.seq]:
+            for later in [item for item in self._after(op) if item.seq < write.seq]:
                 if later is removal:
                     self._journal.refile(later, later.file)
                 elif later.file != op.file:
@@ -393,8 +393,8 @@ class Resolver:
         theirs = await self._seen(op.file)
         if self._journal.get(op.key) is not op:  # nobody wants it any more
             return
-        later = [one for one in self._journal if one.seq > op.seq]
-        first = next((one for one in later if begins(one, op.file)), None)
+        later = [item for item in self._journal if item.seq > op.seq]
+        first = next((item for item in later if begins(item, op.file)), None)
         is_new = first is None or first.kind != "replace"
         fresh = new_id() if is_new or first is None else first.file
         ids = {op.file: fresh, op.body.other: op.file}
@@ -403,12 +403,12 @@ class Resolver:
             for old, new in ids.items():
                 self._tree.reidentify(old, new)
                 self._db.run("UPDATE pin SET file = ? WHERE file = ?", new, old)
-            for one in later:
-                self._speak_of(one, ids)
+            for item in later:
+                self._speak_of(item, ids)
             self._shares.part(op.file, theirs)
             if first is None:  # it is gone here again: nobody ever hears of it
-                for one in self._journal.of_file(fresh):
-                    self._journal.remove(one)
+                for item in self._journal.of_file(fresh):
+                    self._journal.remove(item)
             elif is_new:
                 again = first.version is not None
                 body = Body(op.body.new_parent, op.body.new_name, regular=True, renew=again)
@@ -461,8 +461,8 @@ class Resolver:
         try:
             file = op.body.other or op.file  # of a replace: the replaced one
             return await self._port.file(file, answer.overtaken, manifest=True)
-        except Refused as problem:
-            log.warning("no copy of an overtaken version", file=op.file, why=str(problem))
+        except Refused as error:
+            log.warning("no_copy_of_an_overtaken_version", file=op.file, why=str(error))
             return None
 
     def keep_copy(self, op: Op, version: VersionId, reply: messages.FileReply) -> None:

@@ -5,7 +5,7 @@ better tried with one thing than with all. Must not know: what is tried (`upload
 
 Nothing here ever gives up: waits grow to a minute (`backoff`), and go on.
 
-Concurrency contract: on the trio thread, without an await anywhere.
+Concurrency: on the trio thread, without an await anywhere.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 from remote.protocol.backoff import delay
 
-BAD_AFTER = 8  # failures in a row after which a line counts as bad
-TRIAL_CAP = 8.0  # seconds between trials of a bad line: one small question costs nobody anything
+# Failures in a row after which a line counts as bad.
+BAD_AFTER = 8
+# Seconds between trials of a bad line: one small question costs nobody anything.
+TRIAL_CAP = 8.0
 
 
 @dataclass
@@ -77,19 +79,19 @@ class Waits:
 
     def next_try(self, now: float) -> float | None:
         """When the next of those that still wait may be tried."""
-        return min((one.until for one in self._waits.values() if one.until > now), default=None)
+        return min((item.until for item in self._waits.values() if item.until > now), default=None)
 
     def hurry(self) -> None:
         """Something changed: all may be tried now. If they fail again, their waits go on growing,
         and why they failed is known until they have succeeded."""
-        for one in self._waits.values():
-            one.until = float("-inf")
+        for item in self._waits.values():
+            item.until = float("-inf")
 
     def retry_now(self) -> None:
         """As `hurry`, and what failed before does not count."""
         self.hurry()
-        for one in self._waits.values():
-            one.attempts = 0
+        for item in self._waits.values():
+            item.attempts = 0
 
     def why(self, key: str) -> str | None:
         known = self._waits.get(key)

@@ -38,7 +38,8 @@ UPLOADS_WHEN_BUSY = 8
 BUSY_SECONDS = 0.05
 BURST_NS = 10_000_000_000
 FEW = 16
-LINGER_NS = 30_000_000  # an operation this young may still be folded away
+# An operation this young may still be folded away.
+LINGER_NS = 30_000_000
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class Schedule:
         self.upto = -NEVER  # operations with a greater `seq` are not looked at yet
         self._newest = -NEVER  # the greatest there ever was
 
-    # What happens to the journal.
+    # --- what happens to the journal --------------------------------------------------------------
 
     def came(self, op: Op) -> None:
         """It was added, or says something else now."""
@@ -104,7 +105,7 @@ class Schedule:
     def _room(self) -> int:
         return self._window - len(self._held) + self._refused
 
-    # Choosing.
+    # --- choosing ---------------------------------------------------------------------------------
 
     def choose(self, may: Callable[[Op], bool], limit: int) -> list[Op]:
         """The operations to be sent now, in order, at most `limit`. What `may` says no to waits,
@@ -122,9 +123,9 @@ class Schedule:
             held = self._held[seq]
             if may(held.op):
                 chosen.append(held)
-                for one in self._records.remove(seq, _until_answered(held), held.read):
-                    if self._has_all(self._held[one]):
-                        heapq.heappush(freed, one)
+                for item in self._records.remove(seq, _until_answered(held), held.read):
+                    if self._has_all(self._held[item]):
+                        heapq.heappush(freed, item)
         for held in reversed(chosen):
             self._records.add(held.op.seq, _until_answered(held), held.read)
         return [held.op for held in chosen]
@@ -135,7 +136,7 @@ class Schedule:
         self._look()
         return (self._held[seq].op for seq in list(self._wanting))
 
-    # Keeping track.
+    # --- keeping track ----------------------------------------------------------------------------
 
     def _look(self) -> None:
         """At what has changed."""
@@ -175,8 +176,8 @@ class Schedule:
         freed += self._contents.remove(seq, held.content, ())
         self._refused -= held.refused
         del self._held[seq]
-        for one in freed:
-            self._sort(one)
+        for item in freed:
+            self._sort(item)
 
     def _sort(self, seq: int) -> None:
         """Into what can be sent, what needs bytes, and what waits for others."""
@@ -235,11 +236,11 @@ class Pace:
         return bool(self._hurries)
 
     def is_hurried(self, op: Op) -> bool:
-        return any(one is None or op.origin in one for one in self._hurries)
+        return any(item is None or op.origin in item for item in self._hurries)
 
     def is_asked_for(self, op: Op) -> bool:
         """Does somebody wait for just this, and not for whatever there is?"""
-        return any(one is not None and op.origin in one for one in self._hurries)
+        return any(item is not None and op.origin in item for item in self._hurries)
 
     def is_busy(self, now: float) -> bool:
         return not self._hurries and now - self.last_request < BUSY_SECONDS

@@ -9,7 +9,7 @@ device has seen, also if that had no id yet when the operation was made. So a ve
 server reports as overtaken is never one of this device's own, and always another device's that came
 in between, even where ours have handed a file's identity on meanwhile.
 
-Concurrency contract: synchronous, in the transaction of the acknowledgement, before the operation
+Concurrency: synchronous, in the transaction of the acknowledgement, before the operation
 leaves the journal.
 """
 
@@ -90,4 +90,4 @@ class Succession:
 
 
 def _version(change: messages.Change, file: FileId) -> VersionId | None:
-    return next((one.version for one in change.files if one.id == file), None)
+    return next((item.version for item in change.files if item.id == file), None)

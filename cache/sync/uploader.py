@@ -8,7 +8,7 @@ A file that is being written from the start is cut while it grows: chunks whose 
 certain are sent before the file is closed ("early" pieces). At the snapshot they count as an old
 version whose later overwrites are dirty, so one algorithm, `chunking.Cutter`, does both.
 
-Concurrency contract: one task per operation; what is `prepared` and `_early` are changed on the
+Concurrency: one task per operation; what is `prepared` and `_early` are changed on the
 trio thread without an await between reading and writing an entry. Encoding runs in worker threads
 on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_flight` bounds those.
 The memory is used again (`windows`) when the last chunk in it was sent.
@@ -49,9 +49,12 @@ from remote.protocol.messages import Content
 from remote.transfer.limits import Claim, PrioritySemaphore
 from remote.transfer.upload import Sender, Upload
 
-EARLY_STEP = 16 << 20  # how much a growing file must have gained before more of it is sent
-CHUNKS_IN_FLIGHT = 8  # large ones
-SHARES = 8  # small ones that are under way in the place of a large one: they wait, mostly
+# How much a growing file must have gained before more of it is sent.
+EARLY_STEP = 16 << 20
+# Large ones.
+CHUNKS_IN_FLIGHT = 8
+# Small ones that are under way in the place of a large one: they wait, mostly.
+SHARES = 8
 SMALL_BYTES = 256 * 1024
 
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
@@ -108,7 +111,7 @@ class Uploader:
         self._prepared, self._on_ready, self._on_arrival = prepared, on_ready, on_arrival
         self.ready, self.progress = prepared.ready, prepared.progress
 
-    # Snapshots.
+    # --- snapshots --------------------------------------------------------------------------------
 
     async def prepare(self, op: Op) -> None:
         """Bring the operation's bytes to the server; afterwards `ready` has its content, unless the
@@ -139,8 +142,8 @@ class Uploader:
         assert node.version is not None
         try:
             return await self._manifest_of(node.base_file or node.file, node.version)
-        except Refused as problem:
-            raise BaseGone(f"what was changed cannot be read any more: {problem}") from problem
+        except Refused as error:
+            raise BaseGone(f"what was changed cannot be read any more: {error}") from error
 
     async def _base_of(self, node: Node, layer: Layer) -> Manifest | None:
         """The version below a snapshot; what was written anew as a whole can do without."""
@@ -155,8 +158,8 @@ class Uploader:
         """Fill `into` from a snapshot."""
         try:
             await self._contents.read_snapshot(ino, layer, offset, into)
-        except Refused as problem:
-            raise BaseGone(f"what was changed cannot be read any more: {problem}") from problem
+        except Refused as error:
+            raise BaseGone(f"what was changed cannot be read any more: {error}") from error
 
     async def _freeze(self, op: Op) -> None:
         while op.version is None and not self._is_gone(op) and not self.snapshot(op):
@@ -227,7 +230,7 @@ class Uploader:
         parent = None
         while made is not None:
             parent, ops = made.body.parent, self._journal.of_file(made.body.parent)
-            made = next((one for one in ops if one.kind == "create"), None)
+            made = next((item for item in ops if item.kind == "create"), None)
         return parent
 
     async def store(self, upload: Upload, plain: memoryview, op: Op) -> Encoded:
@@ -268,7 +271,7 @@ class Uploader:
         if not under_way and not self._early:
             self.windows.rest()
 
-    # Growing files.
+    # --- growing files ----------------------------------------------------------------------------
 
     def note_write(self, ino: int, start: int, stop: int) -> None:
         """Bytes [start, stop) of the inode were overwritten or cut off."""

@@ -4,7 +4,7 @@ Knows: how many may run, whose turn it is, what a failure of one means for the o
 know: the order of operations (`schedule`), how bytes travel (`uploader`), what is sent when they
 are there (`batches`), the kernel.
 
-Concurrency contract: one task an operation, at most `schedule.UPLOADS`; one snapshot of an inode at
+Concurrency: one task an operation, at most `schedule.UPLOADS`; one snapshot of an inode at
 a time. What failed waits in `waits`, not in a task: it takes nobody's place. A task ends by waking
 the loop.
 """
@@ -91,7 +91,7 @@ class Uploads:
         """When something that was not tried at `looked` may be, by time alone."""
         tries = [self._line.next_try(looked) or self.waits.next_try(looked)]
         tries += [] if self._running else [self.room.next_try(looked)]
-        return min((one for one in tries if one is not None), default=None)
+        return min((item for item in tries if item is not None), default=None)
 
     def turned_away(self) -> Iterator[tuple[Op, Problem]]:
         """What the server would not even take the bytes of; each once."""
@@ -100,7 +100,7 @@ class Uploads:
             if self._journal.get(op.key) is op:
                 yield op, problem
 
-    # Beginning.
+    # --- beginning --------------------------------------------------------------------------------
 
     def start(self, nursery: trio.Nursery) -> None:
         """As many as may run now."""
@@ -172,7 +172,7 @@ class Uploads:
         is_burst = self._pace.is_busy(now) and is_younger(op, BURST_NS, now_ns)
         return not is_burst and self._uploader.wants_early(op.ino)
 
-    # The tasks.
+    # --- the tasks --------------------------------------------------------------------------------
 
     async def _upload(self, op: Op, key: str) -> None:
         """One attempt."""
@@ -185,9 +185,9 @@ class Uploads:
                 self._line.worked()
                 if (why := self._sends.why(op.key)) is not None:
                     self._uploader.fail(op, why)  # its bytes are there; that it waits is shown
-        except (NearlineError, OSError) as problem:  # OSError: reading our own disk
+        except (NearlineError, OSError) as error:  # OSError: reading our own disk
             if self._journal.get(op.key) is op:
-                self._failed(op, problem, below)
+                self._failed(op, error, below)
         finally:
             if self._journal.get(op.key) is not op:
                 self._uploader.forget(op)
@@ -200,15 +200,15 @@ class Uploads:
             with self._resolver.putting_aside(op, "early upload"):
                 await _unwrapped(self._uploader.send_early, op)
                 self.waits.done(op.key)
-        except (NearlineError, OSError) as problem:
-            log.info("early upload stopped", path=self._tree.path(op.ino), why=str(problem))
+        except (NearlineError, OSError) as error:
+            log.info("early_upload_stopped", path=self._tree.path(op.ino), why=str(error))
             if self._journal.get(op.key) is op:
-                self._try_later(op, problem)
+                self._try_later(op, error)
         finally:
             del self._early[key]
             self._wake()
 
-    # What failed.
+    # --- what failed ------------------------------------------------------------------------------
 
     def _failed(self, op: Op, problem: Exception, below: FileId | None) -> None:
         """What becomes of it; `below` is the directory through which it was tried."""
@@ -276,11 +276,11 @@ async def _unwrapped(work: Callable[[Op], Awaitable[None]], op: Op) -> None:
     """Run it; if its nursery failed with expected errors only, raise one of them."""
     try:
         await work(op)
-    except BaseExceptionGroup as group:
-        ours, rest = group.split((NearlineError, OSError))
+    except BaseExceptionGroup as error:
+        ours, rest = error.split((NearlineError, OSError))
         if rest is not None or ours is None:
             raise
         found: BaseException = ours
         while isinstance(found, BaseExceptionGroup):
             found = found.exceptions[0]
-        raise found from group
+        raise found from error

@@ -16,7 +16,8 @@ from mmap import mmap
 
 from remote.transfer.limits import BufferPool
 
-SMALL = 1024 * 1024  # below it a buffer is not worth keeping
+# Below it a buffer is not worth keeping.
+SMALL = 1024 * 1024
 KEEP_BYTES = 32 * 1024 * 1024
 
 

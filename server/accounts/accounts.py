@@ -36,16 +36,16 @@ from server.metadata.schema import accounts, devices, drives, files
 from server.permissions import audit
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+-]{0,63}")
+# Bytes: more than any disk, and a column holds it.
 MAX_LIMIT = 1 << 62
-"""Bytes: more than any disk, and a column holds it."""
+# Days and versions.
 MAX_KEPT = 1_000_000
-"""Days and versions."""
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 1024
 """Characters of a new password; one that was set before this was asked is good as it is."""
 
+# Argon2id with the second choice of RFC 9106, section 4, named here so that what a library prefers
+# changes nothing by itself. Whoever logs in with a hash of others is given one of these.
 HASHER = PasswordHasher(time_cost=3, memory_cost=64 * 1024, parallelism=4)
-"""Argon2id with the second choice of RFC 9106, section 4, named here so that what a library
-prefers changes nothing by itself. Whoever logs in with a hash of others is given one of these."""
 
 
 class AccountExists(ValueError):
@@ -216,7 +216,7 @@ def account_id(conn: Connection, name: str, *, removed_too: bool = False) -> str
 
 
 def is_locked(conn: Connection, account: str) -> bool:
-    """Whether the account with this id is refused everywhere."""
+    """True if the account with this id is refused everywhere."""
     query = select(accounts.c.locked_ns).where(accounts.c.id == account)
     return conn.execute(query).scalar() is not None
 
@@ -258,7 +258,7 @@ def hash_password(password: str) -> str:
 
 
 def password_matches(hashed: str | None, password: str) -> bool:
-    """Whether `password` is right; takes the same time when there is no hash to compare with.
+    """True if `password` is right; takes the same time when there is no hash to compare with.
 
     Takes tens of milliseconds and 64 MiB: never on the event loop, and few at a time.
     """

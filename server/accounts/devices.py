@@ -30,8 +30,8 @@ from server.permissions import access, audit
 from server.permissions.caller import Caller
 from server.uploads import sessions
 
+# Good tokens of one account, beyond which none is made but by logging in.
 MAX_TOKENS = 1000
-"""Good tokens of one account, beyond which none is made but by logging in."""
 _INT64 = 1 << 63
 
 
@@ -160,7 +160,7 @@ class DeviceRow(NamedTuple):
 
 def list_devices(data_dir: Path, account: str | None = None) -> list[DeviceRow]:
     """The devices whose token is still good, of `account` or of all. Raises `AccountUnknown`."""
-    shown = [accounts.c.name, *(devices.c[each] for each in DeviceRow._fields[1:])]
+    shown = [accounts.c.name, *(devices.c[item] for item in DeviceRow._fields[1:])]
     with opened(data_dir) as db, db.read() as conn:
         query = select(*shown).join(accounts, devices.c.account == accounts.c.id)
         query = query.where(is_good(time.time_ns()))

@@ -30,10 +30,10 @@ from server.accounts.accounts import new_id
 from server.metadata.schema import accounts, devices, drives
 from server.permissions.caller import Caller
 
+# How long the token before is good after a rotation whose answer was lost.
 OVERLAP_NS = 10 * 60 * 10**9
-"""How long the token before is good after a rotation whose answer was lost."""
+# In `old_until_ns`: the new token was used.
 _ENDED = 0
-"""In `old_until_ns`: the new token was used."""
 _HOUR_NS = 3600 * 10**9
 
 _DEVICE = (
@@ -147,7 +147,7 @@ class SeenThisHour:
         self._devices: set[str] = set()
 
     def is_first(self, device: str, now_ns: int) -> bool:
-        """Whether `device` is told of for the first time in the hour of `now_ns`."""
+        """True if `device` is told of for the first time in the hour of `now_ns`."""
         hour = now_ns // _HOUR_NS
         with self._lock:
             if hour != self._hour:

@@ -16,8 +16,8 @@ from server.changes.fanout import Closed
 from server.changes.views import View, view_of
 from server.permissions.caller import Caller
 
+# To wait. What is outside is brought inside, whatever is asked.
 Seconds = Annotated[float, msgspec.Meta(extra_json_schema={"minimum": 0, "maximum": 60})]
-"""To wait. What is outside is brought inside, whatever is asked."""
 
 
 @post("/v1/changes/apply", "Apply changes")

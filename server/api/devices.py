@@ -40,8 +40,8 @@ async def rotate(request: Request) -> TokenReply:
 
     try:
         return await request.write(work)
-    except Refused as refused:
-        if isinstance(refused.problem, Unauthorized):
+    except Refused as error:
+        if isinstance(error.problem, Unauthorized):
             await _note_copied(request.service, request.token, request.address)
         raise
 

@@ -26,16 +26,16 @@ from server.service import Service
 
 log = structlog.get_logger("nearline.api")
 
+# The route of what leads nowhere.
 UNKNOWN = "unknown"
-"""The route of what leads nowhere."""
 
 _LATE = Unavailable(message="the request's body did not arrive in time; send it again")
 _GONE = Unavailable(message="the client went away before its request had arrived")
 _BUSY = Unavailable(message="the server's database is busy; try later")
 _UNFORESEEN = Unavailable(message="the server failed; its log says why")
 
+# The code with which a socket is closed when something was not foreseen.
 _FAILED = 4500
-"""The code with which a socket is closed when something was not foreseen."""
 
 
 class Api:
@@ -43,7 +43,7 @@ class Api:
 
     def __init__(self, service: Service, endpoints: tuple[Endpoint, ...]) -> None:
         self._service, self._endpoints = service, endpoints
-        self._routes = Routes((each.method, each.path, each) for each in endpoints)
+        self._routes = Routes((item.method, item.path, item) for item in endpoints)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> str:
         """Answer one connection; returns the route's name for the metrics."""
@@ -76,8 +76,8 @@ class Api:
         scope = request.scope
         try:
             response = await _answered(endpoint, values, request)
-        except Refused as refused:
-            await self._refuse(scope, send, refused.problem)
+        except Refused as error:
+            await self._refuse(scope, send, error.problem)
         except TooSlow:
             await self._refuse(scope, send, _LATE, 408)
         except ClientGone:  # nobody reads it; the log and the metrics have the status
@@ -95,8 +95,8 @@ class Api:
         scope = socket.scope
         try:
             await endpoint.handler(socket, **endpoint.arguments(values, scope["query_string"]))
-        except Refused as refused:  # before it was accepted
-            await refuse(scope, socket.send, refused.problem)
+        except Refused as error:  # before it was accepted
+            await refuse(scope, socket.send, error.problem)
         except Exception:
             log.exception("socket_failed", path=shown_path(scope["path"]))
             await socket.send({"type": "websocket.close", "code": _FAILED, "reason": ""})

@@ -27,13 +27,12 @@ from remote.protocol.errors import BadRequest, NotFound, Refused
 
 Handler = Callable[..., Awaitable[Any]]
 
+# In place of a method.
 WEBSOCKET = "WS"
-"""In place of a method."""
 
 Id = NewType("Id", str)
+# How many at most. Not more than the endpoint has in a page, and one at least, whatever is asked.
 Limit = Annotated[int, msgspec.Meta(extra_json_schema={"minimum": 1})]
-"""How many at most. Not more than the endpoint has in a page, and one at least, whatever is
-asked."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -108,10 +107,10 @@ def _read(handler: Handler, method: str, path: str, summary: str | None, public:
     hints = get_type_hints(handler, include_extras=True)
     named = re.findall(r"{(\w+)}", path)
     _, *parameters = inspect.signature(handler).parameters.values()
-    bodies = [each.name for each in parameters if _is_message(hints[each.name])]
-    queried = [each for each in parameters if each.name not in (*named, *bodies)]
-    assert all(each.default is not each.empty for each in queried), f"{path}: no default"
-    fields = [(each.name, hints[each.name], each.default) for each in queried]
+    bodies = [item.name for item in parameters if _is_message(hints[item.name])]
+    queried = [item for item in parameters if item.name not in (*named, *bodies)]
+    assert all(item.default is not item.empty for item in queried), f"{path}: no default"
+    fields = [(item.name, hints[item.name], item.default) for item in queried]
     body_name = bodies[0] if bodies else None
     return Endpoint(
         method,

@@ -90,8 +90,8 @@ class Request:
     async def publish(self, work: Work[tuple[Sequence[News], T]]) -> T:
         """Commit `work`, then tell those whom it concerns."""
         news, answer = await self.write(work)
-        for each in news:
-            self.service.fanout.publish(each)
+        for item in news:
+            self.service.fanout.publish(item)
         return answer
 
     # --- bodies ---

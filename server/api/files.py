@@ -41,9 +41,9 @@ from server.uploads import verification
 
 T = TypeVar("T")
 
+# Of each version that is located with others: some 1,500 pieces. One may have sixteen megabytes of
+# them, and the same one may be asked for again and again in one request.
 WHOLE_MANIFEST_BYTES = 64 * 1024
-"""Of each version that is located with others: some 1,500 pieces. One may have sixteen megabytes
-of them, and the same one may be asked for again and again in one request."""
 
 
 @get("/v1/files/{file_id}", "A file")
@@ -129,8 +129,8 @@ async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSever
 
     try:
         return await _vouched_for(request, work)
-    except Refused as refused:
-        problem = refused.problem
+    except Refused as error:
+        problem = error.problem
         if not isinstance(problem, Unavailable):
             raise
 
@@ -184,15 +184,15 @@ def _locate_several(
     lineage = Lineage(conn)
     answers: list[LocatedVersion | AnyProblem] = []
     doubtful: list[BlobKey] = []
-    for one in wanted:
+    for item in wanted:
         try:
-            row = access.require(conn, caller, one.file, "viewer", lineage)
-            _check_small(conn, one)
-            manifest = versions.manifest_of(versions.read(conn, one.file, one.version))
+            row = access.require(conn, caller, item.file, "viewer", lineage)
+            _check_small(conn, item)
+            manifest = versions.manifest_of(versions.read(conn, item.file, item.version))
             ids = versions.under(manifest, Span(0, max(1, manifest.size)))[:MAX_WHOLE_CHUNKS]
-            found = _signed(service, conn, caller, row.drive, one.version, ids)
-        except Refused as refused:
-            answers.append(cast(AnyProblem, refused.problem))
+            found = _signed(service, conn, caller, row.drive, item.version, ids)
+        except Refused as error:
+            answers.append(cast(AnyProblem, error.problem))
             continue
         if isinstance(found, Signed):
             answers.append(LocatedVersion(manifest=manifest, chunks=found.chunks))

@@ -112,8 +112,8 @@ async def unlock(request: Request, secret: str) -> Response:
     given = _field(form, request.header(b"content-type"), "password")
     try:
         return await _try(service, here, link, request.address, given)
-    except Refused as refused:
-        return _too_many(here, refused.problem)
+    except Refused as error:
+        return _too_many(here, error.problem)
 
 
 async def _try(service: Service, here: str, link: Link, address: str, given: str) -> Response:
@@ -281,7 +281,7 @@ def _unlocked(service: Service, here: str, link: str, password: str) -> Response
 
 def _cookie(header: str) -> str | None:
     """What a browser was given at `_unlocked`, from its Cookie header."""
-    pairs = (each.strip().partition("=") for each in header.split(";"))
+    pairs = (item.strip().partition("=") for item in header.split(";"))
     return next((value for name, _, value in pairs if name == COOKIE), None)
 
 

@@ -127,7 +127,7 @@ class _Pusher:
         await self._look_again()
         while self.view.listens_to == listened:
             found = await news.next()
-            if [each.topic for each in found] == [drive_topic(self.view.drive)]:
+            if [item.topic for item in found] == [drive_topic(self.view.drive)]:
                 await self.service.read(self.token, lambda _conn, _caller: None)
                 await self._tell(found[0])
             else:
@@ -153,7 +153,7 @@ class _Pusher:
         if latest.epoch == before.epoch and latest.seq <= before.seq:
             return
         reached = before._replace(epoch=latest.epoch, seq=latest.seq)
-        old, new = (self.service.cursors.write(each) for each in (before, reached))
+        old, new = (self.service.cursors.write(item) for item in (before, reached))
         changes = self._changes(before, latest)
         since = old if changes else new
         await self._send(Hint(since=since, cursor=new, seq=latest.seq, changes=changes))

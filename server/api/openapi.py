@@ -24,15 +24,15 @@ _REF = "#/components/schemas/{name}"
 @functools.cache
 def document(endpoints: tuple[Endpoint, ...]) -> bytes:
     """The document as JSON, of those that have a summary."""
-    published = [each for each in endpoints if each.summary is not None]
-    used = [kind for each in published for kind in (each.body, each.reply) if kind is not None]
+    published = [item for item in endpoints if item.summary is not None]
+    used = [kind for item in published for kind in (item.body, item.reply) if kind is not None]
     schemas, components = msgspec.json.schema_components(
         [AnyProblem, messages.Hint, *used], ref_template=_REF
     )
     problem, by_type = schemas[0], dict(zip(used, schemas[2:], strict=True))
     paths: dict[str, dict[str, Any]] = {}
-    for each in published:
-        paths.setdefault(each.path, {})[each.method.lower()] = _operation(each, by_type, problem)
+    for item in published:
+        paths.setdefault(item.path, {})[item.method.lower()] = _operation(item, by_type, problem)
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",

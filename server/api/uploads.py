@@ -31,7 +31,7 @@ async def start(request: Request, wanted: StartUploads) -> StartUploadsReply:
         begun = sessions.start_many(conn, caller, wanted.uploads, terms, time.time_ns(), is_over)
         return StartUploadsReply(begun)
 
-    chunks = {each.id for upload in wanted.uploads for each in upload.descriptors}
+    chunks = {item.id for upload in wanted.uploads for item in upload.descriptors}
     return await request.write(work, chunks)
 
 
@@ -50,7 +50,7 @@ async def urls(request: Request, version: Id, wanted: UrlsRequest) -> UploadStat
         terms, now_ns = request.service.terms(conn, caller), time.time_ns()
         return sessions.extend(conn, caller, version, wanted.descriptors, terms, now_ns)
 
-    chunks = {each.id for each in wanted.descriptors}
+    chunks = {item.id for item in wanted.descriptors}
     return await request.write(work, chunks)
 
 

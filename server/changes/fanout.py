@@ -33,7 +33,7 @@ def grant_topic(drive: str, file: str) -> str:
 
 
 def is_of_a_part(topic: str) -> bool:
-    """Whether it is a `grant_topic`."""
+    """True if it is a `grant_topic`."""
     return topic.startswith(_OF_A_PART)
 
 

@@ -193,7 +193,7 @@ def _is_known(conn: Connection, since: Position, view: View, now: Mapping[str, H
 
 
 def _missed_nothing(conn: Connection, topics: Sequence[str], seq: int, now: Head) -> bool:
-    """Whether nothing happened in these parts of a drive between `seq` and its floor: of each part
+    """True if nothing happened in these parts of a drive between `seq` and its floor: of each part
     the newest change up to the floor is kept, to tell that (`retention`)."""
     if not all(map(is_of_a_part, topics)):
         return False
@@ -274,7 +274,7 @@ def history(
         return ChangesPage(cursor=start, seq=now.floor, changes=[], reset=True)
     page = _Page()
     last = page.read(conn, view, drive, at.seq)
-    about = [change for each in page.found if (change := _about(each, file)) is not None]
+    about = [change for item in page.found if (change := _about(item, file)) is not None]
     position = cursors.write(Position(now.epoch, drive, last))
     return ChangesPage(cursor=position, seq=last, changes=about, more=page.is_full)
 

@@ -22,8 +22,8 @@ from sqlalchemy import Connection, Row, bindparam, select
 
 from server.metadata.schema import entries, files, grants
 
+# Shared files of all accounts together that are remembered.
 MAX_ROOTS = 100_000
-"""Shared files of all accounts together that are remembered."""
 
 _up = (
     select(entries.c.file, entries.c.parent)

@@ -27,8 +27,8 @@ from server.metadata.records import attributes, file_record, lightest
 from server.metadata.schema import accounts, devices, drives, files, grants
 from server.permissions.caller import Caller
 
+# What follows a name's last dot and is longer is no suffix to be kept.
 _LONGEST_SUFFIX = 16
-"""What follows a name's last dot and is longer is no suffix to be kept."""
 _SHARED = (
     select(
         files,

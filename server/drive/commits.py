@@ -48,8 +48,8 @@ Result = Applied | AnyProblem
 
 LATER = Unavailable(message="this was too much for one batch; send the rest again")
 MAX_SECONDS = 5.0
+# Of encoded changes and answers. One operation alone may make more.
 MAX_BYTES = 16 * 1024 * 1024
-"""Of encoded changes and answers. One operation alone may make more."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_result = msgspec.msgpack.Decoder(Result).decode
@@ -129,7 +129,7 @@ class _Batch:
         """Load the answers that were given before, in the order of `keys`, as far as there is room
         for them; the keys of the others are `unread`."""
         stored = self._stored(keys)
-        for key in dict.fromkeys(each for each in keys if each in stored):
+        for key in dict.fromkeys(item for item in keys if item in stored):
             if self.size and self.size + stored[key] > MAX_BYTES:
                 self.unread.add(key)
             else:
@@ -164,7 +164,7 @@ class _Batch:
                 self._roots(drive, {row.id for row in there if row.drive == drive})
 
     def _is_climbed(self, drive: str) -> bool:
-        """Whether each operation in a drive asks what is above the files that it touches."""
+        """True if each operation in a drive asks what is above the files that it touches."""
         owner = access.owns_drive(self.caller, drive)
         return not owner or self._head(drive).parted or bool(self.lineage.roots(drive, self.now_ns))
 
@@ -195,10 +195,10 @@ class _Batch:
         self.rows.begin()
         try:
             applied = self._perform(op)
-        except Refused as refused:
+        except Refused as error:
             self.rows.undo()
             self.lineage.forget()
-            return _problem(refused.problem)
+            return _problem(error.problem)
         self.rows.keep()
         self.lineage.keep()
         return applied
@@ -229,7 +229,7 @@ class _Batch:
 
     def _parted(self, drive: str) -> bool:
         shared = select(grants.c.file).where(grants.c.granted_by == _owner(drive))
-        return any(self.conn.execute(each.limit(1)).first() for each in (shared, _folders(drive)))
+        return any(self.conn.execute(item.limit(1)).first() for item in (shared, _folders(drive)))
 
     def _record(self, head: _Head, change: Change, tx: Mutation) -> None:
         head.seq = change.seq

@@ -30,8 +30,8 @@ from server.metadata.records import pages
 from server.metadata.schema import entries, files
 from server.permissions.lineage import Lineage, Place
 
+# Entries of a tree that are looked at for how deep it really is.
 LOOKED_AT = 10_000
-"""Entries of a tree that are looked at for how deep it really is."""
 
 _BELOW = select(files.c.id, files.c.below_levels, files.c.below_bytes).where(
     files.c.id.in_(bindparam("ids", expanding=True))

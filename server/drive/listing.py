@@ -41,10 +41,10 @@ from server.permissions.lineage import Lineage
 
 MAX_CHILDREN = 1000
 MAX_VERSIONS = 200
+# Directories of which it is asked at once whether they fit.
 _LOOKED_AT = 100
-"""Directories of which it is asked at once whether they fit."""
+# How many files of one content are looked at for one that a single-folder token reaches.
 MAX_SAME = 100
-"""How many files of one content are looked at for one that a single-folder token reaches."""
 _HEX_32 = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
@@ -59,10 +59,10 @@ _few = (
     .correlate(files)
     .subquery()
 )
+# How many entries each has, as far as `most`: a directory may have millions.
 _COUNTS = select(
     files.c.id, select(func.count()).select_from(_few).correlate(files).scalar_subquery()
 ).where(files.c.id.in_(bindparam("ids", expanding=True)))
-"""How many entries each has, as far as `most`: a directory may have millions."""
 _xattr_bytes = func.sum(func.length(xattrs.c.name) + func.length(xattrs.c.value))
 _XATTRS = (
     select(xattrs.c.file, _xattr_bytes)
@@ -112,12 +112,12 @@ def children(
     if cursor is not None:
         query = query.where(entries.c.name > read_mark(cursor, str))
     found = conn.execute(query.order_by(entries.c.name).limit(limit + 1)).all()
-    shown = found[: fitting(conn, [each.id for each in found[:limit]])]
+    shown = found[: fitting(conn, [item.id for item in found[:limit]])]
     more = len(found) > len(shown)
-    attrs = attributes(conn, [each.id for each in shown])
+    attrs = attributes(conn, [item.id for item in shown])
     return ChildrenPage(
         directory=_record(conn, row),
-        children=[_child(each, attrs.get(each.id, {})) for each in shown],
+        children=[_child(item, attrs.get(item.id, {})) for item in shown],
         as_of=feed.heads(conn, [row.drive])[row.drive].seq,
         next=write_mark(shown[-1].name) if more else None,
     )
@@ -151,7 +151,7 @@ def several(
         listed=[
             Listed(
                 directory=file_record(directories[id], attrs.get(id, {})),
-                children=[_child(each, attrs.get(each.id, {})) for each in below[id]],
+                children=[_child(item, attrs.get(item.id, {})) for item in below[id]],
                 as_of=heads[directories[id].drive].seq,
             )
             for id in taken
@@ -194,7 +194,7 @@ def history(
     found = conn.execute(query).all()
     shown, more = found[:limit], len(found) > limit
     mark = write_mark((shown[-1].created_ns, shown[-1].id)) if more else None
-    return VersionsPage(versions=[_version(each, row.version) for each in shown], next=mark)
+    return VersionsPage(versions=[_version(item, row.version) for item in shown], next=mark)
 
 
 def by_fingerprint(conn: Connection, caller: Caller, fingerprint: str) -> FingerprintReply:
@@ -237,8 +237,8 @@ def read_mark(cursor: str, kind: type[T]) -> T:
 
 def check_bindable(value: object) -> None:
     """Raise ValueError for integers that no column can hold."""
-    for each in value if isinstance(value, tuple) else (value,):
-        if isinstance(each, int) and not -(1 << 63) <= each < 1 << 63:
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, int) and not -(1 << 63) <= item < 1 << 63:
             raise ValueError("an integer of more than 64 bits")
 
 

@@ -161,7 +161,7 @@ class Mutation:
         if self.is_whole or place in known:
             return
         reach = self.reach(place)
-        if not any(self.reach(each) == reach for each in known):
+        if not any(self.reach(item) == reach for item in known):
             message = "there it would be reached by others than where it is; copy it instead"
             raise Refused(OtherReach(message=message))
 

@@ -32,6 +32,7 @@ _MOVED_BY_OTHERS = select(entries.c.rev).where(
 )
 _below = select(bindparam("top", type_=files.c.id.type).label("id")).cte("below", recursive=True)
 _below = _below.union_all(select(entries.c.file).where(entries.c.parent == _below.c.id))
+# Those that `_leave` has something to do for: an owner may have very many of their own.
 _LINKED_BELOW = (
     select(files.c.id)
     .distinct()
@@ -44,7 +45,6 @@ _LINKED_BELOW = (
         ),
     )
 )
-"""Those that `_leave` has something to do for: an owner may have very many of their own."""
 
 
 def take_back(tx: Mutation) -> None:

@@ -50,8 +50,8 @@ from server.permissions import audit
 from server.permissions.caller import Caller
 from server.uploads import sessions
 
+# About how many references to chunks one call lets go of.
 CHUNKS = 10_000
-"""About how many references to chunks one call lets go of."""
 
 _CHUNK_BYTES = 1 << 20
 _ids: BindParameter[list[str]] = bindparam("ids", expanding=True)
@@ -103,8 +103,8 @@ def drop_versions(conn: Connection, old: Sequence[Old]) -> int:
     """Take these out of the histories of their files; returns how many were, from the front."""
     done = old[: _fitting(old)]
     if done:
-        conn.execute(_DROP_VERSION, [{"f": each.file, "v": each.id} for each in done])
-    for page in pages(each.id for each in done):
+        conn.execute(_DROP_VERSION, [{"f": item.file, "v": item.id} for item in done])
+    for page in pages(item.id for item in done):
         conn.execute(_DROP_REFERENCES, {"ids": page})
     return len(done)
 
@@ -124,8 +124,8 @@ def drop_files(conn: Connection, by: Caller | None, ids: Sequence[str], now_ns: 
     for page in pages(ids):
         for row in conn.execute(_VERSIONS, {"ids": page}):
             found[row.file].append(Old(*row))
-    old = [each for file in ids for each in found[file]]
-    kept = {each.file for each in old[drop_versions(conn, old) :]}
+    old = [item for file in ids for item in found[file]]
+    kept = {item.file for item in old[drop_versions(conn, old) :]}
     done = list(takewhile(lambda id: id not in kept, ids))
     told: dict[str, None] = {}
     for page in pages(done):
@@ -143,8 +143,8 @@ def drop_files(conn: Connection, by: Caller | None, ids: Sequence[str], now_ns: 
 def _fitting(old: Iterable[Old]) -> int:
     """How many of `old` one call takes; at least one, if there are any."""
     taken = weight = 0
-    for each in old:
-        weight += each.size // _CHUNK_BYTES + 1
+    for item in old:
+        weight += item.size // _CHUNK_BYTES + 1
         if taken and weight > CHUNKS:
             break
         taken += 1

@@ -15,8 +15,8 @@ from sqlalchemy import Connection, bindparam, select
 from remote.protocol.account_messages import Reached
 from server.metadata.schema import accounts, entries, files, grants
 
+# Told in one answer; it says when there are more.
 MOST = 1000
-"""Told in one answer; it says when there are more."""
 
 _drive = files.c.drive == bindparam("drive")
 

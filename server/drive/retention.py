@@ -54,8 +54,8 @@ from server.permissions import audit
 
 DAY_NS: Final = 86_400 * 10**9
 ANSWERS_NS: Final = 90 * DAY_NS
+# A hundred years, for arithmetic in 64 bits: who says more gets this.
 LONGEST_DAYS: Final = 36_500
-"""A hundred years, for arithmetic in 64 bits: who says more gets this."""
 
 
 class Expired(NamedTuple):

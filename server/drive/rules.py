@@ -13,12 +13,12 @@ from remote.protocol.messages import MAX_NAME_BYTES, MAX_XATTR_BYTES, SHARED_NAM
 
 MAX_TARGET_BYTES = 4095
 MAX_XATTRS_TOTAL = 1024 * 1024
+# Of a file that who does not own the drive whole may give further names: its owner's next move of
+# the file looks at each.
 MAX_NAMES_BY_OTHERS = 1000
-"""Of a file that who does not own the drive whole may give further names: its owner's next move of
-the file looks at each."""
+# Names of all files of a drive that have several, while others than its owner may make more: the
+# owner's next move of a directory may look at each, in one operation.
 MAX_NAMED_TWICE = 3000
-"""Names of all files of a drive that have several, while others than its owner may make more: the
-owner's next move of a directory may look at each, in one operation."""
 _INT64 = 1 << 63
 _DEVICE_KINDS = ("char", "block")
 

@@ -52,17 +52,17 @@ from server.permissions.caller import Caller
 from server.permissions.lineage import ABOVE
 from server.uploads import sessions
 
+# Files that one account may share with one other: what is shared is told as one list.
 MAX_SHARED_WITH_ONE = 200
-"""Files that one account may share with one other: what is shared is told as one list."""
 MAX_GRANTS_ON_ONE = 1000
+# Files that one account is given by all others.
 MAX_GIVEN = 2000
-"""Files that one account is given by all others."""
+# Files that one account is given by another that it does not know.
 MAX_FROM_STRANGER = 40
-"""Files that one account is given by another that it does not know."""
+# Files that one account is given by all whom it does not know.
 MAX_FROM_STRANGERS = 400
-"""Files that one account is given by all whom it does not know."""
+# Grants in one answer, the nearest first.
 MAX_TOLD = 10_000
-"""Grants in one answer, the nearest first."""
 
 _GRANTS = (
     select(grants, people.c.name.label("account_name"), people.c.name_key)
@@ -199,19 +199,19 @@ def list_grants(conn: Connection, caller: Caller, file: str) -> SharesReply:
     if not is_owner:
         query = query.where(grants.c.account == caller.account)
     found = conn.execute(query, {"id": file}).all()
-    by = {each.granted_by for each in found} | {row.owner}
+    by = {item.granted_by for item in found} | {row.owner}
     named = select(people.c.id, people.c.name).where(people.c.id.in_(by))
-    names = {each.id: each.name for each in conn.execute(named)}
+    names = {item.id: item.name for item in conn.execute(named)}
     told = [
         Grant(
-            file=each.file,
-            account=each.account_name,
-            role=each.role,
-            granted_by=names[each.granted_by],
-            at_ns=each.at_ns,
-            was=given_as(each) if is_owner else None,  # others may not know that directory
+            file=item.file,
+            account=item.account_name,
+            role=item.role,
+            granted_by=names[item.granted_by],
+            at_ns=item.at_ns,
+            was=given_as(item) if is_owner else None,  # others may not know that directory
         )
-        for each in found
+        for item in found
     ]
     reply = SharesReply(owner=names[row.owner], grants=told)
     if row.kind == "directory" and is_owner:
@@ -246,7 +246,7 @@ def _other_account(conn: Connection, caller: Caller, name: str) -> str:
 
 
 def _knows(conn: Connection, account: str, other: str) -> bool:
-    """Whether `account` has shared something with `other` itself."""
+    """True if `account` has shared something with `other` itself."""
     given = select(grants.c.file).where(grants.c.account == other, grants.c.granted_by == account)
     return conn.execute(given.limit(1)).first() is not None
 

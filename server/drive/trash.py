@@ -43,14 +43,14 @@ from server.permissions.caller import Caller
 
 TOGETHER_NS: Final = 10 * 60 * 10**9
 MAX_ITEMS: Final = 200
+# `inside` is not counted further: so many, or more.
 MAX_INSIDE: Final = 1000
-"""`inside` is not counted further: so many, or more."""
+# Files that one call deletes for good, at most.
 EMPTY_FILES: Final = 500
-"""Files that one call deletes for good, at most."""
+# Begins a path whose upper part is not known any more.
 UNKNOWN: Final = "…/"
-"""Begins a path whose upper part is not known any more."""
+# Files that are deleted between two looks at the time.
 _DROPPED: Final = 20
-"""Files that are deleted between two looks at the time."""
 _MAX_TOLD: Final = 50
 
 _directory = files.alias("directory")
@@ -133,7 +133,7 @@ def page(
         query = query.where(or_(files.c.trashed_ns < at, same))
     query = query.order_by(files.c.trashed_ns.desc(), files.c.id.desc()).limit(limit + 1)
     found = conn.execute(query, {"drive": caller.drive, "parent": parent}).all()
-    shown = found[: fitting(conn, [each.id for each in found[:limit]])]
+    shown = found[: fitting(conn, [item.id for item in found[:limit]])]
     items = _items(conn, caller.drive, shown, keep_ns)
     more = len(found) > len(items)
     mark = write_mark((items[-1].trashed_ns, items[-1].file.id)) if more else None

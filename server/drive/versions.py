@@ -163,7 +163,7 @@ def copy(tx: Mutation, source: FileRow, file: str) -> None:
 
 
 def has_gone_on(conn: Connection, source: str, target: str) -> bool:
-    """Whether everything that `source` ever held is in the history of `target` too."""
+    """True if everything that `source` ever held is in the history of `target` too."""
     other = versions.alias()
     adopted = exists().where(other.c.file == target, other.c.id == versions.c.id)
     left = select(versions.c.id).where(

@@ -288,7 +288,7 @@ class WorkingSet:
             self._put(self._changed, id, changed.union(values))
 
     def is_retired(self, id: str) -> bool:
-        """Whether a file that was deleted for good had this id."""
+        """True if a file that was deleted for good had this id."""
         if id not in self._retired:
             self._retired[id] = bool(retired_of(self._conn, [id]))
         return self._retired[id]
@@ -322,7 +322,7 @@ class WorkingSet:
         self._put(self._entries, place, row)
 
     def has_child(self, directory: str) -> bool:
-        """Whether anything is in a directory."""
+        """True if anything is in a directory."""
         here = [place for place in self._named if place[0] == directory]
         if any(self._entries[place] is not None for place in here):
             return True
@@ -467,7 +467,7 @@ class WorkingSet:
             drive = drive_of.get(operations.anchor(op))
             if drive is not None:
                 pieces = content.manifest.pieces
-                wanted[drive].update(dict.fromkeys(each.id for each in pieces if each.id != HOLE))
+                wanted[drive].update(dict.fromkeys(item.id for item in pieces if item.id != HOLE))
         for drive, ids in wanted.items():
             self._read_chunks(drive, ids)
 

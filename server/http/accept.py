@@ -34,10 +34,10 @@ from server.settings import Tunables
 log = structlog.get_logger("nearline.server")
 
 TLS_HANDSHAKE = b"\x16"
+# Then whatever else waits has its turn.
 ACCEPTED_AT_ONCE = 100
-"""Then whatever else waits has its turn."""
+# Between tries when the system gives no more descriptors.
 PAUSE_SECONDS = 1.0
-"""Between tries when the system gives no more descriptors."""
 
 
 class Acceptor:

@@ -33,19 +33,19 @@ from server.http.redaction import shown_path
 from server.metrics import Metrics
 from server.settings import Tunables
 
+# Answers one connection; returns the route's name for the metrics.
 Route = Callable[[Any, Receive, Send], Awaitable[str]]
-"""Answers one connection; returns the route's name for the metrics."""
 
 log = structlog.get_logger("nearline.http")
 
 _sleep = asyncio.sleep
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+# Paths whose good answers are counted but not logged; so are those of signed objects.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Paths whose good answers are counted but not logged; so are those of signed objects."""
 _QUIET_ROUTES = frozenset({"/blobs", "/chunks"})
 _TOO_MANY = RULES[RateLimited].status
+# Routes that take as long as there is nothing to tell, or as the client's network needs.
 _LASTING = frozenset({"/v1/changes/wait", "/v1/changes/live", "/blobs", "/chunks", "/content"})
-"""Routes that take as long as there is nothing to tell, or as the client's network needs."""
 
 
 class Noting(NamedTuple):

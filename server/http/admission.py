@@ -31,26 +31,26 @@ from server.metrics import Metrics
 from server.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]
+# What is counted, where, and for whom.
 Turn = tuple[str, TokenBuckets, Hashable]
-"""What is counted, where, and for whom."""
 
+# A request above the rate waits so long for its turn. Most clients, who have few requests under way
+# at a time, are slowed down that way and never refused.
 PATIENCE_SECONDS = 2.0
-"""A request above the rate waits so long for its turn. Most clients, who have few requests under
-way at a time, are slowed down that way and never refused."""
 
 _HEALTH = frozenset({"/healthz", "/readyz"})
 _SIGNED = ("/blobs/", "/chunks/", "/content/")
 _LOGIN, _LINK = "/v1/login", "/s/"
 """What takes a password: whoever sends one is a stranger, with a token too."""
 
+# Followed by what names the link: its id, or its secret.
 _VISITED = ("/content/", _LINK)
-"""Followed by what names the link: its id, or its secret."""
 
+# Answers that a stranger has so many of. Not 412 and 416, which follow a good signature.
 REFUSALS = frozenset({400, 401, 403, 404, 405, 411, 413, GONE_STATUS})
-"""Answers that a stranger has so many of. Not 412 and 416, which follow a good signature."""
 
+# An IPv6 site of 48 bits may have so many times what one of its networks of 64 bits may.
 _SITE = 4
-"""An IPv6 site of 48 bits may have so many times what one of its networks of 64 bits may."""
 
 _ALWAYS: Headers = [
     (b"cache-control", b"no-store"),
@@ -71,7 +71,7 @@ class Refusal(NamedTuple):
 
 
 def is_free(path: str) -> bool:
-    """Whether requests for `path` are not counted unless they are refused."""
+    """True if requests for `path` are not counted unless they are refused."""
     return path in _HEALTH or path.startswith(_SIGNED)
 
 
@@ -112,8 +112,8 @@ class Admission:
         holder = self._recent_tokens.of(_token(scope))
         try:
             self._take_in(scope, receive, holder)
-        except Refused as refused:
-            return Refusal(refused.problem, close=True)
+        except Refused as error:
+            return Refusal(error.problem, close=True)
         if holder is not None:
             self._tries.is_home(("account", holder.account), client_of(scope))
         return await self._paced(scope, holder)
@@ -172,7 +172,7 @@ class Admission:
     def secured(self, headers: Headers) -> Headers:
         """The headers of an answer, with the default of each that its route did not set."""
         given = {name.lower() for name, _ in headers}
-        return headers + [each for each in self._defaults if each[0] not in given]
+        return headers + [item for item in self._defaults if item[0] not in given]
 
 
 def _judge(body: Body, scope: MutableMapping[str, Any], holder: TokenHolder | None) -> None:

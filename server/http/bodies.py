@@ -33,20 +33,20 @@ from server.settings import Tunables
 
 Receive = Callable[[], Awaitable[Message]]
 
+# The largest body of who has shown nothing good yet. A login of the longest name, password and
+# device, with every character of them escaped, is a little less.
 STRANGER_BYTES = 20 * 1024
-"""The largest body of who has shown nothing good yet. A login of the longest name, password and
-device, with every character of them escaped, is a little less."""
 
+# Uvicorn stops reading when more than its mark waits to be taken; what came last is one read of the
+# event loop's, at most 256 KiB.
 BUFFERED = HIGH_WATER_LIMIT + 256 * 1024
-"""uvicorn stops reading when more than its mark waits to be taken; what came last is one read of
-the event loop's, at most 256 KiB."""
 
 AGAIN_SECONDS = 1.0
 
+# How long, and (`body_limit`) how much of, a body that was answered before it had all come is read
+# and thrown away. A client that is still sending when its connection is closed may get a reset
+# instead of the answer (RFC 9112, section 9.6): a refused URL would look like a network's fault.
 DRAIN_SECONDS = 2.0
-"""How long, and (`body_limit`) how much of, a body that was answered before it had all come is read
-and thrown away. A client that is still sending when its connection is closed may get a reset
-instead of the answer (RFC 9112, section 9.6): a refused URL would look like a network's fault."""
 
 _KEY = "nearline.body"
 
@@ -59,9 +59,9 @@ class ClientGone(Exception):
     """The client went away before all of the request's body had come."""
 
 
+# For the log and the metrics, where nobody is left to answer: nginx's for the same case, and no
+# fault of the server's as a 500 would be.
 GONE_STATUS = 499
-"""For the log and the metrics, where nobody is left to answer: nginx's for the same case, and no
-fault of the server's as a 500 would be."""
 
 
 class Patience(NamedTuple):
@@ -186,7 +186,7 @@ class Body:
             self._waited += clock() - began
 
     def has_room(self) -> bool:
-        """Whether as much as may come next would find room too."""
+        """True if as much as may come next would find room too."""
         return self._room is None or self._room.has(self._holder, self._missing(2 * BUFFERED))
 
     # --- what is held ---
@@ -254,7 +254,7 @@ def body_of(scope: MutableMapping[str, Any]) -> Body:
 
 
 def unread(scope: MutableMapping[str, Any]) -> bool:
-    """Whether something of the request's body was never taken. Its connection has to end with the
+    """True if something of the request's body was never taken. Its connection has to end with the
     answer: what still comes is nobody's, and what uvicorn has of it would be kept until the next
     request."""
     return _KEY in scope and body_of(scope).more

@@ -29,10 +29,10 @@ from server.http.slots import Slots
 from server.metrics import Metrics
 from server.settings import Tunables
 
+# After so many connections the system is given back what they had,.
 ENDED = 64
-"""After so many connections the system is given back what they had,"""
+# But no more often than so: nobody is answered meanwhile, for up to a tenth of a second.
 GIVE_BACK_SECONDS = 5.0
-"""but no more often than so: nobody is answered meanwhile, for up to a tenth of a second."""
 
 
 class Watched:
@@ -46,15 +46,15 @@ class Watched:
         raise NotImplementedError
 
     def waits_for_peer(self) -> bool:
-        """Whether nothing would be lost that the server does for it."""
+        """True if nothing would be lost that the server does for it."""
         raise NotImplementedError
 
     def is_sending(self) -> bool:
-        """Whether a body comes that would have to be sent again."""
+        """True if a body comes that would have to be sent again."""
         return False
 
     def shows_nothing(self) -> bool:
-        """Whether what it asks for needs no right, such as a login, which may be held back."""
+        """True if what it asks for needs no right, such as a login, which may be held back."""
         return False
 
     def abort(self) -> None:
@@ -163,12 +163,12 @@ class Connections:
         connection.abort()
 
 
+# Who makes room: the first for whom the first of these holds that holds for anybody.
 _LEAVING: tuple[Callable[[Watched], bool], ...] = (
     lambda guest: guest.waits_for_peer(),
     lambda guest: guest.is_sending(),
     lambda guest: guest.shows_nothing(),
 )
-"""Who makes room: the first for whom the first of these holds that holds for anybody."""
 
 
 def _first_to_leave(guests: Sequence[Watched]) -> Watched | None:

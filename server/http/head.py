@@ -17,7 +17,7 @@ _MARK = "nearline.head"
 
 
 def is_head(scope: Any) -> bool:
-    """Whether the GET of `scope` was asked as HEAD."""
+    """True if the GET of `scope` was asked as HEAD."""
     return bool(scope.get(_MARK))
 
 

@@ -22,8 +22,8 @@ from server.storage.blobs import INCOMING
 
 log = structlog.get_logger("nearline.server")
 
+# How long the write thread may have other things to do before the server is not ready.
 READY_SECONDS = 5.0
-"""How long the write thread may have other things to do before the server is not ready."""
 
 
 class Readiness:
@@ -52,7 +52,7 @@ class Readiness:
         )
         try:
             async with asyncio.timeout(READY_SECONDS):
-                return [each for each in await asyncio.gather(*asked) if each is not None]
+                return [item for item in await asyncio.gather(*asked) if item is not None]
         except TimeoutError:
             return [f"the database or the disk did not answer within {READY_SECONDS:g} s"]
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from server.addresses import is_loopback
 from server.settings import BadSettings
 
+# Addresses that mean all: nothing that a client could be told.
 _ANY = ("0.0.0.0", "::")
-"""Addresses that mean all: nothing that a client could be told."""
 
 
 class CannotListen(RuntimeError):

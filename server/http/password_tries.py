@@ -31,8 +31,8 @@ from server.addresses import limited_as, site_of
 from server.http.rate_limits import TokenBuckets
 from server.settings import Tunables
 
+# Clients give up a request after 30 s without a byte.
 LONGEST_SECONDS = 10.0
-"""Clients give up a request after 30 s without a byte."""
 HEARD = 3
 _HEARD_SECONDS = 86_400.0
 _MAX_HEARD = 50_000

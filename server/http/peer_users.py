@@ -18,15 +18,16 @@ import struct
 from collections.abc import Callable
 
 Address = tuple[str, int]
+# The user id of the socket that has the first address and is connected to the second; None: not
+# known.
 UserOf = Callable[[Address, Address], int | None]
-"""The user id of the socket that has the first address and is connected to the second; None: not
-known."""
 
 # From linux/netlink.h, linux/sock_diag.h and linux/inet_diag.h.
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST = 1
-_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
+# Length, type, flags, sequence number, port.
+_HEADER = struct.Struct("=IHHII")
 _ANY_COOKIE = b"\xff" * 8
 _SOCKET_ID_BYTES = 48
 # Of struct inet_diag_msg: four bytes, the socket's id, expires, two queues, and then the user id.
@@ -81,5 +82,5 @@ def _question(there: Address, here: Address) -> bytes:
     family = socket.AF_INET6 if ":" in there[0] else socket.AF_INET
     request = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
     ports = struct.pack("!HH", there[1], here[1])
-    addresses = [socket.inet_pton(family, each[0]).ljust(16, b"\0") for each in (there, here)]
+    addresses = [socket.inet_pton(family, item[0]).ljust(16, b"\0") for item in (there, here)]
     return request + ports + b"".join(addresses) + struct.pack("=I", 0) + _ANY_COOKIE

@@ -37,12 +37,12 @@ _REASONS = {
     503: b"Service Unavailable",
 }
 
+# At the end of the server, what is on its way to a client has so long to get there.
 FAREWELL_SECONDS = 0.25
-"""At the end of the server, what is on its way to a client has so long to get there."""
 
 _SIGNED = ("/blobs/", "/chunks/")
+# Bodies below it come by a signed URL, so they are of somebody who had a good token.
 _SIGNED_PUTS = "/blobs/"
-"""Bodies below it come by a signed URL, so they are of somebody who had a good token."""
 
 
 class Config(uvicorn.Config):
@@ -150,7 +150,7 @@ class Http(HttpToolsProtocol, _Protocol):
             self._refuse(431)
 
     def _is_idle(self) -> bool:
-        """Whether what comes now, if anything, is the head of a request or of none."""
+        """True if what comes now, if anything, is the head of a request or of none."""
         return self.cycle is None or self.cycle.response_complete
 
     def handle_websocket_upgrade(self) -> None:

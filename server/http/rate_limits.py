@@ -97,7 +97,7 @@ class SharedBytes:
         self.taken = 0
 
     def has(self, holder: Hashable, amount: int) -> bool:
-        """Whether `holder` could take `amount` more."""
+        """True if `holder` could take `amount` more."""
         return self._held[holder] + amount <= self._total - self.taken - amount
 
     def take(self, holder: Hashable, amount: int) -> bool:

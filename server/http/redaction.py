@@ -18,8 +18,8 @@ from remote.protocol.log_lines import bounded, shortened
 
 HIDDEN = "[hidden]"
 
+# Of a path: all of ours are shorter.
 PATH_BYTES = 200
-"""Of a path: all of ours are shorter."""
 _LINKS = "/s/"
 
 _NAMES = (

@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_plus
 
+# Of path and query together.
 MAX_BYTES = 8192
-"""Of path and query together."""
 
 _VISIBLE = re.compile(rb"[\x21-\x7e]*")
 _NEVER_ESCAPED = re.compile(rb"%(?:00|2[eEfF]|5[cC])")
@@ -25,13 +25,13 @@ _HOST = re.compile(rb"[0-9A-Za-z!$&'()*+,;=\-._~:\[\]@%]*")
 
 
 def is_origin_form(target: bytes) -> bool:
-    """Whether the raw `target` begins with a slash and is visible ASCII without a fragment: what
+    """True if the raw `target` begins with a slash and is visible ASCII without a fragment: what
     HTTP parsers and we cannot read differently."""
     return target.startswith(b"/") and b"#" not in target and _VISIBLE.fullmatch(target) is not None
 
 
 def is_host(value: bytes) -> bool:
-    """Whether a Host header's value has only what a host may consist of (RFC 3986, section 3.2)."""
+    """True if a Host header's value has only what a host may consist of (RFC 3986, section 3.2)."""
     return _HOST.fullmatch(value) is not None
 
 
@@ -57,5 +57,5 @@ def _fault_of_query(query: bytes) -> str | None:
         return "the query must be of visible ASCII without #"
     if b"%00" in query or _NO_ESCAPE.search(query):
         return "the query has an escape that is not allowed"
-    names = [unquote_plus(each.partition("=")[0]) for each in query.decode().split("&") if each]
+    names = [unquote_plus(item.partition("=")[0]) for item in query.decode().split("&") if item]
     return "a parameter is given twice" if len(set(names)) != len(names) else None

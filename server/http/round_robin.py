@@ -20,7 +20,7 @@ T = TypeVar("T")
 class RoundRobin(Generic[T]):
     def __init__(self, queues: Iterable[str]) -> None:
         self._queues: OrderedDict[str, OrderedDict[Hashable, deque[T]]] = OrderedDict(
-            (each, OrderedDict()) for each in queues
+            (item, OrderedDict()) for item in queues
         )
 
     def join(self, queue: str, holder: Hashable, item: T) -> None:

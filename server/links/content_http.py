@@ -45,12 +45,13 @@ log = structlog.get_logger("nearline.content")
 T = TypeVar("T")
 Headers = list[tuple[bytes, bytes]]
 
+# Archives in the making at a time: each keeps its index in memory.
 MAX_ARCHIVES = 8
-"""Archives in the making at a time: each keeps its index in memory."""
+# Of those, for one address: who takes them slowly must leave some to others.
 MAX_ARCHIVES_EACH = 3
-"""Of those, for one address: who takes them slowly must leave some to others."""
 STALL_SECONDS = 60.0
 
+# On every answer from here: whatever the bytes are, a browser does nothing with them.
 HARMLESS: Headers = [
     (b"content-security-policy", b"sandbox; default-src 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -58,7 +59,6 @@ HARMLESS: Headers = [
     (b"x-robots-tag", b"noindex"),
     (b"cache-control", b"private, no-store"),
 ]
-"""On every answer from here: whatever the bytes are, a browser does nothing with them."""
 
 
 @dataclass
@@ -91,8 +91,8 @@ class ContentServer:
             await _answer(send, Answer(403, f"{error}; open the link again"))
         except (LinkGone, Refused):
             await _answer(send, Answer(404, "the link does not show this any more"))
-        except Answer as answer:
-            await _answer(send, answer)
+        except Answer as error:
+            await _answer(send, error)
 
     # --- one file ---
 
@@ -205,9 +205,9 @@ def _take(body: Iterator[Buffer]) -> bytes:
     """The next bytes, about a `PIECE`; empty: the end."""
     taken: list[Buffer] = []
     length = 0
-    for each in body:
-        taken.append(each)
-        length += len(each)
+    for item in body:
+        taken.append(item)
+        length += len(item)
         if length >= PIECE:
             break
     return b"".join(taken)

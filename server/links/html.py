@@ -29,6 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _css = (_TEMPLATES / "link.css").read_text(encoding="utf-8")
 _css_hash = base64.b64encode(hashlib.sha256(_css.encode()).digest()).decode()
 
+# On every page, and on what leads from one to the next.
 HEADERS = {
     "content-security-policy": (
         f"default-src 'none'; style-src 'sha256-{_css_hash}'; form-action 'self'; "
@@ -40,7 +41,6 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-"""On every page, and on what leads from one to the next."""
 
 
 class Step(NamedTuple):

@@ -34,14 +34,14 @@ from server.metadata.schema import links
 from server.permissions import access, audit
 from server.permissions.caller import Caller
 
+# Links of one drive that are good at a time: they are told as one list.
 MAX_LINKS = 1000
-"""Links of one drive that are good at a time: they are told as one list."""
 LINKABLE = ("directory", "file")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _LATEST_NS = 1 << 63
+# Characters. Fewer than of an account's: it opens one folder to read, the secret in the link's URL
+# has to be known first, and people tell it over the telephone.
 SHORTEST_PASSWORD = 4
-"""Characters. Fewer than of an account's: it opens one folder to read, the secret in the link's URL
-has to be known first, and people tell it over the telephone."""
 
 _BY_SECRET = select(links).where(links.c.secret_sha256 == bindparam("hashed"))
 _BY_ID = select(links).where(links.c.id == bindparam("link"))

@@ -39,7 +39,7 @@ class Origins:
             self._content = parts.netloc.lower().removesuffix(self._suffix)
 
     def refuses(self, scope: MutableMapping[str, Any]) -> bool:
-        """Whether this request came to the wrong name."""
+        """True if this request came to the wrong name."""
         if self._content is None:
             return False
         hosts = [value for name, value in scope["headers"] if name == b"host"]

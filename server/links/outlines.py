@@ -23,13 +23,13 @@ from typing import NamedTuple
 
 from remote.protocol.content import HOLE, Manifest, Piece
 
+# Bytes of outlines: those of some hundred thousand ordinary files, or of two with the most pieces
+# that a request has room for.
 REMEMBERED = 64 * 1024 * 1024
-"""Bytes of outlines: those of some hundred thousand ordinary files, or of two with the most pieces
-that a request has room for."""
 _ID_BYTES = 32
 _PIECE_BYTES = _ID_BYTES + 8 + 1
+# Bytes of an outline without pieces.
 _ABOUT = 1000
-"""Bytes of an outline without pieces."""
 
 
 class Part(NamedTuple):

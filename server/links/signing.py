@@ -30,8 +30,8 @@ from server.storage.keys import Keys
 
 ZIP = "zip"
 COOKIE_SECONDS = 3600
+# How long a download may go on after its beginning: a URL of content is good for that long.
 DOWNLOAD_SECONDS: Final = 6 * 3600
-"""How long a download may go on after its beginning: a URL of content is good for that long."""
 _LOOK = "/look"
 _PATH = re.compile(
     rf"/content/([0-9a-f]{{32}})/([0-9a-f]{{32}})/([0-9a-f]{{32}}|zip)({_LOOK})?", re.A
@@ -93,7 +93,7 @@ class LinkSigner:
         return f"{expires}.{_mac(self._keys.put, link, password, expires)}"
 
     def proves(self, cookie: str | None, link: str, password: str, now_ns: int) -> bool:
-        """Whether `cookie` is such a proof and still good."""
+        """True if `cookie` is such a proof and still good."""
         match = _COOKIE.fullmatch(cookie or "")
         if match is None:
             return False

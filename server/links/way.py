@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Row, bindparam, func, select
 from server.metadata.records import IN_LIMIT
 from server.metadata.schema import drives, entries
 
+# Directories of a file's names looked at: almost always the first is good. Then `IN_LIMIT`.
 _PLACES_AT_A_TIME = (1, 49)
-"""Directories of a file's names looked at: almost always the first is good. Then `IN_LIMIT`."""
 
 _NAME_IN = (
     select(entries.c.name)
@@ -37,9 +37,9 @@ _next = (
     .scalar_subquery()
 )
 _place = _place.union_all(select(_next).where(_place.c.parent.is_not(None)))
+# The directories that have names of a file, each once: one step through the index for each, however
+# many names there are in one.
 _PLACES = select(_place.c.parent).where(_place.c.parent.is_not(None)).limit(bindparam("count"))
-"""The directories that have names of a file, each once: one step through the index for each,
-however many names there are in one."""
 _entry = (entries.c.file, entries.c.parent, entries.c.name)
 _above = (
     select(*_entry)

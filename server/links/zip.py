@@ -27,11 +27,11 @@ from server.links.filenames import packed
 from server.links.zip_layout import Entry, Layout
 
 MAX_MEMBERS = 50_000
+# Bytes: no system makes longer ones. The format has room for 65,535.
 _LONGEST_PATH = 4096
-"""Bytes: no system makes longer ones. The format has room for 65,535."""
+# Bytes of paths in one archive, all of which its index holds; beyond, paths are at most
+# `_SHORT_PATH`.
 _PATHS = 16 << 20
-"""Bytes of paths in one archive, all of which its index holds; beyond, paths are at most
-`_SHORT_PATH`."""
 _SHORT_PATH = 512
 _MS_DOS_DIRECTORY = 0x10
 

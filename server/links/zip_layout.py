@@ -24,13 +24,13 @@ from typing import Final, NamedTuple
 
 from remote.protocol.codec import Buffer
 
+# The largest size and offset of 4 bytes.
 _LIMIT = 0xFFFFFFFF
-"""The largest size and offset of 4 bytes."""
+# As the value of a field: look into ZIP64's.
 _ELSEWHERE: Final = 0xFFFFFFFF
-"""As the value of a field: look into ZIP64's."""
 _MOST: Final = 0xFFFF
+# Bytes in a block of deflate that is stored.
 _BLOCK: Final = 0xFFFF
-"""Bytes in a block of deflate that is stored."""
 
 _BLOCK_HEAD = struct.Struct("<BHH")
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -94,8 +94,8 @@ class Layout:
     def end(self) -> Iterator[bytes]:
         """The index."""
         start, count = self._at, len(self._index)
-        for each in self._index:
-            yield self._counted(each)
+        for item in self._index:
+            yield self._counted(item)
         size, end64 = self._at - start, self._at
         if count >= _MOST or max(start, size) >= _LIMIT:
             versions = (_UNIX | _ZIP64, _ZIP64)

@@ -37,8 +37,8 @@ from server.metadata.schema import (
     idempotency,
 )
 
+# About how many rows of a kind go in one transaction.
 BATCH = 500
-"""About how many rows of a kind go in one transaction."""
 
 _REMOVED = (
     select(drives.c.id, drives.c.root, drives.c.owner)
@@ -140,8 +140,8 @@ def _unname_some(conn: Connection, above: list[_Name], now_ns: int) -> None:
 
 def _drop_names(conn: Connection, names: Sequence[_Name], now_ns: int) -> None:
     if names:
-        conn.execute(_DROP_NAME, [{"p": each.parent, "n": each.name} for each in names])
-        lost = Counter(each.file for each in names).items()
+        conn.execute(_DROP_NAME, [{"p": item.parent, "n": item.name} for item in names])
+        lost = Counter(item.file for item in names).items()
         conn.execute(_LOSE_NAMES, [{"f": f, "names": n, "now": now_ns} for f, n in lost])
 
 

@@ -196,6 +196,7 @@ def rotate_keys(data_dir: Path, *, overlap: bool) -> dict[str, Any]:
 
 # --- around all of them -------------------------------------------------------------------------
 
+# Wrong words, wrong places and wrong moments; their messages say what to do.
 _FORESEEN = (
     accounts.AccountUnknown,
     backup.BadBackup,
@@ -208,7 +209,6 @@ _FORESEEN = (
     BadSettings,
     DataTooNew,
 )
-"""Wrong words, wrong places and wrong moments; their messages say what to do."""
 
 
 @contextlib.contextmanager

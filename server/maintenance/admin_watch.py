@@ -31,8 +31,8 @@ from server.storage.keys import BadKey
 LOOK_SECONDS = 1.0
 KEYS: Final = "keys_rotate"
 _SUBJECT_IS_ACCOUNT = ("account_lock", "account_remove", "account_passwd")
+# By an operator: what `account` (an id) may see has changed.
 _DETAIL_HAS_ACCOUNT = ("device_revoke", "unshare")
-"""By an operator: what `account` (an id) may see has changed."""
 
 _NEWEST = select(func.max(audit.c.id))
 _SINCE = (

@@ -23,8 +23,8 @@ from server.metadata.schema import chunks
 from server.storage.blobs import BlobKey, LocalBlobStore
 
 _PIECE = 1 << 20
+# Another file system, one without hard links, somebody else's file, too many of them.
 _CANNOT_LINK = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK})
-"""Another file system, one without hard links, somebody else's file, too many of them."""
 _PAGE = (
     select(chunks.c.drive, chunks.c.id, chunks.c.state, chunks.c.stored_length, chunks.c.sha256)
     .where(tuple_(chunks.c.drive, chunks.c.id) > tuple_(bindparam("drive"), bindparam("id")))

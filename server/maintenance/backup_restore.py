@@ -108,8 +108,8 @@ def _bring_objects(source: Path, data_dir: Path, database: Path) -> LocalBlobSto
     """Everything that the backup has of what its database speaks of; fsck says what it has not."""
     blobs = LocalBlobStore(data_dir / "blobs")
     copier = Copier(LocalBlobStore(source / "blobs"), blobs)
-    for each in objects_of(database):
-        copier.copy(each)
+    for item in objects_of(database):
+        copier.copy(item)
     copier.finish()
     return blobs
 

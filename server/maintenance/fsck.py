@@ -67,9 +67,9 @@ def run(
         _note(db, found)
     else:
         found += _sums(db, repair=False)
-    findings = [each.finding for each in found]
+    findings = [item.finding for item in found]
     checked = Checked(counts[0], counts[1], counts[2], objects.objects, objects.bytes)
-    return Report(all(each.repaired for each in findings), checked, findings)
+    return Report(all(item.repaired for item in findings), checked, findings)
 
 
 def _check(
@@ -81,10 +81,10 @@ def _check(
 
 
 def _repair(db: Database, found: list[Found]) -> None:
-    for each in found:
-        if each.fix is not None:
+    for item in found:
+        if item.fix is not None:
             with db.write() as conn:
-                each.finding.repaired = each.fix(conn)
+                item.finding.repaired = item.fix(conn)
 
 
 def _sums(db: Database, *, repair: bool) -> list[Found]:
@@ -101,7 +101,7 @@ def _count(conn: Connection, column: Column[str]) -> int:
 
 
 def _note(db: Database, found: list[Found]) -> None:
-    repaired = [each.finding.kind for each in found if each.finding.repaired]
+    repaired = [item.finding.kind for item in found if item.finding.repaired]
     if repaired:
         with db.write() as conn:
             counts = {kind: repaired.count(kind) for kind in sorted(set(repaired))}

@@ -122,7 +122,7 @@ def check_versions(conn: Connection, names: Names) -> Iterator[Found]:
     file, id = "", ""
     while page := conn.execute(_VERSIONS, {"file": file, "id": id}).all():
         references: defaultdict[str, list[Any]] = defaultdict(list)
-        for row in conn.execute(_REFERENCES, {"versions": [each.id for each in page]}):
+        for row in conn.execute(_REFERENCES, {"versions": [item.id for item in page]}):
             references[row.version].append(row)
         for version in page:
             for kind, what, todo, fix in _contradictions(version, references[version.id]):

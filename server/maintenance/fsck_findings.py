@@ -13,8 +13,8 @@ from sqlalchemy import Connection, Executable, bindparam, select
 
 from server.metadata.schema import accounts, drives, entries, files, versions
 
+# Directories in a path; each costs a question for each finding.
 LEVELS_TOLD = 100
-"""Directories in a path; each costs a question for each finding."""
 
 
 class Finding(msgspec.Struct):
@@ -34,8 +34,8 @@ class Finding(msgspec.Struct):
     repaired: bool = False
 
 
+# Sets one finding right in a write transaction, looking again first. False: it could not.
 Fix = Callable[[Connection], bool]
-"""Sets one finding right in a write transaction, looking again first. False: it could not."""
 
 
 @dataclass

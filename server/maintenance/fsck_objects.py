@@ -45,8 +45,8 @@ _VERSION = select(version_chunks.c.version).where(
 )
 _STORED = ("uploaded", "doomed")
 
+# The kind of a finding, and what is wrong.
 Fault = tuple[str, str]
-"""The kind of a finding, and what is wrong."""
 
 
 def _read_back(blobs: BlobStore, key: BlobKey, descriptor: Descriptor) -> str | None:

@@ -24,13 +24,13 @@ def _sum(column: Any, *where: Any) -> Any:
     return select(func.coalesce(func.sum(column), 0)).where(_of_drive, *where).scalar_subquery()
 
 
+# What each sum of a drive should be.
 _RIGHT = {
     "used_bytes": _sum(chunks.c.stored_length, chunks.c.state.in_(("uploaded", "doomed"))),
     "reserved_bytes": _sum(chunks.c.stored_length, _is_pending),
     "unshown_bytes": _sum(chunks.c.stored_length * chunks.c.unshown, _is_pending),
     "promised_chunks": _sum(1 - chunks.c.unshown, _is_pending),
 }
-"""What each sum of a drive should be."""
 
 
 def check_sums(conn: Connection, names: Names) -> Iterator[Found]:
@@ -47,8 +47,8 @@ def check_sums(conn: Connection, names: Names) -> Iterator[Found]:
     yield from _check_uploaders(conn, names)
 
 
+# (sessions, chunks asked for, their bytes) by (drive, holder).
 Held = dict[tuple[str, str], tuple[int, int, int]]
-"""(sessions, chunks asked for, their bytes) by (drive, holder)."""
 
 
 def _check_uploaders(conn: Connection, names: Names) -> Iterator[Found]:

@@ -179,8 +179,8 @@ def check_names(conn: Connection, names: Names) -> Iterator[Found]:
     for row in conn.execute(select(entries.c.parent, entries.c.name, entries.c.file)):
         try:
             check_name(row.name, at_root=row.parent in roots)
-        except Refused as refused:
-            what = f"has a name that is none: {refused.problem.message}"
+        except Refused as error:
+            what = f"has a name that is none: {error.problem.message}"
             yield Found(names.finding("name", what, "rename it", row.file))
 
 

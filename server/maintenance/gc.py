@@ -62,8 +62,8 @@ from server.storage.blobs import BlobKey, BlobStore
 from server.uploads import leases
 
 ORPHAN_NS = DAY
+# Leases ended in one write transaction.
 LEASES = 5000
-"""Leases ended in one write transaction."""
 
 Report = Callable[[Collected], None]
 Tell = Callable[[News], None]

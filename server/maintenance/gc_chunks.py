@@ -29,13 +29,13 @@ from server.uploads.quota import Sums
 
 SECOND = 10**9
 DAY = 86_400 * SECOND
+# How long a chunk is doomed at least: the longest a signed URL may live, and five minutes.
 GRACE_NS = (LONGEST_SECONDS + 300) * SECOND
-"""How long a chunk is doomed at least: the longest a signed URL may live, and five minutes."""
 
+# Chunks looked at in one read.
 PAGE = 2000
-"""Chunks looked at in one read."""
+# Rows changed, or objects deleted, in one write transaction.
 BATCH = 200
-"""Rows changed, or objects deleted, in one write transaction."""
 
 Clock = Callable[[], int]
 

@@ -30,11 +30,11 @@ from server.metrics import Metrics
 from server.settings import Settings, Tunables
 from server.storage.blobs import BlobStore
 
+# A server that has just started has other things to do.
 FIRST_SECONDS = 300.0
-"""A server that has just started has other things to do."""
 REST = 4.0
+# How often the blob store is listed for objects without a row, which costs the most.
 LIST_SECONDS = 86_400.0
-"""How often the blob store is listed for objects without a row, which costs the most."""
 
 log = structlog.get_logger("nearline.server")
 

@@ -28,8 +28,8 @@ from server import datadir
 from server.durable import sync_file
 from server.metadata.schema import metadata
 
+# The newest migration. A test compares it with the migrations directory.
 HEAD = "0009"
-"""The newest migration. A test compares it with the migrations directory."""
 
 BUSY_SECONDS = 15
 _INT64 = 1 << 63
@@ -81,7 +81,7 @@ class Database:
         self._engine.dispose()
 
     def is_current(self) -> bool:
-        """Whether the schema is that of this Nearline. Raises `DataTooNew`."""
+        """True if the schema is that of this Nearline. Raises `DataTooNew`."""
         return self.revision() == HEAD
 
     def copy_to(self, path: Path) -> None:

@@ -15,8 +15,8 @@ from sqlalchemy import Connection, bindparam, func, select
 from remote.protocol.messages import FileRecord
 from server.metadata.schema import files, xattrs
 
+# Values per IN list: far below every database's limit of bound parameters.
 IN_LIMIT = 500
-"""Values per IN list: far below every database's limit of bound parameters."""
 
 _FILES = select(files).where(files.c.id.in_(bindparam("ids", expanding=True)))
 _XATTRS = select(xattrs).where(xattrs.c.file.in_(bindparam("ids", expanding=True)))
@@ -26,8 +26,8 @@ _XATTR_BYTES = (
     .where(xattrs.c.file.in_(bindparam("ids", expanding=True)))
     .group_by(xattrs.c.file)
 )
+# Of attributes in one page of a listing: a file may have a megabyte of them.
 PAGE_BYTES = 4 * 1024 * 1024
-"""Of attributes in one page of a listing: a file may have a megabyte of them."""
 
 T = TypeVar("T")
 

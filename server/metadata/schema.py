@@ -342,8 +342,8 @@ upload_chunks = Table(
     sqlite_with_rowid=False,
 )
 
+# Of rows in `changes`: in a grant topic. Written literally, so that the index is used.
 OF_A_PART = "topic > 'grant/'"
-"""Of rows in `changes`: in a grant topic. Written literally, so that the index is used."""
 
 changes = Table(
     "changes",
@@ -454,12 +454,12 @@ audit = Table(
     Column("detail", Text, nullable=False),
 )
 
+# For SQLite; elsewhere the server's role is not given these rights (docs/admin-guide.md).
 AUDIT_IS_APPEND_ONLY = tuple(
     f"CREATE TRIGGER audit_no_{what.lower()} BEFORE {what} ON audit"
     " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
     for what in ("UPDATE", "DELETE")
 )
-"""For SQLite; elsewhere the server's role is not given these rights (docs/admin-guide.md)."""
 
 for _statement in AUDIT_IS_APPEND_ONLY:
     event.listen(audit, "after_create", DDL(_statement).execute_if(dialect="sqlite"))  # type: ignore[no-untyped-call]

@@ -59,7 +59,7 @@ def ancestors(conn: Connection, file: str) -> set[str]:
 
 
 def is_below(conn: Connection, file: str, directory: str) -> bool:
-    """Whether `file` is `directory`, or below it by one of its names."""
+    """True if `file` is `directory`, or below it by one of its names."""
     return conn.execute(IS_ABOVE, {"id": file, "directory": directory}).first() is not None
 
 
@@ -88,7 +88,7 @@ def role_of(
         granted = conn.execute(_GRANTED, {"id": row.id, "account": caller.account}).scalars()
     else:
         roles = lineage.granted(caller.account, row.drive)
-        granted = [roles[each] for each in lineage.above(row.id) if each in roles] if roles else ()
+        granted = [roles[item] for item in lineage.above(row.id) if item in roles] if roles else ()
     return max(granted, key=_RANK.__getitem__, default=None)
 
 
@@ -104,7 +104,7 @@ def entrance(conn: Connection, caller: Caller, place: str) -> str:
 
 
 def owns_drive(caller: Caller, drive: str) -> bool:
-    """Whether everything in `drive` is the caller's to see: what is not may not be told apart from
+    """True if everything in `drive` is the caller's to see: what is not may not be told apart from
     what is not there."""
     return caller.drive == drive and caller.folder is None
 

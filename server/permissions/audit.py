@@ -54,6 +54,8 @@ Action = Literal[
 
 _PLACE = ("parent", "name")
 _MOVE = (*_PLACE, "new_parent", "new_name")
+# What is told of each operation beside its file and the version that it brings: where and under
+# which name; not what is in attributes and symlinks.
 _TOLD: dict[type[messages.Op], tuple[str, ...]] = {
     messages.Create: (*_PLACE, "kind"),
     messages.Write: (),
@@ -68,12 +70,10 @@ _TOLD: dict[type[messages.Op], tuple[str, ...]] = {
     messages.Revert: ("version", "as_version"),
     messages.Recover: _PLACE,
 }
-"""What is told of each operation beside its file and the version that it brings: where and under
-which name; not what is in attributes and symlinks."""
 
 MAX_READ = 10_000
+# Names in one row.
 _MAX_TOLD = 50
-"""Names in one row."""
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -167,4 +167,4 @@ def read(
         whose = who.scalar_subquery()
         query = query.where(or_(audit.c.account == whose, audit.c.subject == whose))
     rows = conn.execute(query.order_by(audit.c.id).limit(min(limit, MAX_READ)))
-    return [Entry(*each[:-1], detail=msgspec.json.decode(each.detail)) for each in rows]
+    return [Entry(*item[:-1], detail=msgspec.json.decode(item.detail)) for item in rows]

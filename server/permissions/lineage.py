@@ -26,15 +26,15 @@ from remote.protocol.messages import Role
 from server.metadata.records import pages
 from server.metadata.schema import devices, drives, entries, files, grants, links
 
+# Files of which it is remembered what is above them.
 MAX_KNOWN = 50_000
-"""Files of which it is remembered what is above them."""
 
 _above = select(bindparam("id", type_=files.c.id.type).label("id")).cte("above", recursive=True)
 _above = _above.union(select(entries.c.parent).where(entries.c.file == _above.c.id))
+# `id` and every directory above it, over all links.
 ABOVE = select(_above.c.id)
-"""`id` and every directory above it, over all links."""
+# A row if `directory` is one of those.
 IS_ABOVE = select(_above.c.id).where(_above.c.id == bindparam("directory")).limit(1)
-"""A row if `directory` is one of those."""
 _NAMES = select(entries.c.file, entries.c.parent, entries.c.name).join(
     _above, entries.c.file == _above.c.id
 )
@@ -64,6 +64,7 @@ def _is_good(table: Table) -> ColumnElement[bool]:
     return table.c.revoked_ns.is_(None) & unexpired
 
 
+# By who gave them: only the owner of a drive shares what is in it, and files there are many.
 _ROOTS = union(
     select(grants.c.file).where(grants.c.granted_by == _owner),
     select(links.c.file).where(links.c.drive == bindparam("drive"), _is_good(links)),
@@ -71,7 +72,6 @@ _ROOTS = union(
         devices.c.account == _owner, devices.c.folder.is_not(None), _is_good(devices)
     ),
 )
-"""By who gave them: only the owner of a drive shares what is in it, and files there are many."""
 
 
 class Place(NamedTuple):

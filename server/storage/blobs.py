@@ -102,7 +102,7 @@ class BlobStore(Protocol):
         """For reading all of it back. Raises `BlobMissing`."""
 
     def delete(self, key: BlobKey) -> bool:
-        """Whether there was one."""
+        """True if there was one."""
 
     def set_aside(self, key: BlobKey) -> bool:
         """Take a damaged object away from its key and keep it for people to look at. Whether there

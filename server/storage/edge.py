@@ -71,8 +71,8 @@ class Edge:
                 raise Answer(405, "PUT to /blobs/, GET from /chunks/")
         except BadSignature as error:
             await send_answer(send, Answer(403, str(error)))
-        except Answer as answer:
-            await send_answer(send, answer)
+        except Answer as error:
+            await send_answer(send, error)
 
     # --- GET ---
 
@@ -125,7 +125,7 @@ class Edge:
 
 
 def _is_cached(fd: int, start: int, end: int) -> bool:
-    """Whether reading [start, end) will not wait for the disk, judged by both its ends."""
+    """True if reading [start, end) will not wait for the disk, judged by both its ends."""
     nowait: int | None = getattr(os, "RWF_NOWAIT", None)
     if nowait is None:
         return False

@@ -36,12 +36,12 @@ from remote.protocol.signing import LONGEST_SECONDS, SKEW_SECONDS
 from server import datadir
 from server.durable import write_private
 
+# How long a running server may take to notice a rotation; it signs as before meanwhile.
 NOTICE_SECONDS = 60
-"""How long a running server may take to notice a rotation; it signs as before meanwhile."""
 URL_SECONDS = LONGEST_SECONDS + SKEW_SECONDS + NOTICE_SECONDS
+# How long a cursor from before a rotation is taken: as long as a change is kept (`gc`). Older ones
+# are refused, and their clients begin from a listing, as they would have had to anyway.
 CURSOR_SECONDS = 90 * 86_400
-"""How long a cursor from before a rotation is taken: as long as a change is kept (`gc`). Older
-ones are refused, and their clients begin from a listing, as they would have had to anyway."""
 
 _SECRET_BYTES = 32
 _PAST = re.compile(r"(edge|put|cursor)-([0-9]{1,15})\.(?:pub|secret)")
@@ -88,15 +88,15 @@ def load_keys(directory: Path, now: int) -> Keys:
     datadir.make(directory)
     _check_place(directory)
     edge = _private(directory / "edge.pem")
-    past = [each for each in _past(directory) if each.ends > now]
+    past = [item for item in _past(directory) if item.ends > now]
     return Keys(
         edge,
         key_id(edge.public_key()),
         _secret(directory / "put.secret"),
         _secret(directory / "cursor.secret"),
-        tuple((_public(each.path), each.ends) for each in past if each.kind == "edge"),
-        tuple((_secret(each.path), each.ends) for each in past if each.kind == "put"),
-        tuple(_secret(each.path) for each in past if each.kind == "cursor"),
+        tuple((_public(item.path), item.ends) for item in past if item.kind == "edge"),
+        tuple((_secret(item.path), item.ends) for item in past if item.kind == "put"),
+        tuple(_secret(item.path) for item in past if item.kind == "cursor"),
     )
 
 
@@ -105,9 +105,9 @@ def rotate_keys(directory: Path, now: int, *, overlap: bool = True) -> Keys:
     without `overlap` ends at once; but for cursors, with which nothing is to be had. Raises
     `BadKey`."""
     before = load_keys(directory, now)
-    for each in _past(directory):
-        if each.ends <= now or not (overlap or each.kind == "cursor"):
-            each.path.unlink()
+    for item in _past(directory):
+        if item.ends <= now or not (overlap or item.kind == "cursor"):
+            item.path.unlink()
     write_private(directory / f"cursor-{now}.secret", before.cursor)
     if overlap:
         write_private(directory / f"edge-{now}.pub", _public_pem(before.edge))

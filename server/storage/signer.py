@@ -22,9 +22,9 @@ from server.storage.blobs import BlobKey
 from server.storage.keys import Keys
 
 _PATH = re.compile(r"/(?:blobs|chunks)/([0-9a-f]{32})/([0-9a-f]{64})", re.ASCII)
+# GET URLs made within so many seconds for one chunk are the same string, so that signing here and
+# verifying at the edge can be cached. They live up to that much shorter than configured.
 _GET_STEP = 30
-"""GET URLs made within so many seconds for one chunk are the same string, so that signing here and
-verifying at the edge can be cached. They live up to that much shorter than configured."""
 
 
 class Permit(NamedTuple):

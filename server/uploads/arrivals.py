@@ -106,7 +106,7 @@ def arrived(
 ) -> list[BlobKey]:
     """Mark chunks uploaded whose objects are stored. Returns those that are to be verified."""
     arriving = _Arriving(conn, blobs, now_ns)
-    arriving.read(each.key for each in arrivals if each.made)
+    arriving.read(item.key for item in arrivals if item.made)
     unverified: list[BlobKey] = []
     for arrival in arrivals:
         if arrival.made and arriving.settle(arrival) and arrival.proof is None:
@@ -138,7 +138,7 @@ class _Arriving:
                     self._rows[BlobKey(drive, row.id)] = row
 
     def settle(self, arrival: Arrival) -> bool:
-        """Whether the chunk is uploaded by this."""
+        """True if the chunk is uploaded by this."""
         key, head, _, proof = arrival
         found = self._blobs.stat(key)
         if found is None or found.length != head.length:
@@ -224,7 +224,7 @@ def promised(conn: Connection, account: str, ids: Iterable[bytes]) -> list[BlobK
 def chunks_of(ops: Iterable[Keyed]) -> list[bytes]:
     """The chunks that `ops` refer to, as often as they do."""
     contents = (getattr(keyed.op, "content", None) for keyed in ops)
-    return [piece.id for each in contents if each is not None for piece in each.manifest.pieces]
+    return [piece.id for item in contents if item is not None for piece in item.manifest.pieces]
 
 
 class Unready(NamedTuple):
@@ -267,7 +267,7 @@ def _needed(
         drive_of |= {row.id: row.drive for row in rows}
     found: dict[str, set[bytes]] = {}
     for anchor, file, content in withs:
-        drive, ids = drive_of.get(anchor), {each.id for each in content.manifest.pieces if each.id}
+        drive, ids = drive_of.get(anchor), {item.id for item in content.manifest.pieces if item.id}
         if drive is None or not ids:
             continue
         if not access.owns_drive(caller, drive):

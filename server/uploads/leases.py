@@ -49,11 +49,11 @@ from server.permissions.caller import Caller
 from server.uploads import quota
 from server.uploads.quota import Amount, Budget, Sums
 
+# States of a chunk that the drive has.
 THERE = ("uploaded", "doomed")
-"""States of a chunk that the drive has."""
 
+# (drive, descriptor, version for whose upload the PUT shows possession).
 Sign = Callable[[str, Descriptor, str | None], PresignedPut]
-"""(drive, descriptor, version for whose upload the PUT shows possession)"""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Descriptor).decode
@@ -112,12 +112,13 @@ _SENT = (
 _SHOWN = union(_READABLE, _SENT)
 _of_versions = upload_chunks.c.version.in_(bindparam("versions", expanding=True))
 _holder = case((devices.c.folder.is_(None), devices.c.account), else_=devices.c.id)
+# What `uploaders.sessions` should be.
 SESSIONS = (
     select(uploads.c.drive, _holder.label("holder"), func.count().label("sessions"))
     .join(devices, uploads.c.device == devices.c.id)
     .group_by(uploads.c.drive, _holder)
 )
-"""What `uploaders.sessions` should be."""
+# What `uploaders.asked_chunks` and `asked_bytes` should be; no row: 0.
 ASKED = (
     select(
         uploads.c.drive,
@@ -131,7 +132,6 @@ ASKED = (
     .where(upload_chunks.c.proven == 0)
     .group_by(uploads.c.drive, _holder)
 )
-"""What `uploaders.asked_chunks` and `asked_bytes` should be; no row: 0."""
 _HOLDERS = SESSIONS.where(uploads.c.version.in_(bindparam("versions", expanding=True)))
 _ASKED = ASKED.where(_of_versions)
 _PROMISED = (
@@ -224,10 +224,10 @@ class Leasing:
         there = there if shown is None else there & shown
         proof = None if shown is None else upload.version
         return [
-            ChunkTicket(id=each.id, state="uploaded")
-            if each.id in there
-            else ChunkTicket(id=each.id, state="needed", put=self._sign(drive, each, proof))
-            for each in descriptors
+            ChunkTicket(id=item.id, state="uploaded")
+            if item.id in there
+            else ChunkTicket(id=item.id, state="needed", put=self._sign(drive, item, proof))
+            for item in descriptors
         ]
 
     def settle(self) -> None:
@@ -249,11 +249,11 @@ class Leasing:
 
     def _promise(self, drive: str, fresh: Sequence[Descriptor], now_ns: int) -> None:
         unshown = int(not access.owns_drive(self._caller, drive))
-        for each in fresh:
-            encoded = _encode(each)
-            known = Known("pending", encoded, each.stored_length, unshown)
-            self._known[drive, each.id] = known
-            row = {"drive": drive, "id": each.id, "length": each.length, "sha256": each.sha256}
+        for item in fresh:
+            encoded = _encode(item)
+            known = Known("pending", encoded, item.stored_length, unshown)
+            self._known[drive, item.id] = known
+            row = {"drive": drive, "id": item.id, "length": item.length, "sha256": item.sha256}
             row |= {"created_ns": now_ns, "device": self._caller.device}
             self._promised.append(row | known._asdict())
 

@@ -174,16 +174,16 @@ class _Pieces:
             raise Answer(408, "the body is too slow; try again") from None
         except ClientGone:
             raise Answer(GONE_STATUS, "the body ended early") from None
-        except Refused as refused:
-            raise _no_room(refused) from None
+        except Refused as error:
+            raise _no_room(error) from None
 
 
 def _trusted(body: Body, drive: str) -> _Pieces:
     """`body`, that of a good signature for `drive`. Raises `Answer`."""
     try:
         body.trust(drive)
-    except Refused as refused:
-        raise _no_room(refused) from None
+    except Refused as error:
+        raise _no_room(error) from None
     return _Pieces(body)
 
 

@@ -34,10 +34,10 @@ from server.metadata.schema import accounts, drives, uploaders
 from server.permissions import access
 from server.permissions.caller import Caller
 
+# Those who do not own a drive may together have promised this part of the bound on promises.
 OTHERS_SHARE = 4
-"""Those who do not own a drive may together have promised this part of the bound on promises."""
+# Bytes that a promised chunk counts as at least: the smallest average that a file is cut at.
 LEAST = 64 * 1024
-"""Bytes that a promised chunk counts as at least: the smallest average that a file is cut at."""
 RETRY_SECONDS = 30.0
 
 
@@ -263,8 +263,8 @@ class Budget:
             promised += added.unshown
             return Room(room.quota, used, promised, chunks=chunks, held=held + more)
         others = [more.asked for (there, _), more in self._held.items() if there == drive]
-        asked = room.asked + sum(each.bytes for each in others)
-        chunks = room.chunks + sum(each.chunks for each in others)
+        asked = room.asked + sum(item.bytes for item in others)
+        chunks = room.chunks + sum(item.chunks for item in others)
         return Room(room.quota, used, promised, asked, chunks, held)
 
     def _read(self, drive: str, holder: str) -> Room:

@@ -52,22 +52,22 @@ log = structlog.get_logger("nearline.server")
 
 T = TypeVar("T")
 
+# How long an arrival waits for others, unless somebody asks for it.
 GATHER_SECONDS = 0.5
-"""How long an arrival waits for others, unless somebody asks for it."""
+# Objects waiting to be looked at; more than these wait until they are asked for.
 QUEUE = 20_000
-"""Objects waiting to be looked at; more than these wait until they are asked for."""
 PAUSE_SECONDS = 0.25
+# Objects whose rows are read at once.
 STEP = 256
-"""Objects whose rows are read at once."""
 AT_ONCE = 2
+# Arrivals and verdicts of one transaction of the server's own: others wait meanwhile. And so many
+# more than it names chunks one on behalf of somebody may note: a chunk arrives once for each upload
+# that shows possession of it, and in several drives.
 NOTED = 500
-"""Arrivals and verdicts of one transaction of the server's own: others wait meanwhile. And so many
-more than it names chunks one on behalf of somebody may note: a chunk arrives once for each upload
-that shows possession of it, and in several drives."""
 
 
+# Operations whose chunks are looked up between two looks at the time.
 SETTLED = 50
-"""Operations whose chunks are looked up between two looks at the time."""
 
 
 class Settled(NamedTuple):
@@ -260,8 +260,8 @@ class Reception:
 
     def _is_any(self, which: Callable[[BlobKey], bool]) -> bool:
         with self._lock:
-            keys = [each.key for each in self._arrivals]
-            keys += [each.suspect.key for each in self._verdicts]
+            keys = [item.key for item in self._arrivals]
+            keys += [item.suspect.key for item in self._verdicts]
         return any(map(which, keys))
 
     def _take(
@@ -278,13 +278,13 @@ class Reception:
     def _remove(self, bad: list[Verdict]) -> None:
         """What cannot be removed stays, as after a crash: nobody believes it. The transaction that
         condemned it, perhaps somebody's batch, is committed and has not failed."""
-        for each in bad:
-            chunk = each.suspect.key.chunk.hex()
+        for item in bad:
+            chunk = item.suspect.key.chunk.hex()
             self._metrics.bad_chunks.inc()
-            log.error("chunk_bad", chunk=chunk, why=each.why)
+            log.error("chunk_bad", chunk=chunk, why=item.why)
             try:
                 with self._db.write() as conn:
-                    verification.remove(conn, self._blobs, each)
+                    verification.remove(conn, self._blobs, item)
             except (OSError, OperationalError) as error:
                 log.error("bad_chunk_not_removed", chunk=chunk, error=str(error))
 

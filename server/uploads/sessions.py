@@ -37,8 +37,8 @@ from server.uploads import leases
 from server.uploads.leases import Leasing, Sign, Upload
 from server.uploads.quota import Budget
 
+# Uploads whose rows are read and written at once, between two looks at the time.
 AHEAD = 50
-"""Uploads whose rows are read and written at once, between two looks at the time."""
 
 
 class Terms(NamedTuple):
@@ -127,11 +127,11 @@ def start_many(
 def _fitting(wanted: Sequence[StartUpload]) -> list[StartUpload]:
     """The first of them, with at most `MAX_BATCH` descriptors; at least one."""
     left, found = MAX_BATCH, list[StartUpload]()
-    for each in wanted:
-        left -= len(each.descriptors)
+    for item in wanted:
+        left -= len(item.descriptors)
         if found and left < 0:
             break
-        found.append(each)
+        found.append(item)
     return found
 
 
@@ -163,27 +163,27 @@ class Starting:
         says that there is no time for all."""
         self._load(wanted)
         found: list[UploadState | AnyProblem] = []
-        for each in wanted:
+        for item in wanted:
             if found and is_over():
                 break
-            found.append(self._one(each))
+            found.append(self._one(item))
         self._settle()
         return found
 
     # --- reading ---
 
     def _load(self, wanted: Sequence[StartUpload]) -> None:
-        ids = {id for each in wanted for id in (each.file, each.parent) if id is not None}
+        ids = {id for item in wanted for id in (item.file, item.parent) if id is not None}
         self._files = access.find_all(self._conn, ids)
-        self._read_versions([each.version for each in wanted])
+        self._read_versions([item.version for item in wanted])
         drives = dict.fromkeys([row.drive for row in self._files.values()] + [self._caller.drive])
-        if any(not access.owns_drive(self._caller, each) for each in drives):
+        if any(not access.owns_drive(self._caller, item) for item in drives):
             self._lineage.learn(list(self._files))
         by_drive: defaultdict[str, list[bytes]] = defaultdict(list)
-        for each in wanted:
-            row = self._files.get(each.file) or self._files.get(each.parent or "")
+        for item in wanted:
+            row = self._files.get(item.file) or self._files.get(item.parent or "")
             drive = self._caller.drive if row is None else row.drive
-            by_drive[drive] += [descriptor.id for descriptor in each.descriptors]
+            by_drive[drive] += [descriptor.id for descriptor in item.descriptors]
         for drive, chunks in by_drive.items():
             self._leasing.load(drive, chunks)
 
@@ -204,9 +204,9 @@ class Starting:
         mark = self._terms.budget.mark()
         try:
             return self._judge(wanted)
-        except Refused as refused:
+        except Refused as error:
             self._terms.budget.undo(mark)
-            return _problem(refused)
+            return _problem(error)
 
     def _alone(self, wanted: StartUpload) -> UploadState | AnyProblem:
         """One whose session is over, or was made or found earlier in this batch."""
@@ -215,11 +215,11 @@ class Starting:
         self._conn.exec_driver_sql("SAVEPOINT upload")
         try:
             found = self._judge(wanted)
-        except Refused as refused:
+        except Refused as error:
             self._conn.exec_driver_sql("ROLLBACK TO SAVEPOINT upload")
             self._conn.exec_driver_sql("RELEASE SAVEPOINT upload")
             self._read_again(wanted.version)
-            return _problem(refused)
+            return _problem(error)
         self._settle()
         self._conn.exec_driver_sql("RELEASE SAVEPOINT upload")
         return found
@@ -390,7 +390,7 @@ def session(conn: Connection, caller: Caller, version: str, now_ns: int) -> _Ses
 
 
 def _is_of(row: _Session, caller: Caller) -> bool:
-    """Whether the session is the caller's. The account's other devices may have shown possession of
+    """True if the session is the caller's. The account's other devices may have shown possession of
     what a token for a single folder must not be told of."""
     if caller.folder is not None and row.device != caller.device:
         return False
@@ -410,7 +410,7 @@ def _check_access(conn: Connection, caller: Caller, row: _Session) -> None:
 
 
 def _edits_in(conn: Connection, caller: Caller, drive: str) -> bool:
-    """Whether there is a place in `drive`, which is another's, where the file could be born."""
+    """True if there is a place in `drive`, which is another's, where the file could be born."""
     if caller.folder is not None:
         return False
     given = {"account": caller.account, "drive": drive}

@@ -178,7 +178,7 @@ def doubtful(
 
 
 def any_doubtful(conn: Connection, keys: Iterable[BlobKey]) -> bool:
-    """Whether one of `keys` may not be given to everybody."""
+    """True if one of `keys` may not be given to everybody."""
     return any(doubtful(conn, drive, ids, None) for drive, ids in _by_drive(keys).items())
 
 
@@ -214,7 +214,7 @@ def _suspects(conn: Connection, where: dict[str, object]) -> Iterator[Suspect]:
     for chunk, encoded in conn.execute(_PROMISES, where):
         promised.setdefault(chunk, []).append(encoded)
     for row in conn.execute(_ROW, where):
-        others = [each for each in promised.get(row.id, ()) if _decode(each).sha256 == row.sha256]
+        others = [item for item in promised.get(row.id, ()) if _decode(item).sha256 == row.sha256]
         descriptors = tuple(dict.fromkeys([row.descriptor, *others]))
         yield Suspect(BlobKey(row.drive, row.id), row.uploaded_ns, row.stored_length, descriptors)
 
@@ -243,13 +243,13 @@ def judge(blobs: BlobStore, suspect: Suspect) -> Verdict:
 
 def settle(conn: Connection, verdicts: Sequence[Verdict], now_ns: int) -> list[Verdict]:
     """Write verdicts down. Returns the bad ones that count: their objects are to be removed."""
-    good = [each for each in verdicts if each.found is not None]
-    other = [each for each in good if each.found != each.suspect.descriptors[0]]
+    good = [item for item in verdicts if item.found is not None]
+    other = [item for item in good if item.found != item.suspect.descriptors[0]]
     if other:
-        conn.execute(_FOUND, [_stay(each.suspect) | {"found": each.found} for each in other])
+        conn.execute(_FOUND, [_stay(item.suspect) | {"found": item.found} for item in other])
     if good:
-        conn.execute(_GOOD, [_stay(each.suspect) | {"now": now_ns} for each in good])
-    return [each for each in verdicts if each.found is None and _condemn(conn, each, now_ns)]
+        conn.execute(_GOOD, [_stay(item.suspect) | {"now": now_ns} for item in good])
+    return [item for item in verdicts if item.found is None and _condemn(conn, item, now_ns)]
 
 
 def _condemn(conn: Connection, verdict: Verdict, now_ns: int) -> bool:

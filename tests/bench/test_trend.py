@@ -15,13 +15,13 @@ from bench.trend import late_slope, slope
     st.integers(-1000, 1000),
 )
 def test_a_line_has_its_slope(times: list[int], rate: int, start: int) -> None:
-    at = [float(each) for each in sorted(times)]
-    assert slope(at, [start + rate * each for each in at]) == pytest.approx(rate, abs=1e-6)
+    at = [float(item) for item in sorted(times)]
+    assert slope(at, [start + rate * item for item in at]) == pytest.approx(rate, abs=1e-6)
 
 
 def test_what_fills_at_first_and_then_stays_does_not_grow() -> None:
-    times = [float(each) for each in range(100)]
-    assert late_slope(times, [min(each, 40.0) for each in times]) == 0
+    times = [float(item) for item in range(100)]
+    assert late_slope(times, [min(item, 40.0) for item in times]) == 0
     assert late_slope(times, times) == pytest.approx(1)
 
 

@@ -155,8 +155,8 @@ class Machine:
                 timeout=SECONDS,
                 check=False,
             )
-        except subprocess.TimeoutExpired as late:
-            raise Trouble(f"{command} took over {SECONDS:g} s: {late.stdout!r}") from late
+        except subprocess.TimeoutExpired as error:
+            raise Trouble(f"{command} took over {SECONDS:g} s: {error.stdout!r}") from error
         if check and done.returncode:
             raise Trouble(f"{command} gave {done.returncode}: {done.stdout}")
         return done.stdout
@@ -174,8 +174,8 @@ class Machine:
         assert self._outside is not None
         try:
             self._outside.wait(SECONDS)
-        except subprocess.TimeoutExpired as late:
-            raise Trouble("the machine does not end") from late
+        except subprocess.TimeoutExpired as error:
+            raise Trouble("the machine does not end") from error
         self._outside = None
 
     def pull_the_plug(self) -> None:

@@ -131,7 +131,7 @@ class State(Local):
     def spool_files(self) -> list[str]:
         return sorted(path.name for path in (self.directory / "spool").iterdir())
 
-    # Local.
+    # --- local ------------------------------------------------------------------------------------
 
     def make(self, name: str, kind: Kind = "file", parent: int = ROOT) -> Node:
         target = "t" if kind == "symlink" else None
@@ -168,7 +168,7 @@ class State(Local):
     def listing(self, parent: int = ROOT) -> dict[str, int]:
         return {entry.name: entry.node.ino for entry in self.tree.entries(parent, 0, 1000)}
 
-    # Remote.
+    # --- remote -----------------------------------------------------------------------------------
 
     def record(self, **fields: object) -> FileRecord:
         known: dict[str, object] = {"id": new_file(), "kind": "file", "mode": 0o644}

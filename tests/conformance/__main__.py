@@ -79,17 +79,17 @@ def report(results: dict[str, Counted], known: dict[str, frozenset[int]]) -> int
             print(f"failed: {file} {number}: {what}")
     failed = {file: frozenset(said.failed) for file, said in results.items()}
     new, gone = unexpected(failed, known)
-    for one in new:
-        print(f"NOT KNOWN to fail: {one}")
-    for one in gone:
-        print(f"KNOWN to fail, and passed: {one}")
+    for item in new:
+        print(f"NOT KNOWN to fail: {item}")
+    for item in gone:
+        print(f"KNOWN to fail, and passed: {item}")
     return 1 if new or gone else 0
 
 
 def row(title: str, counted: list[Counted]) -> str:
-    tests = sum(one.planned for one in counted)
-    passed = sum(one.passed for one in counted)
-    todo = sum(len(one.todo) for one in counted)
+    tests = sum(item.planned for item in counted)
+    passed = sum(item.passed for item in counted)
+    todo = sum(len(item.todo) for item in counted)
     return f"{title:<28}{tests:>8,}{passed:>8,}{tests - passed:>8,}{todo:>8,}"
 
 

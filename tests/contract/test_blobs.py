@@ -124,8 +124,8 @@ def test_drives_never_meet(store: BlobStore) -> None:
 
 def test_keys_names_everything_and_deleted_is_gone(store: BlobStore) -> None:
     wanted = {key(1), key(1 << 255), key(1, OTHER)}
-    for each in wanted:
-        put(store, each, b"x")
+    for item in wanted:
+        put(store, item, b"x")
     assert set(store.keys()) == wanted
     assert store.delete(key(1))
     assert set(store.keys()) == wanted - {key(1)}

@@ -148,7 +148,7 @@ class Device(device.Device):
             self.listing.visit(ino)
             await self.listing.list_ahead(ino)
 
-    # What a person does.
+    # --- what a person does -----------------------------------------------------------------------
 
     async def resolve(self, path: str) -> Node:
         """Raises OSError (ENOENT), NearlineError."""
@@ -171,7 +171,7 @@ class Device(device.Device):
     async def read_all(self, ino: int) -> bytes:
         return bytes(await self.contents.read(ino, 0, self.tree.node(ino).size, None))
 
-    # The network.
+    # --- the network ------------------------------------------------------------------------------
 
     async def pull(self) -> None:
         """Take every change there is, in the server's pages. As in `remote.feed.subscriber`: one

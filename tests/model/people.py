@@ -190,7 +190,7 @@ class Person:
             self.device.collector.unused(self.handle)
             self.handle = None
 
-    # What follows from it.
+    # --- what follows from it ---------------------------------------------------------------------
 
     def flushed(self) -> None:
         """What this device had is on the server; but for what the journal still has."""

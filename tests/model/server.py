@@ -96,7 +96,7 @@ class Storage:
     def complaints(self) -> list[str]:
         """What the server's own check finds wrong."""
         found = fsck.run(self.db, self.blobs)
-        return [f"{each.kind}: {each.what} ({each.path})" for each in found.findings]
+        return [f"{item.kind}: {item.what} ({item.path})" for item in found.findings]
 
 
 class Server(Storage):
@@ -130,7 +130,7 @@ class Server(Storage):
     def close(self) -> None:
         self.db.close()
 
-    # What a test does and asks behind every device's back.
+    # --- what a test does and asks behind every device's back -------------------------------------
 
     def share(self, token: str, file: str, account: str, role: messages.Role) -> None:
         """Raises `Refused`: what the server has not heard of, or what cannot be shared."""
@@ -281,7 +281,7 @@ class Port:
         with self._server.db.write() as conn:
             caller = self._server.caller(conn, self._token)
             terms = sessions.Terms(LEASE_NS, Budget(conn, caller, Limits(1 << 40, 1 << 20)), _sign)
-            states = [self._start(conn, caller, one, terms) for one in request.uploads]
+            states = [self._start(conn, caller, item, terms) for item in request.uploads]
         await self._network.answer(may_be_lost=True)
         return messages.StartUploadsReply(uploads=states)  # type: ignore[arg-type]  # every Problem
 
@@ -295,9 +295,9 @@ class Port:
         conn.exec_driver_sql("SAVEPOINT upload")
         try:
             return sessions.start(conn, caller, wanted, terms, time.time_ns())
-        except Refused as refused:
+        except Refused as error:
             conn.exec_driver_sql("ROLLBACK TO SAVEPOINT upload")
-            return refused.problem
+            return error.problem
         finally:
             conn.exec_driver_sql("RELEASE SAVEPOINT upload")
 

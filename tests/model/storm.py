@@ -155,7 +155,7 @@ class Life:
                 self.device.replayer.wake()
             self._let_go(ino)
 
-    # What goes on besides.
+    # --- what goes on besides ---------------------------------------------------------------------
 
     async def hear(self) -> None:
         """The socket, and a poll now and then: late, twice, not in order."""
@@ -213,12 +213,12 @@ class Program:
         self.done[name] += 1
         try:
             await work()
-        except OSError as problem:
+        except OSError as error:
             self.done[f"{name}-failed"] += 1
-            if problem.errno not in ALLOWED[name]:
+            if error.errno not in ALLOWED[name]:
                 raise
-        except Refused as refusal:  # what the server has no more
-            if not isinstance(refusal.problem, NotFound):
+        except Refused as error:  # what the server has no more
+            if not isinstance(error.problem, NotFound):
                 raise
         except NearlineError:
             if not self._plan.partitions:
@@ -227,7 +227,7 @@ class Program:
     async def _pause(self) -> None:
         await trio.sleep(self._dice.choice(PAUSES))
 
-    # Looking up.
+    # --- looking up -------------------------------------------------------------------------------
 
     @property
     def _device(self) -> Device:
@@ -271,7 +271,7 @@ class Program:
         self._found.append(self._life.hold(node.ino))
         return node.ino
 
-    # Bytes.
+    # --- bytes ------------------------------------------------------------------------------------
 
     def _data(self) -> bytes:
         self._count += 1
@@ -385,7 +385,7 @@ class Program:
             await self._device.read_all(node.ino)
             await self._pause()
 
-    # Names.
+    # --- names ------------------------------------------------------------------------------------
 
     async def rename(self) -> None:
         await self._rename(self._path(), self._path())
@@ -433,7 +433,7 @@ class Program:
         node = await self._node(self._dice.choice(DIRECTORIES))
         await self._device.ensure_listed(node.ino)
 
-    # Attributes.
+    # --- attributes -------------------------------------------------------------------------------
 
     async def attributes(self) -> None:
         node = await self._node()
@@ -459,7 +459,7 @@ class Site:
 
     @property
     def done(self) -> Counter[str]:
-        return sum((one.done for one in self._programs), Counter())
+        return sum((item.done for item in self._programs), Counter())
 
     async def live(self) -> None:
         """Until cancelled."""

@@ -96,8 +96,8 @@ class Devices(RuleBasedStateMachine):
     async def attempt(self, work: Callable[[], Awaitable[object]]) -> None:
         try:
             await work()
-        except OSError as problem:
-            if problem.errno not in EXPECTED:
+        except OSError as error:
+            if error.errno not in EXPECTED:
                 raise
         except NearlineError:
             assert any(not person.device.network.up for person in self.people)
@@ -106,7 +106,7 @@ class Devices(RuleBasedStateMachine):
         self.reference.touched(who, *paths)
         self.run(lambda: work(self.people[who]))
 
-    # What people do.
+    # --- what people do ---------------------------------------------------------------------------
 
     @rule(who=which, path=paths, size=st.sampled_from((0, 10, 300_000)))
     def save(self, who: int, path: str, size: int) -> None:
@@ -195,7 +195,7 @@ class Devices(RuleBasedStateMachine):
     def set_xattr(self, who: int, path: str, value: bytes | None) -> None:
         self.act(who, lambda person: person.set_xattr(path, value), path)
 
-    # What happens to them.
+    # --- what happens to them ---------------------------------------------------------------------
 
     @rule(who=which)
     def pull(self, who: int) -> None:
@@ -298,7 +298,7 @@ class Devices(RuleBasedStateMachine):
         person.device.crash()
         self.run(person.device.start)
 
-    # What must hold.
+    # --- what must hold ---------------------------------------------------------------------------
 
     @invariant()
     def the_tree_is_a_tree(self) -> None:
@@ -365,7 +365,7 @@ class Devices(RuleBasedStateMachine):
             versions = self.server.versions()
             for person in self.people:
                 found |= person.overtaken
-                found |= {versions[one] for one in person.overtaken_versions if one in versions}
+                found |= {versions[item] for item in person.overtaken_versions if item in versions}
             nameless = {data[:30] for data in saved - found}
             assert not nameless, nameless
 
@@ -383,11 +383,11 @@ async def unwrapped(work: Callable[[], Awaitable[object]]) -> None:
     """Run it; what its nursery raised is raised as it was."""
     try:
         await work()
-    except BaseExceptionGroup as group:
-        found: BaseException = group
+    except BaseExceptionGroup as error:
+        found: BaseException = error
         while isinstance(found, BaseExceptionGroup):
             found = found.exceptions[0]
-        raise found from group
+        raise found from error
 
 
 def check_tables(device: Device) -> None:

@@ -96,16 +96,16 @@ class SharingDevices(Devices):
         async def answered() -> None:
             try:
                 await work()
-            except OSError as problem:
-                if problem.errno not in EXPECTED | REFUSED:
+            except OSError as error:
+                if error.errno not in EXPECTED | REFUSED:
                     raise
-            except Refused as problem:
-                if not isinstance(problem.problem, NotFound):
+            except Refused as error:
+                if not isinstance(error.problem, NotFound):
                     raise
 
         super().run(answered)
 
-    # What the owner and the guest arrange, with the server.
+    # --- what the owner and the guest arrange, with the server ------------------------------------
 
     def share(self, path: str, role: Role = "editor") -> None:
         self.run(lambda: self._give(path, role))
@@ -159,7 +159,7 @@ class SharingDevices(Devices):
     def forget_feed(self) -> None:
         self.server.forget_feed()
 
-    # What must hold.
+    # --- what must hold ---------------------------------------------------------------------------
 
     def the_tree_is_a_tree(self) -> None:
         for person in self.people:

@@ -156,7 +156,7 @@ def one_storm(seed: int, directory: Path) -> None:
             trio.run(unwrapped, storm.run, clock=clock)
     finally:
         storm.close()
-    errors = [one for one in said if one["log_level"] == "error"]
+    errors = [item for item in said if item["log_level"] == "error"]
     assert not errors, errors
 
 

@@ -164,7 +164,9 @@ def _changes_there(pending: _Pending, loss: Loss, random: Random) -> set[int]:
     if loss.names == "ordered":
         cut = _moment(len(numbers) - pending.floor, loss, random) + pending.floor
         return set(numbers[:cut])
-    return pending.safe | {one for one in sorted(pending.loose) if random.random() < loss.survival}
+    return pending.safe | {
+        item for item in sorted(pending.loose) if random.random() < loss.survival
+    }
 
 
 def _moment(latest: int, loss: Loss, random: Random) -> int:
@@ -275,8 +277,8 @@ def _by_unit(file: _File, unit: int) -> dict[int, list[tuple[int, Wrote | Resize
             touched = range(event.size // unit, units)
         else:
             touched = range(event.offset // unit, -(-(event.offset + len(event.data)) // unit))
-        for one in touched:
-            found.setdefault(one, []).append((number, event))
+        for item in touched:
+            found.setdefault(item, []).append((number, event))
     return found
 
 

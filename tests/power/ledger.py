@@ -122,7 +122,7 @@ class Ledger:
         key = file, len(self.acts)
         if key not in self._bodies:
             self._bodies[key] = self._replay(file)
-        return [one for one in self._bodies[key] if one[0] <= upto]
+        return [item for item in self._bodies[key] if item[0] <= upto]
 
     def _replay(self, file: int) -> list[tuple[int, bytes]]:
         found: list[tuple[int, bytes]] = []
@@ -138,9 +138,9 @@ class Ledger:
         """Was it, sector by sector, what some file held among the first `upto` acts?"""
         files = {done.act.file for done in self.acts[:upto]} - {0}
         histories = [self.bodies(file, upto) for file in files]
-        return any(explain(body, one, 0) is None for one in histories if one)
+        return any(explain(body, item, 0) is None for item in histories if item)
 
-    # The rules.
+    # --- the rules --------------------------------------------------------------------------------
 
     def complaint(self, seen: dict[str, Seen], position: int) -> str | None:
         """What is wrong with a folder after power was lost at `position`; None: nothing."""
@@ -234,12 +234,12 @@ def _epochs(bodies: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 
 def _explain_by(body: bytes, epoch: Sequence[bytes]) -> str | None:
-    sizes = [len(one) for one in epoch]
+    sizes = [len(item) for item in epoch]
     if not min(sizes) <= len(body) <= max(sizes):
         return f"{len(body)} bytes, not {min(sizes)} to {max(sizes)}"
     for start in range(0, len(body), SECTOR):
         sector = body[start : start + SECTOR]
-        if not any(one[start : start + len(sector)] == sector for one in epoch):
+        if not any(item[start : start + len(sector)] == sector for item in epoch):
             return f"at {start} of {len(body)}: {sector[:32]!r}... is of no moment"
     return None
 

@@ -11,7 +11,7 @@ when its system call returns. The one exception is shared writable memory, which
 `-shm` file only: the kernel writes that back when it likes, and nobody may rely on it after a crash
 of the machine. It is served and not recorded. Locks are the kernel's own business.
 
-Concurrency contract: one thread, no await inside a handler: requests are carried out and recorded
+Concurrency: one thread, no await inside a handler: requests are carried out and recorded
 one after the other.
 """
 
@@ -105,7 +105,7 @@ class Recorder(pyfuse3.Operations):
         entry.attr_timeout = entry.entry_timeout = VALID_SECONDS
         return entry
 
-    # Names.
+    # --- names ------------------------------------------------------------------------------------
 
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
@@ -197,7 +197,7 @@ class Recorder(pyfuse3.Operations):
         self._inodes[parent_inode_new].names[new] = inode
         self._record.add(Moved(inode.number, parent_inode_old, old, parent_inode_new, new))
 
-    # Attributes.
+    # --- attributes -------------------------------------------------------------------------------
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._attributes(self._inodes[inode])
@@ -239,7 +239,7 @@ class Recorder(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
 
-    # Files. A handle is the number of its inode.
+    # --- files. A handle is the number of its inode -----------------------------------------------
 
     def _opened(self, inode: Inode) -> pyfuse3.FileInfo:
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode.number), keep_cache=True)
@@ -275,7 +275,7 @@ class Recorder(pyfuse3.Operations):
         if self._inodes[fh].recorded:
             self._record.add(Synced(fh))
 
-    # Directories.
+    # --- directories ------------------------------------------------------------------------------
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         return inode

@@ -38,7 +38,7 @@ def test_without_a_sync_anything_may_be_gone_and_zeros_may_stand_for_bytes() -> 
     events: list[Event] = [Made(2, ROOT, "a", "file"), Wrote(2, 0, b"x" * 100)]
     found = contents(events, "ordered", "a")
     assert {None, b"", b"x" * 100} <= found
-    assert any(one and set(one) == {0} for one in found)
+    assert any(item and set(item) == {0} for item in found)
 
 
 def test_an_fsync_of_a_file_keeps_bytes_and_size_and_in_ordered_the_name() -> None:
@@ -89,9 +89,9 @@ def test_a_write_is_torn_at_units() -> None:
     assert pages == {old, new, old[:PAGE] + new[PAGE:], new[:PAGE] + old[PAGE:]}
     sectors = contents(events, "ordered", "a", SECTOR)
     assert len(sectors) > 20
-    for one in sectors:
-        assert one is not None
-        assert all(len(set(one[at : at + SECTOR])) == 1 for at in range(0, len(one), SECTOR))
+    for item in sectors:
+        assert item is not None
+        assert all(len(set(item[at : at + SECTOR])) == 1 for at in range(0, len(item), SECTOR))
 
 
 def test_a_unit_may_be_at_any_moment_between_two_writes() -> None:
@@ -114,9 +114,9 @@ def test_renames_are_ordered_or_not() -> None:
         Moved(3, ROOT, "b", ROOT, "d"),
     ]
     seen = {frozenset(tree) for tree in outcomes(events, "ordered")}
-    assert seen == {frozenset(one) for one in ("ab", "cb", "cd")}
+    assert seen == {frozenset(item) for item in ("ab", "cb", "cd")}
     seen = {frozenset(tree) for tree in outcomes(events, "harsh")}
-    assert seen == {frozenset(one) for one in ("ab", "cb", "cd", "ad")}
+    assert seen == {frozenset(item) for item in ("ab", "cb", "cd", "ad")}
 
 
 def test_a_rename_over_a_file_leaves_one_of_the_two_and_no_more_of_its_bytes_than_was_synced() -> (
@@ -205,7 +205,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
         elif what == "remove":
             events.append(Removed(names.pop(name), ROOT, name))
         else:
-            new = draw(st.sampled_from([one for one in NAMES if one != name]))
+            new = draw(st.sampled_from([item for item in NAMES if item != name]))
             names[new] = names.pop(name)
             events.append(Moved(ino, ROOT, name, ROOT, new))
     return events

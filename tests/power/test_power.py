@@ -76,8 +76,8 @@ def after_power_loss(
             wrong = played.ledger.complaint(look(device, server), position)
         finally:
             device.close()
-    except Exception as problem:  # noqa: BLE001  # whatever it is, it is told with its point
-        wrong = f"{type(problem).__name__}: {problem}"
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is told with its point
+        wrong = f"{type(error).__name__}: {error}"
     return None if wrong is None else f"position {position} seed {seed} {loss}: {wrong}"
 
 
@@ -191,13 +191,13 @@ def test_what_is_left_reaches_the_server_and_nothing_else(
     if len(played.copies) == 1:
         assert after == before
     # Else the server may have what the journal here forgot that it sent: newer files among older.
-    bodies = [one.body for one in after.values() if one.body]
+    bodies = [item.body for item in after.values() if item.body]
     assert all(played.ledger.is_known(body, len(played.ledger.acts)) for body in bodies)
     fresh = Device(server, tmp_path / "fresh", "fresh", server.token("fresh"))
     trio.run(fresh.start)
     assert told_apart(device, fresh) is None
     empty = {file for _, _, file, _, body, *_ in everything(fresh).values() if body == b""}
     assert not emptied & empty
-    for one in (device, fresh):
-        one.close()
+    for item in (device, fresh):
+        item.close()
     server.close()

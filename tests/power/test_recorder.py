@@ -68,7 +68,7 @@ def test_a_database_with_a_log_locks_and_a_socket_work_on_it(tmp_path: Path) -> 
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA wal_autocheckpoint = 0")
         db.execute("CREATE TABLE t (x)")
-        db.executemany("INSERT INTO t VALUES (?)", [(one,) for one in range(100)])
+        db.executemany("INSERT INTO t VALUES (?)", [(item,) for item in range(100)])
         assert other.execute("SELECT COUNT(*) FROM t").fetchone() == (100,)
         other.execute("PRAGMA wal_checkpoint(PASSIVE)")
         db.execute("INSERT INTO t VALUES (100)")

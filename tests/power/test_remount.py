@@ -47,8 +47,8 @@ def look_at(folder: Path) -> dict[str, Seen]:
         for name in directories + files:
             path = Path(above, name)
             status = path.lstat()
-            names = [one for one in os.listxattr(path) if one != "user.nearline.status"]
-            attributes = tuple(sorted((one, os.getxattr(path, one)) for one in names))
+            names = [item for item in os.listxattr(path) if item != "user.nearline.status"]
+            attributes = tuple(sorted((item, os.getxattr(path, item)) for item in names))
             body = None if stat.S_ISDIR(status.st_mode) else path.read_bytes()
             mode = stat.S_IMODE(status.st_mode)
             found[str(path.relative_to(folder))] = Seen(mode, attributes, body)
@@ -85,5 +85,5 @@ def test_a_mount_that_starts_after_power_loss_shows_what_was_promised(tmp_path: 
                 seen = look_at(Path(f"/proc/{pid}/root") / device.at.relative_to("/"))
             finally:
                 end(pid)
-            assert "the machine stopped" in device.log or loss.survival == 1.0
+            assert "the_machine_stopped" in device.log or loss.survival == 1.0
             assert person.ledger.complaint(seen, position) is None

@@ -53,7 +53,7 @@ class Person:
         call()
         done.end = self._position()
 
-    # What is there.
+    # --- what is there ----------------------------------------------------------------------------
 
     def _pick(self, *, directory: bool = False) -> str | None:
         """Anything but the log: what is written into an open file stays in the kernel for a while,
@@ -75,7 +75,7 @@ class Person:
     def _opened(self, path: str, flags: int) -> int:
         return os.open(self.at / path, flags | os.O_CLOEXEC)
 
-    # System calls.
+    # --- system calls -----------------------------------------------------------------------------
 
     def _create(self, path: str) -> int:
         """A new empty file; its number."""
@@ -129,7 +129,7 @@ class Person:
     def _mkdir(self, path: str, mode: int) -> None:
         self._do(Act("mkdir", path, mode=mode), lambda: os.mkdir(self.at / path, mode))
 
-    # What programs do.
+    # --- what programs do -------------------------------------------------------------------------
 
     def save_new(self) -> None:
         path = self._free()
@@ -257,7 +257,7 @@ class Person:
 
     def remove_directory(self) -> None:
         path = self._pick(directory=True)
-        if path is not None and not any(one.startswith(f"{path}/") for one in self._now):
+        if path is not None and not any(item.startswith(f"{path}/") for item in self._now):
             self._do(Act("rmdir", path), lambda: os.rmdir(self.at / path))
 
     def change_mode(self) -> None:

@@ -64,7 +64,7 @@ def content_vector(data: bytes) -> dict[str, Any]:
     for length in cut(data, MIB, final=True):
         chunks.append(chunk_vector(data[position : position + length]))
         position += length
-    pieces = [Piece(bytes.fromhex(each["id"]), each["length"]) for each in chunks]
+    pieces = [Piece(bytes.fromhex(item["id"]), item["length"]) for item in chunks]
     named = fingerprint(Manifest(len(data), MIB, pieces)).hex()
     return {"size": len(data), "blake3": blake3(data).hexdigest(), "fingerprint": named,
             "chunks": chunks}  # fmt: skip

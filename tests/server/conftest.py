@@ -49,9 +49,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         return running[-1]
 
     yield begin
-    for each in running:
-        if each.thread.is_alive():
-            each.stop()
+    for item in running:
+        if item.thread.is_alive():
+            item.stop()
 
 
 @pytest.fixture

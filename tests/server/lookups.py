@@ -70,8 +70,8 @@ def check_sums(server: Running, drive: str) -> None:
         sums = select(drives.c.used_bytes, drives.c.reserved_bytes).where(drives.c.id == drive)
         assert tuple(conn.execute(sums).one()) == tuple(row)
         names = Names(conn)
-        wrong = [each.finding for each in fsck_sums.check_sums(conn, names)]
-        found = [each.what for each in wrong if each.account == names.account(drive)]
+        wrong = [item.finding for item in fsck_sums.check_sums(conn, names)]
+        found = [item.what for item in wrong if item.account == names.account(drive)]
         assert found == []
 
 

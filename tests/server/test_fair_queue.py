@@ -119,8 +119,8 @@ def test_threads_take_turns_by_the_time_that_jobs_took() -> None:
     asked += [pool.submit_for("modest", lambda: job("modest", 0.1)) for _ in range(5)]
     assert pool.waiting == 11
     gate.set()
-    for each in asked:
-        each.result(20)
+    for item in asked:
+        item.result(20)
     pool.shutdown()
     assert order == ["greedy"] + 5 * ["modest"] + 4 * ["greedy"]
     assert pool.waiting == 0
@@ -156,9 +156,9 @@ def test_nobody_has_more_than_half_of_the_threads() -> None:
     assert begun.acquire(timeout=60)
     assert begun.acquire(timeout=60)
     assert pool.submit_for("one", lambda: "at once").result(20) == "at once"
-    assert sum(each.running() for each in many) == 2
+    assert sum(item.running() for item in many) == 2
     gate.set()
-    assert [each.result(20) for each in many] == [None] * 10
+    assert [item.result(20) for item in many] == [None] * 10
     pool.shutdown()
     assert pool.waiting == 0
 

@@ -29,7 +29,7 @@ class Asynchronous(Protocol):
 
 
 def _call(number: int, *arguments: object) -> int:
-    words = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
+    words = [ctypes.c_long(item) if isinstance(item, int) else item for item in arguments]
     result: int = _libc.syscall(ctypes.c_long(number), *words)
     if result < 0:
         code = ctypes.get_errno()

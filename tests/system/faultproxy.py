@@ -6,7 +6,7 @@ Every request is forwarded over a connection of its own to the server; an upgrad
 (WebSocket) is passed on byte by byte. Each `Fault` names, by a regular expression over
 "METHOD target", the requests it befalls, and how many of them.
 
-Concurrency contract: the proxy runs in a thread of its own, on trio. `faults` and `seen` are lists
+Concurrency: the proxy runs in a thread of its own, on trio. `faults` and `seen` are lists
 that the test's thread changes and reads; appending to and iterating over a copy of a list is atomic
 in CPython, and nothing else is shared.
 """
@@ -182,9 +182,9 @@ class FaultProxy:
             await client.aclose()
         except (_Reset, trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError):
             _reset(client)
-        except BaseExceptionGroup as group:  # of a tunnel: one side went, the other was cancelled
+        except BaseExceptionGroup as error:  # of a tunnel: one side went, the other was cancelled
             gone = (trio.BrokenResourceError, trio.ClosedResourceError)
-            if group.split(gone)[1] is not None:
+            if error.split(gone)[1] is not None:
                 raise
         finally:
             self._open.discard(client)
@@ -378,8 +378,8 @@ class _Down:
     async def take(self, data: bytes) -> None:
         for frame in self._frames.feed(data):
             over = self._fault.is_over
-            for each in [frame] if over else self._distorter.distort(frame):
-                await self._send(each)
+            for item in [frame] if over else self._distorter.distort(frame):
+                await self._send(item)
 
     async def catch_up(self) -> None:
         await self._fault.stalled()

@@ -224,12 +224,12 @@ class Run:
         except OSError as error:
             raise self._wrong(op.offset, f"{op.kind} failed: {error}") from error
 
-    # The file.
+    # --- the file ---------------------------------------------------------------------------------
 
     def _open(self) -> None:
         path = self._places.path()
         flags = (os.O_RDWR, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_DIRECT)
-        self._fds = [os.open(path, one) for one in flags]
+        self._fds = [os.open(path, item) for item in flags]
         if self._bytes:
             self._mapping = mmap.mmap(self._fds[0], len(self._bytes))
 
@@ -278,17 +278,17 @@ class Run:
         op = self._done[-1]
         places = {"flush", "clear", "move", "remount", "reopen", "drop_pages", "fsync", "empty"}
         near = [
-            one
-            for one in self._done
-            if one.kind in places
-            or one.offset - PAGE <= at < one.offset + one.length + PAGE
-            or (one.kind == "shrink" and one.offset <= at)
+            item
+            for item in self._done
+            if item.kind in places
+            or item.offset - PAGE <= at < item.offset + item.length + PAGE
+            or (item.kind == "shrink" and item.offset <= at)
         ]
-        shown = "\n".join(f"  {one}" for one in near[-TAIL:])
+        shown = "\n".join(f"  {item}" for item in near[-TAIL:])
         where = f"seed {self._seed}, shape {self._shape.name}, operation {op.number}"
         return Wrong(f"{what}\n{where}, size {len(self._bytes)}\n{shown}")
 
-    # Writing.
+    # --- writing ----------------------------------------------------------------------------------
 
     def _do_write(self, op: Op) -> None:
         self._write(self._fd(op), op)
@@ -415,7 +415,7 @@ class Run:
             os.posix_fallocate(self._fds[0], op.offset, op.length)
             self._extend(op.offset + op.length)
 
-    # The size.
+    # --- the size ---------------------------------------------------------------------------------
 
     def _do_shrink(self, op: Op) -> None:
         self._truncate(op.offset, op)
@@ -441,7 +441,7 @@ class Run:
         os.close(os.open(self._places.path(), os.O_WRONLY | os.O_TRUNC))
         self._bytes.clear()
 
-    # Reading.
+    # --- reading ----------------------------------------------------------------------------------
 
     def _do_read(self, op: Op) -> None:
         self._check(op.offset, os.pread(self._fd(op), op.length, op.offset), op.length)
@@ -499,7 +499,7 @@ class Run:
         for start in range(0, size + 1, 1 << 20):
             self._check(start, os.pread(self._fds[0], 1 << 20, start), 1 << 20)
 
-    # Where the bytes are.
+    # --- where the bytes are ----------------------------------------------------------------------
 
     def _do_fsync(self, op: Op) -> None:
         os.fsync(self._fd(op))

@@ -110,10 +110,10 @@ class Server:
         process.send_signal(how)
         try:
             code = process.wait(COMMAND_SECONDS)
-        except subprocess.TimeoutExpired as late:
+        except subprocess.TimeoutExpired as error:
             process.kill()
             process.wait()
-            raise Trouble(f"the server did not end at {how.name}: {tail(self.log)}") from late
+            raise Trouble(f"the server did not end at {how.name}: {tail(self.log)}") from error
         finally:
             assert process.stdout is not None
             process.stdout.close()
@@ -176,8 +176,8 @@ class Device:
     def _ask(self, request: messages.Request, line_timeout: float) -> messages.Reply:
         try:
             return client.ask(messages.socket_path(self.state), request, line_timeout=line_timeout)
-        except Failure as failure:
-            raise Trouble(f"{request} of {self.name}: {failure}") from failure
+        except Failure as error:
+            raise Trouble(f"{request} of {self.name}: {error}") from error
 
     @property
     def downloaded(self) -> int:
@@ -224,8 +224,8 @@ class Device:
                 return condition()
             except FileNotFoundError:
                 return None
-            except OSError as problem:
-                if problem.errno != errno.ENETUNREACH or not self.site.was_cut_off:
+            except OSError as error:
+                if error.errno != errno.ENETUNREACH or not self.site.was_cut_off:
                     raise
                 return None
 
@@ -320,7 +320,7 @@ class Site:
 
     @property
     def was_cut_off(self) -> bool:
-        """Whether a test may have kept a mount from reaching the server."""
+        """True if a test may have kept a mount from reaching the server."""
         return self.proxied or self.server.was_stopped
 
     @property
@@ -365,7 +365,7 @@ class Site:
 
         return trio.run(asked)
 
-    # The end.
+    # --- the end ----------------------------------------------------------------------------------
 
     def processes(self) -> list[int]:
         """Every process that was started with this site's home, zombies excepted."""
@@ -395,15 +395,15 @@ class Site:
             if device.mounted:
                 try:
                     device.umount("--now")
-                except Trouble as trouble:
-                    complaints.append(str(trouble))
+                except Trouble as error:
+                    complaints.append(str(error))
         for path in self.mounts():
             complaints.append(f"{path} was left mounted")
             subprocess.run(["umount", "-l", path], check=False, timeout=COMMAND_SECONDS)
         try:
             self.server.stop()
-        except Trouble as trouble:
-            complaints.append(str(trouble))
+        except Trouble as error:
+            complaints.append(str(error))
         with contextlib.suppress(Trouble):  # one that is ending is not left
             wait_until(lambda: not self.processes(), "every process has ended", ENDING_SECONDS)
         for pid in self.processes():

@@ -271,7 +271,7 @@ def content_broken(world: World, path: str, data: bytes) -> list[str]:
         may_be = [cut(node.pieces, start, stop)]
         may_be += [[(start, stop, n)] for a, b, n in node.pending if a <= start and stop <= b]
         part = data[start:stop]
-        match = next((one for one in may_be if content(writer, one, start, stop) == part), None)
+        match = next((item for item in may_be if content(writer, item, start, stop) == part), None)
         if match is None:
             return [f"{path}: bytes {start} to {stop} are {whose(data, start)}, not of {may_be}"]
         found += match

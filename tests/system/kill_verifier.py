@@ -124,7 +124,7 @@ def settle(told: Told, seen: dict[str, Seen], read: Callable[[str], bytes]) -> W
         worlds.insert(0, done)
     broken = []
     for world in worlds:
-        world.number = max(one.number for one in worlds)
+        world.number = max(item.number for item in worlds)
         crash(world)
         if not (problems := _broken(world, seen, read)):
             return world

@@ -85,7 +85,7 @@ class Victims:
         self.site.server.kill()
         self.server_lives = False
 
-    # Restarts, and deaths during them.
+    # --- restarts, and deaths during them ---------------------------------------------------------
 
     def restart(self, plan: Plan) -> None:
         if not self.server_lives:

@@ -10,7 +10,7 @@ did: a line with the operation before the call, then `+NUMBER`, or `-NUMBER ERRN
 operation without a second line was in progress. The program says "ready" when the writers begin,
 and ends when its standard input does, after closing what is open.
 
-Concurrency contract: a thread a writer; each has its world, ledger and descriptors for itself.
+Concurrency: a thread a writer; each has its world, ledger and descriptors for itself.
 """
 
 from __future__ import annotations

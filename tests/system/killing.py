@@ -80,14 +80,14 @@ class Killer:
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (Broken, Trouble, Failure, OSError) as problem:
+        except (Broken, Trouble, Failure, OSError) as error:
             if keep := os.environ.get("NEARLINE_KILL_KEEP"):
                 left = shutil.ignore_patterns("*.sock", "blobs", "cache-*", self.device.name)
                 shutil.copytree(self.site.base, keep, dirs_exist_ok=True, ignore=left)
             where = f"seed {self.seed}, round {self.number}, {what}"
-            raise Broken(f"{where}\n{type(problem).__name__}: {problem}") from problem
+            raise Broken(f"{where}\n{type(error).__name__}: {error}") from error
 
-    # Checks.
+    # --- checks -----------------------------------------------------------------------------------
 
     def _check(self, killed_ns: int | None, was_offline: bool) -> None:
         """What the mount shows is what was promised."""
@@ -108,8 +108,8 @@ class Killer:
         """Bytes may be only on the server by now, if it has acknowledged them."""
         try:
             return (self.device.at / path).read_bytes()
-        except OSError as problem:
-            if problem.errno != errno.ENETUNREACH:
+        except OSError as error:
+            if error.errno != errno.ENETUNREACH:
                 raise
         self.tally["files read from the server"] += 1
         self.victims.start_server()
@@ -120,7 +120,7 @@ class Killer:
         """The server has everything, as a device sees that knows nothing yet, and got it once."""
         with self._explained("audit"):
             self.device.flush()
-            problems = [f"refused: {one}" for one in self.victims.status().refused]
+            problems = [f"refused: {item}" for item in self.victims.status().refused]
             problems += self._seen_by_another()
             uploaded = self.victims.status().transferred.uploaded_bytes
             store = Store.read(self.site.server.data / "blobs", self.site.server.log)
@@ -146,7 +146,7 @@ class Killer:
             shutil.rmtree(directory)
         return problems
 
-    # Deaths.
+    # --- deaths -----------------------------------------------------------------------------------
 
     def _let_write_and_kill(self, plan: Plan) -> int | None:
         """When the mount was killed, if it was. The writers have ended."""

@@ -141,7 +141,7 @@ class MountedPerson:
 def _xattr(path: str) -> bytes | None:
     try:
         return os.getxattr(path, XATTR, follow_symlinks=False)
-    except OSError as missing:
-        if missing.errno in (errno.ENODATA, errno.EPERM, errno.ENOTSUP):
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EPERM, errno.ENOTSUP):
             return None
         raise

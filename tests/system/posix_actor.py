@@ -104,7 +104,7 @@ class Script:
     def _where(self, word: str) -> Any:
         return self._open[word[1:]] if word.startswith("@") else word
 
-    # Files and directories.
+    # --- files and directories --------------------------------------------------------------------
 
     def do_create(self, path: str, mode: str = "0644") -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, int(mode, 8)))
@@ -183,7 +183,7 @@ class Script:
     def do_list(self, path: str) -> str:
         return ",".join(sorted(os.listdir(path))) or "nothing"
 
-    # Attributes.
+    # --- attributes -------------------------------------------------------------------------------
 
     def do_chmod(self, where: str, mode: str) -> None:
         os.chmod(self._where(where), int(mode, 8))
@@ -219,7 +219,7 @@ class Script:
     def do_umask(self, mask: str) -> None:
         os.umask(int(mask, 8))
 
-    # Times. The kernel stamps files from a clock that moves in steps.
+    # --- times. The kernel stamps files from a clock that moves in steps --------------------------
 
     def do_remember(self, where: str) -> None:
         self._times[where] = self._now(where)

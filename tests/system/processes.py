@@ -62,8 +62,10 @@ def run(
             timeout=seconds,
             check=False,
         )
-    except subprocess.TimeoutExpired as late:
-        raise Trouble(f"{words} took over {seconds:g} s: {late.stdout!r} {late.stderr!r}") from late
+    except subprocess.TimeoutExpired as error:
+        raise Trouble(
+            f"{words} took over {seconds:g} s: {error.stdout!r} {error.stderr!r}"
+        ) from error
     if check and done.returncode:
         raise Trouble(f"{words} gave {done.returncode}: {done.stdout} {done.stderr}")
     return done

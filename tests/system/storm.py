@@ -170,10 +170,10 @@ class Worker:
             self.done[name] += 1
             try:
                 getattr(self, name)()
-            except OSError as problem:
+            except OSError as error:
                 self.done[f"{name}-failed"] += 1
-                if problem.errno not in ALLOWED[name]:
-                    say(f"unexpected: {name}: {problem}")
+                if error.errno not in ALLOWED[name]:
+                    say(f"unexpected: {name}: {error}")
 
 
 def say(line: str) -> None:
@@ -183,12 +183,12 @@ def say(line: str) -> None:
 
 def process(at: Path, seed: str, threads: int, operations: int) -> None:
     workers = [Worker(at, f"{seed}-{number}") for number in range(threads)]
-    running = [threading.Thread(target=one.work, args=[operations]) for one in workers]
+    running = [threading.Thread(target=item.work, args=[operations]) for item in workers]
     for thread in running:
         thread.start()
     for thread in running:
         thread.join()
-    done = sum((one.done for one in workers), Counter())
+    done = sum((item.done for item in workers), Counter())
     say(" ".join(f"{name}={number}" for name, number in sorted(done.items())))
 
 

@@ -41,7 +41,7 @@ def alike(*devices: Device) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in device.at.iterdir() if path.is_file()}
 
     first, *rest = devices
-    first.shows(lambda: all(tree(one) == tree(first) for one in rest), "the same everywhere")
+    first.shows(lambda: all(tree(item) == tree(first) for item in rest), "the same everywhere")
     return tree(first)
 
 
@@ -51,8 +51,8 @@ def save(path: Path, content: bytes) -> None:
     os.write(descriptor, content)
     try:
         os.close(descriptor)
-    except OSError as failed:
-        if failed.errno != errno.ENETUNREACH:
+    except OSError as error:
+        if error.errno != errno.ENETUNREACH:
             raise
 
 
@@ -93,7 +93,7 @@ def versions(device: Device, names: dict[str, bytes]) -> set[bytes]:
     found = set()
     for name in names:
         beside = device.at / f"{name}@@"
-        found |= {(beside / one).read_bytes() for one in os.listdir(beside)}
+        found |= {(beside / item).read_bytes() for item in os.listdir(beside)}
     return found
 
 

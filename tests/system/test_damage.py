@@ -87,7 +87,7 @@ def test_a_damaged_database_is_salvaged_and_everything_arrives(site: Site, devic
     [directory] = device.state.glob("quarantine-*")
     assert (directory / "tree.sqlite").read_bytes() == bytes(data)
     assert device.status()["quarantined"] == [str(directory)]
-    assert "state salvaged" in device.log
+    assert "state_salvaged" in device.log
     said = site.cli("doctor", check=False).stdout
     assert f"damaged state was put aside in {directory}" in said
     assert str(directory) in site.cli("status", str(device.at)).stdout
@@ -144,7 +144,7 @@ def test_damaged_dirty_bytes_are_errors_and_others_go_on(site: Site, device: Dev
     site.server.start()
     device.comes_online()
     wait_until(lambda: len(device.status()["refused"]) == 2, "the damaged ones are refused")
-    assert all("damaged" in one["error"] for one in device.status()["refused"])
+    assert all("damaged" in item["error"] for item in device.status()["refused"])
     seen = content(site, "b")
     assert {name: seen[name] for name in good} == good
     assert not set(bad) & set(seen), "nobody sees a file with holes"

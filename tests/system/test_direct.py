@@ -49,10 +49,10 @@ def way(request: pytest.FixtureRequest) -> type[Libaio] | type[Uring]:
     chosen: type[Libaio] | type[Uring] = request.param
     try:
         chosen().close()
-    except OSError as problem:
-        if problem.errno not in (errno.ENOSYS, errno.EPERM):
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
             raise
-        pytest.skip(f"this machine does not allow it: {problem}")
+        pytest.skip(f"this machine does not allow it: {error}")
     return chosen
 
 

@@ -334,7 +334,7 @@ def test_a_name_that_is_replaced_meanwhile_is_read_once(pair: Pair) -> None:
     for name in in_small_pieces(place):
         seen[name] += 1
         if len(seen) in (1, 30):
-            for one in names:
+            for item in names:
                 (place / "new").write_bytes(b"x")
-                os.replace(place / "new", place / one)
+                os.replace(place / "new", place / item)
     assert seen == Counter(names)

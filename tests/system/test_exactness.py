@@ -41,11 +41,11 @@ def writers(
 
     def have_ended() -> bool:
         meanwhile()
-        return all(one.poll() is not None for one in running)
+        return all(item.poll() is not None for item in running)
 
     wait_until(have_ended, "all have ended")
-    told = [one.communicate(timeout=COMMAND_SECONDS)[0] for one in running]
-    assert [one.returncode for one in running] == [0] * len(running)
+    told = [item.communicate(timeout=COMMAND_SECONDS)[0] for item in running]
+    assert [item.returncode for item in running] == [0] * len(running)
     return [int(text or 0) for text in told]
 
 

@@ -134,7 +134,7 @@ def test_why_it_waits_is_shown_and_nothing_else_waits(proxied: Proxied, status: 
 
     def is_shown() -> bool:
         found = here.status()
-        errors = [one["error"] for one in found["uploads"] if name in one["path"]]
+        errors = [item["error"] for item in found["uploads"] if name in item["path"]]
         return bool(errors and errors[0] and found["reason"] and found["state"] == "online")
 
     wait_until(is_shown, "the reason in status")

@@ -38,7 +38,7 @@ class Cold:
     reader: Device
 
     def read(self) -> bool:
-        """Whether it reads right."""
+        """True if it reads right."""
         return self.path.read_bytes() == self.content
 
 

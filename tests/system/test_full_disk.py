@@ -57,8 +57,8 @@ def attempt(work: Callable[[], object]) -> bool:
     """Was it done? Anything but ENOSPC is not an answer to a full disk."""
     try:
         work()
-    except OSError as refused:
-        if refused.errno != errno.ENOSPC:
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
             raise
         return False
     return True

@@ -226,7 +226,7 @@ def test_hundreds_who_wait_for_the_network_keep_nobody_waiting(
 
 def children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(one) for one in found]
+    return [int(item) for item in found]
 
 
 def rests(pid: int) -> bool:

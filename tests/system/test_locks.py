@@ -196,6 +196,6 @@ def test_writers_who_lock_lose_no_update(path: Path) -> None:
     )
     path.write_bytes(b"00000000")
     running = [subprocess.Popen([sys.executable, "-c", script, path]) for _ in range(4)]
-    assert [one.wait(COMMAND_SECONDS) for one in running] == [0] * 4
+    assert [item.wait(COMMAND_SECONDS) for item in running] == [0] * 4
     assert path.read_bytes() == b"00000800"
     assert os.path.getsize(path) == 8

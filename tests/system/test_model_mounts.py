@@ -58,7 +58,7 @@ class Away(Device):
         words += [*self.options, *more]
         return self.site.cli(*words, check=check)
 
-    # Asked without a process of its own for each question: a walk asks often.
+    # --- asked without a process of its own for each question: a walk asks often ------------------
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = msgspec.to_builtins(client.status(socket_path(self.state)))
@@ -151,8 +151,8 @@ class Walk:
         """It may fail as a system call may."""
         try:
             work()
-        except OSError as problem:
-            if problem.errno not in EXPECTED | ALSO:
+        except OSError as error:
+            if error.errno not in EXPECTED | ALSO:
                 raise
 
     def crash(self, who: int) -> None:
@@ -193,8 +193,8 @@ class Walk:
         def look() -> bool:
             try:
                 found.append(self.people[who].view())
-            except OSError as problem:
-                if problem.errno not in EXPECTED | ALSO:
+            except OSError as error:
+                if error.errno not in EXPECTED | ALSO:
                     raise
             return bool(found)
 
@@ -210,8 +210,8 @@ class Walk:
 
         try:
             wait_until(same, "both show the same")
-        except harness.Trouble as trouble:
-            raise harness.Trouble(f"{trouble}: {differences(*views)}") from trouble
+        except harness.Trouble as error:
+            raise harness.Trouble(f"{error}: {differences(*views)}") from error
         for device in self.two.devices:
             assert device.status()["refused"] == []
         return views[0]

@@ -252,8 +252,8 @@ def test_refused_for_good_is_shown_kept_and_tried_again(place: Site) -> None:
     a.mount()
     assert "refused" in flush_fails(a)
     shown = a.status()["refused"]
-    assert {(one["path"], one["operation"]) for one in shown} == {("dir/file", "setxattr")}
-    assert all(one["error"].startswith("too_large: ") and one["advice"] for one in shown)
+    assert {(item["path"], item["operation"]) for item in shown} == {("dir/file", "setxattr")}
+    assert all(item["error"].startswith("too_large: ") and item["advice"] for item in shown)
     assert os.getxattr(a.at / "dir" / "file", "user.nearline.status") == b"error"
     (a.at / "another").write_text("goes on")
     b.sees("another", b"goes on")
@@ -302,7 +302,7 @@ def test_a_name_that_was_refused_is_settled_by_another(place: Site) -> None:
     place.server.start()
     a.mount()
     assert "2 changes were refused" in flush_fails(a)
-    assert [one["waiting"] > 0 for one in a.status()["refused"]] == [True, True]
+    assert [item["waiting"] > 0 for item in a.status()["refused"]] == [True, True]
     (a.at / "two" / "inside").unlink()
     (a.at / "two").rmdir()
     os.removexattr(a.at / "one", "user.1")

@@ -36,8 +36,8 @@ class Watcher:
         while not self._over.is_set():
             try:
                 data = self._path.read_bytes()
-            except OSError as problem:
-                self.troubles.append(problem)
+            except OSError as error:
+                self.troubles.append(error)
                 return
             if not self.seen or self.seen[-1] != data:
                 self.seen.append(data)

@@ -115,8 +115,8 @@ def same(*tops: Path) -> Callable[[], bool]:
 def error_of(work: Callable[..., object], *args: object) -> int | None:
     try:
         work(*args)
-    except OSError as refused:
-        return refused.errno
+    except OSError as error:
+        return error.errno
     return None
 
 

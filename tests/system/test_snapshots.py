@@ -60,9 +60,9 @@ def writer(site: Site) -> Iterator[Path]:
         assert process.stdout.readline() == "writing\n"
         yield path
     finally:
-        for one in (write_back, process):
-            one.kill()
-            one.wait()
+        for item in (write_back, process):
+            item.kill()
+            item.wait()
 
 
 def numbers(content: bytes) -> list[int]:

@@ -71,7 +71,7 @@ def versions(site: Site, *path: str) -> list[int]:
 
     async def ask(client: ApiClient) -> list[int]:
         page = await client.versions(found.id, None)
-        return [one.size for one in page.versions]
+        return [item.size for item in page.versions]
 
     return site.ask(ask)
 
@@ -79,8 +79,8 @@ def versions(site: Site, *path: str) -> list[int]:
 def close_error(descriptor: int) -> int | None:
     try:
         os.close(descriptor)
-    except OSError as failed:
-        return failed.errno
+    except OSError as error:
+        return error.errno
     return None
 
 
@@ -235,7 +235,7 @@ def test_what_the_server_refuses_is_an_io_error_and_kept(calm: Proxied) -> None:
     assert close_error(descriptor) == errno.EIO
     assert (calm.a.at / "refused").read_bytes() == b"bytes"
     assert os.getxattr(calm.a.at / "refused", "user.nearline.status") == b"error"
-    assert [one["path"] for one in calm.a.status()["refused"]] == ["refused"]
+    assert [item["path"] for item in calm.a.status()["refused"]] == ["refused"]
     assert record(calm.site, "refused") is None
     no.lift()
     (calm.a.at / "not refused").write_bytes(b"x")

@@ -19,12 +19,12 @@ def test_versions_are_files_beside_the_file(pair: Pair) -> None:
         path.write_bytes(content)
         pair.a.flush()
     versions = Path(f"{path}@@")
-    assert sorted(one.read_bytes() for one in versions.iterdir()) == contents
-    assert all(one.name.endswith(".txt") for one in versions.iterdir())
+    assert sorted(item.read_bytes() for item in versions.iterdir()) == contents
+    assert all(item.name.endswith(".txt") for item in versions.iterdir())
     assert "report.txt@@" not in os.listdir(pair.a.at)
     pair.b.sees("report.txt", contents[-1])
     there = pair.b.at / "report.txt@@"
-    assert sorted(one.read_bytes() for one in there.iterdir()) == contents
+    assert sorted(item.read_bytes() for item in there.iterdir()) == contents
     path.write_bytes(b"one more")
     pair.a.flush()
     wait_until(lambda: len(os.listdir(there)) == 4, "the new version among them")

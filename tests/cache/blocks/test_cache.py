@@ -384,7 +384,7 @@ async def test_everything_in_a_cache_is_its_owners_alone(tmp_path: Path, no_umas
     cache.close()
     made = [path.parent, path, *path.rglob("*")]
     assert len(made) > 5
-    assert [each for each in made if each.stat().st_mode & 0o077] == []
+    assert [item for item in made if item.stat().st_mode & 0o077] == []
 
 
 def test_a_map_that_was_open_to_others_is_closed(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class File:
         for layer in layers:
             parts = sorted(part[:3] for part in layer.unsettled)
             rows = self.state.db.all("SELECT * FROM unsettled WHERE layer = ?", layer.id)
-            assert [tuple(one)[1:] for one in rows] == parts
+            assert [tuple(item)[1:] for item in rows] == parts
             assert all(layer.extents.covers(start, stop) for start, stop, _ in parts)
 
 

@@ -75,10 +75,10 @@ async def test_one_file_costs_nothing(state: State) -> None:
 
 async def test_what_is_here_is_no_sweep_and_is_not_fetched(state: State) -> None:
     inodes, reader = fill(state, 60), Reader()
-    reader.here = {one for one in versions(state, inodes[:20]) if one}
+    reader.here = {item for item in versions(state, inodes[:20]) if item}
     await sweep(state, reader, inodes[:10])
     assert reader.asked == []
-    reader.here = {one for one in versions(state, inodes[5:8]) if one}
+    reader.here = {item for item in versions(state, inodes[5:8]) if item}
     await sweep(state, reader, inodes[:2])
     assert reader.asked == versions(state, [*inodes[2:5], *inodes[8:18]])
 

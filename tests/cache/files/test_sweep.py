@@ -18,11 +18,11 @@ class Directory:
         self.places = [Place(ino * 1000 + number, name) for number, name in enumerate(names, 1)]
 
     def of(self, name: str) -> Place:
-        return next(one for one in self.places if one.name == name)
+        return next(item for item in self.places if item.name == name)
 
     def distance(self, order: Order, before: Place, now: Place) -> int | None:
         index = 0 if order == "readdir" else 1
-        between = sum(before[index] < one[index] <= now[index] for one in self.places)
+        between = sum(before[index] < item[index] <= now[index] for item in self.places)
         return between if 0 < between <= GAP else None
 
 
@@ -99,7 +99,7 @@ def test_what_goes_by_name_is_followed_by_name() -> None:
     program = Program(one)
     for name in sorted(mixed)[:4]:
         program.open(one, name)
-    assert [each.name for each in program.asked][:10] == sorted(mixed)[2:12]
+    assert [item.name for item in program.asked][:10] == sorted(mixed)[2:12]
 
 
 def test_it_goes_on_in_the_next_directory_before_that_is_looked_at() -> None:
@@ -159,4 +159,4 @@ def test_who_begins_again_begins_a_window_anew() -> None:
     program.asked.clear()
     for number in range(300, 306):
         program.open(one, f"{number:03}")
-    assert [each.name for each in program.asked][:2] == ["303", "304"]
+    assert [item.name for item in program.asked][:2] == ["303", "304"]

@@ -37,11 +37,11 @@ def test_parts_are_what_was_new_since_the_last_sync_and_their_digests_are_right(
             change = unsettled.wrote(at, data, gaps, digest(data))
             extents.add(at, at + length)
             file[at : at + length] = data
-            new |= {one for low, high in gaps for one in range(low, high)}
+            new |= {item for low, high in gaps for item in range(low, high)}
         elif name == "cut":
             extents.cut(at)
             change = unsettled.cut(at)
-            new = {one for one in new if one < at}
+            new = {item for item in new if item < at}
         else:
             change = unsettled.settle(unsettled.writes)
             new = set()
@@ -49,7 +49,7 @@ def test_parts_are_what_was_new_since_the_last_sync_and_their_digests_are_right(
             del table[part.start]
         table |= {part.start: part for part in change.come}
         assert sorted(table.values()) == sorted(unsettled)
-        assert {one for part in unsettled for one in range(*part[:2])} == new
+        assert {item for part in unsettled for item in range(*part[:2])} == new
         assert sum(stop - start for start, stop in parts(unsettled)) == len(new)
         for start, stop, told, _ in unsettled:
             assert told in (UNKNOWN, digest(file[start:stop]))

@@ -74,7 +74,7 @@ async def agree(*devices: Device) -> dict[str, bytes | None]:
     """What all of them show, when nothing waits any more."""
     seen = [await files(device) for device in devices]
     full = [await device.everything() for device in devices]
-    assert all(one == full[0] for one in full)
+    assert all(item == full[0] for item in full)
     assert all(not len(device.journal) for device in devices)
     assert not any(COPY.search(path) for path in full[0])
     return seen[0]

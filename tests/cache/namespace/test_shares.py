@@ -56,8 +56,8 @@ def at(state: State, path: str) -> Node:
 def refusal(work: Callable[..., Any], *args: Any, **more: Any) -> int | None:
     try:
         work(*args, **more)
-    except OSError as refused:
-        return refused.errno
+    except OSError as error:
+        return error.errno
     return None
 
 

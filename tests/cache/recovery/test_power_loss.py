@@ -101,7 +101,7 @@ def test_a_file_is_never_what_it_never_was(
         if not lost:
             assert found == states[-1]
         for at, byte in enumerate(found):
-            assert byte in {one[at] for one in states if at < len(one)}, (at, found, states)
+            assert byte in {item[at] for item in states if at < len(item)}, (at, found, states)
 
     with tempfile.TemporaryDirectory() as directory:
         state = State(Path(directory))

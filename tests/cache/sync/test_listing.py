@@ -68,7 +68,7 @@ async def test_what_is_below_comes_in_one_request_a_level(writer: Device, reader
     made = requests(reader)
     await reader.listing.list_directory(ROOT)
     await reader.listing.list_ahead(ROOT)
-    assert [len(each) for each in made] == [2, 3]
+    assert [len(item) for item in made] == [2, 3]
     assert unlisted(reader) == set()
 
 
@@ -123,7 +123,7 @@ async def test_a_directory_without_room_is_asked_for_once(writer: Device, reader
     made = requests(reader)
     await reader.listing.list_ahead(ROOT)
     await reader.listing.list_ahead(ROOT)
-    assert sum("large" in map(reader.tree.path, places(reader, each)) for each in made) == 1
+    assert sum("large" in map(reader.tree.path, places(reader, item)) for item in made) == 1
     assert unlisted(reader) == {"large"}
 
 

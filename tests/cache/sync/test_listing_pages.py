@@ -90,11 +90,11 @@ CHANGES: dict[str, list[Callable[[Device], None]]] = {
 
 
 def positions(device: Device) -> dict[str, int]:
-    return {each.name: each.cookie for each in device.tree.entries(ROOT, 0, 1 << 30)}
+    return {item.name: item.cookie for item in device.tree.entries(ROOT, 0, 1 << 30)}
 
 
 def files(device: Device) -> dict[str, str]:
-    return {each.name: each.node.file for each in device.tree.entries(ROOT, 0, 1 << 30)}
+    return {item.name: item.node.file for item in device.tree.entries(ROOT, 0, 1 << 30)}
 
 
 @pytest.mark.parametrize("is_told", [False, True], ids=["later", "at once"])

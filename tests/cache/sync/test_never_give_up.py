@@ -109,7 +109,7 @@ class Store:
 
 
 def errors(device: Device) -> dict[str, str | None]:
-    return {one.path: one.error for one in device.uploader.progress.values()}
+    return {item.path: item.error for item in device.uploader.progress.values()}
 
 
 # --- one is not the others ------------------------------------------------------------------------

@@ -228,8 +228,8 @@ def test_snapshots_are_taken_in_order_and_somebody_always_is_next(
     batch, wanting = schedule.choose(lambda op: op.seq in ready, 100), list(schedule.wanting())
     content = [op for op in ops if op.has_content]
     for op in wanting:
-        before = [one for one in content if one.seq < op.seq]
-        assert not any(one.file == op.file or one.ino == op.ino for one in before)
+        before = [item for item in content if item.seq < op.seq]
+        assert not any(item.file == op.file or item.ino == op.ino for item in before)
     if content and not batch and not any(op.refused or op.seq in ready for op in content):
         assert wanting[0] is content[0]
 

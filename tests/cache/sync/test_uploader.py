@@ -315,7 +315,7 @@ async def test_what_was_folded_away_before_the_first_step_is_left_alone(bench: B
     await state.save("temporary", noise(1000, 1))
     assert bench.uploader.snapshot(*state.journal)
     state.edits.rename(ROOT, "temporary", ROOT, "letter")
-    (op,) = (one for one in state.journal if one.body.renew)
+    (op,) = (item for item in state.journal if item.body.renew)
     await state.save("temporary", noise(1000, 2))
     state.edits.rename(ROOT, "temporary", ROOT, "letter")
     assert op not in list(state.journal)

@@ -38,7 +38,7 @@ class Held(RuleBasedStateMachine):
         window, _, holders = self.held[which % len(self.held)]
         window.release()
         holders[0] -= 1
-        self.held = [each for each in self.held if each[2][0]]
+        self.held = [item for item in self.held if item[2][0]]
 
     @rule()
     def rest(self) -> None:

@@ -182,7 +182,7 @@ def test_every_request_has_its_answerer() -> None:
 
 
 def test_requests_and_answers_survive_the_socket() -> None:
-    tags = [one.__struct_config__.tag for one in get_args(control_messages.Request)]
+    tags = [item.__struct_config__.tag for item in get_args(control_messages.Request)]
     assert len(set(tags)) == len(tags)
     request = RestoreRequest(path="a", version="x", at=[1, 2])
     assert control_messages.decode_request(control_messages.encode(request)) == request
@@ -236,7 +236,7 @@ async def test_what_is_reached_otherwise_is_told_by_its_path(site: Site) -> None
     reply = account_messages.SharesReply("anna", [], [known, unknown], True)
     site.server.replies |= {"unshare": None, "shares": reply}
     told = await site.ask(UnshareRequest("team", "ben"))
-    assert [one.path for one in told.reached] == ["other/plan", None]
+    assert [item.path for item in told.reached] == ["other/plan", None]
     assert told.more_reached
     assert site.server.named("unshare") == [(team.id, "ben")]
 
@@ -261,8 +261,8 @@ async def test_what_was_given_out_by_another_name_is_told_with_that(site: Site) 
     (shared,) = (await site.ask(SharesRequest("plan~"))).grants
     assert (shared.path, shared.was_name, shared.was_path) == ("plan~", "plan", "folder/plan")
     links = (await site.ask(LinksRequest())).links
-    assert {one.path for one in links} == {"plan~"}
-    told = [(one.was_name, one.was_path) for one in links]
+    assert {item.path for item in links} == {"plan~"}
+    told = [(item.was_name, item.was_path) for item in links]
     assert told == [("plan", "folder/plan"), ("plan", None), (None, None)]
 
 
@@ -282,7 +282,7 @@ async def test_what_waits_is_reported_and_given_up_when_offline(
         nursery.start_soon(go_offline)
         with pytest.raises(Failure, match="try again when"):
             await site.ask(SharesRequest("a"))
-    assert [(one.bytes_done, one.bytes_total) for one in site.reports] == [(3, 9), (3, 9)]
+    assert [(item.bytes_done, item.bytes_total) for item in site.reports] == [(3, 9), (3, 9)]
     assert site.server.calls == []
     assert site.state.tree.find(node.ino) is not None
 
@@ -381,8 +381,8 @@ async def test_history_of_many_pages(site: Site) -> None:
     first.versions[1].base = "a" * 32
     site.server.replies["versions"] = [first, second]
     found = await site.ask(LogRequest("a.txt"))
-    assert [one.id[0] for one in found.versions] == ["c", "b", "a"]
-    assert [one.overtook for one in found.versions] == ["b" * 32, None, None]
+    assert [item.id[0] for item in found.versions] == ["c", "b", "a"]
+    assert [item.overtook for item in found.versions] == ["b" * 32, None, None]
     assert found.versions[0].path == "a.txt@@/1970-01-01T00.00.02Z-cccccccc.txt"
 
 

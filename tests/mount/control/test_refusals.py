@@ -72,7 +72,7 @@ async def report(progress: messages.Progress) -> None: ...
 
 
 def refused(context: Any) -> list[str]:
-    return [one.path for one in refusals.described(context.session)]
+    return [item.path for item in refusals.described(context.session)]
 
 
 def test_each_is_told_with_what_waits_behind_it_and_what_to_do(context: Any) -> None:

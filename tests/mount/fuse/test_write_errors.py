@@ -20,8 +20,8 @@ def fail(errors: WriteErrors, ino: int, failure: Exception) -> None:
 def told(errors: WriteErrors, handle: int) -> int | None:
     try:
         errors.check(handle)
-    except OSError as failure:
-        return failure.errno
+    except OSError as error:
+        return error.errno
     return 0
 
 

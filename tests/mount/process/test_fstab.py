@@ -38,7 +38,7 @@ def test_doctor_and_the_helper_say_so(
     monkeypatch.setattr(fstab, "FSTAB", tmp_path / "fstab")
     assert list(doctor.check_fstab()) == []
     (tmp_path / "fstab").write_text(TEXT)
-    assert [one.level for one in doctor.check_fstab()] == ["warn"] * 3
+    assert [item.level for item in doctor.check_fstab()] == ["warn"] * 3
     assert mount_helper.main(["https://a", "/bare", "-f"]) == 0
     said = capsys.readouterr().err
     assert "/bare in" in said

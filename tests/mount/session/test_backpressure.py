@@ -101,8 +101,8 @@ async def waited(work: Callable[[], Any], change: Callable[[], None]) -> int | N
     async def wait() -> None:
         try:
             await work()
-        except (OSError, Unreachable) as refused:
-            found.append(refused.errno)
+        except (OSError, Unreachable) as error:
+            found.append(error.errno)
         else:
             found.append(None)
 

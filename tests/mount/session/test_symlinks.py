@@ -107,4 +107,4 @@ def test_for_a_folder_tokens_mount_the_root_is_where_it_stays(state: State) -> N
     place = state.make("d", "directory")
     node = symlink(state, place, "../x", mark_of(state.tree.node(ROOT).file))
     out = symlink(state, place, "../../x", mark_of(state.tree.node(ROOT).file), 2)
-    assert [shown(state, one) for one in (node, out)] == ["../x", NOWHERE]
+    assert [shown(state, item) for item in (node, out)] == ["../x", NOWHERE]

@@ -79,7 +79,7 @@ def test_no_order_of_hints_skips_a_change(sent: list[tuple[int, int, bool]], hea
     for since, length, carries in sent:
         match on_hint(f"c{seq}", seq, hint(since, since + length, carries=carries)):
             case Apply(changes, _, new_seq):
-                applied += [each.seq for each in changes]
+                applied += [item.seq for item in changes]
                 seq = new_seq
             case Pull():
                 until = max(head, since + length)  # the feed holds at least what was hinted at

@@ -168,7 +168,7 @@ class Tree:
     def apply(
         self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
     ) -> None:
-        self.applied += [each.seq for each in changes]
+        self.applied += [item.seq for item in changes]
         assert seq == self.applied[-1]
         self.at = cursor
         self.tell()

@@ -292,7 +292,7 @@ async def test_every_request_has_an_id_of_its_own(client: ApiClient, server: Fak
             pass
     ids = [asked.headers["x-request-id"] for asked in server.asked]
     assert len(set(ids)) == len(ids) == 5
-    assert all(re.fullmatch("[0-9a-f]{16}", one) for one in ids)
+    assert all(re.fullmatch("[0-9a-f]{16}", item) for item in ids)
 
 
 async def test_the_log_has_the_ids_of_failed_and_slow_requests_and_no_secrets(
@@ -333,7 +333,7 @@ async def test_the_log_has_the_ids_of_failed_and_slow_requests_and_no_secrets(
     text = (tmp_path / "log").read_text()
     assert "secret" not in text
     lines = [line for line in map(msgspec.json.decode, text.splitlines()) if "id" in line]
-    assert [line["id"] for line in lines] == [one.headers["x-request-id"] for one in server.asked]
+    assert [line["id"] for line in lines] == [item.headers["x-request-id"] for item in server.asked]
     assert [(line["event"], line["path"]) for line in lines] == [
         ("request_was_slow", "/v1/me"),
         ("request_was_slow", "/blob"),

@@ -585,7 +585,7 @@ async def test_what_has_waited_too_long_is_not_used(autojump_clock: trio.testing
 async def test_a_slow_body_that_moves_is_not_given_up(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    wire = Wire([bytes([each]) for each in ok(b"abcdefgh")], pause=9.0)
+    wire = Wire([bytes([item]) for item in ok(b"abcdefgh")], pause=9.0)
     connection = _Connection(("http", "h", 80), wire, PATIENCE)
     into = bytearray(8)
     await connection.ask(REQUEST, None, lambda _: None)
@@ -687,7 +687,7 @@ async def test_a_proxy_is_asked_as_httpx_does(monkeypatch: pytest.MonkeyPatch) -
         async with ApiClient("http://nas.invalid", None, insecure=True) as client:
             with pytest.raises(UrlRefused):
                 await client.get_range("http://edge.invalid/chunk", 0, 1, bytearray(1))
-    assert [each.split(b"\r\n")[0] for each in asked] == [b"GET http://edge.invalid/chunk HTTP/1.1"]
+    assert [item.split(b"\r\n")[0] for item in asked] == [b"GET http://edge.invalid/chunk HTTP/1.1"]
 
 
 async def test_only_our_own_machine_is_past_every_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,10 +95,10 @@ def test_another_program_at_the_port_gets_a_client_hello_and_nothing_else(answer
         for error in failed:
             assert isinstance(error, Unreachable)
             assert "another program answers there, or the server's key changed" in str(error)
-    for each in brought:
-        assert each.startswith(b"\x16\x03")  # a handshake (RFC 8446, 5.1)
-        assert b"secret" not in each
-        assert b"HTTP" not in each
+    for item in brought:
+        assert item.startswith(b"\x16\x03")  # a handshake (RFC 8446, 5.1)
+        assert b"secret" not in item
+        assert b"HTTP" not in item
 
 
 def test_one_that_goes_away_is_only_unreachable() -> None:
@@ -106,8 +106,8 @@ def test_one_that_goes_away_is_only_unreachable() -> None:
     with listening(lambda sock: None) as (url, _):
         failed = ask_everything(url)
     assert len(failed) == 4
-    assert all(isinstance(each, Unreachable) for each in failed)
-    assert not any("key" in str(each) for each in failed)
+    assert all(isinstance(item, Unreachable) for item in failed)
+    assert not any("key" in str(item) for item in failed)
 
 
 def test_who_has_the_key_is_told() -> None:
@@ -123,7 +123,7 @@ def test_who_has_the_key_is_told() -> None:
     with listening(answer) as (url, _):
         ask_everything(url)
     assert TOKEN.encode() in told[0]
-    assert any(b"PUT /blobs/x" in each for each in told)
+    assert any(b"PUT /blobs/x" in item for item in told)
 
 
 def test_who_says_that_nothing_more_comes_is_believed() -> None:

@@ -88,7 +88,7 @@ def test_chunks_keep_to_their_limits_and_cover_the_data(average: int) -> None:
     data = noise(64 * average)
     lengths = cut(data, average, final=True)
     assert sum(lengths) == len(data)
-    assert all(average // 4 <= each <= 4 * average for each in lengths[:-1])
+    assert all(average // 4 <= item <= 4 * average for item in lengths[:-1])
     assert 0.8 * average < sum(lengths) / len(lengths) < 1.6 * average
 
 

@@ -111,7 +111,7 @@ def _while_limited(line: Line, rates: list[Rated]) -> list[Given]:
             since = rates[number + 1].at if number + 1 < len(rates) else line.now + 1
     first = next((n for n, rated in enumerate(rates) if rated.rate is None), len(rates))
     if first < len(rates):  # what was given at the very moment of a change may be of before it
-        return [one for one in line.given if one.at > since]
+        return [item for item in line.given if item.at > since]
     return line.given
 
 
@@ -129,7 +129,7 @@ def _allowed(rates: list[Rated], begin: int, end: int) -> int:
 def _replaced(rates: list[Rated], rated: Rated, at: int) -> bool:
     """True if it was no more the rate just before `at`."""
     after = rates[rates.index(rated) + 1 :]
-    return any(one.at < at for one in after)
+    return any(item.at < at for item in after)
 
 
 @settings(max_examples=amount(200, 40))

@@ -53,13 +53,13 @@ class Drive:
         await self.go.wait()
         if self.down:
             raise Unreachable("down")
-        return StartUploadsReply(uploads=[self._state(one) for one in request.uploads])  # type: ignore[misc]  # every Problem
+        return StartUploadsReply(uploads=[self._state(item) for item in request.uploads])  # type: ignore[misc]  # every Problem
 
     def _state(self, upload: StartUpload) -> UploadState | Problem:
         if upload.version in self.refuse:
             return self.refuse[upload.version]
         done = upload.version in self.committed
-        tickets = [] if done else [self._ticket(one.id) for one in upload.descriptors]
+        tickets = [] if done else [self._ticket(item.id) for item in upload.descriptors]
         status = "uploaded" if done else "uploading"
         return UploadState(version=upload.version, status=status, expires_ns=0, chunks=tickets)
 
@@ -114,7 +114,7 @@ async def test_announcements_gather_while_one_is_under_way() -> None:
         await trio.testing.wait_all_tasks_blocked()
         drive.go.set()
     assert len(drive.asked) == 2
-    assert sorted(len(one.descriptors) for one in drive.asked[1]) == [5, 5]  # each chunk once
+    assert sorted(len(item.descriptors) for item in drive.asked[1]) == [5, 5]  # each chunk once
     assert len(drive.has) == 6
 
 
@@ -228,7 +228,7 @@ async def test_one_that_makes_the_whole_request_refused_is_found(bad: int) -> No
 
     async def refuse(request: StartUploads) -> StartUploadsReply:
         reply = await plain(request)
-        if any(one.version == f"{bad}" * 32 for one in request.uploads):
+        if any(item.version == f"{bad}" * 32 for item in request.uploads):
             raise Refused(BadRequest(message="unreadable"))
         return reply
 

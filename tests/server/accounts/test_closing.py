@@ -56,7 +56,7 @@ def shared(client: Client) -> list[str | None]:
 
 def told(server: Running, client: Client) -> list[str]:
     with server.app.service.db.read() as conn:
-        return [each.action for each in audit.read(conn, account=client.me.account, limit=10_000)]
+        return [item.action for item in audit.read(conn, account=client.me.account, limit=10_000)]
 
 
 # --- locking ------------------------------------------------------------------------------------
@@ -72,15 +72,15 @@ def test_a_locked_account_is_refused_everywhere_and_comes_back(
         with httpx.Client(
             base_url=server.url, headers={"Authorization": f"Bearer {token}"}
         ) as client:
-            for each in TOKEN_ENDPOINTS:
-                path = re.sub("{.*?}", "0" * 32, each.path)
-                got = client.request(each.method, path)
+            for item in TOKEN_ENDPOINTS:
+                path = re.sub("{.*?}", "0" * 32, item.path)
+                got = client.request(item.method, path)
                 assert (got.status_code, got.json()["type"]) == (401, "unauthorized"), path
     assert "locked" in refusal(anna.refresh).message
     closing.lock(server.data, anna.me.account)
     closing.unlock(server.data, anna.me.account)
     anna.refresh()
-    assert [each for each in told(server, anna) if each.startswith("account_")] == [
+    assert [item for item in told(server, anna) if item.startswith("account_")] == [
         "account_lock",
         "account_lock",
         "account_unlock",
@@ -218,7 +218,7 @@ def test_a_removed_account_leaves_nothing_but_its_name(
     assert set(ben.children(bens)) == {"of anna"}  # it is ben's
     left = counted(server, anna)
     rest = {"files": 1, "changes": 0, "links": 0, "idempotency": 0}
-    assert {each: left[each] for each in rest} == rest
+    assert {item: left[item] for item in rest} == rest
     service, later = server.app.service, time.time_ns()
     for _ in range(2):
         later += GRACE_NS + 1
@@ -226,7 +226,7 @@ def test_a_removed_account_leaves_nothing_but_its_name(
     left = counted(server, anna)
     assert (left["chunks"], left["uploads"], left["versions"]) == (0, 0, 0)
     report = fsck.run(service.db, service.blobs, read_data=True)
-    assert [each for each in report.findings if each.account in (name, ben.me.account)] == []
+    assert [item for item in report.findings if item.account in (name, ben.me.account)] == []
 
 
 def test_grantees_are_told_that_a_share_ended_with_its_owner(
@@ -253,7 +253,7 @@ def test_the_name_of_a_removed_account_is_given_to_nobody(
     for work in (closing.lock, closing.unlock):
         with pytest.raises(AccountUnknown):
             work(server.data, name)
-    assert name not in [each.name for each in accounts.list_accounts(server.data)]
+    assert name not in [item.name for item in accounts.list_accounts(server.data)]
     rows = list(admin.read_audit(server.data, None, name))
     assert rows[-1]["action"] == "account_remove"
     assert rows[-1]["detail"]["name"] == name
@@ -275,7 +275,7 @@ def test_a_removal_that_was_interrupted_is_finished_by_the_next_collection(
             next(steps, None)
         steps.close()
         report = fsck.run(service.db, service.blobs, read_data=False)
-        assert [each for each in report.findings if each.account == anna.me.account] == []
+        assert [item for item in report.findings if item.account == anna.me.account] == []
         before, left = left, left_of(server, anna)
     assert left == 1, "it does not come forward"
     gc.run(service.db, service.blobs, Options())

@@ -34,7 +34,7 @@ def made(by: Client, **wanted: Any) -> Client:
 
 
 def listed(client: Client) -> dict[str, Any]:
-    return {each.name: each for each in client.request("GET", "/v1/devices", DevicesReply).devices}
+    return {item.name: item for item in client.request("GET", "/v1/devices", DevicesReply).devices}
 
 
 def rotated(client: Client) -> Client:
@@ -63,7 +63,7 @@ def test_an_account_sees_its_devices_and_no_others(
     weak = made(anna, name="cron", scope="read", folder=folder, expires_ns=expires_ns)
     found = listed(anna)
     assert list(found) == ["laptop", "phone", "cron"]
-    assert [each.current for each in found.values()] == [True, False, False]
+    assert [item.current for item in found.values()] == [True, False, False]
     assert found["cron"].id == weak.me.device_id
     assert (found["cron"].scope, found["cron"].folder) == ("read", folder)
     assert found["cron"].expires_ns == expires_ns
@@ -159,7 +159,7 @@ def test_an_expired_token_is_refused_and_listed_no_more(server: Running, anna: C
             tokens.authenticate(conn, short.token, time.time_ns() + HOUR)
         reply = devices.devices_of(conn, caller, time.time_ns() + HOUR)
     assert isinstance(refused.value.problem, errors.Unauthorized)
-    assert [each.name for each in reply.devices] == ["laptop"]
+    assert [item.name for item in reply.devices] == ["laptop"]
 
 
 def test_there_is_an_end_to_making_tokens(anna: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_the_token_before_ends_when_the_new_one_is_used(
 def reuses(server: Running, account: str) -> list[audit.Entry]:
     with server.app.service.db.read() as conn:
         found = audit.read(conn, account=account, limit=10_000)
-    return [each for each in found if each.action == "token_copied"]
+    return [item for item in found if item.action == "token_copied"]
 
 
 def test_who_copied_a_token_does_not_throw_its_owner_out(server: Running, anna: Client) -> None:
@@ -235,8 +235,8 @@ def test_a_token_that_only_aged_or_was_revoked_is_no_sign_of_a_thief(
     phone = server.device(anna.me.account, "phone")
     gone = rotated(phone)
     revoke(anna, phone.me.device_id)
-    for each in (phone, gone, Client(anna.http, "nonsense")):
-        assert isinstance(refusal(rotated, each), errors.Unauthorized)
+    for item in (phone, gone, Client(anna.http, "nonsense")):
+        assert isinstance(refusal(rotated, item), errors.Unauthorized)
     rotated(anna)
     mine = schema.devices.c.id == anna.me.device_id
     with server.app.service.db.write() as conn:
@@ -308,7 +308,7 @@ def test_a_device_is_seen_without_a_write_per_request(server: Running, anna: Cli
         service.writes.submit(lambda: None).result(10)
     finally:
         event.remove(engine, "before_cursor_execute", note)
-    assert not [each for each in written if "seen_ns" in each]
+    assert not [item for item in written if "seen_ns" in item]
 
 
 def test_a_device_that_only_writes_is_seen_too(server: Running, anna: Client) -> None:
@@ -340,7 +340,7 @@ def test_the_administrator_makes_a_token_for_a_folder(server: Running, anna: Cli
             server.data, anna.me.account, folder, scope="read", folder=folder, expires_ns=expires_ns
         )
         assert Client(anna.http, token).refresh().root == inner
-    row = next(each for each in devices.list_devices(server.data) if each.name == inner)
+    row = next(item for item in devices.list_devices(server.data) if item.name == inner)
     assert (row.account, row.scope, row.folder) == (anna.me.account, "read", inner)
     assert row.expires_ns == expires_ns
     token = devices.issue_token(server.data, anna.me.account, "all", folder="/")
@@ -365,13 +365,13 @@ def test_the_administrator_is_told_what_is_wrong(
 def test_the_administrator_lists_and_revokes(server: Running, anna: Client, ben: Client) -> None:
     phone = server.device(anna.me.account, "phone")
     mine = devices.list_devices(server.data, anna.me.account.upper())
-    assert [each.name for each in mine] == ["laptop", "phone"]
+    assert [item.name for item in mine] == ["laptop", "phone"]
     assert {ben.me.account, anna.me.account} <= {
-        each.account for each in devices.list_devices(server.data)
+        item.account for item in devices.list_devices(server.data)
     }
     assert devices.revoke_device(server.data, phone.me.device_id) == "phone"
     assert isinstance(refusal(phone.refresh), errors.Unauthorized)
-    assert [each.name for each in devices.list_devices(server.data, anna.me.account)] == ["laptop"]
+    assert [item.name for item in devices.list_devices(server.data, anna.me.account)] == ["laptop"]
 
 
 def test_the_administrator_sets_limits(server: Running, anna: Client) -> None:
@@ -381,7 +381,7 @@ def test_the_administrator_sets_limits(server: Running, anna: Client) -> None:
     assert anna.refresh().quota_bytes == 10**9
     done = accounts.set_account(server.data, name, quota_bytes=None, keep_versions=3)
     assert (done.quota_bytes, done.keep_days, done.keep_versions) == (None, 7, 3)
-    found = {each.name: each for each in accounts.list_accounts(server.data)}
+    found = {item.name: item for item in accounts.list_accounts(server.data)}
     assert found[name] == done
     assert found[name].devices == 1
     for wrong in ({"quota_bytes": -1}, {"keep_days": 1 << 40}, {"quota_bytes": 1 << 63}):
@@ -424,7 +424,7 @@ def test_a_revoked_row_stays_for_the_history(server: Running, anna: Client) -> N
     file = phone.make("by phone")
     revoke(anna, phone.me.device_id)
     page = anna.request("GET", f"/v1/files/{file}/versions", messages.VersionsPage)
-    assert [each.device for each in page.versions] == ["phone"]
+    assert [item.device for item in page.versions] == ["phone"]
 
 
 def test_expiry_and_revocation_are_checked_on_the_old_token_too(

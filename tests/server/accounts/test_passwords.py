@@ -64,7 +64,7 @@ class Hashing:
 
 async def asked(desk: Desk, *runs: tuple[str, str, Callable[..., Any], str]) -> list[Any]:
     """Tasks that have come to the desk, in this order."""
-    tasks = [asyncio.create_task(desk.run(*each)) for each in runs]
+    tasks = [asyncio.create_task(desk.run(*item)) for item in runs]
     await asyncio.sleep(0)
     return tasks
 
@@ -82,9 +82,9 @@ def test_who_fills_one_kind_of_places_is_in_nobodys_way() -> None:
 
     results = asyncio.run(go())
     pool.shutdown()
-    refused = [each for each in results if isinstance(each, Refused)]
+    refused = [item for item in results if isinstance(item, Refused)]
     assert len(refused) == 60 - PLACES["link"].each
-    assert all(isinstance(each.problem, RateLimited) for each in refused)
+    assert all(isinstance(item.problem, RateLimited) for item in refused)
     assert set(hashing.done) == {"anna 0", "anna 1", "login", "ben"}
 
 
@@ -162,7 +162,7 @@ def test_one_account_keeps_nobody_from_logging_in(
         ]
         until(lambda: server.app.service.desk._places["login"].taken == 4)
         hashing.go.set()
-        assert all(each.result(20).token for each in logins)
+        assert all(item.result(20).token for item in logins)
     assert sorted(answers) == [400] * 2 + [429] * 8
 
 

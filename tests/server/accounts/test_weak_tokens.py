@@ -108,7 +108,7 @@ def test_what_hangs_from_a_file_outside_is_not_found(place: Place, what: str) ->
 def test_history_and_content_inside(place: Place) -> None:
     weak = place.weak
     page = weak.request("GET", f"/v1/files/{place.inside}/versions", messages.VersionsPage)
-    assert [each.id for each in page.versions] == [place.version]
+    assert [item.id for item in page.versions] == [place.version]
     weak.request("GET", f"/v1/files/{place.inside}/changes", messages.ChangesPage)
     located = weak.locate(file=place.inside, version=place.version, chunks=[place.chunk.id])
     assert weak.http.get(located.chunks[0].url).content == place.chunk.data
@@ -155,9 +155,9 @@ def test_the_feed_tells_of_the_folder_and_of_nothing_else(anna: Client, place: P
         (place.folder, "moved", moved),
         (place.folder, "moved", None),
     }
-    records = [each for change in page.changes for each in change.files]
-    assert {each.id for each in records} == {place.folder, inner, moved}
-    assert [each.links for each in records if each.id == moved] == [1, 0]
+    records = [item for change in page.changes for item in change.files]
+    assert {item.id for item in records} == {place.folder, inner, moved}
+    assert [item.links for item in records if item.id == moved] == [1, 0]
     assert "a secret name" not in str(page)
     assert page.shared in (None, [])
 
@@ -291,7 +291,7 @@ def test_uploads_are_for_files_in_the_folder(anna: Client, place: Place) -> None
         weak.start(new_id(), place.secret, place.chunk),
         weak.start(new_id(), new_id(), place.chunk, parent=anna.me.root),
     )
-    assert [type(each) for each in refused] == [errors.NotFound] * 2
+    assert [type(item) for item in refused] == [errors.NotFound] * 2
     assert isinstance(weak.start(new_id(), place.inside), messages.UploadState)
 
 
@@ -300,7 +300,7 @@ def test_which_chunks_the_drive_has_is_not_told(anna: Client, place: Place) -> N
     for parent in ({"parent": place.folder}, {}):
         begun = place.weak.start(new_id(), new_id(), place.hidden, unknown, **parent)
         if isinstance(begun, messages.UploadState):
-            assert [each.state for each in begun.chunks] == ["needed"] * 2, parent
+            assert [item.state for item in begun.chunks] == ["needed"] * 2, parent
 
 
 def test_uploads_of_other_devices_are_not_to_be_touched(anna: Client, place: Place) -> None:
@@ -313,7 +313,7 @@ def test_uploads_of_other_devices_are_not_to_be_touched(anna: Client, place: Pla
         refusal(weak.request, "POST", path + "/urls", messages.UploadState, more),
         refusal(weak.request, "DELETE", path, type(None)),
     ]
-    assert {type(each) for each in problems} <= {errors.UploadUnknown, errors.NotFound}
+    assert {type(item) for item in problems} <= {errors.UploadUnknown, errors.NotFound}
     anna.request("GET", path, messages.UploadState)
 
 

@@ -143,19 +143,19 @@ def test_the_schema_names_every_endpoint(server: Running) -> None:
     described = {(m.upper(), path) for path, methods in got["paths"].items() for m in methods}
     private = {"/healthz", "/readyz", "/metrics", "/schema", "/schema/openapi.json"}
     assert described == {
-        (each.method, each.path)
-        for each in ENDPOINTS
-        if each.path not in private and not each.path.startswith("/s/") and each.method != "WS"
+        (item.method, item.path)
+        for item in ENDPOINTS
+        if item.path not in private and not item.path.startswith("/s/") and item.method != "WS"
     }
 
 
 def test_the_schema_has_what_a_signature_says(server: Running) -> None:
     paths = httpx.get(f"{server.url}/schema").json()["paths"]
-    trash = {each["name"]: each for each in paths["/v1/trash"]["get"]["parameters"]}
+    trash = {item["name"]: item for item in paths["/v1/trash"]["get"]["parameters"]}
     assert set(trash) == {"parent", "cursor", "limit", "name", "ending"}
     assert trash["limit"]["schema"] == {"type": "integer", "minimum": 1}
     share = paths["/v1/files/{file_id}/share/{account}"]["delete"]
-    assert [(each["name"], each["in"]) for each in share["parameters"]] == [
+    assert [(item["name"], item["in"]) for item in share["parameters"]] == [
         ("file_id", "path"),
         ("account", "path"),
     ]
@@ -171,7 +171,7 @@ def test_references_in_the_schema_lead_somewhere() -> None:
         if isinstance(node, dict):
             own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
             return own.union(*(refs(value) for value in node.values()))
-        return set().union(*(refs(each) for each in node)) if isinstance(node, list) else set()
+        return set().union(*(refs(item) for item in node)) if isinstance(node, list) else set()
 
     found = refs(shown)
     assert found

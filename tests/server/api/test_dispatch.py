@@ -14,7 +14,7 @@ from tests.server.harness import Client, Running
 
 
 def test_no_two_endpoints_are_one() -> None:
-    declared = [(each.method, each.path) for each in ENDPOINTS]
+    declared = [(item.method, item.path) for item in ENDPOINTS]
     assert len(set(declared)) == len(declared) > 30
 
 

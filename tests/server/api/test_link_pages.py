@@ -54,8 +54,8 @@ def visit(server: Running) -> Iterator[Visit]:
         return visitors[-1]
 
     yield begin
-    for each in visitors:
-        each.http.close()
+    for item in visitors:
+        item.http.close()
 
 
 class Seen(HTMLParser):
@@ -238,22 +238,22 @@ def test_every_page_keeps_to_itself(anna: Client, visit: Visit) -> None:
     revoke(anna, made.link.id)
     answers = [open_.get(), open_.get(f"/{file}/download"), locked.get(), locked.post("y")]
     answers += [locked.post("four"), gone.get(), gone.post("x")]
-    assert [each.status_code for each in answers] == [200, 303, 403, 403, 303, 404, 404]
-    for each in answers:
-        assert each.headers["cache-control"] == "no-store"
-        assert each.headers["referrer-policy"] == "no-referrer"
-        assert each.headers["x-robots-tag"] == "noindex, nofollow"
-        assert each.headers["x-content-type-options"] == "nosniff"
-        policy = each.headers["content-security-policy"]
+    assert [item.status_code for item in answers] == [200, 303, 403, 403, 303, 404, 404]
+    for item in answers:
+        assert item.headers["cache-control"] == "no-store"
+        assert item.headers["referrer-policy"] == "no-referrer"
+        assert item.headers["x-robots-tag"] == "noindex, nofollow"
+        assert item.headers["x-content-type-options"] == "nosniff"
+        policy = item.headers["content-security-policy"]
         for part in ("default-src 'none'", "form-action 'self'", "frame-ancestors 'none'"):
             assert part in policy
-        if each.text:
-            style = re.search(r"<style>(.*?)</style>", each.text, re.DOTALL)
+        if item.text:
+            style = re.search(r"<style>(.*?)</style>", item.text, re.DOTALL)
             assert style is not None
             digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
             assert f"style-src 'sha256-{digest}'" in policy
-            assert "http:" not in each.text
-            assert "https:" not in each.text
+            assert "http:" not in item.text
+            assert "https:" not in item.text
 
 
 # --- passwords ----------------------------------------------------------------------------------
@@ -265,8 +265,8 @@ def test_a_password_opens_the_link_for_a_while(server: Running, anna: Client, vi
     made = make_link(anna, top, password="correct horse ü&=+")
     visitor, other = visit(made), visit(made)
     asked = [visitor.get(below) for below in ("", f"/{file}", f"/{file}/download", f"/{top}/zip")]
-    assert {each.status_code for each in asked} == {403}
-    assert len({each.content for each in asked}) == 1
+    assert {item.status_code for item in asked} == {403}
+    assert len({item.content for item in asked}) == 1
     assert "plan" not in asked[0].text
     field = dict(Seen(asked[0].text).elements)["input"]
     assert (field["type"], field["name"]) == ("password", "password")

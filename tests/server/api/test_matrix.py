@@ -151,7 +151,7 @@ def test_everybody_gets_the_answer_of_the_table(scene: Scene, line: str) -> None
 
 def test_no_endpoint_is_missing_from_the_table() -> None:
     asked = {re.sub(r" \(.*", "", line) for line in LINES}
-    assert asked == {f"{each.method} {each.path}" for each in ENDPOINTS}
+    assert asked == {f"{item.method} {item.path}" for item in ENDPOINTS}
     assert set(ASKS) == set(LINES)
 
 
@@ -197,5 +197,5 @@ def knock(scene: Scene, ask: Ask, by: Client) -> str:
         with connect(url, additional_headers=headers) as socket:
             socket.recv(timeout=60)
             return "ok"
-    except InvalidStatus as refused:
-        return str(refused.response.status_code)
+    except InvalidStatus as error:
+        return str(error.response.status_code)

@@ -202,7 +202,7 @@ def test_a_person_changes_their_own_password(server: Running, anna: Client) -> N
     anna.refresh()
     with server.app.service.db.read() as conn:
         rows = audit.read(conn, account=anna.me.account)
-    told = [(each.device, each.detail) for each in rows if each.action == "account_passwd"]
+    told = [(item.device, item.detail) for item in rows if item.action == "account_passwd"]
     assert told == [("laptop", {"devices_revoked": 0}), ("laptop", {"devices_revoked": 2})]
 
 
@@ -228,7 +228,7 @@ def test_a_token_alone_changes_no_password(start: Start) -> None:
     )
     assert isinstance(refusal(change, anna, "old password", "new password"), errors.RateLimited)
     with server.app.service.db.read() as conn:
-        actions = [each.action for each in audit.read(conn, account=anna.me.account)]
+        actions = [item.action for item in audit.read(conn, account=anna.me.account)]
     assert actions == ["account_passwd", "login_failed"]
 
 

@@ -76,13 +76,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         create(root, name, id, "directory")
         for name, id in zip("abc", (shared, scoped, linked), strict=True)
     ]
-    made += [create(each, "a", fresh()) for each in (root, shared, scoped, linked)][1:]
+    made += [create(item, "a", fresh()) for item in (root, shared, scoped, linked)][1:]
     made.append(create(shared, "b", fresh(), "directory"))
     stored = [make_chunk(noise(100 + number, "batches")) for number in range(4)]
     uploads = [fresh() for _ in range(3)]
     with db.write() as conn:
         results, _ = commits.apply(conn, owner, [keyed(op) for op in made], 1)
-        assert all(isinstance(each, messages.Applied) for each in results)
+        assert all(isinstance(item, messages.Applied) for item in results)
         _, token = tokens.new_device(conn, anna[0], "script", 1, folder=scoped)
         grant = {"file": shared, "account": ben[0], "role": "editor", "granted_by": anna[0]}
         conn.execute(insert(schema.grants), grant | {"at_ns": 1, "place": root, "name": "a"})
@@ -92,7 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         budget = Budget(conn, owner, Limits(1 << 40, 1 << 20))
         for version in uploads:
             wanted = messages.StartUpload(
-                version=version, file=fresh(), descriptors=[each.descriptor for each in stored]
+                version=version, file=fresh(), descriptors=[item.descriptor for item in stored]
             )
             sessions.start(conn, owner, wanted, sessions.Terms(10**9, budget, lambda *_: PUT), 1)
         for chunk, state in zip(stored, ("uploaded", "uploaded", "doomed", "pending"), strict=True):
@@ -171,8 +171,8 @@ class Drawn:
     def content(self) -> messages.Content:
         chunks = self.data.draw(st.lists(st.sampled_from(self.place.chunks[:3]), max_size=3))
         chunks = self.likely([chunks], [self.place.chunks])
-        pieces = [Piece(each.id, each.descriptor.length) for each in chunks]
-        manifest = Manifest(sum(each.length for each in pieces), 1 << 20, pieces)
+        pieces = [Piece(item.id, item.descriptor.length) for item in chunks]
+        manifest = Manifest(sum(item.length for item in pieces), 1 << 20, pieces)
         version = self.one([fresh(), self.one(self.place.versions), self.one(self.versions)])
         return messages.Content(version=version, manifest=manifest, base=self.one(self.versions))
 
@@ -305,7 +305,7 @@ def test_a_batch_goes_on_after_what_was_read_ahead(
     ops += [create(folder, f"n{number}", fresh()) for number in range(7)]
     with copied(place.folder) as db:
         results = apply(db, caller, [keyed(op) for op in ops])
-        assert all(isinstance(each, messages.Applied) for each in results)
+        assert all(isinstance(item, messages.Applied) for item in results)
         with db.read() as conn:
             named = select(schema.entries.c.name).where(schema.entries.c.parent == folder)
             assert len(conn.execute(named).all()) == 7

@@ -210,11 +210,11 @@ def test_a_batch_that_makes_too_much_is_answered_in_part(anna: Client) -> None:
     waiting = list(zip(ops, keys, strict=True))
     while waiting:
         results = anna.batch(*(op for op, _ in waiting), keys=[key for _, key in waiting])
-        done = [isinstance(each, messages.Applied) for each in results]
+        done = [isinstance(item, messages.Applied) for item in results]
         assert done[0]
         assert sorted(done, reverse=True) == done
-        left = [each for each in results if not isinstance(each, messages.Applied)]
-        assert all(isinstance(each, errors.Unavailable) for each in left)
+        left = [item for item in results if not isinstance(item, messages.Applied)]
+        assert all(isinstance(item, errors.Unavailable) for item in left)
         assert len(msgspec.msgpack.encode(results)) < commits.MAX_BYTES
         waiting, rounds = waiting[done.count(True) :], rounds + 1
     assert 1 < rounds <= 10
@@ -227,14 +227,14 @@ def test_answers_that_are_too_much_are_given_in_part_too(anna: Client) -> None:
     keys = [new_id() for _ in ops]
     for at in range(0, 20, 5):
         results = anna.batch(*ops[at : at + 5], keys=keys[at : at + 5])
-        assert all(isinstance(each, messages.Applied) for each in results)
+        assert all(isinstance(item, messages.Applied) for item in results)
     again = anna.batch(*ops, keys=keys)
     assert len(msgspec.msgpack.encode(again)) < commits.MAX_BYTES + (1 << 20)
-    done = [isinstance(each, messages.Applied) for each in again]
+    done = [isinstance(item, messages.Applied) for item in again]
     assert 10 < done.count(True) < 20
     rest = done.index(False)
     more = anna.batch(*ops[rest:], keys=keys[rest:])
-    assert [each.change.seq for each in more] == list(range(2 + rest, 22))
+    assert [item.change.seq for item in more] == list(range(2 + rest, 22))
 
 
 def test_a_batch_that_takes_too_long_is_answered_in_part(
@@ -243,8 +243,8 @@ def test_a_batch_that_takes_too_long_is_answered_in_part(
     monkeypatch.setattr(commits, "MAX_SECONDS", -1.0)
     ops = [anna.create(name) for name in "abc"]
     results = anna.batch(*ops)
-    assert [type(each) for each in results] == [messages.Applied] + 2 * [errors.Unavailable]
-    assert [type(each) for each in anna.batch(*ops[1:])] == [messages.Applied, errors.Unavailable]
+    assert [type(item) for item in results] == [messages.Applied] + 2 * [errors.Unavailable]
+    assert [type(item) for item in anna.batch(*ops[1:])] == [messages.Applied, errors.Unavailable]
     assert set(anna.children()) == {"a", "b"}
 
 
@@ -257,7 +257,7 @@ def test_on_a_machine_that_is_too_slow_for_any_batch_all_of_it_comes_to_an_end(
     keys = [new_id() for _ in ops]
     for done in range(1, 13):
         results = anna.batch(*ops, keys=keys)  # also what was answered before
-        assert [_is_applied(each) for each in results] == [True] * done + [False] * (12 - done)
+        assert [_is_applied(item) for item in results] == [True] * done + [False] * (12 - done)
     assert len(anna.children()) == 12
 
 
@@ -279,11 +279,11 @@ def test_a_batch_makes_way_for_others(
         applied.append(asked)
         until(lambda: service.writes.waiting == 1 + len(applied))
     gate.set()
-    first, second = (each.result(20) for each in applied)
-    done = [isinstance(each, messages.Applied) for each in first]
+    first, second = (item.result(20) for item in applied)
+    done = [isinstance(item, messages.Applied) for item in first]
     assert 1 <= done.count(True) < 8
     assert done == sorted(done, reverse=True)
-    assert all(isinstance(each, errors.Unavailable) for each in first if not _is_applied(each))
+    assert all(isinstance(item, errors.Unavailable) for item in first if not _is_applied(item))
     assert _is_applied(second[0])
 
 

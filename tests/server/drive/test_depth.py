@@ -139,8 +139,8 @@ def test_a_batch_climbs_once(server: Running, anna: Client, ben: Client) -> None
         ops += [made, rename(made.file, (bottom, f"{number}"), (ids[-2], f"moved {number}"))]
     with counted(server.app.service.db) as asked:
         results = ben.batch(*ops)
-    assert all(isinstance(each, messages.Applied) for each in results)
-    climbs = [each for each in asked if "RECURSIVE" in each]
+    assert all(isinstance(item, messages.Applied) for item in results)
+    climbs = [item for item in asked if "RECURSIVE" in item]
     assert len(climbs) <= 2
     assert len(asked) < 30 * len(ops)
 
@@ -151,9 +151,9 @@ def test_a_deeper_tree_tells_the_directories_above_and_no_more(
     ids = chain(server, anna, ["d"] * 700)
     with counted(server.app.service.db) as asked:
         anna.do(directory(anna, "e", ids[-2]))
-    assert not [each for each in asked if each.startswith("UPDATE files SET below_levels")]
+    assert not [item for item in asked if item.startswith("UPDATE files SET below_levels")]
     anna.do(directory(anna, "e", ids[-1]))
-    assert {bounds(server, each).levels for each in ids[:3]} == {700, 699, 698}
+    assert {bounds(server, item).levels for item in ids[:3]} == {700, 699, 698}
 
 
 def test_the_trash_of_a_deep_tree_is_told_in_bounded_pages(server: Running, anna: Client) -> None:
@@ -193,10 +193,10 @@ def test_places_in_the_trash_may_be_deeper_than_any_tree(
     assert first.path == "14/13"
     with server.app.service.db.read() as conn:
         deep = trash._Paths(conn, anna.me.drive)
-        told = [deep.of(each) for each in _places(conn, anna.me.drive)]
+        told = [deep.of(item) for item in _places(conn, anna.me.drive)]
     longest = max(told, key=len)
     assert longest.startswith(trash.UNKNOWN)
-    assert all(each.count("/") <= 11 for each in told)
+    assert all(item.count("/") <= 11 for item in told)
 
 
 def _places(conn: Connection, drive: str) -> list[str]:

@@ -37,11 +37,11 @@ def test_each_is_complete_and_as_children_tells_it(anna: Client) -> None:
     anna.batch(*(anna.create(name, one) for name in ("z", "é", "a")), anna.create("b", two))
     anna.do(messages.SetXattr(file=one, name="user.a", value=b"1"))
     reply = ask(anna, two, one, empty, two)
-    assert [each.directory.id for each in reply.listed] == [two, one, empty]
-    for each in reply.listed:
-        path = f"/v1/files/{each.directory.id}/children"
+    assert [item.directory.id for item in reply.listed] == [two, one, empty]
+    for item in reply.listed:
+        path = f"/v1/files/{item.directory.id}/children"
         page = anna.request("GET", path, messages.ChildrenPage)
-        assert (each.directory, each.children, each.as_of) == (
+        assert (item.directory, item.children, item.as_of) == (
             page.directory,
             page.children,
             page.as_of,
@@ -54,10 +54,10 @@ def test_what_does_not_fit_is_left_out_and_the_rest_is_whole(anna: Client) -> No
         anna.batch(*(anna.create(f"{first + n}", large, kind="fifo") for n in range(500)))
     anna.batch(*(anna.create(f"{n}", small) for n in range(3)))
     anna.batch(*(anna.create(f"{n}", last) for n in range(2)))
-    assert [each.directory.id for each in ask(anna, large, small).listed] == [large]
+    assert [item.directory.id for item in ask(anna, large, small).listed] == [large]
     found = ask(anna, small, large, last).listed
-    assert [each.directory.id for each in found] == [small, last]
-    assert [names(each) for each in found] == [["0", "1", "2"], ["0", "1"]]
+    assert [item.directory.id for item in found] == [small, last]
+    assert [names(item) for item in found] == [["0", "1", "2"], ["0", "1"]]
 
 
 def test_attributes_take_room_also_those_of_empty_directories(anna: Client) -> None:
@@ -65,9 +65,9 @@ def test_attributes_take_room_also_those_of_empty_directories(anna: Client) -> N
     value = bytes(60_000)
     empty = [anna.mkdir(f"{number}") for number in range(6)]
     for number in range(16):
-        ops = (messages.SetXattr(file=each, name=f"user.{number}", value=value) for each in empty)
+        ops = (messages.SetXattr(file=item, name=f"user.{number}", value=value) for item in empty)
         anna.batch(*ops)
-    assert [each.directory.id for each in ask(anna, *empty).listed] == empty[:4]
+    assert [item.directory.id for item in ask(anna, *empty).listed] == empty[:4]
 
 
 def test_a_directory_that_does_not_fit_is_not_counted(server: Running, anna: Client) -> None:
@@ -90,7 +90,7 @@ def test_a_directory_that_does_not_fit_is_not_counted(server: Running, anna: Cli
 def test_what_is_not_ones_own_is_left_out_behind_the_first(anna: Client, ben: Client) -> None:
     theirs, mine, file = anna.mkdir("theirs"), ben.mkdir("mine"), ben.make("file")
     found = ask(ben, mine, theirs, file, new_id()).listed
-    assert [each.directory.id for each in found] == [mine]
+    assert [item.directory.id for item in found] == [mine]
 
 
 def test_the_first_is_refused_as_alone(anna: Client, ben: Client) -> None:
@@ -116,5 +116,5 @@ def test_what_is_above_many_directories_is_climbed_once(
     for wanted in (few, many):
         with server.app.service.db.read() as conn:
             asked.append(steps_of(conn, partial(listing.several, conn, caller, wanted)))
-        assert [each.directory.id for each in ask(ben, *wanted).listed] == wanted
+        assert [item.directory.id for item in ask(ben, *wanted).listed] == wanted
     assert asked[1] <= 4 * asked[0]

@@ -77,7 +77,7 @@ class Model:
     def inside(self, directory: str) -> set[str]:
         """What went with a directory in the trash: here everything happens at one time."""
         found = {f for f, place in self.trash.items() if place and place[0] == directory}
-        return found.union(*[self.inside(each) for each in found])
+        return found.union(*[self.inside(item) for item in found])
 
     def empty(self, files: set[str]) -> None:
         for file in files:
@@ -376,7 +376,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert found == model.trash
             page = trash.page(conn, self.caller, 1, None, None, 200)
         alone = {f for f, place in model.trash.items() if place and place[0] not in model.trash}
-        assert {each.file.id: each.inside for each in page.items} == {
+        assert {item.file.id: item.inside for item in page.items} == {
             file: len(model.inside(file)) for file in alone
         }
 

@@ -61,8 +61,8 @@ def move(file: str, parent: str, name: str, to: str, as_name: str | None = None)
 def reaches(client: Client, file: str) -> bool:
     try:
         client.file(file)
-    except Failed as failed:
-        if failed.status != 404:
+    except Failed as error:
+        if error.status != 404:
             raise
         return False
     return True
@@ -168,7 +168,7 @@ def test_a_hidden_name_goes_when_the_owner_moves_the_file_out(place: Place) -> N
     follower.pull()
     ben.do(link(place.plan, place.deep, ".hidden"))
     applied = anna.do(move(place.plan, place.team, "plan", anna.me.root))
-    told = {(one.parent, one.name): one.file for one in applied.change.entries}
+    told = {(item.parent, item.name): item.file for item in applied.change.entries}
     assert told[place.deep, ".hidden"] is None
     assert anna.file(place.plan).file.links == 1
     assert anna.children(place.deep) == {}
@@ -277,7 +277,7 @@ def test_a_name_from_before_counts_as_the_owners_and_is_told(server: Running, pl
     assert anna.children(place.deep).keys() == {"old"}
     unshare(anna, place.other, ben.me.account)
     reply = anna.request("GET", f"/v1/files/{place.other}/shares", SharesReply)
-    assert {(one.account, one.name) for one in reply.reached} == {(ben.me.account, "old")}
+    assert {(item.account, item.name) for item in reply.reached} == {(ben.me.account, "old")}
 
 
 def test_a_move_looks_into_a_directory_only_if_it_leaves_a_reach(
@@ -294,11 +294,11 @@ def test_a_move_looks_into_a_directory_only_if_it_leaves_a_reach(
     event.listen(engine, "before_cursor_execute", note)
     try:
         anna.do(move(place.deep, place.team, "deep", place.team, "deeper"))
-        assert not any("RECURSIVE below" in each for each in asked)
+        assert not any("RECURSIVE below" in item for item in asked)
         anna.do(move(place.deep, place.team, "deeper", private))
-        assert sum("RECURSIVE below" in each for each in asked) == 1
+        assert sum("RECURSIVE below" in item for item in asked) == 1
         anna.do(move(place.deep, private, "deeper", anna.me.root))
-        assert sum("RECURSIVE below" in each for each in asked) == 1
+        assert sum("RECURSIVE below" in item for item in asked) == 1
     finally:
         event.remove(engine, "before_cursor_execute", note)
 
@@ -378,7 +378,7 @@ def test_what_remains_after_a_revocation_is_told(place: Place, cleo: Client) -> 
     unshare(anna, place.team, ben.me.account)
     reply = anna.request("GET", path, SharesReply)
     assert reply.grants == []
-    told = {(one.account, one.role, one.parent, one.name) for one in reply.reached}
+    told = {(item.account, item.role, item.parent, item.name) for item in reply.reached}
     assert told == expected
     assert not reply.more_reached
     assert ben.file(place.plan).role == "editor"  # it is true

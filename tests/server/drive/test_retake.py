@@ -45,7 +45,7 @@ def kept_aside(by: Client, parent: str | None = None) -> tuple[str, str]:
 
 def history(by: Client, file: str) -> list[str]:
     page = by.request("GET", f"/v1/files/{file}/versions", messages.VersionsPage)
-    return [each.id for each in page.versions]
+    return [item.id for item in page.versions]
 
 
 def save(by: Client, file: str) -> str:

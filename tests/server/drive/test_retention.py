@@ -51,8 +51,8 @@ class Drive:
         keyed = [messages.Keyed(key=self.fresh(), op=op) for op in ops]
         with self.db.write() as conn:
             results, _ = commits.apply(conn, self.caller, keyed, at)
-        assert all(isinstance(each, messages.Applied) for each in results), results
-        return [each.change for each in results if isinstance(each, messages.Applied)]
+        assert all(isinstance(item, messages.Applied) for item in results), results
+        return [item.change for item in results if isinstance(item, messages.Applied)]
 
     def make(self, name: str, parent: str | None = None, *, at: int, kind: Any = "file") -> str:
         file = self.fresh()

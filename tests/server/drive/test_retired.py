@@ -270,5 +270,5 @@ def test_nothing_of_the_trash_or_of_tokens_is_scanned(server: Running, anna: Cli
     finally:
         event.remove(engine, "before_cursor_execute", explain)
     tables = ("files", "devices", "changes", "entries", "versions", "retired", "grants", "links")
-    assert [each for each in plans if each in [f"SCAN {table}" for table in tables]] == []
-    assert any("ix_files_trashed_place" in each for each in plans)
+    assert [item for item in plans if item in [f"SCAN {table}" for table in tables]] == []
+    assert any("ix_files_trashed_place" in item for item in plans)

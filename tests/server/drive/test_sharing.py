@@ -575,12 +575,12 @@ def test_nesting_is_asked_once_for_all_and_then_remembered(
     db, follower = server.app.service.db, Follower(ben)
     with counted(db) as asked:
         assert [name for name in shared(ben) if name is not None] == ["d"]
-    assert len([each for each in asked if "RECURSIVE" in each]) == 1
+    assert len([item for item in asked if "RECURSIVE" in item]) == 1
     few = len(asked)
     for work in (lambda: shared(ben), follower.pull, lambda: anna.make("new", ids[-1])):
         with counted(db) as asked:
             work()
-        ben_asks = [each for each in asked if "RECURSIVE" in each and "grants" in each]
+        ben_asks = [item for item in asked if "RECURSIVE" in item and "grants" in item]
         assert ben_asks == []
         assert len(asked) < few + 60
     # What moves is seen at once: one of the deep ones leaves the shared directory.
@@ -591,7 +591,7 @@ def test_nesting_is_asked_once_for_all_and_then_remembered(
     anna.do(messages.Rename(file=ids[0], parent=root, name="d", new_parent=root, new_name="e"))
     with counted(db) as asked:
         assert {name for name in shared(ben) if name is not None} == {"d", "seven"}
-    assert not [each for each in asked if "RECURSIVE" in each and "grants" in each]
+    assert not [item for item in asked if "RECURSIVE" in item and "grants" in item]
     unshare(anna, ids[50], ben.me.account)
     assert {name for name in shared(ben) if name is not None} >= {"0", "seven", "19"}
 
@@ -605,8 +605,8 @@ def test_whatever_moves_a_file_is_noticed(anna: Client, ben: Client, how: str) -
         anna.do(messages.Link(file=file, parent=folder, name="inside"))
     if how == "recover":
         anna.do(messages.Unlink(file=file, parent=root, name="file"))
-    for each in (folder, file):
-        share(anna, each, ben)
+    for item in (folder, file):
+        share(anna, item, ben)
     before = set(shared(ben))
     if how == "link":
         anna.do(messages.Link(file=file, parent=folder, name="inside"))

@@ -124,7 +124,7 @@ class Model:
 
     def changes_reach(self, who: str, place: str, known: set[str]) -> type[errors.Problem] | None:
         """What is refused to `who`, for a name in `place` of what has names in `known`."""
-        if who == "anna" or any(self.reach(each) == self.reach(place) for each in known):
+        if who == "anna" or any(self.reach(item) == self.reach(place) for item in known):
             return None
         return errors.OtherReach
 
@@ -140,7 +140,7 @@ class Model:
     def left(self, place: str, file: str, maker: str) -> None:
         """Anna has taken a name of `file` out of `place`: names of others go that it has left
         behind there."""
-        for each in [one for one in self.kinds if file in self.above(one)]:
+        for each in [item for item in self.kinds if file in self.above(item)]:
             names = [at for at, meant in self.entries.items() if meant == each]
             if self.kinds[each] == "directory" or not (maker or any(map(self.by_other, names))):
                 continue
@@ -317,14 +317,14 @@ class GrantsMachine(RuleBasedStateMachine):
     def empty_trash(self) -> None:
         with self.db.write() as conn:
             trash.empty(conn, self.callers["anna"], None, next(self.numbers))
-        for file in [each for each in self.model.kinds if not self.model.links(each)]:
+        for file in [item for item in self.model.kinds if not self.model.links(item)]:
             self.model.forget(file)
 
     @rule(entry=INDEX, goal=INDEX, name=NAMES)
     def move_what_is_shared(self, entry: int, goal: int, name: str) -> None:
         """Also by other names than that which was shared."""
         granted = {file for file, _ in self.model.grants}
-        shared = [each for each in self.model.entries.items() if each[1] in granted]
+        shared = [item for item in self.model.entries.items() if item[1] in granted]
         if shared:
             self.move_entry("anna", *shared[entry % len(shared)], goal, name)
 
@@ -454,8 +454,8 @@ class GrantsMachine(RuleBasedStateMachine):
         try:
             with self.db.write() as conn:
                 sharing.share(conn, self.callers[who], target, [invite], next(self.numbers))
-        except Refused as refused:
-            answer = refused.problem
+        except Refused as error:
+            answer = error.problem
         assert type(answer) is (expected or type(None)), (answer, expected)
         if expected is None:
             first = next(entry for entry, file in self.model.entries.items() if file == target)
@@ -478,7 +478,7 @@ class GrantsMachine(RuleBasedStateMachine):
             return
         with self.db.read() as conn:
             reply = sharing.list_grants(conn, self.callers["anna"], file)
-        told = {(one.account, one.parent, one.name) for one in reply.reached}
+        told = {(item.account, item.parent, item.name) for item in reply.reached}
         assert told == self.model.remaining(file)
         self.seen |= {"something remained"} if told else set()
 
@@ -629,7 +629,7 @@ class Walk(GrantsMachine):
 
     def places(self) -> list[str]:
         kinds = self.model.kinds
-        return [one for one in kinds if kinds[one] == "directory" and self.model.links(one)]
+        return [item for item in kinds if kinds[item] == "directory" and self.model.links(item)]
 
     def walk(self, chance: random.Random) -> None:
         draw: dict[str, Callable[[], object]] = {
@@ -644,7 +644,7 @@ class Walk(GrantsMachine):
         }
         step = getattr(self, chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0])
         wanted = inspect.signature(step).parameters
-        step(**{each: draw.get(each, lambda: chance.randrange(1000))() for each in wanted})
+        step(**{item: draw.get(item, lambda: chance.randrange(1000))() for item in wanted})
         self.everybody_has_their_role()
         self.names_are_the_models()
         self.feeds_tell_what_is_seen_and_nothing_else()

@@ -102,7 +102,7 @@ def test_a_page_goes_on_where_the_one_before_ended(anna: Client) -> None:
     made = [anna.create(f"{number:03}") for number in range(25)]
     anna.batch(*made)
     anna.batch(*[messages.Unlink(file=op.file, parent=op.parent, name=op.name) for op in made])
-    found = [each.file.id for each in trash(anna, limit=10)]
+    found = [item.file.id for item in trash(anna, limit=10)]
     assert len(found) == 25
     assert set(found) == {op.file for op in made}
     with pytest.raises(Failed) as failed:
@@ -122,9 +122,9 @@ def test_what_was_deleted_with_its_directory_is_shown_in_it(server: Running, ann
     assert (top.file.id, top.inside) == (outer, 3)
     assert (alone.file.id, alone.path) == (early, "outer/early")
     within = trash(anna, parent=outer)
-    assert {each.path: each.inside for each in within} == {"outer/flat": 0, "outer/inner": 1}
-    assert {each.file.id for each in within} == {flat, inner}
-    assert [each.file.id for each in trash(anna, parent=inner)] == [deep]
+    assert {item.path: item.inside for item in within} == {"outer/flat": 0, "outer/inner": 1}
+    assert {item.file.id for item in within} == {flat, inner}
+    assert [item.file.id for item in trash(anna, parent=inner)] == [deep]
 
 
 def test_of_a_directory_in_the_tree_everything_deleted_from_it_is_shown(
@@ -136,10 +136,10 @@ def test_of_a_directory_in_the_tree_everything_deleted_from_it_is_shown(
     backdate(server, one, 2 * TOGETHER_NS)
     remove(anna, two, "two", folder)
     remove(anna, folder, "folder")
-    assert [each.name for each in trash(anna)] == ["folder", "one"]
+    assert [item.name for item in trash(anna)] == ["folder", "one"]
     anna.do(messages.Recover(file=folder))
-    assert [each.name for each in trash(anna, parent=folder)] == ["two", "one"]
-    assert [each.name for each in trash(anna)] == ["two", "one"]
+    assert [item.name for item in trash(anna, parent=folder)] == ["two", "one"]
+    assert [item.name for item in trash(anna)] == ["two", "one"]
 
 
 def test_the_count_of_what_is_inside_ends_somewhere(
@@ -151,7 +151,7 @@ def test_the_count_of_what_is_inside_ends_somewhere(
         for number in range(inside):
             remove(anna, anna.make(f"{number}", folder), f"{number}", folder)
         remove(anna, folder, name)
-    assert [each.inside for each in trash(anna)] == [5, 5]
+    assert [item.inside for item in trash(anna)] == [5, 5]
 
 
 def test_saving_by_rename_leaves_nothing_to_see(anna: Client) -> None:
@@ -174,9 +174,9 @@ def test_paths_lead_through_what_is_still_known(server: Running, anna: Client) -
         messages.Rename(file=outer, parent=root, name="outer", new_parent=root, new_name="renamed")
     )
     remove_tree(anna, outer, "renamed")
-    assert {each.path for each in trash(anna)} == {"renamed", "renamed/inner/a"}
+    assert {item.path for item in trash(anna)} == {"renamed", "renamed/inner/a"}
     empty(anna, outer)
-    assert [each.path for each in trash(anna)] == ["…/a"]
+    assert [item.path for item in trash(anna)] == ["…/a"]
 
 
 def test_an_accounts_own_limit_says_how_long(server: Running, anna: Client) -> None:
@@ -196,7 +196,7 @@ def test_the_trash_is_its_owners_alone(anna: Client, ben: Client) -> None:
     anna.request("POST", f"/v1/files/{folder}/share", SharesReply, wanted)
     file = anna.make("a", folder)
     remove(ben, file, "a", folder)
-    assert [each.file.id for each in trash(anna)] == [file]
+    assert [item.file.id for item in trash(anna)] == [file]
     assert trash(ben) == []
     for parent, kind in (
         (folder, errors.Forbidden),
@@ -209,7 +209,7 @@ def test_the_trash_is_its_owners_alone(anna: Client, ben: Client) -> None:
         assert isinstance(failed.value.problem, kind)
     assert empty(ben, file) == EmptiedReply(files=0, more=False)
     assert empty(ben) == EmptiedReply(files=0, more=False)
-    assert [each.file.id for each in trash(anna)] == [file]
+    assert [item.file.id for item in trash(anna)] == [file]
     with pytest.raises(Failed) as failed:
         trash(anna, parent=file)
     assert isinstance(failed.value.problem, errors.NotADirectory)
@@ -237,9 +237,9 @@ def test_emptying_takes_a_file_and_all_that_is_its(server: Running, anna: Client
     file, version = anna.store("a", make_chunk(b"one"))
     kept = anna.make("kept")
     anna.do(messages.SetXattr(file=file, name="user.a", value=b"1"))
-    for each in (file, kept):
+    for item in (file, kept):
         wanted = ShareRequest(users=[Invite(server.account("ben").me.account, "viewer")])
-        anna.request("POST", f"/v1/files/{each}/share", SharesReply, wanted)
+        anna.request("POST", f"/v1/files/{item}/share", SharesReply, wanted)
     link = {"id": new_id(), "secret_sha256": bytes.fromhex(new_id()), "file": file}
     by = {"drive": anna.me.drive, "created_ns": 1, "downloads": 0}
     with server.app.service.db.write() as conn:
@@ -251,7 +251,7 @@ def test_emptying_takes_a_file_and_all_that_is_its(server: Running, anna: Client
     changes = rows_of(server, schema.changes, drive=anna.me.drive)
     answers = rows_of(server, schema.idempotency, device=anna.me.device_id)
     assert empty(anna, file) == EmptiedReply(files=1, more=False)
-    assert [each.file.id for each in trash(anna)] == [kept]
+    assert [item.file.id for item in trash(anna)] == [kept]
     for table in (schema.xattrs, schema.grants, schema.links, schema.versions):
         assert rows_of(server, table, file=file) == 0, table.name
     assert rows_of(server, schema.version_chunks, version=version) == 0
@@ -290,8 +290,8 @@ def test_emptying_a_directory_takes_what_was_deleted_with_it(server: Running, an
     other = anna.make("other")
     remove(anna, other, "other")
     assert empty(anna, folder, inside[0]) == EmptiedReply(files=4, more=False)
-    assert {each.file.id for each in trash(anna)} == {early, other}
-    assert [rows_of(server, schema.files, id=each) for each in (folder, inner, *inside)] == [0] * 4
+    assert {item.file.id for item in trash(anna)} == {early, other}
+    assert [rows_of(server, schema.files, id=item) for item in (folder, inner, *inside)] == [0] * 4
 
 
 def test_only_what_is_in_the_trash_is_emptied(anna: Client) -> None:
@@ -341,7 +341,7 @@ def test_many_versions_are_let_go_of_in_steps(
     assert empty(anna, file) == EmptiedReply(files=0, more=True)
     assert empty(anna, file) == EmptiedReply(files=0, more=True)
     left = anna.request("GET", f"/v1/files/{file}/versions", messages.VersionsPage).versions
-    assert [each.id for each in left] == [version]  # half gone, it can still come back
+    assert [item.id for item in left] == [version]  # half gone, it can still come back
     assert empty(anna, file) == EmptiedReply(files=1, more=False)
     assert rows_of(server, schema.version_chunks, drive=anna.me.drive) == 0
 

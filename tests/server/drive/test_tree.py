@@ -120,8 +120,8 @@ def test_a_name_that_is_too_long_refuses_its_own_operation_only(anna: Client, na
         anna.create("x", xattrs={name: b""}),
     ]
     *refused, done = anna.batch(*ops, anna.create("done"))
-    assert {type(each) for each in refused} == {errors.NameTooLong}
-    assert all(name not in each.message for each in refused)
+    assert {type(item) for item in refused} == {errors.NameTooLong}
+    assert all(name not in item.message for item in refused)
     assert isinstance(done, messages.Applied)
 
 
@@ -136,7 +136,7 @@ def test_other_nonsense_refuses_its_own_operation_only(anna: Client) -> None:
         huge,
         anna.create("done"),
     )
-    assert [type(each) for each in results] == [
+    assert [type(item) for item in results] == [
         errors.BadName,
         errors.BadName,
         errors.TooLarge,

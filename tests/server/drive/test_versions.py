@@ -35,7 +35,7 @@ def history(client: Client, file: str) -> list[messages.VersionInfo]:
 
 def write(client: Client, file: str, *data: bytes, **more: Any) -> str:
     """A new version of `file`; returns its id."""
-    version, chunks = new_id(), [make_chunk(each) for each in data]
+    version, chunks = new_id(), [make_chunk(item) for item in data]
     client.upload(version, file, *chunks)
     content = messages.Content(version=version, manifest=manifest_of(*chunks), **more)
     client.do(messages.Write(file=file, content=content, mtime_ns=2))
@@ -50,7 +50,7 @@ def read(client: Client, file: str) -> bytes:
     assert record.version is not None
     span = messages.Span(0, record.size)
     located = client.locate(file=file, version=record.version, span=span, manifest=True)
-    urls = {each.descriptor.id: each.url for each in located.chunks}
+    urls = {item.descriptor.id: item.url for item in located.chunks}
     assert located.manifest is not None
     return b"".join(client.http.get(urls[p.id]).content for p in located.manifest.pieces)
 
@@ -88,8 +88,8 @@ def test_the_history_says_who_made_what_from_what(
     late = write(anna, file, b"three", base=first)
     newest, middle, oldest = history(ben, file)
     assert [newest.id, middle.id, oldest.id] == [late, second, first]
-    assert [each.current for each in (newest, middle, oldest)] == [True, False, False]
-    assert [each.base for each in (newest, middle, oldest)] == [first, first, None]
+    assert [item.current for item in (newest, middle, oldest)] == [True, False, False]
+    assert [item.base for item in (newest, middle, oldest)] == [first, first, None]
     assert (middle.account, middle.device) == (ben.me.account, "laptop")
     assert (oldest.account, oldest.restored_from) == (anna.me.account, None)
 
@@ -136,9 +136,9 @@ def test_an_older_version_comes_back_as_a_new_one(server: Running, anna: Client)
     record = anna.file(file).file
     assert change.files == [record]
     assert (record.version, record.size, record.mtime_ns) == (wanted.as_version, 300_003, 7)
-    assert read(anna, file) == b"".join(each.data for each in pieces)
+    assert read(anna, file) == b"".join(item.data for item in pieces)
     newest, *older = history(anna, file)
-    assert [each.id for each in older] == [second, first]
+    assert [item.id for item in older] == [second, first]
     assert (newest.id, newest.base, newest.restored_from) == (wanted.as_version, second, first)
     assert newest.current
     assert anna.changes(None).seq == change.seq
@@ -158,7 +158,7 @@ def test_what_is_current_is_not_made_again(anna: Client) -> None:
     before = anna.file(file).file
     change = anna.do(revert(file, first)).change
     assert [(f.version, f.mtime_ns) for f in change.files] == [(first, before.mtime_ns)]
-    assert [each.id for each in history(anna, file)] == [first]
+    assert [item.id for item in history(anna, file)] == [first]
 
 
 def test_chunks_about_to_be_collected_are_kept_by_a_revert(server: Running, anna: Client) -> None:
@@ -196,8 +196,8 @@ def test_what_cannot_be_reverted(anna: Client, ben: Client) -> None:
     assert isinstance(ben.refused(revert(file, first)), errors.NotFound)
     remove(anna, file, "a")
     assert isinstance(anna.refused(revert(file, first)), errors.NotFound)
-    assert [each.id for each in history(anna, file)] == [second, first]
-    assert [each.id for each in history(anna, other)] == [foreign]
+    assert [item.id for item in history(anna, file)] == [second, first]
+    assert [item.id for item in history(anna, other)] == [foreign]
 
 
 # --- saving by rename ---------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_what_cannot_be_reverted(anna: Client, ben: Client) -> None:
 
 def save(client: Client, target: str, name: str, *data: bytes) -> tuple[str, str]:
     """Save as many editors do: write `new`, rename it over `name`. Returns (file, version)."""
-    file, version = client.store("new", *[make_chunk(each) for each in data])
+    file, version = client.store("new", *[make_chunk(item) for item in data])
     root = client.me.root
     op = messages.Replace(
         file=file, parent=root, name="new", new_parent=root, new_name=name, target=target
@@ -225,9 +225,9 @@ def test_versions_saved_by_rename_are_one_line_of_history(server: Running, anna:
     temporary, second = save(anna, file, "a", b"two")
     _, third = save(anna, file, "a", b"three")
     found = history(anna, file)
-    assert [each.id for each in found] == [third, second, first]
-    assert [each.base for each in found] == [second, first, None]
-    assert [each.current for each in found] == [True, False, False]
+    assert [item.id for item in found] == [third, second, first]
+    assert [item.base for item in found] == [second, first, None]
+    assert [item.current for item in found] == [True, False, False]
     since = superseded(server, file)
     assert since[third] is None
     assert None not in (since[first], since[second])
@@ -251,7 +251,7 @@ def test_a_version_that_is_adopted_again_is_current_again(server: Running, anna:
     write(anna, file, b"three")
     replace("other")
     assert anna.file(file).file.version == version
-    assert [each.id for each in history(anna, file) if each.current] == [version]
+    assert [item.id for item in history(anna, file) if item.current] == [version]
     assert [v for v, since in superseded(server, file).items() if since is None] == [version]
 
 
@@ -297,7 +297,7 @@ def test_a_deleted_file_comes_back_where_it_was(server: Running, anna: Client) -
     other = server.device(anna.me.account, "phone")
     cursor = other.me.cursor
     change = anna.do(messages.Recover(file=file)).change
-    assert {each.id for each in change.files} == {file, folder}
+    assert {item.id for item in change.files} == {file, folder}
     assert [(e.parent, e.name, e.file) for e in change.entries] == [(folder, "a", file)]
     record = anna.children(folder)["a"]
     assert (record.id, record.version, record.links) == (file, version, 1)
@@ -333,8 +333,8 @@ def test_directories_come_back_from_the_top(anna: Client) -> None:
     assert isinstance(refused, errors.NotFound)
     assert "recover that first" in refused.message
     assert isinstance(anna.refused(messages.Recover(file=inner, parent=inner)), errors.NotFound)
-    results = anna.batch(*[messages.Recover(file=each) for each in (outer, inner, file)])
-    assert all(isinstance(each, messages.Applied) for each in results)
+    results = anna.batch(*[messages.Recover(file=item) for item in (outer, inner, file)])
+    assert all(isinstance(item, messages.Applied) for item in results)
     assert anna.children(inner)["a"].id == file
     assert anna.children(outer)["inner"].links == 1
 

@@ -388,7 +388,7 @@ def test_what_is_refused_is_counted_by_address(
     with httpx.Client(base_url=refusing.url, headers=headers) as client:
         client.headers["X-Forwarded-For"] = f"192.0.2.{next(strangers)}"
         answers = [client.request(method, path, content=content) for _ in range(5)]
-    assert [each.status_code for each in answers] == [status] * 3 + [429] * 2
+    assert [item.status_code for item in answers] == [status] * 3 + [429] * 2
     assert int(answers[-1].headers["retry-after"]) > 3000
     assert answers[-1].headers["connection"] == "close"
     assert answers[-1].headers["x-request-id"]

@@ -44,7 +44,7 @@ def bodies_of(server: Running) -> Bodies:
 def buffered(server: Running) -> int:
     """What uvicorn holds of bodies, and nobody took."""
     open_ = list(server.app.connections._open)
-    return sum(len(each.cycle.body) for each in open_ if getattr(each, "cycle", None))
+    return sum(len(item.cycle.body) for item in open_ if getattr(item, "cycle", None))
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def test_what_comes_ahead_of_its_turn_is_bounded(
         assert everything(sock) == b""
     second, behind = LOGIN + b"Content-Length: 20000\r\n\r\n", small.app.connections.behind
     others = [(str(n), MIB >> (n + 1)) for n in range(3)]
-    assert all(behind.take(*each) for each in others)
+    assert all(behind.take(*item) for item in others)
     taken = behind.taken
     with ExitStack() as stack:
         for count in range(3):

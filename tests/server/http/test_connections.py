@@ -102,7 +102,7 @@ def test_the_next_heads_of_a_connection_are_timed_too(own: Running) -> None:
         sweep(own, LATER)  # idle between requests: the keep-alive timeout's affair
         before = cut(own, "slow_head")
         sock.sendall(b"GET /healthz HTTP/1.1\r\n")
-        until(lambda: any(each._head_since for each in list(own.app.connections._open)))  # type: ignore[attr-defined]
+        until(lambda: any(item._head_since for item in list(own.app.connections._open)))  # type: ignore[attr-defined]
         sweep(own, LATER)
         assert everything(sock) == b""
         assert cut(own, "slow_head") == before + 1
@@ -166,8 +166,8 @@ def large_answer(anna: Client) -> bytes:
 
 
 def unsent(server: Running) -> int:
-    there = [each for each in server.app.connections._open if isinstance(each, Http)]
-    return sum(each.transport.get_write_buffer_size() for each in there)
+    there = [item for item in server.app.connections._open if isinstance(item, Http)]
+    return sum(item.transport.get_write_buffer_size() for item in there)
 
 
 def test_a_reader_that_takes_nothing_is_cut(own: Running) -> None:
@@ -250,7 +250,7 @@ def uploading(
 
 
 def busy(server: Running) -> int:
-    return sum(not each.waits_for_peer() for each in list(server.app.connections._open))
+    return sum(not item.waits_for_peer() for item in list(server.app.connections._open))
 
 
 def test_an_address_has_so_many_connections(start: Start) -> None:
@@ -382,8 +382,8 @@ def test_ended_connections_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None
 
 def connections_of(server: Running) -> list[Http]:
     """Those in memory, ended or not. Other servers of this process have their own."""
-    every = [each for each in gc.get_objects() if isinstance(each, Http)]
-    return [each for each in every if each._limits is server.app.connections]
+    every = [item for item in gc.get_objects() if isinstance(item, Http)]
+    return [item for item in every if item._limits is server.app.connections]
 
 
 def test_an_ended_connection_is_freed_without_the_collector(own: Running) -> None:

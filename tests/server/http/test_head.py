@@ -14,7 +14,7 @@ _EACH_ITS_OWN = ("date", "x-request-id", "location", "content-length")
 
 
 def got_routes() -> list[str]:
-    return sorted(each.path for each in ENDPOINTS if each.method == "GET")
+    return sorted(item.path for item in ENDPOINTS if item.method == "GET")
 
 
 def test_there_are_routes() -> None:

@@ -158,6 +158,6 @@ def test_many_who_ask_at_a_time_are_one_look(server: Running) -> None:
             httpx.get(f"{server.url}/healthz")  # what came before has been read by now
             assert service.writes.waiting <= 2
             go_on.set()
-            assert {each.result().status_code for each in asked} == {200}
+            assert {item.result().status_code for item in asked} == {200}
     finally:
         go_on.set()

@@ -60,12 +60,12 @@ def test_both_kinds_of_records_are_json_without_secrets(log: io.StringIO) -> Non
         except ValueError:
             tell("failed")
     seen = lines(log)
-    assert [each["event"] for each in seen][::2] == ["hello", "failed"]
-    assert [each["level"] for each in seen] == ["info", "warning", "error", "error"]
+    assert [item["event"] for item in seen][::2] == ["hello", "failed"]
+    assert [item["level"] for item in seen] == ["info", "warning", "error", "error"]
     assert seen[0]["n"] == 1
     assert seen[1]["logger"] == "some.library"
-    assert all("timestamp" in each for each in seen)
-    assert all("ValueError" in each["exception"] for each in seen[2:])
+    assert all("timestamp" in item for item in seen)
+    assert all("ValueError" in item["exception"] for item in seen[2:])
     assert secret not in log.getvalue()
 
 
@@ -75,9 +75,9 @@ def test_a_request_is_logged_with_who_asked(start: Start) -> None:
         headers = {"Authorization": f"Bearer {anna.token}", "X-Request-Id": "mine-1"}
         anna.http.get("/v1/me", headers=headers)
         anna.http.get("/v1/me", headers={"X-Request-Id": "mine-2"})
-        until(lambda: any(each.get("id") == "mine-2" for each in seen))
+        until(lambda: any(item.get("id") == "mine-2" for item in seen))
     one, other = (
-        next(each for each in seen if each.get("id") == id) for id in ("mine-1", "mine-2")
+        next(item for item in seen if item.get("id") == id) for id in ("mine-1", "mine-2")
     )
     assert (one["event"], one["log_level"], one["status"]) == ("request", "info", 200)
     assert one["device"] == anna.me.device_id
@@ -94,7 +94,7 @@ def test_a_slow_request_is_told_apart(start: Start) -> None:
         anna.changes(None)
         anna.http.get("/v1/changes/wait?timeout=0.01")
         until(lambda: len(seen) >= 3)
-    by_path = {each["path"]: each for each in seen}
+    by_path = {item["path"]: item for item in seen}
     assert by_path["/v1/me"]["event"] == "slow_request"
     assert by_path["/v1/me"]["log_level"] == "warning"
     assert by_path["/v1/changes/wait"]["event"] == "request"
@@ -107,7 +107,7 @@ def test_a_flood_is_not_one_of_the_log_too(start: Start) -> None:
         until(lambda: len(seen) >= 1)
         server.stop()
     assert answers == [401, 429, 429, 429]
-    assert [each["status"] for each in seen] == [401]
+    assert [item["status"] for item in seen] == [401]
 
 
 def test_refusals_beyond_their_rate_are_not_logged(start: Start) -> None:
@@ -118,7 +118,7 @@ def test_refusals_beyond_their_rate_are_not_logged(start: Start) -> None:
         anna = server.account("anna")
         anna.http.get("/nothing", headers={"Authorization": f"Bearer {anna.token}"})
         server.stop()
-    told = [(each["path"], each["status"]) for each in seen if each["event"] == "request"]
+    told = [(item["path"], item["status"]) for item in seen if item["event"] == "request"]
     assert told == [
         ("/chunks/a/b", 403),
         ("/v1//me", 400),
@@ -136,8 +136,8 @@ def test_refusals_beyond_their_rate_are_not_logged(start: Start) -> None:
 def test_paths_are_cut(server: Running, path: str) -> None:
     with structlog.testing.capture_logs() as seen:
         httpx.get(server.url + path)
-        until(lambda: any(each["event"] == "request" for each in seen))
-    logged = next(each["path"] for each in seen if each["event"] == "request")
+        until(lambda: any(item["event"] == "request" for item in seen))
+    logged = next(item["path"] for item in seen if item["event"] == "request")
     assert logged.endswith("[cut]")
     assert 190 < len(logged.removesuffix("[cut]").encode()) <= 200
 
@@ -152,9 +152,9 @@ def test_whoever_logs_a_path_cuts_it(server: Running, monkeypatch: pytest.Monkey
         token = {"Authorization": "Bearer x"}
         httpx.get(f"{server.url}/v1/files/{id}/children/{'x' * 300}", headers=token)
         httpx.get(f"{server.url}/v1/files/{id}", headers=token)
-        until(lambda: any(each["event"] == "request_failed" for each in seen))
-    paths = [each["path"] for each in seen]
-    assert max(len(each) for each in paths) <= 205
+        until(lambda: any(item["event"] == "request_failed" for item in seen))
+    paths = [item["path"] for item in seen]
+    assert max(len(item) for item in paths) <= 205
     assert redaction.shown_path("/s/" + "x" * 43) == "/s/[link]"
 
 
@@ -230,7 +230,7 @@ def bytes_up_and_down(anna: Client) -> list[str]:
     anna.http.get(got)
     anna.http.get(got + "x")
     secrets = [signature_of(put.url), signature_of(got)]
-    return secrets + [each[:-2] for each in secrets]
+    return secrets + [item[:-2] for item in secrets]
 
 
 def signature_of(url: str) -> str:

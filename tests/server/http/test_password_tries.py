@@ -34,12 +34,12 @@ class Moment:
     def ask(
         self, tries: PasswordTries, address: str, what: object = ANNA, *, right: bool = False
     ) -> bool:
-        """Whether a try may be made; `slept` is how long it had to wait."""
+        """True if a try may be made; `slept` is how long it had to wait."""
         self.slept = 0.0
         try:
             tried = asyncio.run(tries.begin(what, address))
-        except Refused as refused:
-            return not isinstance(refused.problem, RateLimited)
+        except Refused as error:
+            return not isinstance(error.problem, RateLimited)
         if right:
             tries.was_right(tried)
         return True
@@ -133,8 +133,8 @@ def log_in(server: Running, address: str, password: str) -> int:
     client.http.headers["X-Forwarded-For"] = address
     try:
         client.log_in("ANNA", password)
-    except Failed as failed:
-        return failed.status
+    except Failed as error:
+        return error.status
     return 200
 
 

@@ -42,8 +42,8 @@ def test_users_are_told_apart(family: int, host: str) -> None:
     for user in wanted:
         sockets = connection(family, host, user)
         assert asked(users, sockets) == (os.geteuid() if user is None else user)
-        for each in sockets:
-            each.close()
+        for item in sockets:
+            item.close()
     users.close()
 
 
@@ -54,8 +54,8 @@ def test_a_connection_that_is_not_there_is_nobodys() -> None:
     assert users.of(("127.0.0.1", port), ("127.0.0.1", port)) is None
     sockets = connection(socket.AF_INET, "127.0.0.1")
     assert asked(users, sockets) == os.geteuid()  # and it goes on afterwards
-    for each in sockets:
-        each.close()
+    for item in sockets:
+        item.close()
     users.close()
 
 

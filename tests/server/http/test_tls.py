@@ -44,7 +44,7 @@ class Files:
 
     def renew(self) -> None:
         issued = self.authority.issue_cert("127.0.0.1")
-        self.cert.write_bytes(b"".join(each.bytes() for each in issued.cert_chain_pems))
+        self.cert.write_bytes(b"".join(item.bytes() for item in issued.cert_chain_pems))
         issued.private_key_pem.write_to_path(self.key)
 
     def context(self) -> ssl.SSLContext:

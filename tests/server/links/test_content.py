@@ -157,17 +157,17 @@ def test_a_url_goes_on_with_the_version_it_was_made_for(anna: Client, visitor: V
 
 def test_content_does_nothing_in_a_browser(anna: Client, visitor: Visitor, url: str) -> None:
     archived = visitor.content(f"/{anna.children()['top'].id}/zip")
-    answers = [visitor.http.get(each) for each in (url, archived, url + "x")]
+    answers = [visitor.http.get(item) for item in (url, archived, url + "x")]
     answers.append(visitor.http.post(url))
-    assert [each.status_code for each in answers] == [200, 200, 403, 405]
-    for each in answers:
-        assert each.headers["content-security-policy"] == "sandbox; default-src 'none'"
-        assert each.headers["x-content-type-options"] == "nosniff"
-        assert each.headers["referrer-policy"] == "no-referrer"
-        assert each.headers["cache-control"] == "private, no-store"
-    for each in answers[:2]:
-        assert each.headers["content-type"] == "application/octet-stream"
-        assert each.headers["content-disposition"].startswith("attachment; ")
+    assert [item.status_code for item in answers] == [200, 200, 403, 405]
+    for item in answers:
+        assert item.headers["content-security-policy"] == "sandbox; default-src 'none'"
+        assert item.headers["x-content-type-options"] == "nosniff"
+        assert item.headers["referrer-policy"] == "no-referrer"
+        assert item.headers["cache-control"] == "private, no-store"
+    for item in answers[:2]:
+        assert item.headers["content-type"] == "application/octet-stream"
+        assert item.headers["content-disposition"].startswith("attachment; ")
 
 
 def test_the_url_is_signed_and_expires(server: Running, visitor: Visitor, url: str) -> None:
@@ -180,8 +180,8 @@ def test_the_url_is_signed_and_expires(server: Running, visitor: Visitor, url: s
         "/".join([parts[0], parts[2], parts[1], parts[3]]) + f"?{query}",
         f"{url}&x=1",
     ]
-    for each in wrong:
-        assert visitor.http.get(each).status_code == 403, each
+    for item in wrong:
+        assert visitor.http.get(item).status_code == 403, item
     signer, now = server.app.service.links, time.time_ns()
     link, file, version = (part for part in parts[1:])
     for seconds, status in ((DOWNLOAD_SECONDS - 60, 200), (DOWNLOAD_SECONDS + 1, 403)):
@@ -271,7 +271,7 @@ def test_who_takes_nothing_is_let_go(server: Running, visitor: Visitor, url: str
             await never()
 
     asyncio.run(content_server(server, stall_seconds=0.01)(scope_of(url), never, send))
-    assert [each["type"] for each in sent] == ["http.response.start", "http.response.body"]
+    assert [item["type"] for item in sent] == ["http.response.start", "http.response.body"]
     assert sent[1]["more_body"]
 
 
@@ -285,7 +285,7 @@ def test_who_has_left_is_sent_no_more(server: Running, anna: Client, visitor: Vi
 
     asyncio.run(content_server(server)(scope_of(url), left, send))
     assert len(sent) < 10
-    assert all(each["more_body"] for each in sent[1:])
+    assert all(item["more_body"] for item in sent[1:])
 
 
 def test_no_account_waits_behind_visitors(server: Running, anna: Client, visitor: Visitor) -> None:
@@ -392,8 +392,8 @@ def test_the_paths_in_an_archive_are_bounded_together(monkeypatch: pytest.Monkey
                 return []
             inside = names if directory == "long" else ["long" * 60]
             return [
-                Member("long" if inside is not names else each, each, "directory", 0o755, 0)
-                for each in inside
+                Member("long" if inside is not names else item, item, "directory", 0o755, 0)
+                for item in inside
             ]
 
         def content(self, file: str) -> None:
@@ -460,7 +460,7 @@ class Scripted:
 
     def members(self, directory: str, after: str | None) -> list[Member]:
         found = self._members.get(directory, [])
-        return [each for each in found if after is None or each.name > after][:2]
+        return [item for item in found if after is None or item.name > after][:2]
 
     def content(self, file: str) -> Content | None:
         return self._content[file]

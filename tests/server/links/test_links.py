@@ -39,8 +39,8 @@ def visit(server: Running) -> Iterator[Visit]:
         return visitors[-1]
 
     yield begin
-    for each in visitors:
-        each.http.close()
+    for item in visitors:
+        item.http.close()
 
 
 def audit_of(server: Running, subject: str) -> list[tuple[str, dict[str, object]]]:
@@ -68,13 +68,13 @@ def test_a_link_is_made_listed_and_revoked(server: Running, anna: Client, visit:
     assert first.url.startswith(f"{server.url}/s/")
     assert first.link.name == "report.pdf"
     assert (first.link.downloads, first.link.max_downloads) == (0, 3)
-    assert [each.id for each in links_of(anna, file).links] == [first.link.id]
-    assert [each.id for each in links_of(anna).links] == [second.link.id, first.link.id]
+    assert [item.id for item in links_of(anna, file).links] == [first.link.id]
+    assert [item.id for item in links_of(anna).links] == [second.link.id, first.link.id]
     assert visit(first).get().status_code == 200
     revoke(anna, first.link.id)
     revoke(anna, first.link.id)
     assert visit(first).get().status_code == 404
-    assert [each.id for each in links_of(anna).links] == [second.link.id]
+    assert [item.id for item in links_of(anna).links] == [second.link.id]
     actions = [action for action, _ in audit_of(server, first.link.id)]
     assert actions == ["link_make", "link_revoke"]
 
@@ -124,7 +124,7 @@ def test_who_may_not(server: Running, anna: Client, ben: Client) -> None:
         with pytest.raises(Failed) as failed:
             links_of(client)
         assert failed.value.status == 403
-    assert [each.id for each in links_of(anna, file).links] == [made.link.id]
+    assert [item.id for item in links_of(anna, file).links] == [made.link.id]
 
 
 def test_what_no_link_is_made_to(anna: Client) -> None:
@@ -182,10 +182,10 @@ def test_what_does_not_open_looks_alike(server: Running, anna: Client, visit: Vi
         for below in ("", f"/{files[name]}", f"/{files[name]}/download", f"/{files[name]}/zip"):
             answers.append(visit(made[name]).get(below))
         answers.append(visit(made[name]).post("password"))
-    assert {each.status_code for each in answers} == {404}
-    assert len({each.content for each in answers}) == 1
+    assert {item.status_code for item in answers} == {404}
+    assert len({item.content for item in answers}) == 1
     ignored = ("date", "x-request-id")
-    headers = {str([h for h in each.headers.items() if h[0] not in ignored]) for each in answers}
+    headers = {str([h for h in item.headers.items() if h[0] not in ignored]) for item in answers}
     assert len(headers) == 1
 
 
@@ -201,10 +201,10 @@ def test_a_file_that_comes_back_has_its_link_again(
     made = make_link(anna, file)
     anna.do(messages.Unlink(parent=anna.me.root, name="a", file=file))
     assert visit(made).get().status_code == 404
-    assert [each.name for each in links_of(anna).links] == ["a"]
+    assert [item.name for item in links_of(anna).links] == ["a"]
     anna.do(messages.Link(parent=anna.me.root, name="b", file=file))
     assert visit(made).get().status_code == 200
-    assert [each.name for each in links_of(anna).links] == ["b"]
+    assert [item.name for item in links_of(anna).links] == ["b"]
 
 
 def test_a_link_expires(server: Running, anna: Client) -> None:
@@ -360,7 +360,7 @@ def test_what_was_just_listed_is_not_looked_for(quiet: Database) -> None:
         (directory,) = tree.listing(conn, top, None, 1)
         known.note_listed(tree.listing(conn, directory.id, None), top, directory.id)
         work = [
-            steps_of(conn, partial(visited, conn, link, file, each)) for each in (known, unknown)
+            steps_of(conn, partial(visited, conn, link, file, item)) for item in (known, unknown)
         ]
     assert 20 * work[0] < work[1]
 
@@ -480,7 +480,7 @@ def test_a_link_tells_what_its_file_was_called_when_it_was_made(anna: Client) ->
     moved_to = {"new_parent": folder, "new_name": "report"}
     anna.do(messages.Rename(file=file, parent=root, name="report", **moved_to))
     third = make_link(anna, file).link.id
-    found = {each.id: each.was for each in links_of(anna).links}
+    found = {item.id: item.was for item in links_of(anna).links}
     entry = Entry(root, "report")
     assert found == {made.link.id: entry, again: entry, third: None}
 
@@ -512,7 +512,7 @@ def test_downloads_do_not_fill_the_audit_log(
         for _ in range(4):
             visitor.content(f"/{file}/download")
         assert len(audit_of(server, made.link.id)) == 1 + rows
-    assert [each.downloads for each in links_of(anna).links] == [4, 4]
+    assert [item.downloads for item in links_of(anna).links] == [4, 4]
 
 
 def test_the_count_itself_refuses_what_is_over(server: Running, anna: Client) -> None:

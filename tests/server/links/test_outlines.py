@@ -42,7 +42,7 @@ def test_a_piece_in_the_middle_of_very_many_is_found_without_the_others() -> Non
 
 def test_its_weight_is_what_it_takes() -> None:
     outline = Outline(of(*[Piece(b"a" * 32, 1)] * 10_000))
-    held = sum(sys.getsizeof(each) for each in (outline._ends, outline._ids, outline._holes))
+    held = sum(sys.getsizeof(item) for item in (outline._ends, outline._ids, outline._holes))
     assert held <= outline.weight <= 1.01 * held
 
 
@@ -54,7 +54,7 @@ def test_no_more_is_remembered_than_the_limit(limit: int) -> None:
     for number in [*range(30), *reversed(range(30))]:
         found = outlines.of(f"{number}", manifest.size, lambda: read.append(1) or manifest)  # type: ignore[func-returns-value]
         assert found.size == 20
-        assert outlines._weight == sum(each.weight for each in outlines._kept.values()) <= limit
+        assert outlines._weight == sum(item.weight for item in outlines._kept.values()) <= limit
     assert len(read) == 60 - limit // weight
 
 

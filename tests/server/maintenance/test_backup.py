@@ -241,7 +241,7 @@ def test_a_missing_object_is_told_and_the_rest_is_backed_up(
     made = backup.make(served.data, dest)
     assert made.lost == [f"{missing.drive}/{missing.chunk.hex()}"]
     restored = restore(dest, tmp_path / "new")
-    assert [each.path for each in restored.checked.findings] == ["/later"]
+    assert [item.path for item in restored.checked.findings] == ["/later"]
 
 
 def test_what_the_server_lost_later_is_still_in_the_backup(
@@ -263,7 +263,7 @@ def test_a_backup_that_rotted_is_noticed(served: Running, dest: Path, tmp_path: 
     path.unlink()
     path.write_bytes(noise(3000, "rotten"))
     restored = restore(dest, tmp_path / "new")
-    assert [each.path for each in restored.checked.findings] == ["/text"]
+    assert [item.path for item in restored.checked.findings] == ["/text"]
     [database] = dest.glob("state-*/nearline.sqlite")
     with database.open("r+b") as file:
         file.seek(5000)

@@ -173,9 +173,9 @@ def test_what_follows_from_the_rest_is_repaired(data: Data, damage: str) -> None
     data.sql(statement)
     before = data.sql("SELECT * FROM files ORDER BY id")
     found = data.check()
-    assert kind in {each.kind for each in found.findings}
+    assert kind in {item.kind for item in found.findings}
     assert not found.ok
-    assert not any(each.repaired for each in found.findings)
+    assert not any(item.repaired for item in found.findings)
     assert data.sql("SELECT * FROM files ORDER BY id") == before, "only looking changes nothing"
     assert data.check(repair=True).ok
     assert data.check().findings == []
@@ -226,9 +226,9 @@ def test_what_only_a_person_can_repair_is_said(data: Data, damage: str) -> None:
     data.sql(statement)
     for repair in (False, True):
         report = data.check(repair=repair)
-        told = [each for each in report.findings if each.kind == kind and not each.repaired]
+        told = [item for item in report.findings if item.kind == kind and not item.repaired]
         assert told
-        assert all(each.what and each.todo for each in told)
+        assert all(item.what and item.todo for item in told)
         assert not report.ok
 
 
@@ -277,13 +277,13 @@ def test_a_damaged_object_is_asked_for_again(data: Data, how: str) -> None:
         flip(path)
     assert data.check().ok == (how == "other bytes"), "bytes are only read when asked"
     report = data.check(read_data=True, repair=True)
-    assert [each.kind for each in report.findings if each.kind != "object"] == []
+    assert [item.kind for item in report.findings if item.kind != "object"] == []
     assert state_of(data, NEWER) == "pending"
     assert not path.exists()
     kept = data.path / "blobs" / "quarantine" / f"{data.drive}-{NEWER.id.hex()}"
     assert kept.exists() == (how != "missing"), "nothing is thrown away"
     after = data.check()
-    assert {(each.kind, each.version) for each in after.findings} == {
+    assert {(item.kind, item.version) for item in after.findings} == {
         ("missing", data.versions[1])
     }, "the version stays damaged until somebody uploads the chunk"
 
@@ -306,7 +306,7 @@ def test_an_object_that_was_put_back_is_taken_up(data: Data) -> None:
     data.check(repair=True)
     path.write_bytes(NEWER.data)
     found = data.check()
-    assert {each.kind for each in found.findings} == {"missing", "arrived"}
+    assert {item.kind for item in found.findings} == {"missing", "arrived"}
     data.check(repair=True)
     assert data.check(read_data=True).findings == []
 

@@ -350,7 +350,7 @@ class World:
             head = self.store.head(BlobKey(row.drive, row.id))
             assert head == Head(row.stored_length, row.sha256)
             assert msgspec.msgpack.decode(row.descriptor, type=Descriptor).sha256 == row.sha256
-        self.located = [each for each in self.located if each[1] > self.now_ns]
+        self.located = [item for item in self.located if item[1] > self.now_ns]
         for key, _ in self.located:
             assert self.store.has(key), "a signed URL is of nothing"
 

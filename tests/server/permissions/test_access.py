@@ -58,10 +58,10 @@ def test_a_grant_reaches_down_and_not_up(
     below = anna.mkdir("below", shared)
     file, beside = anna.make("file", below), anna.make("beside", outer)
     grant(shared, ben, "viewer")
-    found = [role(server, ben, each) for each in (shared, below, file, outer, beside)]
+    found = [role(server, ben, item) for item in (shared, below, file, outer, beside)]
     assert found == ["viewer", "viewer", "viewer", None, None]
     grant(below, ben, "editor")
-    found = [role(server, ben, each) for each in (shared, below, file)]
+    found = [role(server, ben, item) for item in (shared, below, file)]
     assert found == ["viewer", "editor", "editor"]
     assert role(server, anna, file) == "owner"
     assert role(server, ben, new_id()) is None

@@ -37,7 +37,7 @@ def read(server: Running, client: Client | None = None, **wanted: Any) -> list[E
 
 
 def actions(server: Running, client: Client) -> list[str]:
-    return [each.action for each in read(server, client)]
+    return [item.action for item in read(server, client)]
 
 
 # --- operations ---------------------------------------------------------------------------------
@@ -61,14 +61,14 @@ def test_a_repeated_batch_leaves_no_second_row(server: Running, anna: Client) ->
     anna.batch(*ops, keys=keys)
     anna.batch(*ops, keys=keys)
     anna.batch(ops[0], ops[0], keys=[keys[0]] * 2)
-    assert [each.subject for each in read(server, anna)] == [op.file for op in ops]
+    assert [item.subject for item in read(server, anna)] == [op.file for op in ops]
 
 
 def test_a_refused_operation_leaves_no_row(server: Running, anna: Client, ben: Client) -> None:
     late = make_chunk(b"not there")
     missing = messages.Content(version=new_id(), manifest=manifest_of(late))
     answers = anna.batch(anna.create("a"), anna.create("a"), anna.create("b", content=missing))
-    assert [type(each) for each in answers] == [
+    assert [type(item) for item in answers] == [
         messages.Applied,
         errors.Exists,
         errors.ChunksMissing,
@@ -111,7 +111,7 @@ def test_every_kind_of_operation_is_told(server: Running, anna: Client) -> None:
     ]
     for op in done:
         anna.do(op)
-    rows = {each.action: each for each in read(server, anna)[3:]}
+    rows = {item.action: item for item in read(server, anna)[3:]}
     assert {tag: row.subject for tag, row in rows.items()} == {
         str(op.__struct_config__.tag): op.file for op in done
     }
@@ -139,8 +139,8 @@ def test_who_did_it_is_the_editor_and_not_the_owner(
 ) -> None:
     folder = anna.mkdir("shared")
     with server.app.service.db.write() as conn:
-        found = [accounts.find_account(conn, each.me.account) for each in (anna, ben)]
-        owner, editor = [each[0] for each in found if each is not None]
+        found = [accounts.find_account(conn, item.me.account) for item in (anna, ben)]
+        owner, editor = [item[0] for item in found if item is not None]
         row = {"file": folder, "account": editor, "role": "editor", "granted_by": owner}
         conn.execute(insert(schema.grants), row | {"at_ns": 1})
     ben.make("by ben", folder)
@@ -160,7 +160,7 @@ def test_tokens_and_devices_are_told_without_their_secrets(server: Running, anna
     fresh = cron.request("POST", "/v1/devices/rotate", TokenReply)
     anna.request("DELETE", f"/v1/devices/{made.device_id}", type(None))
     rows = read(server, anna)[1:]
-    assert [(each.action, each.device, each.subject) for each in rows] == [
+    assert [(item.action, item.device, item.subject) for item in rows] == [
         ("token_make", "laptop", made.device_id),
         ("token_rotate", "cron", made.device_id),
         ("device_revoke", "laptop", made.device_id),
@@ -194,13 +194,13 @@ def test_what_the_administrator_does_is_told(tmp_path: Path) -> None:
     devices.revoke_device(tmp_path, device.id)
     with accounts.opened(tmp_path) as db, db.read() as conn:
         rows = audit.read(conn)
-    assert [each.action for each in rows] == [
+    assert [item.action for item in rows] == [
         "account_add",
         "account_set",
         "token_make",
         "device_revoke",
     ]
-    assert {(each.account, each.device) for each in rows} == {(None, None)}
+    assert {(item.account, item.device) for item in rows} == {(None, None)}
     assert rows[0].detail == {"name": "anna"}
     assert rows[1].detail == {"quota_bytes": 5, "keep_days": None}
     assert rows[2].detail["scope"] == "read"
@@ -217,19 +217,19 @@ def test_logins_are_told_and_failed_ones_once_a_minute(start: Start) -> None:
         with pytest.raises(Failed):
             server.client().log_in(name, "wr0ng")
     rows = read(server)
-    assert [(each.action, each.account, each.device) for each in rows] == [
+    assert [(item.action, item.account, item.device) for item in rows] == [
         ("login", "anna", "phone"),
         ("login_failed", None, None),
         ("login_failed", None, None),
     ]
     assert rows[0].subject == anna.me.device_id
-    assert [each.detail for each in rows] == [
+    assert [item.detail for item in rows] == [
         {"name": "phone", "address": "127.0.0.1"},
         {"name": "anna", "address": "127.0.0.1"},
         {"name": "nobody", "address": "127.0.0.1"},
     ]
     assert "wr0ng" not in str(rows)
-    told = [each.action for each in read(server, account="anna")]
+    told = [item.action for item in read(server, account="anna")]
     assert told == ["login", "login_failed"]
 
 
@@ -250,12 +250,12 @@ def test_the_log_is_read_in_pages_from_a_moment_on(server: Running, anna: Client
     for name in "abcd":
         anna.make(name)
     rows = read(server, anna)
-    assert [each.detail["name"] for each in rows] == ["a", "b", "c", "d"]
+    assert [item.detail["name"] for item in rows] == ["a", "b", "c", "d"]
     first = read(server, anna, limit=3)
     assert first == rows[:3]
     assert read(server, anna, after=first[-1].id) == rows[3:]
     assert read(server, anna, since_ns=rows[2].at_ns) == [
-        each for each in rows if each.at_ns >= rows[2].at_ns
+        item for item in rows if item.at_ns >= rows[2].at_ns
     ]
     assert read(server, anna, since_ns=rows[3].at_ns + 1) == []
     assert read(server, account="nobody at all") == []

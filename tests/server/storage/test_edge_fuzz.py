@@ -127,7 +127,7 @@ def signed_put(place: Place, proof: str | None) -> tuple[bytes, list[tuple[bytes
 
 
 def cut(body: bytes, cuts: Sequence[int]) -> list[bytes]:
-    edges = [0, *sorted(min(each, len(body)) for each in cuts), len(body)]
+    edges = [0, *sorted(min(item, len(body)) for item in cuts), len(body)]
     return [body[a:b] for a, b in itertools.pairwise(edges)]
 
 

@@ -201,8 +201,8 @@ def test_a_running_server_takes_up_new_keys_by_itself(start: Start) -> None:
     assert not anna.changes(cursor).reset
     assert server.app.service.cursors.write(server.app.service.cursors.read(cursor)) != cursor
     with server.app.service.db.read() as conn:
-        rotated = [each for each in audit.read(conn) if each.action == "keys_rotate"]
-    assert [each.detail["overlap"] for each in rotated] == [True]
+        rotated = [item for item in audit.read(conn) if item.action == "keys_rotate"]
+    assert [item.detail["overlap"] for item in rotated] == [True]
 
 
 def test_keys_that_others_have_end_at_once(start: Start) -> None:

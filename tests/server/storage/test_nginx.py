@@ -45,7 +45,7 @@ def proxied(server: Running, directory: Path, port: int) -> Iterator[ssl.SSLCont
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     cert, key = directory / "cert.pem", directory / "key.pem"
-    cert.write_bytes(b"".join(each.bytes() for each in issued.cert_chain_pems))
+    cert.write_bytes(b"".join(item.bytes() for item in issued.cert_chain_pems))
     issued.private_key_pem.write_to_path(key)
     site = (
         shown()
@@ -94,8 +94,8 @@ def test_the_proxy_of_the_guide(start: Start, tmp_path: Path) -> None:
             with httpx.Client(base_url=origin, transport=transport) as http:
                 use(Client(http, anna.token), origin)
             listen_live(anna, origin, context)
-        until(lambda: any(each.get("status") == 101 for each in seen))
-    through = [each["address"] for each in seen if each.get("id") == "through"]
+        until(lambda: any(item.get("status") == 101 for item in seen))
+    through = [item["address"] for item in seen if item.get("id") == "through"]
     assert through == ["127.0.0.2"]
 
 

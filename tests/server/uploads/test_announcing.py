@@ -64,9 +64,9 @@ def start(
     conn.exec_driver_sql("SAVEPOINT one")
     try:
         return sessions.start(conn, caller, wanted, terms(conn, caller), now_ns)
-    except Refused as refused:
+    except Refused as error:
         conn.exec_driver_sql("ROLLBACK TO SAVEPOINT one")
-        return refused.problem  # type: ignore[return-value]  # every Problem
+        return error.problem  # type: ignore[return-value]  # every Problem
     finally:
         conn.exec_driver_sql("RELEASE SAVEPOINT one")
 
@@ -144,7 +144,7 @@ def announced(draw: st.DrawFn, place: Place) -> list[messages.StartUpload]:
     found = []
     for number in some:
         chunks = draw(st.lists(st.sampled_from(place.chunks), max_size=3))
-        descriptors = [each.descriptor for each in chunks]
+        descriptors = [item.descriptor for item in chunks]
         if number == 0 and descriptors:
             descriptors[0] = msgspec.structs.replace(descriptors[0], id=bytes(32))
         found.append(
@@ -169,7 +169,7 @@ def test_announced_together_or_one_by_one(place: Place, who: str, data: st.DataO
     caller, wanted = place.callers[who], data.draw(announced(place))
     with copied(place.folder) as one, copied(place.folder) as many:
         with one.write() as conn:
-            answers = [start(conn, caller, each) for each in wanted]
+            answers = [start(conn, caller, item) for item in wanted]
         with many.write() as conn:
             never = lambda: False  # noqa: E731
             found = sessions.start_many(conn, caller, wanted, terms(conn, caller), NOW, never)
@@ -185,8 +185,8 @@ def test_files_in_bulk_cost_few_statements_from_announcement_to_arrival(
     for count in (5, 45):
         chunks = [make_chunk(noise(5, f"bulk {number}")) for number in range(count)]
         wanted = [
-            messages.StartUpload(version=fresh(), file=fresh(), descriptors=[each.descriptor])
-            for each in chunks
+            messages.StartUpload(version=fresh(), file=fresh(), descriptors=[item.descriptor])
+            for item in chunks
         ]
         told = []
         for chunk in chunks:
@@ -199,7 +199,7 @@ def test_files_in_bulk_cost_few_statements_from_announcement_to_arrival(
             with db.write() as conn:
                 wide = terms(conn, caller, Limits(1 << 40, 1 << 20))
                 begun = sessions.start_many(conn, caller, wanted, wide, NOW, lambda: False)
-            assert all(isinstance(each, messages.UploadState) for each in begun)
+            assert all(isinstance(item, messages.UploadState) for item in begun)
             with db.write() as conn:
                 assert len(arrivals.arrived(conn, blobs, told, NOW)) == count
         asked.append(len(found))

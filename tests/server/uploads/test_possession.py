@@ -81,7 +81,7 @@ def test_a_chunk_that_is_there_looks_as_if_it_were_not(
     state = guest.request("GET", path, messages.UploadState)
     assert [ticket.state for ticket in state.chunks] == ["needed", "needed"]
     refused = [create(guest, folder, version, chunk) for chunk in (there, absent)]
-    assert [type(each) for each in refused] == [errors.ChunksMissing] * 2
+    assert [type(item) for item in refused] == [errors.ChunksMissing] * 2
     assert refused[0].message == refused[1].message
     assert [refused[0].chunks, refused[1].chunks] == [[there.id], [absent.id]]
     for chunk in (there, absent):  # and the length of what is there is not told either
@@ -101,7 +101,7 @@ def test_having_the_bytes_is_enough_and_the_answer_tells_nothing(
     version = new_id()
     begun = guest.start(version, new_id(), there, absent, parent=folder)
     answers = [guest.put(t, c) for t, c in zip(begun.chunks, (there, absent), strict=True)]
-    assert [each.status_code for each in answers] == [200, 200]
+    assert [item.status_code for item in answers] == [200, 200]
     assert visible(answers[0]) == visible(answers[1])
     again = guest.start(version, new_id(), there, absent, parent=folder)
     assert [ticket.state for ticket in again.chunks] == ["uploaded", "uploaded"]
@@ -301,8 +301,8 @@ def test_each_upload_of_one_chunk_has_shown_it(
     """Also before what has arrived is noted by itself."""
     monkeypatch.setattr(reception, "GATHER_SECONDS", 60.0)
     chunk, uploads = make_chunk(noise(88, "copies")), [new_id() for _ in range(3)]
-    begun = [guest.start(each, new_id(), chunk, parent=folder) for each in uploads]
-    for each in begun:
-        assert guest.put(each.chunks[0], chunk).status_code == 200
-    ops = [guest.create(new_id(), folder, content=content(each, chunk)) for each in uploads]
-    assert [type(each) for each in guest.batch(*ops)] == [messages.Applied] * 3
+    begun = [guest.start(item, new_id(), chunk, parent=folder) for item in uploads]
+    for item in begun:
+        assert guest.put(item.chunks[0], chunk).status_code == 200
+    ops = [guest.create(new_id(), folder, content=content(item, chunk)) for item in uploads]
+    assert [type(item) for item in guest.batch(*ops)] == [messages.Applied] * 3

@@ -88,7 +88,7 @@ def test_arrivals_of_many_are_noted_in_parts_and_a_batch_notes_its_own(
     with counted(service.db) as asked:
         service.writes.submit(service.reception.flush).result(10)
         until(lambda: service.reception.waiting_arrivals == 0 and service.writes.waiting == 0)
-    assert len([each for each in asked if each.startswith("BEGIN IMMEDIATE")]) >= 3
+    assert len([item for item in asked if item.startswith("BEGIN IMMEDIATE")]) >= 3
     assert isinstance(begun, messages.UploadState)
 
 
@@ -103,14 +103,14 @@ def test_arrivals_wait_for_each_other_unless_somebody_asks(
     anna.upload(version, file, *chunks)
     assert service.reception.waiting_arrivals == 5
     again = anna.start(new_id(), new_id(), chunks[0])
-    assert [each.state for each in again.chunks] == ["uploaded"]
+    assert [item.state for item in again.chunks] == ["uploaded"]
     anna.make("one", file=file, content=content(version, chunks[1]))
     assert service.reception.waiting_arrivals == 3
     with counted(service.db) as asked:
         service.reception._hurry.set()
         until(lambda: service.reception.waiting_arrivals == 0 and service.writes.waiting == 0)
         service.reception._hurry.clear()
-    assert len([each for each in asked if each.startswith("BEGIN IMMEDIATE")]) == 1
+    assert len([item for item in asked if item.startswith("BEGIN IMMEDIATE")]) == 1
     check_sums(server, anna.me.drive)
 
 
@@ -123,7 +123,7 @@ def test_who_asks_what_has_come_is_told_at_once(
     anna.upload(version, new_id(), chunk)
     path = f"/v1/uploads/{version}"
     told = anna.request("GET", path, messages.UploadState).chunks
-    assert [each.state for each in told] == ["uploaded"]
+    assert [item.state for item in told] == ["uploaded"]
     settled(server)
 
 

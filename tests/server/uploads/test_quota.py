@@ -152,7 +152,7 @@ def test_uploads_of_one_request_share_the_room(server: Running, anna: Client) ->
         ]
     )
     reply = anna.request("POST", "/v1/files", messages.StartUploadsReply, wanted)
-    assert [type(each) for each in reply.uploads] == [messages.UploadState, errors.QuotaExceeded]
+    assert [type(item) for item in reply.uploads] == [messages.UploadState, errors.QuotaExceeded]
     assert room(anna) == (0, 60)
 
 
@@ -395,7 +395,7 @@ def test_asking_costs_the_same_whatever_others_have_promised(tmp_path: Path) -> 
     guest = Caller(drive.owner, "anna", weak, "full", drive.id, folder=drive.root)
 
     def begin(conn: Connection, who: Caller, *promised: Chunk) -> None:
-        descriptors = [each.descriptor for each in promised]
+        descriptors = [item.descriptor for item in promised]
         wanted = messages.StartUpload(version=new_id(), file=new_id(), descriptors=descriptors)
         budget = Budget(conn, who, Limits(1 << 40, 1 << 20))
         put = messages.PresignedPut(url="/", headers={}, expires_ns=0)
@@ -412,7 +412,7 @@ def test_asking_costs_the_same_whatever_others_have_promised(tmp_path: Path) -> 
     before = work()
     with db.write() as conn:
         for number in range(4):
-            tiny = [promise(1, f"{number} {each}") for each in range(1000)]
+            tiny = [promise(1, f"{number} {item}") for item in range(1000)]
             begin(conn, guest, *tiny)
     after = work()
     db.close()

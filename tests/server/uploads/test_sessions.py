@@ -389,7 +389,7 @@ def test_one_bad_upload_of_a_batch_does_not_spoil_the_rest(anna: Client) -> None
         ]
     )
     reply = anna.request("POST", "/v1/files", messages.StartUploadsReply, wanted)
-    assert [type(each) for each in reply.uploads] == [errors.BadUpload, messages.UploadState]
+    assert [type(item) for item in reply.uploads] == [errors.BadUpload, messages.UploadState]
     path = f"/v1/uploads/{wanted.uploads[0].version}"
     with pytest.raises(Failed):
         anna.request("GET", path, messages.UploadState)
@@ -409,7 +409,7 @@ def test_descriptors_of_many_uploads_are_taken_in_parts(anna: Client) -> None:
     def begin(*some: messages.StartUpload) -> list[type]:
         asked = messages.StartUploads(uploads=list(some))
         reply = anna.request("POST", "/v1/files", messages.StartUploadsReply, asked)
-        return [type(each) for each in reply.uploads]
+        return [type(item) for item in reply.uploads]
 
     late = [errors.Unavailable, errors.Unavailable]
     assert begin(*wanted) == [messages.UploadState, messages.UploadState, *late]
@@ -430,7 +430,7 @@ def test_uploads_and_the_trash_make_way_for_others_too(
     path, request = "/v1/files", messages.StartUploads(uploads=wanted)
     begun = anna.request("POST", path, messages.StartUploadsReply, request).uploads
     late = [errors.Unavailable, errors.Unavailable]
-    assert [type(each) for each in begun] == [messages.UploadState, *late]
+    assert [type(item) for item in begun] == [messages.UploadState, *late]
     gone, more = 0, True
     while more:
         reply = anna.request("POST", "/v1/trash/empty", EmptiedReply, EmptyTrash(files=None))
@@ -438,7 +438,7 @@ def test_uploads_and_the_trash_make_way_for_others_too(
         gone, more = gone + reply.files, reply.more
     assert gone == 50
     ops = [anna.create(name, kind="fifo") for name in "abc"]
-    answers = [type(each) for each in anna.batch(*ops)]
+    answers = [type(item) for item in anna.batch(*ops)]
     assert answers == [messages.Applied, *late]
 
 
@@ -470,7 +470,7 @@ def test_whole_versions_are_located_together_each_refused_by_itself(
     for one, chunk in zip((found[0], found[3]), chunks, strict=False):
         assert isinstance(one, messages.LocatedVersion)
         assert one.manifest.pieces[0].id == chunk.id
-        assert [each.descriptor for each in one.chunks] == [chunk.descriptor]
+        assert [item.descriptor for item in one.chunks] == [chunk.descriptor]
         assert anna.http.get(one.chunks[0].url).content == chunk.data
     assert isinstance(found[4], messages.LocatedVersion)
     assert found[4].chunks == []
@@ -484,14 +484,14 @@ def test_a_version_of_very_many_pieces_is_not_located_with_others(anna: Client) 
     for name, pieces in (("few", few), ("many", many)):
         file, version = new_id(), new_id()
         anna.upload(version, file, chunk)
-        manifest = Manifest(sum(each.length for each in pieces), 1 << 20, pieces)
+        manifest = Manifest(sum(item.length for item in pieces), 1 << 20, pieces)
         content = messages.Content(version=version, manifest=manifest)
         anna.do(anna.create(name, file=file, content=content))
         made.append(messages.WholeVersion(file, version))
     request = messages.LocateSeveral(versions=[made[1], made[0], made[1]])
     path = "/v1/chunks/locate-several"
     found = anna.request("POST", path, messages.LocateSeveralReply, request).found
-    kinds = [type(each) for each in found]
+    kinds = [type(item) for item in found]
     assert kinds == [errors.TooLarge, messages.LocatedVersion, errors.TooLarge]
 
 
@@ -502,7 +502,7 @@ def test_what_is_damaged_keeps_no_other_version_from_being_located(
     stored = [anna.store(f"b{number}", chunk) for number, chunk in enumerate(chunks)]
     server.app.service.blobs.delete(BlobKey(anna.me.drive, chunks[1].id))
     change_row(server, anna.me.drive, chunks[1].id, state="pending", verified_ns=None)
-    wanted = [messages.WholeVersion(*one) for one in stored]
+    wanted = [messages.WholeVersion(*item) for item in stored]
     request = messages.LocateSeveral(versions=wanted)
     path = "/v1/chunks/locate-several"
     found = anna.request("POST", path, messages.LocateSeveralReply, request).found

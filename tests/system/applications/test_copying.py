@@ -174,8 +174,8 @@ def copy_range(source: int, to: int, count: int, at: int, there: int) -> None:
     while count:
         try:
             done = os.copy_file_range(source, to, count, at, there)
-        except OSError as refused:
-            if refused.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise
             done = os.pwrite(to, os.pread(source, count, at), there)
         assert done

@@ -105,8 +105,8 @@ def arrives(pair: Pair, name: str, *, ignored: tuple[str, ...] = (), contents: b
     def there() -> dict[str, Entry]:
         try:
             return entries(theirs, ignored=ignored)
-        except OSError as problem:  # a name, or an attribute, that is going
-            if problem.errno not in (errno.ENOENT, errno.ENODATA):
+        except OSError as error:  # a name, or an attribute, that is going
+            if error.errno not in (errno.ENOENT, errno.ENODATA):
                 raise
             return {}
 

@@ -180,9 +180,9 @@ def test_a_server_that_dies_is_started_again_and_a_busy_mount_still_ends(place: 
         thief.steal()
         (place / "hello").write_text("hello")
         until(lambda: len(thief.got) > 3 and "another program answers" in reason(place))
-    for each in thief.got:
-        assert each.startswith(b"\x16\x03")  # the beginning of TLS, and nothing else
-        assert b"HTTP" not in each
+    for item in thief.got:
+        assert item.startswith(b"\x16\x03")  # the beginning of TLS, and nothing else
+        assert b"HTTP" not in item
     assert "runs again" in running.read_until("runs again")
     assert _child(running.process.pid, "serve") != server
     assert main(["flush", str(place), "--timeout", "50"]) == 0
