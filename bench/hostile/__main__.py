@@ -241,7 +241,7 @@ def measure(arguments: argparse.Namespace, base: Path) -> Figures:
 
 
 async def _lost(server: Server, made: dict[str, str]) -> int:
-    """The number of files, whose commits were answered, are not there as they were written."""
+    """The number of files that are not there as written, though their commits were answered."""
     lost = 0
     async with ApiClient(server.url, None, insecure=True) as api:
         api.use_token((await api.login(LoginRequest(HONEST, PASSWORD, "check"))).token)

@@ -46,7 +46,7 @@ from remote.protocol.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
 from remote.protocol.errors import NearlineError, Refused, Retry
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Content
-from remote.transfer.limits import Claim, PrioritySemaphore
+from remote.transfer.limits import SMALL, Claim, PrioritySemaphore
 from remote.transfer.upload import Sender, Upload
 
 # How much a growing file must have gained before more of it is sent.
@@ -55,7 +55,6 @@ EARLY_STEP = 16 << 20
 CHUNKS_IN_FLIGHT = 8
 # Small ones that are under way in the place of a large one: they wait, mostly.
 SHARES = 8
-SMALL_BYTES = 256 * 1024
 
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
 KeepManifest = Callable[[VersionId, Manifest], None]
@@ -424,4 +423,4 @@ class _Run:
 
 def _shares(chunk: memoryview) -> int:
     """What a chunk takes of `CHUNKS_IN_FLIGHT`."""
-    return 1 if len(chunk) <= SMALL_BYTES else SHARES
+    return 1 if len(chunk) < SMALL else SHARES
