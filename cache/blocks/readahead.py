@@ -8,6 +8,9 @@ order, so a read is in sequence when it lies near the furthest byte read so far,
 there. To start a sequence it must lie very near (`START_SLACK`); once one is running, anything
 within `RUN_SLACK` belongs to it. Any other read is random access and closes the window at once.
 
+The window is `TRUST` times what the sequence has read so far, up to the limit: a line is full after
+a few reads, and who stops early has had little fetched for nothing.
+
 Invariants: bytes already asked for are never asked for twice in one sequence; the window never
 passes the limit given with the read; a handle that never reads in sequence prefetches nothing,
 except after a first read at offset 0, which is how most sequential readers begin.
@@ -18,7 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 INITIAL_WINDOW = 512 * 1024
-MAX_WINDOW = 16 * 1024 * 1024
+MAX_WINDOW = 32 * 1024 * 1024
+TRUST = 4
 START_SLACK = 128 * 1024
 RUN_SLACK = 1024 * 1024
 
@@ -41,7 +45,7 @@ class ReadAhead:
         self._size = 0  # bytes to keep ahead; 0: no sequence is running
         self._furthest: int | None = None  # end of the furthest read of this sequence
         self._asked = 0  # prefetch was asked for up to here
-        self._grown_at = 0  # `_furthest` when the window last grew
+        self._read = 0  # bytes that this sequence has read on
 
     @property
     def size(self) -> int:
@@ -59,8 +63,11 @@ class ReadAhead:
             self._collapse(end)
             if offset != 0:
                 return None
-        self._furthest = max(end, self._furthest or 0)
-        self._grow(limit)
+        assert self._furthest is not None
+        self._read += max(0, end - self._furthest)
+        self._furthest = max(end, self._furthest)
+        self._size = min(max(self._initial, TRUST * self._read), self._maximum)
+        self._size = min(self._size, max(limit, self._initial))
         return self._ask(limit)
 
     def _in_sequence(self, offset: int, end: int) -> bool:
@@ -70,16 +77,7 @@ class ReadAhead:
         return end >= self._furthest - slack and offset <= self._furthest + slack
 
     def _collapse(self, end: int) -> None:
-        self._size, self._furthest, self._asked, self._grown_at = 0, end, end, end
-
-    def _grow(self, limit: int) -> None:
-        """Double once as much as the window holds was consumed since it last grew."""
-        assert self._furthest is not None
-        if self._size == 0:
-            self._size, self._grown_at = self._initial, self._furthest
-        elif self._furthest - self._grown_at >= self._size:
-            self._size, self._grown_at = self._size * 2, self._furthest
-        self._size = min(self._size, self._maximum, max(limit, self._initial))
+        self._size, self._furthest, self._asked, self._read = 0, end, end, 0
 
     def _ask(self, limit: int) -> Window | None:
         """Ask only when less than half the window is left ahead, so that fetches stay large."""

@@ -16,8 +16,10 @@ The memory is used again (`windows`) when the last chunk in it was sent.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import msgspec
 import trio
@@ -46,15 +48,16 @@ from remote.protocol.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
 from remote.protocol.errors import NearlineError, Refused, Retry
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Content
-from remote.transfer.limits import SMALL, Claim, PrioritySemaphore
+from remote.transfer.limits import Claim, PrioritySemaphore
 from remote.transfer.upload import Sender, Upload
 
 # How much a growing file must have gained before more of it is sent.
 EARLY_STEP = 16 << 20
-# Large ones.
-CHUNKS_IN_FLIGHT = 8
-# Small ones that are under way in the place of a large one: they wait, mostly.
-SHARES = 8
+# As much memory as this is taken by the smallest chunk that is under way: of small ones that wait,
+# mostly, there may be so many more than of large ones.
+LEAST_SHARE = 192 << 10
+# Bytes under way of files that are still being written: the processor is for who writes.
+EARLY_WINDOW = 4 << 20
 
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
 KeepManifest = Callable[[VersionId, Manifest], None]
@@ -70,8 +73,8 @@ class BaseGone(NearlineError):
 
 @dataclass
 class Early:
-    """The part [0, upto) of a growing file that was cut and sent already; `dirty` are the ranges
-    written again since."""
+    """The part [0, upto) of a growing file that was cut already, and sent unless its task is
+    `running`; `dirty` are the ranges written again since."""
 
     upload: Upload
     average: int
@@ -79,6 +82,16 @@ class Early:
     pieces: list[Piece] = field(default_factory=list)
     dirty: IntervalSet = field(default_factory=IntervalSet)
     running: bool = False
+    is_over: bool = False  # it grows no more: the rest is for the snapshot
+
+    def sent(self) -> list[Piece]:
+        """The pieces up to the first that is not sent yet: that is a hole."""
+        return list(takewhile(lambda piece: piece.id != HOLE, self.pieces))
+
+    def cut_back(self) -> None:
+        """To what was sent: no more of it is under way."""
+        self.pieces = self.sent()
+        self.upto = sum(piece.length for piece in self.pieces)
 
 
 class Uploader:
@@ -104,7 +117,8 @@ class Uploader:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._sender, self._manifest_of = sender, manifest_of
         self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
-        self._in_flight = PrioritySemaphore(CHUNKS_IN_FLIGHT * SHARES)
+        self._in_flight = PrioritySemaphore(sender.window)  # bytes
+        self._early_in_flight = PrioritySemaphore(EARLY_WINDOW)
         self.windows = Windows()
         self._early: dict[int, Early] = {}
         self._prepared, self._on_ready, self._on_arrival = prepared, on_ready, on_arrival
@@ -200,9 +214,8 @@ class Uploader:
         if base is not None:
             average, old, dirty = base.average, base.pieces, changed_ranges(layer)
         elif early is not None and node.version is None:
-            average, old = early.average, list(early.pieces)
-            sent = sum(piece.length for piece in old)  # a step under way has no pieces yet
-            dirty = [*early.dirty, (sent, layer.size)]
+            average, old = early.average, early.sent()
+            dirty = [*early.dirty, (sum(piece.length for piece in old), layer.size)]
         else:
             average = self._contents.average(layer, average_for(layer.size, None))
             old, dirty = [], [(0, layer.size)]
@@ -231,6 +244,14 @@ class Uploader:
             parent, ops = made.body.parent, self._journal.of_file(made.body.parent)
             made = next((item for item in ops if item.kind == "create"), None)
         return parent
+
+    async def enter(self, chunk: memoryview) -> None:
+        """Wait until `chunk` may be under way; `leave` ends it."""
+        self._in_flight.change(self._sender.window)
+        await self._in_flight.acquire(max(len(chunk), LEAST_SHARE), Claim())
+
+    def leave(self, chunk: memoryview) -> None:
+        self._in_flight.release(max(len(chunk), LEAST_SHARE))
 
     async def store(self, upload: Upload, plain: memoryview, op: Op) -> Encoded:
         """Encode and send one chunk; what was sent is kept in the block cache."""
@@ -299,58 +320,64 @@ class Uploader:
             layer = self._contents.stack(op.ino)[0]
             average = self._contents.average(layer, average_for(EARLY_STEP, None))
             early = self._early[op.ino] = Early(upload, average)
-        early.running = True
+        early.running, early.is_over = True, False
         try:
-            while self._still_growing(op, early):
-                await self._early_step(op, early)
+            async with trio.open_nursery() as nursery:
+                while self._still_growing(op, early):
+                    await self._early_step(op, early, nursery)
         finally:
             early.running = False
+            early.cut_back()
             if self._is_gone(op):
                 self._early.pop(op.ino, None)
+
+    def end_early(self, ino: int) -> None:
+        """The file is to be sent as it is now: what was not sent early is left to that."""
+        early = self._early.get(ino)
+        if early is not None:
+            early.is_over = True
 
     def _still_growing(self, op: Op, early: Early) -> bool:
         stack = self._contents.stack(op.ino)
         return (
-            not self._is_gone(op)
+            not (self._is_gone(op) or early.is_over)
             and op.version is None
             and self._early.get(op.ino) is early
             and len(stack) == 1
             and stack[0].extents.covers(early.upto, early.upto + EARLY_STEP)
         )
 
-    async def _early_step(self, op: Op, early: Early) -> None:
+    async def _early_step(self, op: Op, early: Early, nursery: trio.Nursery) -> None:
+        """Cut the next bytes; what is sent of them goes on beside the steps that follow."""
         start, window = early.upto, self.windows.take(EARLY_STEP)
         layer = self._contents.stack(op.ino)[0]
         early.upto = start + EARLY_STEP  # writes from here on into this range are noticed
-        done = start
         try:
             await self._contents.read_snapshot(op.ino, layer, start, window.view)
-            pieces = await self._send_pieces(op, early, window.view)
-            done += sum(piece.length for piece in pieces)
-            early.pieces += pieces
+            cuts = functools.partial(cut, window.view, early.average, final=False)
+            at = 0
+            for length in await trio.to_thread.run_sync(cuts):
+                if early.is_over:
+                    break
+                view = window.view[at : at + length]
+                await self._early_in_flight.acquire(length, Claim())
+                early.pieces.append(Piece(HOLE, length))
+                window.hold()
+                nursery.start_soon(self._store_early, op, early, len(early.pieces) - 1, view, window)
+                at += length
+            early.upto = start + at
         finally:
-            early.upto = done
             window.release()
 
-    async def _send_pieces(self, op: Op, early: Early, buffer: memoryview) -> list[Piece]:
-        lengths = await trio.to_thread.run_sync(lambda: cut(buffer, early.average, final=False))
-        pieces: list[Piece] = [Piece(HOLE, length) for length in lengths]
-
-        async def send(index: int, view: memoryview) -> None:
-            shares = _shares(view)
-            await self._in_flight.acquire(shares, Claim())
-            try:
-                encoded = await self.store(early.upload, view, op)
-            finally:
-                self._in_flight.release(shares)
-            pieces[index] = Piece(encoded.descriptor.id, len(view))
-
-        async with trio.open_nursery() as nursery:
-            at = 0
-            for index, length in enumerate(lengths):
-                nursery.start_soon(send, index, buffer[at : at + length])
-                at += length
-        return pieces
+    async def _store_early(
+        self, op: Op, early: Early, index: int, view: memoryview, window: Window
+    ) -> None:
+        try:
+            encoded = await self.store(early.upload, view, op)
+        finally:
+            self._early_in_flight.release(len(view))
+            window.release()
+        early.pieces[index] = Piece(encoded.descriptor.id, len(view))
 
     def forget(self, op: Op) -> None:
         """The operation is done or gone."""
@@ -400,7 +427,7 @@ class _Run:
                     case Hole(_, length):
                         self._add(Piece(HOLE, length), length)
                     case Fresh(_, length, data):
-                        await self._uploader._in_flight.acquire(_shares(data), Claim())
+                        await self._uploader.enter(data)
                         self._pieces.append(Piece(HOLE, length))
                         window.hold()
                         nursery.start_soon(self._store, len(self._pieces) - 1, data, window)
@@ -415,12 +442,7 @@ class _Run:
         try:
             encoded = await self._uploader.store(self._upload, data, self._op)
         finally:
-            self._uploader._in_flight.release(_shares(data))
+            self._uploader.leave(data)
             window.release()
         self._pieces[index] = Piece(encoded.descriptor.id, len(data))
         self._progress.bytes_done += len(data)
-
-
-def _shares(chunk: memoryview) -> int:
-    """What a chunk takes of `CHUNKS_IN_FLIGHT`."""
-    return 1 if len(chunk) < SMALL else SHARES

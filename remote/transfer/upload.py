@@ -41,6 +41,11 @@ from remote.protocol.messages import (
 from remote.transfer.limits import TRANSFERS, Claim, Places
 
 URL_ATTEMPTS = 3
+# Bytes of chunks to have under way, from being encoded to being sent: on a line of which nothing is
+# known, and at most. A chunk is announced, then sent, and some wait between the two for their turn.
+USUAL_WINDOW = 12 * 1024 * 1024
+MAX_WINDOW = 32 * 1024 * 1024
+TRIPS = 4.0
 
 
 class UploadPort(Protocol):
@@ -81,6 +86,16 @@ class Sender:
         self.places = Places(parallel)
         self._asking = trio.Lock()
         self._queue: list[_Waiting] = []
+
+    @property
+    def window(self) -> int:
+        """Bytes of chunks that are best under way in `store`."""
+        return self.places.link.window(USUAL_WINDOW, USUAL_WINDOW, MAX_WINDOW, trips=TRIPS)
+
+    @property
+    def uplink(self) -> int | None:
+        """Bytes a second; None: not known."""
+        return self.places.link.rate
 
     async def store(self, upload: Upload, chunk: Encoded) -> int:
         """Return when the drive has the chunk: the bytes that had to be sent, 0 if it had it.

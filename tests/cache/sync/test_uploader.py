@@ -30,6 +30,7 @@ class Drive:
     """A `Sender` that keeps plain bytes by chunk id."""
 
     def __init__(self) -> None:
+        self.window = 12 * MIB
         self.plain: dict[bytes, bytes] = {}
         self.sent: list[bytes] = []
         self.uploads: set[str] = set()
