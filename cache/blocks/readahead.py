@@ -63,6 +63,7 @@ class ReadAhead:
             self._collapse(end)
             if offset != 0:
                 return None
+            self._read = end
         assert self._furthest is not None
         self._read += max(0, end - self._furthest)
         self._furthest = max(end, self._furthest)

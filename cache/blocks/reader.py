@@ -51,8 +51,8 @@ LOCATE_AHEAD = 64
 FIRST_SPAN = 16 * 1024 * 1024
 # Bytes to read ahead on a line of which nothing is known.
 USUAL_WINDOW = 16 * 1024 * 1024
-# Connections made while it is asked where a file is, if much of it will be wanted.
-CONNECTIONS = 4
+# For each so many bytes that will be wanted a connection is made while it is asked where they are.
+BYTES_A_CONNECTION = 2 * 1024 * 1024
 # From this window on, chunks are prefetched whole.
 WHOLE_CHUNKS_FROM = 1024 * 1024
 # Pieces of all parsed manifests kept in memory.
@@ -438,7 +438,7 @@ class Reader:
         look = self._looks[version] = _Look()
         try:
             if span is not None and self._nursery is not None:
-                connections = CONNECTIONS if span.length >= WHOLE_CHUNKS_FROM else 1
+                connections = max(1, span.length // BYTES_A_CONNECTION)
                 self._nursery.start_soon(self._downloader.connect_ahead, connections)
             manifest = await self._downloader.first_look(file, version, span)
             self._manifests.keep_manifest(version, manifest)

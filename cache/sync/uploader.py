@@ -45,7 +45,7 @@ from remote.protocol.chunking import (
 )
 from remote.protocol.codec import Encoded, encode_chunk
 from remote.protocol.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
-from remote.protocol.errors import NearlineError, Refused, Retry
+from remote.protocol.errors import NearlineError, Refused, Retry, Unreachable
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Content
 from remote.transfer.limits import Claim, PrioritySemaphore
@@ -73,24 +73,27 @@ class BaseGone(NearlineError):
 
 @dataclass
 class Early:
-    """The part [0, upto) of a growing file that was cut already, and sent unless its task is
-    `running`; `dirty` are the ranges written again since."""
+    """The part [0, upto) of a growing file that was cut already; `dirty` are the ranges written
+    again since. A piece is a hole until its chunk is known, and in `unsent` until the drive has it;
+    all are sent when no task of it is `running`."""
 
     upload: Upload
     average: int
     upto: int = 0
     pieces: list[Piece] = field(default_factory=list)
+    unsent: set[int] = field(default_factory=set)
     dirty: IntervalSet = field(default_factory=IntervalSet)
     running: bool = False
-    is_over: bool = False  # it grows no more: the rest is for the snapshot
+    ended: trio.Event = field(default_factory=trio.Event)  # its last task
 
-    def sent(self) -> list[Piece]:
-        """The pieces up to the first that is not sent yet: that is a hole."""
+    def known(self) -> list[Piece]:
+        """The pieces from the start whose chunks are known."""
         return list(takewhile(lambda piece: piece.id != HOLE, self.pieces))
 
     def cut_back(self) -> None:
         """To what was sent: no more of it is under way."""
-        self.pieces = self.sent()
+        del self.pieces[min(self.unsent, default=len(self.pieces)) :]
+        self.unsent.clear()
         self.upto = sum(piece.length for piece in self.pieces)
 
 
@@ -209,12 +212,13 @@ class Uploader:
 
     async def _send(self, op: Op, node: Node, layer: Layer) -> Manifest:
         """Cut the snapshot, sending each chunk that is new; the manifest of all of it."""
-        early = self._early.get(op.ino)
+        early, known = self._early.get(op.ino), 0
         base = await self._base_of(node, layer)
         if base is not None:
             average, old, dirty = base.average, base.pieces, changed_ranges(layer)
         elif early is not None and node.version is None:
-            average, old = early.average, early.sent()
+            average, old = early.average, early.known()
+            known = len(old)
             dirty = [*early.dirty, (sum(piece.length for piece in old), layer.size)]
         else:
             average = self._contents.average(layer, average_for(layer.size, None))
@@ -232,6 +236,11 @@ class Uploader:
         self.progress[op.key] = progress
         cutter = Cutter(average, layer.size, old, dirty, hole_ranges(layer))
         pieces = await _Run(self, op, upload, layer, progress).drive(cutter)
+        if known and early is not None:  # what was under way when this began
+            if early.running:
+                await early.ended.wait()
+            if len(early.pieces) < known:
+                raise Unreachable("what was sent while the file grew has not arrived")
         return Manifest(size=layer.size, average=average, pieces=pieces)
 
     def known_parent(self, op: Op) -> FileId | None:
@@ -253,9 +262,8 @@ class Uploader:
     def leave(self, chunk: memoryview) -> None:
         self._in_flight.release(max(len(chunk), LEAST_SHARE))
 
-    async def store(self, upload: Upload, plain: memoryview, op: Op) -> Encoded:
-        """Encode and send one chunk; what was sent is kept in the block cache."""
-        encoded = await trio.to_thread.run_sync(encode_chunk, plain)
+    async def store(self, upload: Upload, encoded: Encoded, plain: memoryview, op: Op) -> None:
+        """Send one chunk; what was sent is kept in the block cache."""
         sent = await self._sender.store(upload, encoded)
         if sent:
             self._on_arrival()
@@ -263,7 +271,6 @@ class Uploader:
         if sent and progress is not None:
             progress.moved, progress.error = True, None
         await self._keep_blocks(encoded.descriptor.id, plain)
-        return encoded
 
     def fail(self, op: Op, why: str) -> bool:
         """Show why the operation waits; whether bytes of it were sent before it failed."""
@@ -320,7 +327,7 @@ class Uploader:
             layer = self._contents.stack(op.ino)[0]
             average = self._contents.average(layer, average_for(EARLY_STEP, None))
             early = self._early[op.ino] = Early(upload, average)
-        early.running, early.is_over = True, False
+        early.running, early.ended = True, trio.Event()
         try:
             async with trio.open_nursery() as nursery:
                 while self._still_growing(op, early):
@@ -328,19 +335,14 @@ class Uploader:
         finally:
             early.running = False
             early.cut_back()
+            early.ended.set()
             if self._is_gone(op):
                 self._early.pop(op.ino, None)
-
-    def end_early(self, ino: int) -> None:
-        """The file is to be sent as it is now: what was not sent early is left to that."""
-        early = self._early.get(ino)
-        if early is not None:
-            early.is_over = True
 
     def _still_growing(self, op: Op, early: Early) -> bool:
         stack = self._contents.stack(op.ino)
         return (
-            not (self._is_gone(op) or early.is_over)
+            not self._is_gone(op)
             and op.version is None
             and self._early.get(op.ino) is early
             and len(stack) == 1
@@ -357,13 +359,15 @@ class Uploader:
             cuts = functools.partial(cut, window.view, early.average, final=False)
             at = 0
             for length in await trio.to_thread.run_sync(cuts):
-                if early.is_over:
-                    break
-                view = window.view[at : at + length]
                 await self._early_in_flight.acquire(length, Claim())
-                early.pieces.append(Piece(HOLE, length))
+                if op.version is not None:  # the rest is for the snapshot
+                    self._early_in_flight.release(length)
+                    break
                 window.hold()
-                nursery.start_soon(self._store_early, op, early, len(early.pieces) - 1, view, window)
+                view, index = window.view[at : at + length], len(early.pieces)
+                early.pieces.append(Piece(HOLE, length))
+                early.unsent.add(index)
+                nursery.start_soon(self._store_early, op, early, index, view, window)
                 at += length
             early.upto = start + at
         finally:
@@ -373,11 +377,13 @@ class Uploader:
         self, op: Op, early: Early, index: int, view: memoryview, window: Window
     ) -> None:
         try:
-            encoded = await self.store(early.upload, view, op)
+            encoded = await _encode(view)
+            early.pieces[index] = Piece(encoded.descriptor.id, len(view))
+            await self.store(early.upload, encoded, view, op)
+            early.unsent.discard(index)
         finally:
             self._early_in_flight.release(len(view))
             window.release()
-        early.pieces[index] = Piece(encoded.descriptor.id, len(view))
 
     def forget(self, op: Op) -> None:
         """The operation is done or gone."""
@@ -385,6 +391,10 @@ class Uploader:
             self._early.pop(op.ino, None)
         self._prepared.forget(op.key)
         self._on_ready(op)
+
+
+async def _encode(plain: memoryview) -> Encoded:
+    return await trio.to_thread.run_sync(encode_chunk, plain)
 
 
 def ranges_of(pieces: Sequence[Piece], ids: set[bytes], size: int) -> list[Range]:
@@ -440,7 +450,8 @@ class _Run:
 
     async def _store(self, index: int, data: memoryview, window: Window) -> None:
         try:
-            encoded = await self._uploader.store(self._upload, data, self._op)
+            encoded = await _encode(data)
+            await self._uploader.store(self._upload, encoded, data, self._op)
         finally:
             self._uploader.leave(data)
             window.release()

@@ -110,9 +110,7 @@ class Uploads:
         if len(self._running) >= most:
             return
         for op in self._in_turn(now):
-            if op.ino in self._early.values() and self._is_due(op, now_ns):
-                self._uploader.end_early(op.ino)
-            if op.ino in self._running.values() or op.ino in self._early.values():
+            if op.ino in self._running.values():
                 continue  # one snapshot of an inode at a time, whichever operation it is for
             if op.version is None and self._contents.frozen(op.ino) is not None:
                 continue  # an earlier snapshot of the same inode goes first
@@ -121,7 +119,7 @@ class Uploads:
                 nursery.start_soon(self._upload, op, op.key)
                 if len(self._running) >= most:
                     return
-            elif op.kind == "create" and self._uploader.wants_early(op.ino):
+            elif op.kind == "create" and self._wants_early(op):
                 self._early[op.key] = op.ino
                 nursery.start_soon(self._upload_early, op, op.key)
 
@@ -168,6 +166,10 @@ class Uploads:
         if self._snapshots.is_open(op.ino):
             return self._snapshots.is_due(op)
         return not is_younger(op, LINGER_NS, now_ns)
+
+    def _wants_early(self, op: Op) -> bool:
+        """Should what is certain of a file that is still being written be sent already?"""
+        return op.ino not in self._early.values() and self._uploader.wants_early(op.ino)
 
     # --- the tasks --------------------------------------------------------------------------------
 

@@ -41,11 +41,11 @@ from remote.protocol.messages import (
 from remote.transfer.limits import TRANSFERS, Claim, Places
 
 URL_ATTEMPTS = 3
-# Bytes of chunks to have under way, from being encoded to being sent: on a line of which nothing is
-# known, and at most. A chunk is announced, then sent, and some wait between the two for their turn.
-USUAL_WINDOW = 12 * 1024 * 1024
+# Bytes of chunks to have under way, from being encoded to being sent: as many as are sent in
+# `AHEAD_SECONDS`. A chunk is announced, then sent, and some wait between the two for their turn.
+LEAST_WINDOW = 12 * 1024 * 1024
 MAX_WINDOW = 32 * 1024 * 1024
-TRIPS = 4.0
+AHEAD_SECONDS = 8
 
 
 class UploadPort(Protocol):
@@ -89,8 +89,11 @@ class Sender:
 
     @property
     def window(self) -> int:
-        """Bytes of chunks that are best under way in `store`."""
-        return self.places.link.window(USUAL_WINDOW, USUAL_WINDOW, MAX_WINDOW, trips=TRIPS)
+        """Bytes of chunks that are best under way in `store`. It is the most until the line is
+        known: it must not run empty to find out how long it is."""
+        rate = self.uplink
+        wanted = MAX_WINDOW if rate is None else rate * AHEAD_SECONDS
+        return max(LEAST_WINDOW, min(wanted, MAX_WINDOW))
 
     @property
     def uplink(self) -> int | None:
