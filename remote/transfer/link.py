@@ -29,6 +29,13 @@ SAMPLE_SECONDS = 0.25
 
 MEMORY_SECONDS = 30.0
 STEP = 1.25
+AMPLE_SHARE = 1 << 20
+"""Bytes a second for each of more transfers than the usual: fewer would be no waiting, but a slow
+line, on which somebody's urgent one would be held up."""
+
+LONGEST_SECONDS = 4.0
+"""No line is longer: where transfers take longer it is slow, and more under way only waits."""
+
 LASTING = 16  # transfers, of an average
 SLACK_SECONDS = 0.1
 """What a processor that has other things to do may be late, without the line running empty."""
@@ -38,7 +45,7 @@ class Link:
     """One direction. Seconds of any clock that does not go backwards."""
 
     def __init__(self) -> None:
-        self._large = self._under_way = 0  # large transfers, and bytes of them
+        self._large = 0  # large transfers under way
         self._since, self._bytes = 0.0, 0  # of the sample that is being taken
         self._rates: deque[tuple[float, float]] = deque()
         self._times: deque[tuple[float, float]] = deque()
@@ -56,7 +63,6 @@ class Link:
             if not self._large:
                 self._since, self._bytes = now, 0
             self._large += 1
-            self._under_way += size
 
     def ended(self, now: float, size: int, took: float, *, came: bool) -> None:
         """It ended, `took` seconds after it began; `came`: all of it, and the other end said so."""
@@ -66,13 +72,10 @@ class Link:
         if came:
             _note(self._times, now, -took)
             self._size += (size - self._size) / (LASTING if self._size else 1)
-            if self._rate is None and took:
-                self._tell(now, self._under_way / took)  # the others have come as far, mostly
         if now - self._since >= SAMPLE_SECONDS and self._bytes:
             self._tell(now, self._bytes / (now - self._since))
             self._since, self._bytes = now, 0
         self._large -= 1
-        self._under_way -= size
 
     def _tell(self, now: float, sample: float) -> None:
         _note(self._rates, now, sample)
@@ -86,15 +89,19 @@ class Link:
         if self._rate is None:
             return min(usual, most)
         quickest = -self._times[0][1]
-        wanted = self._rate * (trips * quickest + SLACK_SECONDS)
+        wanted = self._rate * min(trips * quickest + SLACK_SECONDS, LONGEST_SECONDS)
         return int(min(max(wanted, least), most))
 
     def transfers(self, usual: int, most: int, *, slowest: int) -> int:
         """How many large transfers to have under way, up to `most`: the usual number, more where
-        they are all waiting, and no more than get `slowest` bytes a second each."""
+        they are all waiting, and no more than get `slowest` bytes a second each.
+
+        Where many share a line evenly each takes long, as if the line was. So there may be more
+        than needed; what they take from who comes between is bounded by `AMPLE_SHARE`."""
         if self._rate is None:
             return min(usual, most)
         filling = math.ceil(self._rate * 2 * -self._times[0][1] / self._size)
+        filling = min(filling, int(self._rate) // AMPLE_SHARE)
         return max(1, min(max(usual, filling), most, int(self._rate) // slowest))
 
 

@@ -101,7 +101,15 @@ def test_a_slow_line_has_fewer_at_once_and_a_small_window() -> None:
     play(link, line(64_000, 0.05, USUAL_TRANSFERS, 24))
     assert link.rate == pytest.approx(64_000, rel=STEP - 1)
     assert transfers(link) in (3, 4)
-    assert link.window(512 << 10, 16 * MIB, 32 * MIB, trips=2) < 8 * MIB
+    assert link.window(512 << 10, 16 * MIB, 32 * MIB, trips=2) == 512 << 10
+
+
+def test_where_many_share_a_moderate_line_there_are_not_more() -> None:
+    """10 Mbit/s: eight that take seven seconds each are no sign of a long line."""
+    link = Link()
+    play(link, [(0.0, 7.0 + n / 1000, 1200_000) for n in range(8)])
+    play(link, [(0.0, 7.0 + n / 1000, 1200_000) for n in range(8)], 8.0)
+    assert transfers(link) == USUAL_TRANSFERS
 
 
 def test_small_files_do_not_make_a_line_look_slow() -> None:
