@@ -23,6 +23,7 @@ from dataclasses import dataclass
 INITIAL_WINDOW = 512 * 1024
 MAX_WINDOW = 32 * 1024 * 1024
 TRUST = 4
+PART = 4 * 1024 * 1024
 START_SLACK = 128 * 1024
 RUN_SLACK = 1024 * 1024
 
@@ -59,32 +60,32 @@ class ReadAhead:
         past the end of the file: the caller clips it.
         """
         end = offset + length
-        if not self._in_sequence(offset, end):
-            self._collapse(end)
+        wanted = self._initial
+        if self._furthest is not None and self._in_sequence(offset, end):
+            self._read += max(0, end - self._furthest)
+            self._furthest = max(end, self._furthest)
+            wanted = max(wanted, TRUST * self._read)
+        else:
+            self._collapse(end, length)
             if offset != 0:
                 return None
-            self._read = end
-        assert self._furthest is not None
-        self._read += max(0, end - self._furthest)
-        self._furthest = max(end, self._furthest)
-        self._size = min(max(self._initial, TRUST * self._read), self._maximum)
-        self._size = min(self._size, max(limit, self._initial))
+        self._size = min(wanted, self._maximum, max(limit, self._initial))
         return self._ask(limit)
 
     def _in_sequence(self, offset: int, end: int) -> bool:
-        if self._furthest is None:
-            return False
+        assert self._furthest is not None
         slack = RUN_SLACK if self._size else START_SLACK
         return end >= self._furthest - slack and offset <= self._furthest + slack
 
-    def _collapse(self, end: int) -> None:
-        self._size, self._furthest, self._asked, self._read = 0, end, end, 0
+    def _collapse(self, end: int, read: int) -> None:
+        self._size, self._furthest, self._asked, self._read = 0, end, end, read
 
     def _ask(self, limit: int) -> Window | None:
-        """Ask only when less than half the window is left ahead, so that fetches stay large."""
+        """Ask only when `PART` of the window is free, so that fetches stay large; of a large one a
+        smaller part, so that most of it is under way all the time."""
         assert self._furthest is not None
         start = max(self._asked, self._furthest)
-        if start - self._furthest > self._size // 2:
+        if self._size - (start - self._furthest) < min(self._size // 2, PART):
             return None
         self._asked = self._furthest + self._size
         return Window(start, self._asked) if start < self._asked else None
