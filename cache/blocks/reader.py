@@ -158,7 +158,7 @@ class Reader:
             self._fetch(reply, file, version, missing, ahead)
             if window is not None:
                 self._prefetch(window, layout, file, version, wanted)
-            await reply.settle()
+            await reply.wait()
         finally:
             reply.abandon()
             self._replies.give(buffer)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cache.files.unsynced import Unsettled
+from cache.files.unsynced import UnsyncedRanges
 from cache.metadata.intervals import IntervalSet, Range
 
 
@@ -31,7 +31,7 @@ class Layer:
     instead: int | None = None
     cuts: int = 0  # in memory: how often it was truncated
     extents: IntervalSet = field(default_factory=IntervalSet)
-    unsettled: Unsettled = field(default_factory=Unsettled)
+    unsynced: UnsyncedRanges = field(default_factory=UnsyncedRanges)
 
     @property
     def frozen(self) -> bool:

@@ -592,7 +592,7 @@ class Edits:
 
     def _find(self, parent: int, name: str) -> Node | None:
         """What a name means. It has at least as many links as names here: while a local and a
-        remote rename of it are not settled there is a name more than the server knows."""
+        remote rename of it are not resolved there is a name more than the server knows."""
         node = self._tree.child(parent, name)
         if node is not None and not node.is_directory:
             node.links = max(node.links, len(self._tree.names(node.ino)))

@@ -350,7 +350,7 @@ class Merge:
         ]
         self._merge(structs.replace(change, files=files))
         self._shares.landed(op.ino, change.drive)
-        self.settle(op)
+        self.release(op)
 
     def _note_ahead(self, entry: EntryRecord, change: Change) -> None:
         key = entry_key(entry.parent, entry.name)
@@ -363,26 +363,26 @@ class Merge:
         values = ((row["key"].removeprefix(GONE), row["value"].partition(" ")) for row in rows)
         return {key: (drive, int(rev)) for key, (rev, _, drive) in values}
 
-    def settle(self, op: Op) -> None:
+    def release(self, op: Op) -> None:
         """`op` left the journal: what it alone held back is applied. In a transaction."""
         for key in writes(op):
             if not self._journal.is_pending(key):
-                self._settle_key(key)
+                self._release_key(key)
         node = self._tree.find(op.ino)
         if node is not None and node.live and not (node.is_directory or self._tree.names(op.ino)):
             self._unnamed(node)  # a listing had told that it is gone
 
-    def settle_free(self) -> None:
+    def release_free(self) -> None:
         """Apply what nothing holds back any more: local edits fold operations away, too."""
         held = self._db.all("SELECT key, record FROM shadow")
         free = [key for key, packed in held if not self._holds(key, _unpack(key, packed))]
         if free:
             with self._db.transaction():
                 for key in free:
-                    self._settle_key(key)
+                    self._release_key(key)
             self._kernel.tell()
 
-    def _settle_key(self, key: str) -> None:
+    def _release_key(self, key: str) -> None:
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
         if row is None:
             return
@@ -391,7 +391,7 @@ class Merge:
         if isinstance(record, FileRecord):
             self._merge_file(self._not_earlier(record))
         else:
-            self._settle_entry(record)
+            self._release_entry(record)
 
     def _not_earlier(self, record: FileRecord) -> FileRecord:
         """A record that was held back is older than what was made in the directory since then."""
@@ -427,7 +427,7 @@ class Merge:
         ]
         return structs.replace(change, files=files) if edited else change
 
-    def _settle_entry(self, entry: EntryRecord) -> None:
+    def _release_entry(self, entry: EntryRecord) -> None:
         """A name that was held back. It may be older than the directory's listing, which was held
         back here too, so the listing says nothing against it."""
         parent = self._tree.live(entry.parent)
@@ -482,7 +482,7 @@ class Merge:
 
     def _held(self, key: str, record: FileRecord | EntryRecord) -> bool:
         """Is it held back, or older than what was? An answer can come when the feed has told of
-        later changes already; what is free and not settled yet must not undo what is newer."""
+        later changes already; what is free and not released yet must not undo what is newer."""
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
         known = None if row is None else _unpack(key, row["record"]).rev
         if not self._holds(key, record):
@@ -660,7 +660,7 @@ class Merge:
         return None if row is None else msgspec.msgpack.decode(row["record"], type=EntryRecord).file
 
     def after_commit(self) -> None:
-        """Tell the kernel what `acknowledge` and `settle` changed, once their transaction is in."""
+        """Tell the kernel what `acknowledge` and `release` changed, once their transaction is in."""
         self._kernel.tell()
 
 

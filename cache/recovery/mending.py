@@ -14,7 +14,7 @@ The rules:
 - The server has all the rest: no listing and no record is believed, so that all is asked for again.
 - Numbers that may have been given are not given again.
 
-Why one class: each step stands on the rows that the ones before have settled, once through.
+Why one class: each step stands on the rows that the ones before have mended, once through.
 """
 
 from __future__ import annotations
@@ -98,16 +98,16 @@ class _Mending:
         return self._highest[name]
 
     def mend(self) -> Mended:
-        self._settle_nodes()
-        self._settle_entries()
+        self._mend_nodes()
+        self._mend_entries()
         self._collect_extents()
         self._remake_nodes()
-        homeless = [*self._settle_layers(), *self._ahead_of_the_log()]
+        homeless = [*self._mend_layers(), *self._ahead_of_the_log()]
         self._find_names()
-        self._settle_journal()
+        self._mend_journal()
         for layer in homeless:
             self._recover(layer)
-        self._settle_sizes()
+        self._mend_sizes()
         self._distrust()
         self._done.rows = self._rows()
         return self._done
@@ -140,7 +140,7 @@ class _Mending:
 
     # --- nodes and names --------------------------------------------------------------------------
 
-    def _settle_nodes(self) -> None:
+    def _mend_nodes(self) -> None:
         """At most one live node of a file: the one with a name, else the newest."""
         named = {row["ino"] for row in self._found.rows["entry"]}
         best: dict[str, Row] = {}
@@ -154,7 +154,7 @@ class _Mending:
             node["live"] = int(best.get(node["file"]) is node)
         self._live = best
 
-    def _settle_entries(self) -> None:
+    def _mend_entries(self) -> None:
         """Names of live nodes in live directories; a directory has one, and none leads round."""
         rows = sorted(self._found.rows["entry"], key=lambda row: row["cookie"], reverse=True)
         for row in rows:
@@ -291,7 +291,7 @@ class _Mending:
         versions = [op["version"] for op in self._ops if op["ino"] == ino and op["version"]]
         return {"ino": ino, "size": node["size"], "version": versions[0] if versions else None}
 
-    def _settle_layers(self) -> Iterator[Row]:
+    def _mend_layers(self) -> Iterator[Row]:
         """Yields layers that lie over nothing; drops those that nobody needs."""
         instead = {layer["instead"] for layer in self._layers.values()}
         stacks: dict[int, list[Row]] = defaultdict(list)
@@ -360,13 +360,13 @@ class _Mending:
         body.regular = node["kind"] == "file"
         return self._op("create", node, body)
 
-    def _settle_journal(self) -> None:
+    def _mend_journal(self) -> None:
         if "op" in self._torn:
             for ino in list(self._nodes):
                 self._announce(ino)
         for ino, stack in self._stacks.items():
             if stack and self._nodes[ino]["live"]:
-                self._settle_content(self._nodes[ino], stack)
+                self._mend_content(self._nodes[ino], stack)
 
     def _is_unknown(self, node: Row) -> bool:
         """Was it made here, and is nothing left that would tell the server?"""
@@ -401,7 +401,7 @@ class _Mending:
         self._announce(parent)
         self._first.append(self._create(node, parent, name))
 
-    def _settle_content(self, node: Row, stack: list[Row]) -> None:
+    def _mend_content(self, node: Row, stack: list[Row]) -> None:
         """Each layer has an operation that will carry it."""
         ops = [op for op in (*self._first, *self._ops) if op["ino"] == node["ino"]]
         carrying = [op for op in ops if op["kind"] == "write" or self._bodies[op["seq"]].regular]
@@ -419,7 +419,7 @@ class _Mending:
                 op["version"] = layer["version"]
                 self._bodies[op["seq"]].renew = True
 
-    def _settle_sizes(self) -> None:
+    def _mend_sizes(self) -> None:
         """A file is as long as its top layer says, else as its version; where there was a layer
         that is lost, it reads as EIO."""
         carried = {op["ino"] for op in self._ops if op["kind"] == "write"}

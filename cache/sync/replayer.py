@@ -134,7 +134,7 @@ class Replayer:
                 busy = self._pace.is_busy(began)
                 for op, problem in self._uploads.turned_away():
                     await self._batches.resolve(op, problem)
-                self._merge.settle_free()
+                self._merge.release_free()
                 self._uploads.tidy()
                 self._batches.tidy()
                 self._schedule.admit(self._journal.after)

@@ -126,7 +126,7 @@ class Resolver:
         stale = [node.ino for file in places if file and (node := self._tree.live(file))]
         with self._db.transaction():
             self._journal.remove(op)
-            self._merge.settle(op)
+            self._merge.release(op)
             for file in (op.file, op.body.other):
                 node = self._tree.live(file)
                 if node is not None:
@@ -164,7 +164,7 @@ class Resolver:
             else:
                 was = msgspec.structs.replace(op)
                 self._reidentify(op.file, new_id())
-                self._merge.settle(was)
+                self._merge.release(was)
         self._merge.after_commit()
 
     def _reidentify(self, old: FileId, new: FileId) -> None:
@@ -191,7 +191,7 @@ class Resolver:
             if kept:
                 was = msgspec.structs.replace(op)
                 self._redirect(op, self._tree.node(ROOT).file, kept[0], source=False)
-                self._merge.settle(was)
+                self._merge.release(was)
             else:
                 self._relocate(op, self._tree.node(ROOT).file)
             split = [item for item in self._journal if item.body.name and self._is_split(item)]
@@ -223,7 +223,7 @@ class Resolver:
             for later in self._journal.of_file(op.file):
                 if later.seq > op.seq and (later.body.parent, later.body.name) == (parent, name):
                     self._redirect(later, place, fresh, source=True)
-            self._merge.settle(was)
+            self._merge.release(was)
         self._merge.after_commit()
 
     def _move_entry(self, ino: int, old: tuple[FileId, str], place: int, name: str) -> None:
@@ -275,7 +275,7 @@ class Resolver:
             if self._tree.node(op.ino).live:
                 self._insist(op.ino, record)
             self._merge.learn(record)
-            self._merge.settle(op)
+            self._merge.release(op)
         self._merge.after_commit()
 
     def _insist(self, ino: int, theirs: messages.FileRecord) -> None:
@@ -314,7 +314,7 @@ class Resolver:
                 self._journal.add("unlink", op.ino, fresh, again).origin = removal.origin
             elif self._uploader.is_written(op.ino):
                 self._carry(op, fresh)
-            self._merge.settle(op)
+            self._merge.release(op)
         self._merge.after_commit()
         self._uploader.forget(op)
 
@@ -382,7 +382,7 @@ class Resolver:
                 elif later.kind in CONTENT_AND_ATTRIBUTES:
                     self._journal.refile(later, heir.body.other)
             for gone in (op, heir):
-                self._merge.settle(gone)
+                self._merge.release(gone)
                 self._uploader.forget(gone)
         self._merge.after_commit()
 
@@ -417,7 +417,7 @@ class Resolver:
             else:
                 body = msgspec.structs.replace(first.body, other="", base="")
                 self._journal.rewrite(first, kind="rename", body=body)
-            self._merge.settle(op)
+            self._merge.release(op)
             stale = self._distrust(op)
         self._merge.after_commit()
         if stale is not None:

@@ -159,7 +159,7 @@ class Session(Device):
             await nursery.start(self.reader.run)
             nursery.start_soon(self.client.connectivity.run, self._connectivity_changed)
             nursery.start_soon(self._while_whole, self.db.tend)
-            nursery.start_soon(self._while_whole, self.contents.keep_settled)
+            nursery.start_soon(self._while_whole, self.contents.sync_in_background)
             nursery.start_soon(self._begin, nursery)
             nursery.start_soon(self._list_root)
             nursery.start_soon(self._while_whole, self.listing.run)

@@ -198,7 +198,7 @@ def test_what_was_held_back_comes_when_the_operation_is_given_up(state: State) -
     state.remote(3, [later(record, mode=0o600, rev=3)], [])
     with state.db.transaction():
         state.journal.remove(op)
-        state.merge.settle(op)
+        state.merge.release(op)
     assert state.tree.node(ino).mode == 0o600
 
 
@@ -211,7 +211,7 @@ def test_a_held_back_name_may_be_older_than_the_listing_that_held_it(state: Stat
     with state.db.transaction():
         state.tree.drop_entry(ROOT, "a", ours)
         state.journal.remove(op)
-        state.merge.settle(op)
+        state.merge.release(op)
     assert state.tree.node(ROOT).listed is None  # nothing told what it is: the listing will
     state.list_directory(ROOT, [("a", theirs)], 9)
     assert state.tree.node(state.listing()["a"]).file == theirs.id
@@ -347,7 +347,7 @@ def test_a_name_goes_only_after_the_bytes_written_under_it_were_taken(state: Sta
     state.remote(3, [gone], [state.entry("a", None, 3)])
     assert state.listing() == {"a": ino}
     state.acknowledge(op, 2, [later(record, version="9" * 32, size=3, rev=2)], [])
-    state.merge.settle_free()
+    state.merge.release_free()
     assert state.listing() == {}
     state.collector.collect()
     assert state.db.all("SELECT ino FROM node WHERE ino != ?", ROOT) == []
@@ -363,7 +363,7 @@ def test_a_file_that_moved_elsewhere_while_it_was_edited_here_ends_under_its_new
     moved = [state.entry("a", None, 2), state.entry("b", record.id, 2)]
     state.remote(2, [later(record, rev=2)], moved)
     state.acknowledge(op, 3, [later(record, version="9" * 32, size=3, rev=3)], [])
-    state.merge.settle_free()
+    state.merge.release_free()
     assert set(state.listing()) == {"b"}
 
 
@@ -419,7 +419,7 @@ def test_what_was_held_back_comes_when_the_operation_is_folded_away(state: State
     theirs = state.born("a", 1)
     state.unlink("a")
     assert state.listing() == {}
-    state.merge.settle_free()
+    state.merge.release_free()
     state.list_directory(ROOT, [("a", theirs)], 1)
     assert state.tree.node(state.listing()["a"]).file == theirs.id
     assert state.db.all("SELECT * FROM shadow") == []
@@ -432,7 +432,7 @@ def test_what_was_held_back_and_is_free_does_not_undo_what_is_newer(state: State
     state.unlink("a")
     moved = [state.entry("a", None, 2), state.entry("b", theirs.id, 2)]
     state.remote(2, [later(theirs, rev=2)], moved)
-    state.merge.settle_free()
+    state.merge.release_free()
     assert set(state.listing()) == {"b"}
 
 
@@ -496,7 +496,7 @@ def test_a_name_that_nothing_holds_back_any_more_is_not_lost_by_a_listing(state:
     state.remote(12, [other], [state.entry("a", other.id, 12)])
     with state.db.transaction():
         state.journal.remove(op)
-        state.merge.settle(op)
+        state.merge.release(op)
     state.merge.after_commit()
     state.merge.list_some(ROOT, told := [child(state, "a", theirs)], 10)
     assert end(state, told, 10, meanwhile)
