@@ -264,7 +264,7 @@ class Service:
             now_ns = time.time_ns()
             with self.reception.noting() as noting:
                 caller = self._admit(noting.conn, token, now_ns)
-                ready, doubtful, pending = noting.settle(ops, caller, is_over)
+                ready, doubtful, pending = noting.find_ready(ops, caller, is_over)
                 if pending and seek:
                     return _Unreported(pending)
                 if doubtful:

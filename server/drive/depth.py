@@ -26,7 +26,7 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from remote.protocol.errors import NameTooLong, Refused
 from remote.protocol.messages import MAX_LEVELS, MAX_PATH_BYTES
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import entries, files
 from server.permissions.lineage import Lineage, Place
 
@@ -136,7 +136,7 @@ def deepen(depths: Depths, lineage: Lineage, parent: str, name: str, below: Belo
     """Note that `parent` holds, as `name`, a directory with `below` below it. Stops at the first
     directory above that reaches so far already."""
     chain, need = lineage.chain(parent), below.under(name)
-    for part in (chain[:1], *pages(chain[1:])):
+    for part in (chain[:1], *slices(chain[1:])):
         known = depths.below([id for id, _ in part])
         changed: dict[str, Below] = {}
         for id, called in part:

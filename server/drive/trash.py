@@ -36,7 +36,7 @@ from remote.protocol.messages import MAX_LEVELS, MAX_PATH_BYTES
 from server.changes.fanout import News
 from server.drive import purge
 from server.drive.listing import read_mark, write_mark
-from server.metadata.records import PAGE_BYTES, attributes, file_record, fitting, pages
+from server.metadata.records import PAGE_BYTES, attributes, file_record, fitting, slices
 from server.metadata.schema import drives, entries, files
 from server.permissions import access, audit
 from server.permissions.caller import Caller
@@ -286,7 +286,7 @@ def _drop(
 ) -> purge.Dropped:
     """Delete files for good, some at least, from the front."""
     gone, news = 0, dict[News, None]()
-    for part in pages(ids, _DROPPED):
+    for part in slices(ids, _DROPPED):
         dropped = purge.drop_files(conn, caller, part, now_ns)
         gone += dropped.files
         news |= dict.fromkeys(dropped.news)
@@ -300,7 +300,7 @@ def _from_below(conn: Connection, drive: str, wanted: list[str]) -> tuple[list[s
     is how it is known. And whether there are others."""
     found: dict[str, None] = {}
     stack: list[tuple[str, bool]] = []
-    for part in pages(dict.fromkeys(wanted)):
+    for part in slices(dict.fromkeys(wanted)):
         rows = conn.execute(_THESE, {"ids": part, "drive": drive})
         stack += [(row.id, row.kind == "directory") for row in rows]
     while stack and len(found) < EMPTY_FILES:

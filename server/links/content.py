@@ -33,7 +33,7 @@ from remote.protocol.content import (
 from server.drive import versions
 from server.links.outlines import Outline, Outlines, Part
 from server.links.way import Places
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore
 
 AHEAD = 16
@@ -44,7 +44,7 @@ _ZEROS = bytes(PIECE)
 ReadTransaction = Callable[[], AbstractContextManager[Connection]]
 
 
-class Damaged(RuntimeError):
+class DamagedContent(RuntimeError):
     """What is stored is not what was uploaded, or is gone; the message says which chunk."""
 
 
@@ -83,9 +83,9 @@ class Document:
     def read(self, start: int, end: int) -> Iterator[Buffer]:
         """The bytes [start, end) in order, at most `PIECE` at a time.
 
-        Raises `Damaged` before the first byte that cannot be vouched for.
+        Raises `DamagedContent` before the first byte that cannot be vouched for.
         """
-        for batch in pages(self.outline.under(start, end), AHEAD):
+        for batch in slices(self.outline.under(start, end), AHEAD):
             known = self._descriptors([part.piece.id for part in batch])
             for part in batch:
                 if part.piece.id == HOLE:
@@ -110,7 +110,7 @@ class Document:
                 blocks = self._blocks(descriptor, first, min(first + _BLOCKS - 1, last))
                 yield from _cut(blocks, part, first)
         except (BadContent, BlobMissing) as error:
-            raise Damaged(f"chunk {descriptor.id.hex()}: {error}") from error
+            raise DamagedContent(f"chunk {descriptor.id.hex()}: {error}") from error
 
     def _blocks(self, descriptor: Descriptor, first: int, last: int) -> list[Buffer]:
         places = list(iter_stored(descriptor, first, last))

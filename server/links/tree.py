@@ -112,7 +112,7 @@ def served_directory(
 
 @dataclass(frozen=True)
 class LinkTree:
-    """`zip.Tree` for what a link reaches. `now_ns` is a clock."""
+    """`zip.ArchiveSource` for what a link reaches. `now_ns` is a clock."""
 
     library: Library
     link: str

@@ -37,7 +37,7 @@ from server.durable import sync_directory, write_private
 from server.maintenance import gc, lock
 from server.maintenance.backup_objects import Copier, objects_of, sha256_of
 from server.metadata.db import HEAD, Database
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.permissions import audit
 from server.storage.blobs import LocalBlobStore
 
@@ -194,9 +194,9 @@ def _remove_others(dest: Path, state: Path) -> int:
     store, removed = LocalBlobStore(dest / "blobs"), 0
     db = Database(state / DATABASE, frozen=True)
     try:
-        for page in pages(store.keys()):
+        for some in slices(store.keys()):
             with db.read() as conn:
-                removed += sum(store.delete(key) for key in gc.unknown(conn, page))
+                removed += sum(store.delete(key) for key in gc.unknown(conn, some))
     finally:
         db.close()
     return removed

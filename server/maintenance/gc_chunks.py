@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Row, bindparam, case, delete, exists, select,
 
 from remote.protocol.signing import LONGEST_SECONDS
 from server.metadata.db import Database
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import chunks, upload_chunks, uploads, version_chunks
 from server.storage.blobs import BlobKey, BlobStore
 from server.uploads import quota
@@ -185,7 +185,7 @@ class Walk:
             if self.options.dry_run:
                 self._count(what, [row.stored_length for row in rows])
                 continue
-            for batch in pages((row.id for row in rows), BATCH):
+            for batch in slices((row.id for row in rows), BATCH):
                 yield from self._do(what, drive, batch)
 
     def _do(self, what: Verdict, drive: str, ids: Sequence[bytes]) -> Iterator[None]:

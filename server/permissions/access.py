@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, select
 
 from remote.protocol.errors import Forbidden, NotFound, Refused
 from remote.protocol.messages import Role
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import drives, files, grants
 from server.permissions.caller import Caller
 from server.permissions.lineage import ABOVE, IS_ABOVE, Lineage
@@ -43,7 +43,7 @@ def find(conn: Connection, file: str) -> Row[Any] | None:
 
 def find_all(conn: Connection, ids: Iterable[str]) -> dict[str, Row[Any]]:
     """The same of many: those that are there, by their ids."""
-    rows = (conn.execute(_SEVERAL, {"ids": page}) for page in pages(ids))
+    rows = (conn.execute(_SEVERAL, {"ids": some}) for some in slices(ids))
     return {row.id: row for page in rows for row in page}
 
 

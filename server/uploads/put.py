@@ -41,7 +41,7 @@ from server.uploads.verification import Checker
 WHOLE = 4 * 1024 * 1024
 
 
-class Reception(Protocol):
+class ArrivalSink(Protocol):
     """Who is told of stored objects, and knows what an upload promised."""
 
     def arrived(self, arrival: Arrival) -> None:
@@ -57,7 +57,7 @@ class Intake:
 
     blobs: BlobStore
     signer: UrlSigner
-    reception: Reception
+    reception: ArrivalSink
     metrics: Metrics
     threads: Executor
 
