@@ -92,8 +92,8 @@ class Contents:
         self._bare: dict[int, None] = {}  # inodes known to have no layer. The oldest go first.
         self._writing: Counter[int] = Counter()
         self._idle = trio.Event()  # set, and replaced, when a layer stops being written
-        self._doomed: list[int] = []  # layers whose spool files go after the transaction
-        self._condemned: list[int] = []  # and those that go when the transaction is on the disk
+        self._dropped: list[int] = []  # layers whose spool files go after the transaction
+        self._removable: list[int] = []  # and those that go when the transaction is on the disk
         self._syncing_all = trio.Lock()  # whoever takes from the front of those is alone
         self._buffer = bytearray(1 << 20)
         self.dirty_bytes = self._count_dirty()
@@ -150,7 +150,7 @@ class Contents:
     def _forget_all(self) -> None:
         self._stacks.clear()
         self._bare.clear()
-        self._doomed.clear()
+        self._dropped.clear()
         self.dirty_bytes = self._count_dirty()
         self._unsynced |= self._find_unsynced()
 
@@ -250,7 +250,7 @@ class Contents:
         try:
             return await self._spool.write(layer, offset, data)
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self._condemned:
+            if error.errno != errno.ENOSPC or not self._removable:
                 raise
         await self.sync_all()
         return await self._spool.write(layer, offset, data)
@@ -309,7 +309,9 @@ class Contents:
                 self._tree.touch(ino, clock.moment())
         self._on_change(ino, start, stop)
 
-    def _note_unsynced(self, layer: Layer, start: int, data: bytes | memoryview, whole: bytes) -> None:
+    def _note_unsynced(
+        self, layer: Layer, start: int, data: bytes | memoryview, whole: bytes
+    ) -> None:
         """Note what of a write the disk may not have. In its transaction, before its extents."""
         self._unsynced.add(layer.ino)
         new = layer.extents.gaps(start, start + len(data))
@@ -401,7 +403,7 @@ class Contents:
         """Make every change safe from power loss within seconds, until cancelled; and delete the
         spool files that nobody can need after one."""
         while True:
-            if not (self._unsynced or self._condemned):
+            if not (self._unsynced or self._removable):
                 await self._db.changed.wait()
             await trio.sleep(SYNC_SECONDS)  # many changes are made safe at once
             try:
@@ -424,10 +426,10 @@ class Contents:
             except OSError as error:
                 log.error("cannot_make_dirty_bytes_safe_yet", inode=ino, why=str(error))
         self.sweep()
-        condemned = list(self._condemned)
+        removable = list(self._removable)
         await self._db.sync()
-        del self._condemned[: len(condemned)]
-        await self._spool.remove_all(condemned)
+        del self._removable[: len(removable)]
+        await self._spool.remove_all(removable)
 
     async def tidy(self) -> None:
         """Delete the spool files that no layer names: a crash left them. Beside everything else, a
@@ -439,7 +441,7 @@ class Contents:
             marks = ",".join("?" * len(some))
             rows = self._db.all(f"SELECT id FROM layer WHERE id IN ({marks})", *some)
             # What was dropped a moment ago goes when that is on the disk.
-            needed = {row["id"] for row in rows} | {*self._doomed, *self._condemned}
+            needed = {row["id"] for row in rows} | {*self._dropped, *self._removable}
             await self._spool.remove_all(item for item in some if item not in needed)
             await trio.lowlevel.checkpoint()
 
@@ -562,13 +564,13 @@ class Contents:
         self.dirty_bytes -= 0 if row is None else row[0] or 0
         for table, key in (("extent", "layer"), ("unsettled", "layer"), ("layer", "id")):
             self._db.run(f"DELETE FROM {table} WHERE {key} = ?", layer)
-        self._doomed.append(layer)
+        self._dropped.append(layer)
 
     def sweep(self) -> None:
         """Note the spool files of dropped layers: they are deleted by `sync_all`. After their
         transaction has committed."""
-        self._condemned += self._doomed
-        self._doomed.clear()
+        self._removable += self._dropped
+        self._dropped.clear()
 
 
 def _fill_from(fd: int, plan: list[Segment], start: int, into: memoryview) -> None:

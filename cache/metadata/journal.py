@@ -11,8 +11,8 @@ rollback: it notes what it hears, and asks nothing.
 
 A long journal is not waited for at start: `load` reads it a piece at a time, beside everything
 else. Meanwhile `add`, `of_file` and what is asked of one file that was not made here before the
-start are answered at once. Whoever may ask more and can wait awaits `known` or `whole` before;
-whoever does not has the rest read at once.
+start are answered at once. Whoever may ask more and can wait awaits `wait_for_file` or
+`wait_for_all` before; whoever does not has the rest read at once.
 
 Why one class: each question has a short answer while the journal is not whole, which only what
 loads it can give; and every change needs the same touch, so that a rollback takes it back.
@@ -155,15 +155,15 @@ class Journal:
             self.is_loading = False
             self._tried.set()
 
-    async def whole(self) -> None:
+    async def wait_for_all(self) -> None:
         """Return when all of it is in memory, or will not be: who asks then learns why."""
         self._awaited.set()
         await self._tried.wait()
 
-    async def known(self, file: FileId) -> None:
+    async def wait_for_file(self, file: FileId) -> None:
         """Return when everything can be asked about this file without reading the rest."""
         if not self.is_whole and any(self._is_open(op) for op in self.of_file(file)):
-            await self.whole()
+            await self.wait_for_all()
 
     def _is_open(self, op: Op) -> bool:
         """Does what is done to its file depend on who else, before the start, spoke of that?"""

@@ -660,7 +660,7 @@ class Merge:
         return None if row is None else msgspec.msgpack.decode(row["record"], type=EntryRecord).file
 
     def after_commit(self) -> None:
-        """Tell the kernel what `acknowledge` and `release` changed, once their transaction is in."""
+        """Tell the kernel what `acknowledge` and `release` changed, after their transaction."""
         self._kernel.tell()
 
 

@@ -81,8 +81,8 @@ class Replayer:
         return self._contact.reachable
 
     @property
-    def room(self) -> FullDrives:
-        return self._uploads.room
+    def full_drives(self) -> FullDrives:
+        return self._uploads.full_drives
 
     @property
     def waiting_because(self) -> str | None:

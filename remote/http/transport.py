@@ -182,7 +182,9 @@ class Pools:
         context.set_alpn_protocols(["http/1.1"])
         return carriers.Direct(
             self._user_agent,
-            carriers.Patience(self._timeouts.connect, self._timeouts.read, self._timeouts.write),
+            carriers.StallTimeouts(
+                self._timeouts.connect, self._timeouts.read, self._timeouts.write
+            ),
             {"https": context, "http": trusted},
             frozenset() if trusted is None else frozenset({"http"}),
             connections=DATA_CONNECTIONS,

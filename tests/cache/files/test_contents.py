@@ -27,9 +27,7 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(0, SIZE), st.integers(1, 20)),
         st.tuples(st.just("truncate"), st.integers(0, SIZE), st.just(0)),
-        st.tuples(
-            st.sampled_from(("freeze", "commit", "reopen", "sync")), st.just(0), st.just(0)
-        ),
+        st.tuples(st.sampled_from(("freeze", "commit", "reopen", "sync")), st.just(0), st.just(0)),
     ),
     max_size=16,
 )
