@@ -262,7 +262,7 @@ def _work(
             worker.end()
     _fail_with(workers)
     for device in devices.values():
-        device.settle()
+        device.flush()
     watch.look()
     return watch, workers
 

@@ -29,7 +29,7 @@ from mount import mountinfo
 from mount.process import unmount
 
 START_SECONDS = 60.0
-SETTLE_SECONDS = 900.0
+FLUSH_SECONDS = 900.0
 FIRST_PORT = 20000
 _ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"]  # also when we are killed
 
@@ -64,7 +64,7 @@ class Peer(ABC):
         """Mount anew, as a device that has never seen the drive; the kernel's caches empty."""
 
     @abstractmethod
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Return when the server has everything that was closed."""
 
     @abstractmethod
@@ -140,7 +140,7 @@ class Served(Peer):
         the process frees whoever waits for an answer of a wedged mount."""
 
     def cold(self) -> None:
-        self.settle()
+        self.flush()
         self._unmount()
         self._mount()
         machine.drop_caches()

@@ -25,7 +25,7 @@ def big(peer: Peer, inputs: Inputs) -> Path:
     file = peer.mountpoint / BIG
     if not file.exists():
         copy(inputs.source(BIG), file)
-        peer.settle()
+        peer.flush()
     return file
 
 
