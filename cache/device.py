@@ -50,9 +50,9 @@ class SendApi(ApplyPort, FilePort, UploadPort, AheadApi, Protocol):
 
 
 class Local:
-    """What a device keeps. `reader` reads versions that the server has; `in_use` says whether the
-    kernel still speaks of an inode. `watcher` and `on_rekey` are told of the journal, `on_change`
-    of bytes that were overwritten (`Contents`)."""
+    """The parts of a device that work without a server. `reader` reads versions that the server
+    has; `in_use` says whether the kernel still speaks of an inode. `watcher` and `on_rekey` are
+    told of the journal, `on_change` of bytes that were overwritten (`Contents`)."""
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class Peer(ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """What is measured, for the record."""
+        """Name and version of the program that is measured, for the record."""
 
     @property
     def isolated(self) -> bool:
@@ -82,7 +82,7 @@ class Peer(ABC):
     # What only some can do: `None` says that this one cannot.
 
     def traffic(self) -> Counts | None:
-        """What has passed its line since the start."""
+        """Connections and bytes that have passed its line since the start; None: it has none."""
         return None
 
     @contextlib.contextmanager
@@ -110,7 +110,7 @@ class Peer(ABC):
 
 
 class Served(Peer):
-    """What peers with a server and a FUSE mount have in common."""
+    """A peer with a server and a FUSE mount: the parts that all such have in common."""
 
     def __init__(self, base: Path, shape: Shape | None = None) -> None:
         super().__init__(base, shape)

@@ -108,7 +108,7 @@ def _rclone() -> str:
 
 
 def _dirty(meta: Path) -> bool:
-    """Whether rclone's record of a cached file says that the server does not have it yet."""
+    """True if rclone's record of a cached file says that the server does not have it yet."""
     if not meta.is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""What single calls cost: an fsync, a write(2), an entry of a directory."""
+"""The cost of single calls: an fsync, a write(2), an entry of a directory."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ _GIT_ENV = {
 
 
 class _Clock:
-    """What passes the line of `peer`, and how long it takes, from here on."""
+    """Measures time, and what passes the line of `peer`, from here on."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
@@ -269,7 +269,7 @@ def _git(*words: str) -> str:
 
 
 def program(*command: str, env: dict[str, str] | None = None) -> str:
-    """What `command` prints. Raises `BenchFailure` when it fails."""
+    """Runs `command` and returns its output. Raises `BenchFailure` when it fails."""
     done = subprocess.run(
         command, env=env, capture_output=True, timeout=PROGRAM_SECONDS, check=False
     )

@@ -127,8 +127,8 @@ class Collector:
         return self._journal.refers_to(ino) or bool(self._contents.stack(ino))
 
     def _let_go(self, directory: int, more: set[int]) -> None:
-        """What is in a directory that is gone. A directory that the server has not called gone is
-        in another place by now, and is found there (`Merge`)."""
+        """Drop the names in a directory that is gone. A directory that the server has not called
+        gone is in another place by now, and is found there (`Merge`)."""
         while page := self._tree.entries(directory, 0, ASKED_AT_ONCE):
             for entry in page:
                 self._tree.drop_entry(directory, entry.name, entry.node)

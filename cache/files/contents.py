@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 
 class VersionReader(Protocol):
-    """What reads uploaded versions: `cache.blocks.reader.Reader`."""
+    """Reads uploaded versions; `cache.blocks.reader.Reader` does."""
 
     def try_read(
         self, file: FileId, version: VersionId, offset: int, length: int, window: Prefetch | None
@@ -552,7 +552,7 @@ class Contents:
         self._drop_rows(layer.id)
 
     def _drop_instead(self, layer: Layer) -> None:
-        """What was there before is not needed any more."""
+        """Let go of the layer that this one replaces: it is not needed any more."""
         if layer.instead:
             self._drop_rows(layer.instead)
         if layer.instead is not None:

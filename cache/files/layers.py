@@ -1,4 +1,4 @@
-"""How dirty layers lie over an uploaded version. Pure.
+"""Dirty layers over an uploaded version, and what shows through them. Pure.
 
 A regular file is a stack: at the bottom the uploaded version (or nothing), above it at most one
 frozen layer (the snapshot being uploaded) and at most one open layer (writes since). A layer holds
@@ -88,7 +88,8 @@ def stored_bytes(layers: Sequence[Layer], base_bytes: int, size: int) -> int:
 
 
 def changed_ranges(layer: Layer) -> list[Range]:
-    """What a frozen layer directly above the version changed, in the new file's coordinates."""
+    """Ranges that a frozen layer directly above the version changed, in the new file's
+    coordinates."""
     changed = IntervalSet(layer.extents)
     changed.add(layer.below, layer.size)
     return list(changed)

@@ -124,7 +124,7 @@ class Spool:
             self._note_synced(layer, self._written[layer])
 
     def _count_written(self, layer: int) -> int:
-        """What an earlier process wrote is not taken for synced."""
+        """Take no bytes of an earlier process for synced."""
         if layer not in self._written and self._path(layer).exists():
             self._written[layer] = 1
         return self._written[layer]

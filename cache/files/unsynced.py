@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What happened to the parts, for the table that mirrors them."""
+    """Parts that went and parts that came, for the table that mirrors them."""
 
     gone: list[Part]
     come: list[Part]

@@ -135,7 +135,7 @@ class Database:
         hold(self._index, os.fstat(self._index).st_size, INDEX_BYTES)
 
     def _is_short(self) -> bool:
-        """Would there be more room for the log if the disk were not full?"""
+        """True if there would be more room for the log if the disk were not full."""
         return self.holds_reserve and self._held < os.fstat(self._wal).st_size + RESERVE_BYTES // 2
 
     def _roll_back(self, before: int, problem: BaseException) -> None:
@@ -211,7 +211,7 @@ class Database:
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
     def trust(self) -> None:
-        """What is here is right, and in use from now on. In a transaction."""
+        """Declare this state right, and in use from now on. In a transaction."""
         self.set_meta("boot", self._boot)
         self.set_meta("clean", 0)
         self.lost_power = False

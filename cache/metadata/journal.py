@@ -166,7 +166,7 @@ class Journal:
             await self.wait_for_all()
 
     def _is_open(self, op: Op) -> bool:
-        """Does what is done to its file depend on who else, before the start, spoke of that?"""
+        """True if the fate of its file depends on who else, before the start, spoke of that."""
         return op.seq <= self._found and bool(op.refused or (op.kind == "create" and not op.sent))
 
     def _about(self, op: Op) -> _Memory:
@@ -259,7 +259,7 @@ class Journal:
         return bool(self._memory.refused)
 
     def refused(self) -> list[Op]:
-        """What the server, or a fault here, refused for good; in order."""
+        """Operations that the server, or a fault here, refused for good; in order."""
         return [op for _, op in sorted(self._memory.refused.items())]
 
     def after(self, seq: int, most: int) -> list[Op]:
@@ -287,15 +287,15 @@ class Journal:
         return [op for op in self if op.body.other == file]
 
     def is_pending(self, key: str) -> bool:
-        """Is there an unacknowledged local change of this record?"""
+        """True if there is an unacknowledged local change of this record."""
         return key in self._memory.pending
 
     def is_needed(self, file: FileId) -> bool:
-        """Does an operation name this directory as its place?"""
+        """True if an operation names this directory as its place."""
         return file_key(file) in self._memory.needed
 
     def refers_to(self, ino: int) -> bool:
-        """Does an operation take attributes or bytes from this inode?"""
+        """True if an operation takes attributes or bytes from this inode."""
         return ino in self._memory.inodes
 
     def unsent_create(self, file: FileId) -> Op | None:
@@ -317,7 +317,7 @@ class Journal:
         return memory.pending[key] == len(ops) and key not in memory.needed
 
     def is_of_others(self, key: str, op: Op) -> bool:
-        """Does an operation other than `op` change this record?"""
+        """True if an operation other than `op` changes this record."""
         return self._memory.pending[key] > (key in writes(op))
 
     def open_content(self, file: FileId, ino: int) -> Op | None:

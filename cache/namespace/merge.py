@@ -64,8 +64,8 @@ def _newest_first(device: str, before: list[str]) -> list[str]:
 
 
 class Meanwhile:
-    """What the feed tells of a directory while it is being listed, and of files that are not known:
-    they may be in it. Bounded: of more it is `is_incomplete`."""
+    """Records that the feed sends of a directory while it is being listed, and of files that are
+    not known: they may be in it. Bounded: of more it is `is_incomplete`."""
 
     def __init__(self) -> None:
         self.entries: list[EntryRecord] = []
@@ -86,7 +86,7 @@ class Meanwhile:
         self._check()
 
     def forget(self) -> None:
-        """What the feed tells is not all that happened."""
+        """The feed cannot tell all that happened: keep nothing of it."""
         self.is_incomplete = True
         self.entries.clear()
         self.files.clear()
@@ -200,8 +200,8 @@ class Merge:
         self._kernel.tell()
 
     def _take_shares(self, shared: list[SharedRoot]) -> None:
-        """What is shared from now on, with the records of what has a place of its own: a change
-        that follows may be from before it was shared, and tell that it was not in sight."""
+        """Take over the list of shares, with the records of those that have a place of their own: a
+        change that follows may be from before it was shared, and tell that it was not in sight."""
         for drive in self._shares.apply(shared):
             self._distrust(drive)
         for root in shared:
@@ -324,7 +324,7 @@ class Merge:
         return structs.replace(entry, rev=rev) if entry.rev < rev <= as_of else entry
 
     def learn(self, record: FileRecord) -> None:
-        """What the server answered about one file. In a transaction."""
+        """Merge the server's answer about one file. In a transaction."""
         self._merge_file(record)
 
     def note_name(self, parent: int, name: str) -> None:
@@ -458,7 +458,7 @@ class Merge:
             self._merge_entry(entry, files)
 
     def _holds(self, key: str, record: FileRecord | EntryRecord) -> bool:
-        """Does an unacknowledged local operation hold this record back?"""
+        """True if an unacknowledged local operation holds this record back."""
         if self._journal.is_pending(key):
             return True
         return isinstance(record, EntryRecord) and self._is_edited(record)
@@ -654,7 +654,7 @@ class Merge:
         self._kernel.forget_entry(parent, name)
 
     def shadow_of_entry(self, parent: FileId, name: str) -> FileId | None:
-        """What the server says a name means that a local operation holds back here."""
+        """The file that the server says a name means, which a local operation holds back here."""
         key = entry_key(parent, name)
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
         return None if row is None else msgspec.msgpack.decode(row["record"], type=EntryRecord).file
@@ -666,7 +666,8 @@ class Merge:
 
 @contextlib.contextmanager
 def _kept() -> Iterator[None]:
-    """What the disk refuses (full) is asked for again later."""
+    """Makes an OSError of the disk (full) a `NotKept`: the feed is asked for the same again
+    later."""
     try:
         yield
     except OSError as error:

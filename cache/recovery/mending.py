@@ -1,4 +1,4 @@
-"""What rows that were saved from a damaged state database mean without those that were lost. Pure.
+"""Makes a whole state of the rows that were saved from a damaged database. Pure.
 
 Knows: which rows need which, and what is safe to believe of a tree, a journal and layers with holes
 in them. Must not know: how rows were found (`salvage`), files.
@@ -197,7 +197,7 @@ class _Mending:
         return True
 
     def _find_names(self) -> None:
-        """What lost its name and has operations: the name that those gave it."""
+        """Give nodes that lost their name and have operations the name that those gave them."""
         places: dict[tuple[str, str], str] = {}
         for op in self._ops:
             body = self._bodies[op["seq"]]
@@ -218,8 +218,9 @@ class _Mending:
                 self._make_entry(parent["ino"], name, node["ino"])
 
     def _remake_nodes(self) -> None:
-        """What was made here, or written as a whole, and of which only the operation is left that
-        says so. The name of what the server knows comes back with its directory's listing."""
+        """Make nodes anew that were made here, or written as a whole, and of which only the
+        operation is left that says so. The name of what the server knows comes back with its
+        directory's listing."""
         stacks: dict[int, list[Row]] = defaultdict(list)
         for number in sorted(self._layers):
             stacks[self._layers[number]["ino"]].append(self._layers[number])
@@ -245,7 +246,7 @@ class _Mending:
         self._nodes[op["ino"]] = self._live[op["file"]] = node
 
     def _is_whole(self, layer: Row) -> bool:
-        """Can it be read without what is below it?"""
+        """True if it can be read without what is below it."""
         return self._extents[layer["id"]].covers(0, layer["below"])
 
     # --- dirty bytes ------------------------------------------------------------------------------
@@ -279,8 +280,9 @@ class _Mending:
             self._layers[number] = row | self._owner_of(number)
 
     def _owner_of(self, number: int) -> Row:
-        """Whose layer it was, where the index says so and that is all there is to know: the file's
-        only one, and every byte of the file is in it."""
+        """Owner, size and version of a layer, where the index says whose it is and that is all
+        there is to know: the file's only one, and every byte of the file is in it. Empty where it
+        does not."""
         ino = self._found.owners.get(number, 0)
         node, inodes = self._nodes.get(ino), list(self._found.owners.values())
         if node is None or inodes.count(ino) != 1 or node["kind"] != "file":
@@ -369,7 +371,7 @@ class _Mending:
                 self._mend_content(self._nodes[ino], stack)
 
     def _is_unknown(self, node: Row) -> bool:
-        """Was it made here, and is nothing left that would tell the server?"""
+        """True if it was made here, and nothing is left that would tell the server."""
         if not node["live"] or node["ino"] == ROOT or node["rev"] or node["version"]:
             return False
         if node["drive"] in (LOCAL, HISTORY) or (node["kind"], node["listed"]) == (

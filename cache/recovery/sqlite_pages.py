@@ -30,7 +30,7 @@ Buffer = bytes | memoryview
 
 
 class Broken(ValueError):
-    """What is there is not what the format says."""
+    """The bytes are not what the format says."""
 
 
 @dataclass(frozen=True)

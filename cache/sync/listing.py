@@ -1,5 +1,5 @@
-"""What a device has not heard of yet, asked of the server when somebody first looks: directories
-and manifests. And directories that whoever looks may come to next, many in one request.
+"""Asks the server for directories and manifests that this device has not heard of, when somebody
+first looks. And for directories that whoever looks may come to next, many in one request.
 
 Knows: that the tree is lazy, and when an answer is too old to be taken. Must not know: who looks,
 for how long they wait, what a listing means for names (`merge` does), which directories are likely
@@ -190,7 +190,7 @@ class Listing:
         return places
 
     async def _list_several(self, places: dict[FileId, int]) -> int:
-        """How many entries and directories came; 0 also when nobody answers."""
+        """The number of entries and directories that came; 0 also when nobody answers."""
         heard = {ino: self._merge.seq(self._tree.node(ino).drive) for ino in places.values()}
         underway = {ino: trio.Event() for ino in heard}
         self._underway |= underway

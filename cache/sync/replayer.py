@@ -77,7 +77,7 @@ class Replayer:
 
     @property
     def reachable(self) -> bool:
-        """Has what was sent last, since `lost_touch`, arrived?"""
+        """True if what was sent last, since `lost_touch`, has arrived."""
         return self._contact.reachable
 
     @property

@@ -1,4 +1,4 @@
-"""What becomes of operations that the server refused for good, and of versions that ours overtook.
+"""Decides about operations that the server refused for good, and about versions that ours overtook.
 
 Knows: how each verdict of the rule book (`conflicts`) changes tree and journal. Must not know: when
 operations are sent and sent again (`replayer`), the kernel.
@@ -154,8 +154,8 @@ class Resolver:
         self._relocate(op, op.body.new_parent or op.body.parent)
 
     def _under_another_id(self, op: Op, problem: Exists) -> None:
-        """What was chosen here as the id of a new file, or of a version, is or was another's. The
-        server knows nothing of ours by that id, so it is only here that it changes."""
+        """Give another id to a new file, or version, whose id is or was another's. The server knows
+        nothing of ours by that id, so it is only here that it changes."""
         with self._db.transaction():
             if problem.taken == "version":
                 body = msgspec.structs.replace(op.body, renew=True)
@@ -201,7 +201,7 @@ class Resolver:
             await self._try_refresh(directory)
 
     def _is_split(self, op: Op) -> bool:
-        """Does it speak of files in several drives?"""
+        """True if it speaks of files in several drives."""
         body = op.body
         nodes = map(self._tree.live, (op.file, body.parent, body.new_parent, body.other))
         return len({node.drive for node in nodes if node is not None}) > 1
@@ -279,7 +279,8 @@ class Resolver:
         self._merge.after_commit()
 
     def _insist(self, ino: int, theirs: messages.FileRecord) -> None:
-        """What our creation of a directory would have brought along, as changes of theirs."""
+        """Journal what our creation of a directory would have brought along, as changes of
+        theirs."""
         node, xattrs = self._tree.node(ino), self._tree.xattrs(ino)
         if node.mode != theirs.mode:
             self._journal.add("setattr", ino, theirs.id, Body(attrs=["mode"]))
@@ -342,7 +343,8 @@ class Resolver:
         return max(later, key=lambda one: one.seq, default=None)
 
     def _carry(self, op: Op, file: FileId) -> None:
-        """What was written last into a file that lost its name here was to be sent no more."""
+        """Keep the last content of a file that lost its name here: a write carries it, where
+        nothing did."""
         if self._journal.open_content(file, op.ino) is None:
             self._journal.add("write", op.ino, file, Body()).origin = op.origin
 
@@ -424,7 +426,7 @@ class Resolver:
             await self._try_refresh(stale)
 
     async def _seen(self, file: FileId) -> messages.FileRecord | None:
-        """What the server has of a file of another's drive, which may be shared by itself."""
+        """The server's record of a file of another's drive, which may be shared by itself."""
         node = self._tree.live(file)
         if node is None or node.drive == self._tree.own_drive:
             return None

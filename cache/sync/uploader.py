@@ -182,7 +182,7 @@ class Uploader:
             return True
 
     def is_written(self, ino: int) -> bool:
-        """Does it hold bytes that are in no snapshot?"""
+        """True if it holds bytes that are in no snapshot."""
         stack = self._contents.stack(ino)
         return bool(stack) and not stack[0].frozen
 
@@ -281,7 +281,7 @@ class Uploader:
             early.dirty.add(start, min(stop, MAX_FILE_SIZE))
 
     def wants_early(self, ino: int) -> bool:
-        """Is there enough of a growing file that nobody has sent?"""
+        """True if there is enough of a growing file that nobody has sent."""
         early = self._early.get(ino)
         if early is not None and early.running:
             return False
@@ -424,5 +424,5 @@ class _Run:
 
 
 def _shares(chunk: memoryview) -> int:
-    """What a chunk takes of `CHUNKS_IN_FLIGHT`."""
+    """The share of `CHUNKS_IN_FLIGHT` that a chunk takes."""
     return 1 if len(chunk) < SMALL else SHARES

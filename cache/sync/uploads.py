@@ -94,7 +94,7 @@ class Uploads:
         return min((item for item in tries if item is not None), default=None)
 
     def turned_away(self) -> Iterator[tuple[Op, Problem]]:
-        """What the server would not even take the bytes of; each once."""
+        """Operations of which the server would not even take the bytes; each once."""
         while self._turned_away:
             op, problem = self._turned_away.pop(0)
             if self._journal.get(op.key) is op:
@@ -124,7 +124,7 @@ class Uploads:
                 nursery.start_soon(self._upload_early, op, op.key)
 
     def _in_turn(self, now: float) -> Iterator[Op]:
-        """Who may be tried: what never failed first, and then everybody in turn."""
+        """Operations that may be tried: those that never failed first, and then each in turn."""
         failed = []
         for op in self._fitting(now) if self.full_drives.is_short else self._schedule.wanting():
             if not self.waits.turn(op.key):
@@ -158,7 +158,7 @@ class Uploads:
         return ("", 0) if node is None else (node.drive, node.size)
 
     def _is_due(self, op: Op, now_ns: int) -> bool:
-        """May a snapshot of the file be taken now?"""
+        """True if a snapshot of the file may be taken now."""
         if self._snapshots.is_moving(op):  # only for who would wait for ever otherwise
             return self._pace.is_asked_for(op)
         if op.version is not None or self._pace.is_hurried(op):
@@ -168,7 +168,7 @@ class Uploads:
         return not is_younger(op, LINGER_NS, now_ns)
 
     def _is_early_due(self, op: Op, now: float, now_ns: int) -> bool:
-        """Should what is certain of a file that is still being written be sent already?"""
+        """True if what is certain of a file that is still being written should be sent already."""
         is_burst = self._pace.is_busy(now) and is_younger(op, BURST_NS, now_ns)
         return not is_burst and self._uploader.wants_early(op.ino)
 
@@ -211,7 +211,7 @@ class Uploads:
     # --- what failed ------------------------------------------------------------------------------
 
     def _failed(self, op: Op, problem: Exception, below: FileId | None) -> None:
-        """What becomes of it; `below` is the directory through which it was tried."""
+        """Decide about a failed attempt; `below` is the directory through which it was tried."""
         if _is_taken(problem) or (_is_not_found(problem) and below in (None, op.body.parent)):
             self._turned_away.append((op, problem.problem))
         elif _is_not_found(problem) and self._uploader.parent_on_server(op) != below:

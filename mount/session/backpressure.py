@@ -121,7 +121,7 @@ class Backpressure:
     # --- until there is room ----------------------------------------------------------------------
 
     def fits(self, size: int) -> bool:
-        """May `size` more bytes become dirty now?"""
+        """True if `size` more bytes may become dirty now."""
         busy = self._contents.dirty_bytes + self._incoming
         return not busy or busy + size <= self._limit
 

@@ -1,4 +1,4 @@
-"""Who carries bodies: bytes of an answer straight into memory, bytes of a request out of it.
+"""Carriers of bodies: bytes of an answer straight into memory, bytes of a request out of it.
 
 Knows: HTTP/1.1 for one request and its answer, connections and when they are used again. Must not
 know: signed URLs, what a status means, retries (but for one, below), tokens. Loaded with the HTTP
@@ -63,7 +63,7 @@ class StallTimeouts(NamedTuple):
 
 
 class Answer(Protocol):
-    """What came back. Its body may be read once, inside the exchange."""
+    """The answer that came back. Its body may be read once, inside the exchange."""
 
     @property
     def status(self) -> int: ...
@@ -95,7 +95,7 @@ class Carrier(Protocol):
 
 
 def _nobody(_size: int) -> None:
-    """Who is told of nothing."""
+    """Takes sizes for who wants to be told of none."""
 
 
 # --- by httpx -----------------------------------------------------------------------------------
@@ -374,8 +374,8 @@ class _Connection:
             raise httpx.RemoteProtocolError(str(error)) from error
 
     def _set_framing(self, response: h11.Response) -> None:
-        """How the end of the body is known (RFC 9112, 6.3). `_left`: bytes still to come past h11;
-        None: it knows."""
+        """Find where the body ends (RFC 9112, 6.3). `_left`: bytes still to come past h11; None: it
+        knows."""
         said = self.headers.get("Content-Length")
         is_free = said is None or "Transfer-Encoding" in self.headers or self.status in (204, 304)
         self._left = None if is_free else int(said or 0)
@@ -463,7 +463,7 @@ def _moving(seconds: float, late: type[httpx.TimeoutException]) -> Iterator[trio
 
 @contextmanager
 def _named(kind: type[httpx.TransportError]) -> Iterator[None]:
-    """What goes wrong on the way, as httpx calls it."""
+    """Gives trouble on the way the name that httpx has for it."""
     try:
         yield
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:

@@ -5,7 +5,7 @@ bounds on promises. Must not know: which chunks, uploads beyond their number, wh
 
 A drive's `used_bytes` + `reserved_bytes` stay within its owner's quota, whoever writes. Bytes are
 reserved when a chunk is promised (`Budget`), used when its object has come, and free again when the
-promise ends without one. Only new chunks take usage: whatever is done without them is never refused
+promise ends without one. Only new chunks take room: whatever is done without them is never refused
 here. A promise costs more than its bytes, so each counts as `LEAST` at least where it is asked how
 much is promised at one time, and each uploader may have so many sessions and promises.
 
