@@ -291,7 +291,7 @@ class _Batch:
 
 
 def _owner(drive: str) -> ScalarSelect[str]:
-    """Who alone shares files of a drive, and makes tokens for its directories."""
+    """The owner of a drive, who alone shares its files, and makes tokens for its directories."""
     return select(drives.c.owner).where(drives.c.id == drive).scalar_subquery()
 
 

@@ -225,7 +225,7 @@ def write_mark(value: object) -> str:
 
 
 def read_mark(cursor: str, kind: type[T]) -> T:
-    """What `write_mark` wrote. Raises `Refused(BadRequest)`."""
+    """Read the mark that `write_mark` wrote. Raises `Refused(BadRequest)`."""
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
         value = msgspec.msgpack.decode(raw, type=kind)

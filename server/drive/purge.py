@@ -110,8 +110,8 @@ def drop_versions(conn: Connection, old: Sequence[Old]) -> int:
 
 
 class Dropped(NamedTuple):
-    """How many files went, and `news` of tokens that went with them, to be published after the
-    commit."""
+    """The number of files that went, and `news` of tokens that went with them, to be published
+    after the commit."""
 
     files: int
     news: tuple[News, ...] = ()
@@ -141,7 +141,7 @@ def drop_files(conn: Connection, by: Caller | None, ids: Sequence[str], now_ns: 
 
 
 def _fitting(old: Iterable[Old]) -> int:
-    """How many of `old` one call takes; at least one, if there are any."""
+    """The number of `old` that one call takes; at least one, if there are any."""
     taken = weight = 0
     for item in old:
         weight += item.size // _CHUNK_BYTES + 1

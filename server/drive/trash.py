@@ -57,7 +57,7 @@ _directory = files.alias("directory")
 
 
 def _together(file: FromClause, directory: FromClause) -> ColumnElement[bool]:
-    """Whether `file` was deleted with `directory`."""
+    """True where `file` was deleted with `directory`."""
     since = directory.c.trashed_ns - TOGETHER_NS
     return and_(
         file.c.drive == directory.c.drive,
@@ -111,10 +111,10 @@ def page(
     name: str | None = None,
     ending: str | None = None,
 ) -> TrashPage:
-    """What was deleted by itself, newest first; with `parent`, a directory in the trash, what was
-    deleted with it; with one that is in the tree, all that was deleted from it. With `name` only
-    what was called so. With `ending` instead of them: whatever is in the trash, also with a
-    directory, whose id ends so (hex digits).
+    """Files that were deleted by themselves, newest first; with `parent`, a directory in the trash,
+    those deleted with it; with one that is in the tree, all that were deleted from it. With `name`
+    only those called so. With `ending` instead of them: all in the trash, also with a directory,
+    whose id ends so (hex digits).
 
     `keep_ns` is how long the trash is kept. Raises `Refused` with Forbidden, NotFound or
     NotADirectory.

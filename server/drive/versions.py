@@ -190,7 +190,7 @@ def size_of(conn: Connection, file: str, version: str) -> int:
 
 
 def manifest_bytes(conn: Connection, file: str, version: str) -> int:
-    """How long the manifest of an uploaded version of `file` is, as it is stored. Raises
+    """Bytes of the manifest of an uploaded version of `file`, as it is stored. Raises
     `Refused(NotFound)`."""
     size: int | None = conn.execute(_MANIFEST_BYTES, {"file": file, "id": version}).scalar()
     if size is None:
@@ -246,8 +246,9 @@ def _checked_pieces(manifest: Manifest, *more: Callable[[Manifest], None]) -> di
 
 
 def _check_possession(tx: Mutation, upload: Upload, wanted: dict[bytes, int]) -> None:
-    """Who does not own the drive refers to what they can read in this file or have sent with this
-    upload. The rest is missing, whether it is there or not."""
+    """Refuse chunks that the caller does not possess: who does not own the drive refers to what
+    they can read in this file or have sent with this upload. The rest is missing, whether it is
+    there or not."""
     if not access.owns_drive(tx.caller, tx.drive):
         shown = leases.possessed(tx.conn, tx.caller, upload, list(wanted), tx.now_ns)
         _refuse_missing([id for id in wanted if id not in shown])

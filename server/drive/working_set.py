@@ -95,7 +95,7 @@ class FileRow(NamedTuple):
 
 
 class EntryRow(NamedTuple):
-    """What a name in a directory means, as in `entries`."""
+    """A name in a directory, as in `entries`."""
 
     file: str
     rev: int
@@ -309,7 +309,7 @@ class WorkingSet:
     # --- entries ---
 
     def entry(self, parent: str, name: str) -> EntryRow | None:
-        """What a name in a directory means; None: nothing."""
+        """The row of a name in a directory; None: there is none."""
         if (parent, name) not in self._entries:
             self._read_entries([(parent, name)])
         return self._entries[parent, name]
@@ -363,7 +363,7 @@ class WorkingSet:
     # --- versions and chunks ---
 
     def holders(self, version: str) -> tuple[Holder, ...]:
-        """What a version id stands for, under each file that has it."""
+        """The meanings of a version id, one for each file that has it."""
         if version not in self._holders:
             self._read_holders([version])
         return self._holders[version]
@@ -426,7 +426,8 @@ class WorkingSet:
     # --- names that are told ---
 
     def follow(self, file: str, old: tuple[str, str], new: tuple[str, str]) -> None:
-        """Who was given a file by the entry `old`, a (directory, name), is told `new` instead."""
+        """Tell those who were given a file by the entry `old`, a (directory, name), that it is
+        `new` instead."""
         (place, name), (new_place, new_name) = old, new
         row = {"f": file, "p": place, "n": name, "new_p": new_place, "new_n": new_name}
         self._put(self._followed, len(self._followed), row)

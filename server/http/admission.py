@@ -1,4 +1,4 @@
-"""What every request passes before it is routed, and what every answer carries.
+"""Checks that every request passes before it is routed, and headers that every answer carries.
 
 Knows: targets, proxies, rates, who may send how large a body, headers that keep browsers and caches
 from doing harm. Must not know: routes beyond what is said here, accounts' rights.
@@ -128,8 +128,8 @@ class Admission:
                 _judge(body, scope, holder)
 
     def _turns(self, scope: MutableMapping[str, Any], holder: TokenHolder | None) -> Iterator[Turn]:
-        """What this request counts for, the narrowest first: whoever has no turn by that takes none
-        from others."""
+        """The limits that this request counts for, the narrowest first: whoever has no turn by that
+        takes none from others."""
         client, path = client_of(scope), scope["path"]
         address, site = limited_as(client), site_of(client)
         if path.startswith(_VISITED):

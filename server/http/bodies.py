@@ -65,7 +65,7 @@ GONE_STATUS = 499
 
 
 class BodyDeadlines(NamedTuple):
-    """How long a body is waited for: never `idle` seconds for nothing; on average at least `floor`
+    """Bounds on the wait for a body: never `idle` seconds for nothing; on average at least `floor`
     bytes a second, from `idle` seconds on; and `total` seconds in all."""
 
     idle: float

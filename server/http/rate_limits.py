@@ -1,4 +1,4 @@
-"""How often, how many at once, and how much.
+"""Limits: on how often, on how many at once, and on how much.
 
 Knows: token buckets (a burst, then a steady rate), places of which each may hold some, and room of
 which none may take what the others need. Must not know: who tries or holds, the clock (an argument,

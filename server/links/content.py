@@ -45,7 +45,7 @@ ReadTransaction = Callable[[], AbstractContextManager[Connection]]
 
 
 class DamagedContent(RuntimeError):
-    """What is stored is not what was uploaded, or is gone; the message says which chunk."""
+    """Stored content is not what was uploaded, or is gone; the message says which chunk."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Document:
 
 
 def _cut(blocks: list[Buffer], part: Part, first: int) -> Iterator[Buffer]:
-    """What of `blocks`, the first of which is number `first`, belongs to the part."""
+    """The bytes of `blocks`, the first of which is number `first`, that belong to the part."""
     at = first * BLOCK_SIZE
     for block in blocks:
         view = memoryview(block)[max(part.start - at, 0) : max(part.end - at, 0)]

@@ -55,7 +55,7 @@ class Content(NamedTuple):
 
 
 class ArchiveSource(Protocol):
-    """What there is to pack, at the moment of each call."""
+    """The tree to pack, at the moment of each call."""
 
     def members(self, directory: str, after: str | None) -> list[Member]:
         """Some of the entries of a directory, by name, after the one called `after`; empty: there

@@ -235,7 +235,7 @@ _held = (
 
 
 def check_states(conn: Connection, names: Names) -> Iterator[Found]:
-    """What a version refers to is neither about to be deleted nor being deleted."""
+    """Chunks that a version refers to are neither about to be deleted nor being deleted."""
     doomed = (chunks.c.state == "doomed") & or_(_held, chunks.c.doomed_ns.is_(None))
     deleting = (chunks.c.state == "deleting") & _held
     query = select(chunks.c.drive, chunks.c.id, chunks.c.state).where(or_(doomed, deleting))

@@ -73,7 +73,7 @@ def fitting_of(sizes: dict[str, int]) -> list[str]:
 
 
 def fitting(conn: Connection, ids: Sequence[str]) -> int:
-    """How many of `ids`, from the front, have attributes that one answer has room for; at least
+    """The number of `ids`, from the front, with attributes that one answer has room for; at least
     one, if there are any."""
     sizes = attribute_sizes(conn, ids)
     size = taken = 0

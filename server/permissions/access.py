@@ -1,4 +1,4 @@
-"""Who may do what: the one place that decides.
+"""Permissions: the one place that decides who may do what.
 
 Knows: owners and grants, and how grants reach down the tree. Must not know: endpoints, operations.
 
@@ -133,7 +133,7 @@ def require(
 def check(
     conn: Connection, caller: Caller, file: str, row: Any | None, need: Role, lineage: Lineage
 ) -> None:
-    """What `require` does, for who has the row of `file`, or knows that there is none (None)."""
+    """As `require`, for who has the row of `file`, or knows that there is none (None)."""
     _check(caller, file, None if row is None else role_of(conn, caller, row, lineage), need)
 
 

@@ -75,7 +75,7 @@ _ROOTS = union(
 
 
 class Place(NamedTuple):
-    """How far below its root a directory is, and the bytes of its path, a slash before each name.
+    """The depth of a directory below its root, and the bytes of its path, a slash before each name.
     The root itself is (0, 0)."""
 
     levels: int
@@ -123,7 +123,7 @@ class Lineage:
         return Place(len(names), sum(1 + len(name.encode()) for name in names))
 
     def granted(self, account: str, drive: str) -> dict[str, Role]:
-        """What of `drive` is shared with `account`, each with its role."""
+        """The files of `drive` that are shared with `account`, each with its role."""
         if (account, drive) not in self._roles:
             rows = self._conn.execute(_GRANTED, {"account": account, "drive": drive})
             self._roles[account, drive] = {row.file: row.role for row in rows}

@@ -191,7 +191,8 @@ class _Arriving:
 
 
 def _adopt_proof(conn: Connection, key: BlobKey, row: Any, proof: Proof, now_ns: int) -> Sums:
-    """What was checked on its way in needs no other promise to be believed, and no verification."""
+    """Believe an object that was checked on its way in: it needs no other promise, and no
+    verification."""
     device = conn.execute(_DEVICE, {"version": proof.version}).scalar()
     how = _encode(proof.descriptor)
     return _adopt(conn, key, row, how, device, now_ns, verified_ns=now_ns)
@@ -236,7 +237,7 @@ class Unready(NamedTuple):
 
 
 def unready(conn: Connection, ops: Iterable[Keyed], caller: Caller, now_ns: int) -> Unready:
-    """What is to be looked into before `ops` of `caller` are applied."""
+    """Chunks to be looked into before `ops` of `caller` are applied."""
     result = Unready([], [])
     for drive, wanted in _needed(conn, ops, caller, now_ns).items():
         for row in known_chunks(conn, drive, wanted).values():

@@ -161,7 +161,7 @@ _PROMISE_OF = (
 
 
 class ChunkState(NamedTuple):
-    """What a drive knows of a chunk, as in `chunks`."""
+    """A chunk as a drive knows it, as in `chunks`."""
 
     state: str
     descriptor: bytes
@@ -319,7 +319,8 @@ def possessed(
 def promise_of(
     conn: Connection, version: str, drive: str, chunk: bytes, now_ns: int
 ) -> Descriptor | None:
-    """How the upload of `version` said it would store a chunk; None: it leases no such chunk."""
+    """The form in which the upload of `version` said it would store a chunk; None: it leases no
+    such chunk."""
     here = {"version": version, "drive": drive, "chunk": chunk, "now": now_ns}
     found = conn.execute(_PROMISE_OF, here).scalar()
     return None if found is None else _decode(found)

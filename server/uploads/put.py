@@ -42,13 +42,13 @@ WHOLE = 4 * 1024 * 1024
 
 
 class ArrivalSink(Protocol):
-    """Who is told of stored objects, and knows what an upload promised."""
+    """Is told of stored objects, and knows what an upload promised."""
 
     def arrived(self, arrival: Arrival) -> None:
         """Told once per object, when it is durable. Must not block."""
 
     async def promise_of(self, version: str, key: BlobKey) -> Descriptor | None:
-        """How the live upload of `version` said it would store the chunk."""
+        """The form in which the live upload of `version` said it would store the chunk."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How much may still be promised in a drive.
+"""Promises in a drive, and the bounds on what may still be promised.
 
 Knows: an account's quota, what its drive uses and has promised, who has how much under way, and the
 bounds on promises. Must not know: which chunks, uploads beyond their number, what the room is for.
@@ -42,7 +42,7 @@ RETRY_SECONDS = 30.0
 
 
 class Limits(NamedTuple):
-    """How much may be promised at one time: `bytes` in a drive, and `promises` to one uploader in a
+    """Bounds on promises at one time: `bytes` in a drive, and `promises` to one uploader in a
     drive, which are sessions and chunks."""
 
     bytes: int
@@ -76,7 +76,7 @@ class Sums:
 
     @classmethod
     def of_pending(cls, rows: Iterable[Any]) -> Sums:
-        """What pending chunks, each with its `stored_length` and `unshown`, make up."""
+        """The sums of pending chunks, each with its `stored_length` and `unshown`."""
         found = cls()
         for row in rows:
             length, hidden = row.stored_length, bool(row.unshown)
@@ -168,7 +168,7 @@ _HELD = select(uploaders.c.sessions, uploaders.c.asked_chunks).where(_mine)
 
 
 class _Held(NamedTuple):
-    """What one uploader has more of."""
+    """Sessions and bytes that one uploader has more of."""
 
     sessions: int = 0
     asked: Amount = NONE
@@ -182,7 +182,7 @@ _Mark = tuple[dict[str, Sums], dict[tuple[str, str], _Held]]
 
 
 class Budget:
-    """What may still be promised in each drive, in one write transaction of one caller.
+    """Promises that may still be made in each drive, in one write transaction of one caller.
 
     What is taken is counted here, and is in the sums after `write_out`: the numbers are read once,
     and many uploads are one addition. Whoever changes the sums otherwise writes first,
@@ -196,7 +196,7 @@ class Budget:
         self._held: dict[tuple[str, str], _Held] = {}
 
     def mark(self) -> _Mark:
-        """What is counted by now, to be given back by `undo`."""
+        """The state of the count by now, to be given back to `undo`."""
         return dict(self._added), dict(self._held)
 
     def undo(self, mark: _Mark) -> None:
@@ -222,7 +222,7 @@ class Budget:
         self._hold(drive, holder, _Held(1))
 
     def answered(self, drive: str, holder: str, asked: Amount) -> None:
-        """What was asked for is shown by now."""
+        """Take `asked` off the count: the caller has shown these by now."""
         self._hold(drive, holder, _Held(0, Amount(-asked.chunks, -asked.bytes)))
 
     def change(self, drive: str, by: Sums) -> None:

@@ -71,8 +71,9 @@ LOOKED_UP = 50
 
 
 class Readiness(NamedTuple):
-    """How many operations, from the first, may be applied once the `doubtful` chunks have been
-    looked into. `pending` ones are first to be sought in the blob store (`find_and_note`)."""
+    """Operations, from the first, that may be applied once the `doubtful` chunks have been looked
+    into: `ready` is their number. `pending` chunks are first to be sought in the blob store
+    (`find_and_note`)."""
 
     ready: int
     doubtful: list[BlobKey]
@@ -180,7 +181,8 @@ class Reception:
         self._see_to_flush()
 
     async def promise_of(self, version: str, key: BlobKey) -> Descriptor | None:
-        """How the live upload of `version` said it would store the chunk; None: it did not."""
+        """The form in which the live upload of `version` said it would store the chunk; None: it
+        did not."""
 
         def job() -> Descriptor | None:
             with self._db.read() as conn:
@@ -278,8 +280,9 @@ class Reception:
         return waiting, verdicts
 
     def _remove(self, bad: list[Verdict]) -> None:
-        """What cannot be removed stays, as after a crash: nobody believes it. The transaction that
-        condemned it, perhaps somebody's batch, is committed and has not failed."""
+        """Remove bad objects. One that cannot be removed stays, as after a crash: nobody believes
+        it. The transaction that condemned it, perhaps somebody's batch, is committed and has not
+        failed."""
         for item in bad:
             chunk = item.suspect.key.chunk.hex()
             self._metrics.bad_chunks.inc()
@@ -376,7 +379,8 @@ class Reception:
             await loop.run_in_executor(self._files, self._judge, suspect)
 
     def _retrieve(self, keys: Sequence[BlobKey]) -> None:
-        """What is pending although its object is there (it was out of reach for a while)."""
+        """Note chunks that are pending although their object is there (it was out of reach for a
+        while)."""
         self._flush(frozenset(keys).__contains__, 2 * len(keys))
         with self._db.read() as conn:
             pending = verification.pending(conn, keys)

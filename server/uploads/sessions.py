@@ -42,7 +42,7 @@ AHEAD = 50
 
 
 class Terms(NamedTuple):
-    """How uploads are leased in one write transaction: for how long, within what, by which URLs."""
+    """The terms of leases in one write transaction: for how long, within what, by which URLs."""
 
     lease_ns: int
     budget: Budget
@@ -425,8 +425,8 @@ def _move(conn: Connection, version: str, file: str) -> None:
 
 
 def _upload_of(row: _Session, file: str, terms: Terms, now_ns: int) -> tuple[Upload, int]:
-    """What leases hang on, of the session `row`, which is of `file` by now; and how long it lives
-    when it is used now."""
+    """The upload on which leases hang, of the session `row`, which is of `file` by now; and how
+    long it lives when it is used now."""
     holder, expires_ns = row.account, now_ns + terms.lease_ns
     if row.folder is not None:
         holder = row.device

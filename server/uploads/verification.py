@@ -1,4 +1,4 @@
-"""Whether a stored object really is what its chunk's id says.
+"""Verifies that a stored object really is what its chunk's id says.
 
 Knows: how an object is taken apart and checked, and what a verdict means for the chunk. Must not
 know: when and in which thread this happens (`reception`), who may have the chunk (`access`).
@@ -193,7 +193,7 @@ def pending(conn: Connection, keys: Iterable[BlobKey]) -> list[BlobKey]:
 
 
 def suspects(conn: Connection, keys: Iterable[BlobKey]) -> list[Suspect]:
-    """What is to be looked at to verify `keys`; what is verified already is left out."""
+    """Objects to be looked at to verify `keys`; those that are verified already are left out."""
     return [
         suspect
         for drive, ids in _by_drive(keys).items()
