@@ -122,6 +122,7 @@ class Session(Device):
             on_reachable=self._reachability_changed,
             name=platform.node() or "another device",
             keep_copies=config.on_conflict == "copy",
+            has_asker=True,  # mount.fuse.writeback
         )
         self.transfer_limits = TransferLimits(upload, self.sender, downloader, config.transfers)
         self.symlinks = Symlinks(self.tree, inside=config.symlinks == "inside")

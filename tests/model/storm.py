@@ -175,7 +175,6 @@ class Life:
     async def ask(self) -> None:
         """As `mount.fuse.writeback` has the kernel do it."""
         snapshots = self.device.replayer.snapshots
-        snapshots.has_asker = True
         while True:
             await trio.sleep(STEP_NS / 1e9)
             inodes, began = snapshots.to_ask(), time.time_ns()
