@@ -3,7 +3,7 @@
 Knows: when the object of a bundle may go, and how what lives in one moves elsewhere. Must not know:
 which chunks live (`gc_chunks`).
 
-    (its last chunk left) -> emptied -> (grace) -> deleting -> (the object is gone) the row is deleted
+    (its last chunk left) -> emptied -> (grace) -> deleting -> (the object is gone: no row)
              ^                  |
              +-- (chunks again) +
 
@@ -14,8 +14,8 @@ What keeps readers and versions safe, beside the rules in the header of `gc`:
     readable for the grace after its last chunk left: so long may a URL live that was signed before.
 2.  The object of a bundle is deleted only while its row is `deleting`, which is set by a write
     transaction that sees no chunk in it; nothing is put into a bundle that is `deleting`.
-3.  An object is written before any row speaks of it. What a crash leaves is an orphan, or lies beside
-    the bundle under the chunk's own key and goes with the chunk.
+3.  An object is written before any row speaks of it. What a crash leaves is an orphan, or lies
+    beside the bundle under the chunk's own key and goes with the chunk.
 
 Concurrency: as `gc_chunks`. It may be given up at any pause.
 """
@@ -66,7 +66,7 @@ _in_bundle = (chunks.c.drive == bundles.c.drive) & (chunks.c.bundle == bundles.c
 
 
 class Verdict(enum.Enum):
-    """What is to be done with a bundle."""
+    """A thing to be done with a bundle."""
 
     EMPTY = "nothing is in it any more"
     FILL = "something is in it again"
@@ -76,7 +76,7 @@ class Verdict(enum.Enum):
 
 
 def verdict(bundle: Any, now_ns: int, grace_ns: int) -> Verdict | None:
-    """What the state of `bundle` (a row of `_PAGE`) asks for; None: nothing."""
+    """The thing that the state of `bundle` (a row of `_PAGE`) asks for; None: nothing."""
     if bundle.deleting:
         # Should a chunk be in it all the same, then fsck is to say so, not we.
         return Verdict.FINISH if not bundle.parts else None
@@ -239,13 +239,14 @@ class Walk:
     # --- rewriting ---
 
     def _is_mostly_dead(self, bundle: Row[Any]) -> bool:
-        """Is it, without its index? That of very small chunks is longer than they are."""
+        """True if it is, not counting its index: that of very small chunks is longer than they are."""
         try:
             whole = read_bundle(self.blobs, BlobKey(bundle.drive, bundle.id))
         except (BadContent, BlobMissing, OSError) as error:
             log.error("bundle_not_rewritten", bundle=bundle.id.hex(), error=str(error))
             return False
-        return bundle.alive <= ALIVE * (whole.length - len(whole.tail))
+        alive: int = bundle.alive
+        return alive <= ALIVE * (whole.length - len(whole.tail))
 
     def _alive(self, bundle: Row[Any]) -> list[Part]:
         """The chunks that are to leave the bundle, read and checked. One that is damaged stays
@@ -262,12 +263,12 @@ class Walk:
         left = [row for row in rows if row.state in THERE and row not in alone]
         return list(self._checked(bundle, left))
 
-    def _has(self, drive: str, row: Row[Any]) -> bool:
-        """Is there an object of the chunk's own?"""
+    def _has(self, drive: str, row: Any) -> bool:
+        """True if there is an object of the chunk's own."""
         stored = self.blobs.stat(BlobKey(drive, row.id))
         return stored is not None and stored.length == row.stored_length
 
-    def _checked(self, bundle: Row[Any], rows: Iterable[Row[Any]]) -> Iterator[Part]:
+    def _checked(self, bundle: Row[Any], rows: Iterable[Any]) -> Iterator[Part]:
         key = BlobKey(bundle.drive, bundle.id)
         for row in rows:
             try:
@@ -326,7 +327,7 @@ class Walk:
             writer.commit()  # or it is there already: looked at again where it counts
 
     def _is_there(self, key: BlobKey, body: bytes) -> bool:
-        """Is the object there, whole? In the write transaction that will say so."""
+        """True if the object is there, whole. Asked in the write transaction that will say so."""
         return self.blobs.head(key) == Head(len(body), hashlib.sha256(body).digest())
 
 
@@ -336,6 +337,6 @@ def _old(drive: str, bundle: bytes, id: bytes, offset: int) -> dict[str, object]
 
 
 def _fits(parts: Sequence[Part], more: Part) -> bool:
-    """May `more` go into one bundle with these?"""
+    """True if `more` may go into one bundle with these."""
     total = sum(len(part.stored) for part in parts) + len(more.stored)
     return total <= MAX_PARTS_LENGTH and len(parts) < MAX_PARTS

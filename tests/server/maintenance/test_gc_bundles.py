@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, update
 
-from remote.protocol.bundle import Bundle, bundle_of
-from server.maintenance import fsck, gc, gc_bundles
+from remote.protocol.bundle import bundle_of
+from server.maintenance import fsck, gc_bundles
 from server.maintenance.gc_bundles import Verdict, verdict
-from server.maintenance.gc_chunks import DAY, GRACE_NS, Collected, Options
+from server.maintenance.gc_chunks import DAY, GRACE_NS
 from server.metadata import schema
-from server.metadata.schema import bundles, chunks
-from server.storage.blobs import BlobKey
-from tests.server.bundling import put_together
+from server.metadata.schema import chunks
+from tests.server.bundling import World, name
 from tests.server.conftest import Start
 from tests.server.deleting import forget
-from tests.server.harness import Chunk, Running, make_chunk, noise
-from tests.server.lookups import settled
+from tests.server.harness import make_chunk, noise
 
 NOW = 10**18
 PARTS = [make_chunk(noise(1000 + number, f"part {number}")) for number in range(5)]
@@ -49,68 +44,6 @@ def test_the_verdict(
         parts=parts, alive=alive, length=100, emptied_ns=emptied_ns, deleting=deleting
     )
     assert verdict(bundle, NOW, GRACE_NS) is expected
-
-
-class World:
-    """A server with some files, whose content is in one bundle, and a collector with a clock."""
-
-    def __init__(self, running: Running) -> None:
-        self.running = running
-        self.db, self.blobs = running.app.service.db, running.app.service.blobs
-        self.anna = running.account("anna")
-        self.later_ns = 0
-
-    def clock(self) -> int:
-        return time.time_ns() + self.later_ns
-
-    def bundle(self, *parts: Chunk) -> Bundle:
-        """The content of files with the chunks' numbers as names."""
-        for part in parts:
-            self.anna.store(name(part), part)
-        settled(self.running)
-        return put_together(self.db, self.blobs, self.anna.me.drive, *parts)
-
-    def collect(self, **options: Any) -> Collected:
-        return gc.run(self.db, self.blobs, Options(**options), clock=self.clock)
-
-    def steps(self) -> Iterator[None]:
-        return gc.steps(self.db, self.blobs, Options(), Collected(), self.clock)
-
-    def kill(self, *parts: Chunk) -> None:
-        """Delete these files, and their chunks: two collections and a grace."""
-        for part in parts:
-            forget(self.anna, name(part))
-        for _ in range(2):
-            self.collect()
-            self.later_ns += GRACE_NS
-
-    def key(self, id: bytes) -> BlobKey:
-        return BlobKey(self.anna.me.drive, id)
-
-    def has(self, id: bytes) -> bool:
-        return self.blobs.has(self.key(id))
-
-    def place(self, part: Chunk) -> tuple[bytes | None, int | None]:
-        with self.db.read() as conn:
-            mine = select(chunks.c.bundle, chunks.c.bundle_offset).where(chunks.c.id == part.id)
-            bundle, offset = conn.execute(mine).one()
-        return bundle, offset
-
-    def read(self, part: Chunk) -> bytes:
-        bundle, offset = self.place(part)
-        return self.blobs.read(self.key(bundle or part.id), offset or 0, len(part.data))
-
-    def check(self, *alive: Chunk) -> None:
-        assert [self.read(part) for part in alive] == [part.data for part in alive]
-        assert fsck.run(self.db, self.blobs, read_data=True).findings == []
-
-    def known(self) -> list[bytes]:
-        with self.db.read() as conn:
-            return sorted(conn.execute(select(bundles.c.id)).scalars())
-
-
-def name(part: Chunk) -> str:
-    return part.id.hex()
 
 
 @pytest.fixture
@@ -177,12 +110,12 @@ def test_one_that_is_left_alone_stands_alone(world: World) -> None:
 
 def test_no_bundle_grows_beyond_its_limits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gc_bundles, "MAX_PARTS", 2)
-    more = [make_chunk(noise(3000 + number, f"more {number}")) for number in range(6)]
+    more = [make_chunk(noise(3000 + number, f"more {number}")) for number in range(7)]
     world.bundle(*more)
-    world.kill(more[0], more[2], more[3])
-    assert world.place(more[1])[0] == world.place(more[4])[0] is not None
-    assert world.place(more[5]) == (None, None)
-    world.check(more[1], more[4], more[5])
+    world.kill(*more[:4])
+    assert world.place(more[4])[0] == world.place(more[5])[0] is not None
+    assert world.place(more[6]) == (None, None)
+    world.check(*more[4:])
 
 
 def test_a_bundle_of_very_small_chunks_is_not_rewritten_for_its_index(world: World) -> None:
@@ -261,15 +194,24 @@ def test_a_chunk_that_was_sent_anew_meanwhile_is_not_moved(world: World) -> None
 def test_nothing_is_put_into_a_bundle_that_is_being_deleted(world: World) -> None:
     bundle = world.bundle(*PARTS)
     new = bundle_of([part.descriptor for part in PARTS[3:]])
+    for part in PARTS[:3]:
+        forget(world.anna, name(part))
+    world.collect()
+    world.later_ns += GRACE_NS
+    steps = world.steps()
+    while not world.has(new.id):
+        next(steps)
     with world.db.write() as conn:
         row = {"drive": world.anna.me.drive, "id": new.id, "length": new.length, "created_ns": 1}
         row |= {"sha256": bytes(32), "emptied_ns": 1, "deleting": 1}
         conn.execute(insert(schema.bundles), row)
-    world.kill(*PARTS[:3])
+    for _ in steps:
+        pass
     assert [world.place(part)[0] for part in PARTS[3:]] == [bundle.id, bundle.id]
     world.check(*PARTS[3:])
     world.collect()
-    assert [world.place(part)[0] for part in PARTS[3:]] == [new.id, new.id], "the next time"
+    world.collect()
+    assert [world.place(part)[0] for part in PARTS[3:]] == [new.id, new.id], "another time"
     world.check(*PARTS[3:])
 
 
