@@ -21,7 +21,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select
 from remote.protocol.bundle import Bundle
 from remote.protocol.content import BadContent, Descriptor
 from server.metadata.db import Database
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import bundles, chunks
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore
 from server.storage.bundles import read_bundle
@@ -68,8 +68,8 @@ class Shelf:
         return place in _places(self.index(place.key), place.key, descriptor)
 
     def looked_for(self, drive: str, own: BlobKey | None, chunk: Descriptor) -> Iterator[Place]:
-        """The places where the chunk may be, stored so: an object of its own, bundle `own`, and then
-        every other one of its drive."""
+        """The places where the chunk may be, stored so: an object of its own, bundle `own`, and
+        then every other one of its drive."""
         alone = BlobKey(drive, chunk.id)
         if self._blobs.has(alone):
             yield Place(alone, 0, chunk.stored_length)
@@ -83,11 +83,11 @@ class Shelf:
         """For each chunk in bundles of the drive, those that hold it."""
         found: defaultdict[bytes, list[BlobKey]] = defaultdict(list)
         mine = (key for key in self._blobs.keys() if key.drive == drive)  # noqa: SIM118  # no dict
-        for page in pages(mine):
+        for some in slices(mine):
             with self._db.read() as conn:
-                ids = [key.chunk for key in page]
+                ids = [key.chunk for key in some]
                 alone = set(conn.execute(_CHUNKS, {"d": drive, "ids": ids}).scalars())
-            for key in page:
+            for key in some:
                 bundle = None if key.chunk in alone else self.index(key)
                 for part in () if bundle is None else bundle.parts:
                     found[part.id].append(key)

@@ -239,7 +239,8 @@ class Walk:
     # --- rewriting ---
 
     def _is_mostly_dead(self, bundle: Row[Any]) -> bool:
-        """True if it is, not counting its index: that of very small chunks is longer than they are."""
+        """True if it is, not counting its index: that of very small chunks is longer than they
+        are."""
         try:
             whole = read_bundle(self.blobs, BlobKey(bundle.drive, bundle.id))
         except (BadContent, BlobMissing, OSError) as error:

@@ -18,7 +18,7 @@ from server.metadata.schema import bundles, chunks
 from server.storage.blobs import BlobKey, BlobStore
 from tests.server.deleting import forget
 from tests.server.harness import Chunk, Running
-from tests.server.lookups import settled
+from tests.server.lookups import until_verified
 
 
 def put_together(db: Database, blobs: BlobStore, drive: str, *parts: Chunk) -> Bundle:
@@ -56,7 +56,7 @@ class World:
         """The content of files with the chunks' numbers as names."""
         for part in parts:
             self.anna.store(name(part), part)
-        settled(self.running)
+        until_verified(self.running)
         return put_together(self.db, self.blobs, self.anna.me.drive, *parts)
 
     def collect(self, **options: Any) -> Collected:

@@ -16,7 +16,7 @@ from server.uploads.quota import Sums
 from tests.server.bundling import World, name, put_together
 from tests.server.conftest import Start
 from tests.server.harness import Chunk, make_chunk, new_id, noise
-from tests.server.lookups import settled
+from tests.server.lookups import until_verified
 
 PARTS = [make_chunk(noise(1000 + number, f"part {number}")) for number in range(4)]
 FIRST = chunks.c.id == PARTS[0].id
@@ -128,7 +128,7 @@ def test_what_is_nowhere_is_asked_for_again(world: World, how: str) -> None:
     assert path.exists() == (how != "missing"), "a bundle is not put aside for one part"
     for part in lost:
         assert world.anna.upload(new_id(), new_id(), part) == 1
-    settled(world.running)
+    until_verified(world.running)
     world.check(*PARTS)
 
 
