@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 def is_loopback(host: str) -> bool:
     """True if `host` (a name or an address, without brackets and port) is this machine by its
-    name. `localhost` and every name below it are; whoever resolves `nas.localhost` to another machine
-    meets somebody without the key."""
+    name. `localhost` and every name below it are; whoever resolves `nas.localhost` to another
+    machine meets somebody without the key."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True

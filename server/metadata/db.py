@@ -29,7 +29,7 @@ from server.durable import sync_file
 from server.metadata.schema import metadata
 
 # The newest migration. A test compares it with the migrations directory.
-HEAD = "0009"
+HEAD = "0010"
 
 BUSY_SECONDS = 15
 _INT64 = 1 << 63
