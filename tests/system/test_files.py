@@ -1,4 +1,4 @@
-"""What a person does with files on one device is what the other device shows."""
+"""A person's work on files on one device, as the other device shows it."""
 
 from __future__ import annotations
 
