@@ -4,6 +4,9 @@ Knows: who needs whom, in which order things start and end, who waits for the se
 FUSE requests (`operations`), the control socket and signals (`daemon`).
 
 Concurrency: everything on the trio thread.
+
+Why one class: it is wiring. Most methods are what one part is given to reach another, and have a
+few lines.
 """
 
 from __future__ import annotations
