@@ -49,6 +49,7 @@ CHECKPOINT_WHEN_SHORT = 20
 LONG_LOG = 32 << 20
 # The log is short of room when this is all that is ahead of it.
 SHORT_BYTES = RESERVE_BYTES // 2
+LEAST_AHEAD = SHORT_BYTES // 4
 # Of the database, held besides what it will grow by when the log is moved: what is in `SHORT_BYTES`
 # more of the log may all be new.
 GROWTH_BYTES = SHORT_BYTES
@@ -147,19 +148,26 @@ class Database:
         return self.holds_room and self._held - self._counts()[0] < SHORT_BYTES
 
     def _hold_room(self) -> None:
-        """Of the database, which takes what is in the log and is cut to its length then, and of the
-        log."""
+        """Of the log: a little, without which nothing can be written at all; the rest when the
+        database has what it will need of it."""
         at, length = self._counts()
         if self._held - at < SHORT_BYTES:
-            self._hold_growth(length)
-            start = max(at, self._held)
-            taken = hold(self._wal, start, at + RESERVE_BYTES - start)
-            self._held = start + taken
-            self.holds_room = self.holds_room or taken > 0
+            self._hold_ahead(at, LEAST_AHEAD)
+            if self._hold_growth(length):
+                self._hold_ahead(at, RESERVE_BYTES)
 
-    def _hold_growth(self, length: int) -> None:
+    def _hold_ahead(self, at: int, ahead: int) -> None:
+        start = max(at, self._held)
+        taken = hold(self._wal, start, at + ahead - start)
+        self._held = start + taken
+        self.holds_room = self.holds_room or taken > 0
+
+    def _hold_growth(self, length: int) -> bool:
+        """Of the database, which takes what is in the log, and then is cut to its length. Is it
+        enough?"""
         size = os.fstat(self._file).st_size
-        hold(self._file, size, max(0, length - size) + GROWTH_BYTES)
+        needed = max(0, length - size)
+        return hold(self._file, size, needed + GROWTH_BYTES) > needed + GROWTH_BYTES // 2
 
     def _roll_back(self, before: int, problem: BaseException) -> None:
         """A system call that was refused (OSError) before anything was written leaves every copy in
