@@ -83,8 +83,8 @@ class Database:
         self._index = os.open(f"{path}-shm", os.O_RDWR)
         self._page_size = int(connection.execute("PRAGMA page_size").fetchone()[0])
         self._held = 0  # where the room ends that the log has
-        self.holds_room = False  # can it have any here? Not known while the disk is full
-        self._hold_room()
+        self.holds_reserve = False  # can it have any here? Not known while the disk is full
+        self._hold_reserve()
         hold(self._index, os.fstat(self._index).st_size, INDEX_BYTES)
         for directory in (path.parent, path.parent.parent):  # the names of what was just made
             sync_directory(directory)
@@ -131,7 +131,7 @@ class Database:
         finally:
             self._depth -= 1
         self._writes += 1
-        self._hold_room()
+        self._hold_reserve()
         self.changed.set()
         often = CHECKPOINT_WHEN_SHORT if self._is_short() else CHECKPOINT_EVERY
         if self._writes - self._checkpointed >= often:
@@ -144,10 +144,10 @@ class Database:
         return _LOG_HEADER + frames * (_FRAME_HEADER + self._page_size), pages * self._page_size
 
     def _is_short(self) -> bool:
-        """Would there be more room ahead of the log if the disk were not full?"""
-        return self.holds_room and self._held - self._counts()[0] < SHORT_BYTES
+        """True if there would be more room ahead of the log if the disk were not full."""
+        return self.holds_reserve and self._held - self._counts()[0] < SHORT_BYTES
 
-    def _hold_room(self) -> None:
+    def _hold_reserve(self) -> None:
         """Of the log: a little, without which nothing can be written at all; the rest when the
         database has what it will need of it."""
         at, length = self._counts()
@@ -160,11 +160,11 @@ class Database:
         start = max(at, self._held)
         taken = hold(self._wal, start, at + ahead - start)
         self._held = start + taken
-        self.holds_room = self.holds_room or taken > 0
+        self.holds_reserve = self.holds_reserve or taken > 0
 
     def _hold_growth(self, length: int) -> bool:
-        """Of the database, which takes what is in the log, and then is cut to its length. Is it
-        enough?"""
+        """Of the database, which takes what is in the log, and then is cut to its length. True if
+        it is enough."""
         size = os.fstat(self._file).st_size
         needed = max(0, length - size)
         return hold(self._file, size, needed + GROWTH_BYTES) > needed + GROWTH_BYTES // 2
@@ -242,7 +242,7 @@ class Database:
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
     def trust(self) -> None:
-        """What is here is right, and in use from now on. In a transaction."""
+        """Declare this state right, and in use from now on. In a transaction."""
         self.set_meta("boot", self._boot)
         self.set_meta("clean", 0)
         self.lost_power = False
@@ -294,7 +294,7 @@ class Database:
                     raise
                 log.warning("no_room_to_shorten_the_journals_log_it_is_tried_again_later")
             self._hold_growth(self._counts()[1])
-            self._hold_room()
+            self._hold_reserve()
             hold(self._index, os.fstat(self._index).st_size, INDEX_BYTES)
 
     def _move_rest(self) -> None:
