@@ -32,7 +32,7 @@ INCOMING = "incoming"
 
 
 class BlobKey(NamedTuple):
-    """The stored object of chunk `chunk` (32 bytes) in drive `drive`."""
+    """The stored object of chunk `chunk` (32 bytes) in drive `drive`; of a bundle: its id."""
 
     drive: str
     chunk: bytes
