@@ -100,7 +100,9 @@ def main() -> None:
                 seconds = measure(line.ports[0], way, size, connections)
                 rate = size * connections / seconds
                 share = f", {100 * rate / shape.down_rate:.1f} %" if shape.down_rate else ""
-                print(f"{name}, {connections} connections: {rate / 1e6:.1f} MB/s{share}", flush=True)
+                print(
+                    f"{name}, {connections} connections: {rate / 1e6:.1f} MB/s{share}", flush=True
+                )
             print(f"    late by {line.counts().late * 1000:.2f} ms on the average")
         finally:
             line.close()

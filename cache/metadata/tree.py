@@ -13,6 +13,9 @@ Invariants:
 - `subdirs` of a directory equals the number of its entries whose node is a directory.
 - A name that is always there keeps its cookie, whatever it means; so does a file that is renamed
   within its directory. So neither is missed by who reads up to what was once the last cookie.
+
+Why one class: entries, nodes and attributes are three tables of which none may be changed without
+the others (`subdirs`, `links`, cookies).
 """
 
 from __future__ import annotations
@@ -223,7 +226,7 @@ class Tree:
     def count_between(
         self, parent: int, by: Literal["cookie", "name"], after: object, last: object, most: int
     ) -> int:
-        """How many entries of the directory are behind `after` up to `last`, it included, in
+        """The number of entries of the directory behind `after` up to `last`, it included, in
         readdir order or by name; `most` at most."""
         row = self.db.one(
             "SELECT COUNT(*) FROM (SELECT 1 FROM entry"
@@ -279,7 +282,7 @@ class Tree:
         return "/".join(reversed(parts)) or "/"
 
     def is_under(self, ino: int, ancestor: int) -> bool:
-        """Is `ancestor` the directory `ino` or above it?"""
+        """True if `ancestor` is the directory `ino` or above it."""
         while ino != ancestor:
             if ino == ROOT:
                 return False

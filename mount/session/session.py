@@ -4,6 +4,9 @@ Knows: who needs whom, in which order things start and end, who waits for the se
 FUSE requests (`operations`), the control socket and signals (`daemon`).
 
 Concurrency: everything on the trio thread.
+
+Why one class: it is wiring. Most methods are what one part is given to reach another, and have a
+few lines.
 """
 
 from __future__ import annotations
@@ -109,7 +112,7 @@ class Session(Device):
         self._invalidator = invalidator
         super().__init__(
             db,
-            Spool(spool_dir, START_BYTES if db.holds_room else RESERVE_BYTES),
+            Spool(spool_dir, START_BYTES if db.holds_reserve else RESERVE_BYTES),
             manifests,
             InterruptibleReader(self.reader, self.interrupts),
             invalidator,
@@ -122,6 +125,7 @@ class Session(Device):
             on_reachable=self._reachability_changed,
             name=platform.node() or "another device",
             keep_copies=config.on_conflict == "copy",
+            has_asker=True,  # mount.fuse.writeback
         )
         self.transfer_limits = TransferLimits(upload, self.sender, downloader, config.transfers)
         self.symlinks = Symlinks(self.tree, inside=config.symlinks == "inside")
@@ -159,7 +163,7 @@ class Session(Device):
             await nursery.start(self.reader.run)
             nursery.start_soon(self.client.connectivity.run, self._connectivity_changed)
             nursery.start_soon(self._while_whole, self.db.tend)
-            nursery.start_soon(self._while_whole, self.contents.keep_settled)
+            nursery.start_soon(self._while_whole, self.contents.sync_in_background)
             nursery.start_soon(self._begin, nursery)
             nursery.start_soon(self._list_root)
             nursery.start_soon(self._while_whole, self.listing.run)
@@ -238,14 +242,14 @@ class Session(Device):
 
     def _reachability_changed(self) -> None:
         self.backpressure.reachability_changed()
-        if self.subscriber.known_offline and self.replayer.reachable:
+        if self.subscriber.is_offline and self.replayer.reachable:
             self.subscriber.poke()  # its own next try may be far away
 
     def _online_changed(self) -> None:
         if not self.subscriber.online:
             self.replayer.lost_touch()
         self.backpressure.reachability_changed()
-        self.retries.down(self.subscriber.known_offline)
+        self.retries.down(self.subscriber.is_offline)
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
         if self.subscriber.online:
             self._try_again()
@@ -320,14 +324,14 @@ class Session(Device):
     @property
     def offline_because(self) -> str | None:
         """Why the server cannot be reached, if that is known."""
-        if self.subscriber.known_offline:
+        if self.subscriber.is_offline:
             return self.subscriber.reason or "no answer from the server"
         return self.client.connectivity.silence(self.client.origin)
 
     def _is_out_of_touch(self) -> bool:
         """True if it is known that nothing can be sent either."""
         is_silent = self.client.connectivity.silence(self.client.origin) is not None
-        return is_silent or (self.subscriber.known_offline and not self.replayer.reachable)
+        return is_silent or (self.subscriber.is_offline and not self.replayer.reachable)
 
     def require_online(self) -> None:
         """Fail at once while it is known that the server cannot be reached."""
@@ -355,7 +359,7 @@ class Session(Device):
     def check_quota(self, ino: int) -> None:
         """Raise OSError (EDQUOT) while the drive has no room for the bytes that were written into
         the inode. They are kept, and sent when there is room."""
-        full = self.replayer.room.is_full(self.tree.node(ino).drive)
+        full = self.replayer.full_drives.is_full(self.tree.node(ino).drive)
         if full and self.contents.stack(ino):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 

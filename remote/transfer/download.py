@@ -41,8 +41,8 @@ from remote.protocol.content import BLOCK_SIZE, BadContent, Descriptor, Manifest
 from remote.protocol.errors import CorruptContent, ProtocolError, Unreachable, UrlRefused
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Located, Span
-from remote.transfer.link import Link
 from remote.transfer.limits import TRANSFERS, BufferPool, Claim, Places, PrioritySemaphore
+from remote.transfer.link import Link
 from remote.transfer.locate import LocateApi, Locator
 from remote.transfer.read_retry import ReadRetries
 from remote.transfer.throttle import Throttle

@@ -27,13 +27,18 @@ GRAIN = 256 * 1024
 TRANSFERS = 16
 # And on a line that is not known to be long: more would only take from each other.
 USUAL_TRANSFERS = 8
-# Small ones that go at once in the place of a large one: they wait, mostly.
-SMALL_ONES = 4
 # Bytes; what is shorter is a small transfer.
 SMALL = 256 * 1024
+# Small ones that go at once in the place of a large one: they wait, mostly.
+SMALL_ONES = 4
 # Bytes a second. A server gives up a body that comes slower than 1 KiB/s, or for an hour
 # (`body_floor` and `body_total_seconds` in its settings).
 SLOWEST_PUT = 16 * 1024
+
+
+def weight(size: int, small_ones: int) -> int:
+    """Units that a transfer of `size` bytes takes where a large one takes `small_ones`."""
+    return 1 if size < SMALL else small_ones
 
 
 class Claim:
@@ -127,8 +132,8 @@ class Places:
     @asynccontextmanager
     async def place(self, size: int, claim: Claim) -> AsyncIterator[None]:
         """Around a transfer of `size` bytes; it waits before until there is a place."""
-        weight = 1 if size < SMALL else SMALL_ONES
-        await self._weights.acquire(weight, claim)
+        units = weight(size, SMALL_ONES)
+        await self._weights.acquire(units, claim)
         self.used += 1
         self.peak = max(self.peak, self.used)
         began, came = trio.current_time(), False
@@ -140,7 +145,7 @@ class Places:
             now = trio.current_time()
             self.link.ended(now, size, now - began, came=came)
             self.used -= 1
-            self._weights.release(weight)
+            self._weights.release(units)
             self._weights.change(self._now() * SMALL_ONES)
 
 

@@ -77,7 +77,7 @@ class Locator:
         """Where `chunk` of `version` is. When a request is needed it also asks for the chunks in
         `ahead`, as far as they are unknown. Raises what `LocateApi.locate` does."""
         while True:
-            located = self.known(chunk)
+            located = self.located(chunk)
             if located is not None:
                 return located
             question = self._asking.get((version, chunk)) or self._join(file, version, chunk)
@@ -134,9 +134,9 @@ class Locator:
             await self._ask(file, version, chunks)
 
     def _is_unknown(self, version: VersionId, chunk: bytes) -> bool:
-        return (version, chunk) not in self._asking and self.known(chunk) is None
+        return (version, chunk) not in self._asking and self.located(chunk) is None
 
-    def known(self, chunk: bytes) -> Located | None:
+    def located(self, chunk: bytes) -> Located | None:
         """The location of `chunk`, if it is known and not about to expire."""
         entry = self._located.get(chunk)
         if entry is None or entry[1] <= trio.current_time():

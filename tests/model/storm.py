@@ -66,7 +66,7 @@ ALLOWED: dict[str, set[int]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything there is in a storm."""
+    """Amounts of everything in a storm."""
 
     seed: int
     threads: int = 3  # on each device
@@ -170,12 +170,11 @@ class Life:
 
     async def keep(self) -> None:
         """As `mount.session.session` does beside the calls."""
-        await self.device.contents.keep_settled()
+        await self.device.contents.sync_in_background()
 
     async def ask(self) -> None:
         """As `mount.fuse.writeback` has the kernel do it."""
         snapshots = self.device.replayer.snapshots
-        snapshots.has_asker = True
         while True:
             await trio.sleep(STEP_NS / 1e9)
             inodes, began = snapshots.to_ask(), time.time_ns()
@@ -377,7 +376,7 @@ class Program:
     async def _fsync(self, ino: int) -> None:
         now = self._dice.random() < 0.5
         self._device.replayer.snapshots.at_rest(ino, now=now)
-        await self._device.contents.settle(ino)
+        await self._device.contents.sync_bytes(ino)
 
     async def read(self) -> None:
         node = await self._node()
@@ -397,7 +396,7 @@ class Program:
             await device.ensure_listed(over.ino)
             node = device.tree.child(*here)
             if node is not None and node.is_regular:
-                await device.contents.settle(node.ino)
+                await device.contents.sync_bytes(node.ino)
         device.edits.rename(*here, *there)
         device.collector.collect()
 
@@ -502,7 +501,7 @@ class Site:
             network.up, network.lose_replies = True, 0
 
     async def come_to_rest(self) -> None:
-        """What is there is sent, and what there is is heard of."""
+        """Send all there is, and hear of all there is."""
         await self.device.pull()
         await self.device.replayer.flush()
         await self.device.pull()

@@ -82,8 +82,8 @@ class Pair:
     a: Device
     b: Device
 
-    def settle(self) -> None:
-        """What either wrote is on the server."""
+    def flush(self) -> None:
+        """Return when the server has all that either wrote."""
         self.a.flush()
         self.b.flush()
 

@@ -28,7 +28,7 @@ from tests.system.harness import Device, Site, Trouble, wait_until
 from tests.system.kill_model import Node, World, content_broken, names_broken
 from tests.system.kill_plan import Plan, plan_of
 from tests.system.kill_sent import Store
-from tests.system.kill_verifier import COMMON, Broken, look, read_ledger, settle, unexpected
+from tests.system.kill_verifier import COMMON, Broken, look, read_ledger, resolve, unexpected
 from tests.system.kill_victims import ENDING_SECONDS, Victims, pause
 
 WRITERS = 3
@@ -90,7 +90,7 @@ class Killer:
     # --- checks -----------------------------------------------------------------------------------
 
     def _check(self, killed_ns: int | None, was_offline: bool) -> None:
-        """What the mount shows is what was promised."""
+        """Check that the mount shows what was promised."""
         ledgers = [self.ledgers / f"{world.writer}.ledger" for world in self.worlds]
         told = list(map(read_ledger, self.worlds, ledgers))
         done = sum(one.done for one in told)
@@ -102,7 +102,7 @@ class Killer:
             raise Broken("\n".join(failed))
         seen = look(self.device.at, WRITERS)
         pairs = zip(told, seen, strict=True)
-        self.worlds = [settle(one, names, self._read) for one, names in pairs]
+        self.worlds = [resolve(one, names, self._read) for one, names in pairs]
 
     def _read(self, path: str) -> bytes:
         """Bytes may be only on the server by now, if it has acknowledged them."""

@@ -1,4 +1,4 @@
-"""What a person does with files on one device is what the other device shows."""
+"""A person's work on files on one device, as the other device shows it."""
 
 from __future__ import annotations
 
@@ -107,6 +107,13 @@ def test_changed_metadata_reaches_who_knows_the_file(pair: Pair) -> None:
     os.setxattr(a / "file", "user.a", b"1")
     wait_until(lambda: os.listxattr(b / "file") == ["user.a"], "the attribute on b")
     assert (b / "file").read_bytes() == b"x"
+
+
+def test_there_is_no_time_of_birth(pair: Pair) -> None:
+    a, b = tree_of(pair, "birth")
+    (a / "file").write_text("x")
+    pair.b.sees("birth/file", b"x")
+    assert [run("stat", "-c", "%w", at / "file").stdout.strip() for at in (a, b)] == ["-", "-"]
 
 
 def test_a_write_through_one_hard_link_is_seen_through_the_other(pair: Pair) -> None:
@@ -257,7 +264,7 @@ def test_two_devices_write_the_same_file_and_the_last_one_stands(pair: Pair) -> 
     pair.b.sees("both/file", b"start")
     (a / "file").write_text("from a")
     (b / "file").write_text("from b!")
-    pair.settle()
+    pair.flush()
     wait_until(lambda: (a / "file").read_bytes() == (b / "file").read_bytes(), "both devices agree")
     _, found = versions(pair, a, "file")
     assert {info.size for info in found} >= {5, 6, 7}
@@ -267,7 +274,7 @@ def test_two_devices_make_the_same_name_and_both_files_are_kept(pair: Pair) -> N
     a, b = tree_of(pair, "clash")
     (a / "file").write_text("from a")
     (b / "file").write_text("from b!")
-    pair.settle()
+    pair.flush()
     wait_until(lambda: sorted(os.listdir(a)) == sorted(os.listdir(b)), "both devices agree")
     contents = sorted((a / name).read_text() for name in os.listdir(a))
     assert contents == ["from a", "from b!"]

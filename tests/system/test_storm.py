@@ -61,14 +61,14 @@ def test_a_storm_ends_and_leaves_both_devices_with_the_same(pair: Pair) -> None:
     counts = [word.split("=") for word in said.split()]
     done = sum(int(number) for name, number in counts if name in ALLOWED)
     assert done == 2 * PROCESSES * THREADS * OPERATIONS
-    pair.settle()
+    pair.flush()
     wait_until(lambda: tree(pair.a.at) == tree(pair.b.at), "both have the same")
     for device in (pair.a, pair.b):
         assert [line for line in device.log.splitlines() if '"level": "error"' in line] == []
 
 
 def tree(at: Path) -> dict[str, object]:
-    """What everything is that is there; another device may still be at work on it."""
+    """Kind and content of everything that is there; another device may still be at work on it."""
     found: dict[str, object] = {}
     for directory, directories, files in os.walk(at):
         for name in directories + files:

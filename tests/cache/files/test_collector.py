@@ -28,7 +28,7 @@ async def test_an_open_handle_reads_what_was_deleted(state: State) -> None:
     state.collector.unused(node.ino)
     assert state.tree.find(node.ino) is None
     assert state.contents.dirty_bytes == 0
-    await state.contents.settle_all()
+    await state.contents.sync_all()
     assert state.spool_files() == []
 
 
@@ -110,7 +110,7 @@ def dead_directory(state: State) -> int:
 
 
 def forget_all(state: State) -> None:
-    """What was to be sent is not to be sent any more."""
+    """Send nothing that was to be sent."""
     for op in list(state.journal):
         assert state.tree.find(op.ino) is not None
         with state.db.transaction():

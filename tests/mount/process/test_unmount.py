@@ -65,7 +65,7 @@ class Place:
         os.kill(pid, signal.SIGKILL)
         assert processes.wait_gone(pid, 10)
 
-    def settle(self) -> None:
+    def restore(self) -> None:
         """Whatever a test left: nothing is mounted, and the server runs."""
         self.server.send_signal(signal.SIGCONT)
         record = registry.get(self.mountpoint)
@@ -76,7 +76,7 @@ class Place:
             subprocess.run(["umount", "-l", self.mountpoint], check=False)
 
     def close(self) -> None:
-        self.settle()
+        self.restore()
         self.server.terminate()
         self.server.communicate()
 
@@ -93,7 +93,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @pytest.fixture
 def place(shared: Place) -> Iterator[Place]:
     yield shared
-    shared.settle()
+    shared.restore()
 
 
 @pytest.fixture
@@ -198,8 +198,8 @@ def test_umount8_ends_it_too(place: Place, here: str) -> None:
 
 
 def unit_commands(name: str, key: str, place: Place) -> list[list[str]]:
-    """What the unit `name` runs for `key`, for this mount, without the mark of a failure that is
-    none; every program of it is ours."""
+    """The commands that the unit `name` runs for `key`, for this mount, without the mark of a
+    failure that is none; every program of them is ours."""
     command = f"{sys.executable} -P -m mount.cli"
     found = []
     for line in render(name, "/nearline").splitlines():

@@ -35,7 +35,7 @@ from tests.server.harness import (
     new_id,
     noise,
 )
-from tests.server.lookups import settled
+from tests.server.lookups import until_verified
 
 HOUR = 3600 * 10**9
 NOW = 10**18
@@ -287,7 +287,7 @@ def test_a_dry_run_counts_and_changes_nothing(world: World) -> None:
         writer.write(b"orphan")
         writer.commit()
     world.later_ns = 40 * DAY
-    settled(world.running)
+    until_verified(world.running)
     before = dump(world)
     found = world.collect(dry_run=True)
     assert dump(world) == before
@@ -337,7 +337,7 @@ def test_accounts_have_their_own_limits(world: World) -> None:
 
 @pytest.mark.slow
 def test_a_collector_in_another_process_beside_uploads(world: World) -> None:
-    """What another process shares with the server is the database's lock and the files alone."""
+    """Another process shares nothing with the server but the database's lock and the files."""
     ended, deleted = threading.Event(), threading.Event()
     found = Collected()
 

@@ -1,4 +1,5 @@
-"""Who does not own a drive must have the bytes of what he names, and learns nothing by asking."""
+"""A caller who does not own the drive must have the bytes of what he names, and learns nothing by
+asking."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from tests.server.harness import (
     new_id,
     noise,
 )
-from tests.server.lookups import check_sums, expire, nothing_left, row_of, settled
+from tests.server.lookups import check_sums, expire, nothing_left, row_of, until_verified
 
 
 @pytest.fixture
@@ -276,7 +277,7 @@ def test_a_lost_event_proves_nothing(
     assert isinstance(create(guest, folder, version, chunk), errors.ChunksMissing)
     assert guest.upload(version, new_id(), chunk, parent=folder) == 1
     assert isinstance(create(guest, folder, version, chunk), messages.Applied)
-    settled(server)
+    until_verified(server)
     check_sums(server, anna.me.drive)
 
 
