@@ -163,6 +163,8 @@ class Reader:
             ahead = layout.chunks_after(offset, LOCATE_AHEAD) if is_sequence and missing else ()
             self._fetch(reply, file, version, missing, ahead)
             if window is not None:
+                if missing:  # what is waited for sets out first
+                    await trio.lowlevel.checkpoint()
                 self._prefetch(window, layout, file, version, wanted)
             await reply.wait()
         finally:
