@@ -33,7 +33,7 @@ def test_limits_of_a_running_mount(site: Site) -> None:
     b = site.device("b", "-o", "download-limit=8K,transfers=2")
     a.mount()
     b.mount()
-    assert limits(a) == (8192, None, 8)
+    assert limits(a) == (8192, None, 16)
     assert limits(b) == (None, 8192, 2)
 
     (a.at / "large").write_bytes(CONTENT)
@@ -72,5 +72,5 @@ def test_limits_that_cannot_be(site: Site) -> None:
         done = site.cli("limit", c.at, *words, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("nearline: ")
-    assert limits(c) == (None, None, 8)
+    assert limits(c) == (None, None, 16)
     assert site.cli("limit", site.home, check=False).returncode == 1
