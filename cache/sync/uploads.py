@@ -168,7 +168,7 @@ class Uploads:
         return not is_younger(op, LINGER_NS, now_ns)
 
     def _wants_early(self, op: Op) -> bool:
-        """Should what is certain of a file that is still being written be sent already?"""
+        """True if what is certain of a file that is still being written should be sent already."""
         return op.ino not in self._early.values() and self._uploader.wants_early(op.ino)
 
     # --- the tasks --------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ class Downloader:
 
     @property
     def link(self) -> Link:
-        """What the line was seen to carry."""
+        """The line down, as it was seen."""
         return self.connections.link
 
     async def connect_ahead(self, connections: int) -> None:

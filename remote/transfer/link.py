@@ -1,4 +1,4 @@
-"""What a line was seen to carry in one direction, and how much to have under way on it. Pure.
+"""The rate of a line in one direction, as seen, and the bytes to have under way on it. Pure.
 
 Knows: when transfers began and ended, and how large they were: the caller says so. Must not know:
 clocks, trio, what is transferred, limits that a person sets.
@@ -93,7 +93,7 @@ class Link:
         return int(min(max(wanted, least), most))
 
     def transfers(self, usual: int, most: int, *, slowest: int) -> int:
-        """How many large transfers to have under way, up to `most`: the usual number, more where
+        """The number of large transfers to have under way, up to `most`: the usual, more where
         they are all waiting, and no more than get `slowest` bytes a second each.
 
         Where many share a line evenly each takes long, as if the line was. So there may be more

@@ -123,9 +123,9 @@ class Locator:
         version: VersionId,
         chunks: Sequence[bytes],
     ) -> None:
-        """Who reads `version` will want these `chunks` next, in this order. When one of the first
-        half of them is unknown all that are get asked for, in a task of `spawn` (`start_soon` of a
-        nursery), so that he never waits for it."""
+        """Have these `chunks` known before a reader of `version`, who will want them next and in
+        this order, comes to them. When one of the first half is unknown all that are get asked for,
+        in a task of `spawn` (`start_soon` of a nursery)."""
         if any(self._is_unknown(version, chunk) for chunk in chunks[: (len(chunks) + 1) // 2]):
             spawn(self._ask_ahead, file, version, chunks)
 

@@ -1,4 +1,4 @@
-"""What a line was seen to carry, on recorded traces and made-up lines: the rule is pure."""
+"""The rule that learns what a line carries, on recorded traces and made-up lines."""
 
 from __future__ import annotations
 
