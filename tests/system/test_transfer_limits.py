@@ -40,7 +40,9 @@ def test_limits_of_a_running_mount(site: Site) -> None:
     wait_until(lambda: a.uploaded > 20_000, "some of it is sent")
     [upload] = a.status()["uploads"]
     assert upload["bytes_done"] < upload["bytes_total"] == len(CONTENT)
-    assert site.cli("limit", a.at).stdout == ("up         8.2 kB/s\ndown       off\ntransfers  16\n")
+    assert site.cli("limit", a.at).stdout == (
+        "up         8.2 kB/s\ndown       off\ntransfers  16\n"
+    )
     assert "up at most 8.2 kB/s" in site.cli("status", a.at).stdout
     shown = site.cli("limit", a.at, "--up", "off", "--transfers", "4").stdout
     assert shown == "up         off\ndown       off\ntransfers  4\n"
