@@ -8,8 +8,10 @@ for how long they wait, what a listing means for names (`merge` does), which dir
 Concurrency: trio thread only. `_underway` holds one event for each directory that is being listed;
 who finds one waits for it instead of asking. From the question to the end of the answer `merge`
 notes what the feed tells of the directory, and applies it over the answer, which is merged in
-pieces, with a checkpoint after each. `run` is the one task that lists ahead; `_wanted` is read by
-it alone, and holds the places that were visited last.
+pieces, with a checkpoint after each. `run` is the one task that lists what nobody waits for;
+`_wanted` and `_doubted` are read by it alone. `_wanted` holds the places that were visited last,
+`_doubted` directories from which a name was answered as it was known, though they are not listed
+(any more): whoever asks for what is here does not wait for the network.
 """
 
 from __future__ import annotations
@@ -83,6 +85,7 @@ class Listing:
         self._underway: dict[int, trio.Event] = {}
         self._frontier = Frontier()
         self._wanted: deque[int] = deque(maxlen=VISITS_KEPT)
+        self._doubted: dict[int, None] = {}
         self._visited = trio.Event()
 
     async def ensure_listed(self, ino: int) -> None:
@@ -138,7 +141,8 @@ class Listing:
     ) -> bool:
         """Merge a complete listing; False: ask again, what happened meanwhile is not known."""
         rest = iter(children)
-        while piece := list(islice(rest, PIECE)):
+        # What came before a reset of the feed is not to be compared with what comes after it.
+        while not meanwhile.is_incomplete and (piece := list(islice(rest, PIECE))):
             self._merge.list_some(ino, piece, as_of)
             if len(children) > PIECE:
                 await trio.lowlevel.checkpoint()
@@ -156,13 +160,37 @@ class Listing:
             self._visited.set()
         self._frontier.visit(ino)
 
+    def doubt(self, ino: int) -> None:
+        """Somebody was told of a name in the directory, which is not listed: `run` lists it, and
+        they hear of what has changed."""
+        if ino not in self._underway:
+            self._doubted[ino] = None
+            self._visited.set()
+
     async def run(self) -> None:
-        """List ahead, until cancelled."""
+        """List again what is in doubt, and ahead, until cancelled."""
         while True:
             await self._visited.wait()
-            while self._wanted:
-                await self.list_ahead(self._wanted.pop())
+            while self._doubted or self._wanted:
+                if self._doubted:
+                    await self.list_again()
+                else:
+                    await self.list_ahead(self._wanted.pop())
             self._visited = trio.Event()
+
+    async def list_again(self) -> None:
+        """List every directory that is in doubt. Of one that cannot be had now, the next who is
+        told a name brings the doubt back."""
+        while self._doubted:
+            ino = next(iter(self._doubted))
+            try:
+                if self._tree.find(ino) is not None:
+                    await self.ensure_listed(ino)
+            except DamagedState:
+                raise
+            except (NearlineError, OSError) as error:  # OSError: a full disk, or it is gone here
+                log.debug("not_listed_again_yet", why=str(error))
+            self._doubted.pop(ino, None)
 
     async def list_ahead(self, ino: int) -> None:
         """List what whoever came to the directory may come to next, about `AHEAD_ENTRIES`."""

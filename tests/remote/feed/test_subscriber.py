@@ -173,7 +173,7 @@ class Tree:
         self.at = cursor
         self.tell()
 
-    def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
+    async def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
         self.resets.append((cursor, seq))
         self.at = cursor
         self.tell()
