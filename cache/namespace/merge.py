@@ -90,6 +90,10 @@ class Meanwhile:
             self.files[record.id] = record
         self._check()
 
+    def newer(self, as_of: int) -> set[str]:
+        """The names of which the feed has told something that came after a listing of `as_of`."""
+        return {entry.name for entry in self.entries if entry.rev > as_of}
+
     def forget(self) -> None:
         """What the feed tells is not all that happened."""
         self.is_incomplete = True
@@ -261,7 +265,12 @@ class Merge:
 
     def list_some(self, ino: int, children: Sequence[Child], as_of: int) -> None:
         """Some entries of the directory as they were at `as_of`. What nothing is known of, which is
-        most in a first listing, is put in at once; the rest one by one."""
+        most in a first listing, is put in at once; the rest one by one. What the feed has told of a
+        name since is applied when the listing ends: should it be given up, the name shall not be as
+        it was before."""
+        meanwhile = self._meanwhile.get(ino)
+        if meanwhile is not None and (newer := meanwhile.newer(as_of)):
+            children = [child for child in children if child.entry.name not in newer]
         with self._db.transaction():
             fresh, others = self._split(ino, children, as_of)
             parent = self._tree.find(ino)

@@ -16,6 +16,7 @@ pieces, with a checkpoint after each. `run` is the one task that lists what nobo
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -36,8 +37,10 @@ from remote.protocol.messages import Child, ChildrenPage, FileRecord, FileReply,
 
 log = structlog.get_logger(__name__)
 
-# Entries merged without a checkpoint: some 10 ms.
-PIECE = 500
+# Entries merged without a checkpoint: some 10 ms, if nothing is known of them. What has to be
+# compared one by one takes many times as long.
+PIECE, LEAST = 500, 20
+PIECE_SECONDS = 0.01
 # Directories asked for in one request.
 AHEAD_AT_ONCE = 250
 # Entries and directories listed ahead for one visit, about.
@@ -127,25 +130,34 @@ class Listing:
                 page = await self._api.children(node.file, page.next)
                 children += page.children
             # What was heard before the question is not told again.
-            return as_of >= heard and await self._take(ino, directory, children, as_of, meanwhile)
+            if as_of < heard:
+                return False
+            return await self._take(ino, node.drive, directory, children, as_of, meanwhile)
         finally:
             self._merge.abandon_listing(ino, meanwhile)
 
     async def _take(
         self,
         ino: int,
+        drive: str,
         directory: FileRecord,
         children: Sequence[Child],
         as_of: int,
         meanwhile: Meanwhile,
     ) -> bool:
-        """Merge a complete listing; False: ask again, what happened meanwhile is not known."""
-        rest = iter(children)
+        """Merge a complete listing; False: ask again, what happened meanwhile is not known.
+        `drive` is the one that the directory was in when it was asked for: another counts its
+        changes otherwise, and `as_of` would say nothing about them."""
+        rest, size = iter(children), PIECE
         # What came before a reset of the feed is not to be compared with what comes after it.
-        while not meanwhile.is_incomplete and (piece := list(islice(rest, PIECE))):
+        while not meanwhile.is_incomplete and (piece := list(islice(rest, size))):
+            began = time.thread_time()
             self._merge.list_some(ino, piece, as_of)
-            if len(children) > PIECE:
+            size = _next_size(len(piece), time.thread_time() - began)
+            if len(children) > len(piece):
                 await trio.lowlevel.checkpoint()
+        if self._tree.node(ino).drive != drive:
+            return False
         if not self._merge.end_listing(ino, directory, children, as_of, meanwhile):
             return False
         self._frontier.listed(ino, self._tree.unlisted_below(ino))
@@ -254,7 +266,8 @@ class Listing:
         node = self._tree.find(ino)
         if node is None or not node.live:
             return False
-        taken = await self._take(ino, listed.directory, listed.children, listed.as_of, meanwhile)
+        directory, children, as_of = listed.directory, listed.children, listed.as_of
+        taken = await self._take(ino, node.drive, directory, children, as_of, meanwhile)
         await trio.lowlevel.checkpoint()
         return taken
 
@@ -270,6 +283,12 @@ class Listing:
             raise Unreachable(f"the server has no manifest of version {version}")
         self._keep_manifest(version, reply.manifest)
         return reply.manifest
+
+
+def _next_size(size: int, seconds: float) -> int:
+    """How many entries to merge next, after so many took so long: for `PIECE_SECONDS`."""
+    fitting = int(size * PIECE_SECONDS / seconds) if seconds else PIECE
+    return min(PIECE, max(LEAST, fitting))
 
 
 def _is_remote(node: Node) -> bool:

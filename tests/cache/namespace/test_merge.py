@@ -384,6 +384,25 @@ def test_a_listing_is_believed_about_a_name_that_an_answer_has_left_as_it_was(
     assert set(state.listing()) == {"a"}
 
 
+async def test_a_listing_that_is_given_up_brings_back_nothing_that_the_feed_took_away(
+    state: State,
+) -> None:
+    """The rest of the answer never comes, so what the feed told meanwhile is not applied over it:
+    nobody would ever say again that the name is gone."""
+    record = state.record(rev=3)
+    with state.db.transaction():
+        state.tree.update(ROOT, listed=None)
+    meanwhile = state.merge.begin_listing(ROOT)
+    state.remote(9, [later(record, rev=9, links=0)], [state.entry("gone", None, 9)])  # type: ignore[list-item]  # see `later`
+    stays = state.record(rev=3)
+    children = [
+        Child(state.entry(name, one.id, 3), one) for name, one in (("gone", record), ("b", stays))
+    ]
+    state.merge.list_some(ROOT, children, 5)
+    state.merge.abandon_listing(ROOT, meanwhile)
+    assert set(state.listing()) == {"b"}
+
+
 # --- reset ----------------------------------------------------------------------------------------
 
 
