@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ from remote.protocol.messages import MAX_LEVELS, MAX_PATH_BYTES
 from server.drive import depth, trash
 from server.drive.depth import Below
 from server.metadata.schema import files
+from server.permissions.lineage import MANY_NAMES, Lineage
 from tests.server.deep import bounds, chain, counted
 from tests.server.drive.test_sharing import share
 from tests.server.drive.test_trash import remove
 from tests.server.drive.test_trash import trash as trash_of
 from tests.server.harness import Client, Running
+from tests.server.lookups import steps_of
 
 
 def rename(file: str, old: tuple[str, str], new: tuple[str, str]) -> messages.Rename:
@@ -143,6 +146,25 @@ def test_a_batch_climbs_once(server: Running, anna: Client, ben: Client) -> None
     climbs = [item for item in asked if "RECURSIVE" in item]
     assert len(climbs) <= 2
     assert len(asked) < 30 * len(ops)
+
+
+def test_what_has_very_many_names_is_not_climbed_ahead(server: Running, anna: Client) -> None:
+    """Ten thousand names of each of some hundred files would keep all others waiting at once."""
+    top = anna.mkdir("top")
+    few, many = anna.make("few", top), anna.make("many", top)
+    names = [(few, f"few {number}") for number in range(MANY_NAMES - 1)]
+    names += [(many, f"many {number}") for number in range(4 * MANY_NAMES)]
+    results = anna.batch(*(messages.Link(file=id, parent=top, name=name) for id, name in names))
+    assert all(isinstance(item, messages.Applied) for item in results)
+    with server.app.service.db.read() as conn:
+        lineages = {id: Lineage(conn) for id in (few, many)}
+        steps = {
+            id: steps_of(conn, partial(lineage.learn, [id])) for id, lineage in lineages.items()
+        }
+        assert steps[many] < steps[few]
+        for lineage in lineages.values():
+            assert lineage.above(many) >= {many, top, anna.me.root}
+            assert lineage.above(few) >= {few, top, anna.me.root}
 
 
 def test_a_deeper_tree_tells_the_directories_above_and_no_more(
