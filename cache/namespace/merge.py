@@ -13,9 +13,9 @@ A new version of a regular file, or a new mtime, looks like an atomic replace: t
 inode, and open handles keep the old one and its bytes (the kernel keeps one size and one page
 cache for each inode: both belong to the version).
 
-Concurrency: on the trio thread; synchronous, one transaction per page of changes or
-acknowledgement; the kernel is told after the commit. `reset` alone awaits, between transactions:
-listings and acknowledgements come in between, pages of changes do not.
+Concurrency: on the trio thread; synchronous, one transaction per piece of a page of
+changes or acknowledgement; the kernel is told after the commit. `take` and `reset` alone await,
+between transactions: listings and acknowledgements come in between, other pages do not.
 
 Why one class: the feed, listings and acknowledgements are three ways in which the same records
 come, and what one of them knows to be newer decides what another may still say.
@@ -58,6 +58,8 @@ log = structlog.get_logger(__name__)
 GONE = "gone:"
 # Records.
 MAX_MEANWHILE = 10_000
+# Of the feed, applied in one transaction: some 10 ms.
+CHANGES_AT_ONCE = 30
 # Rows changed in one transaction when much is not to be believed any more: some milliseconds.
 PIECE = 1000
 # In `meta`: ids with spaces between.
@@ -171,16 +173,26 @@ class Merge:
         value = self._db.meta("seq" if drive == self._tree.own_drive else f"seq:{drive}")
         return value if isinstance(value, int) else 0
 
+    async def take(
+        self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
+    ) -> None:
+        """`apply` in pieces, between which others are answered. The cursor comes with the last one:
+        whoever dies before that is told all of it again, which changes nothing."""
+        while len(changes) > CHANGES_AT_ONCE:
+            some, changes = changes[:CHANGES_AT_ONCE], changes[CHANGES_AT_ONCE:]
+            with _kept(), self._db.transaction():
+                self._apply_some(some, shared)
+            self._kernel.tell()
+            shared = None
+            await trio.lowlevel.checkpoint()
+        self.apply(changes, cursor, seq, shared)
+
     def apply(
         self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
     ) -> None:
+        """A page of the feed."""
         with _kept(), self._db.transaction():
-            if shared is not None:
-                self._take_shares(shared)
-            for change in changes:
-                self._merge(self._with_times_of_edits(change))
-                if change.drive != self._tree.own_drive:
-                    self._db.set_meta(f"seq:{change.drive}", change.seq)
+            self._apply_some(changes, shared)
             self._db.set_meta("cursor", cursor)
             self._db.set_meta("seq", seq)
             told = [key for key, (drive, rev) in self._ahead.items() if rev <= self.seq(drive)]
@@ -192,6 +204,14 @@ class Merge:
         if changes or shared is not None:
             self.changed.set()
             self.changed = trio.Event()
+
+    def _apply_some(self, changes: Sequence[Change], shared: list[SharedRoot] | None) -> None:
+        if shared is not None:
+            self._take_shares(shared)
+        for change in changes:
+            self._merge(self._with_times_of_edits(change))
+            own = change.drive == self._tree.own_drive
+            self._db.set_meta("seq" if own else f"seq:{change.drive}", change.seq)
 
     async def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
         """The feed cannot tell what happened: believe no listing, and let every record in. In

@@ -160,6 +160,7 @@ class Session(Device):
             nursery.start_soon(self.client.connectivity.run, self._connectivity_changed)
             nursery.start_soon(self._while_whole, self.db.tend)
             nursery.start_soon(self._while_whole, self.contents.keep_settled)
+            nursery.start_soon(self._while_whole, self.collector.run)
             nursery.start_soon(self._begin, nursery)
             nursery.start_soon(self._list_root)
             nursery.start_soon(self._while_whole, self.listing.run)

@@ -74,17 +74,17 @@ MAX_WAITING_HINTS = 64
 
 
 class FeedSink(Protocol):
-    """Where changes go. Each method returns when its effect is visible, or raises NotKept. `apply`
-    has no effect then; `reset` may have forgotten some listings. Its cursor comes last."""
+    """Where changes go. Each method returns when its effect is visible, or raises NotKept when only
+    some of it is. The cursor comes last: what has no end is told again."""
 
     def cursor(self) -> str | None:
         """The position of what was applied; None before the first `reset`."""
 
-    def apply(
+    async def take(
         self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
     ) -> None:
-        """Apply `changes` in order and keep `cursor`, together. A change may come twice. Before
-        them, what is shared becomes `shared`, unless that is None."""
+        """Apply `changes` in order, and keep `cursor`. A change may come twice. Before them, what
+        is shared becomes `shared`, unless that is None."""
 
     async def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
         """Forget every listing; what is shared becomes `shared`, unless None; keep `cursor`."""
@@ -274,7 +274,7 @@ class Subscriber:
     async def _take(self, step: Apply | Reset | Ignore) -> None:
         match step:
             case Apply(changes, cursor, seq, shared):
-                self._sink.apply(changes, cursor, seq, shared)
+                await self._sink.take(changes, cursor, seq, shared)
                 self._seq = seq
             case Reset(cursor, seq, shared):
                 await self._sink.reset(cursor, seq, shared)

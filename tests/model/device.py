@@ -187,7 +187,7 @@ class Device(device.Device):
     async def _take(self, step: Apply | Reset | Ignore) -> None:
         match step:
             case Apply(changes, cursor, seq, shared):
-                self.merge.apply(changes, cursor, seq, shared)
+                await self.merge.take(changes, cursor, seq, shared)
             case Reset(cursor, seq, shared):
                 await self.merge.reset(cursor, seq, shared)
         self.collector.collect()

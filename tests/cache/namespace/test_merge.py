@@ -4,7 +4,8 @@ kernel is told."""
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,31 @@ def state(tmp_path: Path) -> Iterator[State]:
 
 def later(record: object, **fields: object) -> object:
     return msgspec.structs.replace(record, **fields)  # type: ignore[type-var]  # a FileRecord
+
+
+async def steps_of(work: Callable[[], Awaitable[None]], limit: int | None = None) -> int:
+    """In how many steps of its task it is done; or cut short after `limit` of them."""
+    seen = 0
+    with trio.CancelScope() as life:
+
+        class Watch(trio.abc.Instrument):
+            def after_task_step(self, task: trio.lowlevel.Task) -> None:
+                nonlocal seen
+                seen += 1
+                if seen == limit:
+                    life.cancel()
+
+        watch = Watch()
+        trio.lowlevel.add_instrument(watch)
+        try:
+            await work()
+        finally:
+            trio.lowlevel.remove_instrument(watch)
+    return seen
+
+
+async def steps_of_reset(state: State, limit: int | None = None) -> int:
+    return await steps_of(lambda: state.merge.reset("r", 7, None), limit)
 
 
 # --- first contact --------------------------------------------------------------------------------
@@ -403,6 +429,37 @@ async def test_a_listing_that_is_given_up_brings_back_nothing_that_the_feed_took
     assert set(state.listing()) == {"b"}
 
 
+async def test_a_page_is_taken_in_pieces_and_wherever_it_is_cut_short_it_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made, moved, written anew and deleted, by another device; others are answered in between."""
+    monkeypatch.setattr("cache.namespace.merge.CHANGES_AT_ONCE", 2)
+    limits = [None, 1, 2]
+    for limit in limits:
+        state = State(tmp_path / f"{limit}")
+        a, b = state.record(rev=1), state.record(rev=2)
+        page = [
+            state.change(1, [a], [state.entry("a", a.id, 1)]),
+            state.change(2, [b], [state.entry("b", b.id, 2)]),
+            state.change(3, [], [state.entry("a", None, 3), state.entry("c", a.id, 3)]),
+            state.change(4, [later(b, rev=4, version="9" * 32)], []),  # type: ignore[list-item]  # see `later`
+            state.change(5, [later(a, rev=5, links=0)], [state.entry("c", None, 5)]),  # type: ignore[list-item]  # see `later`
+            state.change(6, [], [state.entry("b", None, 6), state.entry("a", b.id, 6)]),
+            state.change(7, [], []),
+        ]
+        take = partial(state.merge.take, page, "7", 7, None)
+        steps = await steps_of(take, limit)
+        assert limit is not None or steps == 3
+        if limit is not None:
+            state.reopen()
+            assert state.merge.cursor() == "0"
+            await state.merge.take(page, "7", 7, None)
+        assert (state.merge.cursor(), state.merge.seq("e" * 32)) == ("7", 7)
+        assert set(state.listing()) == {"a"}
+        assert state.tree.node(state.listing()["a"]).version == "9" * 32
+        state.close()
+
+
 # --- reset ----------------------------------------------------------------------------------------
 
 
@@ -433,27 +490,6 @@ async def test_after_a_reset_listings_are_believed_again_whatever_their_number(
     assert set(state.listing()) == {"a", "local"}
     assert state.listing()["local"] == local.ino
     assert state.tree.node(state.listing()["a"]).mode == 0o600
-
-
-async def steps_of_reset(state: State, limit: int | None = None) -> int:
-    """Reset to cursor "r", 7; die after `limit` pieces. How many there were."""
-    seen = 0
-    with trio.CancelScope() as life:
-
-        class Watch(trio.abc.Instrument):
-            def after_task_step(self, task: trio.lowlevel.Task) -> None:
-                nonlocal seen
-                seen += 1
-                if seen == limit:
-                    life.cancel()
-
-        watch = Watch()
-        trio.lowlevel.add_instrument(watch)
-        try:
-            await state.merge.reset("r", 7, None)
-        finally:
-            trio.lowlevel.remove_instrument(watch)
-    return seen
 
 
 def three_directories(state: State) -> dict[int, list[tuple[str, FileRecord]]]:

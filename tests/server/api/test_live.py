@@ -107,7 +107,7 @@ class Sink:
     def cursor(self) -> str | None:
         return self.at
 
-    def apply(
+    async def take(
         self,
         changes: list[messages.Change],
         cursor: str,
