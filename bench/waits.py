@@ -99,7 +99,7 @@ def measure(peer: Nearline, base: Path, entries: int, only: list[str]) -> None:
     here = peer.mountpoint
     (here / "asked").touch()
     (here / "marks").mkdir()
-    peer.settle()
+    peer.flush()
     if "alone" in wanted:
         waited("alone", peer, lambda: time.sleep(3))
     if wanted & {"listing", "reset", "reset-used", "rename", "rmrf", "drop", "list-again"}:
@@ -168,7 +168,7 @@ def _renamed(there: Path, here: Path) -> None:
 
 def _removed(other: Nearline, there: Path, here: Path) -> None:
     shutil.rmtree(there / "large")
-    other.settle()
+    other.flush()
     poll(lambda: "large" not in os.listdir(here), "the end of the directory", timeout=SOON)
 
 
@@ -182,7 +182,7 @@ def _readers(peer: Nearline, base: Path, wanted: set[str]) -> None:
     files = [here / f"{number:03}" for number in range(READERS)]
     for file in files:
         write_source(file, "random", f"waits/{file.name}", READER_BYTES)
-    peer.settle()
+    peer.flush()
     peer.cold()
     os.listdir(here)
     if "cold" not in wanted:

@@ -36,7 +36,7 @@ class Candidates:
         self.found: set[int] = set()
         self.waiting: set[int] = set()  # nobody uses them, but an operation refers to them
         self.occupied: set[int] = set()  # directories: an operation refers to what is below
-        self.settled: set[int] = set()  # no operation refers to these, which may be below such
+        self.freed: set[int] = set()  # no operation refers to these, which may be below such
 
     def dropped(self, node: Node) -> None:
         """Its last name is gone, or it was passed by."""
@@ -48,7 +48,7 @@ class Candidates:
             self.waiting.discard(ino)
             self.found.add(ino)
         if self.occupied:
-            self.settled.add(ino)
+            self.freed.add(ino)
 
     def left(self, parent: int) -> None:
         """A name has gone from a directory."""
@@ -99,17 +99,17 @@ class Collector:
         far. What the journal refers to is known when all of it has been read: until then candidates
         wait."""
         candidates = self._candidates
-        if (candidates.found or candidates.settled) and not self._journal.is_loading:
+        if (candidates.found or candidates.freed) and not self._journal.is_loading:
             fates: dict[int, _Fate] = {}
             with self._db.transaction():
-                todo = candidates.found | self._occupied_above(candidates.settled)
+                todo = candidates.found | self._occupied_above(candidates.freed)
                 for _ in range(AT_ONCE):
                     if not todo:
                         break
                     ino = todo.pop()
                     fates[ino] = self._decide(ino, todo)
             candidates.found = todo
-            candidates.settled.clear()
+            candidates.freed.clear()
             if todo:
                 self._more.set()
             candidates.occupied -= fates.keys()
@@ -154,7 +154,7 @@ class Collector:
         return self._journal.refers_to(ino) or bool(self._contents.stack(ino))
 
     def _let_go(self, directory: int, more: set[int]) -> None:
-        """Some of what is in a directory that is gone. A directory that the server has not called
+        """Drop some names in a directory that is gone. A directory that the server has not called
         gone is in another place by now, and is found there (`Merge`)."""
         for entry in self._tree.entries(directory, 0, AT_ONCE):
             self._tree.drop_entry(directory, entry.name, entry.node)
