@@ -56,8 +56,11 @@ class ListingMerge:
         name since is applied when the listing ends: should it be given up, the name shall not be as
         it was before."""
         newer = self._merge.underway.newer(ino, as_of)
-        children = [child for child in children if child.entry.name not in newer]
         with self._db.transaction():
+            for child in children if newer else ():
+                if child.entry.name in newer:
+                    self._merge.learn(child.file)
+            children = [child for child in children if child.entry.name not in newer]
             fresh, others = self._split(ino, children, as_of)
             parent = self._tree.find(ino)
             if parent is not None and parent.live:
