@@ -432,9 +432,11 @@ class Tree:
         return [(row[0], row[1]) for row in rows]
 
     def doubt_nodes(self, drive: str | None, first: int, last: int) -> None:
-        """Any record is newer than nodes with those inodes in the drive (None: in any)."""
+        """Any record is newer than nodes with those inodes in the drive (None: in any). A directory
+        that was made here, and of which the server has told since, counts as listed by that: as
+        `doubt_listings` wants it."""
         self.db.run(
-            "UPDATE node SET rev = 0"
+            "UPDATE node SET rev = 0, listed = CASE listed WHEN 0 THEN 1 ELSE listed END"
             " WHERE rev > 0 AND ino BETWEEN ? AND ? AND drive = IFNULL(?, drive)",
             first,
             last,

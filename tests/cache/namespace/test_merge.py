@@ -485,6 +485,18 @@ def three_directories(state: State) -> dict[int, list[tuple[str, FileRecord]]]:
     return made
 
 
+async def test_after_a_reset_a_directory_that_was_made_here_is_asked_for_too(state: State) -> None:
+    """Others have made something in it since the server has it."""
+    sent, unsent = state.make("sent", "directory"), state.make("unsent", "directory")
+    (create, _) = state.journal
+    record = state.record(id=sent.file, kind="directory", rev=1)
+    state.acknowledge(create, 1, [record], [state.entry("sent", sent.file, 1)])
+    assert state.tree.is_listed(sent.ino)
+    await state.merge.reset("r", 7, None)
+    assert not state.tree.is_listed(sent.ino)
+    assert state.tree.is_listed(unsent.ino)  # nobody else knows of it
+
+
 async def test_others_are_answered_between_the_pieces_of_a_reset(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
