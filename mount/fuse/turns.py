@@ -25,7 +25,7 @@ MOST = 64
 
 
 def readable(descriptor: int) -> Callable[[], bool]:
-    """Whether the descriptor has something to be read; asking costs about 1 µs."""
+    """Whether the descriptor has something to be read; asking costs some µs."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return lambda: bool(poll.poll(0))
