@@ -147,7 +147,7 @@ class Tree:
         return row is None or not row[0]
 
     def is_listed(self, ino: int) -> bool:
-        """Is every name that the directory has known here? What is gone has none."""
+        """True when every name that the directory has is known here. What is gone has none."""
         row = self.db.one("SELECT listed IS NOT NULL OR NOT live FROM node WHERE ino = ?", ino)
         return row is None or bool(row[0])
 

@@ -290,7 +290,7 @@ class Listing:
 
 
 def _next_size(size: int, seconds: float) -> int:
-    """How many entries to merge next, after so many took so long: for `PIECE_SECONDS`."""
+    """Entries to merge next, so that it takes about `PIECE_SECONDS`, if `size` took `seconds`."""
     fitting = int(size * PIECE_SECONDS / seconds) if seconds else PIECE
     return min(PIECE, max(LEAST, fitting))
 

@@ -1,4 +1,4 @@
-"""Who asks for much gives way to who asks for little.
+"""Turns of those who ask for much: they give way to who asks for little.
 
 Knows: whether the kernel has a request that nobody has taken yet. Must not know: any request.
 
@@ -25,7 +25,7 @@ MOST = 64
 
 
 def readable(descriptor: int) -> Callable[[], bool]:
-    """Whether the descriptor has something to be read; asking costs some µs."""
+    """A function that tells if the descriptor has something to be read; a call takes some µs."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return lambda: bool(poll.poll(0))
@@ -36,7 +36,7 @@ def _nothing() -> bool:
 
 
 class Turns:
-    """`is_waiting`: has the kernel a request that was not taken yet?"""
+    """`is_waiting` tells if the kernel has a request that was not taken yet."""
 
     def __init__(self, is_waiting: Callable[[], bool] = _nothing) -> None:
         self._is_waiting = is_waiting

@@ -318,9 +318,9 @@ class Session(Device):
         self.next_files.entered(ino)
 
     def in_doubt(self, ino: int) -> bool:
-        """Is what is known of the directory's names not all, or not believed any more? Then it is
-        listed soon, without anybody waiting for that: what is known is answered meanwhile, also
-        while the server is out of reach."""
+        """True when what is known of the directory's names is not all, or not believed any more.
+        Then it is listed soon, without anybody waiting for that: what is known is answered
+        meanwhile, also while the server is out of reach."""
         if self.tree.is_listed(ino):
             return False
         self.listing.doubt(ino)
