@@ -300,6 +300,7 @@ def test_a_killed_process_leaves_a_cache_that_is_right(tmp_path: Path, batches: 
     cache.close()
 
 
+@pytest.mark.slow
 def test_after_a_reboot_that_came_without_closing_nothing_is_trusted(tmp_path: Path) -> None:
     kill_a_writer(tmp_path, "one", 3)
     cache = BlockCache.open(tmp_path, LIMIT, boot_id="two")

@@ -281,6 +281,7 @@ async def test_blocks_that_arrived_are_read_while_they_are_being_stored(
 # --- read-ahead -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_sequential_read_asks_rarely_and_fetches_each_byte_once() -> None:
     content = noise(48 * MIB)
     async with reading(content, [MIB]) as setup:

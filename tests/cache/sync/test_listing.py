@@ -203,6 +203,7 @@ async def test_of_more_than_is_kept_meanwhile_it_is_asked_again(
     assert asked > 1
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_entries_put_in_at_once_are_as_those_merged_one_by_one(data: st.DataObject) -> None:
     """Whatever was known before: edits here that were not sent, files known by other names."""

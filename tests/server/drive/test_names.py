@@ -303,6 +303,7 @@ def test_a_move_looks_into_a_directory_only_if_it_leaves_a_reach(
         event.remove(engine, "before_cursor_execute", note)
 
 
+@pytest.mark.slow
 def test_a_move_costs_no_more_for_links_that_are_all_the_owners(
     server: Running, place: Place
 ) -> None:

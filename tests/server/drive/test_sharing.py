@@ -563,6 +563,7 @@ def test_two_long_names_are_told_apart_within_the_limit(
 # --- what others may cost one -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nesting_is_asked_once_for_all_and_then_remembered(
     server: Running, anna: Client, ben: Client
 ) -> None:
@@ -728,6 +729,7 @@ def test_names_that_are_no_accounts_cannot_be_tried_for_long(
     share(ben, other, anna)  # others are not held up
 
 
+@pytest.mark.slow
 def test_the_list_of_what_is_shared_is_bounded_by_what_its_files_carry(
     anna: Client, ben: Client
 ) -> None:

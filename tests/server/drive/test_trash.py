@@ -372,6 +372,7 @@ def test_the_id_of_a_file_deleted_for_good_is_never_free_again(anna: Client, ben
         assert "again" not in client.children()
 
 
+@pytest.mark.slow
 def test_pages_are_bounded_by_what_their_files_carry(anna: Client) -> None:
     carried = {f"user.{n}": bytes(65_000) for n in range(15)}
     names = [f"{n:02}" for n in range(9)]

@@ -386,6 +386,7 @@ def connections_of(server: Running) -> list[Http]:
     return [item for item in every if item._limits is server.app.connections]
 
 
+@pytest.mark.slow
 def test_an_ended_connection_is_freed_without_the_collector(own: Running) -> None:
     """Also one that was cut while requests waited in it: none refers to itself."""
     anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -363,6 +363,7 @@ def test_an_address_has_not_all_of_the_archives(
 # --- an archive ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_tree_deeper_than_a_zip_has_room_for(anna: Client, visitor: Visitor) -> None:
     deepest = anna.children()["top"].id
     ops = []

@@ -220,6 +220,7 @@ def test_a_link_expires(server: Running, anna: Client) -> None:
 # --- what a link reaches ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_only_what_is_below_its_directory(anna: Client, ben: Client, visit: Visit) -> None:
     outer = anna.mkdir("outer")
     shared = anna.mkdir("shared", outer)
@@ -352,6 +353,7 @@ def test_a_file_with_very_many_names_costs_no_more_to_visit(
     assert work[1] <= 2 * work[0] + 10
 
 
+@pytest.mark.slow
 def test_what_was_just_listed_is_not_looked_for(quiet: Database) -> None:
     with quiet.write() as conn:
         top, file, _ = in_many_places(conn, MANY, 1)

@@ -268,6 +268,7 @@ def measured(asker: Client, folder: str, most: int) -> int:
     return low
 
 
+@pytest.mark.slow
 def test_an_editor_cannot_weigh_what_is_in_the_drive(
     server: Running, anna: Client, ben: Client
 ) -> None:
