@@ -62,6 +62,7 @@ test-systemd: $(VENV)/.dev
 # Without what is slow (CONTRIBUTING.md), and less of what is random.
 quick: $(VENV)/.dev
 	@NEARLINE_QUICK=1 $(BIN)/pytest -n $$(getconf _NPROCESSORS_ONLN) --dist loadfile \
+		-o tmp_path_retention_policy=failed \
 		--ignore tests/system --ignore tests/power --ignore tests/booted $(ARGS)
 
 check: $(VENV)/.dev

@@ -120,6 +120,7 @@ async def test_the_limit_holds_however_much_is_put(cache: BlockCache) -> None:
     assert (cache._path / "map" / "data.mdb").stat().st_size < LIMIT * 1.5
 
 
+@pytest.mark.slow
 async def test_a_view_left_open_keeps_no_pages_from_being_reused(cache: BlockCache) -> None:
     await fill(cache, range(1), BLOCK)
     assert cache.get(chunk(0), 0) is not None

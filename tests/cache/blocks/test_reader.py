@@ -222,6 +222,7 @@ async def test_a_buffer_of_a_cancelled_read_is_not_written_to_any_more() -> None
         assert kept == want
 
 
+@pytest.mark.slow
 async def test_readers_that_wait_take_no_memory() -> None:
     async with reading(noise(MIB), [MIB]) as setup:
         await setup.read(0, 1)  # the manifest is here

@@ -148,6 +148,7 @@ async def test_when_nothing_is_to_be_sent_from_it_any_more_it_goes(
     assert await agree(two, one) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knows", [True, False])
 async def test_one_of_that_name_that_was_made_meanwhile_takes_them(
     one: Device, two: Device, knows: bool
@@ -273,6 +274,7 @@ async def test_its_name_is_that_which_it_has_here(one: Device, two: Device) -> N
     assert await agree(two, one) == {"/renamed": None, "/renamed/new": NEW}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1, 2, 3])
 async def test_a_process_that_dies_in_between_makes_it_once(
     server: Server, one: Device, two: Device, lost: int

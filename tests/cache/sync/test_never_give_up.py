@@ -201,6 +201,7 @@ async def test_an_operation_that_must_wait_holds_up_no_other(one: Device, clock:
         assert one.replayer.waiting_because is None
 
 
+@pytest.mark.slow
 async def test_bytes_go_on_while_no_batch_is_answered(one: Device, clock: MockClock) -> None:
     """The chunks are there already when the server answers again."""
     plain = one.port.apply

@@ -384,6 +384,7 @@ async def test_renamed_after_the_refusal_everything_behind_it_goes_too(device: D
     assert (await device.port.file(inner.file)).file.size == len(b"bytes")
 
 
+@pytest.mark.slow
 async def test_what_another_attribute_makes_room_for_is_tried_after_that(device: Device) -> None:
     """The server takes 1 MiB of attributes of a file."""
     node = device.edits.create(ROOT, "dir", "directory", 0o755, 0, 0)

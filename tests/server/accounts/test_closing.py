@@ -286,6 +286,7 @@ def test_a_removal_that_was_interrupted_is_finished_by_the_next_collection(
     assert (again["files"], again["emptied"]) == (0, True)
 
 
+@pytest.mark.slow
 def test_no_transaction_of_a_removal_takes_much(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

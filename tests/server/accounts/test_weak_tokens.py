@@ -217,6 +217,7 @@ def test_it_works_in_its_folder(anna: Client, place: Place) -> None:
     assert set(anna.children(inner)) == {"mine"}
 
 
+@pytest.mark.slow
 def test_nothing_moves_out_or_in_or_changes_outside(anna: Client, place: Place) -> None:
     root, folder, inside, secret = anna.me.root, place.folder, place.inside, place.secret
     content = messages.Content(version=new_id(), manifest=manifest_of())
@@ -369,6 +370,7 @@ def test_a_read_token_reads_everything(anna: Client, place: Place) -> None:
     reader.request("GET", path, messages.FingerprintReply)
 
 
+@pytest.mark.slow
 def test_a_read_token_changes_nothing(anna: Client, place: Place) -> None:
     reader, root = token_for(anna, scope="read"), anna.me.root
     gone = anna.make("gone")

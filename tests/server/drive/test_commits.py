@@ -157,6 +157,7 @@ def test_missing_chunks_are_not_a_final_answer(anna: Client) -> None:
     assert anna.children()["a"].mode == 0o600
 
 
+@pytest.mark.slow
 def test_sequence_numbers_have_no_gaps_under_concurrency(server: Running, anna: Client) -> None:
     devices = [server.device(anna.me.account, f"d{n}") for n in range(4)]
 

@@ -74,6 +74,7 @@ class Follower:
 # --- giving and taking --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_is_shared_listed_and_taken_back(anna: Client, ben: Client) -> None:
     folder = anna.mkdir("thesis")
     inside = anna.make("chapter", folder)
@@ -635,6 +636,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert nesting._roots == 9
 
 
+@pytest.mark.slow
 def test_strangers_fill_neither_the_view_nor_the_room_of_friends(
     anna: Client, ben: Client, cleo: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -702,6 +704,7 @@ def test_a_stranger_who_takes_back_and_gives_again_is_slowed_down(
     share(anna, folder, ben, "viewer")
 
 
+@pytest.mark.slow
 def test_names_that_are_no_accounts_cannot_be_tried_for_long(
     server: Running, anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

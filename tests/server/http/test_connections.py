@@ -170,6 +170,7 @@ def unsent(server: Running) -> int:
     return sum(item.transport.get_write_buffer_size() for item in there)
 
 
+@pytest.mark.slow
 def test_a_reader_that_takes_nothing_is_cut(own: Running) -> None:
     request = large_answer(own.account("anna"))
     before = cut(own, "slow_reader")

@@ -166,6 +166,7 @@ def test_links_of_a_drive_are_bounded(anna: Client, monkeypatch: pytest.MonkeyPa
 # --- when a link opens --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_does_not_open_looks_alike(server: Running, anna: Client, visit: Visit) -> None:
     names = ("revoked", "expired", "used up", "trashed", "never made")
     files = {name: anna.store(name, make_chunk(b"x"))[0] for name in names}
@@ -533,6 +534,7 @@ def test_the_count_itself_refuses_what_is_over(server: Running, anna: Client) ->
     assert begun == [True, False]
 
 
+@pytest.mark.slow
 def test_looking_does_not_count_and_going_on_does_not(anna: Client, visit: Visit) -> None:
     directory = anna.mkdir("dir")
     data = noise(1000, "going on")
