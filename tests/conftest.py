@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from hypothesis import HealthCheck, settings
 
 from tests.amounts import IS_QUICK
 
+gc.set_threshold(20_000, 20, 20)  # so that it takes no twentieth of a run
+
 # A quick run loses no power: what it writes need not reach a disk, where half of its time would go.
 _MEMORY, _ENOUGH = Path("/dev/shm"), 1 << 30
 if IS_QUICK and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ENOUGH:
-    os.environ.setdefault("TMPDIR", str(_MEMORY))
+    tempfile.tempdir = os.environ.setdefault("TMPDIR", str(_MEMORY))
 
 # The same examples in every run: a change is judged by what it changes. NEARLINE_EXPLORE draws
 # others. How long one takes is never a failure.
@@ -52,11 +55,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What was loaded stays. The collector need not look through it again and again, which takes
-    a twentieth of a run."""
+    """All that is loaded stays: the collector need not look through it again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 _LOGS = structlog.get_config()

@@ -34,6 +34,7 @@ from remote.http.carriers import (
 from remote.http.pinned_tls import NotThatServer, PinnedTransport
 from remote.protocol.certificates import trusting
 from remote.protocol.errors import UrlRefused
+from tests.amounts import amount
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 CRUMBS = BODY[: 128 * 1024]  # more than is read at once, though it is framed a few bytes each
@@ -176,7 +177,8 @@ def chunked(body: bytes, size: int) -> bytes:
     return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + coded + b"0\r\n\r\n"
 
 
-every = pytest.mark.parametrize("kind", ["direct", "direct tls", "httpx", "httpx tls"])
+KINDS = ["direct", "direct tls", "httpx", "httpx tls"]
+every = pytest.mark.parametrize("kind", KINDS[:: amount(1, 3)])
 own = pytest.mark.parametrize("kind", ["direct", "direct tls"])
 
 # --- the contract -------------------------------------------------------------------------------
