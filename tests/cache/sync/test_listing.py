@@ -301,6 +301,7 @@ def test_pieces_take_about_as_long_whatever_is_in_them(
     assert _next_size(size, seconds) == next_size
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_entries_put_in_at_once_are_as_those_merged_one_by_one(data: st.DataObject) -> None:
     """Whatever was known before: edits here that were not sent, files known by other names."""

@@ -110,6 +110,7 @@ def test_what_was_once_below_does_not_count(
     assert bounds(server, under[0]).levels == 999
 
 
+@pytest.mark.slow
 def test_a_tree_that_was_deeper_before_stays(server: Running, anna: Client) -> None:
     root, ids = anna.me.root, chain(server, anna, ["d"] * 1500)
     bottom, above = ids[-1], ids[-2]
@@ -178,6 +179,7 @@ def test_a_deeper_tree_tells_the_directories_above_and_no_more(
     assert {bounds(server, item).levels for item in ids[:3]} == {700, 699, 698}
 
 
+@pytest.mark.slow
 def test_the_trash_of_a_deep_tree_is_told_in_bounded_pages(server: Running, anna: Client) -> None:
     """One question for each item, paths that add up to a page, and no prefix kept."""
     ids = chain(server, anna, ["n" * 255] * 250)
@@ -195,6 +197,7 @@ def test_the_trash_of_a_deep_tree_is_told_in_bounded_pages(server: Running, anna
     assert deepest.path == "/".join(["n" * 255] * 250 + ["0"])
 
 
+@pytest.mark.slow
 def test_places_in_the_trash_may_be_deeper_than_any_tree(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

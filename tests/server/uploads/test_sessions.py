@@ -147,6 +147,7 @@ def test_a_put_that_is_not_as_signed_leaves_nothing(server: Running, anna: Clien
     assert anna.put(ticket, chunk).status_code == 412
 
 
+@pytest.mark.slow
 def test_a_long_put_streams_and_a_wrong_one_leaves_nothing(server: Running, anna: Client) -> None:
     data = noise(9_000_000, "long")
     chunk = make_chunk(data)
