@@ -5,9 +5,10 @@ Knows: which thread notes arrivals and verdicts, and when. Must not know: what t
 
 Arrivals: a stored object is announced to `arrived`, which queues it and makes sure that one `flush`
 is on its way to the write thread, after a pause in which many gather: all of them share one commit,
-at most `NOTED`. Who needs to know of a chunk sooner notes its arrival, and no others, which are not
-theirs to wait for: a batch in its own transaction (`Noting`), an announcement before its own
-(`note`). What a crash forgot in between, a batch and an announcement ask the blob store for.
+of about `NOTED` chunks. Who needs to know of a chunk sooner notes its arrival, and no others, which
+are not theirs to wait for: a batch in its own transaction (`Noting`), an announcement before its
+own (`note`). What a crash forgot in between, a batch and an announcement ask the blob store for;
+of a bundle the sender is told that it is there, and reports it again so (`put`).
 
 Verification: what a flush marked is read back by one thread of its own, which nobody waits for,
 from a bounded queue, after a pause in which many gather: that is cheaper, and a reader who is
@@ -60,9 +61,9 @@ PAUSE_SECONDS = 0.25
 # Objects whose rows are read at once.
 STEP = 256
 AT_ONCE = 2
-# Arrivals and verdicts of one transaction of the server's own: others wait meanwhile. And so many
-# more than it names chunks one on behalf of somebody may note: a chunk arrives once for each upload
-# that shows possession of it, and in several drives.
+# Chunks that arrive and verdicts of one transaction of the server's own: others wait meanwhile. And
+# so many more than it names chunks one on behalf of somebody may note: a chunk arrives once for
+# each upload that shows possession of it, and in several drives.
 NOTED = 500
 
 
@@ -90,7 +91,7 @@ class Noting:
         self.bad: list[Verdict] = []
 
     def note(self, which: Callable[[BlobKey], bool], most: int) -> None:
-        """Note up to `most` of those whose key is one of `which`."""
+        """Note about `most` of the chunks that are one of `which`."""
         reception, now_ns = self._reception, time.time_ns()
         waiting, verdicts = reception._take(which, most)
         try:
@@ -253,25 +254,28 @@ class Reception:
             self._see_to_flush()
 
     def _flush(self, which: Callable[[BlobKey], bool], most: int) -> None:
-        """Note up to `most` of those whose key is one of `which`."""
+        """Note about `most` of the chunks that are one of `which`."""
         if self._is_any(which):
             with self.noting() as noting:
                 noting.note(which, most)
 
     def _is_any(self, which: Callable[[BlobKey], bool]) -> bool:
         with self._lock:
-            keys = [item.key for item in self._arrivals]
+            keys = [key for item in self._arrivals for key in item.chunks()]
             keys += [item.suspect.key for item in self._verdicts]
         return any(map(which, keys))
 
     def _take(
         self, which: Callable[[BlobKey], bool], most: int
     ) -> tuple[list[Arrival], list[Verdict]]:
-        """Up to `most` of each that wait, whose key is one of `which`."""
+        """Of arrivals and of verdicts that wait the first with `most` chunks that are one of
+        `which`. A bundle comes whole, whatever else is in it."""
         with self._lock:
-            waiting, self._arrivals = _parted(self._arrivals, lambda each: which(each.key), most)
+            waiting, self._arrivals = _parted(
+                self._arrivals, lambda each: sum(map(which, each.chunks())), most
+            )
             verdicts, self._verdicts = _parted(
-                self._verdicts, lambda each: which(each.suspect.key), most
+                self._verdicts, lambda each: int(which(each.suspect.key)), most
             )
         return waiting, verdicts
 
@@ -325,7 +329,7 @@ class Reception:
 
     def _judge(self, suspect: Suspect) -> None:
         verdict = verification.judge(self._blobs, suspect)
-        self._metrics.verified_bytes.inc(suspect.length)
+        self._metrics.verified_bytes.inc(suspect.place.length)
         with self._lock:
             self._verdicts.append(verdict)
 
@@ -389,12 +393,15 @@ class Reception:
             return verification.any_doubtful(conn, keys)
 
 
-def _parted(items: list[T], is_wanted: Callable[[T], bool], most: int) -> tuple[list[T], list[T]]:
-    """The first `most` that are wanted, and the others."""
+def _parted(items: list[T], weigh: Callable[[T], int], most: int) -> tuple[list[T], list[T]]:
+    """The first that weigh something, until they weigh `most`, and the others."""
     taken: list[T] = []
     left: list[T] = []
+    weight = 0
     for item in items:
-        (taken if len(taken) < most and is_wanted(item) else left).append(item)
+        more = weigh(item) if weight < most else 0
+        weight += more
+        (taken if more else left).append(item)
     return taken, left
 
 
