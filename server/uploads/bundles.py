@@ -50,6 +50,17 @@ _ANNOUNCED = (
         uploads.c.expires_ns > bindparam("now"),
     )
 )
+_LOST = (
+    select(bundles.c.id, bundles.c.length, bundles.c.sha256)
+    .join_from(
+        chunks, bundles, (chunks.c.drive == bundles.c.drive) & (chunks.c.bundle == bundles.c.id)
+    )
+    .where(
+        chunks.c.drive == bindparam("drive"),
+        chunks.c.id.in_(bindparam("ids", expanding=True)),
+        chunks.c.state == "pending",
+    )
+)
 _here = (bundles.c.drive == bindparam("d")) & (bundles.c.id == bindparam("i"))
 _FILLED = update(bundles).where(_here).values(emptied_ns=None)
 # Of a row of `bundles`: a chunk is in it. One column: for all of them SQLite would walk the drive.
@@ -123,6 +134,21 @@ def index_of(blobs: BlobStore, key: BlobKey, length: int) -> Bundle | None:
     except (BadContent, BlobMissing):
         return None
     return found if found.id == key.chunk else None
+
+
+def places_of_lost(conn: Connection, keys: Iterable[BlobKey]) -> list[tuple[BlobKey, Head]]:
+    """The bundles in which those of these chunks were that are pending because the object was not
+    there, and how those should be."""
+    by_drive: dict[str, list[bytes]] = {}
+    for key in keys:
+        by_drive.setdefault(key.drive, []).append(key.chunk)
+    found = {
+        BlobKey(drive, row.id): Head(row.length, row.sha256)
+        for drive, ids in by_drive.items()
+        for page in pages(ids)
+        for row in conn.execute(_LOST, {"drive": drive, "ids": page})
+    }
+    return list(found.items())
 
 
 # --- rows ---------------------------------------------------------------------------------------

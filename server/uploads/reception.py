@@ -45,8 +45,9 @@ from server.metrics import Metrics
 from server.permissions.caller import Caller
 from server.pools import OWN, FairPool
 from server.storage.blobs import BlobKey, BlobStore
-from server.uploads import arrivals, leases, verification
+from server.uploads import arrivals, bundles, leases, verification
 from server.uploads.arrivals import Arrival
+from server.uploads.bundles import index_of
 from server.uploads.verification import Suspect, Verdict
 
 log = structlog.get_logger("nearline.server")
@@ -220,15 +221,28 @@ class Reception:
         self.find_and_note(promised)
 
     def find_and_note(self, keys: Iterable[BlobKey]) -> None:
-        """Note those of these objects that are there. In the write thread."""
-        found = [Arrival(key, head) for key in keys if (head := self._blobs.head(key)) is not None]
+        """Note those of these pending chunks that are there after all. In the write thread."""
+        wanted = list(keys)
+        if not wanted:
+            return
+        found = [
+            Arrival(key, head) for key in wanted if (head := self._blobs.head(key)) is not None
+        ]
+        found += self._lost_bundles(wanted)
         for arrival in found:
-            log.info("chunk_found_without_event", chunk=arrival.key.chunk.hex())
+            log.info("object_found_without_event", object=arrival.key.chunk.hex())
         with self._lock:
             self._arrivals += found
         if found:
-            there = {arrival.key for arrival in found}
+            there = {key for arrival in found for key in arrival.chunks()}
             self._flush(there.__contains__, len(there) + NOTED)
+
+    def _lost_bundles(self, keys: Sequence[BlobKey]) -> list[Arrival]:
+        """Those in which these chunks were, and that were out of reach for a while."""
+        with self._db.read() as conn:
+            lost = bundles.places_of_lost(conn, keys)
+        read = [(key, head, index_of(self._blobs, key, head.length)) for key, head in lost]
+        return [Arrival(key, head, bundle=found) for key, head, found in read if found is not None]
 
     def _see_to_flush(self) -> None:
         with self._lock:

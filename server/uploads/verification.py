@@ -13,8 +13,9 @@ A verdict is about one stay of one object: it counts only while the row still ha
 that was read before the object was; a bad one also only while the chunk is still in the bundle that
 was read, or in none. A bad object is taken away and its chunk is `pending` again, to be uploaded
 anew, also under the versions that refer to it. So it is with one that is missing; should it come
-back (its disk was not mounted), `reception` finds it when it is asked for. The parts of a bundle
-are judged one by one; the object stays for those that are good.
+back (its disk was not mounted), `reception` finds it when it is asked for, a bundle too: its chunks
+keep their places. The parts of a bundle are judged one by one; the object stays for those that are
+good.
 """
 
 from __future__ import annotations
@@ -131,12 +132,14 @@ class Suspect(NamedTuple):
 
 class Verdict(NamedTuple):
     """`found` is the descriptor that is true; None: the object is bad, and `why`. `rotten`: the
-    disk has spoiled what was good when it came, as far as an object of the chunk's own tells."""
+    disk has spoiled what was good when it came, as far as an object of the chunk's own tells.
+    `is_gone`: there is no object."""
 
     suspect: Suspect
     found: bytes | None
     why: str = ""
     rotten: bool = False
+    is_gone: bool = False
 
 
 _ROW = select(
@@ -166,19 +169,12 @@ _this_stay = (
 )
 _GOOD = update(chunks).where(_this_stay).values(verified_ns=bindparam("now"))
 _FOUND = update(chunks).where(_this_stay).values(descriptor=bindparam("found"))
-_BAD = (
+_GONE = (
     update(chunks)
     .where(_this_stay, chunks.c.bundle.is_not_distinct_from(bindparam("b")))
-    .values(
-        state="pending",
-        uploaded_ns=None,
-        doomed_ns=None,
-        verified_ns=None,
-        bundle=None,
-        bundle_offset=None,
-        copied=0,
-    )
+    .values(state="pending", uploaded_ns=None, doomed_ns=None, verified_ns=None, copied=0)
 )
+_BAD = _GONE.values(bundle=None, bundle_offset=None)
 
 
 def doubtful(
@@ -258,7 +254,7 @@ def judge(blobs: BlobStore, suspect: Suspect) -> Verdict:
                 return Verdict(suspect, encoded)
         head = blobs.head(suspect.key) if suspect.is_alone else None
     except BlobMissing:
-        return Verdict(suspect, None, "the object is missing")
+        return Verdict(suspect, None, "the object is missing", is_gone=True)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
@@ -281,7 +277,8 @@ def settle(conn: Connection, verdicts: Sequence[Verdict], now_ns: int) -> list[V
 def _condemn(conn: Connection, verdict: Verdict, now_ns: int) -> bool:
     key, place = verdict.suspect.key, verdict.suspect.place
     bundle, length = None if verdict.suspect.is_alone else place.key.chunk, place.length
-    if conn.execute(_BAD, _stay(verdict.suspect) | {"b": bundle}).rowcount != 1:
+    condemn = _GONE if verdict.is_gone else _BAD
+    if conn.execute(condemn, _stay(verdict.suspect) | {"b": bundle}).rowcount != 1:
         return False
     if bundle is not None:
         bundles.note_emptied(conn, key.drive, [bundle], now_ns)

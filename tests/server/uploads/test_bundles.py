@@ -9,12 +9,12 @@ from sqlalchemy import Row, select, update
 from remote.protocol import messages
 from server.metadata.schema import bundles
 from server.storage.blobs import BlobKey
-from tests.server.bundling import (
+from tests.server.harness import Chunk, Client, Running, make_chunk, noise
+from tests.server.lookups import check_sums, row_of, settled
+from tests.server.sending import (
     Announced,
     store_together,
 )
-from tests.server.harness import Chunk, Client, Running, make_chunk, noise
-from tests.server.lookups import check_sums, row_of, settled
 
 
 def some(client: Client, count: int = 3, seed: str = "") -> list[Chunk]:
