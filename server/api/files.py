@@ -135,7 +135,8 @@ async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSever
             raise
 
     def without(conn: Connection, caller: Caller) -> LocateSeveralReply:
-        """What is damaged, or not there, is refused, and nothing else for its sake."""
+        """Locate again: what is damaged, or not there, is refused, and nothing else for its
+        sake."""
         found = _locate_several(service, conn, caller, wanted, problem)
         assert isinstance(found, LocateSeveralReply)
         return found
@@ -144,7 +145,7 @@ async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSever
 
 
 class Unready(NamedTuple):
-    """What has to be done before somebody may have chunks that they may read: `doubtful` ones are
+    """The things to be done before somebody may have chunks that they may read: `doubtful` ones are
     to be vouched for, and `bundled` ones to be copied out for who may not read their neighbours."""
 
     doubtful: Sequence[BlobKey] = ()
@@ -152,7 +153,7 @@ class Unready(NamedTuple):
 
 
 async def _made_ready(request: Request, work: Work[T | Unready]) -> T:
-    """What `work` answers, once everything that it names instead is ready."""
+    """The result of `work`, once everything that it names instead is ready."""
     service, whose = request.service, request.service.whose(request.token)
     found = await request.read(work)
     while isinstance(found, Unready):

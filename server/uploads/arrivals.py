@@ -30,7 +30,7 @@ from remote.protocol.bundle import Bundle
 from remote.protocol.content import Descriptor
 from remote.protocol.messages import Create, Keyed, Write
 from server.metadata import operations
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import bundles, chunks, drives, files, upload_chunks, uploads
 from server.permissions import access
 from server.permissions.caller import Caller
@@ -165,7 +165,7 @@ def arrived(
     arriving.read(new)
     unverified: list[BlobKey] = []
     for arrival in new:
-        uploaded = arriving.settle(arrival)
+        uploaded = arriving.accept(arrival)
         if arrival.proof is None:
             unverified += uploaded
     for arrival in arrivals:
@@ -199,27 +199,27 @@ class _Arriving:
         return {
             BlobKey(drive, row.id): row
             for drive, ids in by_drive.items()
-            for page in pages(ids)
-            for row in self._conn.execute(query, {"drive": drive, "ids": page})
+            for some in slices(ids)
+            for row in self._conn.execute(query, {"drive": drive, "ids": some})
         }
 
-    def settle(self, arrival: Arrival) -> list[BlobKey]:
+    def accept(self, arrival: Arrival) -> list[BlobKey]:
         """The chunks that are uploaded by this."""
         found = self._blobs.stat(arrival.key)
         if found is None or found.length != arrival.head.length:
             return []  # taken away since; what is there now has an event of its own
         if arrival.bundle is not None:
-            return self._settle_bundle(arrival.key, arrival.head, arrival.bundle)
-        return [arrival.key] if self._settle_alone(arrival) else []
+            return self._accept_bundle(arrival.key, arrival.head, arrival.bundle)
+        return [arrival.key] if self._accept_alone(arrival) else []
 
-    def _settle_alone(self, arrival: Arrival) -> bool:
+    def _accept_alone(self, arrival: Arrival) -> bool:
         key, head, proof = arrival.key, arrival.head, arrival.proof
         row = self._rows.get(key)
         if row is None:
             self._blobs.delete(key)
             return False
         if row.state in THERE and row.bundle is not None and not row.copied:
-            self._settle_copy(key, row)
+            self._accept_copy(key, row)
         if row.state != "pending" or key in self._done:
             return False
         done: Sums | None
@@ -231,7 +231,7 @@ class _Arriving:
             done = self._adopt_other(key, row)
         return self._note(key, done)
 
-    def _settle_copy(self, key: BlobKey, row: Any) -> None:
+    def _accept_copy(self, key: BlobKey, row: Any) -> None:
         """A chunk that is in a bundle has come by itself too: as such it serves those who may not
         read the bundle, if it is stored alike."""
         if self._blobs.head(key) == Head(row.stored_length, row.sha256):
@@ -239,14 +239,14 @@ class _Arriving:
         else:
             self._blobs.delete(key)
 
-    def _settle_bundle(self, key: BlobKey, head: Head, bundle: Bundle) -> list[BlobKey]:
+    def _accept_bundle(self, key: BlobKey, head: Head, bundle: Bundle) -> list[BlobKey]:
         known = self._bundles.get(key)
         if known is not None and known.deleting:
             return []
         adopted = [
             BlobKey(key.drive, part.id)
             for part, offset in zip(bundle.parts, bundle.offsets, strict=True)
-            if self._settle_part(BlobKey(key.drive, part.id), part, _Where(key.chunk, offset))
+            if self._accept_part(BlobKey(key.drive, part.id), part, _Where(key.chunk, offset))
         ]
         if adopted and known is None:
             insert_row(self._conn, key, head, self._now_ns)
@@ -257,7 +257,7 @@ class _Arriving:
             self._blobs.delete(key)
         return adopted
 
-    def _settle_part(self, key: BlobKey, part: Descriptor, where: _Where) -> bool:
+    def _accept_part(self, key: BlobKey, part: Descriptor, where: _Where) -> bool:
         row = self._rows.get(key)
         if row is None or row.state != "pending" or row.unshown or key in self._done:
             return False
@@ -312,7 +312,8 @@ class _Arriving:
 
 
 def _adopt_proof(conn: Connection, key: BlobKey, row: Any, proof: Proof, now_ns: int) -> Sums:
-    """What was checked on its way in needs no other promise to be believed, and no verification."""
+    """Believe an object that was checked on its way in: it needs no other promise, and no
+    verification."""
     device = conn.execute(_DEVICE, {"version": proof.version}).scalar()
     how = _encode(proof.descriptor)
     return _adopt(conn, key, row, how, device, now_ns, verified_ns=now_ns)
@@ -339,7 +340,7 @@ def _adopt(
 def promised(conn: Connection, account: str, ids: Iterable[bytes]) -> list[BlobKey]:
     """Those chunks of the account's drives that were announced before, and have not arrived as far
     as is noted."""
-    rows = (conn.execute(_PENDING, {"account": account, "ids": page}) for page in pages(ids))
+    rows = (conn.execute(_PENDING, {"account": account, "ids": some}) for some in slices(ids))
     return [BlobKey(row.drive, row.id) for page in rows for row in page]
 
 
@@ -358,7 +359,7 @@ class Unready(NamedTuple):
 
 
 def unready(conn: Connection, ops: Iterable[Keyed], caller: Caller, now_ns: int) -> Unready:
-    """What is to be looked into before `ops` of `caller` are applied."""
+    """Chunks to be looked into before `ops` of `caller` are applied."""
     result = Unready([], [])
     for drive, wanted in _needed(conn, ops, caller, now_ns).items():
         for row in known_chunks(conn, drive, wanted).values():
@@ -384,8 +385,8 @@ def _needed(
         if isinstance(keyed.op, Create | Write) and keyed.op.content is not None
     ]
     drive_of: dict[str, str] = {}
-    for page in pages({anchor for anchor, _, content in withs if content.manifest.pieces}):
-        rows = conn.execute(select(files.c.id, files.c.drive).where(files.c.id.in_(page)))
+    for some in slices({anchor for anchor, _, content in withs if content.manifest.pieces}):
+        rows = conn.execute(select(files.c.id, files.c.drive).where(files.c.id.in_(some)))
         drive_of |= {row.id: row.drive for row in rows}
     found: dict[str, set[bytes]] = {}
     for anchor, file, content in withs:

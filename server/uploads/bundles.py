@@ -20,7 +20,7 @@ from remote.protocol.bundle import TRAILER, Bundle, bundle_of
 from remote.protocol.content import BadContent, Descriptor
 from remote.protocol.errors import BadUpload, Refused
 from remote.protocol.messages import BundlePart, PresignedPut, StartBundle, StartBundleReply
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import bundles, chunks, devices, upload_chunks, uploads
 from server.permissions import access
 from server.permissions.caller import Caller
@@ -114,8 +114,8 @@ def _announced(
     """How the caller's uploads have announced them."""
     mine: dict[str, object] = {"drive": caller.drive, "account": caller.account, "now": now_ns}
     found: dict[tuple[str, bytes], Descriptor] = {}
-    for page in pages({part.chunk for part in parts}):
-        for row in conn.execute(_ANNOUNCED, mine | {"ids": page}):
+    for some in slices({part.chunk for part in parts}):
+        for row in conn.execute(_ANNOUNCED, mine | {"ids": some}):
             if row.state in _NEEDED:
                 found[row.version, row.chunk] = _decode(row.descriptor)
     for part in parts:
@@ -145,8 +145,8 @@ def places_of_lost(conn: Connection, keys: Iterable[BlobKey]) -> list[tuple[Blob
     found = {
         BlobKey(drive, row.id): Head(row.length, row.sha256)
         for drive, ids in by_drive.items()
-        for page in pages(ids)
-        for row in conn.execute(_LOST, {"drive": drive, "ids": page})
+        for some in slices(ids)
+        for row in conn.execute(_LOST, {"drive": drive, "ids": some})
     }
     return list(found.items())
 
@@ -167,8 +167,8 @@ def note_filled(conn: Connection, key: BlobKey) -> None:
 
 def note_emptied(conn: Connection, drive: str, ids: Iterable[bytes], now_ns: int) -> None:
     """Chunks have left these bundles: no chunk may be in one of them any more."""
-    for page in pages(set(ids)):
-        conn.execute(_EMPTIED, {"d": drive, "ids": page, "now": now_ns})
+    for some in slices(set(ids)):
+        conn.execute(_EMPTIED, {"d": drive, "ids": some, "now": now_ns})
 
 
 def delete_unused(conn: Connection, key: BlobKey) -> Head | None:

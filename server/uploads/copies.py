@@ -27,7 +27,7 @@ from sqlalchemy import Connection, Select, bindparam, select, update
 from remote.protocol.content import BadContent, Descriptor
 from remote.protocol.errors import Refused, Unavailable
 from server.metadata.db import Database
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import chunks
 from server.pools import FairPool
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore, Head
@@ -147,8 +147,8 @@ def note(conn: Connection, blobs: BlobStore, there: Mapping[BlobKey, Head]) -> N
             else:
                 blobs.delete(key)
     for drive, ids in copied.items():
-        for page in pages(ids):
-            conn.execute(_COPIED, {"d": drive, "ids": page})
+        for some in slices(ids):
+            conn.execute(_COPIED, {"d": drive, "ids": some})
 
 
 def _rows(conn: Connection, query: Select[Any], keys: Iterable[BlobKey]) -> list[Any]:
@@ -158,6 +158,6 @@ def _rows(conn: Connection, query: Select[Any], keys: Iterable[BlobKey]) -> list
     return [
         row
         for drive, ids in by_drive.items()
-        for page in pages(ids)
-        for row in conn.execute(query, {"d": drive, "ids": page})
+        for some in slices(ids)
+        for row in conn.execute(query, {"d": drive, "ids": some})
     ]
