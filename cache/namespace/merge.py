@@ -115,6 +115,9 @@ class Merge:
         # no row could tell: (drive, sequence number) by entry key. Names that are gone are in the
         # database too: after a restart a row tells of all others.
         self._ahead = self._recall_gone()
+        self._shadows = set[str]()  # keys of the table, which is asked at each answer
+        self._load_shadows()
+        db.on_rollback.append(self._load_shadows)
         self._meanwhile: dict[int, Meanwhile] = {}  # by directory that is being listed
         self.changed = trio.Event()  # set, and replaced, after remote changes were applied
 
@@ -189,7 +192,7 @@ class Merge:
         with _kept(), self._db.transaction():
             for row in self._db.all("SELECT DISTINCT drive FROM node"):
                 self._distrust(row["drive"])
-            self._db.run("UPDATE node SET listed = NULL WHERE ino = ?", ROOT)
+            self._tree.update(ROOT, listed=None)
             self._db.run("DELETE FROM meta WHERE key LIKE 'seq:%'")
             self._db.run("DELETE FROM meta WHERE key GLOB ?", GONE + "*")
             if shared is not None:
@@ -217,10 +220,7 @@ class Merge:
         ):
             self._forget_entry(row["parent"], row["name"])
         self._db.run(f"UPDATE entry SET rev = 0 WHERE parent IN ({of_drive})", drive)
-        self._db.run(
-            "UPDATE node SET rev = 0, listed = NULL WHERE drive = ? AND (rev > 0 OR listed > 0)",
-            drive,
-        )
+        self._tree.distrust(drive)
 
     # --- listings ---------------------------------------------------------------------------------
 
@@ -300,7 +300,7 @@ class Merge:
         What is known to be just so is in neither."""
         here = self._tree.entries_named(ino, [child.entry.name for child in children])
         live = self._tree.which_live([child.file.id for child in children])
-        is_quiet = self._db.one("SELECT 1 FROM shadow LIMIT 1") is None
+        is_quiet = not self._shadows
         fresh: list[Child] = []
         others: list[Child] = []
         for child in children:
@@ -374,6 +374,8 @@ class Merge:
 
     def settle_free(self) -> None:
         """Apply what nothing holds back any more: local edits fold operations away, too."""
+        if not self._shadows:
+            return
         held = self._db.all("SELECT key, record FROM shadow")
         free = [key for key, packed in held if not self._holds(key, _unpack(key, packed))]
         if free:
@@ -383,11 +385,10 @@ class Merge:
             self._kernel.tell()
 
     def _settle_key(self, key: str) -> None:
-        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
-        if row is None:
+        record = self._shadow(key)
+        if record is None:
             return
-        self._db.run("DELETE FROM shadow WHERE key = ?", key)
-        record = _unpack(key, row["record"])
+        self._drop_shadow(key)
         if isinstance(record, FileRecord):
             self._merge_file(self._not_earlier(record))
         else:
@@ -483,16 +484,32 @@ class Merge:
     def _held(self, key: str, record: FileRecord | EntryRecord) -> bool:
         """Is it held back, or older than what was? An answer can come when the feed has told of
         later changes already; what is free and not settled yet must not undo what is newer."""
-        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
-        known = None if row is None else _unpack(key, row["record"]).rev
+        shadow = self._shadow(key)
+        known = None if shadow is None else shadow.rev
         if not self._holds(key, record):
             if known is not None and known < record.rev:
-                self._db.run("DELETE FROM shadow WHERE key = ?", key)
+                self._drop_shadow(key)
             return known is not None and known > record.rev
         if known is None or known < record.rev:
             packed = msgspec.msgpack.encode(record)
             self._db.run("INSERT OR REPLACE INTO shadow VALUES (?, ?)", key, packed)
+            self._shadows.add(key)
         return True
+
+    # The `shadow` table: nearly always empty, and asked for every record.
+
+    def _load_shadows(self) -> None:
+        self._shadows = {row["key"] for row in self._db.all("SELECT key FROM shadow")}
+
+    def _shadow(self, key: str) -> FileRecord | EntryRecord | None:
+        if key not in self._shadows:
+            return None
+        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
+        return None if row is None else _unpack(key, row["record"])
+
+    def _drop_shadow(self, key: str) -> None:
+        self._db.run("DELETE FROM shadow WHERE key = ?", key)
+        self._shadows.discard(key)
 
     def _merge_file(self, record: FileRecord) -> None:
         if self._held(file_key(record.id), record):
@@ -655,9 +672,8 @@ class Merge:
 
     def shadow_of_entry(self, parent: FileId, name: str) -> FileId | None:
         """What the server says a name means that a local operation holds back here."""
-        key = entry_key(parent, name)
-        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
-        return None if row is None else msgspec.msgpack.decode(row["record"], type=EntryRecord).file
+        shadow = self._shadow(entry_key(parent, name))
+        return shadow.file if isinstance(shadow, EntryRecord) else None
 
     def after_commit(self) -> None:
         """Tell the kernel what `acknowledge` and `settle` changed, once their transaction is in."""
