@@ -48,7 +48,7 @@ from mount.control.context import CommandContext
 from mount.control.pins import Pins
 from mount.control.server import Report, listening, serve_control
 from mount.failures import Failure
-from mount.fuse import fusectl, handshake
+from mount.fuse import fusectl, handshake, turns
 from mount.fuse.attributes import Ownership
 from mount.fuse.invalidator import KernelInvalidator, LookupCounts
 from mount.fuse.operations import FileSystem
@@ -86,9 +86,12 @@ async def run(
                 stays = True
 
             try:
-                filesystem.direct_writes = await handshake.agree()
-                with _tended(at):
-                    await _serve(config, session, invalidator, filesystem, doors, answering, usable)
+                with turns.taken():
+                    filesystem.direct_writes = await handshake.agree()
+                    with _tended(at):
+                        await _serve(
+                            config, session, invalidator, filesystem, doors, answering, usable
+                        )
                 stays = False
             finally:
                 pyfuse3.close(unmount=not stays and mountinfo.mounted_at(at) is not None)

@@ -240,7 +240,8 @@ class Database:
             upto = self._writes
             self.changed = trio.Event()
             try:
-                await trio.to_thread.run_sync(os.fsync, self._wal)
+                # The log is written over again and again: then nothing but its bytes is new.
+                await trio.to_thread.run_sync(os.fdatasync, self._wal)
             except BaseException:
                 self.changed.set()
                 raise

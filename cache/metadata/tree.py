@@ -148,14 +148,16 @@ class Tree:
 
     def is_gone(self, ino: int) -> bool:
         """No name will mean the inode any more, here or elsewhere."""
-        row = self.db.one("SELECT live FROM node WHERE ino = ?", ino)
-        return row is None or not row[0]
+        node = self.find(ino)
+        return node is None or not node.live
 
     def dead(self, inodes: Sequence[int]) -> list[int]:
         """Those of the inodes that are not live any more, and are still here."""
-        found = []
-        for first in range(0, len(inodes), ASKED_AT_ONCE):
-            some = inodes[first : first + ASKED_AT_ONCE]
+        hot = {ino: node for ino in inodes if (node := self._hot.get(ino)) is not None}
+        found = [ino for ino, node in hot.items() if not node.live]
+        others = [ino for ino in inodes if ino not in hot]
+        for first in range(0, len(others), ASKED_AT_ONCE):
+            some = others[first : first + ASKED_AT_ONCE]
             marks = ",".join("?" * len(some))
             rows = self.db.all(f"SELECT ino FROM node WHERE NOT live AND ino IN ({marks})", *some)
             found += [row[0] for row in rows]

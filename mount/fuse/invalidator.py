@@ -62,6 +62,10 @@ class LookupCounts:
         """Has somebody opened it for writing?"""
         return ino in self._writers  # never holds a zero
 
+    def is_open(self, ino: int) -> bool:
+        """Has somebody a handle of it?"""
+        return ino in self._handles
+
     def in_use(self, ino: int) -> bool:
         return ino in self._counts or ino in self._handles
 
