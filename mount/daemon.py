@@ -48,7 +48,7 @@ from mount.control.context import CommandContext
 from mount.control.pins import Pins
 from mount.control.server import Report, listening, serve_control
 from mount.failures import Failure
-from mount.fuse import fusectl, handshake, turns
+from mount.fuse import fusectl, handshake, next_request
 from mount.fuse.attributes import Ownership
 from mount.fuse.invalidator import KernelInvalidator, LookupCounts
 from mount.fuse.operations import FileSystem
@@ -86,7 +86,7 @@ async def run(
                 stays = True
 
             try:
-                with turns.taken():
+                with next_request.read_at_once():
                     filesystem.direct_writes = await handshake.agree()
                     with _tended(at):
                         await _serve(

@@ -82,7 +82,7 @@ class Turns(trio.abc.Instrument):
 
 
 @contextlib.contextmanager
-def taken() -> Iterator[None]:
+def read_at_once() -> Iterator[None]:
     """While this is open, `pyfuse3.main` works so. Within a trio run."""
     turns = Turns()
     lowlevel = SimpleNamespace(
