@@ -140,8 +140,11 @@ class Beside(RuleBasedStateMachine):
 
     @rule(pick=numbers, size=numbers)
     def change_in_vain(self, pick: int, size: int) -> None:
-        ino = self._one(pick)
-        with pytest.raises(Refused), self._db.transaction():
+        with pytest.raises(Refused):
+            self._fail(self._one(pick), size)
+
+    def _fail(self, ino: int, size: int) -> None:
+        with self._db.transaction():
             self._tree.update(ino, size=size, links=size)
             self._tree.node(ino)
             raise Refused

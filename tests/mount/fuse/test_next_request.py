@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -132,7 +133,7 @@ async def test_others_run_while_there_is_always_something_to_read(at_once: None)
                 while len(done) < 4 * IN_A_ROW:
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
-            gaps = [later - earlier for earlier, later in zip(seen, seen[1:], strict=False)]
+            gaps = [later - earlier for earlier, later in itertools.pairwise(seen)]
             assert max(gaps) <= most
 
         await with_tasks(device, script)
