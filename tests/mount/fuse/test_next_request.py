@@ -134,7 +134,7 @@ async def test_others_run_while_there_is_always_something_to_read(at_once: None)
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
             gaps = [later - earlier for earlier, later in itertools.pairwise(seen)]
-            assert max(gaps) <= most
+            assert 2 < max(gaps) <= most  # what is there already is not waited for
 
         await with_tasks(device, script)
 
