@@ -83,7 +83,7 @@ class _Unreported(NamedTuple):
 
 
 class _Rotated:
-    """Who came with a token that had been rotated and not been used yet."""
+    """The caller with a token that had been rotated and not been used yet."""
 
     caller: Caller | None = None
 
@@ -198,7 +198,7 @@ class Service:
             return await asyncio.wrap_future(self.reads.submit_for(self.whose(token), job))
 
     def whose(self, token: str | None) -> Hashable:
-        """Whose jobs those are that come with `token`, for what does harm to nobody."""
+        """The account for which jobs that come with `token` count, for what does harm to nobody."""
         holder = self.recent_tokens.of(token)
         return STRANGERS if holder is None else holder.account
 
@@ -264,7 +264,7 @@ class Service:
             now_ns = time.time_ns()
             with self.reception.noting() as noting:
                 caller = self._admit(noting.conn, token, now_ns)
-                ready, doubtful, pending = noting.settle(ops, caller, is_over)
+                ready, doubtful, pending = noting.find_ready(ops, caller, is_over)
                 if pending and seek:
                     return _Unreported(pending)
                 if doubtful:
@@ -336,7 +336,7 @@ class Service:
             tokens.mark_seen(conn, device, now_ns)
 
     def terms(self, conn: Connection, caller: Caller) -> Terms:
-        """How uploads are leased in the write transaction of `conn`."""
+        """The terms of leases in the write transaction of `conn`."""
         tunables = self.settings.tunables
         limits = Limits(tunables.pending_limit_bytes, tunables.pending_limit_chunks)
         return Terms(self.upload_ns, Budget(conn, caller, limits), self._put_url)

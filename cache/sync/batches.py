@@ -128,6 +128,7 @@ class Batches:
         self._try_later(BATCHES, problem)
 
     async def _send(self, batch: list[Op]) -> None:
+        await self._db.make_room()
         with self._db.transaction():
             for op in batch:
                 if not op.sent:
@@ -183,6 +184,7 @@ class Batches:
         taken = await self._take_together(batch, reply)
         answers = zip(batch, reply.results, sent, strict=True)
         for op, answer, (key, wrote, used) in itertools.islice(answers, taken, None):
+            await self._db.make_room()
             if self._journal.get(key) is not op:  # an earlier one took it along, or made it anew
                 tainted |= set() if isinstance(answer, messages.Applied) else wrote
                 continue
@@ -218,6 +220,7 @@ class Batches:
             (op, op.key, answer) for op, answer in plain if isinstance(answer, messages.Applied)
         ]
         for at in range(0, len(first), TAKEN_AT_ONCE):
+            await self._db.make_room()
             try:
                 self._acknowledge_all(first[at : at + TAKEN_AT_ONCE])
             except Exception:  # taken one by one it meets what is there for that
@@ -268,7 +271,7 @@ class Batches:
             self._journal.rewrite(op, sent=False, key=key)
 
     async def resolve(self, op: Op, problem: Problem) -> None:
-        """What the server refused for good before it was sent. As `send` when our own disk
+        """Resolve what the server refused for good before it was sent. As `send` when our own disk
         fails."""
         try:
             await self._resolve(op, problem)

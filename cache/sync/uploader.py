@@ -182,7 +182,7 @@ class Uploader:
             return True
 
     def is_written(self, ino: int) -> bool:
-        """Does it hold bytes that are in no snapshot?"""
+        """True if it holds bytes that are in no snapshot."""
         stack = self._contents.stack(ino)
         return bool(stack) and not stack[0].frozen
 
@@ -212,7 +212,9 @@ class Uploader:
         again = ranges_of(old, unwanted, layer.size)
         dirty = list(IntervalSet([*dirty, *again])) if again else dirty
         assert op.version is not None
-        upload = Upload(op.version, op.file, self.known_parent(op), op.body.base or node.version)
+        upload = Upload(
+            op.version, op.file, self.parent_on_server(op), op.body.base or node.version
+        )
         before = self.progress.get(op.key)  # why it failed is shown until it moves again
         error = before.error if before is not None else None
         progress = Progress(self._tree.path(op.ino), 0, layer.size, error)
@@ -221,7 +223,7 @@ class Uploader:
         pieces = await _Run(self, op, upload, layer, progress).drive(cutter)
         return Manifest(size=layer.size, average=average, pieces=pieces)
 
-    def known_parent(self, op: Op) -> FileId | None:
+    def parent_on_server(self, op: Op) -> FileId | None:
         """The nearest directory above that the server knows: it authorises the upload of a file
         whose own creation is still in the journal. (Where the operation makes it, which is not
         where it is seen here after its share has ended.) None: the server knows the file."""
@@ -279,7 +281,7 @@ class Uploader:
             early.dirty.add(start, min(stop, MAX_FILE_SIZE))
 
     def wants_early(self, ino: int) -> bool:
-        """Is there enough of a growing file that nobody has sent?"""
+        """True if there is enough of a growing file that nobody has sent."""
         early = self._early.get(ino)
         if early is not None and early.running:
             return False
@@ -295,7 +297,7 @@ class Uploader:
             return
         early = self._early.get(op.ino)
         if early is None:
-            upload = Upload(new_id(), op.file, self.known_parent(op), None)
+            upload = Upload(new_id(), op.file, self.parent_on_server(op), None)
             layer = self._contents.stack(op.ino)[0]
             average = self._contents.average(layer, average_for(EARLY_STEP, None))
             early = self._early[op.ino] = Early(upload, average)
@@ -422,5 +424,5 @@ class _Run:
 
 
 def _shares(chunk: memoryview) -> int:
-    """What a chunk takes of `CHUNKS_IN_FLIGHT`."""
+    """The share of `CHUNKS_IN_FLIGHT` that a chunk takes."""
     return 1 if len(chunk) < SMALL else SHARES

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from remote.protocol.bundle import MAX_PARTS
 from remote.protocol.content import Descriptor, Manifest
 from remote.protocol.errors import AnyProblem
 from remote.protocol.ids import ChunkId, DriveId, FileId, HexId, VersionId
@@ -209,13 +210,15 @@ class Span(Struct, frozen=True):
 
 class LocateRequest(Struct, kw_only=True, forbid_unknown_fields=True):
     """Where are these chunks of this version? `chunks` names them; `span` asks instead for the
-    chunks under a byte range, for a reader that has no manifest yet and wants it (`manifest`)."""
+    chunks under a byte range, for a reader that has no manifest yet and wants it (`manifest`). With
+    `bundles` they may be told as parts of a larger object (`Located.offset`)."""
 
     file: FileId
     version: VersionId
     chunks: Annotated[list[ChunkId], Meta(max_length=MAX_BATCH)] = []
     span: Span | None = None
     manifest: bool = False
+    bundles: bool = False
 
 
 class WholeVersion(Struct, frozen=True):
@@ -224,17 +227,21 @@ class WholeVersion(Struct, frozen=True):
 
 
 class Located(Struct, frozen=True, kw_only=True):
-    """A signed GET of one stored chunk, and how to take it apart."""
+    """A signed GET of an object with one stored chunk in it, which begins at byte `offset`, and how
+    to take it apart. Chunks with the same `url` are in the same object."""
 
     descriptor: Descriptor
     url: str
     expires_ns: Nanoseconds
+    offset: int = 0
 
 
 class LocateSeveral(Struct, kw_only=True, forbid_unknown_fields=True):
-    """The whole of each of several small versions, by one request."""
+    """The whole of each of several small versions, by one request. `bundles` as in
+    `LocateRequest`."""
 
     versions: Annotated[list[WholeVersion], Meta(min_length=1, max_length=MAX_WHOLE)]
+    bundles: bool = False
 
 
 class LocatedVersion(Struct, frozen=True, kw_only=True, tag="located", tag_field="type"):
@@ -301,6 +308,29 @@ class StartUploadsReply(Struct):
     """One per upload asked for, in order."""
 
     uploads: list[UploadState | AnyProblem]
+
+
+class BundlePart(Struct, frozen=True, array_like=True):
+    """A chunk that the upload of `version` has announced, stored as it was announced there."""
+
+    version: VersionId
+    chunk: ChunkId
+
+
+class StartBundle(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Ask to store chunks that are needed as one object (`bundle`): the parts in order, and the
+    SHA-256 of the whole object, with its index."""
+
+    parts: Annotated[list[BundlePart], Meta(min_length=1, max_length=MAX_PARTS)]
+    sha256: Annotated[bytes, Meta(min_length=32, max_length=32)]
+
+
+class StartBundleReply(Struct, kw_only=True):
+    """`id` is that of the bundle of the parts as they were announced: another than the sender's
+    own means that one of them was announced otherwise."""
+
+    id: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    put: PresignedPut
 
 
 class UrlsRequest(Struct, forbid_unknown_fields=True):

@@ -135,7 +135,8 @@ async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSever
             raise
 
     def without(conn: Connection, caller: Caller) -> LocateSeveralReply:
-        """What is damaged, or not there, is refused, and nothing else for its sake."""
+        """Locate again: what is damaged, or not there, is refused, and nothing else for its
+        sake."""
         found = _locate_several(service, conn, caller, wanted.versions, problem)
         assert isinstance(found, LocateSeveralReply)
         return found
@@ -144,7 +145,7 @@ async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSever
 
 
 async def _vouched_for(request: Request, work: Work[T | list[BlobKey]]) -> T:
-    """What `work` answers, once everything that it names instead has been vouched for."""
+    """The result of `work`, once everything that it names instead has been vouched for."""
     service = request.service
     found = await request.read(work)
     while isinstance(found, list):

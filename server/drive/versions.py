@@ -30,7 +30,7 @@ from remote.protocol.errors import BadUpload, ChunksMissing, Exists, NotFound, R
 from remote.protocol.messages import MAX_BATCH, Content, Span
 from server.drive.mutation import Mutation
 from server.drive.working_set import FileRow
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import chunks, version_chunks, versions
 from server.permissions import access
 from server.uploads import leases
@@ -190,7 +190,7 @@ def size_of(conn: Connection, file: str, version: str) -> int:
 
 
 def manifest_bytes(conn: Connection, file: str, version: str) -> int:
-    """How long the manifest of an uploaded version of `file` is, as it is stored. Raises
+    """Bytes of the manifest of an uploaded version of `file`, as it is stored. Raises
     `Refused(NotFound)`."""
     size: int | None = conn.execute(_MANIFEST_BYTES, {"file": file, "id": version}).scalar()
     if size is None:
@@ -208,8 +208,8 @@ def descriptors(conn: Connection, version: str, ids: Sequence[bytes]) -> list[De
     Raises `Refused(NotFound)` if the version does not refer to one of them.
     """
     found: dict[bytes, Descriptor] = {}
-    for page in pages(ids):
-        for row in conn.execute(_OF_VERSION, {"version": version, "ids": page}):
+    for some in slices(ids):
+        for row in conn.execute(_OF_VERSION, {"version": version, "ids": some}):
             found[row.id] = _decode_descriptor(row.descriptor)
     for id in ids:
         if id not in found:
@@ -246,8 +246,9 @@ def _checked_pieces(manifest: Manifest, *more: Callable[[Manifest], None]) -> di
 
 
 def _check_possession(tx: Mutation, upload: Upload, wanted: dict[bytes, int]) -> None:
-    """Who does not own the drive refers to what they can read in this file or have sent with this
-    upload. The rest is missing, whether it is there or not."""
+    """Refuse chunks that the caller does not possess: who does not own the drive refers to what
+    they can read in this file or have sent with this upload. The rest is missing, whether it is
+    there or not."""
     if not access.owns_drive(tx.caller, tx.drive):
         shown = leases.possessed(tx.conn, tx.caller, upload, list(wanted), tx.now_ns)
         _refuse_missing([id for id in wanted if id not in shown])
@@ -266,8 +267,8 @@ def _check_chunks(tx: Mutation, wanted: dict[bytes, int]) -> None:
         if there[id][1] != length:
             raise Refused(BadUpload(message=f"chunk {id.hex()} has {there[id][1]} bytes"))
     doomed = [id for id in wanted if there[id][0] == "doomed"]
-    for page in pages(doomed):
-        tx.conn.execute(_REVIVE, {"d": tx.drive, "ids": page})
+    for some in slices(doomed):
+        tx.conn.execute(_REVIVE, {"d": tx.drive, "ids": some})
     for id in doomed:
         tx.rows.note_revived(tx.drive, id)
 

@@ -33,7 +33,7 @@ from remote.protocol.content import (
 from server.drive import versions
 from server.links.outlines import Outline, Outlines, Part
 from server.links.way import Places
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore
 
 AHEAD = 16
@@ -44,8 +44,8 @@ _ZEROS = bytes(PIECE)
 ReadTransaction = Callable[[], AbstractContextManager[Connection]]
 
 
-class Damaged(RuntimeError):
-    """What is stored is not what was uploaded, or is gone; the message says which chunk."""
+class DamagedContent(RuntimeError):
+    """Stored content is not what was uploaded, or is gone; the message says which chunk."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ class Document:
     def read(self, start: int, end: int) -> Iterator[Buffer]:
         """The bytes [start, end) in order, at most `PIECE` at a time.
 
-        Raises `Damaged` before the first byte that cannot be vouched for.
+        Raises `DamagedContent` before the first byte that cannot be vouched for.
         """
-        for batch in pages(self.outline.under(start, end), AHEAD):
+        for batch in slices(self.outline.under(start, end), AHEAD):
             known = self._descriptors([part.piece.id for part in batch])
             for part in batch:
                 if part.piece.id == HOLE:
@@ -110,7 +110,7 @@ class Document:
                 blocks = self._blocks(descriptor, first, min(first + _BLOCKS - 1, last))
                 yield from _cut(blocks, part, first)
         except (BadContent, BlobMissing) as error:
-            raise Damaged(f"chunk {descriptor.id.hex()}: {error}") from error
+            raise DamagedContent(f"chunk {descriptor.id.hex()}: {error}") from error
 
     def _blocks(self, descriptor: Descriptor, first: int, last: int) -> list[Buffer]:
         places = list(iter_stored(descriptor, first, last))
@@ -124,7 +124,7 @@ class Document:
 
 
 def _cut(blocks: list[Buffer], part: Part, first: int) -> Iterator[Buffer]:
-    """What of `blocks`, the first of which is number `first`, belongs to the part."""
+    """The bytes of `blocks`, the first of which is number `first`, that belong to the part."""
     at = first * BLOCK_SIZE
     for block in blocks:
         view = memoryview(block)[max(part.start - at, 0) : max(part.end - at, 0)]

@@ -44,8 +44,8 @@ from remote.protocol.content import (
 from server.maintenance import fsck_sums
 from server.maintenance.fsck_findings import Finding, Fix, Found, Names, execute
 from server.maintenance.fsck_tree import REPAIR
-from server.maintenance.gc_chunks import renewed
-from server.metadata.records import pages
+from server.maintenance.gc_chunks import NOWHERE, renewed
+from server.metadata.records import slices
 from server.metadata.schema import (
     accounts,
     chunks,
@@ -163,8 +163,8 @@ _GONE = (None, "pending", "deleting")
 def _fix_references(conn: Connection, version: Row[Any], ids: set[bytes]) -> bool:
     """Refer to exactly those of `ids` that the drive knows of; the others stay reported."""
     known = set[bytes]()
-    for page in pages(ids):
-        query = select(chunks.c.id).where(chunks.c.drive == version.drive, chunks.c.id.in_(page))
+    for some in slices(ids):
+        query = select(chunks.c.id).where(chunks.c.drive == version.drive, chunks.c.id.in_(some))
         known.update(conn.execute(query).scalars())
     conn.execute(delete(version_chunks).where(version_chunks.c.version == version.id))
     rows = [{"version": version.id, "drive": version.drive, "chunk": id} for id in known]
@@ -235,7 +235,7 @@ _held = (
 
 
 def check_states(conn: Connection, names: Names) -> Iterator[Found]:
-    """What a version refers to is neither about to be deleted nor being deleted."""
+    """Chunks that a version refers to are neither about to be deleted nor being deleted."""
     doomed = (chunks.c.state == "doomed") & or_(_held, chunks.c.doomed_ns.is_(None))
     deleting = (chunks.c.state == "deleting") & _held
     query = select(chunks.c.drive, chunks.c.id, chunks.c.state).where(or_(doomed, deleting))
@@ -245,6 +245,17 @@ def check_states(conn: Connection, names: Names) -> Iterator[Found]:
         finding = Finding("state", what, REPAIR, account=account, chunk=row.id.hex())
         fix = _revive if row.state == "doomed" else _renew
         yield Found(finding, partial(fix, drive=row.drive, id=row.id))
+
+
+def check_places(conn: Connection, names: Names) -> Iterator[Found]:
+    """A chunk that is not stored is in no bundle."""
+    wrong = (chunks.c.state == "pending") & chunks.c.bundle.is_not(None)
+    for row in conn.execute(select(chunks.c.drive, chunks.c.id).where(wrong)).all():
+        what = f"chunk {row.id.hex()} counts as missing, and as part of a bundle"
+        account = names.account(row.drive)
+        mine = wrong & (chunks.c.drive == row.drive) & (chunks.c.id == row.id)
+        finding = Finding("state", what, REPAIR, account=account, chunk=row.id.hex())
+        yield Found(finding, execute(update(chunks).where(mine).values(**NOWHERE)))
 
 
 def _revive(conn: Connection, drive: str, id: bytes) -> bool:
@@ -286,5 +297,6 @@ CHECKS: tuple[Callable[[Connection, Names], Iterator[Found]], ...] = (
     check_stray_references,
     check_uploads,
     check_states,
+    check_places,
     fsck_sums.check_unshown,
 )

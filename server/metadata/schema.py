@@ -14,6 +14,7 @@ Invariants:
 - A directory's `below_levels` is at least one more than that of each directory in it; its
   `below_bytes` likewise with the name there and a slash.
 - No id is in `files` and in `retired`.
+- A chunk with a `bundle` is `uploaded`, `doomed` or `deleting`, and the bundle has a row.
 - A `versions` row with status `uploaded` has all its chunks in `version_chunks`, and each of those
   in `chunks` with state `uploaded`.
 """
@@ -278,6 +279,42 @@ chunks = Table(
     # 1: pending, and only who does not own the drive has asked for it: what it takes is counted by
     # what they asked for (`uploaders`), which must not depend on what the drive has.
     Column("unshown", Integer, nullable=False, server_default=text("0")),
+    # bundles.id of the object that it is part of, and where its stored bytes begin there; null: it
+    # is an object of its own, or is not stored.
+    Column("bundle", LargeBinary(32)),
+    Column("bundle_offset", BigInteger),
+    # 1: beside its place in a bundle it stands alone too, as a copy for those who may not read its
+    # neighbours.
+    Column("copied", Integer, nullable=False, server_default=text("0")),
+    PrimaryKeyConstraint("drive", "id"),
+    Index(
+        "ix_chunks_bundle",
+        "drive",
+        "bundle",
+        sqlite_where=text("bundle IS NOT NULL"),
+        postgresql_where=text("bundle IS NOT NULL"),
+    ),
+    sqlite_with_rowid=False,
+)
+
+bundles = Table(
+    "bundles",
+    metadata,
+    # A stored object with several small chunks in it. A row is there once the object is, and until
+    # after it was deleted.
+    Column("drive", Id, ForeignKey("drives.id"), nullable=False),
+    # bundle.Bundle.id; never that of a chunk.
+    Column("id", LargeBinary(32), nullable=False),
+    # Bytes of the object: all that was ever in it, and its index.
+    Column("length", BigInteger, nullable=False),
+    # Of the object.
+    Column("sha256", LargeBinary(32), nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    # Since when no chunk is in it; null: some are. It is deleted when every URL has expired that
+    # was signed before.
+    Column("emptied_ns", BigInteger),
+    # 1: the object is being deleted. No chunk may be put into it.
+    Column("deleting", Integer, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("drive", "id"),
     sqlite_with_rowid=False,
 )

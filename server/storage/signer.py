@@ -98,7 +98,7 @@ class UrlSigner:
         return self._made.signed(key, expires), expires * 10**9
 
     def check_put(self, target: str, length: int, sha256: bytes, now_ns: int) -> Permit:
-        """What a PUT to raw request target `target` may do. Raises `signing.BadSignature`."""
+        """The permission of a PUT to raw request target `target`. Raises `signing.BadSignature`."""
         path, _, query = target.partition("?")
         what: dict[str, Any] = {"path": path, "query": query, "length": length, "sha256": sha256}
         refused = signing.BadSignature("there is no key")

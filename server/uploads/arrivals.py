@@ -25,7 +25,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from remote.protocol.content import Descriptor
 from remote.protocol.messages import Create, Keyed, Write
 from server.metadata import operations
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import chunks, drives, files, upload_chunks, uploads
 from server.permissions import access
 from server.permissions.caller import Caller
@@ -109,7 +109,7 @@ def arrived(
     arriving.read(item.key for item in arrivals if item.made)
     unverified: list[BlobKey] = []
     for arrival in arrivals:
-        if arrival.made and arriving.settle(arrival) and arrival.proof is None:
+        if arrival.made and arriving.accept(arrival) and arrival.proof is None:
             unverified.append(arrival.key)
         if arrival.proof is not None:
             version, descriptor = arrival.proof
@@ -133,11 +133,11 @@ class _Arriving:
         for key in keys:
             by_drive[key.drive][key.chunk] = None
         for drive, ids in by_drive.items():
-            for page in pages(ids):
-                for row in self._conn.execute(_ROWS, {"drive": drive, "ids": page}):
+            for some in slices(ids):
+                for row in self._conn.execute(_ROWS, {"drive": drive, "ids": some}):
                     self._rows[BlobKey(drive, row.id)] = row
 
-    def settle(self, arrival: Arrival) -> bool:
+    def accept(self, arrival: Arrival) -> bool:
         """True if the chunk is uploaded by this."""
         key, head, _, proof = arrival
         found = self._blobs.stat(key)
@@ -191,7 +191,8 @@ class _Arriving:
 
 
 def _adopt_proof(conn: Connection, key: BlobKey, row: Any, proof: Proof, now_ns: int) -> Sums:
-    """What was checked on its way in needs no other promise to be believed, and no verification."""
+    """Believe an object that was checked on its way in: it needs no other promise, and no
+    verification."""
     device = conn.execute(_DEVICE, {"version": proof.version}).scalar()
     how = _encode(proof.descriptor)
     return _adopt(conn, key, row, how, device, now_ns, verified_ns=now_ns)
@@ -217,7 +218,7 @@ def _adopt(
 def promised(conn: Connection, account: str, ids: Iterable[bytes]) -> list[BlobKey]:
     """Those chunks of the account's drives that were announced before, and have not arrived as far
     as is noted."""
-    rows = (conn.execute(_PENDING, {"account": account, "ids": page}) for page in pages(ids))
+    rows = (conn.execute(_PENDING, {"account": account, "ids": some}) for some in slices(ids))
     return [BlobKey(row.drive, row.id) for page in rows for row in page]
 
 
@@ -236,7 +237,7 @@ class Unready(NamedTuple):
 
 
 def unready(conn: Connection, ops: Iterable[Keyed], caller: Caller, now_ns: int) -> Unready:
-    """What is to be looked into before `ops` of `caller` are applied."""
+    """Chunks to be looked into before `ops` of `caller` are applied."""
     result = Unready([], [])
     for drive, wanted in _needed(conn, ops, caller, now_ns).items():
         for row in known_chunks(conn, drive, wanted).values():
@@ -262,8 +263,8 @@ def _needed(
         if isinstance(keyed.op, Create | Write) and keyed.op.content is not None
     ]
     drive_of: dict[str, str] = {}
-    for page in pages({anchor for anchor, _, content in withs if content.manifest.pieces}):
-        rows = conn.execute(select(files.c.id, files.c.drive).where(files.c.id.in_(page)))
+    for some in slices({anchor for anchor, _, content in withs if content.manifest.pieces}):
+        rows = conn.execute(select(files.c.id, files.c.drive).where(files.c.id.in_(some)))
         drive_of |= {row.id: row.drive for row in rows}
     found: dict[str, set[bytes]] = {}
     for anchor, file, content in withs:

@@ -41,14 +41,14 @@ from server.uploads.verification import Checker
 WHOLE = 4 * 1024 * 1024
 
 
-class Reception(Protocol):
-    """Who is told of stored objects, and knows what an upload promised."""
+class ArrivalSink(Protocol):
+    """Is told of stored objects, and knows what an upload promised."""
 
     def arrived(self, arrival: Arrival) -> None:
         """Told once per object, when it is durable. Must not block."""
 
     async def promise_of(self, version: str, key: BlobKey) -> Descriptor | None:
-        """How the live upload of `version` said it would store the chunk."""
+        """The form in which the live upload of `version` said it would store the chunk."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Intake:
 
     blobs: BlobStore
     signer: UrlSigner
-    reception: Reception
+    reception: ArrivalSink
     metrics: Metrics
     threads: Executor
 

@@ -67,12 +67,13 @@ NOTED = 500
 
 
 # Operations whose chunks are looked up between two looks at the time.
-SETTLED = 50
+LOOKED_UP = 50
 
 
-class Settled(NamedTuple):
-    """How many operations, from the first, may be applied once the `doubtful` chunks have been
-    looked into. `pending` ones are first to be sought in the blob store (`find_and_note`)."""
+class Readiness(NamedTuple):
+    """Operations, from the first, that may be applied once the `doubtful` chunks have been looked
+    into: `ready` is their number. `pending` chunks are first to be sought in the blob store
+    (`find_and_note`)."""
 
     ready: int
     doubtful: list[BlobKey]
@@ -97,29 +98,31 @@ class Noting:
             if waiting:
                 self.stored += arrivals.arrived(self.conn, reception._blobs, waiting, now_ns)
             if verdicts:
-                self.bad += verification.settle(self.conn, verdicts, now_ns)
+                self.bad += verification.record(self.conn, verdicts, now_ns)
         except OperationalError:  # busy, or the disk is full: the next flush tries again
             reception.put_back(waiting, verdicts)
             raise
         self.waiting += waiting
         self.verdicts += verdicts
 
-    def settle(self, ops: Sequence[Keyed], caller: Caller, is_over: Callable[[], bool]) -> Settled:
+    def find_ready(
+        self, ops: Sequence[Keyed], caller: Caller, is_over: Callable[[], bool]
+    ) -> Readiness:
         """Note the chunks that `ops` need, and say which of them nobody has reported or verified;
         of the first operations at least, when `is_over` says that there is no time for all."""
         named = arrivals.chunks_of(ops)
         if not named:
-            return Settled(len(ops), [], [])
+            return Readiness(len(ops), [], [])
         needed = frozenset(named)
         self.note(lambda key: key.chunk in needed, len(named) + NOTED)
-        settled = Settled(0, [], [])
-        while settled.ready < len(ops) and not (settled.ready and is_over()):
-            part = ops[settled.ready : settled.ready + SETTLED]
-            found = arrivals.unready(self.conn, part, caller, time.time_ns())
-            settled.pending.extend(found.pending)
-            settled.doubtful.extend(found.doubtful)
-            settled = settled._replace(ready=settled.ready + len(part))
-        return settled
+        found = Readiness(0, [], [])
+        while found.ready < len(ops) and not (found.ready and is_over()):
+            part = ops[found.ready : found.ready + LOOKED_UP]
+            unready = arrivals.unready(self.conn, part, caller, time.time_ns())
+            found.pending.extend(unready.pending)
+            found.doubtful.extend(unready.doubtful)
+            found = found._replace(ready=found.ready + len(part))
+        return found
 
 
 class Reception:
@@ -178,7 +181,8 @@ class Reception:
         self._see_to_flush()
 
     async def promise_of(self, version: str, key: BlobKey) -> Descriptor | None:
-        """How the live upload of `version` said it would store the chunk; None: it did not."""
+        """The form in which the live upload of `version` said it would store the chunk; None: it
+        did not."""
 
         def job() -> Descriptor | None:
             with self._db.read() as conn:
@@ -276,8 +280,9 @@ class Reception:
         return waiting, verdicts
 
     def _remove(self, bad: list[Verdict]) -> None:
-        """What cannot be removed stays, as after a crash: nobody believes it. The transaction that
-        condemned it, perhaps somebody's batch, is committed and has not failed."""
+        """Remove bad objects. One that cannot be removed stays, as after a crash: nobody believes
+        it. The transaction that condemned it, perhaps somebody's batch, is committed and has not
+        failed."""
         for item in bad:
             chunk = item.suspect.key.chunk.hex()
             self._metrics.bad_chunks.inc()
@@ -374,7 +379,8 @@ class Reception:
             await loop.run_in_executor(self._files, self._judge, suspect)
 
     def _retrieve(self, keys: Sequence[BlobKey]) -> None:
-        """What is pending although its object is there (it was out of reach for a while)."""
+        """Note chunks that are pending although their object is there (it was out of reach for a
+        while)."""
         self._flush(frozenset(keys).__contains__, 2 * len(keys))
         with self._db.read() as conn:
             pending = verification.pending(conn, keys)

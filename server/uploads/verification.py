@@ -1,4 +1,4 @@
-"""Whether a stored object really is what its chunk's id says.
+"""Verifies that a stored object really is what its chunk's id says.
 
 Knows: how an object is taken apart and checked, and what a verdict means for the chunk. Must not
 know: when and in which thread this happens (`reception`), who may have the chunk (`access`).
@@ -26,7 +26,7 @@ from sqlalchemy import Connection, and_, bindparam, or_, select, true, update
 
 from remote.protocol.codec import decode_block
 from remote.protocol.content import BadContent, Descriptor, block_count, check_descriptor
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import chunks, upload_chunks
 from server.permissions import audit
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore, Head
@@ -171,8 +171,8 @@ def doubtful(
         chunks.c.drive == drive, or_(unverified, chunks.c.state.not_in(THERE))
     )
     found: list[BlobKey] = []
-    for page in pages(ids):
-        rows = conn.execute(wanted.where(chunks.c.id.in_(page))).scalars()
+    for some in slices(ids):
+        rows = conn.execute(wanted.where(chunks.c.id.in_(some))).scalars()
         found += [BlobKey(drive, id) for id in rows]
     return found
 
@@ -193,12 +193,12 @@ def pending(conn: Connection, keys: Iterable[BlobKey]) -> list[BlobKey]:
 
 
 def suspects(conn: Connection, keys: Iterable[BlobKey]) -> list[Suspect]:
-    """What is to be looked at to verify `keys`; what is verified already is left out."""
+    """Objects to be looked at to verify `keys`; those that are verified already are left out."""
     return [
         suspect
         for drive, ids in _by_drive(keys).items()
-        for page in pages(ids)
-        for suspect in _suspects(conn, {"drive": drive, "ids": page})
+        for some in slices(ids)
+        for suspect in _suspects(conn, {"drive": drive, "ids": some})
     ]
 
 
@@ -241,7 +241,7 @@ def judge(blobs: BlobStore, suspect: Suspect) -> Verdict:
     return Verdict(suspect, None, why, rotten=head is not None and head.sha256 != expected)
 
 
-def settle(conn: Connection, verdicts: Sequence[Verdict], now_ns: int) -> list[Verdict]:
+def record(conn: Connection, verdicts: Sequence[Verdict], now_ns: int) -> list[Verdict]:
     """Write verdicts down. Returns the bad ones that count: their objects are to be removed."""
     good = [item for item in verdicts if item.found is not None]
     other = [item for item in good if item.found != item.suspect.descriptors[0]]

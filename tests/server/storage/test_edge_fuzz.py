@@ -41,7 +41,7 @@ KEY = BlobKey(DRIVE, DESCRIPTOR.id)
 
 
 @dataclass
-class Reception:
+class FakeSink:
     promise: Descriptor | None = DESCRIPTOR
     told: list[Arrival] = field(default_factory=list)
 
@@ -59,7 +59,7 @@ class Place:
     root: Path
     blobs: LocalBlobStore
     signer: UrlSigner
-    reception: Reception
+    reception: FakeSink
     edge: Edge
     bodies: Bodies
 
@@ -113,7 +113,7 @@ def place() -> Iterator[Place]:
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as threads:
         settings = Settings(Path(name) / "data", ORIGIN)
         signer = UrlSigner(load_keys(settings.keys, 0), settings)
-        blobs, metrics, reception = LocalBlobStore(settings.blobs), Metrics(), Reception()
+        blobs, metrics, reception = LocalBlobStore(settings.blobs), Metrics(), FakeSink()
         intake = Intake(blobs, signer, reception, metrics, threads)
         edge = Edge(blobs, signer, intake.put, metrics, threads)
         room = Bodies(settings.tunables, metrics)
