@@ -142,6 +142,7 @@ class Replayer:
                 self._uploads.start(nursery)
                 if batch and self._batches.may_try(began):
                     await self._batches.send(batch)
+                    await self._gather(len(batch), trio.current_time() - began)
                 else:
                     if not batch:
                         self._batches.nothing_to_send()
@@ -152,6 +153,15 @@ class Replayer:
     def _may_be_sent(self, op: Op) -> bool:
         can = self._sends.may_try(op.key, trio.current_time())
         return can and not self._pace.lingers(op, time.time_ns())
+
+    async def _gather(self, sent: int, took: float) -> None:
+        """While applications are at work (deleting a tree), what they do one by one becomes due one
+        by one. A batch costs both sides more than what is in a small one: send at most a sixth of
+        the time, unless somebody comes to wait for it."""
+        if sent < FEW and self._pace.is_busy(trio.current_time()):
+            with trio.move_on_after(min(5 * took, LONGEST_REST)):
+                while not self._pace.hurries:
+                    await self._wake.sleep().wait()
 
     async def _rest(self, looking: float) -> None:
         """Every edit is a reason to look: look at most a sixth of the time; and not before the end
