@@ -1,4 +1,4 @@
-"""What every new server works out anew, worked out once for a process of tests.
+"""Things that every new server works out anew, worked out once for a process of tests.
 
 A process has one server as long as it runs; tests make hundreds. What stays the same:
 

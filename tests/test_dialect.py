@@ -17,13 +17,12 @@ from tests.test_references import MODULES, name_of
 USUAL = {"hypothesis.strategies": "st", "sqlalchemy": "sa"}
 LEVELS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
 
-# A docstring says what a thing is or does: it is no question about it.
-_QUESTION = re.compile(r"(What|Whether|Who|Whom|Whose|How)\b")
+# A docstring says what a thing is or does: it is no question about it, and asks none.
+_QUESTION = re.compile(r"(What|Whether|Who|Whom|Whose|How)\b|[^.]*\?\s*(\n|$)")
 _EVENT = re.compile(r"[a-z0-9_]+")
 
-# What is left, by rule and package, at most. A number may only become smaller.
+# Exceptions that are left, by rule and package, at most. A number may only become smaller.
 ALLOWED = {
-    "docstring": {"bench": 27, "cache": 93, "mount": 2, "remote": 11, "server": 151, "tests": 197},
     "except": {"tests": 1},
     # A line for people, of the standard library's logger.
     "event": {"server": 1},
@@ -37,7 +36,7 @@ def tree_of(file: Path) -> ast.Module:
 
 
 def docstrings(file: Path) -> Iterator[int]:
-    """Lines of docstrings that begin with a question word."""
+    """Lines of docstrings that begin with a question word, or whose first sentence asks."""
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree_of(file)):
         if isinstance(node, kinds) and _QUESTION.match(ast.get_docstring(node) or ""):

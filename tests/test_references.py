@@ -1,4 +1,4 @@
-"""What docstrings and comments point at is there, and few modules are loaded late."""
+"""Things that docstrings and comments point at are there, and few modules are loaded late."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def name_of(file: Path) -> str:
 
 
 def said_in(file: Path) -> Iterator[str]:
-    """What is in backticks in docstrings and comments."""
+    """The words in backticks in docstrings and comments."""
     source = file.read_text()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -67,7 +67,7 @@ def said_in(file: Path) -> Iterator[str]:
 
 @functools.cache
 def defined_in(file: Path) -> frozenset[str]:
-    """What a module, or a class in it, defines or imports."""
+    """The names that a module, or a class in it, defines or imports."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -80,7 +80,8 @@ def defined_in(file: Path) -> frozenset[str]:
 
 
 def is_there(parts: list[str], bases: list[Path]) -> bool:
-    """Is `parts` a folder, a module, or something that a module in one of `bases` defines?"""
+    """True if `parts` is a folder, a module, or something that a module in one of `bases`
+    defines."""
     return any(
         is_at(base.joinpath(*parts[:count]), parts[count:])
         for base in bases
@@ -89,7 +90,7 @@ def is_there(parts: list[str], bases: list[Path]) -> bool:
 
 
 def is_at(place: Path, names: list[str]) -> bool:
-    """Is `place` a folder or module, in which `names` are defined?"""
+    """True if `place` is a folder or module, in which `names` are defined."""
     file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     if not file.is_file():
         return place.is_dir() and not names

@@ -14,6 +14,9 @@ Invariants:
 - `subdirs` of a directory equals the number of its entries whose node is a directory.
 - A name that is always there keeps its cookie, whatever it means; so does a file that is renamed
   within its directory. So neither is missed by who reads up to what was once the last cookie.
+
+Why one class: entries, nodes and attributes are three tables of which none may be changed without
+the others (`subdirs`, `links`, cookies).
 """
 
 from __future__ import annotations

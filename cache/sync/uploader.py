@@ -46,15 +46,13 @@ from remote.protocol.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
 from remote.protocol.errors import NearlineError, Refused, Retry
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Content
-from remote.transfer.limits import SMALL, Claim, PrioritySemaphore
+from remote.transfer.limits import SMALL_ONES_HELD, Claim, PrioritySemaphore, weight
 from remote.transfer.upload import Sender, Upload
 
 # How much a growing file must have gained before more of it is sent.
 EARLY_STEP = 16 << 20
-# Large ones.
+# Large ones; see `SMALL_ONES_HELD`.
 CHUNKS_IN_FLIGHT = 8
-# Small ones that are under way in the place of a large one: they wait, mostly.
-SHARES = 8
 
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
 KeepManifest = Callable[[VersionId, Manifest], None]
@@ -104,7 +102,7 @@ class Uploader:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._sender, self._manifest_of = sender, manifest_of
         self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
-        self._in_flight = PrioritySemaphore(CHUNKS_IN_FLIGHT * SHARES)
+        self._in_flight = PrioritySemaphore(CHUNKS_IN_FLIGHT * SMALL_ONES_HELD)
         self.windows = Windows()
         self._early: dict[int, Early] = {}
         self._prepared, self._on_ready, self._on_arrival = prepared, on_ready, on_arrival
@@ -339,12 +337,12 @@ class Uploader:
         pieces: list[Piece] = [Piece(HOLE, length) for length in lengths]
 
         async def send(index: int, view: memoryview) -> None:
-            shares = _shares(view)
-            await self._in_flight.acquire(shares, Claim())
+            units = weight(len(view), SMALL_ONES_HELD)
+            await self._in_flight.acquire(units, Claim())
             try:
                 encoded = await self.store(early.upload, view, op)
             finally:
-                self._in_flight.release(shares)
+                self._in_flight.release(units)
             pieces[index] = Piece(encoded.descriptor.id, len(view))
 
         async with trio.open_nursery() as nursery:
@@ -402,7 +400,8 @@ class _Run:
                     case Hole(_, length):
                         self._add(Piece(HOLE, length), length)
                     case Fresh(_, length, data):
-                        await self._uploader._in_flight.acquire(_shares(data), Claim())
+                        units = weight(length, SMALL_ONES_HELD)
+                        await self._uploader._in_flight.acquire(units, Claim())
                         self._pieces.append(Piece(HOLE, length))
                         window.hold()
                         nursery.start_soon(self._store, len(self._pieces) - 1, data, window)
@@ -417,12 +416,7 @@ class _Run:
         try:
             encoded = await self._uploader.store(self._upload, data, self._op)
         finally:
-            self._uploader._in_flight.release(_shares(data))
+            self._uploader._in_flight.release(weight(len(data), SMALL_ONES_HELD))
             window.release()
         self._pieces[index] = Piece(encoded.descriptor.id, len(data))
         self._progress.bytes_done += len(data)
-
-
-def _shares(chunk: memoryview) -> int:
-    """The share of `CHUNKS_IN_FLIGHT` that a chunk takes."""
-    return 1 if len(chunk) < SMALL else SHARES

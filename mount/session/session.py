@@ -4,6 +4,9 @@ Knows: who needs whom, in which order things start and end, who waits for the se
 FUSE requests (`operations`), the control socket and signals (`daemon`).
 
 Concurrency: everything on the trio thread.
+
+Why one class: it is wiring. Most methods are what one part is given to reach another, and have a
+few lines.
 """
 
 from __future__ import annotations
@@ -122,6 +125,7 @@ class Session(Device):
             on_reachable=self._reachability_changed,
             name=platform.node() or "another device",
             keep_copies=config.on_conflict == "copy",
+            has_asker=True,  # mount.fuse.writeback
         )
         self.transfer_limits = TransferLimits(upload, self.sender, downloader, config.transfers)
         self.symlinks = Symlinks(self.tree, inside=config.symlinks == "inside")

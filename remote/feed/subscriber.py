@@ -14,6 +14,9 @@ Concurrency: one task runs `run`, and it alone calls the sink, so pulls and hint
 `active`, `poke`, `sync` and the properties may be used by any task of the same trio run. `_hints`
 and `_tickets` are appended to by others and taken by `run`; there is no await between its look at
 them and its taking.
+
+Why one class: the modes are states of one task, and hand the cursor, the failures and who waits for
+a sync to each other.
 """
 
 from __future__ import annotations

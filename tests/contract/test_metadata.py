@@ -1,4 +1,4 @@
-"""What the service relies on in its metadata store: one suite, every backend.
+"""The service's demands on its metadata store: one suite, every backend.
 
 A backend is a function that opens a `Database` over storage of the test's own; calling it again
 opens the same storage anew. SQLite is the one there is. PostgreSQL joins by one more line in

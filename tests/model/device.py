@@ -80,8 +80,10 @@ class Device(device.Device):
         token: str,
         *,
         keep_copies: bool = False,
+        has_asker: bool = False,
     ) -> None:
-        self.name, self.network, self._keep_copies = name, Network(), keep_copies
+        self.name, self.network = name, Network()
+        self._keep_copies, self._has_asker = keep_copies, has_asker
         self.read_before: dict[str, bytes] = {}
         self._visits = 0
         self._server, self._directory, self._token = server, directory, token
@@ -111,6 +113,7 @@ class Device(device.Device):
             on_reachable=self._reachability_changed,
             name=self.name,
             keep_copies=self._keep_copies,
+            has_asker=self._has_asker,
         )
         self._rescue, self.resolver._rescue = self.resolver._rescue, self._check_rescue  # type: ignore[method-assign]
 

@@ -391,7 +391,7 @@ async def unwrapped(work: Callable[[], Awaitable[object]]) -> None:
 
 
 def check_tables(device: Device) -> None:
-    """What `tree` and `journal` promise of their tables."""
+    """The tables are as `tree` and `journal` promise."""
     db = device.db
     wrong = db.all(
         "SELECT d.ino, d.subdirs FROM node d WHERE d.kind = 'directory' AND d.subdirs !="

@@ -40,7 +40,7 @@ ABROAD = 0.1  # how often somebody is seen in the other's places
 
 
 def arguments(step: str, dice: random.Random, choices: tuple[str, ...] = PATHS) -> dict[str, Any]:
-    """What to call a step with, but for `who`; each argument is named as the rule names it."""
+    """The arguments of a step, but for `who`; each is named as the rule names it."""
     match step:
         case "save":
             return {"path": dice.choice(choices), "size": dice.choice((0, 10, 10, 300_000))}

@@ -1,4 +1,4 @@
-"""What comes from outside, at its strangest: descriptors, manifests, blocks, signed URLs.
+"""Input from outside, at its strangest: descriptors, manifests, blocks, signed URLs.
 
 Each either means what it says or is refused with the one error that callers expect; nothing is
 allocated that was not declared and bounded.

@@ -145,7 +145,7 @@ class Device:
 
     @property
     def log(self) -> str:
-        """What the daemon has logged so far."""
+        """The daemon's log so far."""
         file = self.state / "mount.log"
         return file.read_text() if file.exists() else ""
 
@@ -169,7 +169,7 @@ class Device:
         self._ask(messages.FlushRequest(seconds), line_timeout=seconds)
 
     def status(self) -> dict[str, Any]:
-        """What `nearline status --json` prints while the mount answers."""
+        """The output of `nearline status --json` while the mount answers."""
         found: dict[str, Any] = to_builtins(self._ask(messages.StatusRequest(), COMMAND_SECONDS))
         return found
 
@@ -325,7 +325,7 @@ class Site:
 
     @property
     def plainly(self) -> list[str]:
-        """What commands are told where a proxy of ours looks into the traffic."""
+        """Options for commands where a proxy of ours looks into the traffic."""
         return ["--insecure"] if self.proxied else []
 
     def person(self, account: str) -> None:

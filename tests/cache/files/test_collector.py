@@ -110,7 +110,7 @@ def dead_directory(state: State) -> int:
 
 
 def forget_all(state: State) -> None:
-    """What was to be sent is not to be sent any more."""
+    """Send nothing that was to be sent."""
     for op in list(state.journal):
         assert state.tree.find(op.ino) is not None
         with state.db.transaction():

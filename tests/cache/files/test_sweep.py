@@ -1,4 +1,4 @@
-"""How far ahead of a program files are wanted: traces of programs, and of what is no sweep."""
+"""Files wanted ahead of a program: traces of programs, and of others that sweep nothing."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Directory:
 
 
 class Program:
-    """What is asked for, told back to `Sweeps` as `next_files` does; in one directory, with those
-    that follow it."""
+    """Files that are asked for, told back to `Sweeps` as `next_files` does; in one directory, with
+    those that follow it."""
 
     def __init__(self, *directories: Directory) -> None:
         self.sweeps, self.directories = Sweeps(), list(directories)

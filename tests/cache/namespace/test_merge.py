@@ -301,8 +301,8 @@ def test_ctime_moves_and_does_not_go_back_when_the_server_has_an_earlier_one(sta
 def test_the_mtime_of_a_directory_does_not_go_back_when_its_making_is_answered(
     state: State,
 ) -> None:
-    """What was made in it meanwhile has moved it; who remembers a listing by it must not be told
-    the old one."""
+    """Its mtime has moved with what was made in it meanwhile; who remembers a listing by it must
+    not be told the old one."""
     node = state.make("d", "directory")
     (making,) = state.journal
     state.tick()

@@ -64,14 +64,14 @@ async def remove_project(device: Device) -> None:
 
 
 def in_trash(server: Server, name: str) -> int:
-    """How many files of that name are in the trash."""
+    """The number of files of that name in the trash."""
     with server.db.read() as conn:
         query = select(files_table.c.id).where(files_table.c.trashed_name == name)
         return len(conn.execute(query.where(files_table.c.links == 0)).all())
 
 
 async def agree(*devices: Device) -> dict[str, bytes | None]:
-    """What all of them show, when nothing waits any more."""
+    """The view that all of them show, when nothing waits any more."""
     seen = [await files(device) for device in devices]
     full = [await device.everything() for device in devices]
     assert all(item == full[0] for item in full)

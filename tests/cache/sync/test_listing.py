@@ -236,7 +236,8 @@ def first(pair: tuple[str, str]) -> str:
 
 
 def seen(state: State) -> dict[str, object]:
-    """What is in the top. Of files made here the id differs, of all the inode and the cookie."""
+    """Nodes and names in the top. Of files made here the id differs, of all the inode and the
+    cookie."""
     found: dict[str, object] = {}
     for entry in state.tree.entries(ROOT, 0, 100):
         node = entry.node

@@ -1,4 +1,4 @@
-"""What fails waits by itself, says why, and is sent in the end; whatever else there is goes on.
+"""A failed operation waits by itself, says why, and is sent in the end; all others go on.
 
 As in `test_replayer`: two devices of one drive without HTTP, and time is trio's mock clock.
 """

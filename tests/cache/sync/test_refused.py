@@ -1,5 +1,5 @@
-"""What the server refused for good: what a person does to the file is done to the operation, and it
-is tried again. Otherwise nothing could ever be sent that stands behind it."""
+"""Operations refused for good: a change that a person makes to the file is made to the operation,
+and it is tried again. Otherwise nothing could ever be sent that stands behind it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_refused_rename_goes_to_another_name_or_back(state: State) -> None:
 
 
 def test_a_refused_rename_over_another_file_is_left_in_order(state: State) -> None:
-    """What it replaces goes with it: that cannot be said of another name."""
+    """The file that it replaces goes with it: that cannot be said of another name."""
     on_server(state, "a", links=2)
     on_server(state, "b")
     state.edits.rename(ROOT, "a", ROOT, "b")

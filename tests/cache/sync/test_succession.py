@@ -32,7 +32,7 @@ async def two(server: Server, tmp_path: Path, autojump_clock: object) -> Any:
 
 
 def backup(way: str, data: bytes) -> dict[str, object]:
-    """What is left beside the file after it was saved; exchanged, the old version is deleted."""
+    """The file left beside the saved one; exchanged, the old version is deleted."""
     return {} if way == "exchange" else {"/f~": data}
 
 
@@ -101,7 +101,7 @@ async def test_files_renamed_over_one_after_the_other_overtake_nobody(one: Perso
 async def test_an_overtaken_version_gets_a_name_though_its_file_was_saved_anew_since(
     one: Person, two: Person, way: str, times: int
 ) -> None:
-    """What is overtaken is told when the inode that overtook it has no name any more."""
+    """An overtaken version is told when the inode that overtook it has no name any more."""
     await both_have_it(one, two)
     await two.save("f", b"theirs")
     await two.device.flush()

@@ -104,7 +104,8 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_asking_is_light(words: list[str], home: Path) -> None:
-    """What a shell prompt or a script calls often must not load the HTTP client or FUSE."""
+    """A command that a shell prompt or a script calls often must not load the HTTP client or
+    FUSE."""
     code = (
         "import sys; from mount.cli import main\n"
         f"assert main({words!r}) == 0\n"

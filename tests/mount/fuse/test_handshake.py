@@ -1,4 +1,4 @@
-"""What the kernel and libfuse agree on at FUSE_INIT, without either of them."""
+"""The agreement of kernel and libfuse at FUSE_INIT, without either of them."""
 
 from __future__ import annotations
 

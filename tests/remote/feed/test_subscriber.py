@@ -519,7 +519,8 @@ async def test_that_the_first_contact_failed_is_told(autojump_clock: MockClock) 
 async def test_who_catches_up_after_an_outage_is_not_offline(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the first page told is seen before the last one has come: it can be asked for, too."""
+    """The first page's changes are seen before the last one has come: they can be asked for,
+    too."""
     world = World()
     world.server.failure = Unreachable("no route")
     told, plain = world.changed, world.tree.apply

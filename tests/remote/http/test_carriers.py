@@ -496,7 +496,7 @@ async def test_a_connection_that_died_meanwhile_costs_no_failure(kind: str, meth
 
 @own
 async def test_a_large_body_that_was_taken_is_not_sent_once_more(kind: str) -> None:
-    """Who took it was there: what has to be sent again is for the uploader to find out."""
+    """Somebody took it, so somebody was there: the uploader finds out what has to be sent again."""
     large = bytes(MAX_REPEATED + 1)
 
     async def talk(peer: Peer) -> None:

@@ -162,7 +162,7 @@ def test_others_go_on_with_what_a_locked_account_shares(
 
 
 def counted(server: Running, client: Client) -> dict[str, int]:
-    """What is left of an account in the tables."""
+    """Rows that are left of an account, by table."""
     found = {}
     drive = client.me.drive
     where: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Who may do what: every endpoint, asked by everybody, and what the answer must be.
+"""Permissions: every endpoint, asked by everybody, and what the answer must be.
 
 The columns: the drive's *owner*; an *editor* and a *viewer* of one of its directories; a
 *stranger*; somebody whose grant was taken back (*revoked*); the owner's tokens that may only read

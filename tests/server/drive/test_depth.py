@@ -1,4 +1,4 @@
-"""How deep a tree may be, and what depth costs."""
+"""The bound on depth, and what depth costs."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def test_an_editor_who_moves_a_directory_does_not_make_the_owners_links_go(place
 
 
 def test_a_name_from_before_counts_as_the_owners_and_is_told(server: Running, place: Place) -> None:
-    """Who made it nobody knows: nothing is taken away, and it is not kept quiet either."""
+    """Its maker is not known: nothing is taken away, and it is not kept quiet either."""
     anna, ben = place.anna, place.ben
     ben.do(link(place.plan, place.deep, "old"))
     with server.app.service.db.write() as conn:

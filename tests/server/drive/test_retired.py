@@ -241,7 +241,8 @@ def test_links_and_grants_end_with_their_file(server: Running, anna: Client, ben
 
 
 def test_nothing_of_the_trash_or_of_tokens_is_scanned(server: Running, anna: Client) -> None:
-    """What binds a query to its drive makes none look at every file, device or change."""
+    """A condition that binds a query to its drive makes none look at every file, device or
+    change."""
     folder = anna.mkdir("folder")
     inner = anna.mkdir("inner", folder)
     token = folder_token(anna, folder)

@@ -48,7 +48,7 @@ def refusal(work: Callable[..., Any], *args: Any) -> Any:
 
 
 class Follower:
-    """What a grantee's device knows from the feed alone."""
+    """A grantee's device, which knows what the feed tells and nothing else."""
 
     def __init__(self, client: Client) -> None:
         self.client, self.cursor = client, client.me.cursor

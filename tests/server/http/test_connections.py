@@ -50,7 +50,7 @@ def connected(server: Running, receive_buffer: int = 0) -> Iterator[socket.socke
 
 
 def everything(sock: socket.socket) -> bytes:
-    """What comes until the other side closes, in whatever way."""
+    """All that comes until the other side closes, in whatever way."""
     got = b""
     try:
         while more := sock.recv(65536):
@@ -186,7 +186,7 @@ def test_a_reader_that_takes_nothing_is_cut(own: Running) -> None:
 
 
 def taken_in(sock: socket.socket) -> int:
-    """How many more bytes there are."""
+    """The number of bytes that are still there."""
     some = sock.recv(65536)
     assert some, "the connection was cut"
     return len(some)

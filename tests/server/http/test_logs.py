@@ -1,4 +1,4 @@
-"""What the server writes down, and what it never does."""
+"""Things that the server writes down, and things that it never does."""
 
 from __future__ import annotations
 

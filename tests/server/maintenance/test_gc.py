@@ -337,7 +337,7 @@ def test_accounts_have_their_own_limits(world: World) -> None:
 
 @pytest.mark.slow
 def test_a_collector_in_another_process_beside_uploads(world: World) -> None:
-    """What another process shares with the server is the database's lock and the files alone."""
+    """Another process shares nothing with the server but the database's lock and the files."""
     ended, deleted = threading.Event(), threading.Event()
     found = Collected()
 

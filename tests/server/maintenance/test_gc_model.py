@@ -186,7 +186,8 @@ class World:
             self.puts.append(url[:2])
 
     def end_put(self) -> None:
-        """Who is to show that they have the bytes has the whole of them looked at, there or not."""
+        """A caller that is to show possession has the whole of the bytes looked at, there or
+        not."""
         if (put := self.any(self.puts)) is None:
             return
         self.puts.remove(put)

@@ -254,7 +254,7 @@ def test_what_an_editor_writes_counts_for_the_owner(
 
 
 def measured(asker: Client, folder: str, most: int) -> int:
-    """How much room an editor finds by trying: the largest made-up chunk that is let in."""
+    """Bytes of room that an editor finds by trying: the largest made-up chunk that is let in."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
