@@ -258,7 +258,7 @@ class Pace:
         self._begun.append(now)
 
     def _are_few(self, count: int, now: float) -> bool:
-        """Are those that wait, and those that went a moment ago, so few that they need not wait?
+        """True if those that wait, and those that went a moment ago, are so few that they need not.
         A program that waits for the disk at each file lets each go before it makes the next."""
         is_stream = len(self._begun) == FEW and now - self._begun[0] < STREAM_SECONDS
         return count <= FEW and not is_stream

@@ -64,7 +64,7 @@ class LookupCounts:
         return ino in self._writers  # never holds a zero
 
     def is_open(self, ino: int) -> bool:
-        """Has somebody a handle of it?"""
+        """True if somebody has a handle of it."""
         return ino in self._handles
 
     def in_use(self, ino: int) -> bool:

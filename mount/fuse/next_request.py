@@ -1,4 +1,4 @@
-"""Who reads the kernel's next request, and when others have a turn.
+"""The reading of the kernel's next request: by which task, and when others have a turn.
 
 pyfuse3 has a few tasks, of which one at a time waits for the device while the others wait for a
 lock. As it is, every request costs a switch to another task, because the lock is handed on, three

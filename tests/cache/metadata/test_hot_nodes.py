@@ -78,7 +78,7 @@ def test_only_the_tree_writes_rows_of_nodes() -> None:
 
 
 class Refused(Exception):
-    """What makes a transaction be rolled back."""
+    """Makes a transaction be rolled back."""
 
 
 class Beside(RuleBasedStateMachine):

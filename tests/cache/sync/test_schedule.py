@@ -291,7 +291,7 @@ def test_a_burst_has_the_mount_for_itself_and_a_few_files_never_wait() -> None:
 
 
 def test_files_that_go_one_by_one_without_end_are_a_burst_too() -> None:
-    """Who waits for the disk at each file never has many waiting."""
+    """A program that waits for the disk at each file never has many waiting."""
     pace, few = Pace(), made(HOUR_NS, count=2)
     pace.last_request = 7.0
     for number in range(FEW):

@@ -19,7 +19,7 @@ TASKS = 5
 
 
 class Device:
-    """What reads requests of one byte, as `_session_loop` in pyfuse3 does."""
+    """Reads requests of one byte, as `_session_loop` in pyfuse3 does."""
 
     def __init__(self, handle: Callable[[int], Awaitable[None]]) -> None:
         self._handle = handle
