@@ -59,7 +59,7 @@ class AttributeRequests(Requests):
         return self._attributes(self._session.tree.node(inode))
 
     def _is_past(self, node: Node) -> bool:
-        """True if nobody can see the node any more. Linux hands over the times of a file that was deleted
+        """True if nobody can see the node any more. Linux hands over the times of a deleted file
         all the same, when it lets go of it."""
         return not node.live and node.links == 0 and not self._lookups.is_open(node.ino)
 
