@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # it takes every source apart; `make check` does
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mount", "cache", "remote", "server")
 MODULES = sorted(
@@ -52,10 +54,27 @@ def name_of(file: Path) -> str:
     return file.relative_to(ROOT).as_posix()
 
 
+@functools.cache
+def tree_of(file: Path) -> ast.Module:
+    """Taken apart once for every test that looks into it, and those of `tests/test_dialect.py`."""
+    return ast.parse(file.read_text())
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """`node` and all below it but expressions, which are nine tenths."""
+    yield node
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        below = getattr(node, name, None)
+        for each in below if isinstance(below, list) else ():
+            yield from statements(each)
+
+
 def said_in(file: Path) -> Iterator[str]:
     """The words in backticks in docstrings and comments."""
     source = file.read_text()
-    for node in ast.walk(ast.parse(source)):
+    if "`" not in source:
+        return
+    for node in statements(tree_of(file)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _SPAN.findall(ast.get_docstring(node) or "")
     if not _SAID.search(source):
@@ -69,7 +88,7 @@ def said_in(file: Path) -> Iterator[str]:
 def defined_in(file: Path) -> frozenset[str]:
     """The names that a module, or a class in it, defines or imports."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             found.add(node.name)
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -144,9 +163,9 @@ def lazy_imports(file: Path) -> list[int]:
     """The lines of imports inside functions."""
     return [
         node.lineno
-        for function in ast.walk(ast.parse(file.read_text()))
+        for function in statements(tree_of(file))
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+        for node in statements(function)
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
 

@@ -129,6 +129,7 @@ def test_a_writer_does_not_hide_what_was_there(db: Database) -> None:
         assert names(db) == ["a"]
 
 
+@pytest.mark.slow
 def test_writers_take_turns_and_no_update_is_lost(reopen: Open) -> None:
     """Through two connections to the same storage, as two processes have them."""
     stores = [reopen(), reopen()]

@@ -184,15 +184,15 @@ class Device(device.Device):
             while more:
                 cursor = self.merge.cursor()
                 page = await self.port.changes(cursor)
-                self._take(on_page(cursor, self.merge.seq(self.tree.own_drive), page))
+                await self._take(on_page(cursor, self.merge.seq(self.tree.own_drive), page))
                 more = page.more
 
-    def _take(self, step: Apply | Reset | Ignore) -> None:
+    async def _take(self, step: Apply | Reset | Ignore) -> None:
         match step:
             case Apply(changes, cursor, seq, shared):
-                self.merge.apply(changes, cursor, seq, shared)
+                await self.merge.take(changes, cursor, seq, shared)
             case Reset(cursor, seq, shared):
-                self.merge.reset(cursor, seq, shared)
+                await self.merge.reset(cursor, seq, shared)
         self.collector.collect()
 
     async def listen(self) -> None:
@@ -211,7 +211,7 @@ class Device(device.Device):
                 seq = self.merge.seq(self.tree.own_drive)
                 step = on_hint(self.merge.cursor(), seq, hint)
                 if not isinstance(step, Pull):
-                    self._take(step)
+                    await self._take(step)
                     return
             await self.pull()
 

@@ -432,7 +432,7 @@ def check_journal(device: Device) -> None:
 
 TestDevices = Devices.TestCase
 TestDevices.settings = settings(
-    max_examples=amount(15, 2, "NEARLINE_MODEL_EXAMPLES"),
+    max_examples=amount(15, 1, "NEARLINE_MODEL_EXAMPLES"),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

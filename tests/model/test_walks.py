@@ -19,7 +19,7 @@ from tests.model.plans import PATHS, TERRITORIES
 from tests.model.test_devices import Devices
 
 STEPS = 60
-WALKS = amount(15, 2, "NEARLINE_MODEL_WALKS")
+WALKS = amount(15, 1, "NEARLINE_MODEL_WALKS")
 FIRST = int(os.environ.get("NEARLINE_MODEL_FIRST", "0"))
 WEIGHTS = plans.WEIGHTS | {
     "open": 2,

@@ -179,10 +179,12 @@ class Beside(RuleBasedStateMachine):
         with self._db.transaction():
             self._tree.reidentify(self._tree.node(self._one(pick)).file, new_file())
 
-    @rule(which=st.sampled_from(["own", "another"]))
+    @rule(which=st.sampled_from(["own", "any"]))
     def distrust(self, which: str) -> None:
         with self._db.transaction():
-            self._tree.distrust(self._tree.own_drive if which == "own" else "another")
+            drive = self._tree.own_drive if which == "own" else None
+            self._tree.doubt_nodes(drive, 0, 1000)
+            self._tree.doubt_listings(drive, 0, 1000)
 
     @rule(pick=numbers)
     def show_and_forget_another_drive(self, pick: int) -> None:

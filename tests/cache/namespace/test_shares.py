@@ -84,13 +84,13 @@ def test_a_share_has_a_place_and_the_kernel_is_told(state: State) -> None:
     assert list(state.journal) == []
 
 
-def test_the_place_is_still_there_after_a_restart_and_a_listing_of_the_root(
+async def test_the_place_is_still_there_after_a_restart_and_a_listing_of_the_root(
     state: State, shared: FileRecord
 ) -> None:
     state.reopen()
     state.list_directory(ROOT, [], 9)
     assert at(state, "Shared/bob/proj/inside").size == 3
-    state.merge.reset("c", 9, None)
+    await state.merge.reset("c", 9, None)
     assert at(state, "Shared/bob/proj").listed is None
     state.list_directory(ROOT, [], 9)
     assert at(state, "Shared/bob/proj").file == shared.id

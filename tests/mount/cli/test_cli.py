@@ -78,6 +78,7 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "Usage: nearline" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     alone = ["up", "serve", "login", "mount", "umount", "flush", "status", "doctor"]
     alone += ["pin", "unpin", "warm", "share", "unshare", "shares", "shared", "leave", "link"]

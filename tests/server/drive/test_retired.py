@@ -202,6 +202,7 @@ def test_the_token_of_a_folder_ends_with_it_and_its_sockets_are_told(
     assert audited(server, "device_revoke", token.me.device_id) == 1
 
 
+@pytest.mark.slow
 def test_also_when_its_time_in_the_trash_has_come(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

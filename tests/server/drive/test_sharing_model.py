@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -651,6 +652,7 @@ class Walk(GrantsMachine):
         self.feeds_tell_what_is_seen_and_nothing_else()
 
 
+@pytest.mark.slow
 def test_who_reaches_what_by_names_is_as_the_model_says() -> None:
     seen: set[str] = set()
     for seed in range(WALKS):

@@ -203,6 +203,7 @@ def damage(server: Running, client: Client, chunk: Chunk) -> None:
     path.write_bytes(stored)
 
 
+@pytest.mark.slow
 def test_damage_stops_the_stream_before_the_first_wrong_byte(
     server: Running, anna: Client, visitor: Visitor
 ) -> None:
@@ -363,6 +364,7 @@ def test_an_address_has_not_all_of_the_archives(
 # --- an archive ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_tree_deeper_than_a_zip_has_room_for(anna: Client, visitor: Visitor) -> None:
     deepest = anna.children()["top"].id
     ops = []
@@ -408,6 +410,7 @@ def test_the_paths_in_an_archive_are_bounded_together(monkeypatch: pytest.Monkey
     assert sum(map(len, found)) < 2000 + 300 + 51 * 100
 
 
+@pytest.mark.slow
 def test_a_tree_as_a_zip(anna: Client, visitor: Visitor, tmp_path: Path) -> None:
     top = anna.children()["top"].id
     below = anna.mkdir("below", top)

@@ -275,6 +275,7 @@ def test_objects_that_no_row_speaks_of_go_after_a_day(world: World) -> None:
     assert list(world.blobs.keys()) == [world.key(CHUNK)]
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_and_changes_nothing(world: World) -> None:
     anna = world.anna
     anna.store("a", CHUNK)

@@ -399,6 +399,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(amount(4, 1, "NEARLINE_FUZZ_EXAMPLES")))
 def test_a_walk(seed: int, tmp_path: Path) -> None:
     random = Random(seed)
