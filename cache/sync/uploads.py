@@ -116,6 +116,7 @@ class Uploads:
                 continue  # an earlier snapshot of the same inode goes first
             if self._is_due(op, now_ns):
                 self._running[op.key] = op.ino
+                self._pace.began(now)
                 nursery.start_soon(self._upload, op, op.key)
                 if len(self._running) >= most:
                     return
