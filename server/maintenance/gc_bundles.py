@@ -290,7 +290,8 @@ class Walk:
         bundle = bundle_of([part.descriptor for part in parts])
         body = b"".join(part.stored for part in parts) + bundle.tail
         key = BlobKey(drive, bundle.id)
-        self._store(key, body)
+        if not self._store(key, body):
+            return
         yield
         moves = [
             _old(drive, part.bundle, part.id, part.offset)
@@ -314,17 +315,24 @@ class Walk:
 
     def _write_alone(self, drive: str, part: Part) -> Iterator[None]:
         key = BlobKey(drive, part.id)
-        self._store(key, part.stored)
+        if not self._store(key, part.stored):
+            return
         yield
         with self.db.write() as conn:
             if self._is_there(key, part.stored):
                 conn.execute(_STAND_ALONE, _old(drive, part.bundle, part.id, part.offset))
         yield
 
-    def _store(self, key: BlobKey, body: bytes) -> None:
-        with self.blobs.create(key) as writer:
-            writer.write(body)
-            writer.commit()  # or it is there already: looked at again where it counts
+    def _store(self, key: BlobKey, body: bytes) -> bool:
+        """False: the disk does not take it. On a full one what can be deleted still is to be."""
+        try:
+            with self.blobs.create(key) as writer:
+                writer.write(body)
+                writer.commit()  # or it is there already: looked at again where it counts
+        except OSError as error:
+            log.error("rewritten_not_stored", object=key.chunk.hex(), error=str(error))
+            return False
+        return True
 
     def _is_there(self, key: BlobKey, body: bytes) -> bool:
         """True if the object is there, whole. Asked in the write transaction that will say so."""

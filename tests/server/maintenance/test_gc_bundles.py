@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from server.maintenance.gc_bundles import Verdict, verdict
 from server.maintenance.gc_chunks import DAY, GRACE_NS
 from server.metadata import schema
 from server.metadata.schema import chunks
+from server.storage.blobs import BlobKey, BlobWriter
 from tests.server.bundling import World, name
 from tests.server.conftest import Start
 from tests.server.deleting import forget
@@ -256,3 +258,29 @@ def test_a_dry_run_counts_and_changes_nothing(world: World) -> None:
     found = world.collect(dry_run=True)
     assert (found.rewritten, found.rewritten_bytes) == (1, 1003 + 1004)
     assert world.place(PARTS[4]) == (bundle.id, bundle.offsets[4])
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_keeps_nothing_from_being_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Or it stayed full."""
+    more = [make_chunk(noise(2000 + number, f"more {number}")) for number in range(3)]
+    bundle, other = world.bundle(*PARTS), world.bundle(*more)
+    for part in (*PARTS[:3], *more):
+        forget(world.anna, name(part))
+
+    def full(_key: BlobKey) -> BlobWriter:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(world.blobs, "create", full)
+    for _ in range(4):
+        world.collect()
+        world.later_ns += GRACE_NS
+    assert not world.has(other.id)
+    world.check(*PARTS[3:])
+    assert [world.place(part)[0] for part in PARTS[3:]] == [bundle.id] * 2
+    monkeypatch.undo()
+    world.collect()
+    assert world.place(PARTS[3])[0] != bundle.id
+    world.check(*PARTS[3:])
