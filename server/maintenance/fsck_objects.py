@@ -118,7 +118,22 @@ class Objects:
         if fault is None and self.read_data:
             wrong = _read_back(self.blobs, place, descriptor)
             fault = None if wrong is None else ("object", f"its object {wrong}")
+        if fault is None and chunk.copied:
+            fault = self._fault_of_copy(chunk, Place(key, 0, chunk.stored_length), descriptor)
         return fault
+
+    def _fault_of_copy(
+        self, chunk: Row[Any], place: Place, descriptor: Descriptor
+    ) -> Fault | None:
+        """Who may not read the bundle is given the chunk's copy, and nobody else reads that."""
+        stored = self.blobs.stat(place.key)
+        if stored is None:
+            return "copy", "its copy outside its bundle is missing"
+        if stored.length != chunk.stored_length:
+            what = f"its copy outside its bundle has {stored.length} bytes"
+            return "copy", f"{what} instead of {chunk.stored_length}"
+        wrong = _read_back(self.blobs, place, descriptor) if self.read_data else None
+        return None if wrong is None else ("copy", f"its copy outside its bundle {wrong}")
 
     def _fault_in_bundle(
         self, chunk: Row[Any], place: Place, stored: Stored, descriptor: Descriptor
@@ -183,7 +198,12 @@ class Objects:
         finding.todo = REPAIR
         if kind == "object":
             finding.todo += f"; {GO_BACK}" if holders else ", so that it can be uploaded again"
-        fixes = {"arrived": self._adopt, "bundle": self._describe, "object": self._replace}
+        fixes = {
+            "arrived": self._adopt,
+            "bundle": self._describe,
+            "copy": self._forget_copy,
+            "object": self._replace,
+        }
         yield Found(finding, partial(fixes[kind], key=BlobKey(chunk.drive, chunk.id)))
 
     def _replace(self, conn: Connection, key: BlobKey) -> bool:
@@ -209,6 +229,15 @@ class Objects:
                 return False
             where |= {"bundle": place.key.chunk, "bundle_offset": place.offset}
         conn.execute(update(chunks).where(_this(key)).values(**where))
+        return True
+
+    def _forget_copy(self, conn: Connection, key: BlobKey) -> bool:
+        """It is made again when somebody asks for it."""
+        chunk = conn.execute(_CHUNK, {"d": key.drive, "i": key.chunk}).first()
+        fault = None if chunk is None else self._fault(chunk)
+        if fault is not None and fault[0] == "copy":
+            self.blobs.set_aside(key)
+            conn.execute(update(chunks).where(_this(key)).values(copied=0))
         return True
 
     def _describe(self, conn: Connection, key: BlobKey) -> bool:

@@ -120,6 +120,7 @@ _PARTS = (
         chunks.c.state,
         chunks.c.bundle_offset,
         chunks.c.stored_length,
+        chunks.c.sha256,
         chunks.c.descriptor,
         chunks.c.copied,
     )
@@ -250,10 +251,11 @@ class Walk:
 
     def _alive(self, bundle: Row[Any]) -> list[Part]:
         """The chunks that are to leave the bundle, read and checked. One that is damaged stays
-        where it is: `verification` and fsck tell of it. Who stands alone already just goes."""
+        where it is: `verification` and fsck tell of it. Who stands alone already, whole, just
+        goes."""
         with self.db.read() as conn:
             rows = conn.execute(_PARTS, {"d": bundle.drive, "i": bundle.id}).all()
-        alone = [row for row in rows if row.copied and self._has(bundle.drive, row)]
+        alone = [row for row in rows if row.copied and self._is_copy(bundle.drive, row)]
         if alone:
             with self.db.write() as conn:
                 for row in alone:
@@ -262,6 +264,15 @@ class Walk:
                         conn.execute(_STAND_ALONE, old)
         left = [row for row in rows if row.state in THERE and row not in alone]
         return list(self._checked(bundle, left))
+
+    def _is_copy(self, drive: str, row: Any) -> bool:
+        """True if the object of the chunk's own, read back, is as it should be."""
+        try:
+            found = self.blobs.head(BlobKey(drive, row.id))
+        except OSError as error:
+            log.error("copy_not_read", chunk=row.id.hex(), error=str(error))
+            return False
+        return found == Head(row.stored_length, row.sha256)
 
     def _has(self, drive: str, row: Any) -> bool:
         """True if there is an object of the chunk's own."""

@@ -284,3 +284,23 @@ def test_a_full_disk_keeps_nothing_from_being_deleted(
     world.collect()
     assert world.place(PARTS[3])[0] != bundle.id
     world.check(*PARTS[3:])
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "missing"])
+def test_a_copy_that_is_damaged_takes_no_place(world: World, damage: str) -> None:
+    """The part in the bundle is what is good; fsck tells of the copy."""
+    world.bundle(*PARTS)
+    path = world.blobs.path(world.key(PARTS[4].id))
+    world.anna.locate(
+        file=world.anna.children()[name(PARTS[4])].id,
+        version=world.anna.children()[name(PARTS[4])].version,
+        chunks=[PARTS[4].id],
+    )
+    path.unlink()
+    if damage == "other bytes":
+        path.write_bytes(bytes(len(PARTS[4].data)))
+    world.kill(*PARTS[:3])
+    new = bundle_of([part.descriptor for part in PARTS[3:]])
+    assert [world.place(part)[0] for part in PARTS[3:]] == [new.id] * 2
+    assert fsck.run(world.db, world.blobs, read_data=True, repair=True).ok
+    world.check(*PARTS[3:])
