@@ -24,7 +24,16 @@ from server.storage.blobs import BlobKey, Head
 from server.uploads import arrivals, copies, reception, verification
 from server.uploads.put import WHOLE
 from tests.server.drive.test_sharing import share
-from tests.server.harness import Chunk, Client, Failed, Running, make_chunk, new_id, noise
+from tests.server.harness import (
+    Chunk,
+    Client,
+    Failed,
+    Running,
+    make_chunk,
+    manifest_of,
+    new_id,
+    noise,
+)
 from tests.server.lookups import change_row, check_sums, expire, row_of, until_verified
 from tests.server.sending import (
     Announced,
@@ -404,6 +413,24 @@ def test_a_bad_part_is_needed_again_and_the_others_stay(server: Running, anna: C
     send(anna, *again)
     make(anna, "again", again[0])
     assert got(anna, located(anna, again[0], bundles=True)) == parts[1].chunk.data
+    check_sums(server, anna.me.drive)
+
+
+def test_no_device_is_believed_what_another_one_has_sent(server: Running, anna: Client) -> None:
+    """Until it is verified. Who promised a chunk first did not vouch for another one's bundle."""
+    phone = server.device(anna.me.account, "phone")
+    chunks = some(anna)
+    first = announce(phone, *chunks)
+    parts = announce(anna, *chunks)
+    body = spoiled(parts, 1)
+    assert put(anna, ask(anna, parts, body), body).status_code == 200
+    made = messages.Content(version=first[1].version, manifest=manifest_of(chunks[1]))
+    op = phone.create("f", file=first[1].file, content=made)
+    assert isinstance(phone.refused(op), errors.ChunksMissing)
+    assert phone.upload(new_id(), new_id(), chunks[1]) == 1
+    phone.do(op)
+    until_verified(server)
+    assert got(phone, located(phone, first[1], bundles=True)) == chunks[1].data
     check_sums(server, anna.me.drive)
 
 
