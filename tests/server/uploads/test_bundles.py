@@ -211,7 +211,8 @@ def test_a_part_is_stored_as_the_upload_that_is_named_has_announced_it(
 
 def test_parts_that_nobody_awaits_are_ignored(server: Running, anna: Client) -> None:
     """One has come by itself meanwhile, one is promised no more, and one only by somebody else."""
-    alone, gone, hidden, awaited = some(anna, 4)
+    alone, gone, hidden = some(anna)
+    awaited = make_chunk(noise(5000, f"{anna.token} awaited"))
     parts = announce(anna, alone, gone, hidden, awaited)
     bundle, body = made_of([part.chunk for part in parts])
     reply = ask(anna, parts, body)
@@ -231,6 +232,28 @@ def test_parts_that_nobody_awaits_are_ignored(server: Running, anna: Client) -> 
         ("pending", None),
         ("uploaded", bundle.id),
     ]
+    check_sums(server, anna.me.drive)
+
+
+def test_no_bundle_is_kept_for_a_small_part_of_it(server: Running, anna: Client) -> None:
+    """Only what is awaited counts as used; so many would be kept of the same large chunks."""
+    large = announce(anna, make_chunk(noise(5000, f"{anna.token} large")))
+    small = announce(anna, *some(anna, 4))
+    bodies = [made_of([part.chunk, large[0].chunk]) for part in small]
+    asked = [
+        ask(anna, [part, *large], body) for part, (_, body) in zip(small, bodies, strict=True)
+    ]
+    for reply, (_, body) in zip(asked, bodies, strict=True):
+        assert put(anna, reply, body).status_code == 200
+    until_verified(server)
+    kept = [has(server, anna, bundle.id) for bundle, _ in bodies]
+    assert kept == [True, False, False, False]
+    rows = [row_of(server, anna.me.drive, part.chunk.id) for part in small]
+    assert [row and row.state for row in rows] == ["uploaded"] + ["pending"] * 3
+    check_sums(server, anna.me.drive)
+    send(anna, *small[1:])
+    for number, part in enumerate([*large, *small]):
+        make(anna, f"f {number}", part)
     check_sums(server, anna.me.drive)
 
 
