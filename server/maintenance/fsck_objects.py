@@ -122,9 +122,7 @@ class Objects:
             fault = self._fault_of_copy(chunk, Place(key, 0, chunk.stored_length), descriptor)
         return fault
 
-    def _fault_of_copy(
-        self, chunk: Row[Any], place: Place, descriptor: Descriptor
-    ) -> Fault | None:
+    def _fault_of_copy(self, chunk: Row[Any], place: Place, descriptor: Descriptor) -> Fault | None:
         """Who may not read the bundle is given the chunk's copy, and nobody else reads that."""
         stored = self.blobs.stat(place.key)
         if stored is None:

@@ -6,9 +6,10 @@ import errno
 import itertools
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import Select, insert, update
 
 from remote.protocol.bundle import bundle_of
 from server.maintenance import fsck, gc_bundles
@@ -51,6 +52,21 @@ def test_the_verdict(
 @pytest.fixture
 def world(start: Start) -> World:
     return World(start(collect_seconds=0))
+
+
+@pytest.mark.parametrize("query", [gc_bundles._PAGE, gc_bundles._PARTS], ids=["page", "parts"])
+def test_what_is_in_a_bundle_is_found_without_walking_the_drive(
+    world: World, query: Select[Any]
+) -> None:
+    """Else a walk takes bundles times chunks."""
+    with world.db.read() as conn:
+        asked = str(query.compile(conn))
+        values = (b"",) * asked.count("?")
+        plan = conn.exec_driver_sql("EXPLAIN QUERY PLAN " + asked, values).all()
+    steps = [row.detail for row in plan if "inside" in row.detail or "chunks" in row.detail]
+    assert steps
+    for step in steps:
+        assert "ix_chunks_bundle (drive=? AND bundle=?)" in step or "(drive=? AND id=?)" in step
 
 
 def test_a_bundle_that_lives_stays(world: World) -> None:

@@ -240,9 +240,7 @@ def test_no_bundle_is_kept_for_a_small_part_of_it(server: Running, anna: Client)
     large = announce(anna, make_chunk(noise(5000, f"{anna.token} large")))
     small = announce(anna, *some(anna, 4))
     bodies = [made_of([part.chunk, large[0].chunk]) for part in small]
-    asked = [
-        ask(anna, [part, *large], body) for part, (_, body) in zip(small, bodies, strict=True)
-    ]
+    asked = [ask(anna, [part, *large], body) for part, (_, body) in zip(small, bodies, strict=True)]
     for reply, (_, body) in zip(asked, bodies, strict=True):
         assert put(anna, reply, body).status_code == 200
     until_verified(server)
