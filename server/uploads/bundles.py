@@ -128,8 +128,9 @@ def _announced(
 
 def index_of(blobs: BlobStore, key: BlobKey) -> Bundle | None:
     """The bundle that a stored object is, by what it says itself, without those parts whose bytes
-    have another SHA-256 than it says: of a bundle the edge has checked only that of the whole. None:
-    it is none, or there is no such object. Reads a few bytes of what is no bundle. Blocking."""
+    have another SHA-256 than it says: of a bundle the edge has checked only that of the whole.
+    None: it is none, or there is no such object. Reads a few bytes of what is no bundle.
+    Blocking."""
     try:
         found = read_bundle(blobs, key)
         good = [
