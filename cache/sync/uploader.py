@@ -10,8 +10,9 @@ version whose later overwrites are dirty, so one algorithm, `chunking.Cutter`, d
 
 Concurrency: one task per operation; what is `prepared` and `_early` are changed on the
 trio thread without an await between reading and writing an entry. Encoding runs in worker threads
-on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_flight` bounds those.
-The memory is used again (`windows`) when the last chunk in it was sent.
+on buffers nobody else holds, small chunks together. A chunk is in memory from reading to sent;
+`_in_flight` bounds the bytes of all. The memory is used again (`windows`) when the last chunk in it
+was sent.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import outcome
 import trio
 
 from cache.files.contents import Contents
@@ -46,15 +48,21 @@ from remote.protocol.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
 from remote.protocol.errors import NearlineError, Refused, Retry
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Content
+from remote.transfer.bundling import Beside
 from remote.transfer.limits import SMALL, Claim, PrioritySemaphore
+from remote.transfer.together import Answer, Together
 from remote.transfer.upload import Sender, Upload
 
 # How much a growing file must have gained before more of it is sent.
 EARLY_STEP = 16 << 20
-# Large ones.
 CHUNKS_IN_FLIGHT = 8
-# Small ones that are under way in the place of a large one: they wait, mostly.
-SHARES = 8
+# Bytes that a large one counts for, whatever it has; small ones count for what they have, or for
+# what they cost.
+LARGE = 2 << 20
+LEAST = 4 << 10
+# Threads that encode small chunks, so many at a time: a hop to a thread costs more than one does.
+ENCODERS = 2
+ENCODED_TOGETHER = 32
 
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
 KeepManifest = Callable[[VersionId, Manifest], None]
@@ -104,7 +112,11 @@ class Uploader:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._sender, self._manifest_of = sender, manifest_of
         self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
-        self._in_flight = PrioritySemaphore(CHUNKS_IN_FLIGHT * SHARES)
+        self._in_flight = PrioritySemaphore(CHUNKS_IN_FLIGHT * LARGE)
+        encoders = trio.Semaphore(ENCODERS)
+        self._encoding = Together[memoryview, Encoded](
+            lambda: encoders, lambda queue: range(min(len(queue), ENCODED_TOGETHER)), _encode
+        )
         self.windows = Windows()
         self._early: dict[int, Early] = {}
         self._prepared, self._on_ready, self._on_arrival = prepared, on_ready, on_arrival
@@ -212,7 +224,8 @@ class Uploader:
         again = ranges_of(old, unwanted, layer.size)
         dirty = list(IntervalSet([*dirty, *again])) if again else dirty
         assert op.version is not None
-        upload = Upload(op.version, op.file, self.known_parent(op), op.body.base or node.version)
+        known, since = self.known_parent(op), op.body.base or node.version
+        upload = Upload(op.version, op.file, known, since, self._beside(node))
         before = self.progress.get(op.key)  # why it failed is shown until it moves again
         error = before.error if before is not None else None
         progress = Progress(self._tree.path(op.ino), 0, layer.size, error)
@@ -220,6 +233,14 @@ class Uploader:
         cutter = Cutter(average, layer.size, old, dirty, hole_ranges(layer))
         pieces = await _Run(self, op, upload, layer, progress).drive(cutter)
         return Manifest(size=layer.size, average=average, pieces=pieces)
+
+    def _beside(self, node: Node) -> Beside | None:
+        """Where a file is, if its small chunks may be stored together with those of others: that is
+        for the owner of the drive."""
+        if node.drive != self._tree.own_drive:
+            return None
+        place = self._tree.place(node.ino)
+        return (0, 0) if place is None else place[:2]
 
     def known_parent(self, op: Op) -> FileId | None:
         """The nearest directory above that the server knows: it authorises the upload of a file
@@ -234,7 +255,10 @@ class Uploader:
 
     async def store(self, upload: Upload, plain: memoryview, op: Op) -> Encoded:
         """Encode and send one chunk; what was sent is kept in the block cache."""
-        encoded = await trio.to_thread.run_sync(encode_chunk, plain)
+        if len(plain) < SMALL:
+            encoded = await self._encoding.do(plain)
+        else:
+            encoded = await trio.to_thread.run_sync(encode_chunk, plain)
         sent = await self._sender.store(upload, encoded)
         if sent:
             self._on_arrival()
@@ -295,7 +319,8 @@ class Uploader:
             return
         early = self._early.get(op.ino)
         if early is None:
-            upload = Upload(new_id(), op.file, self.known_parent(op), None)
+            beside = self._beside(self._tree.node(op.ino))
+            upload = Upload(new_id(), op.file, self.known_parent(op), None, beside)
             layer = self._contents.stack(op.ino)[0]
             average = self._contents.average(layer, average_for(EARLY_STEP, None))
             early = self._early[op.ino] = Early(upload, average)
@@ -337,12 +362,12 @@ class Uploader:
         pieces: list[Piece] = [Piece(HOLE, length) for length in lengths]
 
         async def send(index: int, view: memoryview) -> None:
-            shares = _shares(view)
-            await self._in_flight.acquire(shares, Claim())
+            weight = _weight(view)
+            await self._in_flight.acquire(weight, Claim())
             try:
                 encoded = await self.store(early.upload, view, op)
             finally:
-                self._in_flight.release(shares)
+                self._in_flight.release(weight)
             pieces[index] = Piece(encoded.descriptor.id, len(view))
 
         async with trio.open_nursery() as nursery:
@@ -400,7 +425,7 @@ class _Run:
                     case Hole(_, length):
                         self._add(Piece(HOLE, length), length)
                     case Fresh(_, length, data):
-                        await self._uploader._in_flight.acquire(_shares(data), Claim())
+                        await self._uploader._in_flight.acquire(_weight(data), Claim())
                         self._pieces.append(Piece(HOLE, length))
                         window.hold()
                         nursery.start_soon(self._store, len(self._pieces) - 1, data, window)
@@ -415,12 +440,19 @@ class _Run:
         try:
             encoded = await self._uploader.store(self._upload, data, self._op)
         finally:
-            self._uploader._in_flight.release(_shares(data))
+            self._uploader._in_flight.release(_weight(data))
             window.release()
         self._pieces[index] = Piece(encoded.descriptor.id, len(data))
         self._progress.bytes_done += len(data)
 
 
-def _shares(chunk: memoryview) -> int:
-    """What a chunk takes of `CHUNKS_IN_FLIGHT`."""
-    return 1 if len(chunk) < SMALL else SHARES
+def _weight(chunk: memoryview) -> int:
+    """What a chunk takes of what may be in memory, in bytes."""
+    return max(LEAST, len(chunk)) if len(chunk) < SMALL else LARGE
+
+
+async def _encode(chunks: list[memoryview]) -> list[Answer[Encoded]]:
+    def encode() -> list[Answer[Encoded]]:
+        return [outcome.capture(encode_chunk, chunk) for chunk in chunks]
+
+    return await trio.to_thread.run_sync(encode)

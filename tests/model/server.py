@@ -22,7 +22,7 @@ from remote.protocol import messages
 from remote.protocol.account_messages import Invite
 from remote.protocol.codec import decode_block
 from remote.protocol.content import HOLE, MAX_CHUNK_SIZE, Descriptor, Manifest, block_count
-from remote.protocol.errors import Problem, Refused, Unreachable, UrlRefused
+from remote.protocol.errors import Forbidden, Problem, Refused, Unreachable, UrlRefused
 from server.accounts import accounts, tokens
 from server.changes import feed
 from server.changes.views import view_of
@@ -300,6 +300,9 @@ class Port:
             return error.problem
         finally:
             conn.exec_driver_sql("RELEASE SAVEPOINT upload")
+
+    async def start_bundle(self, request: messages.StartBundle) -> messages.StartBundleReply:
+        raise Refused(Forbidden(message="not yet"))
 
     async def put_chunk(self, put: messages.PresignedPut, body: bytes | memoryview) -> None:
         await self._network.cross()
