@@ -90,7 +90,7 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> Report:
 
 
 class _Found:
-    """What has been measured so far."""
+    """The figures that were measured so far."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []

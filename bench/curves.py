@@ -78,7 +78,7 @@ def sizes(peer: Peer, scratch: Path, x: float) -> Iterator[tuple[str, float, str
     read_all(source)
     cpu, began = peer.cpu(), time.perf_counter()
     copy(source, file)
-    peer.settle()
+    peer.flush()
     yield "until the server has it", size / 1e6 / (time.perf_counter() - began), "MB/s"
     if peer.wired:
         yield "processor, up", (peer.cpu() - cpu) / size * 2**30, "s a GiB"
@@ -88,7 +88,7 @@ def sizes(peer: Peer, scratch: Path, x: float) -> Iterator[tuple[str, float, str
     if peer.wired:
         yield "processor, down", (peer.cpu() - cpu) / size * 2**30, "s a GiB"
     file.unlink()
-    peer.settle()
+    peer.flush()
 
 
 def latency(peer: Peer, scratch: Path, x: float) -> Iterator[tuple[str, float, str]]:
@@ -107,14 +107,14 @@ def latency(peer: Peer, scratch: Path, x: float) -> Iterator[tuple[str, float, s
         if not tree.exists():
             for name in ["", *directories(LATENCY_DIRECTORIES)]:
                 (tree / name).mkdir()
-            peer.settle()
+            peer.flush()
     line.reshape(symmetric(x / 1000, WAN_RATE))
     # New bytes for each point: what the server has already would not be sent again.
     for number, file in enumerate(sorted(source.iterdir())):
         file.write_bytes(content("random", rng_of("curves", f"{x:g}/{peer.name}/{number}"), 4096))
     began = time.perf_counter()
     program("cp", "-r", str(source), str(files))
-    peer.settle()
+    peer.flush()
     yield f"{LATENCY_FILES} files: server has them", time.perf_counter() - began, "s"
     peer.cold()
     out = scratch / "out"

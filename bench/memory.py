@@ -1,4 +1,4 @@
-"""What memory a process has, by kind: resident alone says little, file pages are the page cache's.
+"""The memory of a process, by kind: resident alone says little, file pages are the page cache's.
 
 Knows: /proc/PID/smaps_rollup (proc(5)). Must not know: whose process it is.
 """

@@ -57,7 +57,7 @@ class Network:
         raise BenchFailure("the network has no loopback")
 
     def listens(self, port: int) -> bool:
-        """Whether somebody listens at `port` (proc(5): state 0A)."""
+        """True if somebody listens at `port` (proc(5): state 0A)."""
         pid = str(self._holder.pid) if self.isolated else "self"
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:

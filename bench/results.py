@@ -40,7 +40,7 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class OverALine(msgspec.Struct, frozen=True, kw_only=True):
-    """What the workloads over a line worked on. Sizes in bytes, times in seconds."""
+    """The inputs of the workloads over a line. Sizes in bytes, times in seconds."""
 
     shape: Shape
     size: int

@@ -41,8 +41,8 @@ CACHE = "512MiB"  # so that it is full soon
 
 
 class Series(msgspec.Struct):
-    """What was seen of one thing at the times of `Soak.seconds`. `growth` is that of the second
-    half, in units an hour."""
+    """Values of one quantity at the times of `Soak.seconds`. `growth` is that of the second half,
+    in units an hour."""
 
     name: str
     unit: str
@@ -262,7 +262,7 @@ def _work(
             worker.end()
     _fail_with(workers)
     for device in devices.values():
-        device.settle()
+        device.flush()
     watch.look()
     return watch, workers
 

@@ -45,7 +45,7 @@ def _given(report: Report) -> str:
 
 
 def _line(given: Given) -> str:
-    """What the rows `wan-` worked on."""
+    """The inputs of the rows `wan-`, in a line."""
     line = given.line
     assert line is not None
     shape = line.shape
@@ -59,7 +59,8 @@ def _line(given: Given) -> str:
 
 
 def _late(report: Report) -> str:
-    """How busy the machine was, as it can be seen of the line."""
+    """A line that tells how late the line was, which is how busy the machine was; "" when it is not
+    known."""
     if not report.late:
         return ""
     late = ", ".join(f"{name} {number(each * 1000)}" for name, each in report.late.items())

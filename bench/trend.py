@@ -1,4 +1,4 @@
-"""Whether a series of figures grows. Pure."""
+"""Tells from a series of figures if it grows. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine remembers.
+"""Everything that this machine remembers.
 
     metadata/   the state database: tree, journal, manifests
     namespace/  edits made here, news of the server, shares: what they mean for names

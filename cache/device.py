@@ -27,6 +27,7 @@ from cache.metadata.journal import Journal, Watcher
 from cache.metadata.manifests import Manifests
 from cache.metadata.tree import Tree
 from cache.namespace.edits import Edits
+from cache.namespace.listing_merge import ListingMerge
 from cache.namespace.merge import Merge
 from cache.namespace.rebuilding import FilePort
 from cache.namespace.shares import Shares
@@ -50,9 +51,9 @@ class SendApi(ApplyPort, FilePort, UploadPort, AheadApi, Protocol):
 
 
 class Local:
-    """What a device keeps. `reader` reads versions that the server has; `in_use` says whether the
-    kernel still speaks of an inode. `watcher` and `on_rekey` are told of the journal, `on_change`
-    of bytes that were overwritten (`Contents`)."""
+    """The parts of a device that work without a server. `reader` reads versions that the server
+    has; `in_use` says whether the kernel still speaks of an inode. `watcher` and `on_rekey` are
+    told of the journal, `on_change` of bytes that were overwritten (`Contents`)."""
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class Local:
             db, self.tree, self.journal, self.contents, self.candidates, in_use
         )
         self.merge = Merge(db, self.tree, self.journal, self.shares, told, dropped)
+        self.listing_merge = ListingMerge(db, self.tree, self.journal, self.merge, told)
 
 
 class Device(Local):
@@ -124,6 +126,7 @@ class Device(Local):
             self.tree,
             manifests,
             self.merge,
+            self.listing_merge,
             self.collector.collect,
             read,
             send,

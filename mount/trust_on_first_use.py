@@ -1,4 +1,4 @@
-"""The first meeting with a server on this machine: whose key is it to be from now on?
+"""The first meeting with a server on this machine: from then on its key is known.
 
 Knows: how a certificate is asked for before anything is sent, and compared with what is known.
 Must not know: passwords, tokens, where certificates are kept.

@@ -1,4 +1,5 @@
-"""Who is at the other end: the peer of the connection, or whom a trusted proxy speaks for.
+"""The client at the other end: the peer of the connection, or the one for whom a trusted proxy
+speaks.
 
 Knows: the X-Forwarded-For and X-Forwarded-Proto headers, addresses and networks. Must not know:
 what addresses are used for. Pure.
@@ -79,13 +80,13 @@ def client_of(scope: MutableMapping[str, Any]) -> str:
 
 
 def limited_as(address: str) -> str:
-    """What of `address` limits count: an IPv6 client has a whole /64 to come from."""
+    """The part of `address` that limits count: an IPv6 client has a whole /64 to come from."""
     return _network_of(address, 64)
 
 
 def site_of(address: str) -> str:
-    """What a second limit counts: many who come by IPv6 have a whole /48, which is 65,536 networks.
-    An IPv4 address is its own site."""
+    """The part of an address that a second limit counts: many who come by IPv6 have a whole /48,
+    which is 65,536 networks. An IPv4 address is its own site."""
     return _network_of(address, 48)
 
 

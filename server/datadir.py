@@ -42,7 +42,8 @@ class NotPrivate(RuntimeError):
 
 @contextlib.contextmanager
 def private() -> Iterator[None]:
-    """What this process makes meanwhile is its user's alone, whatever umask it was started with."""
+    """Keeps files that this process makes meanwhile for its user alone, whatever umask it was
+    started with."""
     before = os.umask(OTHERS)
     try:
         yield

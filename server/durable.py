@@ -1,5 +1,4 @@
-"""How files of the server are written so that they are there whole or not at all, also after power
-loss.
+"""Writes files of the server so that they are there whole or not at all, also after power loss.
 
 Knows: system calls. Must not know: what is stored. (The client has its own in `cache.metadata`:
 server and client share nothing but the protocol.)

@@ -1,4 +1,4 @@
-"""Whose turn it is: fair queueing of jobs whose length is known only afterwards. Pure.
+"""Fair queueing of jobs whose length is known only afterwards. Pure.
 
 Knows: who waits with what, and how much time each has had. Must not know: threads, clocks, what a
 job does, who anybody is.
@@ -51,8 +51,8 @@ class FairQueue(Generic[J]):
         return any(self._running[item] < self._each for item in self._waiting)
 
     def take(self) -> tuple[Hashable, J]:
-        """Whose turn it is, and with which job; to be `charge`d. Raises IndexError: it is nobody's
-        turn."""
+        """Take the next job, and the one whose turn it is; to be `charge`d. Raises IndexError: it
+        is nobody's turn."""
         free = [item for item in self._waiting if self._running[item] < self._each]
         if not free:
             raise IndexError("it is nobody's turn")

@@ -1,4 +1,4 @@
-"""What the metrics tell of the moment: queues, and what the database has in all.
+"""Metrics of the moment: queues, and the totals of the database.
 
 Knows: where these numbers are. Must not know: HTTP, who asks.
 
@@ -67,7 +67,7 @@ def totals(db: Database) -> Totals:
 
 
 class Received(Protocol):
-    """What `reception` has to tell."""
+    """The numbers that `reception` has for metrics."""
 
     @property
     def waiting_arrivals(self) -> int: ...

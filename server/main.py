@@ -132,7 +132,7 @@ def _run(
 
 
 def configure(app: Application) -> Config:
-    """How uvicorn is to run `app`."""
+    """The configuration with which uvicorn runs `app`."""
     return Config(
         app,
         app.connections,

@@ -22,7 +22,8 @@ LARGE_BYTES = 2 << 20
 
 
 def keep_little() -> None:
-    """What requests have used is not kept, a heap for each thread. Before threads are started."""
+    """Share one heap between all threads, so that memory which requests have used is given back.
+    Before threads are started."""
     if _set is not None:
         _set(_M_ARENA_MAX, 1)
         _set(_M_MMAP_THRESHOLD, LARGE_BYTES)

@@ -1,4 +1,4 @@
-"""What is counted, and how it is shown to Prometheus. No names of people or files, ever."""
+"""Counters and gauges, and their form for Prometheus. No names of people or files, ever."""
 
 from __future__ import annotations
 

@@ -49,9 +49,10 @@ from server.metrics import Metrics
 from server.permissions.caller import Caller
 from server.pools import STRANGERS, FairPool, Pool
 from server.settings import Settings
-from server.storage.blobs import BlobKey, LocalBlobStore
+from server.storage.blobs import BlobKey, Head, LocalBlobStore
 from server.storage.keys import load_keys
 from server.storage.signer import UrlSigner
+from server.uploads.copies import Copies
 from server.uploads.quota import Budget, Limits
 from server.uploads.reception import Reception
 from server.uploads.sessions import Terms
@@ -83,7 +84,7 @@ class _Unreported(NamedTuple):
 
 
 class _Rotated:
-    """Who came with a token that had been rotated and not been used yet."""
+    """The caller with a token that had been rotated and not been used yet."""
 
     caller: Caller | None = None
 
@@ -141,6 +142,7 @@ class Service:
         self.reception = Reception(
             self.db, self.blobs, self.reads, self.writes, self.files, self.metrics
         )
+        self.copies = Copies(self.db, self.blobs, self.reads, self.writes, self.files)
         self.metrics.registry.register(Gauges(self.db, queues, self.reception))
         self.janitor = Janitor(settings, self.db, self.blobs, self.metrics, self.fanout.publish)
         self.beside = Beside(self.db, self.reads, self._account_touched, self._read_keys)
@@ -198,7 +200,7 @@ class Service:
             return await asyncio.wrap_future(self.reads.submit_for(self.whose(token), job))
 
     def whose(self, token: str | None) -> Hashable:
-        """Whose jobs those are that come with `token`, for what does harm to nobody."""
+        """The account for which jobs that come with `token` count, for what does harm to nobody."""
         holder = self.recent_tokens.of(token)
         return STRANGERS if holder is None else holder.account
 
@@ -264,7 +266,7 @@ class Service:
             now_ns = time.time_ns()
             with self.reception.noting() as noting:
                 caller = self._admit(noting.conn, token, now_ns)
-                ready, doubtful, pending = noting.settle(ops, caller, is_over)
+                ready, doubtful, pending = noting.find_ready(ops, caller, is_over)
                 if pending and seek:
                     return _Unreported(pending)
                 if doubtful:
@@ -336,13 +338,18 @@ class Service:
             tokens.mark_seen(conn, device, now_ns)
 
     def terms(self, conn: Connection, caller: Caller) -> Terms:
-        """How uploads are leased in the write transaction of `conn`."""
+        """The terms of leases in the write transaction of `conn`."""
         tunables = self.settings.tunables
         limits = Limits(tunables.pending_limit_bytes, tunables.pending_limit_chunks)
         return Terms(self.upload_ns, Budget(conn, caller, limits), self._put_url)
 
     def _put_url(self, drive: str, descriptor: Descriptor, proof: str | None) -> PresignedPut:
-        return self.signer.put(drive, descriptor, time.time_ns(), proof)
+        head = Head(descriptor.stored_length, descriptor.sha256)
+        return self.sign_put(BlobKey(drive, descriptor.id), head, proof)
+
+    def sign_put(self, key: BlobKey, head: Head, proof: str | None = None) -> PresignedPut:
+        """Permission to PUT an object, from now on: see `UrlSigner.put`."""
+        return self.signer.put(key, head, time.time_ns(), proof)
 
 
 def _report(done: Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""What an operator can choose, and where things are under the data directory.
+"""The settings of an operator, and the places of things under the data directory.
 
 Knows: names, defaults and limits of settings. Must not know: what is done with them.
 

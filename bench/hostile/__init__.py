@@ -1,4 +1,4 @@
-"""Does one who attacks a server get in the way of somebody who works on it?
+"""One who attacks a server, beside somebody who works on it.
 
 `python -m bench.hostile` starts a server, lets an account work on it alone, then beside each attack
 of `attacks` in turn, and compares: how long its requests take, what it is refused, how much memory

@@ -190,7 +190,7 @@ class Proxy:
 
 
 class _Flow:
-    """What is under way in one direction of one connection: times of arrival, and bytes."""
+    """Bytes under way in one direction of one connection, with their times of arrival."""
 
     def __init__(self, window: int) -> None:
         self.window = Window(window)

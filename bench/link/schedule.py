@@ -55,7 +55,8 @@ class Lane:
         self.reshape(rate, delay)
 
     def reshape(self, rate: float | None, delay: float) -> None:
-        """What is under way keeps its times."""
+        """Change rate and delay of bytes that come from now on; those under way keep their
+        times."""
         if rate is not None and rate <= 0:
             raise ValueError("a rate is positive, or None")
         if delay < 0:
@@ -99,9 +100,9 @@ class Window:
 
 
 class Flights:
-    """How many round trips were needed, at most: a client's sendings, gathered so that none of one
-    flight can be the answer to what came back on another of the same flight. Idle time counts
-    nothing; what is sent side by side counts once."""
+    """Counts round trips, at most as many as were needed: a client's sendings, gathered so that
+    none of one flight can be the answer to what came back on another of the same flight. Idle time
+    counts nothing; what is sent side by side counts once."""
 
     def __init__(self) -> None:
         self.count = 0

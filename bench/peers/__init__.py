@@ -19,12 +19,12 @@ KINDS: dict[str, type[Peer]] = {kind.name: kind for kind in _ALL}
 
 
 def programs(names: Iterable[str]) -> list[Program]:
-    """What the peers `names` need that is not part of the benchmark's environment."""
+    """The programs that the peers `names` need beyond the benchmark's environment."""
     return [program for name in names for program in KINDS[name].needs]
 
 
 def complaint(names: Iterable[str]) -> str:
-    """What of that is missing, and how to get it; empty when nothing is."""
+    """Names the programs that are missing, and how to get them; empty when none is."""
     missing = dict.fromkeys(map(str, installing.missing(programs(names))))
     if not missing:
         return ""

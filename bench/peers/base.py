@@ -29,7 +29,7 @@ from mount import mountinfo
 from mount.process import unmount
 
 START_SECONDS = 60.0
-SETTLE_SECONDS = 900.0
+FLUSH_SECONDS = 900.0
 FIRST_PORT = 20000
 _ENDS_WITH_US = ["setpriv", "--pdeathsig", "TERM"]  # also when we are killed
 
@@ -49,7 +49,7 @@ class Peer(ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """What is measured, for the record."""
+        """Name and version of the program that is measured, for the record."""
 
     @property
     def isolated(self) -> bool:
@@ -64,7 +64,7 @@ class Peer(ABC):
         """Mount anew, as a device that has never seen the drive; the kernel's caches empty."""
 
     @abstractmethod
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Return when the server has everything that was closed."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Peer(ABC):
     # What only some can do: `None` says that this one cannot.
 
     def traffic(self) -> Counts | None:
-        """What has passed its line since the start."""
+        """Connections and bytes that have passed its line since the start; None: it has none."""
         return None
 
     @contextlib.contextmanager
@@ -110,7 +110,7 @@ class Peer(ABC):
 
 
 class Served(Peer):
-    """What peers with a server and a FUSE mount have in common."""
+    """A peer with a server and a FUSE mount: the parts that all such have in common."""
 
     def __init__(self, base: Path, shape: Shape | None = None) -> None:
         super().__init__(base, shape)
@@ -140,7 +140,7 @@ class Served(Peer):
         the process frees whoever waits for an answer of a wedged mount."""
 
     def cold(self) -> None:
-        self.settle()
+        self.flush()
         self._unmount()
         self._mount()
         machine.drop_caches()

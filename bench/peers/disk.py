@@ -24,7 +24,7 @@ class Disk(Peer):
     def cold(self) -> None:
         machine.drop_caches()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         os.sync()
 
     def stop(self) -> None:

@@ -34,7 +34,7 @@ class Program(msgspec.Struct, frozen=True):
     inside: str
 
     def find(self) -> Path | None:
-        """What we installed, else what the machine has."""
+        """The program that we installed, else the machine's."""
         ours = sorted(HOME.glob(self.inside))
         found = shutil.which(self.name)
         if ours:
@@ -69,7 +69,7 @@ def missing(programs: Iterable[Program]) -> list[Program]:
 
 
 def environment() -> dict[str, str]:
-    """What unpacked programs need to find their libraries."""
+    """Environment variables by which unpacked programs find their libraries."""
     found = [str(path) for path in (*DEBIAN.glob("lib/*-*"), *DEBIAN.glob("usr/lib/*-*"))]
     return {**os.environ, "LD_LIBRARY_PATH": ":".join(found)} if found else dict(os.environ)
 

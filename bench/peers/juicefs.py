@@ -54,7 +54,7 @@ class JuiceFS(Foreground):
             run(format, self._env, START_SECONDS)
         self._mount()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         return
 
     def pids(self) -> dict[str, int]:

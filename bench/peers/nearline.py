@@ -18,7 +18,7 @@ import trio
 from bench import backlog, machine
 from bench.link.proxy import HOST, Route
 from bench.link.schedule import Shape
-from bench.peers.base import SETTLE_SECONDS, START_SECONDS, Served, detach, said
+from bench.peers.base import FLUSH_SECONDS, START_SECONDS, Served, detach, said
 from bench.processes import BenchFailure, poll, run
 from mount import mountinfo
 from mount.control import client
@@ -68,9 +68,9 @@ class Nearline(Served):
         self._nearline("login", self._url, *words)
         self._mount()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         at = socket_path(self.base / "state")
-        client.ask(at, FlushRequest(SETTLE_SECONDS), line_timeout=None)
+        client.ask(at, FlushRequest(FLUSH_SECONDS), line_timeout=None)
 
     def restart(self, operations: int, spool: int) -> float:
         if not self.network.isolated:

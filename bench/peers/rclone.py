@@ -13,7 +13,7 @@ import httpx
 
 from bench.link.proxy import HOST, Route
 from bench.link.schedule import Shape
-from bench.peers.base import SETTLE_SECONDS, START_SECONDS, Foreground, said
+from bench.peers.base import FLUSH_SECONDS, START_SECONDS, Foreground, said
 from bench.processes import BenchFailure, poll, run
 
 
@@ -57,8 +57,8 @@ class Rclone(Foreground):
         said(self._server, "Server started on [", log)
         self._mount()
 
-    def settle(self) -> None:
-        poll(self._settled, "rclone: uploads", timeout=SETTLE_SECONDS)
+    def flush(self) -> None:
+        poll(self._is_flushed, "rclone: uploads", timeout=FLUSH_SECONDS)
 
     def stop(self) -> None:
         try:
@@ -66,7 +66,7 @@ class Rclone(Foreground):
         finally:
             self._rc.close()
 
-    def _settled(self) -> bool:
+    def _is_flushed(self) -> bool:
         """Nothing queued, and nothing dirty that is not queued yet: the kernel releases a file some
         time after close(2) has returned, and only then does rclone queue it."""
         stats = self._ask("vfs/stats")["diskCache"]
@@ -108,7 +108,7 @@ def _rclone() -> str:
 
 
 def _dirty(meta: Path) -> bool:
-    """Whether rclone's record of a cached file says that the server does not have it yet."""
+    """True if rclone's record of a cached file says that the server does not have it yet."""
     if not meta.is_file():
         return False
     try:

@@ -49,7 +49,7 @@ class S3fs(Foreground):
         run(self.network.inside(make), self._env, START_SECONDS)
         self._mount()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         return
 
     def _mount_command(self) -> list[str]:

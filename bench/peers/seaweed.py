@@ -22,7 +22,7 @@ class Ports:
 
 
 def command(base: Path, ports: Ports) -> list[str]:
-    """What starts it, with everything it keeps in `base`."""
+    """The command that starts the server, with everything it keeps in `base`."""
     base.mkdir()
     identity = {"name": "bench", "credentials": [{"accessKey": KEY, "secretKey": SECRET}]}
     config = base / "s3.json"

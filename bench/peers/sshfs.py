@@ -31,7 +31,7 @@ class Sshfs(Foreground):
         (self._reached_at,) = self._reached(Route(port))
         self._mount()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         return
 
     def _mount_command(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is done to a mount, and what is measured of it: a module a group.
+"""The work that mounts are given, and the figures that it yields: a module a group.
 
 Knows: files, clocks and the `Peer` interface. Must not know: which peer it is.
 Invariants: what is read is compared with the source, outside the clock: a figure for wrong bytes is

@@ -1,4 +1,4 @@
-"""What single calls cost: an fsync, a write(2), an entry of a directory."""
+"""The cost of single calls: an fsync, a write(2), an entry of a directory."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def commit(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     for name, durable in (("create, write, close", False), ("create, write, fsync, close", True)):
         here = top / ("fsynced" if durable else "closed")
         here.mkdir(parents=True)
-        peer.settle()
+        peer.flush()
         machine.drop_caches()
         files = [here / f"{number:05}" for number in range(inputs.files)]
         yield each(name, inputs.files, partial(_save_each, files, data, durable=durable))
-        peer.settle()
+        peer.flush()
     shutil.rmtree(top)
-    peer.settle()
+    peer.flush()
 
 
 def _save_each(files: Iterable[Path], data: bytes, *, durable: bool) -> None:
@@ -51,7 +51,7 @@ def pieces(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     rates = []
     for piece in (PAGE, MIB):
         file = peer.mountpoint / f"pieces-{run}-{piece}"
-        peer.settle()
+        peer.flush()
         data = bytes(piece)
         began = time.perf_counter()
         with file.open("wb", buffering=0) as stream:
@@ -61,7 +61,7 @@ def pieces(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
         rates.append(size / seconds)
         yield rate(f"in {piece >> 10} KiB", size, seconds)
         file.unlink()
-    peer.settle()
+    peer.flush()
     yield Measure("4 KiB against 1 MiB", rates[0] / rates[1], "", "more")
 
 
@@ -72,7 +72,7 @@ def directory(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     names = {f"{number:05}" for number in range(inputs.files)}
     for name in names:
         (here / name).touch()
-    peer.settle()
+    peer.flush()
     machine.drop_caches()
     began = time.perf_counter()
     found = os.listdir(here)
@@ -91,4 +91,4 @@ def directory(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
         seconds = time.perf_counter() - began
     yield Measure("sought", len(order) / seconds, "seeks/s", "more")
     shutil.rmtree(here)
-    peer.settle()
+    peer.flush()

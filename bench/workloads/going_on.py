@@ -35,7 +35,7 @@ def resume(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     sent = (peer.sent() or 0) - before
     moved = peer.moved()
     peer.crash()
-    peer.settle()
+    peer.flush()
     left = inputs.size - sent
     yield Measure("sent after the kill, of what was left", (peer.sent() or 0) / left, "", "less")
     wire = (moved_when_quiet(peer) - moved) / left
@@ -43,4 +43,4 @@ def resume(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     peer.cold()
     compare(inputs.source(name), file)
     file.unlink()
-    peer.settle()
+    peer.flush()

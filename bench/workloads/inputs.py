@@ -1,4 +1,4 @@
-"""What the workloads work on, and what a workload is."""
+"""The files that workloads work on, and the form of a workload."""
 
 from __future__ import annotations
 

@@ -35,13 +35,13 @@ def write(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     cpu, began = peer.cpu(), time.perf_counter()
     copy(source, peer.mountpoint / name)
     closed = time.perf_counter()
-    peer.settle()
-    settled = time.perf_counter()
+    peer.flush()
+    flushed = time.perf_counter()
     yield rate("write and close", inputs.size, closed - began)
-    yield rate("until the server has it", inputs.size, settled - began)
+    yield rate("until the server has it", inputs.size, flushed - began)
     yield from processor(peer, cpu)
     (peer.mountpoint / name).unlink()
-    peer.settle()
+    peer.flush()
 
 
 def read(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
@@ -102,10 +102,10 @@ def edit(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     cpu, moved, began = peer.cpu(), peer.moved(), time.perf_counter()
     _change(file, at, page)
     closed = time.perf_counter()
-    peer.settle()
-    settled = time.perf_counter()
+    peer.flush()
+    flushed = time.perf_counter()
     yield Measure("change and close", closed - began, "s", "less")
-    yield Measure("until the server has it", settled - began, "s", "less")
+    yield Measure("until the server has it", flushed - began, "s", "less")
     yield from processor(peer, cpu)
     if peer.wired:
         wire = (moved_when_quiet(peer) - moved) / 1024

@@ -22,7 +22,7 @@ def streaming(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     peer.cold()
     with memory.Peak(peer.pids) as peak:
         copy(source, file)
-        peer.settle()
+        peer.flush()
     yield from _peaks(peak, "streaming up")
     yield from _at_rest(peer, inputs.rest, "then at rest")
     peer.cold()
@@ -31,7 +31,7 @@ def streaming(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     yield from _peaks(peak, "streaming down")
     yield from _at_rest(peer, inputs.rest, "read, then at rest")
     file.unlink()
-    peer.settle()
+    peer.flush()
 
 
 def _peaks(peak: memory.Peak, when: str) -> Iterator[Measure]:

@@ -29,11 +29,11 @@ def small(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     }
     for directory in sorted({file.parent for file in files}):
         directory.mkdir(parents=True)
-    peer.settle()
+    peer.flush()
     machine.drop_caches()
     began = time.perf_counter()
     yield each("create", inputs.files, lambda: _create_each(files))
-    peer.settle()
+    peer.flush()
     yield Measure("create, server has them", time.perf_counter() - began, "s", "less")
     machine.drop_caches()
     yield each("stat, dentries dropped", inputs.files, lambda: [f.stat() for f in files])
@@ -43,10 +43,10 @@ def small(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     yield each("read, cold", inputs.files, lambda: _read_each(files))
     began = time.perf_counter()
     yield each("delete", inputs.files, lambda: _unlink_each(files))
-    peer.settle()
+    peer.flush()
     yield Measure("delete, server has them", time.perf_counter() - began, "s", "less")
     shutil.rmtree(top)
-    peer.settle()
+    peer.flush()
 
 
 def _create_each(files: dict[Path, bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What several workloads do, and the figures that it gives.
+"""Steps that several workloads share, and the figures that they give.
 
 Knows: files, clocks and the `Peer` interface. Must not know: which peer it is.
 """
@@ -25,7 +25,7 @@ def big(peer: Peer, inputs: Inputs) -> Path:
     file = peer.mountpoint / BIG
     if not file.exists():
         copy(inputs.source(BIG), file)
-        peer.settle()
+        peer.flush()
     return file
 
 
@@ -87,7 +87,7 @@ def moved_when_quiet(peer: Peer) -> int:
 
 
 def each(name: str, count: int, work: Callable[[], object]) -> Measure:
-    """How many of `count` files a second `work` gets through."""
+    """Files a second, of `count`, that `work` gets through."""
     began = time.perf_counter()
     work()
     return Measure(name, count / (time.perf_counter() - began), "files/s", "more")

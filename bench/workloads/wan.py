@@ -46,7 +46,7 @@ _GIT_ENV = {
 
 
 class _Clock:
-    """What passes the line of `peer`, and how long it takes, from here on."""
+    """Measures time, and what passes the line of `peer`, from here on."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
@@ -83,13 +83,13 @@ def small(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     source = _tree(inputs, run)
     size = inputs.files * inputs.small
     top = peer.mountpoint / source.name
-    peer.settle()
+    peer.flush()
     machine.drop_caches()
     program("cat", *sorted(map(str, source.rglob("*.bin"))))  # have the page cache hold them
     clock = _Clock(peer)
     program("cp", "-r", str(source), str(top))
     yield Measure("copied in", time.perf_counter() - clock.began, "s", "less")
-    peer.settle()
+    peer.flush()
     yield from clock.measures("server has them")
     yield clock.moved("server has them", size)
     peer.cold()
@@ -102,7 +102,7 @@ def small(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     shutil.rmtree(out)
     with peer.nearby():
         shutil.rmtree(top)
-        peer.settle()
+        peer.flush()
 
 
 def _tree(inputs: Inputs, run: int) -> Path:
@@ -124,12 +124,12 @@ def large(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     """A large file until the server has it; then read on a new device."""
     name = f"wan-{run}.bin"
     source, file = inputs.source(name), peer.mountpoint / name
-    peer.settle()
+    peer.flush()
     machine.drop_caches()
     touch(source)
     clock = _Clock(peer)
     copy(source, file)
-    peer.settle()
+    peer.flush()
     seconds = time.perf_counter() - clock.began
     yield rate("server has it", inputs.size, seconds)
     yield from _share(
@@ -157,7 +157,7 @@ def large(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
     with peer.nearby():
         compare(source, file)
         file.unlink()
-        peer.settle()
+        peer.flush()
 
 
 def _share(of: str, size: int, seconds: float, rate: float | None) -> Iterator[Measure]:
@@ -194,7 +194,7 @@ def find(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
         if not top.exists():
             for name in ["", *names]:
                 (top / name).mkdir()
-            peer.settle()
+            peer.flush()
         peer.cold()
     clock = _Clock(peer)
     found = program("find", str(top))
@@ -226,7 +226,7 @@ def git(peer: Peer, inputs: Inputs, run: int) -> Iterator[Measure]:
         for source in (bare, tree):
             if not (peer.mountpoint / source.name).exists():
                 program("cp", "-r", str(source), str(peer.mountpoint))
-        peer.settle()
+        peer.flush()
         peer.cold()
     out = inputs.scratch / f"clone-{peer.name}-{run}"
     clock = _Clock(peer)
@@ -269,7 +269,7 @@ def _git(*words: str) -> str:
 
 
 def program(*command: str, env: dict[str, str] | None = None) -> str:
-    """What `command` prints. Raises `BenchFailure` when it fails."""
+    """Runs `command` and returns its output. Raises `BenchFailure` when it fails."""
     done = subprocess.run(
         command, env=env, capture_output=True, timeout=PROGRAM_SECONDS, check=False
     )

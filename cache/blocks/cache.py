@@ -70,7 +70,7 @@ class _State(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Stats:
-    """What `nearline cache stats` shows. `bytes` and `limit` are bytes of disk; `hits` to
+    """The figures of `nearline cache stats`. `bytes` and `limit` are bytes of disk; `hits` to
     `evicted` count blocks since the cache was opened."""
 
     bytes: int

@@ -28,7 +28,7 @@ class Resident:
 
 
 def effective_limit(limit: int, used: int, disk_free: int, min_free: int) -> int:
-    """How many bytes the cache may hold now: its limit, or what keeps `min_free` bytes of disk.
+    """Bytes that the cache may hold now: its limit, or as many as keep `min_free` bytes of disk.
 
     LMDB files never shrink, so giving up blocks frees no disk; what keeps the reserve is to stop
     growing. When less than the reserve is free the cache gives up as much as is lacking, and
@@ -38,7 +38,7 @@ def effective_limit(limit: int, used: int, disk_free: int, min_free: int) -> int
 
 
 def excess(used: int, limit: int) -> int:
-    """How many bytes have to go: none below the limit, else all above the low-water mark."""
+    """Bytes that have to go: none below the limit, else all above the low-water mark."""
     return 0 if used <= limit else used - int(limit * LOW_WATER)
 
 

@@ -46,7 +46,7 @@ class Reply:
         self._buffer: memoryview | None = buffer
         self._awaited = 0
         self._error: NearlineError | None = None
-        self._settled = trio.Event()
+        self._ended = trio.Event()
 
     def copy(self, part: Part, plain: Buffer) -> None:
         """Put `part`, out of the plain bytes of its block, into the buffer."""
@@ -68,16 +68,16 @@ class Reply:
         self.copy(part, plain)
         self._awaited -= 1
         if self._awaited == 0:
-            self._settled.set()
+            self._ended.set()
 
     def fail(self, error: NearlineError) -> None:
         self._error = error
-        self._settled.set()
+        self._ended.set()
 
-    async def settle(self) -> None:
+    async def wait(self) -> None:
         """Wait until every expected part is there; raises what the first failing fetch raised."""
         if self._awaited:
-            await self._settled.wait()
+            await self._ended.wait()
         if self._error is not None:
             raise self._error
 

@@ -44,7 +44,8 @@ _USAGE_KEY = b"usage"
 
 @dataclass(frozen=True)
 class Usage:
-    """What the map holds: bytes charged, number of blocks, and the generation of the last write."""
+    """Contents of the map: bytes charged, number of blocks, and the generation of the last
+    write."""
 
     bytes: int = 0
     blocks: int = 0

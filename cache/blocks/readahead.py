@@ -1,4 +1,5 @@
-"""How far ahead of one open file to read: nothing for random access, a growing window otherwise.
+"""Decides how far ahead of one open file to read: not at all for random access, in a growing window
+otherwise.
 
 Knows: the offsets one handle has read. Must not know: blocks, chunks, the network, budgets other
 than the number it is given. Pure: one `ReadAhead` per handle, driven by `on_read`.

@@ -158,7 +158,7 @@ class Reader:
             self._fetch(reply, file, version, missing, ahead)
             if window is not None:
                 self._prefetch(window, layout, file, version, wanted)
-            await reply.settle()
+            await reply.wait()
         finally:
             reply.abandon()
             self._replies.give(buffer)
@@ -334,8 +334,8 @@ class Reader:
             raise OSError(errno.ENOSPC, "the cache has no room for more")
 
     def cached_bytes(self, version: VersionId) -> int | None:
-        """How many bytes of `version` can be read offline, holes included; None without its
-        manifest. One index lookup (2 us) for each block."""
+        """Bytes of `version` that can be read offline, holes included; None without its manifest.
+        One index lookup (2 us) for each block."""
         layout = self._layout(version)
         if layout is None:
             return None
@@ -478,7 +478,8 @@ class _Look:
 
 
 def _first_span(size: int, offset: int, length: int, window: Prefetch | None) -> Span:
-    """What to locate together with the manifest: the read itself, or more at a file's start."""
+    """The range to locate together with the manifest: the read itself, or more at a file's
+    start."""
     if offset == 0 and window is not None:
         length = min(size, max(length, FIRST_SPAN))
     return Span(offset, length)

@@ -30,7 +30,7 @@ class Candidates:
         self.found: set[int] = set()
         self.waiting: set[int] = set()  # nobody uses them, but an operation refers to them
         self.occupied: set[int] = set()  # directories: an operation refers to what is below
-        self.settled: set[int] = set()  # no operation refers to these, which may be below such
+        self.freed: set[int] = set()  # no operation refers to these, which may be below such
 
     def dropped(self, node: Node) -> None:
         """Its last name is gone, or it was passed by."""
@@ -42,7 +42,7 @@ class Candidates:
             self.waiting.discard(ino)
             self.found.add(ino)
         if self.occupied:
-            self.settled.add(ino)
+            self.freed.add(ino)
 
     def left(self, parent: int) -> None:
         """A name has gone from a directory."""
@@ -82,15 +82,15 @@ class Collector:
         """Delete what can be deleted, and the spool files of every layer dropped so far. What the
         journal refers to is known when all of it has been read: until then candidates wait."""
         candidates = self._candidates
-        if (candidates.found or candidates.settled) and not self._journal.is_loading:
+        if (candidates.found or candidates.freed) and not self._journal.is_loading:
             fates: dict[int, _Fate] = {}
             with self._db.transaction():
-                todo = candidates.found | self._occupied_above(candidates.settled)
+                todo = candidates.found | self._occupied_above(candidates.freed)
                 while todo:
                     ino = todo.pop()
                     fates[ino] = self._decide(ino, todo)
             candidates.found.clear()
-            candidates.settled.clear()
+            candidates.freed.clear()
             candidates.occupied -= fates.keys()
             candidates.waiting |= {ino for ino, fate in fates.items() if fate is _Fate.WAITS}
             candidates.occupied |= {ino for ino, fate in fates.items() if fate is _Fate.OCCUPIED}
@@ -127,8 +127,8 @@ class Collector:
         return self._journal.refers_to(ino) or bool(self._contents.stack(ino))
 
     def _let_go(self, directory: int, more: set[int]) -> None:
-        """What is in a directory that is gone. A directory that the server has not called gone is
-        in another place by now, and is found there (`Merge`)."""
+        """Drop the names in a directory that is gone. A directory that the server has not called
+        gone is in another place by now, and is found there (`Merge`)."""
         while page := self._tree.entries(directory, 0, ASKED_AT_ONCE):
             for entry in page:
                 self._tree.drop_entry(directory, entry.name, entry.node)

@@ -8,13 +8,13 @@ Concurrency: `_stacks` mirrors the `layer` and `extent` tables for the nodes in 
 `_bare` says which have none; both are dropped on rollback. Everything is synchronous on the trio
 thread except the awaits named here: `write` awaits the spool (the layer's `writing` count is raised
 meanwhile, and `freeze` refuses a layer that is being written), `read` awaits the network only after
-it has copied the dirty parts, `settle` awaits the disk (of a layer that has left `_stacks`
-meanwhile nothing is noted: the next time tells), `settle_all` is alone (`_settling_all`).
+it has copied the dirty parts, `sync_bytes` awaits the disk (of a layer that has left `_stacks`
+meanwhile nothing is noted: the next time tells), `sync_all` is alone (`_syncing_all`).
 
 Invariants: at most one frozen layer per node, below the open one. Dirty bytes are removed only by
 `commit` (the server has them) and `discard` (no name and no handle is left); a spool file only when
 the transaction that dropped its layer survives power loss. What a file was before it was truncated
-to nothing (`Layer.instead`) stays until what came after is settled.
+to nothing (`Layer.instead`) stays until what came after is synced.
 
 Why one class: reading, writing, freezing and making safe change the same layers and the rows that
 mirror them, and each must find what the others left between two awaits. What needs no rows is in
@@ -34,7 +34,7 @@ import trio
 from cache.blocks.reader import Prefetch
 from cache.files.layers import BASE, ZERO, Layer, Segment, plan_read
 from cache.files.spool import Spool, pread_all
-from cache.files.unsynced import Change, Unsettled
+from cache.files.unsynced import Change, UnsyncedRanges
 from cache.metadata import clock
 from cache.metadata.damage import DamagedState
 from cache.metadata.database import Database
@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 
 class VersionReader(Protocol):
-    """What reads uploaded versions: `cache.blocks.reader.Reader`."""
+    """Reads uploaded versions; `cache.blocks.reader.Reader` does."""
 
     def try_read(
         self, file: FileId, version: VersionId, offset: int, length: int, window: Prefetch | None
@@ -67,7 +67,7 @@ class VersionReader(Protocol):
 
 Stack = list[Layer]  # from top to bottom
 # How long a change that nobody fsyncs may be lost to power loss: ext4's commit interval.
-SETTLE_SECONDS = 5.0
+SYNC_SECONDS = 5.0
 TIDY_AT_ONCE = 500
 # Inodes of which it is remembered that they have no layer.
 MAX_BARE = 4096
@@ -92,12 +92,12 @@ class Contents:
         self._bare: dict[int, None] = {}  # inodes known to have no layer. The oldest go first.
         self._writing: Counter[int] = Counter()
         self._idle = trio.Event()  # set, and replaced, when a layer stops being written
-        self._doomed: list[int] = []  # layers whose spool files go after the transaction
-        self._condemned: list[int] = []  # and those that go when the transaction is on the disk
-        self._settling_all = trio.Lock()  # whoever takes from the front of those is alone
+        self._dropped: list[int] = []  # layers whose spool files go after the transaction
+        self._removable: list[int] = []  # and those that go when the transaction is on the disk
+        self._syncing_all = trio.Lock()  # whoever takes from the front of those is alone
         self._buffer = bytearray(1 << 20)
         self.dirty_bytes = self._count_dirty()
-        self._unsettled = self._find_unsettled()  # inodes
+        self._unsynced = self._find_unsynced()  # inodes
         db.on_rollback.append(self._forget_all)
 
     # --- the stack --------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class Contents:
         return stack
 
     def _note_bare(self, ino: int) -> None:
-        """Whoever asks of an inode may do so after it has gone (what was to be settled, uploads),
+        """Whoever asks of an inode may do so after it has gone (what was to be synced, uploads),
         and nobody tells when it is asked for the last time: so only so many are remembered."""
         self._stacks.pop(ino, None)
         while len(self._bare) >= MAX_BARE:
@@ -139,7 +139,7 @@ class Contents:
         rows = self._db.all("SELECT start, stop FROM extent WHERE layer = ?", layer.id)
         layer.extents = IntervalSet((row[0], row[1]) for row in rows)
         parts = self._db.all("SELECT start, stop, digest FROM unsettled WHERE layer = ?", layer.id)
-        layer.unsettled = Unsettled((row[0], row[1], row[2]) for row in parts)
+        layer.unsynced = UnsyncedRanges((row[0], row[1], row[2]) for row in parts)
         return layer
 
     def release(self, ino: int) -> None:
@@ -150,11 +150,11 @@ class Contents:
     def _forget_all(self) -> None:
         self._stacks.clear()
         self._bare.clear()
-        self._doomed.clear()
+        self._dropped.clear()
         self.dirty_bytes = self._count_dirty()
-        self._unsettled |= self._find_unsettled()
+        self._unsynced |= self._find_unsynced()
 
-    def _find_unsettled(self) -> set[int]:
+    def _find_unsynced(self) -> set[int]:
         rows = self._db.all(
             "SELECT DISTINCT ino FROM layer WHERE instead IS NOT NULL"
             " OR id IN (SELECT DISTINCT layer FROM unsettled)"
@@ -250,9 +250,9 @@ class Contents:
         try:
             return await self._spool.write(layer, offset, data)
         except OSError as error:
-            if error.errno != errno.ENOSPC or not self._condemned:
+            if error.errno != errno.ENOSPC or not self._removable:
                 raise
-        await self.settle_all()
+        await self.sync_all()
         return await self._spool.write(layer, offset, data)
 
     def _open_layer(self, ino: int) -> Layer:
@@ -285,7 +285,7 @@ class Contents:
     ) -> None:
         stop = start + len(data)
         with self._db.transaction():
-            self._unsettle(layer, start, data, whole)
+            self._note_unsynced(layer, start, data, whole)
             gone, added = layer.extents.add(start, stop)
             if added is not None:
                 if gone[1:] or (gone and gone[0][0] != added[0]):
@@ -309,14 +309,16 @@ class Contents:
                 self._tree.touch(ino, clock.moment())
         self._on_change(ino, start, stop)
 
-    def _unsettle(self, layer: Layer, start: int, data: bytes | memoryview, whole: bytes) -> None:
+    def _note_unsynced(
+        self, layer: Layer, start: int, data: bytes | memoryview, whole: bytes
+    ) -> None:
         """Note what of a write the disk may not have. In its transaction, before its extents."""
-        self._unsettled.add(layer.ino)
+        self._unsynced.add(layer.ino)
         new = layer.extents.gaps(start, start + len(data))
-        self._note(layer, layer.unsettled.wrote(start, data, new, whole))
+        self._note(layer, layer.unsynced.wrote(start, data, new, whole))
 
     def _note(self, layer: Layer, change: Change) -> None:
-        """Bring the table of unsettled parts up to date."""
+        """Bring the table of unsynced parts up to date."""
         for part in change.gone:
             self._db.run(
                 "DELETE FROM unsettled WHERE layer = ? AND start = ?", layer.id, part.start
@@ -343,7 +345,7 @@ class Contents:
             # synced, and then its bytes must be there.
             if layer.extents.cut(size):
                 self._rewrite_extents(layer)
-            self._note(layer, layer.unsettled.cut(size))
+            self._note(layer, layer.unsynced.cut(size))
             self.dirty_bytes -= before - layer.extents.total
             layer.safe = size if layer.safe == layer.size else min(layer.safe, size)
             layer.below, layer.size = min(layer.below, size), size
@@ -363,7 +365,7 @@ class Contents:
     def _layer_to_cut(self, ino: int, size: int) -> Layer:
         """The open layer; a fresh one when nothing of the file is left. A file that is written anew
         (`echo > file`, `cp`) must be there after power loss, the new one or the old one: so the
-        old one stays until the new one is settled."""
+        old one stays until the new one is synced."""
         stack = self.stack(ino)
         top = stack[0] if stack and not stack[0].frozen else None
         if size or (top and (top.instead is not None or self._writing[top.id])):
@@ -371,7 +373,7 @@ class Contents:
         if top is not None:
             stack.pop(0)
             self._db.run("UPDATE layer SET ino = 0 WHERE id = ?", top.id)
-        self._unsettled.add(ino)
+        self._unsynced.add(ino)
         return self._add_layer(Layer(id=0, ino=ino, below=0, size=0, instead=top.id if top else 0))
 
     def _rewrite_extents(self, layer: Layer) -> None:
@@ -384,50 +386,50 @@ class Contents:
     async def sync(self, ino: int) -> None:
         """Return when the bytes written so far, and the journal that refers to them, survive power
         loss: bytes first, so that no extent ever promises bytes that are not there."""
-        await self.settle(ino)
+        await self.sync_bytes(ino)
         await self._db.sync()
 
-    async def settle(self, ino: int) -> None:
+    async def sync_bytes(self, ino: int) -> None:
         """Return when the bytes written so far survive power loss, if the journal does."""
         stack = list(self.stack(ino))
         for layer in stack:
-            begun = layer.unsettled.writes, layer.cuts, layer.size
+            begun = layer.unsynced.writes, layer.cuts, layer.size
             await self._spool.sync(layer.id)
-            self._note_settled(layer, *begun)
+            self._note_synced(layer, *begun)
         if not stack:
-            self._unsettled.discard(ino)
+            self._unsynced.discard(ino)
 
-    async def keep_settled(self) -> None:
+    async def sync_in_background(self) -> None:
         """Make every change safe from power loss within seconds, until cancelled; and delete the
         spool files that nobody can need after one."""
         while True:
-            if not (self._unsettled or self._condemned):
+            if not (self._unsynced or self._removable):
                 await self._db.changed.wait()
-            await trio.sleep(SETTLE_SECONDS)  # many changes are made safe at once
+            await trio.sleep(SYNC_SECONDS)  # many changes are made safe at once
             try:
-                await self.settle_all()
+                await self.sync_all()
             except DamagedState:
                 raise
             except OSError as error:  # of the disk; whoever calls fsync is told, too
                 log.error("the_journal_is_not_safe_from_power_loss_yet", why=str(error))
 
-    async def settle_all(self) -> None:
-        async with self._settling_all:
-            await self._settle_all()
+    async def sync_all(self) -> None:
+        async with self._syncing_all:
+            await self._sync_all()
 
-    async def _settle_all(self) -> None:
-        for ino in list(self._unsettled):
+    async def _sync_all(self) -> None:
+        for ino in list(self._unsynced):
             try:
-                await self.settle(ino)
+                await self.sync_bytes(ino)
             except DamagedState:
                 raise
             except OSError as error:
                 log.error("cannot_make_dirty_bytes_safe_yet", inode=ino, why=str(error))
         self.sweep()
-        condemned = list(self._condemned)
+        removable = list(self._removable)
         await self._db.sync()
-        del self._condemned[: len(condemned)]
-        await self._spool.remove_all(condemned)
+        del self._removable[: len(removable)]
+        await self._spool.remove_all(removable)
 
     async def tidy(self) -> None:
         """Delete the spool files that no layer names: a crash left them. Beside everything else, a
@@ -439,7 +441,7 @@ class Contents:
             marks = ",".join("?" * len(some))
             rows = self._db.all(f"SELECT id FROM layer WHERE id IN ({marks})", *some)
             # What was dropped a moment ago goes when that is on the disk.
-            needed = {row["id"] for row in rows} | {*self._doomed, *self._condemned}
+            needed = {row["id"] for row in rows} | {*self._dropped, *self._removable}
             await self._spool.remove_all(item for item in some if item not in needed)
             await trio.lowlevel.checkpoint()
 
@@ -454,26 +456,26 @@ class Contents:
                 self._db.run("INSERT INTO sqlite_sequence VALUES ('layer', ?)", highest[0])
 
     def close(self) -> None:
-        """The end of the process: what `settle_all` does, without the trio thread's help."""
-        for ino in list(self._unsettled):
+        """The end of the process: what `sync_all` does, without the trio thread's help."""
+        for ino in list(self._unsynced):
             for layer in list(self.stack(ino)):
                 self._spool.sync_now(layer.id)
-                self._note_settled(layer, layer.unsettled.writes, layer.cuts, layer.size)
+                self._note_synced(layer, layer.unsynced.writes, layer.cuts, layer.size)
 
-    def _note_settled(self, layer: Layer, writes: int, cuts: int, size: int) -> None:
+    def _note_synced(self, layer: Layer, writes: int, cuts: int, size: int) -> None:
         """The layer, as it was after so many writes and cuts, is on the disk. Where it was cut
         since, or is not in use any more, the next time tells."""
         stack = self.stack(layer.ino)
         if not any(item is layer for item in stack) or layer.cuts != cuts:
             return
-        if layer.unsettled or layer.instead is not None or layer.safe < size:
+        if layer.unsynced or layer.instead is not None or layer.safe < size:
             with self._db.transaction():
-                self._note(layer, layer.unsettled.settle(writes))
+                self._note(layer, layer.unsynced.synced(writes))
                 self._drop_instead(layer)
                 layer.safe = max(layer.safe, size)
                 self._db.run("UPDATE layer SET safe = ? WHERE id = ?", layer.safe, layer.id)
-        if not any(item.unsettled or item.instead is not None for item in stack):
-            self._unsettled.discard(layer.ino)
+        if not any(item.unsynced or item.instead is not None for item in stack):
+            self._unsynced.discard(layer.ino)
 
     # --- snapshots --------------------------------------------------------------------------------
 
@@ -542,7 +544,7 @@ class Contents:
         """Drop the node's layers: nobody can read them any more. In a transaction."""
         for layer in self.stack(ino):
             self._drop_layer(layer)
-        self._unsettled.discard(ino)
+        self._unsynced.discard(ino)
         self.release(ino)
 
     def _drop_layer(self, layer: Layer) -> None:
@@ -550,7 +552,7 @@ class Contents:
         self._drop_rows(layer.id)
 
     def _drop_instead(self, layer: Layer) -> None:
-        """What was there before is not needed any more."""
+        """Let go of the layer that this one replaces: it is not needed any more."""
         if layer.instead:
             self._drop_rows(layer.instead)
         if layer.instead is not None:
@@ -562,13 +564,13 @@ class Contents:
         self.dirty_bytes -= 0 if row is None else row[0] or 0
         for table, key in (("extent", "layer"), ("unsettled", "layer"), ("layer", "id")):
             self._db.run(f"DELETE FROM {table} WHERE {key} = ?", layer)
-        self._doomed.append(layer)
+        self._dropped.append(layer)
 
     def sweep(self) -> None:
-        """Note the spool files of dropped layers: they are deleted by `settle_all`. After their
+        """Note the spool files of dropped layers: they are deleted by `sync_all`. After their
         transaction has committed."""
-        self._condemned += self._doomed
-        self._doomed.clear()
+        self._removable += self._dropped
+        self._dropped.clear()
 
 
 def _fill_from(fd: int, plan: list[Segment], start: int, into: memoryview) -> None:

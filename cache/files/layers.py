@@ -1,4 +1,4 @@
-"""How dirty layers lie over an uploaded version. Pure.
+"""Dirty layers over an uploaded version, and what shows through them. Pure.
 
 A regular file is a stack: at the bottom the uploaded version (or nothing), above it at most one
 frozen layer (the snapshot being uploaded) and at most one open layer (writes since). A layer holds
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cache.files.unsynced import Unsettled
+from cache.files.unsynced import UnsyncedRanges
 from cache.metadata.intervals import IntervalSet, Range
 
 
@@ -31,7 +31,7 @@ class Layer:
     instead: int | None = None
     cuts: int = 0  # in memory: how often it was truncated
     extents: IntervalSet = field(default_factory=IntervalSet)
-    unsettled: Unsettled = field(default_factory=Unsettled)
+    unsynced: UnsyncedRanges = field(default_factory=UnsyncedRanges)
 
     @property
     def frozen(self) -> bool:
@@ -88,7 +88,8 @@ def stored_bytes(layers: Sequence[Layer], base_bytes: int, size: int) -> int:
 
 
 def changed_ranges(layer: Layer) -> list[Range]:
-    """What a frozen layer directly above the version changed, in the new file's coordinates."""
+    """Ranges that a frozen layer directly above the version changed, in the new file's
+    coordinates."""
     changed = IntervalSet(layer.extents)
     changed.add(layer.below, layer.size)
     return list(changed)

@@ -112,7 +112,8 @@ class NextFiles:
     def _ask_in(
         self, directory: int, after: Place, order: Order, most: int
     ) -> tuple[int, Place | None]:
-        """How many files were asked for, and up to where; None: there are no more behind them."""
+        """The number of files asked for, and the place of the last; None: there are no more behind
+        them."""
         by = _COLUMNS[order]
         found = self._tree.entries_behind(directory, by, getattr(after, by), LOOKED_AT)
         count, last = 0, after

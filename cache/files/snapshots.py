@@ -66,12 +66,14 @@ class Snapshots:
         return list(self._writers)
 
     def is_moving(self, op: Op) -> bool:
-        """Was its content written since the file was last at rest, and can it be at rest again?"""
+        """True if its content was written since the file was last at rest, and it can be at rest
+        again."""
         is_open = op.has_content and op.version is None and op.ino in self._writers
         return is_open and self.has_asker and op.ino not in self._given_up
 
     def is_due(self, op: Op) -> bool:
-        """May a snapshot of an open file be taken at this moment, because none is better?"""
+        """True if a snapshot of an open file may be taken at this moment, because none is
+        better."""
         return not self.is_moving(op) and _is_old(op.made_ns, EVERY_NS)
 
     def next_due_ns(self) -> int | None:
@@ -125,7 +127,7 @@ class Snapshots:
 
 
 def _is_old(then_ns: int, age_ns: int) -> bool:
-    """What seems to be in the future is: then the clock was set back since."""
+    """True if `then_ns` is `age_ns` ago, or in the future: then the clock was set back since."""
     return not 0 <= time.time_ns() - then_ns < age_ns
 
 

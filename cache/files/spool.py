@@ -10,7 +10,7 @@ synchronous on the trio thread, so the cache cannot change under it.
 Invariants: a spool file is deleted only by `remove_all`, after the transaction that forgot its
 layer is on the disk, or when no layer names it (a crash came between the two: `Contents.tidy`);
 foreign files are left alone. Whoever reads asks for bytes that were written: a file that is missing
-or too short is damage (`Damaged`), never zeros.
+or too short is damage (`DamagedSpool`), never zeros.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ THREADED_WRITE = 256 * 1024
 _NUMBER = re.compile(r"[1-9][0-9]{0,14}")
 
 
-class Damaged(OSError):
+class DamagedSpool(OSError):
     """Dirty bytes are not where they were put: somebody removed or cut a spool file."""
 
     def __init__(self, what: str) -> None:
@@ -69,7 +69,7 @@ class Spool:
         try:
             fd = os.open(self._path(layer), flags, 0o600)
         except FileNotFoundError as error:
-            raise Damaged(f"{self._path(layer)} is gone") from error
+            raise DamagedSpool(f"{self._path(layer)} is gone") from error
         self._open[layer] = fd
         self._close_excess()
         return fd
@@ -106,7 +106,7 @@ class Spool:
         return told
 
     def read_into(self, layer: int, offset: int, into: memoryview) -> None:
-        """Fill `into` with bytes that were written. Raises `Damaged`."""
+        """Fill `into` with bytes that were written. Raises `DamagedSpool`."""
         pread_all(self._fd(layer), offset, into)
 
     async def sync(self, layer: int) -> None:
@@ -124,7 +124,7 @@ class Spool:
             self._note_synced(layer, self._written[layer])
 
     def _count_written(self, layer: int) -> int:
-        """What an earlier process wrote is not taken for synced."""
+        """Take no bytes of an earlier process for synced."""
         if layer not in self._written and self._path(layer).exists():
             self._written[layer] = 1
         return self._written[layer]
@@ -170,7 +170,7 @@ def pread_all(fd: int, offset: int, into: memoryview) -> None:
     while done < len(into):
         got = os.preadv(fd, [into[done:]], offset + done)
         if got == 0:
-            raise Damaged(f"a spool file ends at {offset + done}")
+            raise DamagedSpool(f"a spool file ends at {offset + done}")
         done += got
 
 

@@ -54,8 +54,8 @@ Distance = Callable[[Order, Place, Place], int | None]
 
 @dataclass
 class Window:
-    """What was asked for ahead of one sweep, in whatever directories: up to `place` of `directory`,
-    of which about `left` files were not opened yet. `size`: how many to have asked for."""
+    """Files asked for ahead of one sweep, in whatever directories: up to `place` of `directory`, of
+    which about `left` were not opened yet. `size`: how many to have asked for."""
 
     directory: int
     place: Place
@@ -150,7 +150,7 @@ class Sweeps:
         return wanted
 
     def _goes_on(self) -> bool:
-        """Has a sweep gone on a moment ago?"""
+        """True if a sweep has gone on a moment ago."""
         return self._latest is not None and self._opens - self._latest.at <= SOON
 
     def _begin(self, directory: int, place: Place) -> _Sweep:
@@ -164,7 +164,7 @@ class Sweeps:
         return sweep
 
     def _step(self, sweep: _Sweep, place: Place, distance: Distance) -> int:
-        """How many places the open went forward."""
+        """The number of places that the open went forward."""
         gone = {order: distance(order, sweep.last, place) for order in ORDERS}
         for order, steps in gone.items():
             sweep.steps[order] = sweep.steps[order] + 1 if steps else 0

@@ -3,12 +3,12 @@
 A local disk keeps two logs in no common order: the state database's, which says which ranges of a
 spool file are valid, and the spool file itself. An fsync of the first makes everything durable that
 any file's extents say, also of files whose bytes are still in the page cache only. So every new
-part of an extent is *unsettled*, with a digest of its bytes, until its spool file has been synced
-(an fsync of the file, or the background's within seconds). Bytes written over settled ones are not
+part of an extent is *unsynced*, with a digest of its bytes, until its spool file has been synced
+(an fsync of the file, or the background's within seconds). Bytes written over synced ones are not
 in here: after power loss each of their pages is the old or the new one, as on any file system.
 
 After power loss `survivors` keeps what the digests prove. What is lost beyond the size that was
-settled ends the file there: it never shows zeros that nobody wrote. (ext4 reaches the same with
+synced ends the file there: it never shows zeros that nobody wrote. (ext4 reaches the same with
 delayed allocation and data=ordered; the digests also keep what the disk got in time.)
 
 Invariant: parts are disjoint, and inside the layer's extents.
@@ -36,18 +36,18 @@ class Part(NamedTuple):
     start: int
     stop: int
     digest: bytes
-    written: int  # how many writes the layer had had; those before a sync began are settled by it
+    written: int  # how many writes the layer had had; those before a sync began are synced by it
 
 
 class Change(NamedTuple):
-    """What happened to the parts, for the table that mirrors them."""
+    """Parts that went and parts that came, for the table that mirrors them."""
 
     gone: list[Part]
     come: list[Part]
 
 
-class Unsettled:
-    """The unsettled parts of one layer."""
+class UnsyncedRanges:
+    """The unsynced parts of one layer."""
 
     def __init__(self, parts: Iterable[tuple[int, int, bytes]] = ()) -> None:
         self.writes = 1
@@ -78,7 +78,7 @@ class Unsettled:
         """Nothing is left at or above `size`."""
         return Change(*self._cut_out(size, 1 << 63))
 
-    def settle(self, writes: int) -> Change:
+    def synced(self, writes: int) -> Change:
         """A sync that began after so many writes has ended."""
         gone = [item for item in self if item.written < writes]
         for part in gone:
@@ -109,8 +109,8 @@ class Unsettled:
 def survivors(
     extents: IntervalSet, size: int, safe: int, lost: list[Range]
 ) -> tuple[IntervalSet, int]:
-    """Extents and size of a layer without the unsettled ranges `lost`; it was `size` bytes, and is
-    `safe` bytes if nothing that is unsettled survived."""
+    """Extents and size of a layer without the unsynced ranges `lost`; it was `size` bytes, and is
+    `safe` bytes if nothing that is unsynced survived."""
     size = min([size, *(max(safe, start) for start, stop in lost if stop > safe)])
     kept, gone = IntervalSet(), IntervalSet(lost)
     for start, stop in extents:

@@ -59,7 +59,7 @@ def _coarse() -> int:
 
 
 def _clock_of_files() -> Callable[[], int]:
-    """What stamps as the kernel does, or comes nearest to it."""
+    """A clock that stamps as the kernel does, or comes nearest to it."""
     if sys.platform != "linux":
         return time.time_ns
     end, unused = os.pipe()

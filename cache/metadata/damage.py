@@ -1,4 +1,4 @@
-"""What damage of the state database looks like, and the mark that says that it was met.
+"""Damage of the state database: how it shows, and the mark that says that it was met.
 
 Knows: how SQLite and our own rows show damage, how a database is looked through, the mark beside
 it. Must not know: how a damaged database is replaced (`recovery.opening`), what the rows are for.
@@ -47,7 +47,7 @@ class Mark(Struct, frozen=True):
 
 
 def is_damage(problem: BaseException) -> bool:
-    """Does this error say that the file is not what was written?"""
+    """True if this error says that the file is not what was written."""
     code = getattr(problem, "sqlite_errorcode", None) or 0
     is_text = isinstance(problem, UnicodeDecodeError) or "decode to UTF-8" in str(problem)
     is_row = isinstance(problem, msgspec.DecodeError | DamagedState)
@@ -82,13 +82,13 @@ def note_damage(path: Path, why: str) -> None:
 
 
 def is_small(path: Path) -> bool:
-    """Is the database looked through whenever it is opened?"""
+    """True if the database is small enough to be looked through whenever it is opened."""
     size = sum(file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists())
     return size <= CHECKED_AT_ONCE
 
 
 def look_through(db: sqlite3.Connection) -> str:
-    """What is wrong with the database; "" for nothing. Raises what `is_damage` knows."""
+    """The first fault of the database; "" for none. Raises what `is_damage` knows."""
     found = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
     if found != "ok":
         return " ".join(found.split())

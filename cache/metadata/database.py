@@ -69,8 +69,8 @@ class Database:
         self._file = os.open(path, os.O_RDWR)
         self._index = os.open(f"{path}-shm", os.O_RDWR)
         self._held = 0  # where the room ends that the log has
-        self.holds_room = False  # can it have any here? Not known while the disk is full
-        self._hold_room()
+        self.holds_reserve = False  # can it have any here? Not known while the disk is full
+        self._hold_reserve()
         self._hold_growth()
         for directory in (path.parent, path.parent.parent):  # the names of what was just made
             sync_directory(directory)
@@ -115,18 +115,18 @@ class Database:
         finally:
             self._depth -= 1
         self._writes += 1
-        self._hold_room()
+        self._hold_reserve()
         self.changed.set()
         often = CHECKPOINT_WHEN_SHORT if self._is_short() else CHECKPOINT_EVERY
         if self._writes - self._checkpointed >= often:
             self._log_is_long.set()
 
-    def _hold_room(self) -> None:
+    def _hold_reserve(self) -> None:
         end = os.fstat(self._wal).st_size  # about 1 µs
         if self._held < end + RESERVE_BYTES // 2:
             taken = hold(self._wal, end, RESERVE_BYTES)
             self._held = max(self._held, end + taken)
-            self.holds_room = self.holds_room or taken > 0
+            self.holds_reserve = self.holds_reserve or taken > 0
 
     def _hold_growth(self) -> None:
         """Of the database, which takes what was in the log and is cut to its length then, and of
@@ -135,8 +135,8 @@ class Database:
         hold(self._index, os.fstat(self._index).st_size, INDEX_BYTES)
 
     def _is_short(self) -> bool:
-        """Would there be more room for the log if the disk were not full?"""
-        return self.holds_room and self._held < os.fstat(self._wal).st_size + RESERVE_BYTES // 2
+        """True if there would be more room for the log if the disk were not full."""
+        return self.holds_reserve and self._held < os.fstat(self._wal).st_size + RESERVE_BYTES // 2
 
     def _roll_back(self, before: int, problem: BaseException) -> None:
         """A system call that was refused (OSError) before anything was written leaves every copy in
@@ -211,7 +211,7 @@ class Database:
         self.run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
     def trust(self) -> None:
-        """What is here is right, and in use from now on. In a transaction."""
+        """Declare this state right, and in use from now on. In a transaction."""
         self.set_meta("boot", self._boot)
         self.set_meta("clean", 0)
         self.lost_power = False
@@ -256,7 +256,7 @@ class Database:
                 if not _is_full(error):
                     raise
                 log.warning("no_room_to_shorten_the_journals_log_it_is_tried_again_later")
-            self._hold_room()
+            self._hold_reserve()
             self._hold_growth()
 
     def close(self, *, clean: bool = False) -> None:

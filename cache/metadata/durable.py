@@ -1,4 +1,4 @@
-"""What is missing in `os`: durable files and names, private directories, private copies.
+"""Functions that `os` lacks: durable files and names, private directories, private copies.
 
 Knows: system calls. Must not know: what is stored. Here alone stands how a file is written so that
 it is there whole or not at all, also after power loss.

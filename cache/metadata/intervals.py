@@ -45,7 +45,7 @@ class IntervalSet:
         return sum(stop - start for start, stop in self._ranges)
 
     def covers(self, start: int, stop: int) -> bool:
-        """Is all of [start, stop) in the set?"""
+        """True if all of [start, stop) is in the set."""
         at = bisect_right(self._ranges, start, key=_start) - 1
         return at >= 0 and self._ranges[at][1] >= stop
 

@@ -1,4 +1,4 @@
-"""What the kernel must forget, once the transaction that made it untrue is in.
+"""Things that the kernel must forget, once the transaction that made them untrue is in.
 
 Knows: the port to the kernel, and that nothing may be told before the commit. Must not know: why
 something changed.

@@ -11,8 +11,8 @@ rollback: it notes what it hears, and asks nothing.
 
 A long journal is not waited for at start: `load` reads it a piece at a time, beside everything
 else. Meanwhile `add`, `of_file` and what is asked of one file that was not made here before the
-start are answered at once. Whoever may ask more and can wait awaits `known` or `whole` before;
-whoever does not has the rest read at once.
+start are answered at once. Whoever may ask more and can wait awaits `wait_for_file` or
+`wait_for_all` before; whoever does not has the rest read at once.
 
 Why one class: each question has a short answer while the journal is not whole, which only what
 loads it can give; and every change needs the same touch, so that a rollback takes it back.
@@ -155,18 +155,18 @@ class Journal:
             self.is_loading = False
             self._tried.set()
 
-    async def whole(self) -> None:
+    async def wait_for_all(self) -> None:
         """Return when all of it is in memory, or will not be: who asks then learns why."""
         self._awaited.set()
         await self._tried.wait()
 
-    async def known(self, file: FileId) -> None:
+    async def wait_for_file(self, file: FileId) -> None:
         """Return when everything can be asked about this file without reading the rest."""
         if not self.is_whole and any(self._is_open(op) for op in self.of_file(file)):
-            await self.whole()
+            await self.wait_for_all()
 
     def _is_open(self, op: Op) -> bool:
-        """Does what is done to its file depend on who else, before the start, spoke of that?"""
+        """True if the fate of its file depends on who else, before the start, spoke of that."""
         return op.seq <= self._found and bool(op.refused or (op.kind == "create" and not op.sent))
 
     def _about(self, op: Op) -> _Memory:
@@ -259,7 +259,7 @@ class Journal:
         return bool(self._memory.refused)
 
     def refused(self) -> list[Op]:
-        """What the server, or a fault here, refused for good; in order."""
+        """Operations that the server, or a fault here, refused for good; in order."""
         return [op for _, op in sorted(self._memory.refused.items())]
 
     def after(self, seq: int, most: int) -> list[Op]:
@@ -287,15 +287,15 @@ class Journal:
         return [op for op in self if op.body.other == file]
 
     def is_pending(self, key: str) -> bool:
-        """Is there an unacknowledged local change of this record?"""
+        """True if there is an unacknowledged local change of this record."""
         return key in self._memory.pending
 
     def is_needed(self, file: FileId) -> bool:
-        """Does an operation name this directory as its place?"""
+        """True if an operation names this directory as its place."""
         return file_key(file) in self._memory.needed
 
     def refers_to(self, ino: int) -> bool:
-        """Does an operation take attributes or bytes from this inode?"""
+        """True if an operation takes attributes or bytes from this inode."""
         return ino in self._memory.inodes
 
     def unsent_create(self, file: FileId) -> Op | None:
@@ -317,7 +317,7 @@ class Journal:
         return memory.pending[key] == len(ops) and key not in memory.needed
 
     def is_of_others(self, key: str, op: Op) -> bool:
-        """Does an operation other than `op` change this record?"""
+        """True if an operation other than `op` changes this record."""
         return self._memory.pending[key] > (key in writes(op))
 
     def open_content(self, file: FileId, ino: int) -> Op | None:

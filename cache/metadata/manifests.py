@@ -67,7 +67,7 @@ class Manifests:
             self._many.set()
 
     def hole_bytes(self, version: VersionId) -> int:
-        """How many bytes of `version` nobody stores, as far as known: 0 without its manifest."""
+        """Bytes of `version` that nobody stores, as far as known: 0 without its manifest."""
         known = self._holes.get(version)
         if known is None:
             pieces = manifest.pieces if (manifest := self.manifest(version)) else ()

@@ -1,4 +1,4 @@
-"""What an operation of the journal is, what it touches, and which ones depend on it. Pure.
+"""The operations of the journal: what each touches, and which ones depend on it. Pure.
 
 Knows: the operations and their dependence on each other. Must not know: how they are stored
 (`journal`), what the server says of them (`batches`).
@@ -35,7 +35,7 @@ def new_id() -> str:
 
 
 class Body(Struct, omit_defaults=True, gc=False):
-    """What an operation says beyond its file; which fields are set depends on its kind."""
+    """The words of an operation beyond its file; which fields are set depends on its kind."""
 
     parent: FileId = ""
     name: str = ""
@@ -163,7 +163,7 @@ def needed(ops: Iterable[Op], origins: set[str]) -> set[str]:
 
 
 def waiting_behind(ops: Iterable[Op]) -> Counter[str]:
-    """How many operations wait behind each refused one, by its key. Pure."""
+    """The number of operations that wait behind each refused one, by its key. Pure."""
     counts: Counter[str] = Counter()
     held_writes: dict[str, set[str]] = {}  # by record: the refused operations that hold it back
     held_reads: dict[str, set[str]] = {}

@@ -66,7 +66,7 @@ class Standing:
                 os.close(fd)
 
     def release(self) -> bool:
-        """Let whoever comes first have it. Was there any?"""
+        """Let whoever comes first have it. False: there was none."""
         try:
             self._path.unlink()
         except FileNotFoundError:

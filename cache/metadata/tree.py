@@ -223,7 +223,7 @@ class Tree:
     def count_between(
         self, parent: int, by: Literal["cookie", "name"], after: object, last: object, most: int
     ) -> int:
-        """How many entries of the directory are behind `after` up to `last`, it included, in
+        """The number of entries of the directory behind `after` up to `last`, it included, in
         readdir order or by name; `most` at most."""
         row = self.db.one(
             "SELECT COUNT(*) FROM (SELECT 1 FROM entry"
@@ -279,7 +279,7 @@ class Tree:
         return "/".join(reversed(parts)) or "/"
 
     def is_under(self, ino: int, ancestor: int) -> bool:
-        """Is `ancestor` the directory `ino` or above it?"""
+        """True if `ancestor` is the directory `ino` or above it."""
         while ino != ancestor:
             if ino == ROOT:
                 return False

@@ -1,1 +1,1 @@
-"""What edits, the server's news and shares mean for names and directories."""
+"""Names and directories: local edits, the server's news, shares."""

@@ -1,4 +1,4 @@
-"""What becomes of a local operation that the server refused for good. Pure.
+"""The rule book for local operations that the server refused for good. Pure.
 
 The table is the rule book; docs/semantics.md shows it to people. Tenets: bytes are never dropped;
 the operation that cannot lose anything gives way; what nobody can decide is kept and shown.
@@ -70,7 +70,7 @@ _RULES: dict[tuple[str, type[Problem]], Verdict] = {
 
 
 def verdict(kind: str, problem: Problem, *, directory: bool) -> Verdict:
-    """What to do with a refused operation of this kind."""
+    """The way out for a refused operation of this kind."""
     if kind in ("create", "write") and isinstance(problem, Exists) and problem.taken != "name":
         return Verdict.ANEW
     if kind == "create" and directory and isinstance(problem, Exists):

@@ -1,4 +1,5 @@
-"""How deep a tree may be, as far as this machine knows it: the server refuses what is deeper.
+"""The bound on the depth of a tree, as far as this machine knows it: the server refuses what is
+deeper.
 
 Knows: the bound, and that a tree is only looked at as far as that is quick. Must not know: what an
 edit does (`edits`), the server's own bookkeeping.
@@ -77,7 +78,7 @@ def place(tree: Tree, directory: Node) -> Extent:
 
 
 def below(tree: Tree, top: Node) -> Extent:
-    """How far the directories below `top` reach, as far as a look shows."""
+    """The reach of the directories below `top`, as far as a look shows."""
     found, left = Extent(0, 0), LOOKED_AT
     waiting = [(top.ino, Extent(0, 0))] if top.subdirs else []
     while waiting and left > 0:

@@ -1,4 +1,4 @@
-"""What local system calls do to the tree and the journal, each in one transaction.
+"""Local system calls as changes of the tree and the journal, each in one transaction.
 
 Knows: the rules of POSIX directories, and which journal operation an edit becomes, or how it folds
 into one that the server has not seen. Must not know: the kernel, bytes beyond "content changed"
@@ -514,14 +514,14 @@ class Edits:
             return self._tree.node(ino)
 
     def _carried(self, node: Node, names: list[str]) -> bool:
-        """Will an unsent operation take these attributes along anyway?"""
+        """True if an unsent operation will take these attributes along anyway."""
         if self._journal.unsent_create(node.file) is not None:
             return True
         content = [op for op in self._unsent(node) if op.has_content]
         return bool(content) and names == ["mtime_ns"]
 
     def _unsent(self, node: Node) -> list[Op]:
-        """What will take attributes or bytes from this very inode."""
+        """Operations that will take attributes or bytes from this very inode."""
         ops = since_handed_on(self._journal.of_file(node.file))
         return [op for op in ops if op.ino == node.ino and not op.sent]
 
@@ -580,7 +580,8 @@ class Edits:
         return node
 
     def _check_of_drive(self, node: Node) -> None:
-        """What is arranged on this device (Shared, and the owners in it) is not changed by hand."""
+        """Refuse to change by hand what is arranged on this device: Shared, and the owners in
+        it."""
         if node.drive == LOCAL:
             raise fail(errno.EPERM)
 
@@ -591,8 +592,8 @@ class Edits:
         return node
 
     def _find(self, parent: int, name: str) -> Node | None:
-        """What a name means. It has at least as many links as names here: while a local and a
-        remote rename of it are not settled there is a name more than the server knows."""
+        """The node that a name means. It has at least as many links as names here: while a local
+        and a remote rename of it are not resolved there is a name more than the server knows."""
         node = self._tree.child(parent, name)
         if node is not None and not node.is_directory:
             node.links = max(node.links, len(self._tree.names(node.ino)))

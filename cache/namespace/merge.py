@@ -16,14 +16,15 @@ cache for each inode: both belong to the version).
 Concurrency: synchronous, on the trio thread, one transaction per page of changes or
 acknowledgement; the kernel is told after the commit.
 
-Why one class: the feed, listings and acknowledgements are three ways in which the same records
-come, and what one of them knows to be newer decides what another may still say.
+Why one class: the feed, acknowledgements and listings (`listing_merge`, by `learn` and
+`learn_entry`) are three ways in which the same records come, and what one of them knows to be newer
+decides what another may still say.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import msgspec
 import structlog
@@ -35,14 +36,14 @@ from cache.metadata.database import Database
 from cache.metadata.invalidation import Invalidation
 from cache.metadata.journal import Journal
 from cache.metadata.operations import Op, entry_key, file_key, writes
-from cache.metadata.tree import LOCAL, ROOT, Dropped, Node, Tree, node_from
+from cache.metadata.tree import ROOT, Dropped, Node, Tree, node_from
 from cache.namespace.shares import Shares
+from cache.namespace.underway import Underway
 from remote.protocol.errors import NotKept
 from remote.protocol.ids import DriveId, FileId
 from remote.protocol.messages import (
     MAX_SENT_AS,
     Change,
-    Child,
     EntryRecord,
     FileRecord,
     Me,
@@ -53,47 +54,12 @@ log = structlog.get_logger(__name__)
 
 # In `meta`, before the key of a name: see `Merge._ahead`.
 GONE = "gone:"
-# Records.
-MAX_MEANWHILE = 10_000
 # In `meta`: ids with spaces between.
 DEVICES = "device"
 
 
 def _newest_first(device: str, before: list[str]) -> list[str]:
     return [device, *(item for item in before if item != device)][:MAX_SENT_AS]
-
-
-class Meanwhile:
-    """What the feed tells of a directory while it is being listed, and of files that are not known:
-    they may be in it. Bounded: of more it is `is_incomplete`."""
-
-    def __init__(self) -> None:
-        self.entries: list[EntryRecord] = []
-        self.files: dict[FileId, FileRecord] = {}
-        self.is_incomplete = False
-
-    def note(self, entry: EntryRecord, files: Mapping[FileId, FileRecord]) -> None:
-        self.entries.append(entry)
-        record = None if entry.file is None else files.get(entry.file)
-        if record is not None:
-            self.note_file(record)
-        self._check()
-
-    def note_file(self, record: FileRecord) -> None:
-        known = self.files.get(record.id)
-        if known is None or known.rev < record.rev:
-            self.files[record.id] = record
-        self._check()
-
-    def forget(self) -> None:
-        """What the feed tells is not all that happened."""
-        self.is_incomplete = True
-        self.entries.clear()
-        self.files.clear()
-
-    def _check(self) -> None:
-        if self.is_incomplete or len(self.entries) + len(self.files) > MAX_MEANWHILE:
-            self.forget()
 
 
 class Merge:
@@ -115,7 +81,7 @@ class Merge:
         # no row could tell: (drive, sequence number) by entry key. Names that are gone are in the
         # database too: after a restart a row tells of all others.
         self._ahead = self._recall_gone()
-        self._meanwhile: dict[int, Meanwhile] = {}  # by directory that is being listed
+        self.underway = Underway()
         self.changed = trio.Event()  # set, and replaced, after remote changes were applied
 
     # --- the first contact ------------------------------------------------------------------------
@@ -200,8 +166,8 @@ class Merge:
         self._kernel.tell()
 
     def _take_shares(self, shared: list[SharedRoot]) -> None:
-        """What is shared from now on, with the records of what has a place of its own: a change
-        that follows may be from before it was shared, and tell that it was not in sight."""
+        """Take over the list of shares, with the records of those that have a place of their own: a
+        change that follows may be from before it was shared, and tell that it was not in sight."""
         for drive in self._shares.apply(shared):
             self._distrust(drive)
         for root in shared:
@@ -209,8 +175,7 @@ class Merge:
 
     def _distrust(self, drive: DriveId) -> None:
         """The feed cannot tell what happened there: believe no listing, let every record in."""
-        for meanwhile in self._meanwhile.values():
-            meanwhile.forget()
+        self.underway.forget()
         of_drive = "SELECT ino FROM node WHERE drive = ?"
         for row in self._db.all(
             f"SELECT parent, name FROM entry WHERE parent IN ({of_drive})", drive
@@ -222,110 +187,16 @@ class Merge:
             drive,
         )
 
-    # --- listings ---------------------------------------------------------------------------------
-
-    def list_directory(
-        self, ino: int, directory: FileRecord, children: Sequence[Child], as_of: int
-    ) -> None:
-        """The complete listing of a directory as it was at `as_of`, at once."""
-        meanwhile = self.begin_listing(ino)
-        self.list_some(ino, children, as_of)
-        self.end_listing(ino, directory, children, as_of, meanwhile)
-
-    def begin_listing(self, ino: int) -> Meanwhile:
-        """The directory is about to be asked for: from now on the feed may run ahead of the answer.
-        `end_listing` or `abandon_listing` follows."""
-        meanwhile = self._meanwhile[ino] = Meanwhile()
-        return meanwhile
-
-    def abandon_listing(self, ino: int, meanwhile: Meanwhile) -> None:
-        """No answer came. Does nothing after `end_listing`."""
-        if self._meanwhile.get(ino) is meanwhile:
-            del self._meanwhile[ino]
-
-    def list_some(self, ino: int, children: Sequence[Child], as_of: int) -> None:
-        """Some entries of the directory as they were at `as_of`. What nothing is known of, which is
-        most in a first listing, is put in at once; the rest one by one."""
-        with self._db.transaction():
-            fresh, others = self._split(ino, children, as_of)
-            parent = self._tree.find(ino)
-            if parent is not None and parent.live:
-                self._tree.add_fresh(parent, fresh)
-                for child in fresh:
-                    self._forget_entry(ino, child.entry.name)
-            for child in others:
-                self._merge_file(child.file)
-                entry = self._not_before(child.entry, as_of)
-                self._merge_entry(entry, {child.file.id: child.file}, listing=True)
-        self._kernel.tell()
-
-    def end_listing(
-        self,
-        ino: int,
-        directory: FileRecord,
-        children: Iterable[Child],
-        as_of: int,
-        meanwhile: Meanwhile,
-    ) -> bool:
-        """`children` were all that the directory held; what the feed has told since `begin_listing`
-        is applied over that. False: that is not known whole, so the directory is not listed yet."""
-        self.abandon_listing(ino, meanwhile)
-        if meanwhile.is_incomplete:
-            return False
-        listed = {child.entry.name for child in children}
-        with self._db.transaction():
-            self._merge_file(directory)
-            parent = self._tree.node(ino)
-            rows = self._db.all(
-                "SELECT name FROM entry JOIN node USING (ino) WHERE parent = ? AND drive != ?",
-                ino,
-                LOCAL,
-            )
-            for name in [row["name"] for row in rows if row["name"] not in listed]:
-                gone = EntryRecord(parent=parent.file, name=name, file=None, rev=as_of)
-                self._merge_entry(gone, {}, listing=True)
-            self._tree.update(ino, listed=as_of)
-            for record in meanwhile.files.values():
-                self._merge_file(record)
-            for entry in meanwhile.entries:
-                self._merge_entry(entry, meanwhile.files)
-            self._kernel.forget_attributes(ino)  # how many directories are in it is known now
-        self._kernel.tell()
-        return self._tree.node(ino).listed is not None
-
-    def _split(
-        self, ino: int, children: Sequence[Child], as_of: int
-    ) -> tuple[list[Child], list[Child]]:
-        """Those of which neither name nor file is known here, and those that must be compared.
-        What is known to be just so is in neither."""
-        here = self._tree.entries_named(ino, [child.entry.name for child in children])
-        live = self._tree.which_live([child.file.id for child in children])
-        is_quiet = self._db.one("SELECT 1 FROM shadow LIMIT 1") is None
-        fresh: list[Child] = []
-        others: list[Child] = []
-        for child in children:
-            entry, file = child.entry, child.file
-            key = entry_key(entry.parent, entry.name)
-            pending = self._journal.is_pending(key) or self._journal.is_pending(file_key(file.id))
-            if not is_quiet or pending or key in self._ahead:
-                others.append(child)
-            elif entry.name not in here and file.id not in live:
-                fresh.append(child)
-                live.add(file.id)
-                here[entry.name] = (entry.rev, file.id, file.rev)
-            elif here.get(entry.name) != (entry.rev, file.id, file.rev):
-                others.append(child)
-        return fresh, others
-
-    def _not_before(self, entry: EntryRecord, as_of: int) -> EntryRecord:
-        """An answer tells also of names that it has left as they were. For the server these are no
-        newer by that, and a listing that came after the answer is not older than it."""
-        rev = self._ahead.get(entry_key(entry.parent, entry.name), ("", 0))[1]
-        return structs.replace(entry, rev=rev) if entry.rev < rev <= as_of else entry
+    # --- what was asked for ----------------------------------------------------------------------
 
     def learn(self, record: FileRecord) -> None:
-        """What the server answered about one file. In a transaction."""
+        """Merge the server's answer about one file. In a transaction."""
         self._merge_file(record)
+
+    def rev_ahead(self, key: str) -> int:
+        """The sequence number that acknowledged the name of this key, ahead of the feed; 0: none
+        did, or the feed has told of it."""
+        return self._ahead.get(key, ("", 0))[1]
 
     def note_name(self, parent: int, name: str) -> None:
         """The kernel must look the name up again, once `after_commit` is called."""
@@ -350,7 +221,7 @@ class Merge:
         ]
         self._merge(structs.replace(change, files=files))
         self._shares.landed(op.ino, change.drive)
-        self.settle(op)
+        self.release(op)
 
     def _note_ahead(self, entry: EntryRecord, change: Change) -> None:
         key = entry_key(entry.parent, entry.name)
@@ -363,26 +234,26 @@ class Merge:
         values = ((row["key"].removeprefix(GONE), row["value"].partition(" ")) for row in rows)
         return {key: (drive, int(rev)) for key, (rev, _, drive) in values}
 
-    def settle(self, op: Op) -> None:
+    def release(self, op: Op) -> None:
         """`op` left the journal: what it alone held back is applied. In a transaction."""
         for key in writes(op):
             if not self._journal.is_pending(key):
-                self._settle_key(key)
+                self._release_key(key)
         node = self._tree.find(op.ino)
         if node is not None and node.live and not (node.is_directory or self._tree.names(op.ino)):
             self._unnamed(node)  # a listing had told that it is gone
 
-    def settle_free(self) -> None:
+    def release_free(self) -> None:
         """Apply what nothing holds back any more: local edits fold operations away, too."""
         held = self._db.all("SELECT key, record FROM shadow")
         free = [key for key, packed in held if not self._holds(key, _unpack(key, packed))]
         if free:
             with self._db.transaction():
                 for key in free:
-                    self._settle_key(key)
+                    self._release_key(key)
             self._kernel.tell()
 
-    def _settle_key(self, key: str) -> None:
+    def _release_key(self, key: str) -> None:
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
         if row is None:
             return
@@ -391,7 +262,7 @@ class Merge:
         if isinstance(record, FileRecord):
             self._merge_file(self._not_earlier(record))
         else:
-            self._settle_entry(record)
+            self._release_entry(record)
 
     def _not_earlier(self, record: FileRecord) -> FileRecord:
         """A record that was held back is older than what was made in the directory since then."""
@@ -427,17 +298,16 @@ class Merge:
         ]
         return structs.replace(change, files=files) if edited else change
 
-    def _settle_entry(self, entry: EntryRecord) -> None:
+    def _release_entry(self, entry: EntryRecord) -> None:
         """A name that was held back. It may be older than the directory's listing, which was held
         back here too, so the listing says nothing against it."""
         parent = self._tree.live(entry.parent)
         if parent is None:
             return
-        meanwhile = self._meanwhile.get(parent.ino)
-        if meanwhile is not None:  # what is still to come of the listing may be older, or newer
-            meanwhile.note(entry, {})
-        if parent.listed is not None or meanwhile is not None:
-            self._merge_entry(entry, {}, listing=True)
+        # What is still to come of a listing may be older, or newer.
+        is_underway = self.underway.note(parent.ino, entry, {})
+        if parent.listed is not None or is_underway:
+            self.learn_entry(entry, {}, listing=True)
 
     def _note_directory(self, record: FileRecord) -> None:
         """Everything but the times. Not only its `rev`: what the feed has still to tell of the
@@ -455,10 +325,10 @@ class Merge:
             self._merge_file(record)
         # New names before lost ones, so that a rename never leaves its file without a name.
         for entry in sorted(change.entries, key=lambda one: one.file is None):
-            self._merge_entry(entry, files)
+            self.learn_entry(entry, files)
 
     def _holds(self, key: str, record: FileRecord | EntryRecord) -> bool:
-        """Does an unacknowledged local operation hold this record back?"""
+        """True if an unacknowledged local operation holds this record back."""
         if self._journal.is_pending(key):
             return True
         return isinstance(record, EntryRecord) and self._is_edited(record)
@@ -482,7 +352,7 @@ class Merge:
 
     def _held(self, key: str, record: FileRecord | EntryRecord) -> bool:
         """Is it held back, or older than what was? An answer can come when the feed has told of
-        later changes already; what is free and not settled yet must not undo what is newer."""
+        later changes already; what is free and not released yet must not undo what is newer."""
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
         known = None if row is None else _unpack(key, row["record"]).rev
         if not self._holds(key, record):
@@ -499,8 +369,7 @@ class Merge:
             return
         node = self._tree.live(record.id)
         if node is None:
-            for meanwhile in self._meanwhile.values():
-                meanwhile.note_file(record)
+            self.underway.note_file(record)
             return
         if record.rev <= node.rev:
             return
@@ -549,18 +418,19 @@ class Merge:
         if changed or ctime != node.ctime_ns:
             self._kernel.forget_attributes(node.ino)
 
-    def _merge_entry(
+    def learn_entry(
         self, entry: EntryRecord, files: dict[FileId, FileRecord], *, listing: bool = False
     ) -> None:
+        """Merge a name, with the records of `files` that came with it. `listing`: it is of a
+        listing, which says how its directory was, and not what happened in it."""
         key = entry_key(entry.parent, entry.name)
-        if entry.rev < self._ahead.get(key, ("", 0))[1] or self._held(key, entry):
+        if entry.rev < self.rev_ahead(key) or self._held(key, entry):
             return
         parent = self._tree.live(entry.parent)
         if parent is None:
             return
-        meanwhile = None if listing else self._meanwhile.get(parent.ino)
-        if meanwhile is not None:
-            meanwhile.note(entry, files)
+        if not listing:
+            self.underway.note(parent.ino, entry, files)
         if parent.listed is None and not listing:
             # It is asked for when somebody looks; the kernel must not remember from before.
             self._forget_entry(parent.ino, entry.name)
@@ -654,19 +524,20 @@ class Merge:
         self._kernel.forget_entry(parent, name)
 
     def shadow_of_entry(self, parent: FileId, name: str) -> FileId | None:
-        """What the server says a name means that a local operation holds back here."""
+        """The file that the server says a name means, which a local operation holds back here."""
         key = entry_key(parent, name)
         row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
         return None if row is None else msgspec.msgpack.decode(row["record"], type=EntryRecord).file
 
     def after_commit(self) -> None:
-        """Tell the kernel what `acknowledge` and `settle` changed, once their transaction is in."""
+        """Tell the kernel what `acknowledge` and `release` changed, after their transaction."""
         self._kernel.tell()
 
 
 @contextlib.contextmanager
 def _kept() -> Iterator[None]:
-    """What the disk refuses (full) is asked for again later."""
+    """Makes an OSError of the disk (full) a `NotKept`: the feed is asked for the same again
+    later."""
     try:
         yield
     except OSError as error:

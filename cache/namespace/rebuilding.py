@@ -117,7 +117,7 @@ class Rebuilder:
         for moved in self._journal.of_file(old):
             if moved.body.new_name:  # it is made where it was to be moved
                 self._journal.remove(moved)
-                self._merge.settle(moved)
+                self._merge.release(moved)
         self._reidentify(old, fresh)
         self._tree.update(node.ino, links=1)
         parent, name = self._tree.names(node.ino)[0]

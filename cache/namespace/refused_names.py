@@ -51,8 +51,8 @@ def redirect_refused(journal: Journal, node: Node, move: Body) -> bool:
 
 
 def _is_there_before(journal: Journal, made: Op, move: Body) -> bool:
-    """Is the place that `move` goes to free, and its directory there, when it is the turn of
-    `made`?"""
+    """True if the place that `move` goes to is free, and its directory there, when it is the turn
+    of `made`."""
     taken = entry_key(move.new_parent, move.new_name)
     if journal.is_of_others(taken, made):
         return False

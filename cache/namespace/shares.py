@@ -1,4 +1,4 @@
-"""What others share with this account: where it appears, and who may write where.
+"""The shares of others with this account: where each appears, and who may write where.
 
 Knows: the directories that exist on this device only (Shared, and one for each owner in it), the
 `share` table, roles, and what becomes of a share that ends. Must not know: how it is told
@@ -60,14 +60,14 @@ class Shares:
         self._may_write = self._db.meta("scope") != "read"
 
     def take_scope(self, scope: str) -> None:
-        """What the login allows from now on. In a transaction."""
+        """Take over what the login allows from now on. In a transaction."""
         self._db.set_meta("scope", scope)
         self._may_write = scope != "read"
 
     # --- roles ------------------------------------------------------------------------------------
 
     def role(self, node: Node) -> Role:
-        """What the server will let this account do with the node."""
+        """The role that this account has on the node, by the server's rules."""
         if node.drive == self._tree.own_drive:
             return "owner" if self._may_write else "viewer"
         if not self._roles or node.drive in (LOCAL, REVOKED):
@@ -101,7 +101,7 @@ class Shares:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     def _reach(self, place: Node) -> frozenset[FileId]:
-        """What is shared at and above a directory."""
+        """The shared files at or above a directory."""
         found, here = set[FileId](), place
         while here.drive == place.drive:
             found |= {here.file} & self._roles.keys()
@@ -248,7 +248,8 @@ class Shares:
                 self._kernel.forget_attributes(row["ino"])
 
     def _try_again(self, drives: set[DriveId]) -> None:
-        """What was refused for what is shared with whom, where that is otherwise now."""
+        """Send operations again that were refused for what is shared with whom, where that is
+        otherwise now."""
         for op in list(self._journal):
             if op.refused and op.refused.startswith(("forbidden", "other_reach")):
                 node = self._tree.find(op.ino)
@@ -272,7 +273,8 @@ class Shares:
             self._revoke(node)
 
     def _below(self, node: Node) -> list[tuple[str, Node]]:
-        """What a directory holds, but for what was made here in one that was made here too."""
+        """Names and nodes in a directory, but for those that were made here in one that was made
+        here too."""
         if not node.is_directory or self._is_made_here(node):
             return []
         found, after = [], 0
@@ -390,6 +392,6 @@ class Shares:
 
 
 def _moves(row: sqlite3.Row, now: dict[FileId, SharedRoot]) -> bool:
-    """Does the share of this row lose its place?"""
+    """True if the share of this row loses its place."""
     root = now.get(row["file"])
     return root is None or (root.owner, root.name) != (row["owner"], row["name"])

@@ -80,7 +80,7 @@ class Vacancies:
         self._by_file[vacancy.file] = self._by_place[vacancy.place] = vacancy
 
     def find(self, place: Place, now: float) -> Vacancy | None:
-        """Who has left this name a moment ago."""
+        """The vacancy that a file left at this name a moment ago."""
         found = self._by_place.get(place)
         return found if found is not None and now - found.at <= WINDOW else None
 

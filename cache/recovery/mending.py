@@ -1,4 +1,4 @@
-"""What rows that were saved from a damaged state database mean without those that were lost. Pure.
+"""Makes a whole state of the rows that were saved from a damaged database. Pure.
 
 Knows: which rows need which, and what is safe to believe of a tree, a journal and layers with holes
 in them. Must not know: how rows were found (`salvage`), files.
@@ -14,7 +14,7 @@ The rules:
 - The server has all the rest: no listing and no record is believed, so that all is asked for again.
 - Numbers that may have been given are not given again.
 
-Why one class: each step stands on the rows that the ones before have settled, once through.
+Why one class: each step stands on the rows that the ones before have mended, once through.
 """
 
 from __future__ import annotations
@@ -98,16 +98,16 @@ class _Mending:
         return self._highest[name]
 
     def mend(self) -> Mended:
-        self._settle_nodes()
-        self._settle_entries()
+        self._mend_nodes()
+        self._mend_entries()
         self._collect_extents()
         self._remake_nodes()
-        homeless = [*self._settle_layers(), *self._ahead_of_the_log()]
+        homeless = [*self._mend_layers(), *self._ahead_of_the_log()]
         self._find_names()
-        self._settle_journal()
+        self._mend_journal()
         for layer in homeless:
             self._recover(layer)
-        self._settle_sizes()
+        self._mend_sizes()
         self._distrust()
         self._done.rows = self._rows()
         return self._done
@@ -140,7 +140,7 @@ class _Mending:
 
     # --- nodes and names --------------------------------------------------------------------------
 
-    def _settle_nodes(self) -> None:
+    def _mend_nodes(self) -> None:
         """At most one live node of a file: the one with a name, else the newest."""
         named = {row["ino"] for row in self._found.rows["entry"]}
         best: dict[str, Row] = {}
@@ -154,7 +154,7 @@ class _Mending:
             node["live"] = int(best.get(node["file"]) is node)
         self._live = best
 
-    def _settle_entries(self) -> None:
+    def _mend_entries(self) -> None:
         """Names of live nodes in live directories; a directory has one, and none leads round."""
         rows = sorted(self._found.rows["entry"], key=lambda row: row["cookie"], reverse=True)
         for row in rows:
@@ -197,7 +197,7 @@ class _Mending:
         return True
 
     def _find_names(self) -> None:
-        """What lost its name and has operations: the name that those gave it."""
+        """Give nodes that lost their name and have operations the name that those gave them."""
         places: dict[tuple[str, str], str] = {}
         for op in self._ops:
             body = self._bodies[op["seq"]]
@@ -218,8 +218,9 @@ class _Mending:
                 self._make_entry(parent["ino"], name, node["ino"])
 
     def _remake_nodes(self) -> None:
-        """What was made here, or written as a whole, and of which only the operation is left that
-        says so. The name of what the server knows comes back with its directory's listing."""
+        """Make nodes anew that were made here, or written as a whole, and of which only the
+        operation is left that says so. The name of what the server knows comes back with its
+        directory's listing."""
         stacks: dict[int, list[Row]] = defaultdict(list)
         for number in sorted(self._layers):
             stacks[self._layers[number]["ino"]].append(self._layers[number])
@@ -245,7 +246,7 @@ class _Mending:
         self._nodes[op["ino"]] = self._live[op["file"]] = node
 
     def _is_whole(self, layer: Row) -> bool:
-        """Can it be read without what is below it?"""
+        """True if it can be read without what is below it."""
         return self._extents[layer["id"]].covers(0, layer["below"])
 
     # --- dirty bytes ------------------------------------------------------------------------------
@@ -279,8 +280,9 @@ class _Mending:
             self._layers[number] = row | self._owner_of(number)
 
     def _owner_of(self, number: int) -> Row:
-        """Whose layer it was, where the index says so and that is all there is to know: the file's
-        only one, and every byte of the file is in it."""
+        """Owner, size and version of a layer, where the index says whose it is and that is all
+        there is to know: the file's only one, and every byte of the file is in it. Empty where it
+        does not."""
         ino = self._found.owners.get(number, 0)
         node, inodes = self._nodes.get(ino), list(self._found.owners.values())
         if node is None or inodes.count(ino) != 1 or node["kind"] != "file":
@@ -291,7 +293,7 @@ class _Mending:
         versions = [op["version"] for op in self._ops if op["ino"] == ino and op["version"]]
         return {"ino": ino, "size": node["size"], "version": versions[0] if versions else None}
 
-    def _settle_layers(self) -> Iterator[Row]:
+    def _mend_layers(self) -> Iterator[Row]:
         """Yields layers that lie over nothing; drops those that nobody needs."""
         instead = {layer["instead"] for layer in self._layers.values()}
         stacks: dict[int, list[Row]] = defaultdict(list)
@@ -360,16 +362,16 @@ class _Mending:
         body.regular = node["kind"] == "file"
         return self._op("create", node, body)
 
-    def _settle_journal(self) -> None:
+    def _mend_journal(self) -> None:
         if "op" in self._torn:
             for ino in list(self._nodes):
                 self._announce(ino)
         for ino, stack in self._stacks.items():
             if stack and self._nodes[ino]["live"]:
-                self._settle_content(self._nodes[ino], stack)
+                self._mend_content(self._nodes[ino], stack)
 
     def _is_unknown(self, node: Row) -> bool:
-        """Was it made here, and is nothing left that would tell the server?"""
+        """True if it was made here, and nothing is left that would tell the server."""
         if not node["live"] or node["ino"] == ROOT or node["rev"] or node["version"]:
             return False
         if node["drive"] in (LOCAL, HISTORY) or (node["kind"], node["listed"]) == (
@@ -401,7 +403,7 @@ class _Mending:
         self._announce(parent)
         self._first.append(self._create(node, parent, name))
 
-    def _settle_content(self, node: Row, stack: list[Row]) -> None:
+    def _mend_content(self, node: Row, stack: list[Row]) -> None:
         """Each layer has an operation that will carry it."""
         ops = [op for op in (*self._first, *self._ops) if op["ino"] == node["ino"]]
         carrying = [op for op in ops if op["kind"] == "write" or self._bodies[op["seq"]].regular]
@@ -419,7 +421,7 @@ class _Mending:
                 op["version"] = layer["version"]
                 self._bodies[op["seq"]].renew = True
 
-    def _settle_sizes(self) -> None:
+    def _mend_sizes(self) -> None:
         """A file is as long as its top layer says, else as its version; where there was a layer
         that is lost, it reads as EIO."""
         carried = {op["ino"] for op in self._ops if op["kind"] == "write"}

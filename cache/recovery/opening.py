@@ -134,7 +134,8 @@ def _begin(db: sqlite3.Connection) -> None:
 
 
 def _damage_from_outside(path: Path, spool: Path | None) -> str:
-    """What would make SQLite throw the log away, or begin a new database beside old dirty bytes."""
+    """Damage at which SQLite would throw the log away, or begin a new database beside old dirty
+    bytes; "" for none."""
     has_log = _size(Path(f"{path}-wal")) > 0
     if _size(path) == 0:
         explains = has_log or (spool is not None and quarantine.layer_files(spool))
@@ -146,7 +147,7 @@ def _damage_from_outside(path: Path, spool: Path | None) -> str:
 
 
 def _schema_damage(db: sqlite3.Connection, path: Path) -> str:
-    """What is wrong with the tables as such; "" for nothing. Raises `NewerState`."""
+    """The first fault of the tables as such; "" for none. Raises `NewerState`."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     here = _columns(db)
     if version == SCHEMA_VERSION or not here:
@@ -172,7 +173,7 @@ def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
 
 
 def _is_complete(here: dict[str, set[str]]) -> bool:
-    """Are these exactly the tables of today?"""
+    """True if these are exactly the tables of today."""
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         db.executescript(SCHEMA)
         return _columns(db) == here

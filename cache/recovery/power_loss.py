@@ -5,7 +5,7 @@ the objects that are made from these rows later (`contents`, `journal`), the net
 
 What power loss leaves: the database as it was at some moment (SQLite's log keeps the order), spool
 files with everything that was synced, and of the rest anything or nothing. So for each layer with
-unsettled parts the digests decide (`unsynced.survivors`). A file that was written anew goes back to
+unsynced parts the digests decide (`unsynced.survivors`). A file that was written anew goes back to
 what it was before when the new bytes are gone. A new file of which nothing is left stays, empty,
 with its operation held: an empty file must not travel as if it had been saved.
 

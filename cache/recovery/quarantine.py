@@ -27,9 +27,9 @@ REPORT = "report.json"
 
 
 class Report(Struct, frozen=True):
-    """What was found, and what became of it. `torn`: tables that lacked rows. `recovered`: files at
-    the top of the drive that were made of dirty bytes without a name. `lost`: files that read as
-    EIO, because their dirty bytes are not in the state any more."""
+    """An account of damage, and of what became of it. `torn`: tables that lacked rows. `recovered`:
+    files at the top of the drive that were made of dirty bytes without a name. `lost`: files that
+    read as EIO, because their dirty bytes are not in the state any more."""
 
     why: str
     rows: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What a row of each table of the state database looks like, to tell rows from rubbish. Pure.
+"""The form of a row in each table of the state database, to tell rows from rubbish. Pure.
 
 Knows: columns, the order they had in older schemas, which values can be. Must not know: how rows
 were found (`sqlite_pages`), which belong together (`mending`).

@@ -128,7 +128,7 @@ def _read_lost_pages(image: Image, found: Found, used: set[int]) -> None:
     tables = {
         name: TABLES[name] for name in found.torn if free is not None or name not in NEVER_STALE
     }
-    for number in range(2, image.pages + 1):
+    for number in range(2, image.page_count + 1):
         if number not in used and number not in (free or ()):
             with contextlib.suppress(ValueError, IndexError):
                 _read_lost_page(image.page(number).cells, tables, found)

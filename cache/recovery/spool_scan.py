@@ -1,4 +1,4 @@
-"""What is in the spool directory, for who must judge dirty bytes without the database.
+"""The files of the spool directory, for who must judge dirty bytes without the database.
 
 Knows: sparse files. Must not know: layers.
 """

@@ -30,7 +30,7 @@ Buffer = bytes | memoryview
 
 
 class Broken(ValueError):
-    """What is there is not what the format says."""
+    """The bytes are not what the format says."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Image:
         self._file, self._log = memoryview(file), memoryview(log)
         self._newest = dict(_committed(self._log))  # page number: where it is in the log
         known = max(self._newest, default=0)
-        self.pages = max(len(self._file) // PAGE, known)
+        self.page_count = max(len(self._file) // PAGE, known)
 
     def bytes(self, number: int) -> memoryview:
         """One page. Raises Broken when there is none of that number."""
@@ -121,7 +121,7 @@ class Image:
             if at + size > PAGE:
                 raise Broken("a row that leaves its page")
             return data[at : at + size]
-        if size > self.pages * PAGE:
+        if size > self.page_count * PAGE:
             raise Broken("a row larger than the file")
         least = (PAGE - 12) * 32 // 255 - 23
         local = least + (size - least) % (PAGE - 4)

@@ -211,7 +211,7 @@ class Batches:
             self._journal.rewrite(op, sent=False, key=key)
 
     async def resolve(self, op: Op, problem: Problem) -> None:
-        """What the server refused for good before it was sent. As `send` when our own disk
+        """Resolve what the server refused for good before it was sent. As `send` when our own disk
         fails."""
         try:
             await self._resolve(op, problem)

@@ -1,4 +1,4 @@
-"""What a journal operation says on the wire. Pure, but for reading the tree.
+"""Journal operations as messages of the wire. Pure, but for reading the tree.
 
 Knows: the wire form of each kind of operation, with the node's attributes of this moment. Must not
 know: when it is sent (`schedule`), what the answer means (`batches`).

@@ -28,12 +28,12 @@ class FullDrives:
 
     @property
     def is_short(self) -> bool:
-        """Is any drive full?"""
+        """True if any drive is full."""
         return bool(len(self._full))
 
     @property
     def reason(self) -> str | None:
-        """What was said when there was no room; None while there is."""
+        """The server's words when there was no room; None while there is."""
         return self._full.reason
 
     def is_full(self, drive: str) -> bool:

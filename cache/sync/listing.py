@@ -1,13 +1,13 @@
-"""What a device has not heard of yet, asked of the server when somebody first looks: directories
-and manifests. And directories that whoever looks may come to next, many in one request.
+"""Asks the server for directories and manifests that this device has not heard of, when somebody
+first looks. And for directories that whoever looks may come to next, many in one request.
 
 Knows: that the tree is lazy, and when an answer is too old to be taken. Must not know: who looks,
-for how long they wait, what a listing means for names (`merge` does), which directories are likely
-(`frontier` does).
+for how long they wait, what a listing means for names (`listing_merge` does), which directories are
+likely (`frontier` does).
 
 Concurrency: trio thread only. `_underway` holds one event for each directory that is being listed;
-who finds one waits for it instead of asking. From the question to the end of the answer `merge`
-notes what the feed tells of the directory, and applies it over the answer, which is merged in
+who finds one waits for it instead of asking. From the question to the end of the answer `underway`
+notes what the feed tells of the directory; that is applied over the answer, which is merged in
 pieces, with a checkpoint after each. `run` is the one task that lists ahead; `_wanted` is read by
 it alone, and holds the places that were visited last.
 """
@@ -25,7 +25,9 @@ import trio
 from cache.metadata.damage import DamagedState
 from cache.metadata.manifests import Manifests
 from cache.metadata.tree import HISTORY, LOCAL, Node, Tree
-from cache.namespace.merge import Meanwhile, Merge
+from cache.namespace.listing_merge import ListingMerge
+from cache.namespace.merge import Merge
+from cache.namespace.underway import Meanwhile
 from cache.sync.frontier import Frontier
 from remote.protocol.content import Manifest
 from remote.protocol.errors import NearlineError, Unreachable
@@ -71,13 +73,15 @@ class Listing:
         tree: Tree,
         manifests: Manifests,
         merge: Merge,
+        listing_merge: ListingMerge,
         collect: Callable[[], object],
         api: ReadApi,
         ahead: AheadApi,
         keep_manifest: Callable[[VersionId, Manifest], None],
         require_online: Callable[[], None],
     ) -> None:
-        self._tree, self._manifests, self._merge = tree, manifests, merge
+        self._tree, self._manifests = tree, manifests
+        self._merge, self._listing_merge = merge, listing_merge
         self._collect, self._api, self._keep_manifest = collect, api, keep_manifest
         self._ahead, self._require_online = ahead, require_online
         self._underway: dict[int, trio.Event] = {}
@@ -115,7 +119,7 @@ class Listing:
     async def _ask(self, ino: int) -> bool:
         node = self._tree.node(ino)
         heard = self._merge.seq(node.drive)
-        meanwhile = self._merge.begin_listing(ino)
+        meanwhile = self._listing_merge.begin_listing(ino)
         try:
             page = await self._api.children(node.file)
             directory, as_of = page.directory, page.as_of
@@ -126,7 +130,7 @@ class Listing:
             # What was heard before the question is not told again.
             return as_of >= heard and await self._take(ino, directory, children, as_of, meanwhile)
         finally:
-            self._merge.abandon_listing(ino, meanwhile)
+            self._listing_merge.abandon_listing(ino, meanwhile)
 
     async def _take(
         self,
@@ -139,10 +143,10 @@ class Listing:
         """Merge a complete listing; False: ask again, what happened meanwhile is not known."""
         rest = iter(children)
         while piece := list(islice(rest, PIECE)):
-            self._merge.list_some(ino, piece, as_of)
+            self._listing_merge.list_some(ino, piece, as_of)
             if len(children) > PIECE:
                 await trio.lowlevel.checkpoint()
-        if not self._merge.end_listing(ino, directory, children, as_of, meanwhile):
+        if not self._listing_merge.end_listing(ino, directory, children, as_of, meanwhile):
             return False
         self._frontier.listed(ino, self._tree.unlisted_below(ino))
         return True
@@ -190,11 +194,11 @@ class Listing:
         return places
 
     async def _list_several(self, places: dict[FileId, int]) -> int:
-        """How many entries and directories came; 0 also when nobody answers."""
+        """The number of entries and directories that came; 0 also when nobody answers."""
         heard = {ino: self._merge.seq(self._tree.node(ino).drive) for ino in places.values()}
         underway = {ino: trio.Event() for ino in heard}
         self._underway |= underway
-        meanwhile = {ino: self._merge.begin_listing(ino) for ino in underway}
+        meanwhile = {ino: self._listing_merge.begin_listing(ino) for ino in underway}
         taken = 0
         try:
             self._require_online()
@@ -217,7 +221,7 @@ class Listing:
             log.debug("not_listed_ahead", why=str(error))
         finally:
             for ino, done in underway.items():
-                self._merge.abandon_listing(ino, meanwhile[ino])
+                self._listing_merge.abandon_listing(ino, meanwhile[ino])
                 del self._underway[ino]
                 done.set()
         return taken

@@ -1,4 +1,5 @@
-"""Who waits for whom, where each touches some records and who came first goes first. Pure.
+"""A waiting order: each touches some records, and of those who share one, the first to come goes
+first. Pure.
 
 Knows: of each record, who changes it and who needs it to be there, in order. Must not know: what
 stands in line (`schedule`), what a record is.
@@ -21,7 +22,7 @@ NEVER = 1 << 63
 
 
 class _Line:
-    """Who touches one record: their places, in order."""
+    """The places of those who touch one record, in order."""
 
     __slots__ = ("readers", "writers")
 
@@ -44,15 +45,15 @@ class _Line:
 
 
 class Order:
-    """Who waits is named by a place: a number, of which the smaller one came first. A place may be
-    added and removed in parts, if no record of it is in two of them."""
+    """A waiting order. Each in it is named by a place: a number, of which the smaller one came
+    first. A place may be added and removed in parts, if no record of it is in two of them."""
 
     def __init__(self) -> None:
         self._lines: dict[Hashable, _Line] = {}
         self._behind: dict[int, int] = {}  # of who waits: because of how many records
 
     def is_free(self, place: int) -> bool:
-        """Does it wait for nobody?"""
+        """True if it waits for nobody."""
         return place not in self._behind
 
     def add(self, place: int, wrote: Collection[Hashable], read: Collection[Hashable]) -> list[int]:

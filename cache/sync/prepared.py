@@ -1,4 +1,4 @@
-"""What has been brought to the server of contents that it was not told of yet, by operation key.
+"""Contents that were brought to the server and not told of yet, by operation key.
 
 Knows: which operations' bytes are there, how far the others are, which known chunks are to be sent
 anyway. Must not know: how bytes travel (`uploader`), when anything is sent (`schedule`).

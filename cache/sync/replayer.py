@@ -77,12 +77,12 @@ class Replayer:
 
     @property
     def reachable(self) -> bool:
-        """Has what was sent last, since `lost_touch`, arrived?"""
+        """True if what was sent last, since `lost_touch`, has arrived."""
         return self._contact.reachable
 
     @property
-    def room(self) -> FullDrives:
-        return self._uploads.room
+    def full_drives(self) -> FullDrives:
+        return self._uploads.full_drives
 
     @property
     def waiting_because(self) -> str | None:
@@ -134,7 +134,7 @@ class Replayer:
                 busy = self._pace.is_busy(began)
                 for op, problem in self._uploads.turned_away():
                     await self._batches.resolve(op, problem)
-                self._merge.settle_free()
+                self._merge.release_free()
                 self._uploads.tidy()
                 self._batches.tidy()
                 self._schedule.admit(self._journal.after)

@@ -1,4 +1,4 @@
-"""What becomes of operations that the server refused for good, and of versions that ours overtook.
+"""Decides about operations that the server refused for good, and about versions that ours overtook.
 
 Knows: how each verdict of the rule book (`conflicts`) changes tree and journal. Must not know: when
 operations are sent and sent again (`replayer`), the kernel.
@@ -126,7 +126,7 @@ class Resolver:
         stale = [node.ino for file in places if file and (node := self._tree.live(file))]
         with self._db.transaction():
             self._journal.remove(op)
-            self._merge.settle(op)
+            self._merge.release(op)
             for file in (op.file, op.body.other):
                 node = self._tree.live(file)
                 if node is not None:
@@ -154,8 +154,8 @@ class Resolver:
         self._relocate(op, op.body.new_parent or op.body.parent)
 
     def _under_another_id(self, op: Op, problem: Exists) -> None:
-        """What was chosen here as the id of a new file, or of a version, is or was another's. The
-        server knows nothing of ours by that id, so it is only here that it changes."""
+        """Give another id to a new file, or version, whose id is or was another's. The server knows
+        nothing of ours by that id, so it is only here that it changes."""
         with self._db.transaction():
             if problem.taken == "version":
                 body = msgspec.structs.replace(op.body, renew=True)
@@ -164,7 +164,7 @@ class Resolver:
             else:
                 was = msgspec.structs.replace(op)
                 self._reidentify(op.file, new_id())
-                self._merge.settle(was)
+                self._merge.release(was)
         self._merge.after_commit()
 
     def _reidentify(self, old: FileId, new: FileId) -> None:
@@ -191,7 +191,7 @@ class Resolver:
             if kept:
                 was = msgspec.structs.replace(op)
                 self._redirect(op, self._tree.node(ROOT).file, kept[0], source=False)
-                self._merge.settle(was)
+                self._merge.release(was)
             else:
                 self._relocate(op, self._tree.node(ROOT).file)
             split = [item for item in self._journal if item.body.name and self._is_split(item)]
@@ -201,7 +201,7 @@ class Resolver:
             await self._try_refresh(directory)
 
     def _is_split(self, op: Op) -> bool:
-        """Does it speak of files in several drives?"""
+        """True if it speaks of files in several drives."""
         body = op.body
         nodes = map(self._tree.live, (op.file, body.parent, body.new_parent, body.other))
         return len({node.drive for node in nodes if node is not None}) > 1
@@ -223,7 +223,7 @@ class Resolver:
             for later in self._journal.of_file(op.file):
                 if later.seq > op.seq and (later.body.parent, later.body.name) == (parent, name):
                     self._redirect(later, place, fresh, source=True)
-            self._merge.settle(was)
+            self._merge.release(was)
         self._merge.after_commit()
 
     def _move_entry(self, ino: int, old: tuple[FileId, str], place: int, name: str) -> None:
@@ -275,11 +275,12 @@ class Resolver:
             if self._tree.node(op.ino).live:
                 self._insist(op.ino, record)
             self._merge.learn(record)
-            self._merge.settle(op)
+            self._merge.release(op)
         self._merge.after_commit()
 
     def _insist(self, ino: int, theirs: messages.FileRecord) -> None:
-        """What our creation of a directory would have brought along, as changes of theirs."""
+        """Journal what our creation of a directory would have brought along, as changes of
+        theirs."""
         node, xattrs = self._tree.node(ino), self._tree.xattrs(ino)
         if node.mode != theirs.mode:
             self._journal.add("setattr", ino, theirs.id, Body(attrs=["mode"]))
@@ -314,7 +315,7 @@ class Resolver:
                 self._journal.add("unlink", op.ino, fresh, again).origin = removal.origin
             elif self._uploader.is_written(op.ino):
                 self._carry(op, fresh)
-            self._merge.settle(op)
+            self._merge.release(op)
         self._merge.after_commit()
         self._uploader.forget(op)
 
@@ -342,7 +343,8 @@ class Resolver:
         return max(later, key=lambda one: one.seq, default=None)
 
     def _carry(self, op: Op, file: FileId) -> None:
-        """What was written last into a file that lost its name here was to be sent no more."""
+        """Keep the last content of a file that lost its name here: a write carries it, where
+        nothing did."""
         if self._journal.open_content(file, op.ino) is None:
             self._journal.add("write", op.ino, file, Body()).origin = op.origin
 
@@ -382,7 +384,7 @@ class Resolver:
                 elif later.kind in CONTENT_AND_ATTRIBUTES:
                     self._journal.refile(later, heir.body.other)
             for gone in (op, heir):
-                self._merge.settle(gone)
+                self._merge.release(gone)
                 self._uploader.forget(gone)
         self._merge.after_commit()
 
@@ -417,14 +419,14 @@ class Resolver:
             else:
                 body = msgspec.structs.replace(first.body, other="", base="")
                 self._journal.rewrite(first, kind="rename", body=body)
-            self._merge.settle(op)
+            self._merge.release(op)
             stale = self._distrust(op)
         self._merge.after_commit()
         if stale is not None:
             await self._try_refresh(stale)
 
     async def _seen(self, file: FileId) -> messages.FileRecord | None:
-        """What the server has of a file of another's drive, which may be shared by itself."""
+        """The server's record of a file of another's drive, which may be shared by itself."""
         node = self._tree.live(file)
         if node is None or node.drive == self._tree.own_drive:
             return None

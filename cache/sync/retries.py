@@ -1,4 +1,4 @@
-"""What failed and is tried again, when, and why it waits. Pure: time and chance are arguments.
+"""Failed attempts: when each is tried again, and why it waits. Pure: time and chance are arguments.
 
 Knows: how long each thing waits after its failures, and that a line on which everything fails is
 better tried with one thing than with all. Must not know: what is tried (`uploads`, `batches`), how.
@@ -104,8 +104,8 @@ class Waits:
 
 
 class Line:
-    """Whether anything gets through at all. When `BAD_AFTER` attempts in a row have failed it is
-    bad: then one at a time tries it, until one gets through."""
+    """Tells if anything gets through at all. When `BAD_AFTER` attempts in a row have failed the
+    line is bad: then one at a time tries it, until one gets through."""
 
     def __init__(self) -> None:
         self._failures = 0
@@ -127,7 +127,7 @@ class Line:
         self._until = float("-inf")
 
     def most(self, now: float, most: int) -> int:
-        """How many may be under way now, where `most` may be on a good line."""
+        """The number that may be under way now, where `most` may be on a good line."""
         if not self.is_bad:
             return most
         return min(most, 1) if self._until <= now else 0

@@ -135,8 +135,8 @@ class Schedule:
         return [held.op for held in chosen]
 
     def wanting(self) -> Iterator[Op]:
-        """Whose bytes are to be brought to the server, in order, with no earlier content of the
-        same file, or from the same inode, before them."""
+        """Operations whose bytes are to be brought to the server, in order, with no earlier content
+        of the same file, or from the same inode, before them."""
         self._look()
         return (self._held[seq].op for seq in list(self._wanting))
 
@@ -217,7 +217,7 @@ def _keep(seqs: list[int], seq: int, was_in: bool, is_in: bool) -> None:
 
 
 class Pace:
-    """Who is in a hurry: somebody who waits for operations to be sent, or applications that are at
+    """The hurry of those who wait: somebody waits for operations to be sent, or applications are at
     work. Seconds are those of a clock that only goes forward, nanoseconds the time of day."""
 
     def __init__(self) -> None:
@@ -236,25 +236,26 @@ class Pace:
 
     @property
     def hurries(self) -> bool:
-        """Does anybody wait for anything?"""
+        """True if anybody waits for anything."""
         return bool(self._hurries)
 
     def is_hurried(self, op: Op) -> bool:
         return any(item is None or op.origin in item for item in self._hurries)
 
     def is_asked_for(self, op: Op) -> bool:
-        """Does somebody wait for just this, and not for whatever there is?"""
+        """True if somebody waits for just this, and not for whatever there is."""
         return any(item is not None and op.origin in item for item in self._hurries)
 
     def is_busy(self, now: float) -> bool:
         return not self._hurries and now - self.last_request < BUSY_SECONDS
 
     def lingers(self, op: Op, now_ns: int) -> bool:
-        """May it still be folded away?"""
+        """True if it may still be folded away."""
         return not op.sent and not self.is_hurried(op) and is_younger(op, LINGER_NS, now_ns)
 
     def most_uploads(self, ops: Iterable[Op], count: int, now: float, now_ns: int) -> int:
-        """How many may be under way now; `ops` are the `count` that wait, in order."""
+        """The number of uploads that may be under way now; `ops` are the `count` that wait, in
+        order."""
         if not self.is_busy(now):
             return UPLOADS
         if count <= FEW:

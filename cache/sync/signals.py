@@ -1,4 +1,4 @@
-"""What the parts that send tell each other, without knowing each other.
+"""Signals between the parts that send, which need not know each other.
 
 Knows: that something changed, and whether the server is reached. Must not know: who says so, and
 what becomes of it.
@@ -24,7 +24,7 @@ class Wake:
         self.event.set()
 
     def sleep(self) -> trio.Event:
-        """What is set by the next call."""
+        """The event that is set by the next call."""
         self.event = trio.Event()
         return self.event
 

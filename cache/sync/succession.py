@@ -1,4 +1,4 @@
-"""What the answer to an operation means for what was made here after it.
+"""Consequences of the answer to an operation for what was made here after it.
 
 Knows: which version a file holds once an operation on it was acknowledged, and which operation of
 the journal is the next to give it content. Must not know: when operations are sent (`replayer`),
@@ -58,7 +58,7 @@ class Succession:
         self._base_next(op, op.body.other, target if source == node.version else node.version)
 
     def _retaken(self, op: Op, change: messages.Change) -> None:
-        """What the backup holds is a version of its own file now, and stays when the other one's
+        """The backup's content is a version of its own file now, and stays when the other one's
         history is cut. For the file it is not overtaken: it has the backup's name. For the backup
         it is, unless it was seen here."""
         node, held = self._tree.find(op.ino), _version(change, op.body.other)
@@ -70,9 +70,9 @@ class Succession:
     def _base_next(
         self, op: Op, file: FileId, seen: VersionId | None, was: VersionId | None = None
     ) -> None:
-        """What is to give `file` content next was made by who had seen that version. `was` is what
-        it is based on so far (the next one's, if it is not said): others follow what another inode
-        has."""
+        """Tell the operations that give `file` content next that their maker had seen version
+        `seen`. `was` is what they are based on so far (the next one's, if it is not said): others
+        follow what another inode has."""
         ops = [*self._journal.of_file(file), *self._journal.replacing(file)]
         later = [one for one in ops if one.seq > op.seq and begins(one, file) and not one.sent]
         later = [one for one in sorted(later, key=lambda one: one.seq) if one.body.base]

@@ -194,7 +194,7 @@ class Uploader:
             return True
 
     def is_written(self, ino: int) -> bool:
-        """Does it hold bytes that are in no snapshot?"""
+        """True if it holds bytes that are in no snapshot."""
         stack = self._contents.stack(ino)
         return bool(stack) and not stack[0].frozen
 
@@ -224,7 +224,7 @@ class Uploader:
         again = ranges_of(old, unwanted, layer.size)
         dirty = list(IntervalSet([*dirty, *again])) if again else dirty
         assert op.version is not None
-        known, since = self.known_parent(op), op.body.base or node.version
+        known, since = self.parent_on_server(op), op.body.base or node.version
         upload = Upload(op.version, op.file, known, since, self._beside(node))
         before = self.progress.get(op.key)  # why it failed is shown until it moves again
         error = before.error if before is not None else None
@@ -242,7 +242,7 @@ class Uploader:
         place = self._tree.place(node.ino)
         return (0, 0) if place is None else place[:2]
 
-    def known_parent(self, op: Op) -> FileId | None:
+    def parent_on_server(self, op: Op) -> FileId | None:
         """The nearest directory above that the server knows: it authorises the upload of a file
         whose own creation is still in the journal. (Where the operation makes it, which is not
         where it is seen here after its share has ended.) None: the server knows the file."""
@@ -303,7 +303,7 @@ class Uploader:
             early.dirty.add(start, min(stop, MAX_FILE_SIZE))
 
     def wants_early(self, ino: int) -> bool:
-        """Is there enough of a growing file that nobody has sent?"""
+        """True if there is enough of a growing file that nobody has sent."""
         early = self._early.get(ino)
         if early is not None and early.running:
             return False
@@ -320,7 +320,7 @@ class Uploader:
         early = self._early.get(op.ino)
         if early is None:
             beside = self._beside(self._tree.node(op.ino))
-            upload = Upload(new_id(), op.file, self.known_parent(op), None, beside)
+            upload = Upload(new_id(), op.file, self.parent_on_server(op), None, beside)
             layer = self._contents.stack(op.ino)[0]
             average = self._contents.average(layer, average_for(EARLY_STEP, None))
             early = self._early[op.ino] = Early(upload, average)

@@ -21,7 +21,7 @@ import trio
 
 from cache.files.contents import Contents
 from cache.files.snapshots import Snapshots
-from cache.files.spool import Damaged
+from cache.files.spool import DamagedSpool
 from cache.metadata.journal import Journal
 from cache.metadata.operations import Op
 from cache.metadata.tree import Tree
@@ -66,7 +66,7 @@ class Uploads:
         self._snapshots, self._uploader, self._resolver = snapshots, uploader, resolver
         self._schedule, self._pace, self._sends = schedule, pace, sends
         self._contact, self._wake = contact, wake
-        self.room, self.waits, self._line = FullDrives(), Waits(), Line()
+        self.full_drives, self.waits, self._line = FullDrives(), Waits(), Line()
         self._running: dict[str, int] = {}  # operation key: its inode
         self._shares: dict[int, int] = {}  # of these inodes: what each takes of the places
         self._early: dict[str, int] = {}
@@ -74,14 +74,14 @@ class Uploads:
 
     def retry_now(self) -> None:
         """Do not wait out the backoff."""
-        self.room.retry_now()
+        self.full_drives.retry_now()
         self.waits.retry_now()
         self._line.worked()
 
     @property
     def reason(self) -> str | None:
         """Why something does not get through; None while all does."""
-        return self.waits.reason or self.room.reason
+        return self.waits.reason or self.full_drives.reason
 
     def tidy(self) -> None:
         """Forget what is not in the journal any more."""
@@ -91,11 +91,11 @@ class Uploads:
     def next_try(self, looked: float) -> float | None:
         """When something that was not tried at `looked` may be, by time alone."""
         tries = [self._line.next_try(looked) or self.waits.next_try(looked)]
-        tries += [] if self._running else [self.room.next_try(looked)]
+        tries += [] if self._running else [self.full_drives.next_try(looked)]
         return min((item for item in tries if item is not None), default=None)
 
     def turned_away(self) -> Iterator[tuple[Op, Problem]]:
-        """What the server would not even take the bytes of; each once."""
+        """Operations of which the server would not even take the bytes; each once."""
         while self._turned_away:
             op, problem = self._turned_away.pop(0)
             if self._journal.get(op.key) is op:
@@ -130,9 +130,9 @@ class Uploads:
                 nursery.start_soon(self._upload_early, op, op.key)
 
     def _in_turn(self, now: float) -> Iterator[Op]:
-        """Who may be tried: what never failed first, and then everybody in turn."""
+        """Operations that may be tried: those that never failed first, and then each in turn."""
         failed = []
-        for op in self._fitting(now) if self.room.is_short else self._schedule.wanting():
+        for op in self._fitting(now) if self.full_drives.is_short else self._schedule.wanting():
             if not self.waits.turn(op.key):
                 yield op
             elif self.waits.may_try(op.key, now):
@@ -142,11 +142,11 @@ class Uploads:
     def _fitting(self, now: float) -> list[Op]:
         """Of the files for a full drive the smallest one, and that now and then."""
         wanting = list(self._schedule.wanting())
-        self.room.only({self._place(op.ino)[0] for op in wanting})
+        self.full_drives.only({self._place(op.ino)[0] for op in wanting})
         chosen, smallest = [], dict[str, tuple[int, Op]]()
         for op in wanting:
             drive, size = self._place(op.ino)
-            if not self.room.is_full(drive):
+            if not self.full_drives.is_full(drive):
                 chosen.append(op)
             elif not self.waits.may_try(op.key, now):
                 continue  # it waits for something else
@@ -154,7 +154,7 @@ class Uploads:
                 smallest[drive] = (size, op)
         trying = {self._place(ino)[0] for ino in self._running.values()}
         for drive, (_, op) in smallest.items():
-            if drive not in trying and self.room.may_try(drive, now):
+            if drive not in trying and self.full_drives.may_try(drive, now):
                 chosen.append(op)
         return chosen
 
@@ -164,7 +164,7 @@ class Uploads:
         return ("", 0) if node is None else (node.drive, node.size)
 
     def _is_due(self, op: Op, now_ns: int) -> bool:
-        """May a snapshot of the file be taken now?"""
+        """True if a snapshot of the file may be taken now."""
         if self._snapshots.is_moving(op):  # only for who would wait for ever otherwise
             return self._pace.is_asked_for(op)
         if op.version is not None or self._pace.is_hurried(op):
@@ -174,7 +174,7 @@ class Uploads:
         return not is_younger(op, LINGER_NS, now_ns)
 
     def _is_early_due(self, op: Op, now: float, now_ns: int) -> bool:
-        """Should what is certain of a file that is still being written be sent already?"""
+        """True if what is certain of a file that is still being written should be sent already."""
         is_burst = self._pace.is_busy(now) and is_younger(op, BURST_NS, now_ns)
         return not is_burst and self._uploader.wants_early(op.ino)
 
@@ -182,11 +182,11 @@ class Uploads:
 
     async def _upload(self, op: Op, key: str) -> None:
         """One attempt."""
-        below = self._uploader.known_parent(op)
+        below = self._uploader.parent_on_server(op)
         try:
             with self._resolver.putting_aside(op, "upload"):
                 await _unwrapped(self._uploader.prepare, op)
-                self.room.fitted(self._place(op.ino)[0])
+                self.full_drives.fitted(self._place(op.ino)[0])
                 self.waits.done(op.key)
                 self._line.worked()
                 if (why := self._sends.why(op.key)) is not None:
@@ -217,10 +217,10 @@ class Uploads:
     # --- what failed ------------------------------------------------------------------------------
 
     def _failed(self, op: Op, problem: Exception, below: FileId | None) -> None:
-        """What becomes of it; `below` is the directory through which it was tried."""
+        """Decide about a failed attempt; `below` is the directory through which it was tried."""
         if _is_taken(problem) or (_is_not_found(problem) and below in (None, op.body.parent)):
             self._turned_away.append((op, problem.problem))
-        elif _is_not_found(problem) and self._uploader.known_parent(op) != below:
+        elif _is_not_found(problem) and self._uploader.parent_on_server(op) != below:
             pass  # where it is to be made has moved meanwhile: again, at once
         elif not self._give_up(op, problem) and not self._has_no_room(op, problem):
             self._try_later(op, problem)
@@ -241,7 +241,7 @@ class Uploads:
         disk; True if it was. A directory above that was not found is made by an operation which is
         still to be sent: that decides."""
         retry = problem.retry if isinstance(problem, NearlineError) else Retry.LATER
-        retry = Retry.NEVER if isinstance(problem, Damaged) else retry
+        retry = Retry.NEVER if isinstance(problem, DamagedSpool) else retry
         if (
             _is_not_found(problem)
             or retry is not Retry.NEVER
@@ -257,7 +257,7 @@ class Uploads:
         if not (isinstance(problem, Refused) and isinstance(problem.problem, QuotaExceeded)):
             return False
         now, why = trio.current_time(), str(problem)
-        self.room.refused(self._place(op.ino)[0], now, random.random(), why)
+        self.full_drives.refused(self._place(op.ino)[0], now, random.random(), why)
         self.waits.done(op.key)
         self._uploader.fail(op, why)
         return True

@@ -92,7 +92,7 @@ async def retry(context: CommandContext, path: str, report: Report) -> str:
     refused once more, `Unreachable` when the server cannot be asked."""
     session = context.session
     session.require_online()
-    await session.journal.whole()
+    await session.journal.wait_for_all()
     again = refused_at(session, path)
     if not again:
         return "nothing was refused"

@@ -39,7 +39,8 @@ class LookupCounts:
         return not self.in_use(ino)
 
     def looks_up(self, ino: int) -> bool:
-        """After `forgotten`: is there still an answer from which the kernel makes it anew?"""
+        """After `forgotten`: True if there is still an answer from which the kernel makes it
+        anew."""
         return ino in self._counts
 
     def opened(self, ino: int, *, writable: bool = False) -> None:
@@ -59,7 +60,7 @@ class LookupCounts:
         return not self.in_use(ino)
 
     def is_written(self, ino: int) -> bool:
-        """Has somebody opened it for writing?"""
+        """True if somebody has opened it for writing."""
         return ino in self._writers  # never holds a zero
 
     def in_use(self, ino: int) -> bool:

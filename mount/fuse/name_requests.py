@@ -180,7 +180,7 @@ class NameRequests(Requests):
         there is the new one or the old one, whether or not the program called fsync."""
         node = self._session.tree.child(parent, name)
         if node is not None and node.is_regular:
-            await self._session.contents.settle(node.ino)
+            await self._session.contents.sync_bytes(node.ino)
 
     @request
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:

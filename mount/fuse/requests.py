@@ -102,4 +102,4 @@ class Requests(pyfuse3.Operations):
         changes of these depend on is there."""
         for node in nodes:
             if node is not None:
-                await self._session.journal.known(node.file)
+                await self._session.journal.wait_for_file(node.file)

@@ -1,4 +1,4 @@
-"""How the mount's process has memory from the system, and gives it back.
+"""The memory of the mount's process: few heaps, and large pieces given back to the system.
 
 Knows: glibc's allocator (mallopt(3)) and CPython's collector. Must not know: what memory is for.
 """
@@ -16,7 +16,8 @@ LARGE_BYTES = 2 << 20
 
 
 def keep_little() -> None:
-    """What transfers have used is not kept, a heap for each thread. Before threads are started."""
+    """Share one heap between all threads, so that memory which transfers have used is given back.
+    Before threads are started."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)

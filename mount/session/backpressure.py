@@ -83,7 +83,7 @@ class Backpressure:
                 node.is_directory and node.file in (body.parent, body.new_parent)
             )
 
-        await self._journal.whole()  # at the start of a mount with a long one
+        await self._journal.wait_for_all()  # at the start of a mount with a long one
         if not any(is_of(op) for op in self._journal):
             return
         left: list[Op] = []
@@ -106,11 +106,11 @@ class Backpressure:
     ) -> None:
         """Whoever waits for the server is not left waiting for room, or for the network."""
         while not (self._is_offline() or self._is_drive_full(which, node)):
-            await first_of(self._replayer.room.changed, self._connectivity_changed)
+            await first_of(self._replayer.full_drives.changed, self._connectivity_changed)
         waiting.cancel()
 
     def _is_drive_full(self, which: Callable[[Op], bool], node: Node) -> bool:
-        return self._replayer.room.is_full(node.drive) and any(
+        return self._replayer.full_drives.is_full(node.drive) and any(
             which(op) and op.has_content and self._contents.stack(op.ino) for op in self._journal
         )
 
@@ -121,7 +121,7 @@ class Backpressure:
     # --- until there is room ----------------------------------------------------------------------
 
     def fits(self, size: int) -> bool:
-        """May `size` more bytes become dirty now?"""
+        """True if `size` more bytes may become dirty now."""
         busy = self._contents.dirty_bytes + self._incoming
         return not busy or busy + size <= self._limit
 
@@ -142,11 +142,11 @@ class Backpressure:
         while not self.fits(size):
             if self._is_offline():
                 raise self._no_space()
-            if self._replayer.room.is_full(self._tree.node(ino).drive):
+            if self._replayer.full_drives.is_full(self._tree.node(ino).drive):
                 raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
             if not self._incoming and not self._something_leaves():
                 raise self._no_space()
-            changed = self._journal.changed, self._replayer.room.changed
+            changed = self._journal.changed, self._replayer.full_drives.changed
             with self._replayer.expedited(self._open_and_dirty()):
                 await first_of(*changed, self._connectivity_changed, self._write_over)
 
@@ -156,12 +156,12 @@ class Backpressure:
     def _something_leaves(self) -> bool:
         """Will the server take dirty bytes, as far as is known? (Looking at what is stuck takes a
         look at the whole journal, so first for one that is not even suspected.)"""
-        room = self._replayer.room
+        full_drives = self._replayer.full_drives
         kept = stuck(self._journal) if self._journal.has_refused else set[str]()
         for op in self._journal:
             if op.has_content and op.key not in kept and self._contents.stack(op.ino):
                 node = self._tree.find(op.ino)
-                if node is not None and not room.is_full(node.drive):
+                if node is not None and not full_drives.is_full(node.drive):
                     return True
         return False
 

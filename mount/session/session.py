@@ -109,7 +109,7 @@ class Session(Device):
         self._invalidator = invalidator
         super().__init__(
             db,
-            Spool(spool_dir, START_BYTES if db.holds_room else RESERVE_BYTES),
+            Spool(spool_dir, START_BYTES if db.holds_reserve else RESERVE_BYTES),
             manifests,
             InterruptibleReader(self.reader, self.interrupts),
             invalidator,
@@ -159,7 +159,7 @@ class Session(Device):
             await nursery.start(self.reader.run)
             nursery.start_soon(self.client.connectivity.run, self._connectivity_changed)
             nursery.start_soon(self._while_whole, self.db.tend)
-            nursery.start_soon(self._while_whole, self.contents.keep_settled)
+            nursery.start_soon(self._while_whole, self.contents.sync_in_background)
             nursery.start_soon(self._begin, nursery)
             nursery.start_soon(self._list_root)
             nursery.start_soon(self._while_whole, self.listing.run)
@@ -238,14 +238,14 @@ class Session(Device):
 
     def _reachability_changed(self) -> None:
         self.backpressure.reachability_changed()
-        if self.subscriber.known_offline and self.replayer.reachable:
+        if self.subscriber.is_offline and self.replayer.reachable:
             self.subscriber.poke()  # its own next try may be far away
 
     def _online_changed(self) -> None:
         if not self.subscriber.online:
             self.replayer.lost_touch()
         self.backpressure.reachability_changed()
-        self.retries.down(self.subscriber.known_offline)
+        self.retries.down(self.subscriber.is_offline)
         log.info("feed", mode=self.subscriber.mode, why=self.subscriber.reason)
         if self.subscriber.online:
             self._try_again()
@@ -320,14 +320,14 @@ class Session(Device):
     @property
     def offline_because(self) -> str | None:
         """Why the server cannot be reached, if that is known."""
-        if self.subscriber.known_offline:
+        if self.subscriber.is_offline:
             return self.subscriber.reason or "no answer from the server"
         return self.client.connectivity.silence(self.client.origin)
 
     def _is_out_of_touch(self) -> bool:
         """True if it is known that nothing can be sent either."""
         is_silent = self.client.connectivity.silence(self.client.origin) is not None
-        return is_silent or (self.subscriber.known_offline and not self.replayer.reachable)
+        return is_silent or (self.subscriber.is_offline and not self.replayer.reachable)
 
     def require_online(self) -> None:
         """Fail at once while it is known that the server cannot be reached."""
@@ -355,7 +355,7 @@ class Session(Device):
     def check_quota(self, ino: int) -> None:
         """Raise OSError (EDQUOT) while the drive has no room for the bytes that were written into
         the inode. They are kept, and sent when there is room."""
-        full = self.replayer.room.is_full(self.tree.node(ino).drive)
+        full = self.replayer.full_drives.is_full(self.tree.node(ino).drive)
         if full and self.contents.stack(ino):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 

@@ -1,4 +1,4 @@
-"""What to do with a hint, a page or a failure of the change feed: rules of the subscriber.
+"""Rules of the subscriber: the next step after a hint, a page or a failure of the change feed.
 
 Knows: cursors, sequence numbers, which errors a person has to end. Must not know: tasks, sockets,
 what a change means. Pure.

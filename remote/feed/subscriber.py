@@ -116,7 +116,7 @@ class _Ticket:
 class Subscriber:
     """Runs the feed into `sink`. Made and used inside a trio run.
 
-    `on_change` is called, from the task of `run`, after `mode`, `online` or `known_offline` has
+    `on_change` is called, from the task of `run`, after `mode`, `online` or `is_offline` has
     changed; it must neither block nor raise. `quiet_after` is in seconds; `jitter` gives numbers in
     [0, 1).
     """
@@ -156,7 +156,7 @@ class Subscriber:
         return self._mode != "down"
 
     @property
-    def known_offline(self) -> bool:
+    def is_offline(self) -> bool:
         """True if the server was asked, and did not answer as it does."""
         return self._mode == "down" and self._reason != NOT_YET and not self._is_answered
 
@@ -255,7 +255,7 @@ class Subscriber:
                 # The server does not know this cursor for one of its own.
                 cursor, is_fresh = await self._start_over(), True
                 continue
-            if page.more and self.known_offline:  # nobody sees what it tells, and is refused it
+            if page.more and self.is_offline:  # nobody sees what it tells, and is refused it
                 self._become("down", self._reason, is_answered=True)
             self._take_page(cursor, page)
             cursor, more = page.cursor, page.more
@@ -393,9 +393,9 @@ class Subscriber:
         return trio.current_time() - self._active_at >= self._quiet_after
 
     def _become(self, mode: Mode, reason: str | None, *, is_answered: bool = False) -> None:
-        before = self._mode, self.known_offline
+        before = self._mode, self.is_offline
         self._mode, self._reason, self._is_answered = mode, reason, is_answered
-        if (self._mode, self.known_offline) != before:
+        if (self._mode, self.is_offline) != before:
             self._on_change()
 
     async def _sleep(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Who carries bodies: bytes of an answer straight into memory, bytes of a request out of it.
+"""Carriers of bodies: bytes of an answer straight into memory, bytes of a request out of it.
 
 Knows: HTTP/1.1 for one request and its answer, connections and when they are used again. Must not
 know: signed URLs, what a status means, retries (but for one, below), tokens. Loaded with the HTTP
@@ -54,7 +54,7 @@ Origin: TypeAlias = tuple[str, str, int]
 _PORTS = {"http": 80, "https": 443}
 
 
-class Patience(NamedTuple):
+class StallTimeouts(NamedTuple):
     """Seconds without progress, as `transport.Timeouts` has them."""
 
     connect: float
@@ -63,7 +63,7 @@ class Patience(NamedTuple):
 
 
 class Answer(Protocol):
-    """What came back. Its body may be read once, inside the exchange."""
+    """The answer that came back. Its body may be read once, inside the exchange."""
 
     @property
     def status(self) -> int: ...
@@ -95,7 +95,7 @@ class Carrier(Protocol):
 
 
 def _nobody(_size: int) -> None:
-    """Who is told of nothing."""
+    """Takes sizes for who wants to be told of none."""
 
 
 # --- by httpx -----------------------------------------------------------------------------------
@@ -164,14 +164,14 @@ class Direct:
     def __init__(
         self,
         user_agent: str,
-        patience: Patience,
+        timeouts: StallTimeouts,
         tls_of: Mapping[str, ssl.SSLContext | None],
         pinned: frozenset[str] = frozenset(),
         *,
         connections: int,
         keepalive: float,
     ) -> None:
-        self._user_agent, self._patience = user_agent, patience
+        self._user_agent, self._timeouts = user_agent, timeouts
         self._tls_of, self._pinned = tls_of, pinned
         self._turns = trio.Semaphore(connections)
         self._connections, self._keepalive = connections, keepalive
@@ -247,20 +247,20 @@ class Direct:
     async def _connect(self, origin: Origin) -> _Connection:
         scheme, host, port = origin
         with (
-            _moving(self._patience.connect, httpx.ConnectTimeout),
+            _moving(self._timeouts.connect, httpx.ConnectTimeout),
             _named(httpx.ConnectError),
         ):
             stream = Tcp(await trio.open_tcp_stream(host, port))
             context = self._tls_of[scheme]
             if context is None:
-                return _Connection(origin, stream, self._patience)
+                return _Connection(origin, stream, self._timeouts)
             try:
                 tls = Tls(stream, context, host)
                 await self._shake_hands(tls, scheme)
             except BaseException:
                 stream.close()
                 raise
-            return _Connection(origin, tls, self._patience)
+            return _Connection(origin, tls, self._timeouts)
 
     async def _shake_hands(self, tls: Tls, scheme: str) -> None:
         try:
@@ -279,8 +279,8 @@ class Direct:
 class _Connection:
     """One connection, and the exchange that is under way on it: an `Answer`."""
 
-    def __init__(self, origin: Origin, stream: Stream, patience: Patience) -> None:
-        self.origin, self._stream, self._patience = origin, stream, patience
+    def __init__(self, origin: Origin, stream: Stream, timeouts: StallTimeouts) -> None:
+        self.origin, self._stream, self._timeouts = origin, stream, timeouts
         self.was_used = self.was_heard = False
         self.taken = 0  # bytes of the request that is under way
         self.expires = 0.0
@@ -332,9 +332,9 @@ class _Connection:
             size += portion
 
     async def _send_all(self, view: memoryview, moved: Moved) -> None:
-        with _moving(self._patience.write, httpx.WriteTimeout) as wait, _named(httpx.WriteError):
+        with _moving(self._timeouts.write, httpx.WriteTimeout) as wait, _named(httpx.WriteError):
             while view:
-                wait.deadline = trio.current_time() + self._patience.write
+                wait.deadline = trio.current_time() + self._timeouts.write
                 sent = await self._stream.send(view)
                 moved(sent)
                 self.taken += sent
@@ -344,7 +344,7 @@ class _Connection:
 
     async def _receive_head(self) -> None:
         size = 0
-        with _moving(self._patience.read, httpx.ReadTimeout) as wait, _named(httpx.ReadError):
+        with _moving(self._timeouts.read, httpx.ReadTimeout) as wait, _named(httpx.ReadError):
             while not isinstance(event := self._next_event(), h11.Response):
                 if not isinstance(event, h11.InformationalResponse):
                     size += await self._feed(self._piece[:_HEAD_PIECE], wait)
@@ -357,7 +357,7 @@ class _Connection:
     async def _feed(self, room: memoryview, wait: trio.CancelScope) -> int:
         """Give h11 what comes next, as far as there is room."""
         came = await self._stream.receive_into(room)
-        wait.deadline = trio.current_time() + self._patience.read
+        wait.deadline = trio.current_time() + self._timeouts.read
         if not came and not self.was_heard:
             raise httpx.RemoteProtocolError("the connection was closed without an answer")
         self.was_heard = True
@@ -374,8 +374,8 @@ class _Connection:
             raise httpx.RemoteProtocolError(str(error)) from error
 
     def _set_framing(self, response: h11.Response) -> None:
-        """How the end of the body is known (RFC 9112, 6.3). `_left`: bytes still to come past h11;
-        None: it knows."""
+        """Find where the body ends (RFC 9112, 6.3). `_left`: bytes still to come past h11; None: it
+        knows."""
         said = self.headers.get("Content-Length")
         is_free = said is None or "Transfer-Encoding" in self.headers or self.status in (204, 304)
         self._left = None if is_free else int(said or 0)
@@ -386,7 +386,7 @@ class _Connection:
         self.is_reusable = stays and (self._left is None or len(self._early) <= self._left)
 
     async def read_into(self, target: memoryview, moved: Moved) -> int:
-        with _moving(self._patience.read, httpx.ReadTimeout) as wait, _named(httpx.ReadError):
+        with _moving(self._timeouts.read, httpx.ReadTimeout) as wait, _named(httpx.ReadError):
             if self._left is None:
                 return await self._read_parts(target, moved, wait)
             return await self._read_known(target, moved, wait)
@@ -404,7 +404,7 @@ class _Connection:
             size = await receive(room[came:])
             if not size:
                 raise httpx.RemoteProtocolError(f"the body ended after {came} of {length} bytes")
-            wait.deadline = trio.current_time() + self._patience.read
+            wait.deadline = trio.current_time() + self._timeouts.read
             came += size
             self._left -= size
             moved(size)
@@ -463,7 +463,7 @@ def _moving(seconds: float, late: type[httpx.TimeoutException]) -> Iterator[trio
 
 @contextmanager
 def _named(kind: type[httpx.TransportError]) -> Iterator[None]:
-    """What goes wrong on the way, as httpx calls it."""
+    """Gives trouble on the way the name that httpx has for it."""
     try:
         yield
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:

@@ -42,13 +42,13 @@ class Stream(Protocol):
         """Send the beginning of `view`; how much of it, at least a byte."""
 
     def is_readable(self) -> bool:
-        """Whether there is something to receive, be it the end."""
+        """True if there is something to receive, be it the end."""
 
     def close(self) -> None: ...
 
 
 class Tcp:
-    """What is on the wire is what is said."""
+    """A stream without TLS: the bytes on the wire are the caller's."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._socket = stream.socket

@@ -143,7 +143,7 @@ class Pools:
         return (await self._opened()).data
 
     async def carrier(self, url: httpx.URL) -> carriers.Carrier:
-        """Who carries the bodies of `url`."""
+        """The carrier for the bodies of `url`."""
         opened = await self._opened()
         if opened.direct is None or url.userinfo:
             return carriers.ByHttpx(opened.data)
@@ -182,7 +182,9 @@ class Pools:
         context.set_alpn_protocols(["http/1.1"])
         return carriers.Direct(
             self._user_agent,
-            carriers.Patience(self._timeouts.connect, self._timeouts.read, self._timeouts.write),
+            carriers.StallTimeouts(
+                self._timeouts.connect, self._timeouts.read, self._timeouts.write
+            ),
             {"https": context, "http": trusted},
             frozenset() if trusted is None else frozenset({"http"}),
             connections=DATA_CONNECTIONS,
@@ -199,14 +201,14 @@ class Pools:
 
 
 def has_proxy() -> bool:
-    """Whether the environment names one, for whatever host: httpx knows for which."""
+    """True if the environment names one, for whatever host: httpx knows for which."""
     return not getproxies().keys().isdisjoint(("http", "https", "all"))
 
 
 def _mounts(
     trusted: ssl.SSLContext | None, limits: httpx.Limits
 ) -> dict[str, httpx.AsyncBaseTransport]:
-    """How http:// travels, if not as it is."""
+    """The transports for http:// that do not go as httpx would have them."""
     return {} if trusted is None else {"http://": pinned_tls.PinnedTransport(trusted, limits)}
 
 

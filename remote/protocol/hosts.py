@@ -26,5 +26,5 @@ def is_loopback(host: str) -> bool:
 
 
 def is_on_this_machine(url: str) -> bool:
-    """Is the host of `url` this machine?"""
+    """True if the host of `url` is this machine."""
     return is_loopback(urlsplit(url).hostname or "")

@@ -142,7 +142,7 @@ class Downloader:
     def neighbours(self, chunks: Sequence[bytes]) -> list[list[Located]]:
         """Those of the chunks (each once) that are known to lie next to others of them in one
         object, in groups for `fetch_together`."""
-        known = [located for chunk in chunks if (located := self._locator.known(chunk))]
+        known = [located for chunk in chunks if (located := self._locator.located(chunk))]
         groups = merge([_extent(located) for located in known])
         return [[known[number] for number in group] for group in groups if len(group) > 1]
 

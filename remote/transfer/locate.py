@@ -78,7 +78,7 @@ class Locator:
         """Where `chunk` of `version` is. When a request is needed it also asks for the chunks in
         `ahead`, as far as they are unknown. Raises what `LocateApi.locate` does."""
         while True:
-            located = self.known(chunk)
+            located = self.located(chunk)
             if located is not None:
                 return located
             question = self._asking.get((version, chunk)) or self._join(file, version, chunk)
@@ -118,7 +118,7 @@ class Locator:
                 manifests[version] = found.manifest
         return manifests
 
-    def known(self, chunk: bytes) -> Located | None:
+    def located(self, chunk: bytes) -> Located | None:
         """The location of `chunk`, if it is known and not about to expire."""
         entry = self._located.get(chunk)
         if entry is None or entry[1] <= trio.current_time():
@@ -150,7 +150,7 @@ class Locator:
     async def _ask(self, file: FileId, version: VersionId, chunks: Sequence[bytes]) -> _Question:
         question = self._open[(file, version)] = _Question()
         for chunk in dict.fromkeys(chunks):
-            unknown = (version, chunk) not in self._asking and self.known(chunk) is None
+            unknown = (version, chunk) not in self._asking and self.located(chunk) is None
             if unknown and len(question.chunks) < MAX_QUESTION:
                 self._add(question, version, chunk)
         try:

@@ -32,8 +32,9 @@ from server.uploads import sessions
 
 
 class Leaving(NamedTuple):
-    """What a removal ends: `files` (with those in the trash) and `used_bytes` of the drive, links
-    that open, tokens that are good, files shared with others (`shared`) and by others (`received`).
+    """Everything that a removal ends: `files` (with those in the trash) and `used_bytes` of the
+    drive, links that open, tokens that are good, files shared with others (`shared`) and by others
+    (`received`).
     """
 
     name: str
@@ -64,8 +65,8 @@ def _set_lock(data_dir: Path, name: str, action: audit.Action, locked_ns: int | 
 
 
 def leaving(data_dir: Path, name: str) -> Leaving:
-    """What the removal of an account would end; of one that is removed and whose drive is not empty
-    yet, what is left. Raises `AccountUnknown`."""
+    """Count what the removal of an account would end; of one that is removed and whose drive is not
+    empty yet, what is left. Raises `AccountUnknown`."""
     with opened(data_dir) as db, db.read() as conn:
         account = account_id(conn, name, removed_too=True)
         return _leaving(conn, account, time.time_ns())

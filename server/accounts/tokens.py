@@ -84,7 +84,7 @@ def new_device(
 
 
 def authenticate(conn: Connection, token: str | None, now_ns: int) -> Caller:
-    """Who `token` stands for at this moment. Raises `Refused(Unauthorized)`."""
+    """The caller for whom `token` stands at this moment. Raises `Refused(Unauthorized)`."""
     row, is_rotated = None, False
     if token:
         hashed = _hash(token)

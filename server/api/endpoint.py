@@ -1,4 +1,4 @@
-"""How an endpoint is declared: in one place, above the function that answers it.
+"""Endpoints are declared in one place, above the function that answers each.
 
     @post("/v1/files/{file_id}/links", "Make a link")
     async def make(request: Request, file_id: Id, wanted: MakeLink) -> LinkMade:

@@ -56,8 +56,8 @@ class Response(NamedTuple):
 
 
 class Request:
-    """What an endpoint is asked. `token` is the bearer token of the Authorization header, the only
-    place it may be in; `endpoints` are all that there are."""
+    """A request as an endpoint sees it. `token` is the bearer token of the Authorization header,
+    the only place it may be in; `endpoints` are all that there are."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a link's URL shows, without a token.
+"""The pages and downloads behind a link's URL, without a token.
 
     GET  /s/SECRET                    its file or directory
     POST /s/SECRET                    its password
@@ -280,7 +280,7 @@ def _unlocked(service: Service, here: str, link: str, password: str) -> Response
 
 
 def _cookie(header: str) -> str | None:
-    """What a browser was given at `_unlocked`, from its Cookie header."""
+    """The value that a browser was given at `_unlocked`, from its Cookie header."""
     pairs = (item.strip().partition("=") for item in header.split(";"))
     return next((value for name, _, value in pairs if name == COOKIE), None)
 

@@ -160,7 +160,7 @@ class _Pusher:
         self.position = reached
 
     def _changes(self, before: Position, latest: News) -> list[Change]:
-        """What is new to the receiver, if that is known without a gap and small."""
+        """Changes that are new to the receiver, if they are known without a gap and are small."""
         if latest.since > before.seq or latest.epoch != before.epoch:
             return []
         fresh = [change for change in latest.changes if change.seq > before.seq]

@@ -38,7 +38,7 @@ def is_of_a_part(topic: str) -> bool:
 
 
 def account_topic(account: str) -> str:
-    """What is shared with an account changed. Nothing is recorded under this topic."""
+    """The topic of changes in what is shared with an account. Nothing is recorded under it."""
     return f"account/{account}"
 
 

@@ -48,8 +48,8 @@ _LAST = select(func.max(changes.c.seq)).where(_of_topics)
 
 
 class Position(NamedTuple):
-    """How far somebody has come: in their own drive, in others' (by drive), and which state of
-    what is shared with them they know."""
+    """A place in the feed: in the reader's own drive, in others' (by drive), and the state of what
+    is shared with them that they know."""
 
     epoch: str
     drive: str
@@ -179,7 +179,7 @@ def pull(conn: Connection, cursors: Cursors, view: View, cursor: str | None) -> 
 
 
 def _is_known(conn: Connection, since: Position, view: View, now: Mapping[str, Head]) -> bool:
-    """Can the feed tell what happened since that position?"""
+    """True if the feed can tell what happened since that position."""
     if since.drive != view.drive:
         return False
     reached = [(since.drive, since.epoch, since.seq), *since.others]
@@ -236,7 +236,7 @@ class _Page:
 def _after(
     conn: Connection, view: View, drive: str, seq: int, count: int
 ) -> Iterable[Row[tuple[int, bytes]]]:
-    """What follows `seq` in a drive, of each topic what follows its beginning for this view too;
+    """Rows after `seq` in a drive, of each topic those after its beginning for this view too;
     enough rows for `count` changes."""
     topics = view.topics.get(drive, ())
     late = {each: view.begins[each] for each in topics if view.begins.get(each, 0) > seq}

@@ -39,7 +39,7 @@ _up = _up.union(select(entries.c.file, entries.c.parent).join(_up, entries.c.fil
 _UP = select(_up.c.file, _up.c.parent)
 
 
-class _Known(NamedTuple):
+class _Found(NamedTuple):
     moved_seq: int
     roots: frozenset[str]
     nested: frozenset[str]
@@ -51,7 +51,7 @@ class Nesting:
     def __init__(self, max_roots: int = MAX_ROOTS) -> None:
         self._max_roots = max_roots
         self._lock = threading.Lock()  # guards the two below
-        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], _Found] = OrderedDict()
         self._roots = 0
 
     def of(self, conn: Connection, account: str, rows: Iterable[Row[Any]]) -> set[str]:
@@ -76,17 +76,17 @@ class Nesting:
             for drive in unknown:
                 nested = frozenset(roots[drive] & below)
                 found |= nested
-                self._note(account, drive, _Known(moved[drive], frozenset(roots[drive]), nested))
+                self._note(account, drive, _Found(moved[drive], frozenset(roots[drive]), nested))
         return found
 
-    def _recall(self, account: str, drive: str) -> _Known | None:
+    def _recall(self, account: str, drive: str) -> _Found | None:
         with self._lock:
             known = self._known.get((account, drive))
             if known is not None:
                 self._known.move_to_end((account, drive))
             return known
 
-    def _note(self, account: str, drive: str, known: _Known) -> None:
+    def _note(self, account: str, drive: str, known: _Found) -> None:
         with self._lock:
             before = self._known.pop((account, drive), None)
             self._roots += len(known.roots) - (len(before.roots) if before is not None else 0)

@@ -38,7 +38,7 @@ class Touched:
 
 
 def trimmed(change: Change, touched: Touched, root: str) -> Change:
-    """What `change` says of `root` and what is below it."""
+    """The part of `change` that speaks of `root` and of what is below it."""
     inside = {file for file, above in touched.above.items() if root in above}
     left = {file for directory, file in touched.lost if directory in inside} - inside
     records = [record for record in change.files if record.id in inside]

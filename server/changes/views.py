@@ -1,4 +1,5 @@
-"""What a caller sees: their own drive, or a folder of it, and what others share with them.
+"""The view of a caller: their own drive, or a folder of it, and the files that others share with
+them.
 
 Knows: which topics of the change feed tell of that, and under which names shared files appear. Must
 not know: what is in the feed (`feed`), whether one operation is allowed (`access`).
@@ -98,8 +99,8 @@ def _begins(conn: Connection, caller: Caller) -> Iterable[Row[Any]]:
 def shared_with(
     conn: Connection, account: str, nesting: Nesting | None = None
 ) -> tuple[SharedRoot, ...]:
-    """What others share with `account`, in the order of its names' choice. Without attributes: this
-    is asked with every request, and others decide how many there are."""
+    """Files that others share with `account`, in the order of their names' choice. Without
+    attributes: this is asked with every request, and others decide how many there are."""
     rows = conn.execute(_SHARED, {"account": account}).all()
     if not rows:
         return ()

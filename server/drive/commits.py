@@ -37,7 +37,7 @@ from server.drive import tree
 from server.drive.mutation import Mutation
 from server.drive.working_set import AHEAD, AHEAD_FIRST, WorkingSet
 from server.metadata import operations
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import audit as audit_table
 from server.metadata.schema import changes, devices, drives, grants, idempotency
 from server.permissions import access, audit
@@ -72,7 +72,7 @@ def apply(
     batch.recall([keyed.key for keyed in ops])
     results: list[Result] = []
     # Few at first: the batch may have to end after one, and is sent again then.
-    for part in (ops[:AHEAD_FIRST], *pages(ops[AHEAD_FIRST:], AHEAD)):
+    for part in (ops[:AHEAD_FIRST], *slices(ops[AHEAD_FIRST:], AHEAD)):
         batch.look_ahead(part)
         results += [batch.answer(keyed) for keyed in part]
     return results, batch.finish()
@@ -123,7 +123,7 @@ class _Batch:
 
     def __post_init__(self) -> None:
         self.rows = WorkingSet(self.conn)
-        self.lineage = Lineage(self.conn, self.rows.settle)
+        self.lineage = Lineage(self.conn, self.rows.write_out)
 
     def recall(self, keys: Sequence[str]) -> None:
         """Load the answers that were given before, in the order of `keys`, as far as there is room
@@ -135,14 +135,14 @@ class _Batch:
             else:
                 self.size += stored[key]
         query = select(idempotency.c.key, idempotency.c.result)
-        for page in pages(stored.keys() - self.unread):
-            for row in self.conn.execute(query.where(self._mine(page))):
+        for some in slices(stored.keys() - self.unread):
+            for row in self.conn.execute(query.where(self._mine(some))):
                 self.known[row.key] = _decode_result(row.result)
 
     def _stored(self, keys: Sequence[str]) -> dict[str, int]:
         """Which of these keys were answered before, and how long the answer is."""
         query = select(idempotency.c.key, func.length(idempotency.c.result))
-        rows = (self.conn.execute(query.where(self._mine(page))) for page in pages(keys))
+        rows = (self.conn.execute(query.where(self._mine(some))) for some in slices(keys))
         return {key: length for page in rows for key, length in page}
 
     def _mine(self, keys: Sequence[str]) -> ColumnElement[bool]:
@@ -254,16 +254,16 @@ class _Batch:
         """Which of these files of `drive` somebody sees without seeing the whole drive. No
         operation changes that, so a batch asks once for each."""
         found: set[str] = set()
-        for page in pages(above - self.parts.keys()):
-            shared = select(grants.c.file).where(grants.c.file.in_(page))
-            scoped = _folders(drive).where(devices.c.folder.in_(page))
+        for some in slices(above - self.parts.keys()):
+            shared = select(grants.c.file).where(grants.c.file.in_(some))
+            scoped = _folders(drive).where(devices.c.folder.in_(some))
             found.update(self.conn.execute(shared.union(scoped)).scalars())
-            self.parts |= {file: file in found for file in page}
+            self.parts |= {file: file in found for file in some}
         return sorted(file for file in above if self.parts[file])
 
     def finish(self) -> list[News]:
         """Write what the batch collected; the head rows last."""
-        self.rows.settle()
+        self.rows.write_out()
         if self.told:
             self.conn.execute(insert(changes), self.told)
         if self.audited:
@@ -280,8 +280,8 @@ class _Batch:
     def _seen_again(self) -> list[News]:
         """For those who are given back a file that was in the trash: they follow no topic of it."""
         found: set[str] = set()
-        for page in pages(self.returned):
-            to = select(grants.c.account).where(grants.c.file.in_(page))
+        for some in slices(self.returned):
+            to = select(grants.c.account).where(grants.c.file.in_(some))
             found.update(self.conn.execute(to).scalars())
         return [News(account_topic(account)) for account in sorted(found)]
 
@@ -291,7 +291,7 @@ class _Batch:
 
 
 def _owner(drive: str) -> ScalarSelect[str]:
-    """Who alone shares files of a drive, and makes tokens for its directories."""
+    """The owner of a drive, who alone shares its files, and makes tokens for its directories."""
     return select(drives.c.owner).where(drives.c.id == drive).scalar_subquery()
 
 

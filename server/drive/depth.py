@@ -1,5 +1,5 @@
-"""How deep a tree may be: no directory is more than `MAX_LEVELS` below its drive's root, and no
-path of one has more than `MAX_PATH_BYTES`.
+"""The bound on depth: no directory is more than `MAX_LEVELS` below its drive's root, and no path of
+one has more than `MAX_PATH_BYTES`.
 
 Knows: the bound, and what is stored to keep it cheaply. Must not know: operations, access.
 
@@ -26,7 +26,7 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from remote.protocol.errors import NameTooLong, Refused
 from remote.protocol.messages import MAX_LEVELS, MAX_PATH_BYTES
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import entries, files
 from server.permissions.lineage import Lineage, Place
 
@@ -50,7 +50,7 @@ _CHILDREN = (
 
 
 class Below(NamedTuple):
-    """How far the directories below one reach: levels, and bytes of the longest path from it."""
+    """The reach of directories below one: levels, and bytes of the longest path from it."""
 
     levels: int
     size: int
@@ -73,15 +73,15 @@ EMPTY = Below(0, 0)
 
 
 class Depths(Protocol):
-    """What is stored of directories, and how it is changed."""
+    """The depths that are stored of directories, and their changes."""
 
     def below(self, ids: Sequence[str]) -> dict[str, Below]:
-        """How far it is stored that the directories below each reach."""
+        """The stored reach of the directories below each."""
 
     def set_below(self, new: Mapping[str, Below]) -> None: ...
 
     def measured(self, directory: str) -> Below | None:
-        """How far they really do; None: there are too many to look at."""
+        """Their real reach; None: there are too many to look at."""
 
 
 class StoredDepths:
@@ -107,8 +107,8 @@ class StoredDepths:
 def check(
     depths: Depths, there: Place, below: Below, moved: tuple[str, Place] | None = None
 ) -> Below:
-    """Whether a directory with `below` below it may be `there`. `moved` says which one it is, if it
-    is not new, and where it was: no deeper than that it may always be.
+    """Check that a directory with `below` below it may be `there`. `moved` says which one it is, if
+    it is not new, and where it was: no deeper than that it may always be.
 
     Returns what is below it, perhaps better known by now. Raises `Refused(NameTooLong)`.
     """
@@ -136,7 +136,7 @@ def deepen(depths: Depths, lineage: Lineage, parent: str, name: str, below: Belo
     """Note that `parent` holds, as `name`, a directory with `below` below it. Stops at the first
     directory above that reaches so far already."""
     chain, need = lineage.chain(parent), below.under(name)
-    for part in (chain[:1], *pages(chain[1:])):
+    for part in (chain[:1], *slices(chain[1:])):
         known = depths.below([id for id, _ in part])
         changed: dict[str, Below] = {}
         for id, called in part:
@@ -152,7 +152,7 @@ def deepen(depths: Depths, lineage: Lineage, parent: str, name: str, below: Belo
 
 
 def measured(conn: Connection, top: str) -> Below | None:
-    """How far the directories below `top` reach; None: there are too many to look at."""
+    """The real reach of the directories below `top`; None: there are too many to look at."""
     found, waiting, left = EMPTY, [(top, EMPTY)], LOOKED_AT
     while waiting:
         directory, here = waiting.pop()

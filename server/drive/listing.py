@@ -32,7 +32,7 @@ from remote.protocol.messages import (
 )
 from server.changes import feed
 from server.drive import versions
-from server.metadata.records import PAGE_BYTES, attributes, file_record, fitting, pages
+from server.metadata.records import PAGE_BYTES, attributes, file_record, fitting, slices
 from server.metadata.schema import accounts, devices, entries, files, xattrs
 from server.metadata.schema import versions as versions_table
 from server.permissions import access
@@ -141,8 +141,8 @@ def several(
     }
     taken = _with_room(conn, [id for id in dict.fromkeys(ids) if id in directories], room)
     below: dict[str, list[Row[Any]]] = {id: [] for id in taken}
-    for page in pages(taken):
-        query = _CHILDREN.where(entries.c.parent.in_(page))
+    for some in slices(taken):
+        query = _CHILDREN.where(entries.c.parent.in_(some))
         for child in conn.execute(query.order_by(entries.c.parent, entries.c.name)):
             below[child.parent].append(child)
     attrs = attributes(conn, [*taken, *(child.id for id in taken for child in below[id])])
@@ -164,10 +164,10 @@ def _with_room(conn: Connection, ids: Sequence[str], room: int) -> list[str]:
     the front. However much is in them, so much is looked at as could fit."""
     taken: list[str] = []
     byte_room = PAGE_BYTES
-    for page in pages(ids, _LOOKED_AT):
-        rows = conn.execute(_COUNTS, {"ids": page, "most": room + 1})
+    for some in slices(ids, _LOOKED_AT):
+        rows = conn.execute(_COUNTS, {"ids": some, "most": room + 1})
         counts: dict[str, int] = {id: many for id, many in rows if many <= room}
-        few = [id for id in page if id in counts]
+        few = [id for id in some if id in counts]
         sizes: Counter[str] = Counter()
         for query in (_XATTRS, _XATTRS_BELOW) if few else ():
             sizes.update(dict(map(tuple, conn.execute(query, {"ids": few}))))
@@ -225,7 +225,7 @@ def write_mark(value: object) -> str:
 
 
 def read_mark(cursor: str, kind: type[T]) -> T:
-    """What `write_mark` wrote. Raises `Refused(BadRequest)`."""
+    """Read the mark that `write_mark` wrote. Raises `Refused(BadRequest)`."""
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True)
         value = msgspec.msgpack.decode(raw, type=kind)

@@ -82,7 +82,7 @@ class Mutation:
 
     @property
     def is_whole(self) -> bool:
-        """Is the whole drive the caller's?"""
+        """True if the whole drive is the caller's."""
         return access.owns_drive(self.caller, self.drive)
 
     @property
@@ -136,8 +136,8 @@ class Mutation:
             raise Refused(Exists(message=f"there is a {name!r} already"))
 
     def check_depth(self, kind: str, parent: str, name: str) -> Below | None:
-        """What `add_entry` is to be told of a file of this kind with nothing below it. Raises
-        `Refused(NameTooLong)` if it would be too deep."""
+        """Check that a file of this kind, with nothing below it, would not be too deep; returns
+        what `add_entry` is to be told of it. Raises `Refused(NameTooLong)`."""
         if kind != "directory":
             return None
         return depth.check(_Depths(self), self.lineage.place(parent).within(name), depth.EMPTY)
@@ -255,7 +255,7 @@ class Mutation:
     # --- the record ---
 
     def change(self) -> Change:
-        """What was done, as the records it left behind."""
+        """The change that was made, as the records it left behind."""
         touched = self.rows.files([*self.touched])
         named = [
             EntryRecord(parent=parent, name=name, file=file, rev=self.seq)
@@ -272,7 +272,7 @@ class Mutation:
 
 
 class _Depths:
-    """How deep directories are (`depth.Depths`), in one operation."""
+    """Depths of directories (`depth.Depths`), in one operation."""
 
     def __init__(self, tx: Mutation) -> None:
         self._tx = tx

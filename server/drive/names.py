@@ -51,7 +51,7 @@ def take_back(tx: Mutation) -> None:
     """After an operation: drop the names of others that it has left behind."""
     if tx.is_whole and tx.taken and tx.lineage.roots(tx.drive, tx.now_ns):
         for taken in tuple(tx.taken):
-            _Leaving(tx, taken).settle()
+            _Leaving(tx, taken).drop_others()
 
 
 @dataclass
@@ -61,7 +61,7 @@ class _Leaving:
     tx: Mutation
     taken: Taken
 
-    def settle(self) -> None:
+    def drop_others(self) -> None:
         row = self.tx.find(self.taken.file)
         if row is None or row.links < (1 if row.kind == "directory" else 2):
             return

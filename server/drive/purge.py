@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 
 from server.changes.fanout import News, account_topic
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import (
     devices,
     files,
@@ -104,14 +104,14 @@ def drop_versions(conn: Connection, old: Sequence[Old]) -> int:
     done = old[: _fitting(old)]
     if done:
         conn.execute(_DROP_VERSION, [{"f": item.file, "v": item.id} for item in done])
-    for page in pages(item.id for item in done):
-        conn.execute(_DROP_REFERENCES, {"ids": page})
+    for some in slices(item.id for item in done):
+        conn.execute(_DROP_REFERENCES, {"ids": some})
     return len(done)
 
 
 class Dropped(NamedTuple):
-    """How many files went, and `news` of tokens that went with them, to be published after the
-    commit."""
+    """The number of files that went, and `news` of tokens that went with them, to be published
+    after the commit."""
 
     files: int
     news: tuple[News, ...] = ()
@@ -121,27 +121,27 @@ def drop_files(conn: Connection, by: Caller | None, ids: Sequence[str], now_ns: 
     """Delete files that are in the trash, as far as one call comes, from the front. Of the one
     after those, some versions may be gone. `by`: who has it done; None: the server by itself."""
     found: dict[str, list[Old]] = {id: [] for id in ids}
-    for page in pages(ids):
-        for row in conn.execute(_VERSIONS, {"ids": page}):
+    for some in slices(ids):
+        for row in conn.execute(_VERSIONS, {"ids": some}):
             found[row.file].append(Old(*row))
     old = [item for file in ids for item in found[file]]
     kept = {item.file for item in old[drop_versions(conn, old) :]}
     done = list(takewhile(lambda id: id not in kept, ids))
     told: dict[str, None] = {}
-    for page in pages(done):
-        for device in conn.execute(_REVOKE, {"ids": page, "now": now_ns}).all():
+    for some in slices(done):
+        for device in conn.execute(_REVOKE, {"ids": some, "now": now_ns}).all():
             audit.note(conn, by, "device_revoke", device.id, now_ns, folder=device.folder)
             sessions.end_of_device(conn, device.id)
             told[device.account] = None
-        for grant in conn.execute(_GRANTED, {"ids": page}).all():
+        for grant in conn.execute(_GRANTED, {"ids": some}).all():
             sessions.end_of_account(conn, grant.drive, grant.account)
         for statement in _DROP_FILE:
-            conn.execute(statement, {"ids": page})
+            conn.execute(statement, {"ids": some})
     return Dropped(len(done), tuple(News(account_topic(account)) for account in told))
 
 
 def _fitting(old: Iterable[Old]) -> int:
-    """How many of `old` one call takes; at least one, if there are any."""
+    """The number of `old` that one call takes; at least one, if there are any."""
     taken = weight = 0
     for item in old:
         weight += item.size // _CHUNK_BYTES + 1

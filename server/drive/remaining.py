@@ -1,4 +1,4 @@
-"""What accounts reach of a file by other ways than a grant at or above it.
+"""The files that accounts reach by other ways than a grant at or above them.
 
 Knows: the grants below a directory, and the further names, elsewhere in the drive, of what it
 holds. Must not know: who may ask (`sharing`).
@@ -63,8 +63,8 @@ _ELSEWHERE = (
 
 
 def remaining(conn: Connection, file: str, drive: str) -> tuple[list[Reached], bool]:
-    """Who reaches what of `file`, a directory of `drive`, not by a grant at or above it; by account
-    and name. And whether there is more than `MOST`, which is not told."""
+    """Accounts that reach something of `file`, a directory of `drive`, not by a grant at or above
+    it; by account and name. True beside them if there is more than `MOST`, which is not told."""
     found: dict[tuple[str, str, str], Reached] = {}
     named = {"file": file, "drive": drive}
     for query in (_BELOW, _ELSEWHERE):

@@ -1,4 +1,4 @@
-"""How long what was overwritten and deleted is kept, and letting it go after that.
+"""Keeps what was overwritten and deleted for a while, and lets it go after that.
 
 Knows: the limits of each account (else the server's), and what they say of a version, a file in the
 trash, a change, a stored answer. Must not know: who calls this and when (`gc`), what becomes
@@ -69,7 +69,7 @@ class Expired(NamedTuple):
 
 
 def kept_ns(conn: Connection, account: str, default_days: int) -> int:
-    """How long the account's trash and overwritten versions are kept."""
+    """Nanoseconds for which the account's trash and overwritten versions are kept."""
     query = select(accounts.c.keep_days).where(accounts.c.id == account)
     days: int | None = conn.execute(query).scalar_one()
     return min(default_days if days is None else days, LONGEST_DAYS) * DAY_NS
@@ -89,7 +89,7 @@ def expire(
 def would_expire(
     conn: Connection, now_ns: int, default_days: int, default_versions: int
 ) -> Expired:
-    """What `expire` would delete, called until there is no more."""
+    """Count what `expire` would delete, called until there is no more."""
     old = _old_versions(conn, now_ns, default_days, default_versions)
     found = [
         conn.execute(select(func.count()).select_from(query.subquery())).scalar_one()
@@ -99,7 +99,7 @@ def would_expire(
 
 
 def _before(now_ns: int, default_days: int) -> ColumnElement[int]:
-    """What happened before this moment has been kept long enough by its account."""
+    """The moment before which everything has been kept long enough by its account."""
     days = func.coalesce(accounts.c.keep_days, default_days)
     bounded = case((days > LONGEST_DAYS, LONGEST_DAYS), else_=days)
     return literal(now_ns, BigInteger) - cast(bounded, BigInteger) * literal(DAY_NS, BigInteger)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, bindparam, select
 
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import retired
 
 _RETIRED = select(retired.c.id).where(retired.c.id.in_(bindparam("ids", expanding=True)))
@@ -20,4 +20,4 @@ _RETIRED = select(retired.c.id).where(retired.c.id.in_(bindparam("ids", expandin
 
 def retired_of(conn: Connection, ids: Iterable[str]) -> set[str]:
     """Those of `ids` that files had which were deleted for good."""
-    return {id for page in pages(ids) for id in conn.execute(_RETIRED, {"ids": page}).scalars()}
+    return {id for some in slices(ids) for id in conn.execute(_RETIRED, {"ids": some}).scalars()}

@@ -1,4 +1,4 @@
-"""What may stand in a file's name and numbers: the checks that need no database.
+"""Checks of a file's name and numbers that need no database.
 
 Knows: the limits of names, modes, ids, times, targets and attributes. Must not know: the tree.
 Every function raises `errors.Refused` and returns nothing.

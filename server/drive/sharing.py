@@ -79,8 +79,8 @@ class NoSuchAccount(Refused):
 
 
 class Pace:
-    """How fast strangers may share with one account: a burst for each of them, ten times that for
-    all of them together, refilled one in `seconds` each. `clock` tells seconds.
+    """A limit on the rate at which strangers share with one account: a burst for each of them, ten
+    times that for all of them together, refilled one in `seconds` each. `clock` tells seconds.
 
     Concurrency: the write thread.
     """
@@ -160,8 +160,8 @@ def shared_entry(conn: Connection, file: str, wanted: Entry | None) -> dict[str,
 
 
 def given_as(row: Row[Any]) -> Entry | None:
-    """What the entry of this row of `grants` or `links` was when it was given, if that is known and
-    it is another by now: it was renamed, or is in another directory."""
+    """The entry of this row of `grants` or `links` as it was when it was given, if that is known
+    and it is another by now: it was renamed, or is in another directory."""
     was = (row.given_place, row.given_name)
     if None in was or was == (row.place, row.name):
         return None
@@ -273,6 +273,6 @@ def _check_room(conn: Connection, row: Row[Any], account: str, is_known: bool) -
 
 
 def _from_strangers(account: str) -> Select[Any]:
-    """How many files `account` is given by others with whom it has shared nothing."""
+    """The number of files that `account` is given by others with whom it has shared nothing."""
     back = exists().where(_known.c.account == grants.c.granted_by, _known.c.granted_by == account)
     return select(func.count()).select_from(grants).where(grants.c.account == account, ~back)

@@ -36,7 +36,7 @@ from remote.protocol.messages import MAX_LEVELS, MAX_PATH_BYTES
 from server.changes.fanout import News
 from server.drive import purge
 from server.drive.listing import read_mark, write_mark
-from server.metadata.records import PAGE_BYTES, attributes, file_record, fitting, pages
+from server.metadata.records import PAGE_BYTES, attributes, file_record, fitting, slices
 from server.metadata.schema import drives, entries, files
 from server.permissions import access, audit
 from server.permissions.caller import Caller
@@ -57,7 +57,7 @@ _directory = files.alias("directory")
 
 
 def _together(file: FromClause, directory: FromClause) -> ColumnElement[bool]:
-    """Whether `file` was deleted with `directory`."""
+    """True where `file` was deleted with `directory`."""
     since = directory.c.trashed_ns - TOGETHER_NS
     return and_(
         file.c.drive == directory.c.drive,
@@ -111,10 +111,10 @@ def page(
     name: str | None = None,
     ending: str | None = None,
 ) -> TrashPage:
-    """What was deleted by itself, newest first; with `parent`, a directory in the trash, what was
-    deleted with it; with one that is in the tree, all that was deleted from it. With `name` only
-    what was called so. With `ending` instead of them: whatever is in the trash, also with a
-    directory, whose id ends so (hex digits).
+    """Files that were deleted by themselves, newest first; with `parent`, a directory in the trash,
+    those deleted with it; with one that is in the tree, all that were deleted from it. With `name`
+    only those called so. With `ending` instead of them: all in the trash, also with a directory,
+    whose id ends so (hex digits).
 
     `keep_ns` is how long the trash is kept. Raises `Refused` with Forbidden, NotFound or
     NotADirectory.
@@ -286,7 +286,7 @@ def _drop(
 ) -> purge.Dropped:
     """Delete files for good, some at least, from the front."""
     gone, news = 0, dict[News, None]()
-    for part in pages(ids, _DROPPED):
+    for part in slices(ids, _DROPPED):
         dropped = purge.drop_files(conn, caller, part, now_ns)
         gone += dropped.files
         news |= dict.fromkeys(dropped.news)
@@ -300,7 +300,7 @@ def _from_below(conn: Connection, drive: str, wanted: list[str]) -> tuple[list[s
     is how it is known. And whether there are others."""
     found: dict[str, None] = {}
     stack: list[tuple[str, bool]] = []
-    for part in pages(dict.fromkeys(wanted)):
+    for part in slices(dict.fromkeys(wanted)):
         rows = conn.execute(_THESE, {"ids": part, "drive": drive})
         stack += [(row.id, row.kind == "directory") for row in rows]
     while stack and len(found) < EMPTY_FILES:

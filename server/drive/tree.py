@@ -1,4 +1,4 @@
-"""What each operation of the wire does to the tree.
+"""The operations of the wire as changes of the tree.
 
 Knows: the rules of every operation, as the docstrings in `remote.protocol.messages` promise them.
 Must not know: batches, idempotency, the feed, what becomes of the trash (`trash`, `retention`).
@@ -104,8 +104,9 @@ def write(tx: Mutation, op: messages.Write) -> None:
 
 
 def revert(tx: Mutation, op: messages.Revert) -> None:
-    """What is current already is left as it is: there is nothing to bring back, and a copy of it
-    would push an older version out of the history. The change says so."""
+    """Make an earlier version current. One that is current already is left as it is: there is
+    nothing to bring back, and a copy of it would push an older version out of the history. The
+    change says so."""
     check_numbers(mtime_ns=op.mtime_ns)
     row = _regular(tx.file(op.file))
     if row.links == 0:

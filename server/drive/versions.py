@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, exists, func, insert, select, update
@@ -30,9 +30,10 @@ from remote.protocol.errors import BadUpload, ChunksMissing, Exists, NotFound, R
 from remote.protocol.messages import MAX_BATCH, Content, Span
 from server.drive.mutation import Mutation
 from server.drive.working_set import FileRow
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import chunks, version_chunks, versions
 from server.permissions import access
+from server.storage.places import COLUMNS, Place, place_of
 from server.uploads import leases
 from server.uploads.leases import THERE, Upload
 
@@ -50,7 +51,7 @@ _REVIVE = (
     .values(state="uploaded", doomed_ns=None)
 )
 _OF_VERSION = (
-    select(chunks.c.id, chunks.c.descriptor)
+    select(*COLUMNS, chunks.c.descriptor, chunks.c.copied)
     .join_from(
         version_chunks,
         chunks,
@@ -76,6 +77,15 @@ _SIZE = select(versions.c.size).where(
     versions.c.id == bindparam("id"),
     versions.c.status == "uploaded",
 )
+
+
+class StoredChunk(NamedTuple):
+    """A chunk that a version refers to, and where it is stored. `copied`: it is an object of its
+    own too."""
+
+    descriptor: Descriptor
+    place: Place
+    copied: bool
 
 
 def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
@@ -190,7 +200,7 @@ def size_of(conn: Connection, file: str, version: str) -> int:
 
 
 def manifest_bytes(conn: Connection, file: str, version: str) -> int:
-    """How long the manifest of an uploaded version of `file` is, as it is stored. Raises
+    """Bytes of the manifest of an uploaded version of `file`, as it is stored. Raises
     `Refused(NotFound)`."""
     size: int | None = conn.execute(_MANIFEST_BYTES, {"file": file, "id": version}).scalar()
     if size is None:
@@ -202,15 +212,16 @@ def manifest_of(row: Row[Any]) -> Manifest:
     return _decode_manifest(row.manifest)
 
 
-def descriptors(conn: Connection, version: str, ids: Sequence[bytes]) -> list[Descriptor]:
-    """The descriptors of chunks `ids` of `version`, in that order.
+def stored(conn: Connection, version: str, ids: Sequence[bytes]) -> list[StoredChunk]:
+    """Chunks `ids` of `version`, in that order.
 
     Raises `Refused(NotFound)` if the version does not refer to one of them.
     """
-    found: dict[bytes, Descriptor] = {}
-    for page in pages(ids):
-        for row in conn.execute(_OF_VERSION, {"version": version, "ids": page}):
-            found[row.id] = _decode_descriptor(row.descriptor)
+    found: dict[bytes, StoredChunk] = {}
+    for some in slices(ids):
+        for row in conn.execute(_OF_VERSION, {"version": version, "ids": some}):
+            descriptor = _decode_descriptor(row.descriptor)
+            found[row.id] = StoredChunk(descriptor, place_of(row), bool(row.copied))
     for id in ids:
         if id not in found:
             raise Refused(NotFound(message=f"version {version} has no chunk {id.hex()}"))
@@ -246,8 +257,9 @@ def _checked_pieces(manifest: Manifest, *more: Callable[[Manifest], None]) -> di
 
 
 def _check_possession(tx: Mutation, upload: Upload, wanted: dict[bytes, int]) -> None:
-    """Who does not own the drive refers to what they can read in this file or have sent with this
-    upload. The rest is missing, whether it is there or not."""
+    """Refuse chunks that the caller does not possess: who does not own the drive refers to what
+    they can read in this file or have sent with this upload. The rest is missing, whether it is
+    there or not."""
     if not access.owns_drive(tx.caller, tx.drive):
         shown = leases.possessed(tx.conn, tx.caller, upload, list(wanted), tx.now_ns)
         _refuse_missing([id for id in wanted if id not in shown])
@@ -266,8 +278,8 @@ def _check_chunks(tx: Mutation, wanted: dict[bytes, int]) -> None:
         if there[id][1] != length:
             raise Refused(BadUpload(message=f"chunk {id.hex()} has {there[id][1]} bytes"))
     doomed = [id for id in wanted if there[id][0] == "doomed"]
-    for page in pages(doomed):
-        tx.conn.execute(_REVIVE, {"d": tx.drive, "ids": page})
+    for some in slices(doomed):
+        tx.conn.execute(_REVIVE, {"d": tx.drive, "ids": some})
     for id in doomed:
         tx.rows.note_revived(tx.drive, id)
 

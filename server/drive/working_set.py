@@ -5,7 +5,7 @@ what an operation does (`tree`), transactions, the feed.
 
 A statement costs the server far more around the database than in it, so what the operations ahead
 name is read before they are done (`load`), they change rows in memory, and what they have changed
-is written by a few statements (`settle`). Whoever needs a question that no row here answers asks
+is written by a few statements (`write_out`). Whoever needs a question that no row here answers asks
 `conn`, which has everything written first.
 
 Invariants:
@@ -47,7 +47,7 @@ from server.drive.retired import retired_of
 from server.drive.rules import check_length
 from server.metadata import operations
 from server.metadata.db import check_values
-from server.metadata.records import IN_LIMIT, attribute_sizes, attributes, fitting_of, pages
+from server.metadata.records import IN_LIMIT, attribute_sizes, attributes, fitting_of, slices
 from server.metadata.schema import (
     chunks,
     devices,
@@ -95,7 +95,7 @@ class FileRow(NamedTuple):
 
 
 class EntryRow(NamedTuple):
-    """What a name in a directory means, as in `entries`."""
+    """A name in a directory, as in `entries`."""
 
     file: str
     rev: int
@@ -207,7 +207,7 @@ class WorkingSet:
     @property
     def conn(self) -> Connection:
         """The connection, with everything written that was done so far."""
-        self.settle()
+        self.write_out()
         return self._conn
 
     @property
@@ -301,15 +301,15 @@ class WorkingSet:
         return owner, root
 
     def _read_files(self, ids: Iterable[str]) -> None:
-        for page in pages(ids):
-            self._files.update(dict.fromkeys(page))
-            for row in self._conn.execute(_FILES, {"ids": page}):
+        for some in slices(ids):
+            self._files.update(dict.fromkeys(some))
+            for row in self._conn.execute(_FILES, {"ids": some}):
                 self._files[row.id] = FileRow._make(row)
 
     # --- entries ---
 
     def entry(self, parent: str, name: str) -> EntryRow | None:
-        """What a name in a directory means; None: nothing."""
+        """The row of a name in a directory; None: there is none."""
         if (parent, name) not in self._entries:
             self._read_entries([(parent, name)])
         return self._entries[parent, name]
@@ -331,11 +331,11 @@ class WorkingSet:
         return any(name not in gone for name in found.scalars())
 
     def _read_entries(self, places: Iterable[tuple[str, str]]) -> None:
-        for page in pages(places):
-            self._entries.update(dict.fromkeys(page))
-            asked = {f"p{number}": parent for number, (parent, _) in enumerate(page)}
-            asked |= {f"n{number}": name for number, (_, name) in enumerate(page)}
-            for parent, name, *row in self._conn.execute(_entries_at(len(page)), asked):
+        for some in slices(places):
+            self._entries.update(dict.fromkeys(some))
+            asked = {f"p{number}": parent for number, (parent, _) in enumerate(some)}
+            asked |= {f"n{number}": name for number, (_, name) in enumerate(some)}
+            for parent, name, *row in self._conn.execute(_entries_at(len(some)), asked):
                 self._entries[parent, name] = EntryRow(*row)
 
     # --- extended attributes ---
@@ -363,7 +363,7 @@ class WorkingSet:
     # --- versions and chunks ---
 
     def holders(self, version: str) -> tuple[Holder, ...]:
-        """What a version id stands for, under each file that has it."""
+        """The meanings of a version id, one for each file that has it."""
         if version not in self._holders:
             self._read_holders([version])
         return self._holders[version]
@@ -410,23 +410,24 @@ class WorkingSet:
 
     def _read_holders(self, ids: Iterable[str]) -> None:
         found: defaultdict[str, list[Holder]] = defaultdict(list)
-        for page in pages(ids):
-            self._holders.update(dict.fromkeys(page, ()))
-            for id, *holder in self._conn.execute(_HOLDERS, {"ids": page}):
+        for some in slices(ids):
+            self._holders.update(dict.fromkeys(some, ()))
+            for id, *holder in self._conn.execute(_HOLDERS, {"ids": some}):
                 found[id].append(Holder(*holder))
         for id, each in found.items():
             self._holders[id] = tuple(each)
 
     def _read_chunks(self, drive: str, ids: Iterable[bytes]) -> None:
-        for page in pages(ids):
-            self._chunks.update(dict.fromkeys((drive, id) for id in page))
-            for id, *row in self._conn.execute(_CHUNKS, {"drive": drive, "ids": page}):
+        for some in slices(ids):
+            self._chunks.update(dict.fromkeys((drive, id) for id in some))
+            for id, *row in self._conn.execute(_CHUNKS, {"drive": drive, "ids": some}):
                 self._chunks[drive, id] = (row[0], row[1])
 
     # --- names that are told ---
 
     def follow(self, file: str, old: tuple[str, str], new: tuple[str, str]) -> None:
-        """Who was given a file by the entry `old`, a (directory, name), is told `new` instead."""
+        """Tell those who were given a file by the entry `old`, a (directory, name), that it is
+        `new` instead."""
         (place, name), (new_place, new_name) = old, new
         row = {"f": file, "p": place, "n": name, "new_p": new_place, "new_n": new_name}
         self._put(self._followed, len(self._followed), row)
@@ -437,13 +438,13 @@ class WorkingSet:
         """The drives that `ops` are in, in order, as far as they are known by now."""
         anchors = {operations.anchor(op) for op in ops}
         found = {row.drive for id in anchors if (row := self._files.get(id)) is not None}
-        for page in pages(anchors - self._files.keys()):
-            found.update(self._conn.execute(_DRIVES, {"ids": page}).scalars())
+        for some in slices(anchors - self._files.keys()):
+            found.update(self._conn.execute(_DRIVES, {"ids": some}).scalars())
         return sorted(found)
 
     def load(self, ops: Sequence[messages.Op]) -> list[FileRow]:
         """Read what `ops` name. Between operations. Returns the files that are there."""
-        self.settle()
+        self.write_out()
         for table in (self._files, self._entries, self._xattrs, self._holders, self._chunks):
             table.clear()
         self._retired.clear()
@@ -473,7 +474,7 @@ class WorkingSet:
 
     # --- writing ---
 
-    def settle(self) -> None:
+    def write_out(self) -> None:
         """Write what is waiting to be written."""
         tables = self._tables()
         if not any(tables):

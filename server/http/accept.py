@@ -97,7 +97,8 @@ class Acceptor:
             self._admit(sock, there[:2])
 
     def _pause(self, error: OSError) -> None:
-        """What waits to be accepted keeps the socket readable: without a pause we would spin."""
+        """Accept nothing for a while: connections that wait keep the socket readable, and we would
+        spin."""
         log.error("cannot_accept", error=error.strerror)
         self._loop.remove_reader(self._sock)
         self._paused = self._loop.call_later(PAUSE_SECONDS, self._go_on)

@@ -1,4 +1,4 @@
-"""What every request passes before it is routed, and what every answer carries.
+"""Checks that every request passes before it is routed, and headers that every answer carries.
 
 Knows: targets, proxies, rates, who may send how large a body, headers that keep browsers and caches
 from doing harm. Must not know: routes beyond what is said here, accounts' rights.
@@ -36,7 +36,7 @@ Turn = tuple[str, TokenBuckets, Hashable]
 
 # A request above the rate waits so long for its turn. Most clients, who have few requests under way
 # at a time, are slowed down that way and never refused.
-PATIENCE_SECONDS = 2.0
+LONGEST_SECONDS = 2.0
 
 _HEALTH = frozenset({"/healthz", "/readyz"})
 _SIGNED = ("/blobs/", "/chunks/", "/content/")
@@ -128,8 +128,8 @@ class Admission:
                 _judge(body, scope, holder)
 
     def _turns(self, scope: MutableMapping[str, Any], holder: TokenHolder | None) -> Iterator[Turn]:
-        """What this request counts for, the narrowest first: whoever has no turn by that takes none
-        from others."""
+        """The limits that this request counts for, the narrowest first: whoever has no turn by that
+        takes none from others."""
         client, path = client_of(scope), scope["path"]
         address, site = limited_as(client), site_of(client)
         if path.startswith(_VISITED):
@@ -149,7 +149,7 @@ class Admission:
     ) -> Refusal | None:
         """Wait for each of this request's turns."""
         for what, buckets, key in self._turns(scope, holder):
-            booked, seconds = buckets.book(key, self._clock(), PATIENCE_SECONDS)
+            booked, seconds = buckets.book(key, self._clock(), LONGEST_SECONDS)
             if not booked:
                 self._metrics.limited.labels(what).inc()
                 message = f"too many requests of this {what}; try again in {seconds:.1f} s"
@@ -187,7 +187,7 @@ def _judge(body: Body, scope: MutableMapping[str, Any], holder: TokenHolder | No
     elif holder is None:
         body.is_claimed(address)
     else:
-        body.is_known(holder.account)
+        body.is_identified(holder.account)
 
 
 def _token(scope: MutableMapping[str, Any]) -> str | None:

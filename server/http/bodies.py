@@ -64,8 +64,8 @@ class ClientGone(Exception):
 GONE_STATUS = 499
 
 
-class Patience(NamedTuple):
-    """How long a body is waited for: never `idle` seconds for nothing; on average at least `floor`
+class BodyDeadlines(NamedTuple):
+    """Bounds on the wait for a body: never `idle` seconds for nothing; on average at least `floor`
     bytes a second, from `idle` seconds on; and `total` seconds in all."""
 
     idle: float
@@ -82,7 +82,7 @@ class Bodies:
     """All bodies of one server, and the room that there is for them."""
 
     def __init__(self, tunables: Tunables, metrics: Metrics) -> None:
-        self.patience = Patience(
+        self.deadlines = BodyDeadlines(
             tunables.body_seconds, tunables.body_floor, tunables.body_total_seconds
         )
         self.limit = tunables.body_limit
@@ -130,7 +130,7 @@ class Body:
         self._check_length(self._bodies.limit)
         self._move(self._bodies.claimed, address)
 
-    def is_known(self, account: Hashable) -> None:
+    def is_identified(self, account: Hashable) -> None:
         """The sender's token was good a moment ago. Raises `Refused`."""
         self._check_length(self._bodies.limit)
         self.trust(account)
@@ -178,7 +178,7 @@ class Body:
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
-            async with asyncio.timeout(self._bodies.patience.left(self._waited, self._came)):
+            async with asyncio.timeout(self._bodies.deadlines.left(self._waited, self._came)):
                 return await self._receive()
         except TimeoutError:
             raise TooSlow from None

@@ -86,7 +86,7 @@ class Connections:
 
     @property
     def taken(self) -> int:
-        """How many there are."""
+        """The number of connections."""
         return self._slots.taken
 
     def enter(self, connection: Watched, there: Address, here: Address) -> bool:
@@ -104,8 +104,8 @@ class Connections:
         return True
 
     def _holder(self, there: Address, here: Address) -> Hashable | None:
-        """Whose places a connection takes. All addresses of this machine are free for all its users
-        to come from, so their user alone counts, if that is known."""
+        """The holder of the places that a connection takes. All addresses of this machine are free
+        for all its users to come from, so their user alone counts, if that is known."""
         address = there[0]
         if self._proxies.trusts(address):
             return None

@@ -1,4 +1,4 @@
-"""Whether the server is fit to be sent requests.
+"""Tells if the server is fit to be sent requests.
 
 Knows: what has to work. Must not know: HTTP. What is asked of the database and the disk waits for
 them and for the write thread: never on the event loop.
@@ -27,8 +27,8 @@ READY_SECONDS = 5.0
 
 
 class Readiness:
-    """Whether requests can be answered: the database and the blob directory can be written, the
-    schema is the newest, and there is room on the disk. Concurrency: the event loop."""
+    """Readiness to answer: the database and the blob directory can be written, the schema is the
+    newest, and there is room on the disk. Concurrency: the event loop."""
 
     def __init__(
         self, settings: Settings, database: Database, writes: Executor, files: Executor
@@ -38,8 +38,8 @@ class Readiness:
         self._look: asyncio.Task[list[str]] | None = None
 
     async def faults(self) -> list[str]:
-        """What is wrong. Anybody may ask, without a limit; however many do at a time, it is looked
-        into once."""
+        """Everything that is wrong. Anybody may ask, without a limit; however many do at a time, it
+        is looked into once."""
         if self._look is None or self._look.done():
             self._look = asyncio.create_task(self._found())
         return await asyncio.shield(self._look)
@@ -58,7 +58,7 @@ class Readiness:
 
 
 def of_database(db: Database) -> str | None:
-    """What is wrong with the database; None: nothing. To be asked on the write thread."""
+    """The fault of the database; None: it has none. To be asked on the write thread."""
 
     def ask() -> str | None:
         revision = db.revision()
@@ -71,7 +71,7 @@ def of_database(db: Database) -> str | None:
 
 
 def of_files(settings: Settings) -> str | None:
-    """What is wrong with the place where objects are stored; None: nothing."""
+    """The fault of the place where objects are stored; None: it has none."""
 
     def ask() -> str | None:
         with tempfile.NamedTemporaryFile(dir=settings.blobs / INCOMING) as probe:

@@ -1,4 +1,4 @@
-"""Whose a connection from this machine is: the user at its other end.
+"""The user at the other end of a connection from this machine.
 
 Knows: Linux's sock_diag (sock_diag(7)), which finds a socket by its two addresses. Must not know:
 what users are told apart for.

@@ -23,7 +23,8 @@ MSGPACK_NAMES = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")
 
 
 def wants_msgpack(accept: str, content_type: str) -> bool:
-    """What the answer is to be in: what `accept` prefers of the two, else `content_type`."""
+    """True if the answer is to be in msgpack: the one of the two that `accept` prefers, else that
+    of `content_type`."""
     accept = accept.lower()
     if any(name in accept for name in MSGPACK_NAMES):
         return True

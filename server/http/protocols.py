@@ -201,7 +201,8 @@ class Http(HttpToolsProtocol, _Protocol):
         super().on_body(body)
 
     def _its_turn(self) -> None:
-        """What waits is begun, or given up: its body is counted as any other, or is none."""
+        """Begin the request that waits, or give it up: its body is counted as any other, or is
+        none."""
         self._limits.behind.give_back(self._address(), self._behind)
         self._behind, self._ahead = 0, None
 

@@ -1,4 +1,4 @@
-"""How often, how many at once, and how much.
+"""Limits: on how often, on how many at once, and on how much.
 
 Knows: token buckets (a burst, then a steady rate), places of which each may hold some, and room of
 which none may take what the others need. Must not know: who tries or holds, the clock (an argument,
@@ -32,17 +32,17 @@ class TokenBuckets:
         self._store(key, tokens - 1, now)
         return 0.0
 
-    def book(self, key: Hashable, now: float, patience: float) -> tuple[bool, float]:
+    def book(self, key: Hashable, now: float, most_seconds: float) -> tuple[bool, float]:
         """Take a token that may not be there yet: (True, seconds until it is). When that is longer
-        than `patience`, take none: (False, seconds until asking again is worth while).
+        than `most_seconds`, take none: (False, seconds until asking again is worth while).
 
         Who waits for what was booked is slowed down to the rate, and never refused unless very many
         ask at once.
         """
         tokens = self._level(key, now)
         wait = max(0.0, (1 - tokens) * self._seconds)
-        if wait > patience:
-            return False, wait - patience
+        if wait > most_seconds:
+            return False, wait - most_seconds
         self._store(key, tokens - 1, now)
         return True, wait
 

@@ -1,5 +1,5 @@
-"""Whom tokens stood for when they were last used: for limits and log lines, before and after the
-database is asked.
+"""The accounts for which tokens stood when they were last used: for limits and log lines, before
+and after the database is asked.
 
 Knows: tokens that authenticated a moment ago. Must not know: whether one is still good. Nothing
 here lets anybody in (`tokens.authenticate` alone does); the worst that an old entry does is to

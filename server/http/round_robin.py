@@ -1,4 +1,4 @@
-"""Who of those that wait is next: queues take turns, and in each of them its holders do.
+"""Taking turns among those that wait: queues do, and in each of them its holders do.
 
 Knows: nothing of what is waited for, nor for how long. Pure.
 
@@ -37,7 +37,7 @@ class RoundRobin(Generic[T]):
                 del holders[holder]
 
     def next(self) -> T | None:
-        """Who is next, and waits no more; None: nobody waits."""
+        """Take out the next; None: nobody waits."""
         for queue, holders in list(self._queues.items()):
             if holders:
                 self._queues.move_to_end(queue)

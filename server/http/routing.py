@@ -22,7 +22,7 @@ class _Node(Generic[T]):
 
 
 class Routes(Generic[T]):
-    """What there is, as rows of method, path and target."""
+    """The routes, as rows of method, path and target."""
 
     def __init__(self, rows: Iterable[tuple[str, str, T]]) -> None:
         self._root: _Node[T] = _Node()

@@ -1,4 +1,4 @@
-"""Who has a place among the connections, and who makes room when there is none.
+"""Places for connections: who has one, and who makes room when there is none.
 
 Knows: strangers, of whom one address may have so many, and known guests, of whom one account may;
 that strangers never have all places. Must not know: sockets, tokens, what an address is made of.

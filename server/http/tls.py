@@ -17,7 +17,7 @@ log = structlog.get_logger("nearline.server")
 
 
 class Tls(NamedTuple):
-    """How a server speaks TLS. `only`: it speaks nothing else."""
+    """The TLS of a server. `only`: it speaks nothing else."""
 
     context: ssl.SSLContext
     only: bool

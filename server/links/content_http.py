@@ -32,7 +32,7 @@ from remote.protocol.errors import Refused
 from remote.protocol.signing import BadSignature
 from server.addresses import client_of, limited_as
 from server.links import tree
-from server.links.content import PIECE, Damaged, Document, Library
+from server.links.content import PIECE, DamagedContent, Document, Library
 from server.links.filenames import disposition
 from server.links.signing import ZIP, LinkSigner, Wanted
 from server.links.tree import LinkGone, LinkTree
@@ -174,7 +174,7 @@ class ContentServer:
             log.info("download_left", **about)
         except _Stalled:
             log.warning("download_stalled", seconds=self.stall_seconds, **about)
-        except (Damaged, Refused) as error:
+        except (DamagedContent, Refused) as error:
             log.error("download_damaged", error=str(error), **about)
         except LinkGone:
             log.info("download_revoked", **about)

@@ -1,4 +1,5 @@
-"""What a visitor of a link holds for a while: a signed URL of content, and proof of a password.
+"""Signed things that a visitor of a link holds for a while: a URL of content, and proof of a
+password.
 
 Knows: the paths under /content, the two signatures, their lives. Must not know: the database, who
 may have one (its callers have checked), HTTP messages.
@@ -41,8 +42,8 @@ _COOKIE_TAG = b"nearline link cookie v1"
 
 
 class Wanted(NamedTuple):
-    """What a content URL permits: `version` of `file`, or everything below it (`ZIP`), as far as
-    `link` reaches it. `look`: only what would be sent, no bytes; nobody counts that."""
+    """The permission in a content URL: `version` of `file`, or everything below it (`ZIP`), as far
+    as `link` reaches it. `look`: only what would be sent, no bytes; nobody counts that."""
 
     link: str
     file: str
@@ -76,7 +77,7 @@ class LinkSigner:
         return signing.sign_get(keys.edge, keys.edge_id, url, expires)
 
     def check_content(self, target: str, now_ns: int) -> Wanted:
-        """What a GET of raw request target `target` may have. Raises `signing.BadSignature`."""
+        """The permission of a GET of raw request target `target`. Raises `signing.BadSignature`."""
         keys, now = self._keys, now_ns // 10**9
         good = {id: key for id, key in keys.edges.items() if now <= keys.until.get(id, now)}
         longer = DOWNLOAD_SECONDS - signing.LONGEST_SECONDS

@@ -1,4 +1,4 @@
-"""What a link shows: listings for its pages, content for its downloads.
+"""The tree below a link: listings for its pages, content for its downloads.
 
 Knows: the queries, and that each asks the link anew. Must not know: HTTP, HTML, the archive's
 layout.
@@ -55,8 +55,8 @@ def listing(
 
 
 class Counts:
-    """How many entries there are below directories, remembered as long as nothing changes in their
-    drive, of the `most` that were asked for last.
+    """Numbers of entries below directories, remembered as long as nothing changes in their drive,
+    of the `most` that were asked for last.
 
     Concurrency: any thread. One counts at a time: who asks for the same meanwhile has it then.
     """
@@ -80,7 +80,7 @@ class Counts:
 
 
 def count_below(conn: Connection, directory: str, limit: int) -> int:
-    """How many entries there are below a directory; counting stops when it is over `limit`."""
+    """The number of entries below a directory; counting stops when it is over `limit`."""
     below = select(literal(directory).label("id")).cte("below", recursive=True)
     below = below.union_all(select(entries.c.file).where(entries.c.parent == below.c.id))
     some = select(below.c.id).limit(limit + 2).subquery()  # itself, and one too many
@@ -112,7 +112,7 @@ def served_directory(
 
 @dataclass(frozen=True)
 class LinkTree:
-    """`zip.Tree` for what a link reaches. `now_ns` is a clock."""
+    """`zip.ArchiveSource` for what a link reaches. `now_ns` is a clock."""
 
     library: Library
     link: str

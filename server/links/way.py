@@ -71,7 +71,7 @@ class Places:
         self._lock = threading.Lock()  # guards the one below
         self._known: OrderedDict[tuple[str, str], str | int] = OrderedDict()
 
-    def known(self, file: str, top: str) -> str | int | None:
+    def recall(self, file: str, top: str) -> str | int | None:
         """The directory, or the `head_seq` at which there was none."""
         with self._lock:
             found = self._known.get((file, top))
@@ -95,7 +95,7 @@ class Places:
 
 def find(conn: Connection, file: Row[Any], top: str, places: Places) -> list[Step] | None:
     """The way from below `top` to `file`; None: there is none."""
-    known = places.known(file.id, top)
+    known = places.recall(file.id, top)
     if isinstance(known, str) and (way := _by_way_of(conn, file.id, [known], top)) is not None:
         return way[1]
     seq: int = conn.execute(_HEAD, {"drive": file.drive}).scalar_one()

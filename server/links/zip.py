@@ -1,7 +1,7 @@
 """A directory as a zip archive, made while it is sent.
 
 Knows: the archive's layout, which files go in and under which names. Must not know: who may see a
-file (`Tree` says what there is), HTTP.
+file (`ArchiveSource` says what there is), HTTP.
 
 - Regular files and directories go in, with their times and permissions. Symlinks, devices, pipes
   and sockets do not: unpacked elsewhere they would point at something else.
@@ -54,8 +54,8 @@ class Content(NamedTuple):
     mtime_ns: int
 
 
-class Tree(Protocol):
-    """What there is to pack, at the moment of each call."""
+class ArchiveSource(Protocol):
+    """The tree to pack, at the moment of each call."""
 
     def members(self, directory: str, after: str | None) -> list[Member]:
         """Some of the entries of a directory, by name, after the one called `after`; empty: there
@@ -65,13 +65,13 @@ class Tree(Protocol):
         """None: it is gone."""
 
 
-def archive(tree: Tree, top: Member) -> Iterator[bytes]:
+def archive(source: ArchiveSource, top: Member) -> Iterator[bytes]:
     """The archive of directory `top`, about `content.PIECE` at a time.
 
-    Raises `content.Damaged`, and whatever the tree raises.
+    Raises `content.DamagedContent`, and whatever the source raises.
     """
     layout, pieces, length = Layout(), list[Buffer](), 0
-    for piece in _pieces(layout, tree, top):
+    for piece in _pieces(layout, source, top):
         pieces.append(piece)
         length += len(piece)
         if length >= PIECE:
@@ -80,13 +80,13 @@ def archive(tree: Tree, top: Member) -> Iterator[bytes]:
     yield b"".join(pieces)
 
 
-def _pieces(layout: Layout, tree: Tree, top: Member) -> Iterator[Buffer]:
-    for member, path in _walk(tree, top):
-        yield from _added(layout, tree, member, path)
+def _pieces(layout: Layout, source: ArchiveSource, top: Member) -> Iterator[Buffer]:
+    for member, path in _walk(source, top):
+        yield from _added(layout, source, member, path)
     yield from layout.end()
 
 
-def _walk(tree: Tree, top: Member) -> Iterator[tuple[Member, str]]:
+def _walk(source: ArchiveSource, top: Member) -> Iterator[tuple[Member, str]]:
     """Every directory and regular file below `top`, with its path; directories come first."""
     first = f"{packed(top.name, top.file)}/"
     yield top, first
@@ -95,7 +95,7 @@ def _walk(tree: Tree, top: Member) -> Iterator[tuple[Member, str]]:
     while waiting:
         directory, prefix = waiting.pop()
         after = None
-        while found := tree.members(directory, after):
+        while found := source.members(directory, after):
             after = found[-1].name
             for member in found:
                 path = prefix + packed(member.name, member.file)
@@ -110,13 +110,13 @@ def _walk(tree: Tree, top: Member) -> Iterator[tuple[Member, str]]:
                     yield member, path
 
 
-def _added(layout: Layout, tree: Tree, member: Member, path: str) -> Iterator[Buffer]:
+def _added(layout: Layout, source: ArchiveSource, member: Member, path: str) -> Iterator[Buffer]:
     """One member; nothing if it is gone."""
     if member.kind == "directory":
         attributes = (stat.S_IFDIR | 0o755) << 16 | _MS_DOS_DIRECTORY
         yield from layout.entry(Entry(path, 0, member.mtime_ns, attributes))
         return
-    content = tree.content(member.file)
+    content = source.content(member.file)
     if content is None:
         return
     document = content.document

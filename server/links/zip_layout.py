@@ -111,7 +111,7 @@ class Layout:
 
 
 def packed_size(size: int) -> int:
-    """How many bytes the content of a file of `size` bytes takes."""
+    """Bytes that the content of a file of `size` bytes takes in an archive."""
     return size + _BLOCK_HEAD.size * -(-size // _BLOCK)
 
 

@@ -1,4 +1,4 @@
-"""What an administrator does to a data directory, for the command line.
+"""An administrator's work on a data directory, for the command line.
 
 Knows: which module does what, and what each of its errors asks for. Must not know: words of the
 command line, how things look.
@@ -135,8 +135,8 @@ def unlock_account(data_dir: Path, name: str) -> None:
 
 
 def leaving(data_dir: Path, name: str) -> dict[str, Any]:
-    """What the removal of an account would end: {name, files, used_bytes, links, devices, shared,
-    received}."""
+    """Count what the removal of an account would end: {name, files, used_bytes, links, devices,
+    shared, received}."""
     with _asked(data_dir):
         return closing.leaving(data_dir, name)._asdict()
 

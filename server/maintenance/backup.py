@@ -37,7 +37,7 @@ from server.durable import sync_directory, write_private
 from server.maintenance import gc, lock
 from server.maintenance.backup_objects import Copier, objects_of, sha256_of
 from server.metadata.db import HEAD, Database
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.permissions import audit
 from server.storage.blobs import LocalBlobStore
 
@@ -52,8 +52,8 @@ class BadBackup(RuntimeError):
 
 
 class Manifest(msgspec.Struct):
-    """What `backup.json` says. Hashes are SHA-256 in hex; `lost` are objects (DRIVE/CHUNK) that
-    were missing or damaged in the server."""
+    """The content of `backup.json`. Hashes are SHA-256 in hex; `lost` are objects (DRIVE/CHUNK)
+    that were missing or damaged in the server."""
 
     format: int
     schema: str
@@ -66,7 +66,7 @@ class Manifest(msgspec.Struct):
 
 
 class Made(msgspec.Struct):
-    """What a backup did: `objects` and `bytes` are in it, of which `copied` are new."""
+    """The result of a backup: `objects` and `bytes` are in it, of which `copied` are new."""
 
     objects: int = 0
     bytes: int = 0
@@ -187,16 +187,16 @@ def _manifest(state: Path, made: Made, now_ns: int) -> Manifest:
 
 
 def _remove_others(dest: Path, state: Path) -> int:
-    """What only earlier or interrupted backups needed; returns how many objects."""
+    """Remove objects that only earlier or interrupted backups needed; returns how many."""
     for other in dest.glob("state-*"):
         if other != state:
             shutil.rmtree(other)
     store, removed = LocalBlobStore(dest / "blobs"), 0
     db = Database(state / DATABASE, frozen=True)
     try:
-        for page in pages(store.keys()):
+        for some in slices(store.keys()):
             with db.read() as conn:
-                removed += sum(store.delete(key) for key in gc.unknown(conn, page))
+                removed += sum(store.delete(key) for key in gc.unknown(conn, some))
     finally:
         db.close()
     return removed

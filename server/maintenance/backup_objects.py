@@ -43,7 +43,7 @@ class Object(NamedTuple):
 
 
 def objects_of(database: Path) -> Iterator[Object]:
-    """What the database of a backup speaks of."""
+    """The objects of which the database of a backup speaks."""
     db = Database(database, frozen=True)
     try:
         drive, id = "", b""

@@ -36,7 +36,8 @@ class NotEmpty(RuntimeError):
 
 
 class Restored(msgspec.Struct):
-    """What a restore did: the moment of the backup, and what fsck says of what was brought back."""
+    """The result of a restore: the moment of the backup, and what fsck says of what was brought
+    back."""
 
     at_ns: int
     objects: int

@@ -29,7 +29,7 @@ __all__ = ["Checked", "Finding", "Report", "run"]
 
 
 class Checked(msgspec.Struct):
-    """How much was looked at. `bytes` are those that were read back."""
+    """Numbers of things that were looked at. `bytes` are those that were read back."""
 
     accounts: int
     files: int

@@ -45,7 +45,7 @@ from server.maintenance import fsck_sums
 from server.maintenance.fsck_findings import Finding, Fix, Found, Names, execute
 from server.maintenance.fsck_tree import REPAIR
 from server.maintenance.gc_chunks import renewed
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import (
     accounts,
     chunks,
@@ -163,8 +163,8 @@ _GONE = (None, "pending", "deleting")
 def _fix_references(conn: Connection, version: Row[Any], ids: set[bytes]) -> bool:
     """Refer to exactly those of `ids` that the drive knows of; the others stay reported."""
     known = set[bytes]()
-    for page in pages(ids):
-        query = select(chunks.c.id).where(chunks.c.drive == version.drive, chunks.c.id.in_(page))
+    for some in slices(ids):
+        query = select(chunks.c.id).where(chunks.c.drive == version.drive, chunks.c.id.in_(some))
         known.update(conn.execute(query).scalars())
     conn.execute(delete(version_chunks).where(version_chunks.c.version == version.id))
     rows = [{"version": version.id, "drive": version.drive, "chunk": id} for id in known]
@@ -235,7 +235,7 @@ _held = (
 
 
 def check_states(conn: Connection, names: Names) -> Iterator[Found]:
-    """What a version refers to is neither about to be deleted nor being deleted."""
+    """Chunks that a version refers to are neither about to be deleted nor being deleted."""
     doomed = (chunks.c.state == "doomed") & or_(_held, chunks.c.doomed_ns.is_(None))
     deleting = (chunks.c.state == "deleting") & _held
     query = select(chunks.c.drive, chunks.c.id, chunks.c.state).where(or_(doomed, deleting))

@@ -1,4 +1,4 @@
-"""What fsck finds, and how it names what it found.
+"""The findings of fsck, and the words in which it names them.
 
 Knows: findings, paths and names of accounts for people. Must not know: what is checked.
 """

@@ -34,8 +34,8 @@ _RIGHT = {
 
 
 def check_sums(conn: Connection, names: Names) -> Iterator[Found]:
-    """What a drive uses, what is reserved in it, and what each uploader holds of it are the sums
-    over its chunks and sessions."""
+    """The sums of a drive, what it uses, what is reserved in it, and what each uploader holds of
+    it, are those over its chunks and sessions."""
     right = [query.label(f"right_{column}") for column, query in _RIGHT.items()]
     wrong = or_(*(drives.c[column] != query for column, query in _RIGHT.items()))
     for row in conn.execute(select(drives, *right).where(wrong)).mappings():

@@ -231,7 +231,7 @@ _down = _down.union(select(entries.c.file).where(entries.c.parent == _down.c.id)
 
 
 def check_reachable(conn: Connection, names: Names) -> Iterator[Found]:
-    """What has a name is below its drive's root: no cycles, no islands."""
+    """Everything with a name is below its drive's root: no cycles, no islands."""
     lost = select(files.c.id).where(files.c.links > 0, files.c.id.not_in(select(_down.c.id)))
     named = select(entries.c.file)
     for id in conn.execute(lost.where(files.c.id.in_(named))).scalars().all():

@@ -27,7 +27,7 @@ Why no version loses an object:
     lease revives too. `doomed` becomes `deleting` only in a write transaction that sees neither a
     version nor a lease: whoever commits first decides, and the other one sees it.
 
-The races that this settles, one by one:
+The races that this decides, one by one:
 
 - PUT against the deletion of `deleting`: before it, the PUT finds the object (412) and the object
   goes; after it, the PUT stores a new one, whose arrival finds `deleting` and marks nothing. If
@@ -55,7 +55,7 @@ from server.drive import retention
 from server.maintenance import account_removal
 from server.maintenance.gc_chunks import BATCH, DAY, Clock, Collected, Options, Walk
 from server.metadata.db import Database
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import chunks, uploads
 from server.permissions import audit
 from server.storage.blobs import BlobKey, BlobStore
@@ -182,11 +182,11 @@ def _sweep_orphans(
     db: Database, blobs: BlobStore, options: Options, found: Collected, clock: Clock
 ) -> Iterator[None]:
     """Objects that no row speaks of and that are older than anything that could still make one."""
-    for page in pages(blobs.keys()):
+    for some in slices(blobs.keys()):
         with db.read() as conn:
-            orphans = unknown(conn, page)
+            orphans = unknown(conn, some)
         yield
-        for batch in pages(orphans, BATCH):
+        for batch in slices(orphans, BATCH):
             if options.dry_run:
                 _sweep(blobs, batch, found, clock(), delete_them=False)
                 continue
@@ -215,7 +215,7 @@ def unknown(conn: Connection, keys: Sequence[BlobKey]) -> list[BlobKey]:
     known = {
         BlobKey(drive, id)
         for drive, ids in by_drive.items()
-        for page in pages(ids)
-        for id in conn.execute(_IDS.where(chunks.c.drive == drive, chunks.c.id.in_(page))).scalars()
+        for some in slices(ids)
+        for id in conn.execute(_IDS.where(chunks.c.drive == drive, chunks.c.id.in_(some))).scalars()
     }
     return [key for key in keys if key not in known]

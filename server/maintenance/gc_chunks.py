@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Row, bindparam, case, delete, exists, select,
 
 from remote.protocol.signing import LONGEST_SECONDS
 from server.metadata.db import Database
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import chunks, upload_chunks, uploads, version_chunks
 from server.storage.blobs import BlobKey, BlobStore
 from server.uploads import quota
@@ -54,7 +54,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Collected(msgspec.Struct):
-    """What a run did, or in a dry run would do; `*_bytes` are those of stored objects.
+    """The result of a run, or in a dry run what it would be; `*_bytes` are those of stored objects.
 
     `uploads` expired; `versions` and `files` are history and trash beyond what is kept; `changes`
     left the feed; `promised` chunks were never uploaded; `doomed` ones lost their last reference
@@ -85,7 +85,7 @@ class Collected(msgspec.Struct):
 
 
 class Verdict(enum.Enum):
-    """What is to be done with a chunk."""
+    """The next step for a chunk."""
 
     DROP = "nobody will upload it"
     DOOM = "nobody refers to it"
@@ -103,7 +103,7 @@ _COUNTED: Final = {
 
 
 def verdict(chunk: Any, now_ns: int, grace_ns: int) -> Verdict | None:
-    """What the state of `chunk` (a row of `_PAGE`) asks for; None: nothing."""
+    """The next step that the state of `chunk` (a row of `_PAGE`) asks for; None: there is none."""
     is_held = chunk.referenced or chunk.leased
     if chunk.state == "pending":
         is_old = chunk.created_ns <= now_ns - grace_ns
@@ -185,7 +185,7 @@ class Walk:
             if self.options.dry_run:
                 self._count(what, [row.stored_length for row in rows])
                 continue
-            for batch in pages((row.id for row in rows), BATCH):
+            for batch in slices((row.id for row in rows), BATCH):
                 yield from self._do(what, drive, batch)
 
     def _do(self, what: Verdict, drive: str, ids: Sequence[bytes]) -> Iterator[None]:

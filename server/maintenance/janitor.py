@@ -129,7 +129,7 @@ class Janitor:
 
 
 def options_of(tunables: Tunables) -> Options:
-    """What these settings say is kept."""
+    """The retention that these settings ask for."""
     return Options(keep_days=tunables.keep_days, keep_versions=tunables.keep_versions)
 
 
@@ -146,7 +146,7 @@ def remember(data_dir: Path, tunables: Tunables) -> None:
 
 
 def remembered(data_dir: Path) -> Options:
-    """What the last server on this data was told to keep; by default, what one would keep."""
+    """The retention that the last server on this data was told; else the usual one."""
     try:
         kept = msgspec.json.decode((data_dir / "kept.json").read_bytes(), type=_Kept)
     except FileNotFoundError:

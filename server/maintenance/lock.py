@@ -1,4 +1,4 @@
-"""Who may delete objects: the lock file DATA/gc.lock. Who may serve: DATA/lock.
+"""The locks of a data directory: DATA/gc.lock of those who delete objects, DATA/lock of the server.
 
 Knows: flock(2). Must not know: what its holders do.
 

@@ -111,7 +111,7 @@ _NULL = re.compile(r"NULL value in (\w+)\.(\w+)")
 
 
 def damage(conn: Connection) -> list[str]:
-    """What is wrong with the database below any table's meaning: pages, indexes, foreign keys."""
+    """Faults of the database below any table's meaning: pages, indexes, foreign keys."""
     lines = {row[0] for row in conn.exec_driver_sql("PRAGMA integrity_check(1000000000)")}
     broken = [line for line in sorted(lines - {"ok"}) if not _is_imagined(conn, line)]
     for table, rowid, parent, _ in conn.exec_driver_sql("PRAGMA foreign_key_check"):

@@ -32,7 +32,7 @@ PAGE_BYTES = 4 * 1024 * 1024
 T = TypeVar("T")
 
 
-def pages(items: Iterable[T], size: int = IN_LIMIT) -> Iterator[list[T]]:
+def slices(items: Iterable[T], size: int = IN_LIMIT) -> Iterator[list[T]]:
     """`items` in lists of at most `size`."""
     rest = iter(items)
     while page := list(islice(rest, size)):
@@ -42,8 +42,8 @@ def pages(items: Iterable[T], size: int = IN_LIMIT) -> Iterator[list[T]]:
 def attributes(conn: Connection, ids: Sequence[str]) -> dict[str, dict[str, bytes]]:
     """The extended attributes of each of `ids` that has any."""
     found: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
-    for page in pages(ids):
-        for row in conn.execute(_XATTRS, {"ids": page}):
+    for some in slices(ids):
+        for row in conn.execute(_XATTRS, {"ids": some}):
             found[row.file][row.name] = row.value
     return found
 
@@ -56,8 +56,8 @@ def lightest(conn: Connection, ids: Sequence[str]) -> list[str]:
 def attribute_sizes(conn: Connection, ids: Iterable[str]) -> dict[str, int]:
     """The bytes in the attributes of each of `ids` that has any."""
     sizes: dict[str, int] = {}
-    for page in pages(ids):
-        sizes.update(map(tuple, conn.execute(_XATTR_BYTES, {"ids": page})))
+    for some in slices(ids):
+        sizes.update(map(tuple, conn.execute(_XATTR_BYTES, {"ids": some})))
     return sizes
 
 
@@ -73,7 +73,7 @@ def fitting_of(sizes: dict[str, int]) -> list[str]:
 
 
 def fitting(conn: Connection, ids: Sequence[str]) -> int:
-    """How many of `ids`, from the front, have attributes that one answer has room for; at least
+    """The number of `ids`, from the front, with attributes that one answer has room for; at least
     one, if there are any."""
     sizes = attribute_sizes(conn, ids)
     size = taken = 0
@@ -109,5 +109,5 @@ def file_record(row: Any, attrs: dict[str, bytes]) -> FileRecord:
 def file_records(conn: Connection, ids: Sequence[str]) -> list[FileRecord]:
     """The records of `ids`, in that order; each must exist."""
     attrs = attributes(conn, ids)
-    rows = {row.id: row for page in pages(ids) for row in conn.execute(_FILES, {"ids": page})}
+    rows = {row.id: row for some in slices(ids) for row in conn.execute(_FILES, {"ids": some})}
     return [file_record(rows[file], attrs.get(file, {})) for file in ids]

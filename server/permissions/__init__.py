@@ -1,1 +1,1 @@
-"""Who is asking, what they may do, and the record of what they did."""
+"""The caller, their permissions, and the record of what they did."""

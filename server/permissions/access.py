@@ -1,4 +1,4 @@
-"""Who may do what: the one place that decides.
+"""Permissions: the one place that decides who may do what.
 
 Knows: owners and grants, and how grants reach down the tree. Must not know: endpoints, operations.
 
@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, select
 
 from remote.protocol.errors import Forbidden, NotFound, Refused
 from remote.protocol.messages import Role
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import drives, files, grants
 from server.permissions.caller import Caller
 from server.permissions.lineage import ABOVE, IS_ABOVE, Lineage
@@ -43,7 +43,7 @@ def find(conn: Connection, file: str) -> Row[Any] | None:
 
 def find_all(conn: Connection, ids: Iterable[str]) -> dict[str, Row[Any]]:
     """The same of many: those that are there, by their ids."""
-    rows = (conn.execute(_SEVERAL, {"ids": page}) for page in pages(ids))
+    rows = (conn.execute(_SEVERAL, {"ids": some}) for some in slices(ids))
     return {row.id: row for page in rows for row in page}
 
 
@@ -133,7 +133,7 @@ def require(
 def check(
     conn: Connection, caller: Caller, file: str, row: Any | None, need: Role, lineage: Lineage
 ) -> None:
-    """What `require` does, for who has the row of `file`, or knows that there is none (None)."""
+    """As `require`, for who has the row of `file`, or knows that there is none (None)."""
     _check(caller, file, None if row is None else role_of(conn, caller, row, lineage), need)
 
 

@@ -1,4 +1,5 @@
-"""Who sent a request. Knows nothing else: everything that decides or records takes one of these."""
+"""The sender of a request. Knows nothing else: everything that decides or records takes one of
+these."""
 
 from __future__ import annotations
 

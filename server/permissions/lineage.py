@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Row, Table, bindparam, or_, select, union
 
 from remote.protocol.messages import Role
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import devices, drives, entries, files, grants, links
 
 # Files of which it is remembered what is above them.
@@ -75,7 +75,7 @@ _ROOTS = union(
 
 
 class Place(NamedTuple):
-    """How far below its root a directory is, and the bytes of its path, a slash before each name.
+    """The depth of a directory below its root, and the bytes of its path, a slash before each name.
     The root itself is (0, 0)."""
 
     levels: int
@@ -89,9 +89,9 @@ class Place(NamedTuple):
 class Lineage:
     """See above. Ids of files and directories."""
 
-    def __init__(self, conn: Connection, settle: Callable[[], None] | None = None) -> None:
-        """`settle` has entries written that were changed and are not written yet."""
-        self._conn, self._settle = conn, settle
+    def __init__(self, conn: Connection, write_out: Callable[[], None] | None = None) -> None:
+        """`write_out` has entries written that were changed and are not written yet."""
+        self._conn, self._write_out = conn, write_out
         self._names: dict[str, set[tuple[str, str]]] = {}
         self._is_changed = False  # since the last operation
         self._roles: dict[tuple[str, str], dict[str, Role]] = {}
@@ -123,7 +123,7 @@ class Lineage:
         return Place(len(names), sum(1 + len(name.encode()) for name in names))
 
     def granted(self, account: str, drive: str) -> dict[str, Role]:
-        """What of `drive` is shared with `account`, each with its role."""
+        """The files of `drive` that are shared with `account`, each with its role."""
         if (account, drive) not in self._roles:
             rows = self._conn.execute(_GRANTED, {"account": account, "drive": drive})
             self._roles[account, drive] = {row.file: row.role for row in rows}
@@ -174,16 +174,16 @@ class Lineage:
     def _climb(self, file: str) -> None:
         if len(self._names) > MAX_KNOWN:
             self._names.clear()
-        if self._settle is not None:
-            self._settle()
+        if self._write_out is not None:
+            self._write_out()
         self._note([file], self._conn.execute(_NAMES, {"id": file}))
 
     def learn(self, ids: Sequence[str]) -> None:
         """Climb from all of these at once. Between operations, when everything is written."""
-        for page in pages(id for id in ids if id not in self._names):
+        for some in slices(id for id in ids if id not in self._names):
             if len(self._names) > MAX_KNOWN:
                 self._names.clear()
-            self._note(page, self._conn.execute(_NAMES_OF_MANY, {"ids": page}))
+            self._note(some, self._conn.execute(_NAMES_OF_MANY, {"ids": some}))
 
     def _note(self, files: Iterable[str], rows: Iterable[Row[Any]]) -> None:
         found: dict[str, set[tuple[str, str]]] = {file: set() for file in files}

@@ -32,7 +32,7 @@ INCOMING = "incoming"
 
 
 class BlobKey(NamedTuple):
-    """The stored object of chunk `chunk` (32 bytes) in drive `drive`."""
+    """The stored object of chunk `chunk` (32 bytes) in drive `drive`; of a bundle: its id."""
 
     drive: str
     chunk: bytes
@@ -40,7 +40,7 @@ class BlobKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """What a store knows about an object: its length and the SHA-256 of its bytes."""
+    """A store's knowledge of an object: its length and the SHA-256 of its bytes."""
 
     length: int
     sha256: bytes
@@ -48,7 +48,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a store tells of an object without reading it: its length, and when it came."""
+    """An object as a store tells of it without reading it: its length, and when it came."""
 
     length: int
     at_ns: int
@@ -148,10 +148,13 @@ class LocalBlobStore:
 
     def read(self, key: BlobKey, offset: int, length: int) -> bytes:
         try:
-            with self.path(key).open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), length, offset)
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise BlobMissing(key.chunk.hex()) from None
+        try:
+            return os.pread(fd, length, offset)
+        finally:
+            os.close(fd)
 
     def open(self, key: BlobKey) -> BlobReader:
         try:

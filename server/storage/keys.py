@@ -62,7 +62,7 @@ class Keys:
 
     @property
     def edges(self) -> dict[str, ec.EllipticCurvePublicKey]:
-        """What verifies GET URLs, by key id."""
+        """The keys that verify GET URLs, by key id."""
         past = {key_id(public): public for public, _ in self.past_edges}
         return past | {self.edge_id: self.edge.public_key()}
 
@@ -74,7 +74,7 @@ class Keys:
 
     @property
     def puts(self) -> tuple[tuple[bytes, int | None], ...]:
-        """What verifies PUT URLs and cookies, the one that signs first."""
+        """The keys that verify PUT URLs and cookies, the one that signs first."""
         return ((self.put, None), *self.past_puts)
 
 
@@ -212,7 +212,8 @@ def _secret(path: Path) -> bytes:
 
 
 def kept(path: Path, make: Callable[[], bytes]) -> bytes:
-    """What the private file `path` holds; what `make` gives, if there was none. Raises `BadKey`."""
+    """The content of the private file `path`; that of `make`, if there was none. Raises
+    `BadKey`."""
     try:
         return _read(path)
     except FileNotFoundError:
@@ -221,9 +222,9 @@ def kept(path: Path, make: Callable[[], bytes]) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    """What is there may have been put there by the user that the server runs as, and root's command
-    copies it for them: it follows no link of theirs, to no file that is not theirs. Raises
-    `BadKey`."""
+    """The content of a key file. It may have been put there by the user that the server runs as,
+    and root's command copies it for them: so no link of theirs is followed, to no file that is not
+    theirs. Raises `BadKey`."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:

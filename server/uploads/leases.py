@@ -42,7 +42,7 @@ from sqlalchemy import (
 from remote.protocol.content import BadContent, Descriptor, check_descriptor
 from remote.protocol.errors import BadUpload, Refused
 from remote.protocol.messages import ChunkTicket, PresignedPut
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import chunks, devices, upload_chunks, uploads, version_chunks, versions
 from server.permissions import access
 from server.permissions.caller import Caller
@@ -160,8 +160,8 @@ _PROMISE_OF = (
 )
 
 
-class Known(NamedTuple):
-    """What a drive knows of a chunk, as in `chunks`."""
+class ChunkState(NamedTuple):
+    """A chunk as a drive knows it, as in `chunks`."""
 
     state: str
     descriptor: bytes
@@ -172,13 +172,13 @@ class Known(NamedTuple):
 class Leasing:
     """Leases taken by one caller in one write transaction, many uploads at a time.
 
-    What `load` has read is not asked for again, and what is taken is written by `settle`. A refusal
-    leaves nothing behind here; of `budget` whoever called gives back what it counted.
+    What `load` has read is not asked for again, `write_out` writes what is taken. A refusal leaves
+    nothing behind here; of `budget` whoever called gives back what it counted.
     """
 
     def __init__(self, conn: Connection, caller: Caller, budget: Budget, sign: Sign) -> None:
         self._conn, self._caller, self._budget, self._sign = conn, caller, budget, sign
-        self._known: dict[tuple[str, bytes], Known | None] = {}
+        self._states: dict[tuple[str, bytes], ChunkState | None] = {}
         self._promised: list[dict[str, object]] = []
         self._shown: list[dict[str, object]] = []
         self._revived: list[dict[str, object]] = []
@@ -187,11 +187,11 @@ class Leasing:
 
     def load(self, drive: str, ids: Iterable[bytes]) -> None:
         """Read what the drive knows of these chunks."""
-        wanted = dict.fromkeys(id for id in ids if (drive, id) not in self._known)
-        self._known.update(dict.fromkeys((drive, id) for id in wanted))
+        wanted = dict.fromkeys(id for id in ids if (drive, id) not in self._states)
+        self._states.update(dict.fromkeys((drive, id) for id in wanted))
         for id, row in known_chunks(self._conn, drive, wanted).items():
-            known = Known(row.state, row.descriptor, row.stored_length, row.unshown)
-            self._known[drive, id] = known
+            known = ChunkState(row.state, row.descriptor, row.stored_length, row.unshown)
+            self._states[drive, id] = known
 
     def take(
         self, upload: Upload, descriptors: Sequence[Descriptor], now_ns: int, *, is_new: bool
@@ -203,7 +203,7 @@ class Leasing:
         """
         wanted, drive = _checked(descriptors), upload.drive
         self.load(drive, wanted)
-        known = {id: row for id in wanted if (row := self._known[drive, id]) is not None}
+        known = {id: row for id in wanted if (row := self._states[drive, id]) is not None}
         fresh = [descriptor for id, descriptor in wanted.items() if id not in known]
         owner = access.owns_drive(self._caller, drive)
         shown = None
@@ -230,7 +230,7 @@ class Leasing:
             for item in descriptors
         ]
 
-    def settle(self) -> None:
+    def write_out(self) -> None:
         """Write what was taken. The sessions' rows are there."""
         for statement, rows in (
             (insert(chunks), self._promised),
@@ -244,38 +244,38 @@ class Leasing:
                 rows.clear()
 
     def forget(self) -> None:
-        """Somebody else has changed chunks, after `settle` or an undone savepoint."""
-        self._known.clear()
+        """Somebody else has changed chunks, after `write_out` or an undone savepoint."""
+        self._states.clear()
 
     def _promise(self, drive: str, fresh: Sequence[Descriptor], now_ns: int) -> None:
         unshown = int(not access.owns_drive(self._caller, drive))
         for item in fresh:
             encoded = _encode(item)
-            known = Known("pending", encoded, item.stored_length, unshown)
-            self._known[drive, item.id] = known
+            known = ChunkState("pending", encoded, item.stored_length, unshown)
+            self._states[drive, item.id] = known
             row = {"drive": drive, "id": item.id, "length": item.length, "sha256": item.sha256}
             row |= {"created_ns": now_ns, "device": self._caller.device}
             self._promised.append(row | known._asdict())
 
-    def _show(self, drive: str, rows: dict[bytes, Known]) -> None:
+    def _show(self, drive: str, rows: dict[bytes, ChunkState]) -> None:
         """The drive's owner promises these pending chunks too, which only others had."""
         for id, row in rows.items():
-            self._known[drive, id] = row._replace(unshown=0)
+            self._states[drive, id] = row._replace(unshown=0)
             self._shown.append({"d": drive, "i": id})
         unshown = sum(row.stored_length for row in rows.values())
         self._budget.change(drive, Sums(unshown=-unshown, promised=len(rows)))
 
-    def _keep(self, drive: str, rows: dict[bytes, Known]) -> None:
+    def _keep(self, drive: str, rows: dict[bytes, ChunkState]) -> None:
         """Revive chunks that garbage collection was about to delete."""
         for id, row in rows.items():
-            self._known[drive, id] = row._replace(state="uploaded")
+            self._states[drive, id] = row._replace(state="uploaded")
             self._revived.append({"d": drive, "i": id})
 
     def _record(
         self,
         upload: Upload,
         wanted: dict[bytes, Descriptor],
-        known: dict[bytes, Known],
+        known: dict[bytes, ChunkState],
         shown: set[bytes] | None,
         *,
         is_new: bool,
@@ -311,15 +311,16 @@ def possessed(
     # What the account's other devices may know of, a token for a single folder may not.
     here |= {"device": caller.device, "any_device": caller.folder is None}
     found: set[bytes] = set()
-    for page in pages(ids):
-        found.update(conn.execute(_SHOWN, here | {"ids": page}).scalars())
+    for some in slices(ids):
+        found.update(conn.execute(_SHOWN, here | {"ids": some}).scalars())
     return found
 
 
 def promise_of(
     conn: Connection, version: str, drive: str, chunk: bytes, now_ns: int
 ) -> Descriptor | None:
-    """How the upload of `version` said it would store a chunk; None: it leases no such chunk."""
+    """The form in which the upload of `version` said it would store a chunk; None: it leases no
+    such chunk."""
     here = {"version": version, "drive": drive, "chunk": chunk, "now": now_ns}
     found = conn.execute(_PROMISE_OF, here).scalar()
     return None if found is None else _decode(found)
@@ -329,8 +330,8 @@ def end(conn: Connection, ended: Iterable[str]) -> None:
     """End the upload sessions of these versions: their leases, and the promises that nobody else
     leases. What was stored is left to garbage collection; what is still coming finds no row
     (`arrivals`)."""
-    for page in pages(ended):
-        _end(conn, page)
+    for some in slices(ended):
+        _end(conn, some)
 
 
 def _end(conn: Connection, ended: Sequence[str]) -> None:
@@ -347,8 +348,8 @@ def _end(conn: Connection, ended: Sequence[str]) -> None:
     conn.execute(delete(versions).where(uploading))
     conn.execute(delete(uploads).where(uploads.c.version.in_(ended)))
     for drive, ids in promised.items():
-        for page in pages(ids):
-            _forget_promises(conn, drive, page)
+        for some in slices(ids):
+            _forget_promises(conn, drive, some)
 
 
 def _forget_promises(conn: Connection, drive: str, ids: Sequence[bytes]) -> None:
@@ -363,8 +364,8 @@ def let_go(conn: Connection, version: str, limit: int) -> int:
     """Let go of up to `limit` leases of an upload session; how many there were."""
     mine = upload_chunks.c.version == version
     some = conn.execute(select(upload_chunks.c.chunk).where(mine).limit(limit)).scalars().all()
-    for page in pages(some):
-        those = mine & upload_chunks.c.chunk.in_(page)
+    for part in slices(some):
+        those = mine & upload_chunks.c.chunk.in_(part)
         for row in conn.execute(ASKED.where(those)).all():
             quota.release(conn, row.drive, row.holder, asked=Amount(row.chunks, row.bytes))
         conn.execute(delete(upload_chunks).where(those))
@@ -400,8 +401,8 @@ _PROVE = (
 def known_chunks(conn: Connection, drive: str, wanted: Iterable[bytes]) -> dict[bytes, Row[Any]]:
     """Those of `wanted` that the drive knows of: state, descriptor, and who vouches for it."""
     found: dict[bytes, Row[Any]] = {}
-    for page in pages(wanted):
-        found |= {row.id: row for row in conn.execute(_KNOWN, {"drive": drive, "ids": page})}
+    for some in slices(wanted):
+        found |= {row.id: row for row in conn.execute(_KNOWN, {"drive": drive, "ids": some})}
     return found
 
 
@@ -422,8 +423,8 @@ def _checked(descriptors: Iterable[Descriptor]) -> dict[bytes, Descriptor]:
 def _unproven(conn: Connection, upload: Upload, ids: Iterable[bytes]) -> set[bytes]:
     """Those of `ids` that the upload leases and that were not shown."""
     found: set[bytes] = set()
-    for page in pages(ids):
-        mine = (upload_chunks.c.version == upload.version) & upload_chunks.c.chunk.in_(page)
+    for some in slices(ids):
+        mine = (upload_chunks.c.version == upload.version) & upload_chunks.c.chunk.in_(some)
         query = select(upload_chunks.c.chunk).where(mine, upload_chunks.c.proven == 0)
         found.update(conn.execute(query).scalars())
     return found

@@ -1,4 +1,4 @@
-"""How much may still be promised in a drive.
+"""Promises in a drive, and the bounds on what may still be promised.
 
 Knows: an account's quota, what its drive uses and has promised, who has how much under way, and the
 bounds on promises. Must not know: which chunks, uploads beyond their number, what the room is for.
@@ -42,7 +42,7 @@ RETRY_SECONDS = 30.0
 
 
 class Limits(NamedTuple):
-    """How much may be promised at one time: `bytes` in a drive, and `promises` to one uploader in a
+    """Bounds on promises at one time: `bytes` in a drive, and `promises` to one uploader in a
     drive, which are sessions and chunks."""
 
     bytes: int
@@ -76,7 +76,7 @@ class Sums:
 
     @classmethod
     def of_pending(cls, rows: Iterable[Any]) -> Sums:
-        """What pending chunks, each with its `stored_length` and `unshown`, make up."""
+        """The sums of pending chunks, each with its `stored_length` and `unshown`."""
         found = cls()
         for row in rows:
             length, hidden = row.stored_length, bool(row.unshown)
@@ -99,7 +99,7 @@ class Sums:
 
 
 @dataclass
-class Room:
+class DriveUsage:
     """A drive's numbers as its owner may see them (`asked` 0), or as others may: `promised` without
     what only such callers have promised, and `asked` with all that they ask for. `chunks` are those
     of `promised` for the owner, of `asked` for others; `held` are the caller's own promises."""
@@ -113,19 +113,19 @@ class Room:
 
 
 def refusal(
-    room: Room, more: Amount, limits: Limits, *, owner: bool
+    usage: DriveUsage, more: Amount, limits: Limits, *, owner: bool
 ) -> QuotaExceeded | RateLimited | None:
     """Why `more` may not be promised; None: it may."""
     if not more.chunks:
         return None
-    promised = room.promised if owner else room.asked
-    weight = max(promised + more.bytes, (room.chunks + more.chunks) * LEAST)
+    promised = usage.promised if owner else usage.asked
+    weight = max(promised + more.bytes, (usage.chunks + more.chunks) * LEAST)
     most = limits.bytes if owner else limits.bytes // OTHERS_SHARE
-    if weight > most or room.held + more.chunks > limits.promises:
+    if weight > most or usage.held + more.chunks > limits.promises:
         return _too_much()
-    taken = room.used + room.promised + room.asked
-    if room.quota is not None and taken + more.bytes > room.quota:
-        return QuotaExceeded(message=_full(room, more.bytes) if owner else _FULL)
+    taken = usage.used + usage.promised + usage.asked
+    if usage.quota is not None and taken + more.bytes > usage.quota:
+        return QuotaExceeded(message=_full(usage, more.bytes) if owner else _FULL)
     return None
 
 
@@ -137,10 +137,10 @@ def _too_much() -> RateLimited:
 _FULL = "the drive of the owner has no room for this; ask them to make some"
 
 
-def _full(room: Room, more: int) -> str:
+def _full(usage: DriveUsage, more: int) -> str:
     return (
-        f"the drive is full: {more} bytes more than the {room.used} used and {room.promised}"
-        f" promised to uploads are over the quota of {room.quota}; delete something and empty the"
+        f"the drive is full: {more} bytes more than the {usage.used} used and {usage.promised}"
+        f" promised to uploads are over the quota of {usage.quota}; delete something and empty the"
         " trash, or ask for a larger quota"
     )
 
@@ -168,7 +168,7 @@ _HELD = select(uploaders.c.sessions, uploaders.c.asked_chunks).where(_mine)
 
 
 class _Held(NamedTuple):
-    """What one uploader has more of."""
+    """Sessions and bytes that one uploader has more of."""
 
     sessions: int = 0
     asked: Amount = NONE
@@ -182,28 +182,28 @@ _Mark = tuple[dict[str, Sums], dict[tuple[str, str], _Held]]
 
 
 class Budget:
-    """What may still be promised in each drive, in one write transaction of one caller.
+    """Promises that may still be made in each drive, in one write transaction of one caller.
 
-    What is taken is counted here, and is in the sums when it is written (`settle`): the rooms are
-    read once, and many uploads are one addition. Whoever changes the sums otherwise settles first,
-    and has the rooms read again (`forget`).
+    What is taken is counted here, and is in the sums after `write_out`: the numbers are read once,
+    and many uploads are one addition. Whoever changes the sums otherwise writes first,
+    and has the numbers read again (`forget`).
     """
 
     def __init__(self, conn: Connection, caller: Caller, limits: Limits) -> None:
         self._conn, self._caller, self._limits = conn, caller, limits
-        self._rooms: dict[tuple[str, str], Room] = {}
+        self._usages: dict[tuple[str, str], DriveUsage] = {}
         self._added: dict[str, Sums] = {}
         self._held: dict[tuple[str, str], _Held] = {}
 
     def mark(self) -> _Mark:
-        """What is counted by now, to be given back by `undo`."""
+        """The state of the count by now, to be given back to `undo`."""
         return dict(self._added), dict(self._held)
 
     def undo(self, mark: _Mark) -> None:
         """As if nothing had been counted since."""
         self._added, self._held = mark
 
-    def settle(self) -> None:
+    def write_out(self) -> None:
         """Write down what was counted."""
         for drive, sums in self._added.items():
             change(self._conn, drive, sums)
@@ -212,17 +212,17 @@ class Budget:
         self.forget()
 
     def forget(self) -> None:
-        """The sums were changed by somebody else, after `settle` or an undone savepoint."""
-        self._rooms, self._added, self._held = {}, {}, {}
+        """The sums were changed by somebody else, after `write_out` or an undone savepoint."""
+        self._usages, self._added, self._held = {}, {}, {}
 
     def begin(self, drive: str, holder: str) -> None:
         """Count one more session of `holder`. Raises `Refused` with RateLimited."""
-        if self._room(drive, holder).held >= self._limits.promises:
+        if self._usage(drive, holder).held >= self._limits.promises:
             raise Refused(_too_much())
         self._hold(drive, holder, _Held(1))
 
     def answered(self, drive: str, holder: str, asked: Amount) -> None:
-        """What was asked for is shown by now."""
+        """Take `asked` off the count: the caller has shown these by now."""
         self._hold(drive, holder, _Held(0, Amount(-asked.chunks, -asked.bytes)))
 
     def change(self, drive: str, by: Sums) -> None:
@@ -238,7 +238,7 @@ class Budget:
         owner = access.owns_drive(self._caller, drive)
         more = fresh if owner else asked
         if more.chunks:
-            problem = refusal(self._room(drive, holder), more, self._limits, owner=owner)
+            problem = refusal(self._usage(drive, holder), more, self._limits, owner=owner)
             if problem is not None:
                 raise Refused(problem)
         if owner:
@@ -250,34 +250,34 @@ class Budget:
     def _hold(self, drive: str, holder: str, more: _Held) -> None:
         self._held[drive, holder] = self._held.get((drive, holder), _Held()).plus(more)
 
-    def _room(self, drive: str, holder: str) -> Room:
+    def _usage(self, drive: str, holder: str) -> DriveUsage:
         """By now, with what is not written yet."""
-        if (drive, holder) not in self._rooms:
-            self._rooms[drive, holder] = self._read(drive, holder)
-        room, added = self._rooms[drive, holder], self._added.get(drive, Sums())
+        if (drive, holder) not in self._usages:
+            self._usages[drive, holder] = self._read(drive, holder)
+        usage, added = self._usages[drive, holder], self._added.get(drive, Sums())
         mine = self._held.get((drive, holder), _Held())
-        held = room.held + mine.sessions + mine.asked.chunks
-        used, promised = room.used + added.used, room.promised + added.reserved - added.unshown
+        held = usage.held + mine.sessions + mine.asked.chunks
+        used, promised = usage.used + added.used, usage.promised + added.reserved - added.unshown
         if access.owns_drive(self._caller, drive):
-            chunks, more = room.chunks + added.promised, added.promised
+            chunks, more = usage.chunks + added.promised, added.promised
             promised += added.unshown
-            return Room(room.quota, used, promised, chunks=chunks, held=held + more)
+            return DriveUsage(usage.quota, used, promised, chunks=chunks, held=held + more)
         others = [more.asked for (there, _), more in self._held.items() if there == drive]
-        asked = room.asked + sum(item.bytes for item in others)
-        chunks = room.chunks + sum(item.chunks for item in others)
-        return Room(room.quota, used, promised, asked, chunks, held)
+        asked = usage.asked + sum(item.bytes for item in others)
+        chunks = usage.chunks + sum(item.chunks for item in others)
+        return DriveUsage(usage.quota, used, promised, asked, chunks, held)
 
-    def _read(self, drive: str, holder: str) -> Room:
+    def _read(self, drive: str, holder: str) -> DriveUsage:
         row = self._conn.execute(_NUMBERS, {"drive": drive}).one()
         numbers = (row.quota_bytes, row.used_bytes)
         mine = self._conn.execute(_HELD, {"drive": drive, "holder": holder}).first()
         held: int = 0 if mine is None else mine.sessions + mine.asked_chunks
         if access.owns_drive(self._caller, drive):
             chunks: int = row.promised_chunks
-            return Room(*numbers, row.reserved_bytes, chunks=chunks, held=held + chunks)
+            return DriveUsage(*numbers, row.reserved_bytes, chunks=chunks, held=held + chunks)
         asked = self._conn.execute(_ASKED, {"drive": drive}).one()
         promised = row.reserved_bytes - row.unshown_bytes
-        return Room(*numbers, promised, asked.bytes, asked.chunks, held)
+        return DriveUsage(*numbers, promised, asked.bytes, asked.chunks, held)
 
 
 # --- keeping the sums ---------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from remote.protocol.errors import (
     UploadUnknown,
 )
 from remote.protocol.messages import MAX_BATCH, StartUpload, UploadState
-from server.metadata.records import pages
+from server.metadata.records import slices
 from server.metadata.schema import devices, files, grants, uploads, versions
 from server.permissions import access
 from server.permissions.caller import Caller
@@ -42,7 +42,7 @@ AHEAD = 50
 
 
 class Terms(NamedTuple):
-    """How uploads are leased in one write transaction: for how long, within what, by which URLs."""
+    """The terms of leases in one write transaction: for how long, within what, by which URLs."""
 
     lease_ns: int
     budget: Budget
@@ -115,10 +115,10 @@ def start_many(
     order. All other writers wait while descriptors are taken in."""
     begun: list[UploadState | AnyProblem] = []
     starting = Starting(conn, caller, terms, now_ns)
-    for page in pages(_fitting(wanted), AHEAD):
+    for some in slices(_fitting(wanted), AHEAD):
         if begun and is_over():
             break
-        begun += starting.start(page, is_over)
+        begun += starting.start(some, is_over)
         if len(begun) % AHEAD:
             break
     return begun + [_LATER] * (len(wanted) - len(begun))
@@ -141,8 +141,8 @@ _LATER = Unavailable(message=f"at most {MAX_BATCH} descriptors at a time; send t
 class Starting:
     """Sessions begun and found again, many at a time, in one write transaction of one caller.
 
-    What they need is read for all of them, and what they make is written for all (`_settle`). Each
-    is judged by itself, in order; a refusal undoes only what that one did.
+    What they need is read for all of them, and `_write_out` writes what they make for all. Each is
+    judged by itself, in order; a refusal undoes only what that one did.
     """
 
     def __init__(self, conn: Connection, caller: Caller, terms: Terms, now_ns: int) -> None:
@@ -167,7 +167,7 @@ class Starting:
             if found and is_over():
                 break
             found.append(self._one(item))
-        self._settle()
+        self._write_out()
         return found
 
     # --- reading ---
@@ -188,10 +188,10 @@ class Starting:
             self._leasing.load(drive, chunks)
 
     def _read_versions(self, versions: Sequence[str]) -> None:
-        for page in pages(dict.fromkeys(versions)):
-            for id, file in self._conn.execute(_COMMITTED, {"versions": page}):
+        for some in slices(dict.fromkeys(versions)):
+            for id, file in self._conn.execute(_COMMITTED, {"versions": some}):
                 self._committed[id].append(file)
-            for row in self._conn.execute(_SESSIONS, {"versions": page}):
+            for row in self._conn.execute(_SESSIONS, {"versions": some}):
                 self._sessions[row.version] = _Session._make(row)
 
     # --- one of them ---
@@ -210,7 +210,7 @@ class Starting:
 
     def _alone(self, wanted: StartUpload) -> UploadState | AnyProblem:
         """One whose session is over, or was made or found earlier in this batch."""
-        self._settle()
+        self._write_out()
         self._read_again(wanted.version)
         self._conn.exec_driver_sql("SAVEPOINT upload")
         try:
@@ -220,7 +220,7 @@ class Starting:
             self._conn.exec_driver_sql("RELEASE SAVEPOINT upload")
             self._read_again(wanted.version)
             return _problem(error)
-        self._settle()
+        self._write_out()
         self._conn.exec_driver_sql("RELEASE SAVEPOINT upload")
         return found
 
@@ -295,14 +295,14 @@ class Starting:
 
     # --- writing ---
 
-    def _settle(self) -> None:
+    def _write_out(self) -> None:
         if self._begun:
             self._insert()
         if self._used:
             self._conn.execute(_USED, self._used)
             self._used.clear()
-        self._leasing.settle()
-        self._terms.budget.settle()
+        self._leasing.write_out()
+        self._terms.budget.write_out()
 
     def _insert(self) -> None:
         both = ("file", "drive", "device", "created_ns")
@@ -338,8 +338,8 @@ def extend(
     leasing = Leasing(conn, caller, terms.budget, terms.sign)
     found = leasing.take(upload, descriptors, now_ns, is_new=False)
     conn.execute(_USED, {"v": version, "until": expires_ns})
-    leasing.settle()
-    terms.budget.settle()
+    leasing.write_out()
+    terms.budget.write_out()
     return UploadState(version=version, status="uploading", expires_ns=expires_ns, chunks=found)
 
 
@@ -425,8 +425,8 @@ def _move(conn: Connection, version: str, file: str) -> None:
 
 
 def _upload_of(row: _Session, file: str, terms: Terms, now_ns: int) -> tuple[Upload, int]:
-    """What leases hang on, of the session `row`, which is of `file` by now; and how long it lives
-    when it is used now."""
+    """The upload on which leases hang, of the session `row`, which is of `file` by now; and how
+    long it lives when it is used now."""
     holder, expires_ns = row.account, now_ns + terms.lease_ns
     if row.folder is not None:
         holder = row.device

@@ -59,7 +59,7 @@ async def build(directory: Path, *, is_moved: bool) -> Damageable:
     for number in range(KNOWN):
         await _save(device, made.clean, f"known/{number % 5}/file {number}", number, 300 + number)
     await device.sync()
-    await device.contents.settle_all()
+    await device.contents.sync_all()
     for number in range(FRESH):
         size = 9000 * (1 + number % 4)
         await _save(device, made.dirty, f"fresh/{number % 3}/new {number}", number + 1000, size)

@@ -200,12 +200,10 @@ class State(Local):
     def list_directory(self, ino: int, children: list[tuple[str, FileRecord]], as_of: int) -> None:
         directory = self.record(id=self.tree.node(ino).file, kind="directory", rev=as_of)
         parent = directory.id
-        self.merge.list_directory(
-            ino,
-            directory,
-            [Child(self.entry(name, one.id, one.rev, parent), one) for name, one in children],
-            as_of,
-        )
+        told = [Child(self.entry(name, one.id, one.rev, parent), one) for name, one in children]
+        meanwhile = self.listing_merge.begin_listing(ino)
+        self.listing_merge.list_some(ino, told, as_of)
+        self.listing_merge.end_listing(ino, directory, told, as_of, meanwhile)
 
     def acknowledge(
         self, op: Op, seq: int, files: list[FileRecord], entries: list[EntryRecord]

@@ -170,7 +170,7 @@ class Life:
 
     async def keep(self) -> None:
         """As `mount.session.session` does beside the calls."""
-        await self.device.contents.keep_settled()
+        await self.device.contents.sync_in_background()
 
     async def ask(self) -> None:
         """As `mount.fuse.writeback` has the kernel do it."""
@@ -377,7 +377,7 @@ class Program:
     async def _fsync(self, ino: int) -> None:
         now = self._dice.random() < 0.5
         self._device.replayer.snapshots.at_rest(ino, now=now)
-        await self._device.contents.settle(ino)
+        await self._device.contents.sync_bytes(ino)
 
     async def read(self) -> None:
         node = await self._node()
@@ -397,7 +397,7 @@ class Program:
             await device.ensure_listed(over.ino)
             node = device.tree.child(*here)
             if node is not None and node.is_regular:
-                await device.contents.settle(node.ino)
+                await device.contents.sync_bytes(node.ino)
         device.edits.rename(*here, *there)
         device.collector.collect()
 

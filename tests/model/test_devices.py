@@ -79,7 +79,7 @@ class Devices(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if self.people:
-                self.settle_down()
+                self.synchronize()
         finally:
             self.close()
 
@@ -328,7 +328,7 @@ class Devices(RuleBasedStateMachine):
         assert not surprises, surprises
         self.reference.agree(view)
 
-    def settle_down(self) -> None:
+    def synchronize(self) -> None:
         self.agree()
         fresh = Device(self.server, self.directory / "new", "new", self.server.token("new"))
         self.people.append(Person(fresh))

@@ -177,7 +177,7 @@ class SharingDevices(Devices):
         else:
             self.check_bytes(person.device, ino, data)
 
-    def settle_down(self) -> None:
+    def synchronize(self) -> None:
         for person in self.people:
             person.device.network.up = True
         for _round in range(3):
@@ -255,6 +255,6 @@ def test_a_walk_of_two_accounts_ends_in_agreement_and_nothing_is_lost(number: in
         for step in dice.choices(list(weights), list(weights.values()), k=STEPS):
             getattr(devices, step)(**more_arguments(step, dice))
             devices.the_tree_is_a_tree()
-        devices.settle_down()
+        devices.synchronize()
     finally:
         devices.close()

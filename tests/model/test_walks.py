@@ -75,7 +75,7 @@ def walk(devices: Devices, dice: random.Random, *, apart: bool) -> None:
                 more = arguments(step, dice, TERRITORIES[who] if at_home else PATHS)
                 getattr(devices, step)(who=who, **more)
         devices.the_tree_is_a_tree()
-    devices.settle_down()
+    devices.synchronize()
 
 
 @pytest.mark.parametrize("number", range(FIRST, FIRST + WALKS))

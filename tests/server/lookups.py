@@ -42,7 +42,7 @@ def set_quota(server: Running, client: Client, quota: int | None) -> None:
         conn.execute(update(schema.accounts).where(here).values(quota_bytes=quota))
 
 
-def settled(server: Running) -> None:
+def until_verified(server: Running) -> None:
     """Wait until everything that arrived is noted and verified."""
     reception = server.app.service.reception
     reception._hurry.set()

@@ -82,7 +82,7 @@ class Pair:
     a: Device
     b: Device
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """What either wrote is on the server."""
         self.a.flush()
         self.b.flush()

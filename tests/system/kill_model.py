@@ -119,9 +119,9 @@ def apply(world: World, op: Op) -> None:
         case "ftruncate":
             _truncate(world.held(op.handle), op.stop)
         case "fsync":
-            _settle_written(world.held(op.handle))
+            _keep_written(world.held(op.handle))
         case "close":
-            _settle_written(world.held(op.handle))
+            _keep_written(world.held(op.handle))
             del world.handles[op.handle]
         case "chmod":
             world.at(op.path).mode = op.stop
@@ -163,7 +163,7 @@ def _truncate(node: Node, size: int) -> None:
     node.pending = cut(node.pending, 0, size)
 
 
-def _settle_written(node: Node) -> None:
+def _keep_written(node: Node) -> None:
     node.size = node.reach
     for piece in node.pending:
         put(node.pieces, piece)
@@ -259,7 +259,7 @@ def _node_broken(world: World, path: str, seen: Seen) -> list[str]:
 
 
 def content_broken(world: World, path: str, data: bytes) -> list[str]:
-    """Each promise about the bytes of a file that `data` breaks; settles what was pending: from now
+    """Each promise about the bytes of a file that `data` breaks; decides what was pending: from now
     on the file is what was seen."""
     node, writer = world.at(path), world.writer
     if not node.size <= len(data) <= node.reach:

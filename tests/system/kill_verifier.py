@@ -114,7 +114,7 @@ def _xattr(path: Path, name: str) -> str:
     return os.getxattr(path, name).decode(errors="replace")
 
 
-def settle(told: Told, seen: dict[str, Seen], read: Callable[[str], bytes]) -> World:
+def resolve(told: Told, seen: dict[str, Seen], read: Callable[[str], bytes]) -> World:
     """The world that is seen, if it is one of those that were promised: with the operation that was
     in progress, or without it. Raises `Broken`, and what `read` raises."""
     worlds = [told.world]

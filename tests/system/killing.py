@@ -28,7 +28,7 @@ from tests.system.harness import Device, Site, Trouble, wait_until
 from tests.system.kill_model import Node, World, content_broken, names_broken
 from tests.system.kill_plan import Plan, plan_of
 from tests.system.kill_sent import Store
-from tests.system.kill_verifier import COMMON, Broken, look, read_ledger, settle, unexpected
+from tests.system.kill_verifier import COMMON, Broken, look, read_ledger, resolve, unexpected
 from tests.system.kill_victims import ENDING_SECONDS, Victims, pause
 
 WRITERS = 3
@@ -102,7 +102,7 @@ class Killer:
             raise Broken("\n".join(failed))
         seen = look(self.device.at, WRITERS)
         pairs = zip(told, seen, strict=True)
-        self.worlds = [settle(one, names, self._read) for one, names in pairs]
+        self.worlds = [resolve(one, names, self._read) for one, names in pairs]
 
     def _read(self, path: str) -> bytes:
         """Bytes may be only on the server by now, if it has acknowledged them."""

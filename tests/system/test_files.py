@@ -257,7 +257,7 @@ def test_two_devices_write_the_same_file_and_the_last_one_stands(pair: Pair) -> 
     pair.b.sees("both/file", b"start")
     (a / "file").write_text("from a")
     (b / "file").write_text("from b!")
-    pair.settle()
+    pair.flush()
     wait_until(lambda: (a / "file").read_bytes() == (b / "file").read_bytes(), "both devices agree")
     _, found = versions(pair, a, "file")
     assert {info.size for info in found} >= {5, 6, 7}
@@ -267,7 +267,7 @@ def test_two_devices_make_the_same_name_and_both_files_are_kept(pair: Pair) -> N
     a, b = tree_of(pair, "clash")
     (a / "file").write_text("from a")
     (b / "file").write_text("from b!")
-    pair.settle()
+    pair.flush()
     wait_until(lambda: sorted(os.listdir(a)) == sorted(os.listdir(b)), "both devices agree")
     contents = sorted((a / name).read_text() for name in os.listdir(a))
     assert contents == ["from a", "from b!"]

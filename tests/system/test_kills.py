@@ -27,7 +27,7 @@ from tests.system.faultproxy import Fault, FaultProxy
 from tests.system.harness import COMMAND_SECONDS, Device, Site, noise, wait_until
 from tests.system.kill_model import Node, Op, Seen, World, apply, content, crash
 from tests.system.kill_sent import IN_FLIGHT, Store
-from tests.system.kill_verifier import Broken, Told, settle
+from tests.system.kill_verifier import Broken, Told, resolve
 from tests.system.killing import ROOT, Killer
 
 ROUNDS = int(os.environ.get("NEARLINE_KILL_ROUNDS", "4"))
@@ -226,15 +226,15 @@ def shown(world: World) -> dict[str, Seen]:
 def test_what_was_promised_is_accepted_with_and_without_what_was_not() -> None:
     world = a_world()
     data = bytes_of(world)
-    settled = settle(Told(copy.deepcopy(world)), shown(world), data.__getitem__)
-    assert settled.at("w1/written").size == 20_000
+    resolved = resolve(Told(copy.deepcopy(world)), shown(world), data.__getitem__)
+    assert resolved.at("w1/written").size == 20_000
     seen = shown(world)
     seen["w1/written"] = seen["w1/written"]._replace(size=10_000)
     # The page from 8192 on was handed over, the one before it was not.
     kept = content(1, [(0, 10_000, 7)], 0, 8192) + data["w1/written"][8192:10_000]
-    settled = settle(Told(copy.deepcopy(world)), seen, {**data, "w1/written": kept}.__getitem__)
+    resolved = resolve(Told(copy.deepcopy(world)), seen, {**data, "w1/written": kept}.__getitem__)
     crash(world)
-    assert content(1, settled.at("w1/written").pieces, 0, 10_000) == kept
+    assert content(1, resolved.at("w1/written").pieces, 0, 10_000) == kept
 
 
 @pytest.mark.parametrize(
@@ -244,12 +244,12 @@ def test_what_was_in_progress_is_done_or_not(op: Op) -> None:
     before, after = a_world(), a_world()
     apply(after, op)
     for world in (before, after):
-        settled = settle(Told(a_world(), op), shown(world), bytes_of(world).__getitem__)
-        assert settled.names == world.names
+        resolved = resolve(Told(a_world(), op), shown(world), bytes_of(world).__getitem__)
+        assert resolved.names == world.names
     half = shown(before)
     del half["w1/written"], half["w1/closed"]
     with pytest.raises(Broken, match="is gone"):
-        settle(Told(a_world(), op), half, bytes_of(before).__getitem__)
+        resolve(Told(a_world(), op), half, bytes_of(before).__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_what_is_wrong_with_a_name_is_noticed(
     if wrong is not None:
         seen[path] = was._replace(**wrong)  # type: ignore[arg-type]  # of fields
     with pytest.raises(Broken, match=why):
-        settle(Told(world), seen, bytes_of(world).__getitem__)
+        resolve(Told(world), seen, bytes_of(world).__getitem__)
 
 
 def test_a_name_that_should_be_gone_is_noticed() -> None:
@@ -284,7 +284,7 @@ def test_a_name_that_should_be_gone_is_noticed() -> None:
     apply(world, Op(10, "unlink", "w1/second"))
     seen["w1/closed"] = seen["w1/closed"]._replace(links=1)
     with pytest.raises(Broken, match="should not be"):
-        settle(Told(world), seen, bytes_of(world).__getitem__)
+        resolve(Told(world), seen, bytes_of(world).__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -296,4 +296,4 @@ def test_one_wrong_byte_is_noticed(path: str, at: int) -> None:
     wrong = bytearray(data[path])
     wrong[at] ^= 1
     with pytest.raises(Broken, match=f"{path}: bytes"):
-        settle(Told(world), shown(world), {**data, path: bytes(wrong)}.__getitem__)
+        resolve(Told(world), shown(world), {**data, path: bytes(wrong)}.__getitem__)

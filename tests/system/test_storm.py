@@ -61,7 +61,7 @@ def test_a_storm_ends_and_leaves_both_devices_with_the_same(pair: Pair) -> None:
     counts = [word.split("=") for word in said.split()]
     done = sum(int(number) for name, number in counts if name in ALLOWED)
     assert done == 2 * PROCESSES * THREADS * OPERATIONS
-    pair.settle()
+    pair.flush()
     wait_until(lambda: tree(pair.a.at) == tree(pair.b.at), "both have the same")
     for device in (pair.a, pair.b):
         assert [line for line in device.log.splitlines() if '"level": "error"' in line] == []

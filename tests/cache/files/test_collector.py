@@ -28,7 +28,7 @@ async def test_an_open_handle_reads_what_was_deleted(state: State) -> None:
     state.collector.unused(node.ino)
     assert state.tree.find(node.ino) is None
     assert state.contents.dirty_bytes == 0
-    await state.contents.settle_all()
+    await state.contents.sync_all()
     assert state.spool_files() == []
 
 

@@ -27,9 +27,7 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(0, SIZE), st.integers(1, 20)),
         st.tuples(st.just("truncate"), st.integers(0, SIZE), st.just(0)),
-        st.tuples(
-            st.sampled_from(("freeze", "commit", "reopen", "settle")), st.just(0), st.just(0)
-        ),
+        st.tuples(st.sampled_from(("freeze", "commit", "reopen", "sync")), st.just(0), st.just(0)),
     ),
     max_size=16,
 )
@@ -85,8 +83,8 @@ class File:
         self.state.reopen()
         await self.state.contents.tidy()  # as at every start
 
-    async def settle(self, *_: int) -> None:
-        await self.state.contents.settle_all()
+    async def sync(self, *_: int) -> None:
+        await self.state.contents.sync_all()
         ids = {f"{layer.id}.layer" for layer in self.state.contents.stack(self.ino)}
         assert set(self.state.spool_files()) <= ids
         assert self.state.db.all("SELECT * FROM unsettled") == []
@@ -110,7 +108,7 @@ class File:
         assert self.state.tree.node(self.ino).size == len(self.now)
         assert all(start < layer.size for layer in layers for start, _ in layer.extents)
         for layer in layers:
-            parts = sorted(part[:3] for part in layer.unsettled)
+            parts = sorted(part[:3] for part in layer.unsynced)
             rows = self.state.db.all("SELECT * FROM unsettled WHERE layer = ?", layer.id)
             assert [tuple(item)[1:] for item in rows] == parts
             assert all(layer.extents.covers(start, stop) for start, stop, _ in parts)
@@ -319,8 +317,8 @@ async def test_nothing_is_remembered_of_files_that_are_gone(state: State) -> Non
         state.unlink(f"t{number}")
         state.collector.collect()
         if number % 2:
-            await state.contents.settle_all()
-    await state.contents.settle_all()
+            await state.contents.sync_all()
+    await state.contents.sync_all()
     assert len(state.journal) == 0
     assert state.contents.remembered == 0
 

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from cache.files import spool as spool_module
-from cache.files.spool import THREADED_WRITE, Damaged, Spool
+from cache.files.spool import THREADED_WRITE, DamagedSpool, Spool
 
 
 async def read(spool: Spool, layer: int, length: int) -> bytes:
@@ -33,9 +33,9 @@ async def test_bytes_come_back(tmp_path: Path) -> None:
 async def test_bytes_that_are_gone_are_damage_and_not_zeros(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     await spool.write(1, 0, b"abc")
-    with pytest.raises(Damaged, match="ends at 3"):
+    with pytest.raises(DamagedSpool, match="ends at 3"):
         await read(spool, 1, 4)
-    with pytest.raises(Damaged, match=r"2\.layer is gone"):
+    with pytest.raises(DamagedSpool, match=r"2\.layer is gone"):
         await read(spool, 2, 1)
     assert os.listdir(tmp_path / "spool") == ["1.layer"]
     spool.close()

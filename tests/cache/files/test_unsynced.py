@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.files.unsynced import UNKNOWN, Part, Unsettled, digest, survivors
+from cache.files.unsynced import UNKNOWN, Part, UnsyncedRanges, digest, survivors
 from cache.metadata.intervals import IntervalSet, Range
 
 SIZE = 60
 steps = st.lists(
     st.tuples(
-        st.sampled_from(("write", "write", "cut", "settle")),
+        st.sampled_from(("write", "write", "cut", "sync")),
         st.integers(0, SIZE),
         st.integers(1, 20),
     ),
@@ -19,50 +19,50 @@ steps = st.lists(
 )
 
 
-def parts(unsettled: Unsettled) -> list[Range]:
-    return sorted((part.start, part.stop) for part in unsettled)
+def parts(unsynced: UnsyncedRanges) -> list[Range]:
+    return sorted((part.start, part.stop) for part in unsynced)
 
 
 @given(steps)
 def test_parts_are_what_was_new_since_the_last_sync_and_their_digests_are_right(
     steps: list[tuple[str, int, int]],
 ) -> None:
-    unsettled, extents = Unsettled(), IntervalSet()
-    file, new = bytearray(SIZE + 20), set[int]()  # bytes; positions that are not settled
+    unsynced, extents = UnsyncedRanges(), IntervalSet()
+    file, new = bytearray(SIZE + 20), set[int]()  # bytes; positions that are not synced
     table: dict[int, Part] = {}
     for number, (name, at, length) in enumerate(steps, 1):
         if name == "write":
             data = bytes([number]) * length
             gaps = extents.gaps(at, at + length)
-            change = unsettled.wrote(at, data, gaps, digest(data))
+            change = unsynced.wrote(at, data, gaps, digest(data))
             extents.add(at, at + length)
             file[at : at + length] = data
             new |= {item for low, high in gaps for item in range(low, high)}
         elif name == "cut":
             extents.cut(at)
-            change = unsettled.cut(at)
+            change = unsynced.cut(at)
             new = {item for item in new if item < at}
         else:
-            change = unsettled.settle(unsettled.writes)
+            change = unsynced.synced(unsynced.writes)
             new = set()
         for part in change.gone:
             del table[part.start]
         table |= {part.start: part for part in change.come}
-        assert sorted(table.values()) == sorted(unsettled)
-        assert {item for part in unsettled for item in range(*part[:2])} == new
-        assert sum(stop - start for start, stop in parts(unsettled)) == len(new)
-        for start, stop, told, _ in unsettled:
+        assert sorted(table.values()) == sorted(unsynced)
+        assert {item for part in unsynced for item in range(*part[:2])} == new
+        assert sum(stop - start for start, stop in parts(unsynced)) == len(new)
+        for start, stop, told, _ in unsynced:
             assert told in (UNKNOWN, digest(file[start:stop]))
 
 
-def test_a_sync_settles_what_was_written_before_it_began() -> None:
-    unsettled = Unsettled()
-    unsettled.wrote(0, b"early", [(0, 5)], digest(b"early"))
-    begun = unsettled.writes
-    unsettled.wrote(10, b"late", [(10, 14)], digest(b"late"))
-    unsettled.wrote(0, b"E", [], digest(b"E"))  # over what the sync may have seen before
-    assert [part[:2] for part in unsettled.settle(begun).gone] == [(1, 5)]
-    assert parts(unsettled) == [(0, 1), (10, 14)]
+def test_a_sync_ends_with_what_was_written_before_it_began() -> None:
+    unsynced = UnsyncedRanges()
+    unsynced.wrote(0, b"early", [(0, 5)], digest(b"early"))
+    begun = unsynced.writes
+    unsynced.wrote(10, b"late", [(10, 14)], digest(b"late"))
+    unsynced.wrote(0, b"E", [], digest(b"E"))  # over what the sync may have seen before
+    assert [part[:2] for part in unsynced.synced(begun).gone] == [(1, 5)]
+    assert parts(unsynced) == [(0, 1), (10, 14)]
 
 
 def left(size: int, safe: int, *lost: Range) -> tuple[list[Range], int]:
@@ -74,5 +74,5 @@ def test_a_file_ends_where_its_bytes_are_gone() -> None:
     assert left(40, 0) == ([(0, 10), (20, 40)], 40)
     assert left(40, 0, (25, 30)) == ([(0, 10), (20, 25)], 25)
     assert left(40, 0, (25, 30), (0, 5)) == ([], 0)
-    assert left(50, 40, (20, 40)) == ([(0, 10)], 50)  # settled size: what is below shows again
+    assert left(50, 40, (20, 40)) == ([(0, 10)], 50)  # synced size: what is below shows again
     assert left(40, 30, (20, 40)) == ([(0, 10)], 30)

@@ -133,7 +133,7 @@ async def test_a_long_journal_is_read_beside_everything_else(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(look)
-        nursery.start_soon(journal.whole)
+        nursery.start_soon(journal.wait_for_all)
         await journal.load()
     assert len(lengths) > 1
     assert set(lengths) == {LONG}
@@ -175,7 +175,7 @@ async def test_changes_do_not_wait_for_a_long_journal(db: Database, long: list[b
         assert journal.unsent_file(new)
         journal.move_to_end(made)
     for file in (old, new, "9" * 32):
-        await journal.known(file)
+        await journal.wait_for_file(file)
     assert not journal.is_whole
     first = [op.seq for op in journal.of_file(old)]
     await journal.load()
@@ -198,7 +198,7 @@ async def test_what_depends_on_the_rest_of_a_long_journal_waits_for_it(
         early = Journal(db)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(early.load)
-            await early.known(file)
+            await early.wait_for_file(file)
             assert early.is_whole
     assert Journal(db).unsent_create(create.file) is None  # it has a file in it
 
@@ -213,7 +213,7 @@ async def test_who_waits_for_a_table_that_cannot_be_read_learns_it(
     monkeypatch.setattr(db, "all", fails)
     with pytest.raises(OSError, match="damaged"):
         await journal.load()
-    await journal.whole()
+    await journal.wait_for_all()
     with pytest.raises(OSError, match="damaged"):
         journal.get("any")
 

@@ -45,7 +45,7 @@ async def test_created_and_deleted_before_its_turn(state: State) -> None:
     state.collector.collect()
     assert state.ops() == []
     assert (state.listing(), state.contents.dirty_bytes) == ({}, 0)
-    await state.contents.settle_all()
+    await state.contents.sync_all()
     assert state.spool_files() == []
 
 

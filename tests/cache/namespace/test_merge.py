@@ -11,9 +11,8 @@ import msgspec
 import pytest
 
 from cache.metadata.tree import ROOT
-from cache.namespace.merge import Meanwhile
 from remote.protocol.errors import NotKept
-from remote.protocol.messages import Child, FileRecord, Me
+from remote.protocol.messages import Me
 from tests.cache.state import ROOT_FILE, State, new_file
 
 
@@ -198,7 +197,7 @@ def test_what_was_held_back_comes_when_the_operation_is_given_up(state: State) -
     state.remote(3, [later(record, mode=0o600, rev=3)], [])
     with state.db.transaction():
         state.journal.remove(op)
-        state.merge.settle(op)
+        state.merge.release(op)
     assert state.tree.node(ino).mode == 0o600
 
 
@@ -211,7 +210,7 @@ def test_a_held_back_name_may_be_older_than_the_listing_that_held_it(state: Stat
     with state.db.transaction():
         state.tree.drop_entry(ROOT, "a", ours)
         state.journal.remove(op)
-        state.merge.settle(op)
+        state.merge.release(op)
     assert state.tree.node(ROOT).listed is None  # nothing told what it is: the listing will
     state.list_directory(ROOT, [("a", theirs)], 9)
     assert state.tree.node(state.listing()["a"]).file == theirs.id
@@ -347,7 +346,7 @@ def test_a_name_goes_only_after_the_bytes_written_under_it_were_taken(state: Sta
     state.remote(3, [gone], [state.entry("a", None, 3)])
     assert state.listing() == {"a": ino}
     state.acknowledge(op, 2, [later(record, version="9" * 32, size=3, rev=2)], [])
-    state.merge.settle_free()
+    state.merge.release_free()
     assert state.listing() == {}
     state.collector.collect()
     assert state.db.all("SELECT ino FROM node WHERE ino != ?", ROOT) == []
@@ -363,7 +362,7 @@ def test_a_file_that_moved_elsewhere_while_it_was_edited_here_ends_under_its_new
     moved = [state.entry("a", None, 2), state.entry("b", record.id, 2)]
     state.remote(2, [later(record, rev=2)], moved)
     state.acknowledge(op, 3, [later(record, version="9" * 32, size=3, rev=3)], [])
-    state.merge.settle_free()
+    state.merge.release_free()
     assert set(state.listing()) == {"b"}
 
 
@@ -419,7 +418,7 @@ def test_what_was_held_back_comes_when_the_operation_is_folded_away(state: State
     theirs = state.born("a", 1)
     state.unlink("a")
     assert state.listing() == {}
-    state.merge.settle_free()
+    state.merge.release_free()
     state.list_directory(ROOT, [("a", theirs)], 1)
     assert state.tree.node(state.listing()["a"]).file == theirs.id
     assert state.db.all("SELECT * FROM shadow") == []
@@ -432,7 +431,7 @@ def test_what_was_held_back_and_is_free_does_not_undo_what_is_newer(state: State
     state.unlink("a")
     moved = [state.entry("a", None, 2), state.entry("b", theirs.id, 2)]
     state.remote(2, [later(theirs, rev=2)], moved)
-    state.merge.settle_free()
+    state.merge.release_free()
     assert set(state.listing()) == {"b"}
 
 
@@ -455,79 +454,3 @@ def test_a_change_that_cannot_be_stored_is_asked_for_again(
             state.merge.adopt(me("anna", "e" * 32))
     assert state.tree.node(state.listing()["a"]).mode == record.mode
     assert state.merge.seq("e" * 32) != 2
-
-
-def begin(state: State) -> Meanwhile:
-    """The top is not believed any more, and asked for."""
-    with state.db.transaction():
-        state.tree.update(ROOT, listed=None)
-    return state.merge.begin_listing(ROOT)
-
-
-def end(state: State, told: list[Child], as_of: int, meanwhile: Meanwhile) -> bool:
-    top = state.record(id=ROOT_FILE, kind="directory", rev=as_of)
-    return state.merge.end_listing(ROOT, top, told, as_of, meanwhile)
-
-
-def child(state: State, name: str, record: FileRecord) -> Child:
-    return Child(state.entry(name, record.id, record.rev), record)
-
-
-def test_what_reaches_the_server_during_a_listing_stays_the_same_one(state: State) -> None:
-    """The listing is from before that, and both the answer to it and the feed come first."""
-    node = state.make("new", "symlink")
-    meanwhile = begin(state)
-    [op] = state.journal
-    record = state.record(id=node.file, rev=11, kind="symlink", target="t")
-    state.acknowledge(op, 11, [record], [state.entry("new", node.file, 11)])
-    state.remote(11, [record], [state.entry("new", node.file, 11)])
-    assert end(state, [], 10, meanwhile)
-    assert state.tree.live(node.file) is not None
-    assert state.listing() == {"new": node.ino}
-
-
-def test_a_name_that_nothing_holds_back_any_more_is_not_lost_by_a_listing(state: State) -> None:
-    """It was told while an edit here held it back, and that ends between question and answer."""
-    theirs = state.born("a", 1)
-    state.unlink("a")
-    [op] = state.journal
-    meanwhile = begin(state)
-    other = state.born("b", 11)
-    state.remote(12, [other], [state.entry("a", other.id, 12)])
-    with state.db.transaction():
-        state.journal.remove(op)
-        state.merge.settle(op)
-    state.merge.after_commit()
-    state.merge.list_some(ROOT, told := [child(state, "a", theirs)], 10)
-    assert end(state, told, 10, meanwhile)
-    node = state.tree.child(ROOT, "a")
-    assert node is not None
-    assert node.file == other.id
-
-
-def test_what_a_listing_without_end_has_told_is_not_believed_for_ever(state: State) -> None:
-    """Whoever looks a name up is not told what the feed knows better."""
-    a, b, c = (state.record(rev=1) for _ in "abc")
-    meanwhile = begin(state)
-    told = [child(state, name, record) for name, record in (("a", a), ("b", b), ("c", c))]
-    state.merge.list_some(ROOT, told, 10)
-    state.merge.abandon_listing(ROOT, meanwhile)
-    inode = state.listing()["c"]
-    state.remote(11, [], [state.entry("a", None, 11)])
-    fresh = state.record(rev=12)
-    state.remote(12, [fresh], [state.entry("b", fresh.id, 12)])
-    moved = [state.entry("d", c.id, 13), state.entry("c", None, 13)]
-    state.remote(13, [later(c, rev=13)], moved)
-    assert state.listing().keys() == {"b", "d"}
-    assert state.listing()["d"] == inode
-    node = state.tree.child(ROOT, "b")
-    assert node is not None
-    assert node.file == fresh.id
-
-
-def test_a_name_that_is_told_twice_is_no_fault_of_ours(state: State) -> None:
-    one, other = state.record(rev=1), state.record(rev=2)
-    state.list_directory(ROOT, [("a", one), ("a", other)], 3)
-    node = state.tree.child(ROOT, "a")
-    assert node is not None
-    assert node.file == other.id

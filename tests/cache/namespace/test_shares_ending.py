@@ -40,7 +40,7 @@ class Two:
     async def take(self, path: str = "d") -> None:
         self.server.unshare(self.tokens["anna"], await self.file(path), "ben")
 
-    async def settle(self) -> dict[str, object]:
+    async def synchronize(self) -> dict[str, object]:
         """Until nothing is under way; what ben sees then, which is what a new device would."""
         for device in (self.ben, self.anna, self.ben):
             await device.pull()
@@ -99,7 +99,7 @@ async def test_given_again_before_the_change_was_sent_it_goes_home(two: Two) -> 
     two.ben.crash()  # the names are as they were, also for another process
     await two.ben.start()
     await two.give()
-    assert await two.settle() == top({"d": None, "d/a": b"ben's", "d/new": b"new"})
+    assert await two.synchronize() == top({"d": None, "d/a": b"ben's", "d/new": b"new"})
 
 
 async def test_a_share_that_ended_and_came_back_unseen_is_looked_at_anew(two: Two) -> None:
@@ -108,7 +108,7 @@ async def test_a_share_that_ended_and_came_back_unseen_is_looked_at_anew(two: Tw
     await remove(two.anna, "d/a")
     await two.anna.flush()
     await two.give()
-    assert await two.settle() == top({"d": None, "d/while away": b"1"})
+    assert await two.synchronize() == top({"d": None, "d/while away": b"1"})
 
 
 async def test_another_role_is_not_another_share(two: Two) -> None:
@@ -126,7 +126,7 @@ async def test_what_was_refused_for_a_weak_role_is_sent_when_it_is_strong_again(
     assert [op.refused is not None for op in two.ben.journal] == [True]
     await two.ben.pull()
     await two.give(role="editor")
-    assert await two.settle() == top({"d": None, "d/a": b"ben's"})
+    assert await two.synchronize() == top({"d": None, "d/a": b"ben's"})
 
 
 async def test_a_refused_change_comes_home_when_the_share_ends(two: Two) -> None:
@@ -134,7 +134,7 @@ async def test_a_refused_change_comes_home_when_the_share_ends(two: Two) -> None
     await two.give(role="viewer")
     await two.ben.flush()
     await two.take()
-    assert await two.settle() == {"/a (no longer shared)": b"ben's"}
+    assert await two.synchronize() == {"/a (no longer shared)": b"ben's"}
 
 
 async def test_a_refusal_that_is_ahead_of_the_feed(two: Two) -> None:
@@ -147,7 +147,7 @@ async def test_a_refusal_that_is_ahead_of_the_feed(two: Two) -> None:
     await two.take("d/a")
     await two.ben.flush()
     await two.give("d/a")
-    seen = await two.settle()
+    seen = await two.synchronize()
     assert seen == {"/a (no longer shared)": b"ben's"} | top({"a": b"first"})
 
 
@@ -176,7 +176,7 @@ async def test_taken_back_after_the_server_took_it_and_before_the_answer(
     two.ben.port.apply = lost  # type: ignore[method-assign]
     await two.take()
     await two.ben.pull()
-    assert await two.settle() == {}  # nothing of it is ben's, and nothing is left of it
+    assert await two.synchronize() == {}  # nothing of it is ben's, and nothing is left of it
     assert (await shown(two.anna))[f"/d/{name}"] == b"ben's"
 
 
@@ -192,7 +192,7 @@ async def test_an_upload_that_had_begun_in_the_other_drive_begins_anew(two: Two)
 
     two.ben.port.put_chunk = end  # type: ignore[method-assign]
     await two.ben.flush()
-    assert await two.settle() == {"/big (no longer shared)": BIG}
+    assert await two.synchronize() == {"/big (no longer shared)": BIG}
 
 
 async def test_chunks_go_to_the_drive_the_file_is_made_in(two: Two) -> None:
@@ -202,7 +202,7 @@ async def test_chunks_go_to_the_drive_the_file_is_made_in(two: Two) -> None:
     await two.ben.pull()
     await two.give()
     two.ben.network.requests = 4900  # some more, and it never ends
-    assert await two.settle() == top({"d": None, "d/a": b"first", "d/big": BIG})
+    assert await two.synchronize() == top({"d": None, "d/a": b"first", "d/big": BIG})
 
 
 async def test_a_listing_of_the_top_does_not_take_what_is_kept(two: Two) -> None:
@@ -217,7 +217,7 @@ async def test_a_listing_of_the_top_does_not_take_what_is_kept(two: Two) -> None
     await two.ben.ensure_listed(ROOT)
     kept = {"/made (no longer shared)": None, "/made (no longer shared)/in it": b"deep"}
     assert await shown(two.ben) == kept
-    assert await two.settle() == kept
+    assert await two.synchronize() == kept
 
 
 async def test_a_name_moved_between_what_is_kept_and_what_is_shared(
@@ -236,7 +236,7 @@ async def test_a_name_moved_between_what_is_kept_and_what_is_shared(
         two.ben.journal.rewrite(made, sent=True)  # it may be on the server: it is not changed
     await rename(two.ben, "Shared/anna/d/new", "Shared/anna/e/new")
     await two.take()
-    seen = await two.settle()
+    seen = await two.synchronize()
     assert [what for path, what in seen.items() if "new" in path] == [b"new"]
     assert list(two.ben.journal) == []
 
@@ -250,7 +250,7 @@ async def test_made_then_saved_over_and_neither_is_answered(two: Two) -> None:
     await save(two.ben, "Shared/anna/d/.tmp", b"two")
     await rename(two.ben, "Shared/anna/d/.tmp", "Shared/anna/d/new")
     await two.take()
-    assert await two.settle() == {"/new (no longer shared)": b"two"}
+    assert await two.synchronize() == {"/new (no longer shared)": b"two"}
 
 
 async def test_all_of_a_file_written_anew_needs_nothing_of_what_was_there(two: Two) -> None:
@@ -260,7 +260,7 @@ async def test_all_of_a_file_written_anew_needs_nothing_of_what_was_there(two: T
     await two.ben.pull()
     await save(two.ben, "Shared/anna/d/unread", b"all mine")
     await two.take()
-    assert await two.settle() == {"/unread (no longer shared)": b"all mine"}
+    assert await two.synchronize() == {"/unread (no longer shared)": b"all mine"}
 
 
 # --- found beside -------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ async def test_who_edits_in_a_share_saves_the_document_that_was_given_out(
 ) -> None:
     document = await two.file("d/a")
     await Person(two.ben).save_with_backup("Shared/anna/d/a", b"ben's", way)
-    seen = await two.settle()
+    seen = await two.synchronize()
     is_deleted = way == "exchange"  # the old version
     backup = {} if is_deleted else {"d/a~": b"first"}
     assert seen == top({"d": None, "d/a": b"ben's"} | backup)
@@ -334,7 +334,7 @@ async def test_a_name_that_cannot_be_taken_back_leaves_the_file_that_is_given_by
     if is_told_between:
         await two.ben.pull()
     await two.give("d/a")
-    seen = await two.settle()
+    seen = await two.synchronize()
     assert seen == top({"a": b"first"}) | {"/a (no longer shared)": b"ben's"}
 
 
@@ -346,6 +346,6 @@ async def test_what_was_refused_beside_a_file_given_by_itself_is_apart_from_it(t
     await rename(two.anna, "d/a", "d/elsewhere")
     await save(two.anna, "d/a", b"anna's")
     await two.anna.flush()
-    await two.settle()
+    await two.synchronize()
     assert await two.anna.read_all((await two.anna.resolve("d/elsewhere")).ino) == b"first"
     assert b"ben's" in (await shown(two.anna)).values()

@@ -1,4 +1,4 @@
-"""Power loss, with a disk that has the whole database and of unsettled bytes what it likes.
+"""Power loss, with a disk that has the whole database and of unsynced bytes what it likes.
 
 (The order of things on a real mount's disk is `tests/power`'s matter.)
 """
@@ -29,7 +29,7 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("write"), st.integers(0, SIZE), st.integers(1, 20)),
         st.tuples(st.just("truncate"), st.sampled_from((0, 0, 7, 25)), st.just(0)),
-        st.tuples(st.sampled_from(("freeze", "settle", "reopen")), st.just(0), st.just(0)),
+        st.tuples(st.sampled_from(("freeze", "sync", "reopen")), st.just(0), st.just(0)),
     ),
     max_size=12,
 )
@@ -43,7 +43,7 @@ def state(tmp_path: Path) -> Iterator[State]:
 
 
 def forget(state: State, dice: random.Random | None = None) -> int:
-    """What the disk does not have: unsettled parts become garbage; all of them, or by chance."""
+    """What the disk does not have: unsynced parts become garbage; all of them, or by chance."""
     gone = 0
     for layer, start, stop, told in map(tuple, state.db.all("SELECT * FROM unsettled")):
         is_lost = dice is None or dice.random() < 0.5
@@ -66,14 +66,14 @@ async def content(state: State, name: str) -> bytes:
 def test_a_file_is_never_what_it_never_was(
     steps: list[tuple[str, int, int]], dice: random.Random
 ) -> None:
-    """Each byte is one that was there since the last settling, and none is missing in between."""
+    """Each byte is one that was there since the last sync, and none is missing in between."""
 
     async def run(state: State) -> None:
         record = state.born("a", 1, size=len(OLD))
         assert record.version is not None
         state.versions.bytes[record.version] = OLD
         ino, marks = state.listing()["a"], itertools.count(1)
-        states = [OLD]  # since everything was settled
+        states = [OLD]  # since everything was synced
         for name, at, length in steps:
             now = states[-1]
             if name == "write":
@@ -86,8 +86,8 @@ def test_a_file_is_never_what_it_never_was(
             elif name == "freeze":
                 if state.contents.stack(ino) and state.contents.frozen(ino) is None:
                     state.contents.freeze(ino, f"{next(marks):032x}")
-            elif name == "settle":
-                await state.contents.settle_all()
+            elif name == "sync":
+                await state.contents.sync_all()
                 states = [now]
             else:
                 state.reopen()
@@ -210,12 +210,12 @@ async def test_what_comes_back_over_a_snapshot_that_is_gone_is_cut_too(state: St
     assert await content(state, "a") == b""
 
 
-async def test_a_file_that_was_written_anew_and_settled_is_the_new_one(state: State) -> None:
+async def test_a_file_that_was_written_anew_and_synced_is_the_new_one(state: State) -> None:
     node = await state.save("a", b"the old one")
     await state.contents.sync(node.ino)
     state.contents.truncate(node.ino, 0)
     await state.contents.write(node.ino, 0, b"new")
-    await state.contents.settle_all()
+    await state.contents.sync_all()
     assert state.spool_files() == ["2.layer"]
     assert state.contents.dirty_bytes == 3
     forget(state)
@@ -229,7 +229,7 @@ async def test_a_file_that_was_emptied_on_purpose_stays_empty(state: State) -> N
     state.contents.truncate(node.ino, 0)
     state.lose_power()
     assert await content(state, "a") == b""
-    await state.contents.settle_all()
+    await state.contents.sync_all()
     state.lose_power()
     assert await content(state, "a") == b""
 
@@ -259,7 +259,7 @@ async def test_a_torn_snapshot_is_another_version(state: State) -> None:
     [op] = state.journal
     with state.db.transaction():
         state.journal.rewrite(op, version="8" * 32)
-    await state.contents.settle(node.ino)
+    await state.contents.sync_bytes(node.ino)
     state.lose_power()
     assert state.journal.of_file(node.file)[0].version == "8" * 32
     await state.contents.write(node.ino, 5, b" more")
@@ -307,15 +307,15 @@ async def test_a_disk_that_fails_is_tried_again(
     monkeypatch.setattr(state.db, "sync", fail_at_first)
     await state.save("a", b"bytes")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(state.contents.keep_settled)
+        nursery.start_soon(state.contents.sync_in_background)
         await until(lambda: failures < 0 and not state.db.changed.is_set())
         nursery.cancel_scope.cancel()
 
 
-async def test_a_background_settles_everything(state: State, autojump_clock: object) -> None:
+async def test_a_background_syncs_everything(state: State, autojump_clock: object) -> None:
     node = await state.save("a", b"bytes")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(state.contents.keep_settled)
+        nursery.start_soon(state.contents.sync_in_background)
         await until(lambda: not state.db.changed.is_set())
         assert state.db.all("SELECT * FROM unsettled") == []
         await state.contents.write(node.ino, 5, b" more")

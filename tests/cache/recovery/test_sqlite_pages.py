@@ -82,7 +82,7 @@ def test_pages_that_were_given_back_are_known(tmp_path: Path) -> None:
     free = image.free_pages()
     used = {page.number for page in image.walk(2) if page is not None}
     assert free
-    assert free | used | {1} == set(range(1, image.pages + 1))
+    assert free | used | {1} == set(range(1, image.page_count + 1))
     data = bytearray(path.read_bytes())
     data[36:40] = b"\0\0\0\1"
     assert Image(bytes(data)).free_pages() is None
@@ -137,6 +137,6 @@ def test_no_damage_makes_reading_fail(
     for _ in range(seed.choice([1, 10, 300])):  # type: ignore[attr-defined]  # a Random
         data[seed.randrange(len(data))] = seed.randrange(256)  # type: ignore[attr-defined]
     image = Image(bytes(data))
-    for root in range(1, image.pages + 1):
+    for root in range(1, image.page_count + 1):
         read(image, root)
     image.free_pages()

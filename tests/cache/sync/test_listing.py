@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cache.metadata.damage import DamagedState
 from cache.metadata.tree import ROOT
-from cache.namespace import merge
+from cache.namespace import underway
 from remote.protocol import messages
 from tests.cache.state import State
 from tests.model.device import Device
@@ -136,7 +136,7 @@ async def test_what_the_feed_tells_while_pieces_are_merged_is_not_lost(
 ) -> None:
     """Its name is in the answer, in a piece that is merged after it was deleted."""
     await make(writer, *(f"{number}" for number in range(6)))
-    ask, take = reader.port.children, reader.merge.list_some
+    ask, take = reader.port.children, reader.listing_merge.list_some
     news: list[messages.ChangesPage] = []
 
     async def delete_behind(file: str, cursor: str | None = None) -> messages.ChildrenPage:
@@ -153,7 +153,7 @@ async def test_what_the_feed_tells_while_pieces_are_merged_is_not_lost(
             reader.merge.apply(news[0].changes, news[0].cursor, news[0].seq, None)
 
     monkeypatch.setattr(reader.port, "children", delete_behind)
-    monkeypatch.setattr(reader.merge, "list_some", hear_between)
+    monkeypatch.setattr(reader.listing_merge, "list_some", hear_between)
     await reader.listing.list_directory(ROOT)
     assert [entry.name for entry in reader.tree.entries(ROOT, 0, 100)] == list("01234")
     assert reader.tree.live(news[0].changes[-1].entries[0].file or "") is None
@@ -184,7 +184,7 @@ async def test_who_writes_steadily_keeps_no_listing_from_its_end(
 async def test_of_more_than_is_kept_meanwhile_it_is_asked_again(
     writer: Device, reader: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge, "MAX_MEANWHILE", 3)
+    monkeypatch.setattr(underway, "MAX_MEANWHILE", 3)
     await make(writer, "a", "b")
     ask, asked = reader.port.children, 0
 
@@ -224,7 +224,7 @@ def test_entries_put_in_at_once_are_as_those_merged_one_by_one(data: st.DataObje
             for name in sorted(made - {name for name, _ in known}):
                 state.make(name, "directory")
             if not whole:
-                state.merge._split = lambda _ino, children, _as_of: ([], list(children))  # type: ignore[method-assign]
+                state.listing_merge._split = lambda _ino, children, _as_of: ([], list(children))  # type: ignore[method-assign]
             state.list_directory(ROOT, told, 2)
         assert seen(states[0]) == seen(states[1])
         for state in states:
@@ -259,12 +259,12 @@ async def test_a_full_disk_does_not_end_listing_ahead(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reader.listing.run)
         with monkeypatch.context() as patched:
-            patched.setattr(reader.merge, "list_some", full)
+            patched.setattr(reader.listing_merge, "list_some", full)
             reader.listing.visit(ROOT)
             await trio.testing.wait_all_tasks_blocked()
             assert unlisted(reader) == {"a"}
             assert not reader.listing._underway
-            assert not reader.merge._meanwhile
+            assert not reader.merge.underway
         reader.listing.visit(ROOT)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
@@ -280,7 +280,7 @@ async def test_damage_that_is_found_while_listing_ahead_is_told(
     def damaged(ino: int, children: Sequence[messages.Child], as_of: int) -> None:
         raise DamagedState("it is not what was written")
 
-    monkeypatch.setattr(reader.merge, "list_some", damaged)
+    monkeypatch.setattr(reader.listing_merge, "list_some", damaged)
     with pytest.raises(DamagedState):
         await reader.listing.list_ahead(ROOT)
     assert not reader.listing._underway

@@ -318,7 +318,7 @@ async def test_a_name_that_others_would_reach_is_kept_until_it_is_taken_back(
 
 
 @pytest.mark.parametrize("way", ["replace", "exchange", "rename a directory"])
-async def test_what_nobody_could_settle_is_as_the_owner_has_it(
+async def test_what_nobody_could_decide_is_as_the_owner_has_it(
     guest: tuple[Device, Any], way: str
 ) -> None:
     ben, before = guest

@@ -21,7 +21,8 @@ async def test_what_does_not_fit_waits_and_holds_up_nothing_else(
         await save(one, f"big {number}", noise(300_000, number))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.replayer.run)
-        await until(lambda: one.replayer.room.is_short, lambda: one.replayer.room.changed)
+        full = one.replayer.full_drives
+        await until(lambda: full.is_short, lambda: full.changed)
         await mkdir(one, "directory")
         await save(one, "small", noise(5_000, 9))
         one.replayer.wake()
@@ -36,7 +37,7 @@ async def test_what_does_not_fit_waits_and_holds_up_nothing_else(
             conn.execute(update(accounts).values(quota_bytes=None))
         one.replayer.retry_now()
         await until(lambda: not len(one.journal), lambda: one.journal.changed)
-        assert not one.replayer.room.is_short
+        assert not full.is_short
         assert one.replayer.waiting_because is None
         nursery.cancel_scope.cancel()
     assert (await files(two))["/big 1"] == noise(300_000, 1)
@@ -51,9 +52,10 @@ async def test_what_did_not_fit_and_is_deleted_leaves_no_full_drive_behind(
     await save(one, "big", noise(300_000, 1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.replayer.run)
-        await until(lambda: one.replayer.room.is_short, lambda: one.replayer.room.changed)
+        full = one.replayer.full_drives
+        await until(lambda: full.is_short, lambda: full.changed)
         await remove(one, "big")
-        await until(lambda: not one.replayer.room.is_short, lambda: one.replayer.room.changed)
+        await until(lambda: not full.is_short, lambda: full.changed)
         nursery.cancel_scope.cancel()
     assert one.uploads.next_try(0) is None
 

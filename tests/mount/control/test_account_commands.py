@@ -110,19 +110,19 @@ class Session:
         self.client, self.replayer = server, Replayer()
         self.relogin: Relogin
         self.uploader = SimpleNamespace(progress={})
-        self.subscriber = SimpleNamespace(known_offline=False, sync=self._sync)
+        self.subscriber = SimpleNamespace(is_offline=False, sync=self._sync)
         self.events: list[str] = []
         self.adopted: list[Any] = []
 
     @property
     def offline_because(self) -> str | None:
-        return "no route" if self.subscriber.known_offline else None
+        return "no route" if self.subscriber.is_offline else None
 
     async def ensure_listed(self, ino: int) -> None:
         return None
 
     def require_online(self) -> None:
-        if self.subscriber.known_offline:
+        if self.subscriber.is_offline:
             raise Unreachable("offline: no route")
 
     async def _sync(self) -> None:
@@ -277,7 +277,7 @@ async def test_what_waits_is_reported_and_given_up_when_offline(
 
         async def go_offline() -> None:
             await trio.sleep(2.5)
-            site.session.subscriber.known_offline = True
+            site.session.subscriber.is_offline = True
 
         nursery.start_soon(go_offline)
         with pytest.raises(Failure, match="try again when"):

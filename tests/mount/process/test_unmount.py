@@ -65,7 +65,7 @@ class Place:
         os.kill(pid, signal.SIGKILL)
         assert processes.wait_gone(pid, 10)
 
-    def settle(self) -> None:
+    def restore(self) -> None:
         """Whatever a test left: nothing is mounted, and the server runs."""
         self.server.send_signal(signal.SIGCONT)
         record = registry.get(self.mountpoint)
@@ -76,7 +76,7 @@ class Place:
             subprocess.run(["umount", "-l", self.mountpoint], check=False)
 
     def close(self) -> None:
-        self.settle()
+        self.restore()
         self.server.terminate()
         self.server.communicate()
 
@@ -93,7 +93,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @pytest.fixture
 def place(shared: Place) -> Iterator[Place]:
     yield shared
-    shared.settle()
+    shared.restore()
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ class Journal(list[Op]):
     def has_refused(self) -> bool:
         return any(op.refused for op in self)
 
-    async def whole(self) -> None: ...
+    async def wait_for_all(self) -> None: ...
 
     def open_content(self, file: str, ino: int) -> Op | None:
         return next((op for op in self if op.ino == ino), None)
@@ -38,7 +38,7 @@ class Replayer:
     """Remembers who is expedited; `flush` returns what `answer` says, when it is set."""
 
     def __init__(self) -> None:
-        self.room, self.snapshots = FullDrives(), self
+        self.full_drives, self.snapshots = FullDrives(), self
         self.hurries: list[set[str]] = []
         self.answered = trio.Event()
         self.left: list[Op] = []
@@ -124,7 +124,7 @@ async def writes(world: World, change: Callable[[], None], size: int = 1) -> int
 
 async def test_a_writer_who_waits_learns_that_a_drive_is_full() -> None:
     world = World()
-    full = world.replayer.room.refused
+    full = world.replayer.full_drives.refused
     assert await writes(world, lambda: full("drive 1", 0, 0.5)) == errno.EDQUOT
 
 
@@ -135,13 +135,13 @@ async def test_the_full_drive_of_another_is_no_reason_while_something_leaves() -
         world.contents.dirty_bytes = 0
         world.journal.changed.set()
 
-    world.replayer.room.refused("drive 2", 0, 0.5)
+    world.replayer.full_drives.refused("drive 2", 0, 0.5)
     assert await writes(world, sent) is None
 
 
 async def test_when_all_that_waits_is_for_a_full_drive_there_is_no_space_for_another() -> None:
     world = World(THEIRS)
-    full = world.replayer.room.refused
+    full = world.replayer.full_drives.refused
     assert await writes(world, lambda: full("drive 2", 0, 0.5)) == errno.ENOSPC
 
 
@@ -225,7 +225,7 @@ async def test_it_was_refused_or_stands_behind_what_was() -> None:
 
 async def test_there_is_no_room_for_it() -> None:
     world = World()
-    full = world.replayer.room.refused
+    full = world.replayer.full_drives.refused
     assert await sends(world, lambda: full("drive 1", 0, 0.5)) == errno.EDQUOT
 
 

@@ -153,7 +153,7 @@ class Hints:
             raise Unreachable("the socket broke") from None
 
 
-class Tree:
+class FakeTree:
     """A `FeedSink` that insists on seeing every change once, in order."""
 
     def __init__(self, cursor: str | None = "1:0") -> None:
@@ -191,7 +191,7 @@ class World:
     """A server, a tree and the running subscriber between them, and every mode it went through."""
 
     def __init__(self, cursor: str | None = "1:0", quiet_after: float = 600.0) -> None:
-        self.server, self.tree = Server(), Tree(cursor)
+        self.server, self.tree = Server(), FakeTree(cursor)
         self.modes: list[str] = []
         self.changed = trio.Event()
         self.subscriber = Subscriber(
@@ -510,9 +510,9 @@ async def test_that_the_first_contact_failed_is_told(autojump_clock: MockClock) 
     world.server.failure = Unreachable("no route")
     told = world.changed
     async with world.running():
-        assert not world.subscriber.known_offline
+        assert not world.subscriber.is_offline
         await told.wait()
-        assert world.subscriber.known_offline
+        assert world.subscriber.is_offline
         assert world.modes == ["down"]
 
 
@@ -527,12 +527,12 @@ async def test_who_catches_up_after_an_outage_is_not_offline(
 
     def note(*args: Any) -> None:
         plain(*args)
-        offline.append((world.subscriber.mode, world.subscriber.known_offline))
+        offline.append((world.subscriber.mode, world.subscriber.is_offline))
 
     monkeypatch.setattr(world.tree, "apply", note)
     async with world.running():
         await told.wait()
-        assert world.subscriber.known_offline
+        assert world.subscriber.is_offline
         world.server.commit(2 * PAGE_SIZE)
         world.server.failure = None
         await world.tree.reaches(f"1:{2 * PAGE_SIZE}")
@@ -547,11 +547,11 @@ async def test_a_page_of_the_past_does_not_make_it_offline(autojump_clock: MockC
         world.server.failure = OutOfStep("an old answer")
         world.subscriber.poke()
         await world.becomes("down")
-        assert not world.subscriber.known_offline
+        assert not world.subscriber.is_offline
         world.server.failure = Unreachable("no route")
         told = world.changed
         await told.wait()
-        assert world.subscriber.known_offline
+        assert world.subscriber.is_offline
         world.server.failure = None
         await world.becomes("push")
 

@@ -28,7 +28,7 @@ from remote.http.carriers import (
     ByHttpx,
     Carrier,
     Direct,
-    Patience,
+    StallTimeouts,
     _Connection,
 )
 from remote.http.pinned_tls import NotThatServer, PinnedTransport
@@ -38,8 +38,8 @@ from remote.protocol.errors import UrlRefused
 BODY = bytes(range(256)) * 4096  # 1 MiB
 ISSUED = trustme.CA().issue_cert("127.0.0.1")
 PIN = ISSUED.cert_chain_pems[0].bytes().decode()
-PATIENCE = Patience(10.0, 10.0, 10.0)
-HASTE = Patience(10.0, 0.05, 0.05)
+LONG = StallTimeouts(10.0, 10.0, 10.0)
+SHORT = StallTimeouts(10.0, 0.05, 0.05)
 
 Talk = Callable[["Peer"], Awaitable[None]]
 
@@ -102,15 +102,17 @@ class Site:
             return answer.status
 
 
-def direct(patience: Patience, tls: ssl.SSLContext | None = None, connections: int = 4) -> Direct:
+def direct(
+    timeouts: StallTimeouts, tls: ssl.SSLContext | None = None, connections: int = 4
+) -> Direct:
     pinned = frozenset() if tls is None else frozenset({"http"})
     of = {"http": tls, "https": ssl.create_default_context()}
-    return Direct("test/1", patience, of, pinned, connections=connections, keepalive=30.0)
+    return Direct("test/1", timeouts, of, pinned, connections=connections, keepalive=30.0)
 
 
 @asynccontextmanager
 async def site(
-    kind: str, talk: Talk, patience: Patience = PATIENCE, connections: int = 4
+    kind: str, talk: Talk, timeouts: StallTimeouts = LONG, connections: int = 4
 ) -> AsyncIterator[Site]:
     tls = kind.endswith("tls")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -119,11 +121,11 @@ async def site(
     url = httpx.URL(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/chunk?s=1")
     trusted = trusting(PIN) if tls else None
     async with httpx.AsyncClient(
-        timeout=httpx.Timeout(patience.connect, read=patience.read, write=patience.write),
+        timeout=httpx.Timeout(timeouts.connect, read=timeouts.read, write=timeouts.write),
         trust_env=False,
         mounts={"http://": PinnedTransport(trusted, httpx.Limits())} if trusted else {},
     ) as client:
-        ours = direct(patience, trusted, connections)
+        ours = direct(timeouts, trusted, connections)
         made = Site(url, ByHttpx(client) if kind.startswith("httpx") else ours)
 
         async def serve(stream: trio.SocketStream) -> None:
@@ -360,7 +362,7 @@ async def test_who_says_nothing_is_given_up(kind: str) -> None:
             await peer.say(ok(b"abc")[:-1])
         await peer.gone()
 
-    async with site(kind, talk, HASTE) as made:
+    async with site(kind, talk, SHORT) as made:
         with pytest.raises(httpx.ReadTimeout):
             await made.get(bytearray(3))
         with pytest.raises(httpx.ReadTimeout):
@@ -376,7 +378,7 @@ async def test_who_takes_nothing_is_given_up(kind: str) -> None:
             await peer._stream.do_handshake()  # type: ignore[attr-defined]
         await trio.sleep_forever()
 
-    async with site(kind, talk, HASTE) as made:
+    async with site(kind, talk, SHORT) as made:
         with pytest.raises(httpx.WriteTimeout):
             await made.put(BODY * 16)
 
@@ -557,7 +559,7 @@ async def test_an_answer_before_the_body_had_come_counts() -> None:
 async def test_another_key_is_somebody_else() -> None:
     async with site("direct tls", always(ok(b""))) as made:
         other = trustme.CA().issue_cert("127.0.0.1").cert_chain_pems[0].bytes().decode()
-        stranger = direct(PATIENCE, trusting(other))
+        stranger = direct(LONG, trusting(other))
         with pytest.raises(NotThatServer):
             async with stranger.exchange("GET", made.url, {}):
                 pass
@@ -569,8 +571,8 @@ async def test_another_key_is_somebody_else() -> None:
 
 
 async def test_what_has_waited_too_long_is_not_used(autojump_clock: trio.testing.MockClock) -> None:
-    ours = direct(PATIENCE)
-    old = _Connection(("http", "h", 80), Wire([]), PATIENCE)
+    ours = direct(LONG)
+    old = _Connection(("http", "h", 80), Wire([]), LONG)
     old.is_reusable = True
     ours._keep(old)
     await trio.sleep(29)
@@ -586,7 +588,7 @@ async def test_a_slow_body_that_moves_is_not_given_up(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     wire = Wire([bytes([item]) for item in ok(b"abcdefgh")], pause=9.0)
-    connection = _Connection(("http", "h", 80), wire, PATIENCE)
+    connection = _Connection(("http", "h", 80), wire, LONG)
     into = bytearray(8)
     await connection.ask(REQUEST, None, lambda _: None)
     assert await connection.read_into(memoryview(into), lambda _: None) == 8
@@ -647,7 +649,7 @@ def test_however_it_is_cut_the_body_is_the_body_or_trouble(
     whole = said[: len(said) - lost] if lost else said + (extra if form != "close" else b"")
     at = sorted({0, *(cut for cut in cuts if cut < len(whole)), len(whole)})
     wire = Wire([whole[a:b] for a, b in itertools.pairwise(at)])
-    connection = _Connection(("http", "h", 80), wire, PATIENCE)
+    connection = _Connection(("http", "h", 80), wire, LONG)
     into, moved = bytearray(room), list[int]()
 
     async def ask() -> int | None:

@@ -259,12 +259,12 @@ async def test_who_is_cancelled_while_asking_takes_nobody_along() -> None:
 
     drive.go = trio.Event()
     async with trio.open_nursery() as outer:
-        async with trio.open_nursery() as doomed:
-            doomed.start_soon(store, "asks for both")
+        async with trio.open_nursery() as first:
+            first.start_soon(store, "asks for both")
             await trio.testing.wait_all_tasks_blocked()
             outer.start_soon(store, "waits")
             await trio.testing.wait_all_tasks_blocked()
-            doomed.cancel_scope.cancel()
+            first.cancel_scope.cancel()
         drive.go.set()
     assert done == [5]
 

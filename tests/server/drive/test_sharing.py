@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 from remote.protocol import errors, messages
 from remote.protocol.account_messages import Entry, Invite, SharedReply, ShareRequest, SharesReply
 from server.changes import views
-from server.changes.nesting import Nesting, _Known
+from server.changes.nesting import Nesting, _Found
 from server.drive import sharing
 from tests.server.deep import chain, counted
 from tests.server.harness import Client, Failed, Running, new_id, until
@@ -627,7 +627,7 @@ def test_whatever_moves_a_file_is_noticed(anna: Client, ben: Client, how: str) -
 def test_what_is_remembered_is_bounded() -> None:
     nesting = Nesting(max_roots=10)
     for number in range(20):
-        known = _Known(0, frozenset({f"{number}a", f"{number}b", f"{number}c"}), frozenset())
+        known = _Found(0, frozenset({f"{number}a", f"{number}b", f"{number}c"}), frozenset())
         nesting._note("ben", str(number), known)
         nesting._note("ben", str(number), known)
     assert len(nesting._known) == 3

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from remote.protocol.errors import RateLimited, Refused, TooLarge
 from server.http import bodies
-from server.http.bodies import BUFFERED, STRANGER_BYTES, Bodies, Body, Patience, TooSlow
+from server.http.bodies import BUFFERED, STRANGER_BYTES, Bodies, Body, BodyDeadlines, TooSlow
 from server.http.rate_limits import SharedBytes
 from server.metrics import Metrics
 from server.service import Service
@@ -252,7 +252,7 @@ def test_nobody_has_more_than_is_left_for_all_others(takes: list[tuple[int, int]
 
 @given(st.floats(0, 1e4), st.integers(0, 1 << 26))
 def test_nobody_is_waited_for_longer_than_the_floor_allows(waited: float, taken: int) -> None:
-    left = Patience(30.0, 1024.0, 3600.0).left(waited, taken)
+    left = BodyDeadlines(30.0, 1024.0, 3600.0).left(waited, taken)
     assert 0 <= left <= 30
     assert waited + left <= max(waited, min(3600, 30 + taken / 1024 + 1e-6))
     assert left == 30 or taken < 1024 * (waited + 30) or waited > 3570
@@ -332,7 +332,7 @@ def test_a_body_in_pieces_is_taken_and_counted() -> None:
     bodies = Bodies(Tunables(), Metrics())
     pieces = [bytes(100_000)] * 9
     body = Body(bodies, arriving(*pieces), 900_000)
-    body.is_known("anna")
+    body.is_identified("anna")
     seen = []
 
     async def take() -> None:
@@ -385,7 +385,7 @@ def test_strangers_and_claims_and_trusted_are_counted_apart() -> None:
     assert bodies.strangers.taken == 26 * 20_000
     Body(bodies, arriving(), 20_000).is_strangers("b")
     Body(bodies, arriving(), MIB).is_claimed("a")
-    Body(bodies, arriving(), MIB).is_known("a")
+    Body(bodies, arriving(), MIB).is_identified("a")
 
 
 def test_nothing_is_waited_for_beyond_its_time() -> None:

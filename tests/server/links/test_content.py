@@ -24,7 +24,7 @@ from remote.protocol.codec import encode_chunk
 from remote.protocol.content import HOLE, Manifest, Piece
 from server.drive import versions
 from server.links import content_http, zip, zip_layout
-from server.links.content import PIECE, Damaged, Library
+from server.links.content import PIECE, DamagedContent, Library
 from server.links.content_http import ContentServer
 from server.links.origin import Origins
 from server.links.signing import DOWNLOAD_SECONDS, Wanted
@@ -44,7 +44,7 @@ from tests.server.harness import (
     until,
 )
 from tests.server.linking import Visitor, make_link, revoke, sparse
-from tests.server.lookups import settled
+from tests.server.lookups import until_verified
 from tests.server.zip_stream import streamed
 
 CHUNKS = [make_chunk(noise(700_000, "one")), make_chunk(noise(1_400_000, "two"))]
@@ -196,7 +196,7 @@ def test_the_url_is_signed_and_expires(server: Running, visitor: Visitor, url: s
 
 def damage(server: Running, client: Client, chunk: Chunk) -> None:
     """Flip the last byte of a stored object that has been verified: later, nobody looks."""
-    settled(server)
+    until_verified(server)
     path = server.app.service.blobs.path(BlobKey(client.me.drive, chunk.id))
     stored = bytearray(path.read_bytes())
     stored[-1] ^= 1
@@ -545,7 +545,7 @@ def test_damage_ends_an_archive(server: Running, anna: Client) -> None:
     made = make_link(anna, top)
     library = Library(server.app.service.db.read, server.app.service.blobs)
     tree = LinkTree(library, made.link.id, time.time_ns)
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedContent):
         list(archive(tree, Member(top, "top", "directory", 0o755, 0)))
 
 

@@ -381,7 +381,7 @@ def test_what_is_remembered_of_places_is_not_believed(quiet: Database) -> None:
 
     assert seen() == "name 0"
     entries = schema.entries.c
-    found = known.known(file, top)
+    found = known.recall(file, top)
     change((entries.parent == found) & (entries.name == "name 0"), name="renamed")
     assert seen() == "name 1"
     change(entries.file == found, parent=last)  # it moved, and is still below
@@ -400,8 +400,8 @@ def test_places_are_remembered_up_to_a_bound() -> None:
     for number in range(5):
         places.note(str(number), "top", number)
         places.note("often", "top", "here")
-    assert places.known("often", "top") == "here"
-    assert [places.known(str(number), "top") for number in range(5)] == [None] * 4 + [4]
+    assert places.recall("often", "top") == "here"
+    assert [places.recall(str(number), "top") for number in range(5)] == [None] * 4 + [4]
 
 
 def test_what_a_zip_would_hold_is_counted_once(

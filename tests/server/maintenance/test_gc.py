@@ -35,7 +35,7 @@ from tests.server.harness import (
     new_id,
     noise,
 )
-from tests.server.lookups import settled
+from tests.server.lookups import until_verified
 
 HOUR = 3600 * 10**9
 NOW = 10**18
@@ -287,7 +287,7 @@ def test_a_dry_run_counts_and_changes_nothing(world: World) -> None:
         writer.write(b"orphan")
         writer.commit()
     world.later_ns = 40 * DAY
-    settled(world.running)
+    until_verified(world.running)
     before = dump(world)
     found = world.collect(dry_run=True)
     assert dump(world) == before

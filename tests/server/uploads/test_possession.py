@@ -27,7 +27,7 @@ from tests.server.harness import (
     new_id,
     noise,
 )
-from tests.server.lookups import check_sums, expire, nothing_left, row_of, settled
+from tests.server.lookups import check_sums, expire, nothing_left, row_of, until_verified
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_a_lost_event_proves_nothing(
     assert isinstance(create(guest, folder, version, chunk), errors.ChunksMissing)
     assert guest.upload(version, new_id(), chunk, parent=folder) == 1
     assert isinstance(create(guest, folder, version, chunk), messages.Applied)
-    settled(server)
+    until_verified(server)
     check_sums(server, anna.me.drive)
 
 

@@ -35,7 +35,7 @@ from tests.server.lookups import (
     expire,
     nothing_left,
     row_of,
-    settled,
+    until_verified,
 )
 
 
@@ -70,7 +70,7 @@ def test_arrivals_of_many_are_noted_in_parts_and_a_batch_notes_its_own(
 ) -> None:
     """Nobody waits for what others have stored."""
     service = server.app.service
-    settled(server)
+    until_verified(server)
     monkeypatch.setattr(reception, "NOTED", 2)
     monkeypatch.setattr(service.reception, "_look_at", lambda _keys: None)  # would flush too
     chunks = [make_chunk(noise(50, f"{anna.token} {number}")) for number in range(6)]
@@ -96,7 +96,7 @@ def test_arrivals_wait_for_each_other_unless_somebody_asks(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, version, file = server.app.service, new_id(), new_id()
-    settled(server)
+    until_verified(server)
     monkeypatch.setattr(reception, "GATHER_SECONDS", 60)
     monkeypatch.setattr(service.reception, "_look_at", lambda _keys: None)  # would flush too
     chunks = [make_chunk(noise(60, f"{anna.token} {number}")) for number in range(5)]
@@ -117,14 +117,14 @@ def test_arrivals_wait_for_each_other_unless_somebody_asks(
 def test_who_asks_what_has_come_is_told_at_once(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settled(server)
+    until_verified(server)
     monkeypatch.setattr(reception, "GATHER_SECONDS", 60)
     chunk, version = make_chunk(noise(70, anna.token)), new_id()
     anna.upload(version, new_id(), chunk)
     path = f"/v1/uploads/{version}"
     told = anna.request("GET", path, messages.UploadState).chunks
     assert [item.state for item in told] == ["uploaded"]
-    settled(server)
+    until_verified(server)
 
 
 # --- slow bodies --------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_put_after_its_upload_was_abandoned_leaves_nothing(server: Running, an
     ticket = anna.start(version, new_id(), chunk).chunks[0]
     anna.request("DELETE", f"/v1/uploads/{version}", object)
     assert anna.put(ticket, chunk).status_code == 200
-    settled(server)
+    until_verified(server)
     assert nothing_left(server, anna.me.drive, chunk.id)
     assert row_of(server, anna.me.drive, chunk.id) is None
     assert (anna.refresh().used_bytes, anna.me.reserved_bytes) == (0, 0)
@@ -238,14 +238,14 @@ def test_a_put_url_is_good_once(server: Running, anna: Client) -> None:
     chunk = make_chunk(noise(100, "once"))
     ticket = anna.start(new_id(), new_id(), chunk).chunks[0]
     assert [anna.put(ticket, chunk).status_code for _ in range(3)] == [200, 412, 412]
-    settled(server)
+    until_verified(server)
     assert anna.refresh().used_bytes == 100
 
 
 def test_a_repeated_or_late_event_changes_nothing(server: Running, anna: Client) -> None:
     chunk = make_chunk(noise(100, "repeated"))
     anna.store("a", chunk)
-    settled(server)
+    until_verified(server)
     arrival = Arrival(key_of(anna, chunk), Head(100, chunk.descriptor.sha256))
     before = row_of(server, anna.me.drive, chunk.id)
     tell(server, arrival, arrival)
@@ -326,7 +326,7 @@ def test_an_object_without_a_row_is_kept_if_it_is_promised_before_its_news(
 def test_what_is_being_deleted_is_needed_and_never_revived(server: Running, anna: Client) -> None:
     chunk, file, version = make_chunk(noise(100, "deleting")), new_id(), new_id()
     anna.store("a", chunk)
-    settled(server)
+    until_verified(server)
     change_row(server, anna.me.drive, chunk.id, state="deleting")
     key, head = key_of(anna, chunk), Head(100, chunk.descriptor.sha256)
     ticket = anna.start(version, file, chunk).chunks[0]
@@ -337,7 +337,7 @@ def test_what_is_being_deleted_is_needed_and_never_revived(server: Running, anna
     assert isinstance(anna.refused(op), errors.ChunksMissing)
     server.app.service.blobs.delete(key)
     assert anna.put(ticket, chunk).status_code == 200
-    settled(server)
+    until_verified(server)
     row = row_of(server, anna.me.drive, chunk.id)
     assert row is not None
     assert row.state == "deleting"

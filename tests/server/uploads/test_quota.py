@@ -21,7 +21,7 @@ from server.metadata import schema
 from server.metadata.db import Database
 from server.permissions.caller import Caller
 from server.uploads import sessions
-from server.uploads.quota import LEAST, OTHERS_SHARE, Amount, Budget, Limits, Room, refusal
+from server.uploads.quota import LEAST, OTHERS_SHARE, Amount, Budget, DriveUsage, Limits, refusal
 from tests.server.conftest import Start
 from tests.server.deleting import forget
 from tests.server.drive.test_sharing import share, unshare
@@ -35,7 +35,7 @@ from tests.server.harness import (
     new_id,
     noise,
 )
-from tests.server.lookups import check_sums, expire, row_of, set_quota, settled, steps_of
+from tests.server.lookups import check_sums, expire, row_of, set_quota, steps_of, until_verified
 
 
 def promise(length: int, seed: str = "") -> Chunk:
@@ -66,7 +66,7 @@ def test_what_is_let_in_fits(
     used: int, promised: int, more: int, limit: int, quota: int | None, owner: bool
 ) -> None:
     limit *= LEAST  # so that the number of chunks is not what refuses
-    numbers = Room(quota, used, promised)
+    numbers = DriveUsage(quota, used, promised)
     problem = refusal(numbers, Amount(min(more, 1), more), Limits(limit, 1), owner=owner)
     if more == 0:
         assert problem is None
@@ -80,15 +80,15 @@ def test_a_chunk_counts_as_some_bytes_at_least(
     promised: int, more: int, most: int, owner: bool
 ) -> None:
     limits = Limits((most if owner else most * OTHERS_SHARE) * LEAST, 1000)
-    numbers = Room(None, 0, promised, promised, chunks=promised)
+    numbers = DriveUsage(None, 0, promised, promised, chunks=promised)
     problem = refusal(numbers, Amount(more, more), limits, owner=owner)
     assert (problem is None) is (promised + more <= most)
 
 
 @given(st.integers(0, 20), st.integers(1, 20), st.integers(0, 40), st.booleans())
 def test_each_uploader_has_so_many_promises(held: int, more: int, most: int, owner: bool) -> None:
-    room, limits = Room(None, 0, 0, held=held), Limits(1 << 40, most)
-    problem = refusal(room, Amount(more, more), limits, owner=owner)
+    usage, limits = DriveUsage(None, 0, 0, held=held), Limits(1 << 40, most)
+    problem = refusal(usage, Amount(more, more), limits, owner=owner)
     assert (problem is None) is (held + more <= most)
 
 
@@ -103,7 +103,7 @@ def test_room_is_reserved_then_used(server: Running, anna: Client) -> None:
     anna.start(version, file, *chunks)
     assert room(anna) == (0, 150)
     anna.put(begun.chunks[0], chunks[0])
-    settled(server)
+    until_verified(server)
     assert room(anna) == (100, 50)
     anna.put(begun.chunks[1], chunks[1])
     anna.make("a", file=file, content=content(version, *chunks))
@@ -192,7 +192,7 @@ def test_abandoning_gives_back_what_nobody_else_leases(server: Running, anna: Cl
     begun = anna.start(one, new_id(), both, alone, stored)
     anna.start(other, new_id(), both)
     anna.put(begun.chunks[2], stored)
-    settled(server)
+    until_verified(server)
     assert room(anna) == (40, 30)
     anna.request("DELETE", f"/v1/uploads/{one}", object)
     assert room(anna) == (40, 10)
@@ -220,7 +220,7 @@ def test_a_session_that_is_over_ends_when_it_is_begun_again(server: Running, ann
     assert room(anna) == (0, 30)
 
 
-def test_another_form_of_a_chunk_settles_what_was_promised(server: Running, anna: Client) -> None:
+def test_another_form_of_a_chunk_replaces_what_was_promised(server: Running, anna: Client) -> None:
     plain = make_chunk(noise(3_000, "form") * 100)
 
     packed = encode_chunk(plain.data)
@@ -354,7 +354,7 @@ def test_what_others_asked_for_and_the_owner_wants_too(
             if ending != f"{'anna' if who is ben else 'ben'} leaves":
                 continue
             who.request("DELETE", f"/v1/uploads/{version}", object)
-        settled(server)
+        until_verified(server)
         check_sums(server, drive)
         for who, version in ((anna, versions[1]), (ben, versions[0])):
             if not ending.endswith("leaves"):
@@ -373,7 +373,7 @@ def test_a_late_put_of_the_owners_may_be_what_others_asked_for(
     anna.request("DELETE", f"/v1/uploads/{version}", object)
     ben.start(new_id(), new_id(), chunk, parent=folder)
     assert anna.put(late, chunk).status_code == 200
-    settled(server)
+    until_verified(server)
     check_sums(server, anna.me.drive)
     row = row_of(server, anna.me.drive, chunk.id)
     assert row is not None
@@ -444,7 +444,7 @@ def test_who_loses_a_share_loses_the_uploads_in_its_drive(
     ben.put(begun.chunks[2], kept)
     ben.start(versions["c"], new_id(), promise(2000, "elsewhere"))
     eve.start(versions["e"], new_id(), both, parent=folder)
-    settled(server)
+    until_verified(server)
     assert room(anna) == (7000, 9000)
     if ending == "read only":
         share(anna, folder, ben, "viewer")

@@ -19,6 +19,7 @@ from remote.protocol.codec import Encoded, encode_chunk
 from remote.protocol.content import BLOCK_SIZE, BadContent, Descriptor
 from server.metadata.schema import audit
 from server.storage.blobs import BlobKey, BlobReader, LocalBlobStore
+from server.storage.places import Place
 from server.uploads import verification
 from server.uploads.verification import Checker, check_object
 from tests.amounts import amount
@@ -33,7 +34,7 @@ from tests.server.harness import (
     new_id,
     noise,
 )
-from tests.server.lookups import change_row, check_sums, row_of, settled
+from tests.server.lookups import change_row, check_sums, row_of, until_verified
 
 NOISE = noise(2 * BLOCK_SIZE + 100, "verification")
 TEXT = noise(1000, "text") * 700
@@ -148,7 +149,7 @@ def refusal(client: Client, **wanted: Any) -> Any:
 def test_what_arrives_is_verified_soon(server: Running, anna: Client) -> None:
     chunks = [make_chunk(noise(300_000, "soon")), Chunk(stored(TEXT)[1], stored(TEXT)[0])]
     anna.store("a", *chunks)
-    settled(server)
+    until_verified(server)
     for chunk in chunks:
         row = row_of(server, anna.me.drive, chunk.id)
         assert row is not None
@@ -162,8 +163,8 @@ def test_a_bad_object_goes_and_its_chunk_is_awaited_again(server: Running, anna:
     file, version = new_id(), new_id()
     anna.upload(version, file, liar)
     anna.make("a", file=file, content=content(version, chunk))
-    settled(server)
-    settled(server)
+    until_verified(server)
+    until_verified(server)
     row = row_of(server, anna.me.drive, chunk.id)
     assert row is not None
     assert (row.state, row.verified_ns) == ("pending", None)
@@ -175,7 +176,7 @@ def test_a_bad_object_goes_and_its_chunk_is_awaited_again(server: Running, anna:
     assert isinstance(answer, errors.Unavailable)
     # Uploading it again, now as it is, mends the version that refers to it.
     assert anna.upload(new_id(), new_id(), chunk) == 1
-    settled(server)
+    until_verified(server)
     located = anna.locate(file=file, version=version, chunks=[chunk.id]).chunks[0]
     assert anna.http.get(located.url).content == chunk.data
     assert (anna.refresh().used_bytes, anna.me.reserved_bytes) == (500, 0)
@@ -276,7 +277,7 @@ def test_a_first_promise_that_lies_does_not_spoil_the_bytes_of_another(
 def test_what_the_disk_spoils_is_set_aside(server: Running, anna: Client, ben: Client) -> None:
     chunk = make_chunk(noise(500, "rot"))
     file, version = anna.store("a", chunk)
-    settled(server)
+    until_verified(server)
     share(anna, file, ben, "viewer")
     path = server.app.service.blobs.path(BlobKey(anna.me.drive, chunk.id))
     path.write_bytes(noise(500, "rotten"))
@@ -292,7 +293,7 @@ def test_what_was_out_of_reach_for_a_while_is_found_again(
 ) -> None:
     chunk = make_chunk(noise(500, "unmounted"))
     file, version = anna.store("a", chunk)
-    settled(server)
+    until_verified(server)
     share(anna, file, ben, "viewer")
     path = server.app.service.blobs.path(BlobKey(anna.me.drive, chunk.id))
     elsewhere = path.with_name("elsewhere")
@@ -312,7 +313,7 @@ def test_what_is_older_than_verification_is_verified_when_it_is_asked_for(
 ) -> None:
     chunk = make_chunk(noise(500, "legacy"))
     file, version = anna.store("a", chunk)
-    settled(server)
+    until_verified(server)
     change_row(server, anna.me.drive, chunk.id, verified_ns=None, device=None)
     assert len(anna.locate(file=file, version=version, chunks=[chunk.id]).chunks) == 1
     row = row_of(server, anna.me.drive, chunk.id)
@@ -332,7 +333,7 @@ def test_what_cannot_be_read_now_is_no_verdict(
 ) -> None:
     chunk = make_chunk(noise(500, "faulty"))
     file, version = anna.store("a", chunk)
-    settled(server)
+    until_verified(server)
     share(anna, file, ben, "viewer")
     change_row(server, anna.me.drive, chunk.id, verified_ns=None, device=None)
     wanted: dict[str, Any] = {"file": file, "version": version, "chunks": [chunk.id]}
@@ -346,7 +347,7 @@ def test_a_late_verdict_counts_for_nothing(server: Running, anna: Client) -> Non
     """It was about an object that has gone since, and the one that is there now is another."""
     chunk = make_chunk(noise(500, "late"))
     anna.store("a", chunk)
-    settled(server)
+    until_verified(server)
     change_row(server, anna.me.drive, chunk.id, verified_ns=None)
     service = server.app.service
     key = BlobKey(anna.me.drive, chunk.id)
@@ -354,7 +355,7 @@ def test_a_late_verdict_counts_for_nothing(server: Running, anna: Client) -> Non
         suspect = verification.suspects(conn, [key])[0]
     change_row(server, anna.me.drive, chunk.id, uploaded_ns=suspect.uploaded_ns + 1)
     with service.db.write() as conn:
-        assert verification.settle(conn, [verification.Verdict(suspect, None, "bad")], 1) == []
+        assert verification.record(conn, [verification.Verdict(suspect, None, "bad")], 1) == []
     row = row_of(server, anna.me.drive, chunk.id)
     assert row is not None
     assert row.state == "uploaded"
@@ -366,10 +367,12 @@ def test_a_bad_object_that_cannot_be_removed_fails_no_batch(
     """Its verdict may share the transaction of a batch, which is committed by then."""
     chunk = make_chunk(noise(90, "cannot be removed"))
     anna.store("f", chunk)
-    settled(server)
+    until_verified(server)
     change_row(server, anna.me.drive, chunk.id, state="pending", verified_ns=None)
     reception, key = server.app.service.reception, BlobKey(anna.me.drive, chunk.id)
-    verdict = verification.Verdict(verification.Suspect(key, 1, 90, ()), None, "it is bad")
+    verdict = verification.Verdict(
+        verification.Suspect(key, Place(key, 0, 90), 1, ()), None, "it is bad"
+    )
 
     def delete(_key: BlobKey) -> None:
         raise OSError(errno.EROFS, "read-only")
