@@ -12,24 +12,46 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, select, tuple_
+from sqlalchemy import Column, ColumnElement, Select, Table, bindparam, select, tuple_
 
 from server import datadir
 from server.durable import sync_directory
 from server.metadata.db import Database
-from server.metadata.schema import chunks
+from server.metadata.schema import bundles, chunks
 from server.storage.blobs import BlobKey, LocalBlobStore
 
 _PIECE = 1 << 20
 # Another file system, one without hard links, somebody else's file, too many of them.
 _CANNOT_LINK = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK})
-_PAGE = (
-    select(chunks.c.drive, chunks.c.id, chunks.c.state, chunks.c.stored_length, chunks.c.sha256)
-    .where(tuple_(chunks.c.drive, chunks.c.id) > tuple_(bindparam("drive"), bindparam("id")))
-    .order_by(chunks.c.drive, chunks.c.id)
-    .limit(1000)
+
+
+def _paged(table: Table, length: Column[int], needed: ColumnElement[bool]) -> Select[Any]:
+    """A page of the objects that `table` speaks of."""
+    key = tuple_(table.c.drive, table.c.id)
+    return (
+        select(
+            table.c.drive,
+            table.c.id,
+            length.label("length"),
+            table.c.sha256,
+            needed.label("needed"),
+        )
+        .where(key > tuple_(bindparam("drive"), bindparam("id")))
+        .order_by(table.c.drive, table.c.id)
+        .limit(1000)
+    )
+
+
+# A chunk in a bundle needs no object of its own: a copy of it is made again when it is asked for.
+_PAGES = (
+    _paged(
+        chunks,
+        chunks.c.stored_length,
+        chunks.c.state.in_(("uploaded", "doomed")) & chunks.c.bundle.is_(None),
+    ),
+    _paged(bundles, bundles.c.length, bundles.c.deleting == 0),
 )
 
 
@@ -46,18 +68,22 @@ def objects_of(database: Path) -> Iterator[Object]:
     """The objects of which the database of a backup speaks."""
     db = Database(database, frozen=True)
     try:
-        drive, id = "", b""
-        while True:
-            with db.read() as conn:
-                page = conn.execute(_PAGE, {"drive": drive, "id": id}).all()
-            if not page:
-                return
-            for row in page:
-                key, needed = BlobKey(row.drive, row.id), row.state in ("uploaded", "doomed")
-                yield Object(key, row.stored_length, row.sha256, needed)
-            drive, id = page[-1].drive, page[-1].id
+        for query in _PAGES:
+            yield from _told(db, query)
     finally:
         db.close()
+
+
+def _told(db: Database, query: Select[Any]) -> Iterator[Object]:
+    drive, id = "", b""
+    while True:
+        with db.read() as conn:
+            page = conn.execute(query, {"drive": drive, "id": id}).all()
+        if not page:
+            return
+        for row in page:
+            yield Object(BlobKey(row.drive, row.id), row.length, row.sha256, row.needed)
+        drive, id = page[-1].drive, page[-1].id
 
 
 @dataclass

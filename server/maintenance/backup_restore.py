@@ -26,7 +26,7 @@ from server.maintenance import fsck, lock
 from server.maintenance.backup import DATABASE, FORMAT, MANIFEST, BadBackup, Manifest, Progress
 from server.maintenance.backup_objects import Copier, objects_of, sha256_of
 from server.metadata.db import Database
-from server.metadata.schema import drives
+from server.metadata.schema import chunks, drives
 from server.permissions import audit
 from server.storage.blobs import LocalBlobStore
 
@@ -118,7 +118,8 @@ def _bring_objects(source: Path, data_dir: Path, database: Path) -> LocalBlobSto
 def _renew(
     database: Path, blobs: LocalBlobStore, manifest: Manifest, progress: Progress
 ) -> fsck.Report:
-    """Give every drive a new epoch, and look at everything."""
+    """Give every drive a new epoch, and look at everything. Copies out of bundles are in no backup:
+    they are made again."""
     db = Database(database)
     try:
         db.migrate()
@@ -126,6 +127,7 @@ def _renew(
             for drive in conn.execute(select(drives.c.id)).scalars().all():
                 fresh = {"epoch": secrets.token_hex(8)}
                 conn.execute(update(drives).where(drives.c.id == drive).values(**fresh))
+            conn.execute(update(chunks).where(chunks.c.copied != 0).values(copied=0))
             detail = {"backup_at_ns": manifest.at_ns, "lost": len(manifest.lost)}
             audit.note(conn, None, "restore", None, time.time_ns(), **detail)
         return fsck.run(db, blobs, read_data=True, progress=progress)

@@ -44,7 +44,7 @@ from remote.protocol.content import (
 from server.maintenance import fsck_sums
 from server.maintenance.fsck_findings import Finding, Fix, Found, Names, execute
 from server.maintenance.fsck_tree import REPAIR
-from server.maintenance.gc_chunks import renewed
+from server.maintenance.gc_chunks import NOWHERE, renewed
 from server.metadata.records import slices
 from server.metadata.schema import (
     accounts,
@@ -247,6 +247,17 @@ def check_states(conn: Connection, names: Names) -> Iterator[Found]:
         yield Found(finding, partial(fix, drive=row.drive, id=row.id))
 
 
+def check_places(conn: Connection, names: Names) -> Iterator[Found]:
+    """A chunk that is not stored is in no bundle."""
+    wrong = (chunks.c.state == "pending") & chunks.c.bundle.is_not(None)
+    for row in conn.execute(select(chunks.c.drive, chunks.c.id).where(wrong)).all():
+        what = f"chunk {row.id.hex()} counts as missing, and as part of a bundle"
+        account = names.account(row.drive)
+        mine = wrong & (chunks.c.drive == row.drive) & (chunks.c.id == row.id)
+        finding = Finding("state", what, REPAIR, account=account, chunk=row.id.hex())
+        yield Found(finding, execute(update(chunks).where(mine).values(**NOWHERE)))
+
+
 def _revive(conn: Connection, drive: str, id: bytes) -> bool:
     mine = (chunks.c.drive == drive) & (chunks.c.id == id) & (chunks.c.state == "doomed")
     conn.execute(update(chunks).where(mine).values(state="uploaded", doomed_ns=None))
@@ -286,5 +297,6 @@ CHECKS: tuple[Callable[[Connection, Names], Iterator[Found]], ...] = (
     check_stray_references,
     check_uploads,
     check_states,
+    check_places,
     fsck_sums.check_unshown,
 )

@@ -1,7 +1,8 @@
 """Garbage collection: what no version and no upload needs any more is deleted, in small steps.
 
 Knows: the states of a chunk, and when an object may go. Must not know: which versions are kept
-(`retention`), who runs this and how often (`janitor`, `admin`).
+(`retention`), who runs this and how often (`janitor`, `admin`), what a bundle asks for
+(`gc_bundles`).
 
     pending ──(a PUT arrived)──> uploaded ──(nobody refers to it)──> doomed ──(grace)──> deleting
        ^                            ^                                  │                    │
@@ -48,15 +49,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, bindparam, func, select, union_all
 
 from server.changes.fanout import News
 from server.drive import retention
-from server.maintenance import account_removal
-from server.maintenance.gc_chunks import BATCH, DAY, Clock, Collected, Options, Walk
+from server.maintenance import account_removal, gc_bundles, gc_chunks
+from server.maintenance.gc_chunks import BATCH, DAY, Clock, Collected, Options
 from server.metadata.db import Database
 from server.metadata.records import slices
-from server.metadata.schema import chunks, uploads
+from server.metadata.schema import bundles, chunks, uploads
 from server.permissions import audit
 from server.storage.blobs import BlobKey, BlobStore
 from server.uploads import leases
@@ -109,7 +110,8 @@ def steps(
         yield from account_removal.steps(db, clock)
         yield from _end_uploads(db, found, clock)
         yield from _expire(db, options, found, clock, tell)
-    yield from Walk(db, blobs, options, found, clock).steps()
+    yield from gc_chunks.Walk(db, blobs, options, found, clock).steps()
+    yield from gc_bundles.Walk(db, blobs, options, found, clock).steps()
     if options.orphans:
         yield from _sweep_orphans(db, blobs, options, found, clock)
 
@@ -175,7 +177,14 @@ def _expire(
 
 # --- objects without a row ----------------------------------------------------------------------
 
-_IDS = select(chunks.c.id)
+_IDS = union_all(
+    *(
+        select(table.c.id).where(
+            table.c.drive == bindparam("drive"), table.c.id.in_(bindparam("ids", expanding=True))
+        )
+        for table in (chunks, bundles)
+    )
+)
 
 
 def _sweep_orphans(
@@ -216,6 +225,6 @@ def unknown(conn: Connection, keys: Sequence[BlobKey]) -> list[BlobKey]:
         BlobKey(drive, id)
         for drive, ids in by_drive.items()
         for some in slices(ids)
-        for id in conn.execute(_IDS.where(chunks.c.drive == drive, chunks.c.id.in_(some))).scalars()
+        for id in conn.execute(_IDS, {"drive": drive, "ids": some}).scalars()
     }
     return [key for key in keys if key not in known]

@@ -37,6 +37,9 @@ PAGE = 2000
 # Rows changed, or objects deleted, in one write transaction.
 BATCH = 200
 
+# The columns of a chunk that lies in no bundle.
+NOWHERE: Final = {"bundle": None, "bundle_offset": None, "copied": 0}
+
 Clock = Callable[[], int]
 
 
@@ -72,6 +75,10 @@ class Collected(msgspec.Struct):
     revived_bytes: int = 0
     deleted: int = 0
     deleted_bytes: int = 0
+    bundles: int = 0
+    bundles_bytes: int = 0
+    rewritten: int = 0
+    rewritten_bytes: int = 0
     orphans: int = 0
     orphans_bytes: int = 0
 
@@ -264,7 +271,7 @@ def _finish(conn: Connection, drive: str, ids: Sequence[bytes], now_ns: int) -> 
 def renewed(now_ns: int) -> dict[str, Any]:
     """The columns of a chunk whose object is gone and that is to be uploaded again."""
     gone = dict.fromkeys(("uploaded_ns", "doomed_ns", "device", "verified_ns"))
-    return {"state": "pending", "created_ns": now_ns, **gone}
+    return {"state": "pending", "created_ns": now_ns, **gone, **NOWHERE}
 
 
 def _those(drive: str, ids: Sequence[bytes]) -> Any:

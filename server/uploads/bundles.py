@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
 
-from remote.protocol import bundle
-from remote.protocol.bundle import TRAILER, Bundle, bundle_of
+from remote.protocol.bundle import Bundle, bundle_of
 from remote.protocol.content import BadContent, Descriptor
 from remote.protocol.errors import BadUpload, Refused
 from remote.protocol.messages import BundlePart, PresignedPut, StartBundle, StartBundleReply
@@ -25,6 +24,7 @@ from server.metadata.schema import bundles, chunks, devices, upload_chunks, uplo
 from server.permissions import access
 from server.permissions.caller import Caller
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore, Head
+from server.storage.bundles import read_bundle
 
 # States of a chunk whose bytes are awaited: what is being deleted is as good as gone.
 _NEEDED = ("pending", "deleting")
@@ -125,15 +125,13 @@ def _announced(
     return [found[part.version, part.chunk] for part in parts]
 
 
-def index_of(blobs: BlobStore, key: BlobKey, length: int) -> Bundle | None:
-    """What bundle the stored object of `length` bytes is, by what it says itself; None: none, or
-    there is no such object. Reads a few bytes of what is no bundle. Blocking."""
+def index_of(blobs: BlobStore, key: BlobKey) -> Bundle | None:
+    """The bundle that a stored object is, by what it says itself; None: it is none, or there is no
+    such object. Reads a few bytes of what is no bundle. Blocking."""
     try:
-        size = bundle.tail_length(blobs.read(key, max(0, length - TRAILER), TRAILER))
-        found = bundle.parse(blobs.read(key, max(0, length - size), size), length)
+        return read_bundle(blobs, key)
     except (BadContent, BlobMissing):
         return None
-    return found if found.id == key.chunk else None
 
 
 def places_of_lost(conn: Connection, keys: Iterable[BlobKey]) -> list[tuple[BlobKey, Head]]:

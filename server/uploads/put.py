@@ -131,7 +131,7 @@ class Intake:
     def _looked_at(self, arrival: Arrival, *, made: bool) -> Arrival:
         if arrival.proof is not None:
             return arrival._replace(made=made)
-        found = bundles.index_of(self.blobs, arrival.key, arrival.head.length)
+        found = bundles.index_of(self.blobs, arrival.key)
         return arrival._replace(made=made, bundle=found)
 
 

@@ -245,7 +245,7 @@ class Reception:
         """Those in which these chunks were, and that were out of reach for a while."""
         with self._db.read() as conn:
             lost = bundles.places_of_lost(conn, keys)
-        read = [(key, head, index_of(self._blobs, key, head.length)) for key, head in lost]
+        read = [(key, head, index_of(self._blobs, key)) for key, head in lost]
         return [Arrival(key, head, bundle=found) for key, head, found in read if found is not None]
 
     def _see_to_flush(self) -> None:
