@@ -70,12 +70,13 @@ class Spool:
             fd = os.open(self._path(layer), flags, 0o600)
         except FileNotFoundError as error:
             raise DamagedSpool(f"{self._path(layer)} is gone") from error
+        self._close_excess()  # before: it must not be the one that goes if all others are leased
         self._open[layer] = fd
-        self._close_excess()
         return fd
 
     def _close_excess(self) -> None:
-        excess = len(self._open) - OPEN_FILES
+        """Make room for one more."""
+        excess = len(self._open) + 1 - OPEN_FILES
         for layer in [item for item in self._open if not self._leases[item]][: max(0, excess)]:
             os.close(self._open.pop(layer))
 
