@@ -72,6 +72,7 @@ class Together(Generic[T, R]):
         leads = self._is_led = True
         try:
             async with self._turn():
+                await trio.lowlevel.checkpoint()  # whoever is about to come may come along
                 taken = [self._queue[number] for number in self._take(self._items())]
                 self._leave(taken)
                 leads = self._is_led = False
