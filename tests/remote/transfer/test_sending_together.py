@@ -36,6 +36,7 @@ class Bundling(Drive):
         self.dead: list[NearlineError] = []
         self.other_id = False
         self.came: list[list[bytes]] = []  # chunks, by PUT
+        self.is_putting = trio.Event()
 
     async def start_bundle(self, request: StartBundle) -> StartBundleReply:
         await trio.lowlevel.checkpoint()
@@ -58,6 +59,7 @@ class Bundling(Drive):
             await super().put_chunk(put, body)
             self.came.append([bytes.fromhex(put.url)])
             return
+        self.is_putting.set()
         await self.put_go.wait()
         if self.dead:
             raise self.dead.pop(0)
@@ -216,7 +218,7 @@ async def test_who_is_cancelled_on_the_way_harms_no_other_part(doomed: int) -> N
         async with trio.open_nursery() as nursery:
             for number in range(4):
                 nursery.start_soon(one, number)
-            await trio.testing.wait_all_tasks_blocked()
+            await drive.is_putting.wait()
             assert len(drive.bundles) == 1
             scopes[doomed].cancel()
             await trio.testing.wait_all_tasks_blocked()
