@@ -28,6 +28,7 @@ from remote.protocol.bundle import MAX_PART, MAX_PARTS_LENGTH, bundle_of
 from remote.protocol.codec import Encoded
 from remote.protocol.content import Descriptor
 from remote.protocol.errors import (
+    Busy,
     Forbidden,
     NearlineError,
     Problem,
@@ -58,6 +59,7 @@ from remote.transfer.together import Answer, Together
 URL_ATTEMPTS = 3
 # On their way at once; whoever comes meanwhile waits, and leaves in a larger one.
 BUNDLES = 3
+MAX_SUSPECTS = 4096
 
 log = structlog.get_logger(__name__)
 
@@ -122,6 +124,7 @@ class Sender:
         self._gathering = Together[_Small, bool](
             self._turn, lambda queue: fill([small.part for small in queue]), self._send_together
         )
+        self._suspects: set[bytes] = set()  # parts of bundles for which the store had no place
         self._may_bundle: bool | None = None  # whether the server lets this token, once it has said
 
     async def store(self, upload: Upload, chunk: Encoded) -> int:
@@ -129,7 +132,8 @@ class Sender:
 
         Raises Refused (quota, no access, bad upload) and Unreachable."""
         descriptor, size = chunk.descriptor, len(chunk.body)
-        beside = upload.beside if size <= MAX_PART else None
+        is_suspect = descriptor.id in self._suspects
+        beside = upload.beside if size <= MAX_PART and not is_suspect else None
         for _attempt in range(URL_ATTEMPTS):
             ticket = await self._announcing.do(_Announced(upload, descriptor))
             if ticket.state == "uploaded" or ticket.put is None:
@@ -138,6 +142,7 @@ class Sender:
                 if beside is None or self._may_bundle is False:
                     async with self.places.place(size, Claim()):
                         await self._port.put_chunk(ticket.put, chunk.body)
+                    self._suspects.discard(descriptor.id)
                     return size
                 part = Part(descriptor.id, size, beside)
                 if await self._gathering.do(_Small(part, upload.version, chunk, ticket.put)):
@@ -162,8 +167,17 @@ class Sender:
         try:
             is_sent = await (self._put_bundle(smalls) if smalls[1:] else self._put_alone(smalls[0]))
         except NearlineError as error:
+            if isinstance(error, Busy) and len(smalls) > 1:
+                self._suspect(chunks)
             return [outcome.Error(error) for _ in taken]
         return [outcome.Value(is_sent and chunks[small.part.chunk] is small) for small in taken]
+
+    def _suspect(self, chunks: Iterable[bytes]) -> None:
+        """It may be because of one of them: each stands alone when it comes again, so that it is
+        nobody else's fault for ever."""
+        self._suspects.update(chunks)
+        if len(self._suspects) > MAX_SUSPECTS:
+            self._suspects.clear()
 
     async def _put_alone(self, small: _Small) -> bool:
         await self._port.put_chunk(small.put, bytes(small.chunk.body))

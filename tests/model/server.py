@@ -33,7 +33,6 @@ from server.metadata.schema import chunks, files, grants, versions
 from server.permissions.caller import Caller
 from server.storage import places
 from server.storage.blobs import BlobKey, BlobStore, Head
-from server.storage.places import place_of
 from server.uploads import arrivals, bundles, leases, sessions
 from server.uploads.quota import Budget, Limits
 from tests import remembered
@@ -68,7 +67,10 @@ class Storage:
     def _plain(self, conn: Connection, drive: str, chunk: bytes) -> bytes:
         query = select(*places.COLUMNS, chunks.c.descriptor)
         row = conn.execute(query.where(chunks.c.drive == drive, chunks.c.id == chunk)).one()
-        descriptor, place = msgspec.msgpack.decode(row.descriptor, type=Descriptor), place_of(row)
+        descriptor, place = (
+            msgspec.msgpack.decode(row.descriptor, type=Descriptor),
+            places.place_of(row),
+        )
         stored = memoryview(self.blobs.read(place.key, place.offset, place.length))
         blocks = []
         for block in range(block_count(descriptor.length)):
@@ -320,7 +322,7 @@ class Port:
         key, now = BlobKey(drive, bytes.fromhex(chunk)), time.time_ns()
         self._server.blobs.add(key, bytes(body))
         head = Head(len(body), bytes.fromhex(put.headers["sha256"]))
-        bundle = bundles.index_of(self._server.blobs, key, head.length)
+        bundle = bundles.index_of(self._server.blobs, key)
         self._server.bundled += 0 if bundle is None else len(bundle.parts)
         with self._server.db.write() as conn:
             proof = None

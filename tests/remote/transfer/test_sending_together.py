@@ -12,6 +12,7 @@ from remote.protocol.bundle import MAX_PART, bundle_of, parse, tail_length
 from remote.protocol.codec import Encoded, encode_chunk
 from remote.protocol.errors import (
     BadUpload,
+    Busy,
     Forbidden,
     NearlineError,
     ProtocolError,
@@ -187,6 +188,17 @@ async def test_everybody_hears_what_went_wrong_and_may_come_again(error: Nearlin
     drive.dead = [Unreachable("broke off")]
     assert {type(item) for item in (await send(drive, sender)).values()} == {Unreachable}
     assert await send(drive, sender) == SIZES
+
+
+async def test_one_for_which_the_store_has_no_place_is_not_the_fault_of_others_for_ever() -> None:
+    drive = Bundling()
+    sender, drive.dead = Sender(drive), [Busy("full", 507)]
+    assert {type(item) for item in (await send(drive, sender)).values()} == {Busy}
+    assert await send(drive, sender) == SIZES
+    assert len(drive.came) == len(CHUNKS)
+    drive.has.clear()
+    assert await send(drive, sender) == SIZES
+    assert len(drive.came) == len(CHUNKS) + 1
 
 
 async def test_a_url_that_died_is_signed_again_for_all() -> None:
