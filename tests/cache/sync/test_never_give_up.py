@@ -290,6 +290,7 @@ async def test_an_upload_that_gets_on_is_not_backed_off_from_more_and_more(
         plain(*args, **more)
 
     moved: list[bool] = []
+    monkeypatch.setattr("remote.transfer.upload.MAX_PART", 0)  # every chunk by itself
     plain = one.uploads.waits.failed
     monkeypatch.setattr(one.uploads.waits, "failed", note)
     store = Store(one, breaks)
