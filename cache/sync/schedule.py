@@ -266,7 +266,7 @@ class Pace:
 
 
 def share(size: int) -> int:
-    """What uploading a file of `size` bytes takes of the `SHARES` of one place."""
+    """The number of the `SHARES` of one place that uploading a file of `size` bytes takes."""
     return max(1, min(SHARES, -(-size // SHARE_BYTES)))
 
 

@@ -235,7 +235,7 @@ class Uploader:
         return Manifest(size=layer.size, average=average, pieces=pieces)
 
     def _beside(self, node: Node) -> Beside | None:
-        """Where a file is, if its small chunks may be stored together with those of others: that is
+        """The place of a file, if its small chunks may be stored together with those of others: that is
         for the owner of the drive."""
         if node.drive != self._tree.own_drive:
             return None
@@ -447,7 +447,7 @@ class _Run:
 
 
 def _weight(chunk: memoryview) -> int:
-    """What a chunk takes of what may be in memory, in bytes."""
+    """The bytes for which a chunk counts among those that may be in memory."""
     return max(LEAST, len(chunk)) if len(chunk) < SMALL else LARGE
 
 

@@ -1,4 +1,4 @@
-"""Which chunks that wait become one bundle; which ranges of one object are fetched as one. Pure.
+"""Choosing chunks for one bundle, and ranges of one object for one request. Pure.
 
 Knows: the limits of a bundle, what a gap between two ranges costs. Must not know: who waits, how
 anything is sent.

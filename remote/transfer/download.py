@@ -329,7 +329,7 @@ def _decode_all(wanted: Sequence[tuple[_Fetch, range]]) -> list[dict[int, Buffer
 
 
 def _weight(descriptor: Descriptor) -> int:
-    """What verifying one of its blocks costs."""
+    """The cost of verifying one of its blocks, in raw ones."""
     return COMPRESSED_WEIGHT if descriptor.codec == "zstd" else 1
 
 

@@ -160,8 +160,8 @@ class Sender:
             yield
 
     async def _send_together(self, taken: list[_Small]) -> list[Answer[bool]]:
-        """Whether each was sent; if not, it is announced again, because another one of the same
-        chunk was sent for it, or because it is to stand alone."""
+        """True for each that was sent. The others are announced again, because another one of the
+        same chunk was sent for them, or because they are to stand alone."""
         chunks = {small.part.chunk: small for small in reversed(taken)}
         smalls = [small for small in taken if chunks[small.part.chunk] is small]
         try:
@@ -184,7 +184,7 @@ class Sender:
         return True
 
     async def _put_bundle(self, smalls: Sequence[_Small]) -> bool:
-        """Whether it was taken."""
+        """True when it was taken."""
         bundle = bundle_of([small.chunk.descriptor for small in smalls])
         body = b"".join([*(small.chunk.body for small in smalls), bundle.tail])
         digest = (await trio.to_thread.run_sync(hashlib.sha256, body)).digest()

@@ -150,7 +150,7 @@ def passed_on(_: Resolver, op: Op, what: str) -> contextlib.AbstractContextManag
 
 
 def one_storm(seed: int, directory: Path) -> int:
-    """How many chunks came in bundles."""
+    """The number of chunks that came in bundles."""
     storm = Storm(plan_of(seed), directory)
     clock = trio.testing.MockClock(autojump_threshold=0)
     try:

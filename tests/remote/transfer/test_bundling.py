@@ -1,4 +1,4 @@
-"""Which chunks become one bundle, and which ranges one request."""
+"""The choice of chunks for one bundle, and of ranges for one request."""
 
 from __future__ import annotations
 
