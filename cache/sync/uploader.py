@@ -235,8 +235,8 @@ class Uploader:
         return Manifest(size=layer.size, average=average, pieces=pieces)
 
     def _beside(self, node: Node) -> Beside | None:
-        """The place of a file, if its small chunks may be stored together with those of others: that is
-        for the owner of the drive."""
+        """The place of a file, if its small chunks may be stored together with those of others:
+        that is for the owner of the drive."""
         if node.drive != self._tree.own_drive:
             return None
         place = self._tree.place(node.ino)
