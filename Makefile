@@ -24,7 +24,7 @@ help:
 	@echo "make test [ARGS=...]       the tests; those of real mounts need /dev/fuse"
 	@echo "make test-systemd          units, fstab, autofs, power off under a systemd that boots (as root)"
 	@echo "make quick [ARGS=...]      the tests without processes, real mounts, power loss; fewer examples"
-	@echo "make check                 lint, format, types, layers, the wheel"
+	@echo "make check                 lint, format, types, layers, dialect, references, the wheel"
 	@echo "make lock [ARGS=--upgrade] requirements/*.txt anew, after a change of pyproject.toml"
 	@echo "make audit                 known weaknesses of what is locked; asks a source of advisories"
 	@echo "make conformance [PJDFSTEST=SOURCE]   POSIX test suites on a real mount (as root, minutes)"
@@ -62,6 +62,7 @@ test-systemd: $(VENV)/.dev
 # Without what is slow (CONTRIBUTING.md), and less of what is random.
 quick: $(VENV)/.dev
 	@NEARLINE_QUICK=1 $(BIN)/pytest -n $$(getconf _NPROCESSORS_ONLN) --dist loadfile \
+		-o tmp_path_retention_policy=failed \
 		--ignore tests/system --ignore tests/power --ignore tests/booted $(ARGS)
 
 check: $(VENV)/.dev
@@ -69,7 +70,8 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/pytest tests/test_lock.py tests/mount/test_wheel.py
+	@$(BIN)/pytest tests/test_lock.py tests/test_dialect.py tests/test_references.py \
+		tests/mount/test_wheel.py
 
 lock:
 	@scripts/lock $(ARGS)

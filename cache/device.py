@@ -14,7 +14,7 @@ told something upward is an argument of who tells: what only notes what it hears
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from cache.files.collector import Candidates, Collector
@@ -39,10 +39,8 @@ from cache.sync.resolver import Resolver
 from cache.sync.retries import Waits
 from cache.sync.schedule import Pace, Schedule
 from cache.sync.signals import Contact, Wake
-from cache.sync.uploader import Uploader
+from cache.sync.uploader import KeepBlocks, KeepManifest, Uploader
 from cache.sync.uploads import Uploads
-from remote.protocol.content import Manifest
-from remote.protocol.ids import VersionId
 from remote.transfer.upload import Sender, UploadPort
 
 
@@ -88,7 +86,8 @@ class Device(Local):
     """`send` is asked by what goes to the server, `read` by what somebody waits for. What was just
     sent is known here too: `keep_manifest` and `keep_plain`. `require_online` raises `Unreachable`
     while it is known that nobody answers; `on_reachable` is told when what is sent begins, or
-    ceases, to arrive. `name`: in names of conflicted copies, which are made where `keep_copies`."""
+    ceases, to arrive. `name`: in names of conflicted copies, which are made where `keep_copies`.
+    `has_asker`: somebody has the writers of open files pause now and then (`Snapshots`)."""
 
     def __init__(
         self,
@@ -101,12 +100,13 @@ class Device(Local):
         *,
         send: SendApi,
         read: ReadApi,
-        keep_manifest: Callable[[VersionId, Manifest], None],
-        keep_plain: Callable[[bytes, memoryview], Awaitable[None]],
+        keep_manifest: KeepManifest,
+        keep_plain: KeepBlocks,
         require_online: Callable[[], None],
         on_reachable: Callable[[], None],
         name: str,
         keep_copies: bool,
+        has_asker: bool,
     ) -> None:
         prepared = Prepared()
         schedule = Schedule(prepared.has_bytes)
@@ -121,21 +121,41 @@ class Device(Local):
             on_rekey=prepared.rekeyed,
             on_change=self._content_changed,
         )
-        contact, self.pace, sends, self._wake = Contact(on_reachable), Pace(), Waits(), Wake()
-        self.listing = Listing(
+        self.pace, self._wake, self._sends = Pace(), Wake(), Waits()
+        self._prepared, self._schedule, self._contact = prepared, schedule, Contact(on_reachable)
+        self.listing = self._make_listing(read, send, keep_manifest, require_online)
+        self.sender = Sender(send)
+        self.uploader = self._make_uploader(keep_manifest, keep_plain)
+        self.resolver = self._make_resolver(send, name, keep_copies)
+        self.snapshots = Snapshots(
+            self.tree, self.journal, self.contents, self.uploader.snapshot, has_asker=has_asker
+        )
+        self.uploads = self._make_uploads()
+        self.batches = self._make_batches(send)
+        self.replayer = self._make_replayer()
+
+    def _make_listing(
+        self,
+        read: ReadApi,
+        ahead: AheadApi,
+        keep_manifest: KeepManifest,
+        require_online: Callable[[], None],
+    ) -> Listing:
+        return Listing(
             self.tree,
-            manifests,
+            self.manifests,
             self.merge,
             self.listing_merge,
             self.collector.collect,
             read,
-            send,
+            ahead,
             keep_manifest,
             require_online,
         )
-        self.sender = Sender(send)
-        self.uploader = Uploader(
-            db,
+
+    def _make_uploader(self, keep_manifest: KeepManifest, keep_plain: KeepBlocks) -> Uploader:
+        return Uploader(
+            self.db,
             self.tree,
             self.journal,
             self.contents,
@@ -143,12 +163,14 @@ class Device(Local):
             self.listing.manifest_of,
             keep_manifest,
             keep_plain,
-            prepared,
-            on_ready=schedule.touched,
-            on_arrival=contact.arrived,
+            self._prepared,
+            on_ready=self._schedule.touched,
+            on_arrival=self._contact.arrived,
         )
-        self.resolver = Resolver(
-            db,
+
+    def _make_resolver(self, send: SendApi, name: str, keep_copies: bool) -> Resolver:
+        return Resolver(
+            self.db,
             self.tree,
             self.journal,
             self.merge,
@@ -159,22 +181,25 @@ class Device(Local):
             device=name,
             keep_copies=keep_copies,
         )
-        snapshots = Snapshots(self.tree, self.journal, self.contents, self.uploader.snapshot)
-        self.uploads = Uploads(
+
+    def _make_uploads(self) -> Uploads:
+        return Uploads(
             self.tree,
             self.journal,
             self.contents,
-            snapshots,
+            self.snapshots,
             self.uploader,
             self.resolver,
-            schedule,
+            self._schedule,
             self.pace,
-            sends,
-            contact,
+            self._sends,
+            self._contact,
             self._wake,
         )
-        self.batches = Batches(
-            db,
+
+    def _make_batches(self, send: ApplyPort) -> Batches:
+        return Batches(
+            self.db,
             self.tree,
             self.journal,
             self.contents,
@@ -182,21 +207,23 @@ class Device(Local):
             self.uploader,
             self.resolver,
             send,
-            sends,
-            contact,
+            self._sends,
+            self._contact,
             self.collector.collect,
             hurry=self.uploads.waits.hurry,
         )
-        self.replayer = Replayer(
+
+    def _make_replayer(self) -> Replayer:
+        return Replayer(
             self.journal,
             self.merge,
-            snapshots,
-            schedule,
+            self.snapshots,
+            self._schedule,
             self.pace,
             self.uploads,
             self.batches,
-            sends,
-            contact,
+            self._sends,
+            self._contact,
             self._wake,
         )
 

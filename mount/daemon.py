@@ -52,6 +52,7 @@ from mount.fuse import fusectl, handshake
 from mount.fuse.attributes import Ownership
 from mount.fuse.invalidator import KernelInvalidator, LookupCounts
 from mount.fuse.operations import FileSystem
+from mount.fuse.turns import Turns, readable
 from mount.fuse.writeback import WriteBack
 from mount.session.session import Session
 
@@ -87,6 +88,8 @@ async def run(
 
             try:
                 filesystem.direct_writes = await handshake.agree()
+                if (device := handshake.find_device()) is not None:
+                    filesystem.turns = Turns(readable(device))
                 with _tended(at):
                     await _serve(config, session, invalidator, filesystem, doors, answering, usable)
                 stays = False

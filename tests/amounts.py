@@ -1,4 +1,4 @@
-"""How much is tried of what has no end: random walks, examples, interleavings.
+"""Numbers of tries of what has no end: random walks, examples, interleavings; rows of long tables.
 
 `make test` tries the whole amount, `make quick` a part of it; a variable of the environment says
 another number to both (docs/architecture.md has them all).

@@ -1,10 +1,10 @@
-"""What every new server works out anew, worked out once for a process of tests.
+"""Things that every new server works out anew, worked out once for a process of tests.
 
 A process has one server as long as it runs; tests make hundreds. What stays the same:
 
 - The SQL of a statement. SQLAlchemy remembers it for one engine, so all engines are given one
   memory, and the dialect that is part of its key.
-- The schema's CREATE statements, which are those that the first database was made with.
+- The file of a database that is empty but for its schema: copied, as the first one was made.
 
 `remember` is called where tests make servers.
 """
@@ -14,11 +14,11 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Engine, create_engine
 
 from server.metadata import db
 
-_engine_of, _create = db._sqlite_engine, db._create
+_engine_of, _migrate_it = db._sqlite_engine, db.Database.migrate
 
 
 @cache
@@ -29,11 +29,11 @@ def _first() -> Engine:
 
 
 @cache
-def _statements() -> list[str]:
-    with create_engine("sqlite://").begin() as conn:
-        _create(conn)
-        made = conn.exec_driver_sql("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
-        return [str(row[0]) for row in made]
+def _empty() -> bytes:
+    with create_engine("sqlite://").connect() as conn:
+        db._create(conn)
+        conn.commit()
+        return bytes(conn.connection.driver_connection.serialize())
 
 
 def _engine(path: Path) -> Engine:
@@ -42,11 +42,13 @@ def _engine(path: Path) -> Engine:
     return engine
 
 
-def _created(conn: Connection) -> None:
-    for statement in _statements():
-        conn.exec_driver_sql(statement)
-    conn.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (db.HEAD,))
+def _migrate(self: db.Database) -> None:
+    """One that nobody has opened yet becomes a copy; then as ever."""
+    file = Path(str(self._engine.url.database))
+    if not file.stat().st_size:
+        file.write_bytes(_empty())
+    _migrate_it(self)
 
 
 def remember() -> None:
-    db._sqlite_engine, db._create = _engine, _created
+    db._sqlite_engine, db.Database.migrate = _engine, _migrate  # type: ignore[method-assign]

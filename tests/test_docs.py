@@ -53,7 +53,7 @@ def name_of(page: Path) -> str:
 
 
 def spans(page: Path) -> list[str]:
-    """What is in backticks in running text, on one line each."""
+    """The words in backticks in running text, on one line each."""
     prose = _FENCE.sub("", page.read_text())
     return [" ".join(found.split()) for found in _SPAN.findall(prose)]
 

@@ -32,8 +32,8 @@ class Locked(NamedTuple):
 
 
 def locked(name: str) -> dict[str, Locked]:
-    """What a lock file has, by name; fails for what in it is neither a comment nor an entry with
-    hashes."""
+    """The entries of a lock file, by name; fails for what in it is neither a comment nor an entry
+    with hashes."""
     text = (ROOT / f"requirements/{name}.txt").read_text()
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     found = {}
@@ -47,7 +47,7 @@ def locked(name: str) -> dict[str, Locked]:
 
 
 def declared(name: str) -> Iterator[Requirement]:
-    """What pyproject.toml says is in a lock file."""
+    """The requirements that pyproject.toml says are in a lock file."""
     if name in GROUPS:
         wanted = GROUPS[name]
     else:

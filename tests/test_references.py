@@ -1,4 +1,4 @@
-"""What docstrings and comments point at is there, and few modules are loaded late."""
+"""Things that docstrings and comments point at are there, and few modules are loaded late."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.slow  # it takes every source apart; `make check` does
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mount", "cache", "remote", "server")
@@ -52,10 +54,27 @@ def name_of(file: Path) -> str:
     return file.relative_to(ROOT).as_posix()
 
 
+@functools.cache
+def tree_of(file: Path) -> ast.Module:
+    """Taken apart once for every test that looks into it, and those of `tests/test_dialect.py`."""
+    return ast.parse(file.read_text())
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """`node` and all below it but expressions, which are nine tenths."""
+    yield node
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        below = getattr(node, name, None)
+        for each in below if isinstance(below, list) else ():
+            yield from statements(each)
+
+
 def said_in(file: Path) -> Iterator[str]:
-    """What is in backticks in docstrings and comments."""
+    """The words in backticks in docstrings and comments."""
     source = file.read_text()
-    for node in ast.walk(ast.parse(source)):
+    if "`" not in source:
+        return
+    for node in statements(tree_of(file)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _SPAN.findall(ast.get_docstring(node) or "")
     if not _SAID.search(source):
@@ -67,9 +86,9 @@ def said_in(file: Path) -> Iterator[str]:
 
 @functools.cache
 def defined_in(file: Path) -> frozenset[str]:
-    """What a module, or a class in it, defines or imports."""
+    """The names that a module, or a class in it, defines or imports."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree_of(file)):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             found.add(node.name)
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -80,7 +99,8 @@ def defined_in(file: Path) -> frozenset[str]:
 
 
 def is_there(parts: list[str], bases: list[Path]) -> bool:
-    """Is `parts` a folder, a module, or something that a module in one of `bases` defines?"""
+    """True if `parts` is a folder, a module, or something that a module in one of `bases`
+    defines."""
     return any(
         is_at(base.joinpath(*parts[:count]), parts[count:])
         for base in bases
@@ -89,7 +109,7 @@ def is_there(parts: list[str], bases: list[Path]) -> bool:
 
 
 def is_at(place: Path, names: list[str]) -> bool:
-    """Is `place` a folder or module, in which `names` are defined?"""
+    """True if `place` is a folder or module, in which `names` are defined."""
     file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     if not file.is_file():
         return place.is_dir() and not names
@@ -143,9 +163,9 @@ def lazy_imports(file: Path) -> list[int]:
     """The lines of imports inside functions."""
     return [
         node.lineno
-        for function in ast.walk(ast.parse(file.read_text()))
+        for function in statements(tree_of(file))
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+        for node in statements(function)
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
 

@@ -9,8 +9,10 @@ import copy
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import trio
@@ -110,6 +112,18 @@ class Nearline(Served):
         other._daemon = (0, 0)
         other._mount()
         return other
+
+    def fill(self, name: str, entries: int) -> None:
+        """A directory of so many empty files at the top, which this mount did not make."""
+        words = [self._url, "bench", str(self.base / "password"), name, str(entries)]
+        command = [sys.executable, "-m", "bench.fill", *words]
+        run(self.network.inside(command), self._env, FLUSH_SECONDS)
+
+    def forget_feed(self) -> None:
+        """No cursor is known to the server any more, as after its database was restored."""
+        with closing(sqlite3.connect(self.base / "data" / "nearline.sqlite", timeout=60)) as rows:
+            rows.execute("UPDATE drives SET epoch = ?", (os.urandom(8).hex(),))
+            rows.commit()
 
     def end_device(self) -> None:
         try:

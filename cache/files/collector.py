@@ -9,7 +9,8 @@ are there that the server does not have; then those names go, and what has no ot
 
 Concurrency: synchronous on the trio thread. `Candidates` only notes (it is told inside
 transactions, by what is made before a collector can be); `collect` decides, in a transaction of its
-own, after them.
+own, after them. Another device deletes a hundred thousand files, and whoever calls `collect` next
+must not wait for all of them: it decides of `AT_ONCE`, and `run` of the rest, others in between.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 
+import trio
+
 from cache.files.contents import Contents
 from cache.metadata.database import Database
 from cache.metadata.journal import Journal
-from cache.metadata.tree import ASKED_AT_ONCE, Node, Tree
+from cache.metadata.tree import Node, Tree
+
+# Nodes decided of in one transaction: some 10 ms.
+AT_ONCE = 200
 
 
 class Candidates:
@@ -71,6 +77,16 @@ class Collector:
     ) -> None:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._candidates, self._in_use = candidates, in_use
+        self._emptied: set[int] = set()  # dead directories, of which some names have gone already
+        self._more = trio.Event()  # set when `collect` has left something
+
+    async def run(self) -> None:
+        """Go on with what `collect` leaves, until cancelled."""
+        while True:
+            await self._more.wait()
+            self._more = trio.Event()
+            await trio.lowlevel.checkpoint()
+            self.collect()
 
     def unused(self, *inodes: int) -> None:
         """The kernel and every handle have let go of the inodes. The kernel lets go of thousands at
@@ -79,18 +95,23 @@ class Collector:
         self.collect()
 
     def collect(self) -> None:
-        """Delete what can be deleted, and the spool files of every layer dropped so far. What the
-        journal refers to is known when all of it has been read: until then candidates wait."""
+        """Delete what can be deleted, `AT_ONCE` now, and the spool files of every layer dropped so
+        far. What the journal refers to is known when all of it has been read: until then candidates
+        wait."""
         candidates = self._candidates
         if (candidates.found or candidates.freed) and not self._journal.is_loading:
             fates: dict[int, _Fate] = {}
             with self._db.transaction():
                 todo = candidates.found | self._occupied_above(candidates.freed)
-                while todo:
+                for _ in range(AT_ONCE):
+                    if not todo:
+                        break
                     ino = todo.pop()
                     fates[ino] = self._decide(ino, todo)
-            candidates.found.clear()
+            candidates.found = todo
             candidates.freed.clear()
+            if todo:
+                self._more.set()
             candidates.occupied -= fates.keys()
             candidates.waiting |= {ino for ino, fate in fates.items() if fate is _Fate.WAITS}
             candidates.occupied |= {ino for ino, fate in fates.items() if fate is _Fate.OCCUPIED}
@@ -116,9 +137,15 @@ class Collector:
         if self._journal.refers_to(ino):
             return _Fate.WAITS
         if node.is_directory and not self._tree.is_empty(ino):
-            if any(self._is_unsent(item) for item in self._tree.inodes_below(ino)):
+            below = () if ino in self._emptied else self._tree.inodes_below(ino)
+            if any(map(self._is_unsent, below)):
                 return _Fate.OCCUPIED
             self._let_go(ino, more)
+            if not self._tree.is_empty(ino):
+                self._emptied.add(ino)
+                more.add(ino)
+                return _Fate.DECIDED
+        self._emptied.discard(ino)
         self._contents.discard(ino)
         self._tree.delete(ino)
         return _Fate.DECIDED
@@ -127,15 +154,14 @@ class Collector:
         return self._journal.refers_to(ino) or bool(self._contents.stack(ino))
 
     def _let_go(self, directory: int, more: set[int]) -> None:
-        """Drop the names in a directory that is gone. A directory that the server has not called
+        """Drop some names in a directory that is gone. A directory that the server has not called
         gone is in another place by now, and is found there (`Merge`)."""
-        while page := self._tree.entries(directory, 0, ASKED_AT_ONCE):
-            for entry in page:
-                self._tree.drop_entry(directory, entry.name, entry.node)
-                gone = entry.node.links == 0 or not entry.node.is_directory
-                if gone and not self._tree.names(entry.node.ino):
-                    self._tree.update(entry.node.ino, live=False)
-                    more.add(entry.node.ino)
+        for entry in self._tree.entries(directory, 0, AT_ONCE):
+            self._tree.drop_entry(directory, entry.name, entry.node)
+            gone = entry.node.links == 0 or not entry.node.is_directory
+            if gone and not self._tree.names(entry.node.ino):
+                self._tree.update(entry.node.ino, live=False)
+                more.add(entry.node.ino)
 
     def sweep(self) -> None:
         """At start no kernel refers to anything: every dead node is a candidate."""

@@ -31,14 +31,20 @@ STEP_NS = 10_000_000_000
 
 
 class Snapshots:
-    """`freeze(op)` makes what was written so far the operation's content; False: not now."""
+    """`freeze(op)` makes what was written so far the operation's content; False: not now.
+    `has_asker`: somebody fsyncs for those who do not."""
 
     def __init__(
-        self, tree: Tree, journal: Journal, contents: Contents, freeze: Callable[[Op], bool]
+        self,
+        tree: Tree,
+        journal: Journal,
+        contents: Contents,
+        freeze: Callable[[Op], bool],
+        *,
+        has_asker: bool,
     ) -> None:
         self._tree, self._journal, self._contents = tree, journal, contents
-        self._freeze = freeze
-        self.has_asker = False  # is there somebody who fsyncs for those who do not?
+        self._freeze, self._has_asker = freeze, has_asker
         self._writers: Counter[int] = Counter()  # inodes open for writing, how often
         self._seen: dict[int, int] = {}  # when each was last opened or at rest
         self._given_up: set[int] = set()  # asking did not help
@@ -69,7 +75,7 @@ class Snapshots:
         """True if its content was written since the file was last at rest, and it can be at rest
         again."""
         is_open = op.has_content and op.version is None and op.ino in self._writers
-        return is_open and self.has_asker and op.ino not in self._given_up
+        return is_open and self._has_asker and op.ino not in self._given_up
 
     def is_due(self, op: Op) -> bool:
         """True if a snapshot of an open file may be taken at this moment, because none is
@@ -78,7 +84,7 @@ class Snapshots:
 
     def next_due_ns(self) -> int | None:
         """When `is_due` of some open file may change by time alone."""
-        if not self._writers or (self.has_asker and not self._given_up):
+        if not self._writers or (self._has_asker and not self._given_up):
             return None
         ops = filter(None, map(self._open_op, self._writers))
         return min((op.made_ns + EVERY_NS for op in ops), default=None)

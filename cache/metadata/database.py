@@ -16,7 +16,11 @@ commit never does that by itself (it would stop every request meanwhile): `tend`
 worker thread with a connection of its own, which SQLite lets run beside a writer.
 
 A full disk: log and database have room behind their ends (`reserve`), so that transactions go on
-when others have filled the disk. It is taken again whenever some of it was used.
+when others have filled the disk. It is taken again whenever some of it was used. A log that was
+moved begins anew, in the room that it has: so while there is no more to be had it is moved often,
+and in any case when a transaction found no room, or nothing would ever make some. Invariant, as far
+as the disk ever had the room: whatever is in the log fits into the database, which has what it will
+grow by before the log takes more.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import contextlib
 import errno
 import os
 import sqlite3
+import struct
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,14 +43,22 @@ from cache.metadata.reserve import RESERVE_BYTES, hold
 
 # Transactions between two moves of the log into the database.
 CHECKPOINT_EVERY = 2000
-# The same on a full disk: a log that was moved takes no more room.
-CHECKPOINT_WHEN_SHORT = 100
+# The same while the log is short of room.
+CHECKPOINT_WHEN_SHORT = 20
 # Bytes.
 LONG_LOG = 32 << 20
-# Of the database, held for one move of the log.
-GROWTH_BYTES = RESERVE_BYTES // 2
+# The log is short of room when this is all that is ahead of it.
+SHORT_BYTES = RESERVE_BYTES // 2
+LEAST_AHEAD = SHORT_BYTES // 4
+# Of the database, held besides what it will grow by when the log is moved: what is in `SHORT_BYTES`
+# more of the log may all be new.
+GROWTH_BYTES = SHORT_BYTES
 # Of the log's index, held: eight bytes for each of its pages.
 INDEX_BYTES = 1 << 18
+# Of the log, before its first page, and before each page.
+_LOG_HEADER, _FRAME_HEADER = 32, 24
+# In the header of the log's index: pages in the log, and pages of the database with these.
+_COUNTS, _COUNTS_AT = struct.Struct("=II"), 16
 
 # The second is told when the log's index cannot grow.
 _FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
@@ -68,16 +81,18 @@ class Database:
         # Kept open to the end: closing them would take SQLite's locks on the files away.
         self._file = os.open(path, os.O_RDWR)
         self._index = os.open(f"{path}-shm", os.O_RDWR)
+        self._page_size = int(connection.execute("PRAGMA page_size").fetchone()[0])
         self._held = 0  # where the room ends that the log has
         self.holds_reserve = False  # can it have any here? Not known while the disk is full
         self._hold_reserve()
-        self._hold_growth()
+        hold(self._index, os.fstat(self._index).st_size, INDEX_BYTES)
         for directory in (path.parent, path.parent.parent):  # the names of what was just made
             sync_directory(directory)
         self._synced = trio.Lock()
         self._writes = 1  # what an earlier process committed may not be synced either
         self._writes_synced = 0
         self._checkpointed = 0
+        self._moving = trio.Lock()  # the log, into the database
         self._log_is_long = trio.Event()
         self.changed = trio.Event()  # set while there is something to `sync`
         # May the machine have stopped since, without what `close` does? Then nothing may be
@@ -109,6 +124,7 @@ class Database:
         except BaseException as error:
             self._roll_back(before, error)
             if isinstance(error, sqlite3.Error) and _is_full(error):
+                self._log_is_long.set()
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             self._check(error)
             raise
@@ -121,22 +137,37 @@ class Database:
         if self._writes - self._checkpointed >= often:
             self._log_is_long.set()
 
-    def _hold_reserve(self) -> None:
-        end = os.fstat(self._wal).st_size  # about 1 µs
-        if self._held < end + RESERVE_BYTES // 2:
-            taken = hold(self._wal, end, RESERVE_BYTES)
-            self._held = max(self._held, end + taken)
-            self.holds_reserve = self.holds_reserve or taken > 0
-
-    def _hold_growth(self) -> None:
-        """Of the database, which takes what was in the log and is cut to its length then, and of
-        the log's index."""
-        hold(self._file, os.fstat(self._file).st_size, GROWTH_BYTES)
-        hold(self._index, os.fstat(self._index).st_size, INDEX_BYTES)
+    def _counts(self) -> tuple[int, int]:
+        """Where the log goes on, and how long the database is with all that is in it; in bytes.
+        (About 1 µs.)"""
+        frames, pages = _COUNTS.unpack(os.pread(self._index, _COUNTS.size, _COUNTS_AT))
+        return _LOG_HEADER + frames * (_FRAME_HEADER + self._page_size), pages * self._page_size
 
     def _is_short(self) -> bool:
-        """True if there would be more room for the log if the disk were not full."""
-        return self.holds_reserve and self._held < os.fstat(self._wal).st_size + RESERVE_BYTES // 2
+        """True if there would be more room ahead of the log if the disk were not full."""
+        return self.holds_reserve and self._held - self._counts()[0] < SHORT_BYTES
+
+    def _hold_reserve(self) -> None:
+        """Of the log: a little, without which nothing can be written at all; the rest when the
+        database has what it will need of it."""
+        at, length = self._counts()
+        if self._held - at < SHORT_BYTES:
+            self._hold_ahead(at, LEAST_AHEAD)
+            if self._hold_growth(length):
+                self._hold_ahead(at, RESERVE_BYTES)
+
+    def _hold_ahead(self, at: int, ahead: int) -> None:
+        start = max(at, self._held)
+        taken = hold(self._wal, start, at + ahead - start)
+        self._held = start + taken
+        self.holds_reserve = self.holds_reserve or taken > 0
+
+    def _hold_growth(self, length: int) -> bool:
+        """Of the database, which takes what is in the log, and then is cut to its length. True if
+        it is enough."""
+        size = os.fstat(self._file).st_size
+        needed = max(0, length - size)
+        return hold(self._file, size, needed + GROWTH_BYTES) > needed + GROWTH_BYTES // 2
 
     def _roll_back(self, before: int, problem: BaseException) -> None:
         """A system call that was refused (OSError) before anything was written leaves every copy in
@@ -241,23 +272,40 @@ class Database:
         """Keep the write-ahead log short, until cancelled."""
         while True:
             await self._log_is_long.wait()
+            await self._move_log()
+
+    async def make_room(self) -> None:
+        """For whoever writes much and can wait: return when the log has what room there is."""
+        if self._is_short():
+            await self._move_log()
+
+    async def _move_log(self) -> None:
+        async with self._moving:
+            if not self._log_is_long.is_set():
+                return  # whoever had the lock has done it
             self._log_is_long = trio.Event()
             self._checkpointed = self._writes
             try:
                 await trio.to_thread.run_sync(_checkpoint, self.path)
-                if os.fstat(self._wal).st_size > LONG_LOG:
-                    # The log starts over only when all of it has been moved, and under a steady
-                    # stream of writes the thread never gets there: move the few frames that came
-                    # meanwhile.
-                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                    self._held = 0
+                self._move_rest()
             except sqlite3.DatabaseError as error:
                 self._check(error)
                 if not _is_full(error):
                     raise
                 log.warning("no_room_to_shorten_the_journals_log_it_is_tried_again_later")
+            self._hold_growth(self._counts()[1])
             self._hold_reserve()
-            self._hold_growth()
+            hold(self._index, os.fstat(self._index).st_size, INDEX_BYTES)
+
+    def _move_rest(self) -> None:
+        """The log starts over only when all of it has been moved, and under a steady stream of
+        writes the thread never gets there: move the few frames that came meanwhile."""
+        if os.fstat(self._wal).st_size > LONG_LOG:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._held = 0
+        elif self._is_short():  # it keeps its room: others would take what it gives back
+            self._hold_growth(self._counts()[1])
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def close(self, *, clean: bool = False) -> None:
         """`clean`: whatever the rows refer to is on the disk, and after this they are, too."""

@@ -37,16 +37,19 @@ def hold(fd: int, start: int, length: int) -> int:
     """Take blocks for `length` bytes of a file from `start` on without making it longer; as many as
     there is room for. How many bytes were taken, 0 where that is not possible."""
     allocate = getattr(_libc, "fallocate", None)
-    while allocate is not None and length >= _LEAST_BYTES:
-        if allocate(fd, _KEEP_SIZE, ctypes.c_int64(start), ctypes.c_int64(length)) == 0:
-            return length
+    taken, piece = 0, length
+    while allocate is not None and taken < length and piece >= _LEAST_BYTES:
+        more = min(piece, length - taken)
+        if allocate(fd, _KEEP_SIZE, ctypes.c_int64(start + taken), ctypes.c_int64(more)) == 0:
+            taken += more
+            continue
         code = ctypes.get_errno()
         if code in _NOT_POSSIBLE:
             break
         if code not in _NO_ROOM:
             raise OSError(code, os.strerror(code))
-        length //= 2
-    return 0
+        piece //= 2
+    return taken
 
 
 class Standing:

@@ -13,6 +13,9 @@ Invariants:
 - `subdirs` of a directory equals the number of its entries whose node is a directory.
 - A name that is always there keeps its cookie, whatever it means; so does a file that is renamed
   within its directory. So neither is missed by who reads up to what was once the last cookie.
+
+Why one class: entries, nodes and attributes are three tables of which none may be changed without
+the others (`subdirs`, `links`, cookies).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sqlite3
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -142,6 +145,11 @@ class Tree:
         """No name will mean the inode any more, here or elsewhere."""
         row = self.db.one("SELECT live FROM node WHERE ino = ?", ino)
         return row is None or not row[0]
+
+    def is_listed(self, ino: int) -> bool:
+        """True when every name that the directory has is known here. What is gone has none."""
+        row = self.db.one("SELECT listed IS NOT NULL OR NOT live FROM node WHERE ino = ?", ino)
+        return row is None or bool(row[0])
 
     def dead(self, inodes: Sequence[int]) -> list[int]:
         """Those of the inodes that are not live any more, and are still here."""
@@ -397,6 +405,57 @@ class Tree:
 
     def set_entry_rev(self, parent: int, name: str, rev: int) -> None:
         self.db.run("UPDATE entry SET rev = ? WHERE parent = ? AND name = ?", rev, parent, name)
+
+    def ranges(self, table: Literal["entry", "node"], rows: int) -> Iterator[tuple[int, int]]:
+        """(first, last) cookies or inodes between which are about so many rows, up to the last one
+        that there is when it is come to."""
+        key, at = {"entry": "cookie", "node": "ino"}[table], 0
+        while True:
+            row = self.db.one(
+                f"SELECT MAX({key}) FROM"
+                f" (SELECT {key} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?)",
+                at,
+                rows,
+            )
+            if row is None or row[0] is None:
+                return
+            yield at + 1, row[0]
+            at = row[0]
+
+    def doubt_entries(self, drive: str | None, first: int, last: int) -> list[tuple[int, str]]:
+        """Any record is newer than entries with those cookies in the drive (None: in any). Returns
+        (parent, name) of each."""
+        where = "cookie BETWEEN ? AND ?"
+        here: list[object] = [first, last]
+        if drive is not None:
+            where += " AND EXISTS (SELECT 1 FROM node WHERE node.ino = parent AND drive = ?)"
+            here.append(drive)
+        rows = self.db.all(f"SELECT parent, name FROM entry WHERE {where}", *here)
+        self.db.run(f"UPDATE entry SET rev = 0 WHERE rev > 0 AND {where}", *here)
+        return [(row[0], row[1]) for row in rows]
+
+    def doubt_nodes(self, drive: str | None, first: int, last: int) -> None:
+        """Any record is newer than nodes with those inodes in the drive (None: in any). A directory
+        that was made here, and of which the server has told since, counts as listed by that: as
+        `doubt_listings` wants it."""
+        self.db.run(
+            "UPDATE node SET rev = 0, listed = CASE listed WHEN 0 THEN 1 ELSE listed END"
+            " WHERE rev > 0 AND ino BETWEEN ? AND ? AND drive = IFNULL(?, drive)",
+            first,
+            last,
+            drive,
+        )
+
+    def doubt_listings(self, drive: str | None, first: int, last: int) -> None:
+        """Directories with those inodes in the drive (None: in any) are not listed, but for those
+        of which the server has told nothing."""
+        self.db.run(
+            "UPDATE node SET listed = NULL"
+            " WHERE listed > 0 AND ino BETWEEN ? AND ? AND drive = IFNULL(?, drive)",
+            first,
+            last,
+            drive,
+        )
 
     def repoint(self, old: int, new: int) -> None:
         """Every name of inode `old` means `new` from now on (both the same kind)."""

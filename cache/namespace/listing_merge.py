@@ -52,8 +52,15 @@ class ListingMerge:
 
     def list_some(self, ino: int, children: Sequence[Child], as_of: int) -> None:
         """Some entries of the directory as they were at `as_of`. What nothing is known of, which is
-        most in a first listing, is put in at once; the rest one by one."""
+        most in a first listing, is put in at once; the rest one by one. What the feed has told of a
+        name since is applied when the listing ends: should it be given up, the name shall not be as
+        it was before."""
+        newer = self._merge.underway.newer(ino, as_of)
         with self._db.transaction():
+            for child in children if newer else ():
+                if child.entry.name in newer:
+                    self._merge.learn(child.file)
+            children = [child for child in children if child.entry.name not in newer]
             fresh, others = self._split(ino, children, as_of)
             parent = self._tree.find(ino)
             if parent is not None and parent.live:

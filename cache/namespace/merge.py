@@ -13,8 +13,9 @@ A new version of a regular file, or a new mtime, looks like an atomic replace: t
 inode, and open handles keep the old one and its bytes (the kernel keeps one size and one page
 cache for each inode: both belong to the version).
 
-Concurrency: synchronous, on the trio thread, one transaction per page of changes or
-acknowledgement; the kernel is told after the commit.
+Concurrency: on the trio thread; synchronous, one transaction per piece of a page of
+changes or acknowledgement; the kernel is told after the commit. `take` and `reset` alone await,
+between transactions: listings and acknowledgements come in between, other pages do not.
 
 Why one class: the feed, acknowledgements and listings (`listing_merge`, by `learn` and
 `learn_entry`) are three ways in which the same records come, and what one of them knows to be newer
@@ -24,7 +25,9 @@ decides what another may still say.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import msgspec
 import structlog
@@ -54,6 +57,10 @@ log = structlog.get_logger(__name__)
 
 # In `meta`, before the key of a name: see `Merge._ahead`.
 GONE = "gone:"
+# Of the feed, applied in one transaction: some 10 ms.
+CHANGES_AT_ONCE = 30
+# Rows changed in one transaction when much is not to be believed any more: some milliseconds.
+PIECE = 1000
 # In `meta`: ids with spaces between.
 DEVICES = "device"
 
@@ -128,16 +135,26 @@ class Merge:
         value = self._db.meta("seq" if drive == self._tree.own_drive else f"seq:{drive}")
         return value if isinstance(value, int) else 0
 
+    async def take(
+        self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
+    ) -> None:
+        """`apply` in pieces, between which others are answered. The cursor comes with the last one:
+        whoever dies before that is told all of it again, which changes nothing."""
+        while len(changes) > CHANGES_AT_ONCE:
+            some, changes = changes[:CHANGES_AT_ONCE], changes[CHANGES_AT_ONCE:]
+            with _kept(), self._db.transaction():
+                self._apply_some(some, shared)
+            self._kernel.tell()
+            shared = None
+            await trio.lowlevel.checkpoint()
+        self.apply(changes, cursor, seq, shared)
+
     def apply(
         self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
     ) -> None:
+        """A page of the feed."""
         with _kept(), self._db.transaction():
-            if shared is not None:
-                self._take_shares(shared)
-            for change in changes:
-                self._merge(self._with_times_of_edits(change))
-                if change.drive != self._tree.own_drive:
-                    self._db.set_meta(f"seq:{change.drive}", change.seq)
+            self._apply_some(changes, shared)
             self._db.set_meta("cursor", cursor)
             self._db.set_meta("seq", seq)
             told = [key for key, (drive, rev) in self._ahead.items() if rev <= self.seq(drive)]
@@ -150,42 +167,61 @@ class Merge:
             self.changed.set()
             self.changed = trio.Event()
 
-    def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
-        """The feed cannot tell what happened: believe no listing, and let every record in."""
+    def _apply_some(self, changes: Sequence[Change], shared: list[SharedRoot] | None) -> None:
+        if shared is not None:
+            self._take_shares(shared)
+        for change in changes:
+            self._merge(self._with_times_of_edits(change))
+            own = change.drive == self._tree.own_drive
+            self._db.set_meta("seq" if own else f"seq:{change.drive}", change.seq)
+
+    async def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
+        """The feed cannot tell what happened: believe no listing, and let every record in. In
+        pieces, between which others are answered. The cursor comes with the last one: whoever dies
+        before that asks with the old one, and is told to do all of it again."""
         with _kept(), self._db.transaction():
-            for row in self._db.all("SELECT DISTINCT drive FROM node"):
-                self._distrust(row["drive"])
-            self._db.run("UPDATE node SET listed = NULL WHERE ino = ?", ROOT)
             self._db.run("DELETE FROM meta WHERE key LIKE 'seq:%'")
             self._db.run("DELETE FROM meta WHERE key GLOB ?", GONE + "*")
+            self._db.set_meta("seq", seq)
+        self._ahead.clear()  # what is answered from here on is ahead of the new cursor
+        pieces, is_done = self._distrust(None), False
+        while not is_done:
+            with _kept(), self._db.transaction():
+                is_done = next(pieces, None) is None
+            self._kernel.tell()
+            await trio.lowlevel.checkpoint()
+        with _kept(), self._db.transaction():
+            self._tree.update(ROOT, listed=None)
             if shared is not None:
                 self._take_shares(shared)
             self._db.set_meta("cursor", cursor)
-            self._db.set_meta("seq", seq)
-        self._ahead.clear()
         self._kernel.tell()
 
     def _take_shares(self, shared: list[SharedRoot]) -> None:
         """Take over the list of shares, with the records of those that have a place of their own: a
         change that follows may be from before it was shared, and tell that it was not in sight."""
         for drive in self._shares.apply(shared):
-            self._distrust(drive)
+            deque(self._distrust(drive), maxlen=0)
         for root in shared:
             self._merge_file(root.file)
 
-    def _distrust(self, drive: DriveId) -> None:
-        """The feed cannot tell what happened there: believe no listing, let every record in."""
+    def _distrust(self, drive: DriveId | None) -> Iterator[Literal["piece"]]:
+        """The feed cannot tell what happened in the drive (None: in any): believe no listing, let
+        every record in. A piece for each step, inside a transaction; nothing, when all is done.
+
+        Listings come last. What is listed before it is their turn may have been compared with what
+        is not to be believed, so it is listed once more; what is listed after it was not."""
         self.underway.forget()
-        of_drive = "SELECT ino FROM node WHERE drive = ?"
-        for row in self._db.all(
-            f"SELECT parent, name FROM entry WHERE parent IN ({of_drive})", drive
-        ):
-            self._forget_entry(row["parent"], row["name"])
-        self._db.run(f"UPDATE entry SET rev = 0 WHERE parent IN ({of_drive})", drive)
-        self._db.run(
-            "UPDATE node SET rev = 0, listed = NULL WHERE drive = ? AND (rev > 0 OR listed > 0)",
-            drive,
-        )
+        for first, last in self._tree.ranges("entry", PIECE):
+            for parent, name in self._tree.doubt_entries(drive, first, last):
+                self._forget_entry(parent, name)
+            yield "piece"
+        for first, last in self._tree.ranges("node", PIECE):
+            self._tree.doubt_nodes(drive, first, last)
+            yield "piece"
+        for first, last in self._tree.ranges("node", PIECE):
+            self._tree.doubt_listings(drive, first, last)
+            yield "piece"
 
     # --- what was asked for ----------------------------------------------------------------------
 

@@ -14,6 +14,9 @@ shared again, it is not kept any longer: it is where the server has it, if that 
 Concurrency: synchronous, on the trio thread; `apply` inside a transaction. `_roles`
 mirrors the `share` table, `_may_write` what the account may do in its own drive; both are read
 again after a rollback.
+
+Why one class: where a share is shown, who may write in it and what its end leaves are answered from
+the same two mirrors, which only a change of shares renews.
 """
 
 from __future__ import annotations

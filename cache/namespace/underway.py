@@ -39,6 +39,10 @@ class Meanwhile:
             self.files[record.id] = record
         self._check()
 
+    def newer(self, as_of: int) -> set[str]:
+        """The names of which the feed has told something that came after a listing of `as_of`."""
+        return {entry.name for entry in self.entries if entry.rev > as_of}
+
     def forget(self) -> None:
         """The feed cannot tell all that happened: keep nothing of it."""
         self.is_incomplete = True
@@ -68,6 +72,11 @@ class Underway:
         """The answer is in, or none came. A listing that was begun since goes on."""
         if self._listings.get(ino) is meanwhile:
             del self._listings[ino]
+
+    def newer(self, ino: int, as_of: int) -> set[str]:
+        """As `Meanwhile.newer`, of the directory; nothing when it is not being listed."""
+        meanwhile = self._listings.get(ino)
+        return set() if meanwhile is None else meanwhile.newer(as_of)
 
     def note(self, ino: int, entry: EntryRecord, files: Mapping[FileId, FileRecord]) -> bool:
         """Keep a name in the directory, and the record of its file. False: it is not being

@@ -123,6 +123,7 @@ class Batches:
         self._try_later(BATCHES, problem)
 
     async def _send(self, batch: list[Op]) -> None:
+        await self._db.make_room()
         with self._db.transaction():
             for op in batch:
                 if not op.sent:
@@ -176,6 +177,7 @@ class Batches:
         # As they were sent: resolving one may rewrite those behind it.
         sent = [(op.key, writes(op), reads(op) | writes(op)) for op in batch]
         for op, answer, (key, wrote, used) in zip(batch, reply.results, sent, strict=True):
+            await self._db.make_room()
             if self._journal.get(key) is not op:  # an earlier one took it along, or made it anew
                 tainted |= set() if isinstance(answer, messages.Applied) else wrote
                 continue

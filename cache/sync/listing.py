@@ -8,12 +8,15 @@ likely (`frontier` does).
 Concurrency: trio thread only. `_underway` holds one event for each directory that is being listed;
 who finds one waits for it instead of asking. From the question to the end of the answer `underway`
 notes what the feed tells of the directory; that is applied over the answer, which is merged in
-pieces, with a checkpoint after each. `run` is the one task that lists ahead; `_wanted` is read by
-it alone, and holds the places that were visited last.
+pieces, with a checkpoint after each. `run` is the one task that lists what nobody waits for;
+`_wanted` and `_doubted` are read by it alone. `_wanted` holds the places that were visited last,
+`_doubted` directories from which a name was answered as it was known, though they are not listed
+(any more): whoever asks for what is here does not wait for the network.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -36,8 +39,10 @@ from remote.protocol.messages import Child, ChildrenPage, FileRecord, FileReply,
 
 log = structlog.get_logger(__name__)
 
-# Entries merged without a checkpoint: some 10 ms.
-PIECE = 500
+# Entries merged without a checkpoint: some 10 ms, if nothing is known of them. What has to be
+# compared one by one takes many times as long.
+PIECE, LEAST = 500, 20
+PIECE_SECONDS = 0.01
 # Directories asked for in one request.
 AHEAD_AT_ONCE = 250
 # Entries and directories listed ahead for one visit, about.
@@ -87,6 +92,7 @@ class Listing:
         self._underway: dict[int, trio.Event] = {}
         self._frontier = Frontier()
         self._wanted: deque[int] = deque(maxlen=VISITS_KEPT)
+        self._doubted: dict[int, None] = {}
         self._visited = trio.Event()
 
     async def ensure_listed(self, ino: int) -> None:
@@ -128,24 +134,34 @@ class Listing:
                 page = await self._api.children(node.file, page.next)
                 children += page.children
             # What was heard before the question is not told again.
-            return as_of >= heard and await self._take(ino, directory, children, as_of, meanwhile)
+            if as_of < heard:
+                return False
+            return await self._take(ino, node.drive, directory, children, as_of, meanwhile)
         finally:
             self._listing_merge.abandon_listing(ino, meanwhile)
 
     async def _take(
         self,
         ino: int,
+        drive: str,
         directory: FileRecord,
         children: Sequence[Child],
         as_of: int,
         meanwhile: Meanwhile,
     ) -> bool:
-        """Merge a complete listing; False: ask again, what happened meanwhile is not known."""
-        rest = iter(children)
-        while piece := list(islice(rest, PIECE)):
+        """Merge a complete listing; False: ask again, what happened meanwhile is not known.
+        `drive` is the one that the directory was in when it was asked for: another counts its
+        changes otherwise, and `as_of` would say nothing about them."""
+        rest, size = iter(children), PIECE
+        # What came before a reset of the feed is not to be compared with what comes after it.
+        while not meanwhile.is_incomplete and (piece := list(islice(rest, size))):
+            began = time.thread_time()
             self._listing_merge.list_some(ino, piece, as_of)
-            if len(children) > PIECE:
+            size = _next_size(len(piece), time.thread_time() - began)
+            if len(children) > len(piece):
                 await trio.lowlevel.checkpoint()
+        if self._tree.node(ino).drive != drive:
+            return False
         if not self._listing_merge.end_listing(ino, directory, children, as_of, meanwhile):
             return False
         self._frontier.listed(ino, self._tree.unlisted_below(ino))
@@ -160,13 +176,37 @@ class Listing:
             self._visited.set()
         self._frontier.visit(ino)
 
+    def doubt(self, ino: int) -> None:
+        """Somebody was told of a name in the directory, which is not listed: `run` lists it, and
+        they hear of what has changed."""
+        if ino not in self._underway:
+            self._doubted[ino] = None
+            self._visited.set()
+
     async def run(self) -> None:
-        """List ahead, until cancelled."""
+        """List again what is in doubt, and ahead, until cancelled."""
         while True:
             await self._visited.wait()
-            while self._wanted:
-                await self.list_ahead(self._wanted.pop())
+            while self._doubted or self._wanted:
+                if self._doubted:
+                    await self.list_again()
+                else:
+                    await self.list_ahead(self._wanted.pop())
             self._visited = trio.Event()
+
+    async def list_again(self) -> None:
+        """List every directory that is in doubt. Of one that cannot be had now, the next who is
+        told a name brings the doubt back."""
+        while self._doubted:
+            ino = next(iter(self._doubted))
+            try:
+                if self._tree.find(ino) is not None:
+                    await self.ensure_listed(ino)
+            except DamagedState:
+                raise
+            except (NearlineError, OSError) as error:  # OSError: a full disk, or it is gone here
+                log.debug("not_listed_again_yet", why=str(error))
+            self._doubted.pop(ino, None)
 
     async def list_ahead(self, ino: int) -> None:
         """List what whoever came to the directory may come to next, about `AHEAD_ENTRIES`."""
@@ -230,7 +270,8 @@ class Listing:
         node = self._tree.find(ino)
         if node is None or not node.live:
             return False
-        taken = await self._take(ino, listed.directory, listed.children, listed.as_of, meanwhile)
+        directory, children, as_of = listed.directory, listed.children, listed.as_of
+        taken = await self._take(ino, node.drive, directory, children, as_of, meanwhile)
         await trio.lowlevel.checkpoint()
         return taken
 
@@ -246,6 +287,12 @@ class Listing:
             raise Unreachable(f"the server has no manifest of version {version}")
         self._keep_manifest(version, reply.manifest)
         return reply.manifest
+
+
+def _next_size(size: int, seconds: float) -> int:
+    """Entries to merge next, so that it takes about `PIECE_SECONDS`, if `size` took `seconds`."""
+    fitting = int(size * PIECE_SECONDS / seconds) if seconds else PIECE
+    return min(PIECE, max(LEAST, fitting))
 
 
 def _is_remote(node: Node) -> bool:

@@ -132,7 +132,7 @@ class Replayer:
                 woken, changed = self._wake.sleep(), self._journal.changed
                 began, began_ns = trio.current_time(), time.time_ns()
                 busy = self._pace.is_busy(began)
-                for op, problem in self._uploads.turned_away():
+                for op, problem in self._uploads.refused_uploads():
                     await self._batches.resolve(op, problem)
                 self._merge.release_free()
                 self._uploads.tidy()

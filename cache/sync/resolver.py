@@ -6,6 +6,9 @@ operations are sent and sent again (`replayer`), the kernel.
 Concurrency: called by the replayer's one task, never while a batch is under way. Each
 change is one transaction; an await comes only before it (to ask the server) or after it (to list
 anew).
+
+Why one class: one verdict often leads to another (a directory is adopted, then its attributes are
+insisted on), and all of them change the same tree and journal.
 """
 
 from __future__ import annotations

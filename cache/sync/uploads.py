@@ -70,7 +70,7 @@ class Uploads:
         self._running: dict[str, int] = {}  # operation key: its inode
         self._shares: dict[int, int] = {}  # of these inodes: what each takes of the places
         self._early: dict[str, int] = {}
-        self._turned_away: list[tuple[Op, Problem]] = []  # to be resolved between batches
+        self._refused: list[tuple[Op, Problem]] = []  # to be resolved between batches
 
     def retry_now(self) -> None:
         """Do not wait out the backoff."""
@@ -94,10 +94,10 @@ class Uploads:
         tries += [] if self._running else [self.full_drives.next_try(looked)]
         return min((item for item in tries if item is not None), default=None)
 
-    def turned_away(self) -> Iterator[tuple[Op, Problem]]:
+    def refused_uploads(self) -> Iterator[tuple[Op, Problem]]:
         """Operations of which the server would not even take the bytes; each once."""
-        while self._turned_away:
-            op, problem = self._turned_away.pop(0)
+        while self._refused:
+            op, problem = self._refused.pop(0)
             if self._journal.get(op.key) is op:
                 yield op, problem
 
@@ -219,7 +219,7 @@ class Uploads:
     def _failed(self, op: Op, problem: Exception, below: FileId | None) -> None:
         """Decide about a failed attempt; `below` is the directory through which it was tried."""
         if _is_taken(problem) or (_is_not_found(problem) and below in (None, op.body.parent)):
-            self._turned_away.append((op, problem.problem))
+            self._refused.append((op, problem.problem))
         elif _is_not_found(problem) and self._uploader.parent_on_server(op) != below:
             pass  # where it is to be made has moved meanwhile: again, at once
         elif not self._give_up(op, problem) and not self._has_no_room(op, problem):

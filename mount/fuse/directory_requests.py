@@ -41,6 +41,7 @@ class DirectoryRequests(Requests):
 
         The kernel decides how many entries it takes, so each is described when it is its turn. The
         C library has room for thousands: who reads on gets many, who seeks gets a few."""
+        await self.turns.come()
         handle, tree = self._handles[fh], self._session.tree
         ino = handle.ino
         if start_id == 0:

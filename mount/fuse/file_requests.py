@@ -90,6 +90,7 @@ class FileRequests(NameRequests):
     async def read(  # type: ignore[override]  # any buffer will do: pyfuse3 asks for no more
         self, fh: int, off: int, size: int
     ) -> bytes | memoryview:
+        await self.turns.come()
         session, handle = self._session, self._handles[fh]
         session.shares.check_readable(session.tree.node(handle.ino))
         CALLER.set(Caller(handle.opener, handle.ino))

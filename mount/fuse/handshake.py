@@ -77,7 +77,7 @@ async def agree() -> bool:
 
     False when it could not be done: they agree in `main`, on all that both know. The mount is
     slower then, O_DIRECT is not for writing, and everything else is right."""
-    device = _device()
+    device = find_device()
     if device is None:
         log.warning("small_writes_are_slower", why="the device was not found", direct_writes=False)
         return False
@@ -92,8 +92,8 @@ async def agree() -> bool:
             os.close(kernel)
 
 
-def _device() -> int | None:
-    """The descriptor that libfuse reads requests from."""
+def find_device() -> int | None:
+    """The descriptor that libfuse reads requests from; None when it is not to be told."""
     found = []
     for entry in os.listdir("/proc/self/fd") if Path("/proc/self/fd").exists() else []:
         try:

@@ -33,7 +33,10 @@ class NameRequests(Requests):
         if node is None:
             # Whether there are versions to show changes without the name's own doing.
             return missing(0.0 if text.endswith(SUFFIX) else TIMEOUT_SECONDS)
-        return self._answer(node)
+        answer = self._answer(node)
+        if self._session.in_doubt(parent_inode):
+            answer.entry_timeout = 0.0  # ask again: the server may know otherwise
+        return answer
 
     async def _find(self, parent: int, name: str) -> Node | None:
         tree = self._session.tree

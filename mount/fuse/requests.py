@@ -27,6 +27,7 @@ from cache.metadata.tree import Node
 from mount.fuse.attributes import Ownership, attributes
 from mount.fuse.handles import Handles
 from mount.fuse.invalidator import LookupCounts
+from mount.fuse.turns import Turns
 from mount.session.interrupts import CALLER, Caller
 from mount.session.session import Session
 from remote.protocol.errors import NearlineError
@@ -71,6 +72,7 @@ class Requests(pyfuse3.Operations):
         self._session, self._lookups, self._owner = session, lookups, owner
         self._handles = Handles(session, lookups)
         self.requests: Counter[str] = Counter()  # of the kernel, by name
+        self.turns = Turns()  # of large answers
         self.greeted = trio.Event()  # the kernel knows what we can do
 
     def init(self) -> None:

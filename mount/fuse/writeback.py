@@ -35,7 +35,6 @@ class WriteBack:
     def __init__(self, mountpoint: Path, tree: Tree, journal: Journal, replayer: Replayer) -> None:
         self._mountpoint, self._tree, self._journal = mountpoint, tree, journal
         self._replayer, self._snapshots = replayer, replayer.snapshots
-        self._snapshots.has_asker = True
 
     async def run(self) -> None:
         """Ask for the open files whose turn it is, until cancelled."""

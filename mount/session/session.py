@@ -4,6 +4,9 @@ Knows: who needs whom, in which order things start and end, who waits for the se
 FUSE requests (`operations`), the control socket and signals (`daemon`).
 
 Concurrency: everything on the trio thread.
+
+Why one class: it is wiring. Most methods are what one part is given to reach another, and have a
+few lines.
 """
 
 from __future__ import annotations
@@ -122,6 +125,7 @@ class Session(Device):
             on_reachable=self._reachability_changed,
             name=platform.node() or "another device",
             keep_copies=config.on_conflict == "copy",
+            has_asker=True,  # mount.fuse.writeback
         )
         self.transfer_limits = TransferLimits(upload, self.sender, downloader, config.transfers)
         self.symlinks = Symlinks(self.tree, inside=config.symlinks == "inside")
@@ -160,6 +164,7 @@ class Session(Device):
             nursery.start_soon(self.client.connectivity.run, self._connectivity_changed)
             nursery.start_soon(self._while_whole, self.db.tend)
             nursery.start_soon(self._while_whole, self.contents.sync_in_background)
+            nursery.start_soon(self._while_whole, self.collector.run)
             nursery.start_soon(self._begin, nursery)
             nursery.start_soon(self._list_root)
             nursery.start_soon(self._while_whole, self.listing.run)
@@ -311,6 +316,15 @@ class Session(Device):
         await self.ensure_listed(ino)
         self.listing.visit(ino)
         self.next_files.entered(ino)
+
+    def in_doubt(self, ino: int) -> bool:
+        """True when what is known of the directory's names is not all, or not believed any more.
+        Then it is listed soon, without anybody waiting for that: what is known is answered
+        meanwhile, also while the server is out of reach."""
+        if self.tree.is_listed(ino):
+            return False
+        self.listing.doubt(ino)
+        return True
 
     async def _versions_of(self, file: FileId, cursor: str | None) -> VersionsPage:
         self.require_online()

@@ -14,6 +14,9 @@ Concurrency: one task runs `run`, and it alone calls the sink, so pulls and hint
 `active`, `poke`, `sync` and the properties may be used by any task of the same trio run. `_hints`
 and `_tickets` are appended to by others and taken by `run`; there is no await between its look at
 them and its taking.
+
+Why one class: the modes are states of one task, and hand the cursor, the failures and who waits for
+a sync to each other.
 """
 
 from __future__ import annotations
@@ -74,20 +77,20 @@ MAX_WAITING_HINTS = 64
 
 
 class FeedSink(Protocol):
-    """Where changes go. Each method is atomic and returns when its effect is visible, or raises
-    NotKept and has no effect."""
+    """Where changes go. Each method returns when its effect is visible, or raises NotKept when only
+    some of it is. The cursor comes last: what has no end is told again."""
 
     def cursor(self) -> str | None:
         """The position of what was applied; None before the first `reset`."""
 
-    def apply(
+    async def take(
         self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
     ) -> None:
-        """Apply `changes` in order and keep `cursor`, together. A change may come twice. Before
-        them, what is shared becomes `shared`, unless that is None."""
+        """Apply `changes` in order, and keep `cursor`. A change may come twice. Before them, what
+        is shared becomes `shared`, unless that is None."""
 
-    def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
-        """Forget every listing; keep `cursor`. What is shared becomes `shared`, unless None."""
+    async def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
+        """Forget every listing; what is shared becomes `shared`, unless None; keep `cursor`."""
 
 
 class FeedApi(Protocol):
@@ -257,27 +260,27 @@ class Subscriber:
                 continue
             if page.more and self.is_offline:  # nobody sees what it tells, and is refused it
                 self._become("down", self._reason, is_answered=True)
-            self._take_page(cursor, page)
+            await self._take_page(cursor, page)
             cursor, more = page.cursor, page.more
 
     async def _start_over(self) -> str:
         """Begin at this moment; what is shared is on the next page."""
         me = await self._api.me()
-        self._take(Reset(me.cursor, me.seq))
+        await self._take(Reset(me.cursor, me.seq))
         return me.cursor
 
-    def _take_page(self, cursor: str | None, page: ChangesPage) -> None:
+    async def _take_page(self, cursor: str | None, page: ChangesPage) -> None:
         news = page.changes or page.reset or page.shared is not None
         self._idle_polls = 0 if news else self._idle_polls
-        self._take(on_page(cursor, self._seq, page))
+        await self._take(on_page(cursor, self._seq, page))
 
-    def _take(self, step: Apply | Reset | Ignore) -> None:
+    async def _take(self, step: Apply | Reset | Ignore) -> None:
         match step:
             case Apply(changes, cursor, seq, shared):
-                self._sink.apply(changes, cursor, seq, shared)
+                await self._sink.take(changes, cursor, seq, shared)
                 self._seq = seq
             case Reset(cursor, seq, shared):
-                self._sink.reset(cursor, seq, shared)
+                await self._sink.reset(cursor, seq, shared)
                 self._seq = seq
             case Ignore():
                 pass
@@ -307,7 +310,7 @@ class Subscriber:
                 return
             with trio.CancelScope() as self._interruptible:
                 page = await self._api.wait(cursor, LONG_POLL_SECONDS)
-                self._take_page(cursor, page)
+                await self._take_page(cursor, page)
                 if page.more:
                     return
                 self._in_step()
@@ -385,7 +388,7 @@ class Subscriber:
             if isinstance(step, Pull):
                 await self._pull()
             else:
-                self._take(step)
+                await self._take(step)
 
     # --- small things ---------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 
 def is_loopback(host: str) -> bool:
-    """Is `host` (a name or an address, without brackets and port) this machine by its name?
-    `localhost` and every name below it are; whoever resolves `nas.localhost` to another machine
-    meets somebody without the key."""
+    """True if `host` (a name or an address, without brackets and port) is this machine by its
+    name. `localhost` and every name below it are; whoever resolves `nas.localhost` to another
+    machine meets somebody without the key."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True

@@ -23,13 +23,18 @@ GRAIN = 256 * 1024
 # Large transfers at once, and the most that can be asked for: what a chunk costs in memory, and
 # what is sent twice after a crash, is reckoned with so many.
 TRANSFERS = 8
-# Small ones that go at once in the place of a large one: they wait, mostly.
-SMALL_ONES = 4
 # Bytes; what is shorter is a small transfer.
 SMALL = 256 * 1024
+# Small ones that go at once in the place of a large one: they wait, mostly.
+SMALL_ONES = 4
 # Bytes a second. A server gives up a body that comes slower than 1 KiB/s, or for an hour
 # (`body_floor` and `body_total_seconds` in its settings).
 SLOWEST_PUT = 16 * 1024
+
+
+def weight(size: int, small_ones: int) -> int:
+    """Units that a transfer of `size` bytes takes where a large one takes `small_ones`."""
+    return 1 if size < SMALL else small_ones
 
 
 class Claim:
@@ -116,15 +121,15 @@ class Places:
     @asynccontextmanager
     async def place(self, size: int, claim: Claim) -> AsyncIterator[None]:
         """Around a transfer of `size` bytes; it waits before until there is a place."""
-        weight = 1 if size < SMALL else SMALL_ONES
-        await self._weights.acquire(weight, claim)
+        units = weight(size, SMALL_ONES)
+        await self._weights.acquire(units, claim)
         self.used += 1
         self.peak = max(self.peak, self.used)
         try:
             yield
         finally:
             self.used -= 1
-            self._weights.release(weight)
+            self._weights.release(units)
 
 
 def at_once(transfers: int, rate: int | None) -> int:

@@ -194,12 +194,16 @@ def _locate_several(
 ) -> LocateSeveralReply | Unready:
     """Each is authorised, and refused, by itself: see `_locate`. `doubt`: what to answer of those
     that are not ready."""
-    lineage = Lineage(conn)
+    files = [item.file for item in wanted.versions]
+    rows, lineage = access.find_all(conn, files), Lineage(conn)
+    lineage.learn([row.id for row in rows.values() if not access.owns_drive(caller, row.drive)])
     answers: list[LocatedVersion | AnyProblem] = []
     unready = Unready()
     for item in wanted.versions:
         try:
-            row = access.require(conn, caller, item.file, "viewer", lineage)
+            row = rows.get(item.file)
+            access.check(conn, caller, item.file, row, "viewer", lineage)
+            assert row is not None
             _check_small(conn, item)
             manifest = versions.manifest_of(versions.read(conn, item.file, item.version))
             ids = versions.under(manifest, Span(0, max(1, manifest.size)))[:MAX_WHOLE_CHUNKS]

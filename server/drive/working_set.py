@@ -18,6 +18,9 @@ Invariants:
 Memory: the rows of one `load`, and what its operations made.
 
 Concurrency: of one transaction, and its thread.
+
+Why one class: `undo` takes back a change of whatever row, so all changes go into one list; there is
+a method or two for each kind of row.
 """
 
 from __future__ import annotations

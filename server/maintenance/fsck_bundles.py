@@ -1,4 +1,4 @@
-"""What fsck reads out of bundles: whether a chunk is where its row says, and where else it may be.
+"""Bundles as fsck reads them: is a chunk where its row says, and where else may it be.
 
 Knows: the indexes of stored bundles. Must not know: findings, what becomes of a chunk.
 

@@ -28,6 +28,8 @@ from server.metadata.schema import devices, drives, entries, files, grants, link
 
 # Files of which it is remembered what is above them.
 MAX_KNOWN = 50_000
+# What has more names is not climbed ahead with others.
+MANY_NAMES = 50
 
 _above = select(bindparam("id", type_=files.c.id.type).label("id")).cte("above", recursive=True)
 _above = _above.union(select(entries.c.parent).where(entries.c.file == _above.c.id))
@@ -49,6 +51,11 @@ _NAMES_OF_MANY = select(entries.c.file, entries.c.parent, entries.c.name).where(
         entries.c.file.in_(bindparam("ids", expanding=True)),
         entries.c.file.in_(select(_all_above.c.parent)),
     )
+)
+_names = entries.alias("names")
+_MANY_NAMES = select(files.c.id).where(
+    files.c.id.in_(bindparam("ids", expanding=True)),
+    select(_names.c.file).where(_names.c.file == files.c.id).limit(1).offset(MANY_NAMES).exists(),
 )
 _GRANTED = (
     select(grants.c.file, grants.c.role)
@@ -179,11 +186,15 @@ class Lineage:
         self._note([file], self._conn.execute(_NAMES, {"id": file}))
 
     def learn(self, ids: Sequence[str]) -> None:
-        """Climb from all of these at once. Between operations, when everything is written."""
+        """Climb from all of these at once. Between operations, when everything is written. Not from
+        what has very many names: others wait while ten thousand are read, so that is done when its
+        operation comes, after which a batch can make way."""
         for some in slices(id for id in ids if id not in self._names):
             if len(self._names) > MAX_KNOWN:
                 self._names.clear()
-            self._note(some, self._conn.execute(_NAMES_OF_MANY, {"ids": some}))
+            many = set(self._conn.execute(_MANY_NAMES, {"ids": some}).scalars())
+            part = [id for id in some if id not in many]
+            self._note(part, self._conn.execute(_NAMES_OF_MANY, {"ids": part}))
 
     def _note(self, files: Iterable[str], rows: Iterable[Row[Any]]) -> None:
         found: dict[str, set[tuple[str, str]]] = {file: set() for file in files}

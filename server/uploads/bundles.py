@@ -111,7 +111,7 @@ def start(
 def _announced(
     conn: Connection, caller: Caller, parts: Sequence[BundlePart], now_ns: int
 ) -> list[Descriptor]:
-    """How the caller's uploads have announced them."""
+    """The descriptors of the parts as the caller's uploads have announced them."""
     mine: dict[str, object] = {"drive": caller.drive, "account": caller.account, "now": now_ns}
     found: dict[tuple[str, bytes], Descriptor] = {}
     for some in slices({part.chunk for part in parts}):

@@ -48,7 +48,7 @@ _COPIED = update(chunks).where(_these, _is_bundled).values(copied=1)
 _decode = msgspec.msgpack.Decoder(Descriptor).decode
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
     """A chunk that is in a bundle only, and where."""
 
     key: BlobKey
@@ -64,7 +64,7 @@ class Copies:
     ) -> None:
         self._db, self._blobs = db, blobs
         self._reads, self._writes, self._files = reads, writes, files
-        self._under_way: dict[_Source, asyncio.Task[Head | None]] = {}
+        self._under_way: dict[Source, asyncio.Task[Head | None]] = {}
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def make(self, keys: Sequence[BlobKey], whose: Hashable) -> None:
@@ -74,7 +74,7 @@ class Copies:
         Raises `Refused(Unavailable)` if what is stored of one is damaged, gone or cannot be read.
         """
         loop = asyncio.get_running_loop()
-        failed: set[_Source] = set()
+        failed: set[Source] = set()
         while sources := await loop.run_in_executor(self._reads, self._sources, keys):
             heads = await asyncio.gather(*map(self._copied, sources))
             tried = list(zip(sources, heads, strict=True))
@@ -86,48 +86,59 @@ class Copies:
                 raise Refused(Unavailable(message=message))
             failed |= again
 
-    def _sources(self, keys: Iterable[BlobKey]) -> list[_Source]:
+    def _sources(self, keys: Iterable[BlobKey]) -> list[Source]:
         with self._db.read() as conn:
-            return [
-                _Source(BlobKey(row.drive, row.id), place_of(row), row.descriptor)
-                for row in _rows(conn, _BUNDLED, keys)
-            ]
+            return sources(conn, keys)
 
-    async def _copied(self, source: _Source) -> Head | None:
+    async def _copied(self, source: Source) -> Head | None:
         task = self._under_way.get(source)
         if task is None:
             task = self._under_way[source] = asyncio.create_task(self._copy_soon(source))
             task.add_done_callback(lambda _: self._under_way.pop(source, None))
         return await asyncio.shield(task)
 
-    async def _copy_soon(self, source: _Source) -> Head | None:
+    async def _copy_soon(self, source: Source) -> Head | None:
         async with self._places:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._files, self._copy, source)
 
-    def _copy(self, source: _Source) -> Head | None:
-        """How the object is that this chunk has now, durably: the copy, or what was there; None:
-        there is none."""
+    def _copy(self, source: Source) -> Head | None:
+        """As `copy`; None also for what cannot be copied."""
         try:
-            return self._blobs.head(source.key) or self._write(source)
+            return copy(self._blobs, source)
         except (BadContent, BlobMissing, OSError) as error:
             log.error("chunk_not_copied", chunk=source.key.chunk.hex(), error=str(error))
             return None
-
-    def _write(self, source: _Source) -> Head | None:
-        body = self._blobs.read(*source.place)
-        checker = Checker(_decode(source.descriptor))
-        checker.feed(body)
-        checker.finish()
-        with self._blobs.create(source.key) as writer:
-            writer.write(body)
-            made = writer.commit()
-        return checker.head() if made else self._blobs.head(source.key)
 
     def _note(self, there: Mapping[BlobKey, Head]) -> None:
         """In the write thread."""
         with self._db.write() as conn:
             note(conn, self._blobs, there)
+
+
+def sources(conn: Connection, keys: Iterable[BlobKey]) -> list[Source]:
+    """Those of these chunks that are in bundles only."""
+    return [
+        Source(BlobKey(row.drive, row.id), place_of(row), row.descriptor)
+        for row in _rows(conn, _BUNDLED, keys)
+    ]
+
+
+def copy(blobs: BlobStore, source: Source) -> Head | None:
+    """Write a chunk out of its bundle. The head of the object of its own that there is then,
+    durably: the copy, or another that was there; None: somebody has removed it at once. Raises
+    `BadContent`, `BlobMissing` or OSError."""
+    found = blobs.head(source.key)
+    if found is not None:
+        return found
+    body = blobs.read(*source.place)
+    checker = Checker(_decode(source.descriptor))
+    checker.feed(body)
+    checker.finish()
+    with blobs.create(source.key) as writer:
+        writer.write(body)
+        made = writer.commit()
+    return checker.head() if made else blobs.head(source.key)
 
 
 def note(conn: Connection, blobs: BlobStore, there: Mapping[BlobKey, Head]) -> None:

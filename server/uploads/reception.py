@@ -19,6 +19,8 @@ a time.
 
 Concurrency: `_lock` guards the queues. `_flush` and what calls it run in the write thread only: a
 chunk is marked uploaded, and a bad object removed, by that thread alone.
+
+Why one class: arrivals and verdicts share a lock, the flush that is under way, and its commit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a peer needs is named when it is missing, and a tree for `find` is what it says."""
+"""Programs that peers need are named when they are missing, and a tree for `find` is what it
+says."""
 
 from __future__ import annotations
 

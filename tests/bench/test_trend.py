@@ -1,4 +1,4 @@
-"""What grows is told from what fills and stays."""
+"""Growth is told from filling up and staying."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _UP = ("running", "degraded")
 
 
 def missing() -> str:
-    """What this machine lacks for another one to boot here; "" for nothing."""
+    """Names the programs that this machine lacks for another one to boot here; "" for none."""
     if os.getuid() != 0:
         return "needs root"
     if _cgroups() is None:
@@ -87,7 +87,7 @@ class Machine:
 
     @property
     def files(self) -> Path:
-        """What differs from this machine's files, as an overlay's upper layer."""
+        """The files that differ from this machine's, as an overlay's upper layer."""
         return self._place / "files"
 
     def _blank(self, directory: str) -> None:
@@ -141,7 +141,8 @@ class Machine:
         return 0
 
     def run(self, command: str, input: str = "", *, check: bool = True) -> str:
-        """What `command` prints on both channels, run by a shell of root's in the machine."""
+        """Runs `command` by a shell of root's in the machine; returns its output on both
+        channels."""
         words = ["nsenter", "-t", str(self._init()), "-m", "-p", "-u", "-i", "-n", "-C", "env"]
         words += ["-i", "HOME=/root", *ENVIRONMENT, "sh", "-c", f"cd /; {command}"]
         try:

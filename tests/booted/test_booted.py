@@ -1,4 +1,5 @@
-"""What systemd, mount(8) and autofs make of us, in a machine that boots (`make test-systemd`).
+"""Our units and helpers under systemd, mount(8) and autofs, in a machine that boots (`make
+test-systemd`).
 
 The machine has a server, and an account with mounts: by the system's unit, by a user's unit, by
 lines in fstab, by autofs. Not part of `make test`: it needs root and namespaces.

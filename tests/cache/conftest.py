@@ -1,4 +1,4 @@
-"""What tests of several devices share."""
+"""Fixtures that tests of several devices share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test file of pjdfstest says (TAP), counted. Pure.
+"""Results in the output of a test file of pjdfstest (TAP), counted. Pure.
 
 Invariant: a test that was planned and said nothing has failed, so a script that dies is not a
 script that passes. `TODO` tests are not failures, as `prove` has it: the suite marks with it what

@@ -1,4 +1,4 @@
-"""What the service relies on in its metadata store: one suite, every backend.
+"""The service's demands on its metadata store: one suite, every backend.
 
 A backend is a function that opens a `Database` over storage of the test's own; calling it again
 opens the same storage anew. SQLite is the one there is. PostgreSQL joins by one more line in
@@ -129,6 +129,7 @@ def test_a_writer_does_not_hide_what_was_there(db: Database) -> None:
         assert names(db) == ["a"]
 
 
+@pytest.mark.slow
 def test_writers_take_turns_and_no_update_is_lost(reopen: Open) -> None:
     """Through two connections to the same storage, as two processes have them."""
     stores = [reopen(), reopen()]

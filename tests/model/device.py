@@ -80,8 +80,10 @@ class Device(device.Device):
         token: str,
         *,
         keep_copies: bool = False,
+        has_asker: bool = False,
     ) -> None:
-        self.name, self.network, self._keep_copies = name, Network(), keep_copies
+        self.name, self.network = name, Network()
+        self._keep_copies, self._has_asker = keep_copies, has_asker
         self.read_before: dict[str, bytes] = {}
         self._visits = 0
         self._server, self._directory, self._token = server, directory, token
@@ -111,6 +113,7 @@ class Device(device.Device):
             on_reachable=self._reachability_changed,
             name=self.name,
             keep_copies=self._keep_copies,
+            has_asker=self._has_asker,
         )
         self._rescue, self.resolver._rescue = self.resolver._rescue, self._check_rescue  # type: ignore[method-assign]
 
@@ -181,15 +184,15 @@ class Device(device.Device):
             while more:
                 cursor = self.merge.cursor()
                 page = await self.port.changes(cursor)
-                self._take(on_page(cursor, self.merge.seq(self.tree.own_drive), page))
+                await self._take(on_page(cursor, self.merge.seq(self.tree.own_drive), page))
                 more = page.more
 
-    def _take(self, step: Apply | Reset | Ignore) -> None:
+    async def _take(self, step: Apply | Reset | Ignore) -> None:
         match step:
             case Apply(changes, cursor, seq, shared):
-                self.merge.apply(changes, cursor, seq, shared)
+                await self.merge.take(changes, cursor, seq, shared)
             case Reset(cursor, seq, shared):
-                self.merge.reset(cursor, seq, shared)
+                await self.merge.reset(cursor, seq, shared)
         self.collector.collect()
 
     async def listen(self) -> None:
@@ -208,7 +211,7 @@ class Device(device.Device):
                 seq = self.merge.seq(self.tree.own_drive)
                 step = on_hint(self.merge.cursor(), seq, hint)
                 if not isinstance(step, Pull):
-                    self._take(step)
+                    await self._take(step)
                     return
             await self.pull()
 

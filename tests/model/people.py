@@ -29,7 +29,7 @@ def cut(size: int) -> Change:
 
 
 def alike(old: bytes, new: bytes) -> int:
-    """How many bytes from the start are the same."""
+    """The number of bytes from the start that are the same."""
     pairs = enumerate(zip(old, new, strict=False))
     return next((n for n, pair in pairs if len({*pair}) > 1), min(len(old), len(new)))
 
@@ -41,7 +41,7 @@ def temporary(path: str) -> str:
 
 
 def backup(path: str) -> str:
-    """What an editor calls the old version."""
+    """The name that an editor gives to the old version."""
     return f"{path}~"
 
 
@@ -193,7 +193,7 @@ class Person:
     # --- what follows from it ---------------------------------------------------------------------
 
     def flushed(self) -> None:
-        """What this device had is on the server; but for what the journal still has."""
+        """All that this device had is on the server; but for what the journal still has."""
         kept = {op.ino for op in self.device.journal}
         self.saved |= {data for ino, data in self.bytes.items() if ino not in kept}
         self.bytes = {ino: data for ino, data in self.bytes.items() if ino in kept}

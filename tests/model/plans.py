@@ -1,4 +1,4 @@
-"""What people do, chosen by dice: the words that every walk is made of.
+"""Plans of people, chosen by dice: the words that every walk is made of.
 
 Knows: the paths, and the arguments of each step that `people.Person` has. Must not know: who does
 it, on what kind of device.
@@ -19,7 +19,7 @@ PAUSES = (0, 0.001, 0.01, 0.1, 0.5, 2)
 
 
 class Worker(Protocol):
-    """What can do the steps: `people.Person`."""
+    """Does the steps: `people.Person`."""
 
     async def save(self, path: str, data: bytes) -> object: ...
     async def patch(self, path: str, at: int, mark: bytes) -> None: ...
@@ -79,7 +79,7 @@ class Step:
 
 
 def arguments(name: str, dice: random.Random, choices: tuple[str, ...] = PATHS) -> dict[str, Any]:
-    """What to do a step with, but for the bytes."""
+    """The arguments of a step, but for the bytes."""
     path = dice.choice(choices)
     match name:
         case "patch":

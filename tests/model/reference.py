@@ -1,4 +1,4 @@
-"""What people may rely on, told without a word of how it comes about.
+"""The promises that people may rely on, told without a word of how they come about.
 
 The top of the drive is divided into territories: names that nothing people did since the last
 agreement has connected (a rename, link or exchange connects the places it names; so do hard links).
@@ -106,7 +106,7 @@ def _nameless(view: View) -> View:
 
 
 def _strangers(views: list[View], now: View) -> dict[str, object]:
-    """What is, at its path, of an identity that nobody has seen there."""
+    """Files, by path, of an identity that nobody has seen there."""
     known = {path: {view[path][FILE] for view in views if path in view} for path in now}
     return {
         path: (known[path], seen[FILE])

@@ -51,7 +51,7 @@ def through_wire(message: object, kind: type[T] | Any) -> T:
 
 
 class Storage:
-    """What a server has kept."""
+    """All that a server has kept."""
 
     def __init__(self, db: Database, blobs: BlobStore) -> None:
         self.db, self.blobs = db, blobs
@@ -100,7 +100,7 @@ class Storage:
         }
 
     def complaints(self) -> list[str]:
-        """What the server's own check finds wrong."""
+        """The faults that the server's own check finds."""
         found = fsck.run(self.db, self.blobs)
         return [f"{item.kind}: {item.what} ({item.path})" for item in found.findings]
 
@@ -155,7 +155,7 @@ class Server(Storage):
             return list(conn.execute(select(grants.c.file)).scalars())
 
     def forget_feed(self) -> None:
-        """Who asks for what came before this gets a reset page."""
+        """Begin the feed anew: whoever asks for earlier changes gets a reset page."""
         with self.db.write() as conn:
             while retention.prune_feed(conn, time.time_ns() + 1, 0, 1000):
                 pass
@@ -167,7 +167,7 @@ class Server(Storage):
 
 @dataclass
 class Network:
-    """How one device reaches the server. `lose_replies`: the request is carried out, the answer
+    """The way from one device to the server. `lose_replies`: the request is carried out, the answer
     does not arrive, so many times. `weather`: requests and answers take their time, so what was
     asked or answered first need not come first. More than `most` requests never end."""
 
@@ -275,7 +275,8 @@ class Port:
         return page
 
     async def hint(self, since: str) -> messages.Hint:
-        """What a socket tells of everything after `since`: the changes, or only that there are."""
+        """The hint of a socket about everything after `since`: the changes, or only that there
+        are."""
         page = await self.changes(since)
         if page.reset or page.more or page.shared is not None:
             return messages.Hint(since=page.cursor, cursor=page.cursor, seq=page.seq)

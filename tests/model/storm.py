@@ -66,7 +66,7 @@ ALLOWED: dict[str, set[int]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything there is in a storm."""
+    """Amounts of everything in a storm."""
 
     seed: int
     threads: int = 3  # on each device
@@ -175,7 +175,6 @@ class Life:
     async def ask(self) -> None:
         """As `mount.fuse.writeback` has the kernel do it."""
         snapshots = self.device.replayer.snapshots
-        snapshots.has_asker = True
         while True:
             await trio.sleep(STEP_NS / 1e9)
             inodes, began = snapshots.to_ask(), time.time_ns()
@@ -502,7 +501,7 @@ class Site:
             network.up, network.lose_replies = True, 0
 
     async def come_to_rest(self) -> None:
-        """What is there is sent, and what there is is heard of."""
+        """Send all there is, and hear of all there is."""
         await self.device.pull()
         await self.device.replayer.flush()
         await self.device.pull()

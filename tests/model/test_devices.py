@@ -391,7 +391,7 @@ async def unwrapped(work: Callable[[], Awaitable[object]]) -> None:
 
 
 def check_tables(device: Device) -> None:
-    """What `tree` and `journal` promise of their tables."""
+    """The tables are as `tree` and `journal` promise."""
     db = device.db
     wrong = db.all(
         "SELECT d.ino, d.subdirs FROM node d WHERE d.kind = 'directory' AND d.subdirs !="
@@ -432,7 +432,7 @@ def check_journal(device: Device) -> None:
 
 TestDevices = Devices.TestCase
 TestDevices.settings = settings(
-    max_examples=amount(15, 2, "NEARLINE_MODEL_EXAMPLES"),
+    max_examples=amount(15, 1, "NEARLINE_MODEL_EXAMPLES"),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -1,4 +1,4 @@
-"""What the walks' judge says of identities."""
+"""The walks' judge, asked about identities."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Guest(Device):
 
 
 class GuestAtWork(Person):
-    """What the mount asks at open, `edit` and `save` ask here."""
+    """A guest whose `edit` and `save` ask what the mount asks at open."""
 
     async def edit_inode(self, ino: int, change: Callable[[bytes], bytes]) -> None:
         self.device.shares.check_readable(self.device.tree.node(ino))
@@ -169,7 +169,8 @@ class SharingDevices(Devices):
                 self.check_bytes_of(person, ino, data)
 
     def check_bytes_of(self, person: Person, ino: int, data: bytes) -> None:
-        """What cannot be read here any more, because it is not shared, must be elsewhere."""
+        """Bytes that cannot be read here any more, because they are not shared, must be
+        elsewhere."""
         node = person.device.tree.find(ino)
         if node is None or node.drive == REVOKED:
             del person.bytes[ino]

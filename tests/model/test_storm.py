@@ -74,7 +74,9 @@ class Storm:
 
     async def _open(self, name: str) -> Device:
         token, directory = self.server.token(name), self._directory / name
-        device = Device(self.server, directory, NAME, token, keep_copies=self._copies)
+        device = Device(
+            self.server, directory, NAME, token, keep_copies=self._copies, has_asker=True
+        )
         self.devices.append(device)
         await device.start()
         return device

@@ -19,7 +19,7 @@ from tests.model.plans import PATHS, TERRITORIES
 from tests.model.test_devices import Devices
 
 STEPS = 60
-WALKS = amount(15, 2, "NEARLINE_MODEL_WALKS")
+WALKS = amount(15, 1, "NEARLINE_MODEL_WALKS")
 FIRST = int(os.environ.get("NEARLINE_MODEL_FIRST", "0"))
 WEIGHTS = plans.WEIGHTS | {
     "open": 2,
@@ -40,7 +40,7 @@ ABROAD = 0.1  # how often somebody is seen in the other's places
 
 
 def arguments(step: str, dice: random.Random, choices: tuple[str, ...] = PATHS) -> dict[str, Any]:
-    """What to call a step with, but for `who`; each argument is named as the rule names it."""
+    """The arguments of a step, but for `who`; each is named as the rule names it."""
     match step:
         case "save":
             return {"path": dice.choice(choices), "size": dice.choice((0, 10, 10, 300_000))}

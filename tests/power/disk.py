@@ -1,4 +1,4 @@
-"""What a disk still has when the power was lost: pure; a record in, files and directories out.
+"""A disk after the power was lost: pure; a record in, files and directories out.
 
 Knows: what file systems promise about what was synced, and how little about the rest. Must not
 know: what the files are for, how they were recorded.
@@ -48,7 +48,7 @@ Tree = dict[str, bytes | None]  # by path; None is a directory
 
 @dataclass(frozen=True)
 class Loss:
-    """How the power is lost. `survival` is about how much of what was not synced is there."""
+    """A way to lose power. `survival` is about how much of what was not synced is there."""
 
     names: Literal["ordered", "harsh"]
     unit: int
@@ -72,7 +72,7 @@ class _File:
 
 @dataclass
 class _Pending:
-    """What the events say, sorted into what is safe and what is not."""
+    """The events, sorted into what is safe and what is not."""
 
     files: dict[int, _File] = field(default_factory=lambda: {ROOT: _File("directory")})
     changes: list[tuple[int, Named | Resized]] = field(default_factory=list)  # in order
@@ -268,7 +268,7 @@ def _size(file: _File, there: set[int], loss: Loss, random: Random) -> int:
 
 
 def _by_unit(file: _File, unit: int) -> dict[int, list[tuple[int, Wrote | Resized]]]:
-    """What happened to each unit since the last sync."""
+    """Writes and resizes of each unit since the last sync."""
     top = max((e.offset + len(e.data) for _, e in file.since if isinstance(e, Wrote)), default=0)
     units = -(-max(top, len(file.kept)) // unit)
     found: dict[int, list[tuple[int, Wrote | Resized]]] = {}

@@ -1,4 +1,4 @@
-"""What somebody did to a folder, and so what may and what must be there after power loss. Pure.
+"""Somebody's work on a folder, and so what may and what must be there after power loss. Pure.
 
 Knows: operations in order, the moments (positions of the record) between which each was carried
 out, what an fsync promises. Must not know: how operations are carried out (`workload`), disks.
@@ -49,7 +49,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Thing:
-    """What is at a path: a file by its number, or a directory (0)."""
+    """The meaning of a path: a file by its number, or a directory (0)."""
 
     file: int
     mode: int
@@ -61,7 +61,7 @@ Names = dict[str, Thing]
 
 @dataclass(frozen=True)
 class Seen:
-    """What is found at a path; `body` is None for a directory."""
+    """A thing found at a path; `body` is None for a directory."""
 
     mode: int
     xattrs: tuple[tuple[str, bytes], ...]
@@ -135,7 +135,7 @@ class Ledger:
         return found
 
     def is_known(self, body: bytes, upto: int) -> bool:
-        """Was it, sector by sector, what some file held among the first `upto` acts?"""
+        """True if it was, sector by sector, what some file held among the first `upto` acts."""
         files = {done.act.file for done in self.acts[:upto]} - {0}
         histories = [self.bodies(file, upto) for file in files]
         return any(explain(body, item, 0) is None for item in histories if item)
@@ -143,7 +143,7 @@ class Ledger:
     # --- the rules --------------------------------------------------------------------------------
 
     def complaint(self, seen: dict[str, Seen], position: int) -> str | None:
-        """What is wrong with a folder after power was lost at `position`; None: nothing."""
+        """The fault of a folder after power was lost at `position`; None: it has none."""
         started = sum(done.begin < position for done in self.acts)
         promised = max(
             (n for n, done in enumerate(self.acts, 1) if self._is_promise(done, position)),
@@ -213,8 +213,8 @@ def _short(act: Act) -> str:
 
 
 def explain(body: bytes, moments: Sequence[tuple[int, bytes]], base: int) -> str | None:
-    """What is wrong with `body`, of a file that had `moments` (by number of acts) and was promised
-    as it was after `base` acts; None: nothing."""
+    """The fault of `body`, of a file that had `moments` (by number of acts) and was promised as it
+    was after `base` acts; None: it has none."""
     first = max((at for at, (n, _) in enumerate(moments) if n <= base), default=0)
     possible = [one for _, one in moments[first:]]
     if body in possible:

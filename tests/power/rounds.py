@@ -32,7 +32,7 @@ STOPS = 5  # copies of the server's data in a round that is online
 
 @dataclass(frozen=True)
 class Copy:
-    """What the server had when the record was at `position`."""
+    """The server's data when the record was at `position`."""
 
     position: int
     data: Path

@@ -30,7 +30,7 @@ def outcomes(events: Sequence[Event], names: str, unit: int = PAGE) -> list[Tree
 
 
 def contents(events: Sequence[Event], names: str, path: str, unit: int = PAGE) -> set[bytes | None]:
-    """What `path` may hold; None when it may be missing."""
+    """The contents that `path` may have; None among them when it may be missing."""
     return {tree.get(path) for tree in outcomes(events, names, unit)}
 
 

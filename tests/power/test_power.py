@@ -57,7 +57,7 @@ def points(played: Round, count: int) -> Iterator[tuple[int, int]]:
 
 
 def lose_power(played: Round, position: int, seed: int, at: Path) -> Loss:
-    """What is left of the state directory, at `at`."""
+    """Leave of the state directory what a loss of power leaves, at `at`."""
     random = Random(seed)
     loss = Loss.any(random)
     write_tree(survivors(played.events[:position], loss, random), at)
@@ -67,7 +67,7 @@ def lose_power(played: Round, position: int, seed: int, at: Path) -> Loss:
 def after_power_loss(
     played: Round, server: DataServer, position: int, seed: int, at: Path
 ) -> str | None:
-    """What is wrong; None: nothing."""
+    """The fault of a device after power loss; None: it has none."""
     loss = lose_power(played, position, seed, at)
     try:
         device = reboot(at, server, played.token, was_usable=position >= played.usable)
@@ -99,8 +99,8 @@ def test_what_was_promised_is_there_at_every_point(played: Round, tmp_path: Path
 
 
 def moments(played: Round) -> Iterator[tuple[Copy, int]]:
-    """What the server had at a position, and a seed. A server that was stopped at the beginning
-    has the same at every position."""
+    """The server's data at a position, and a seed. A server that was stopped at the beginning has
+    the same at every position."""
     stopped = len(played.copies) == 1
     for seed in range(played.seed * 1_000_000, played.seed * 1_000_000 + REPLAYS):
         random = Random(seed)
@@ -141,7 +141,8 @@ def held(device: Device) -> set[object]:
 
 
 def told_apart(device: Device, other: Device) -> str | None:
-    """How two devices differ in what does not wait; None: not at all. Times are the server's."""
+    """The difference of two devices in what does not wait; None: there is none. Times are the
+    server's."""
     waiting = held(device)
     one, two = (
         {
@@ -160,7 +161,7 @@ def told_apart(device: Device, other: Device) -> str | None:
 
 
 def is_waiting(device: Device, path: str, waiting: set[object]) -> bool:
-    """Is `path` in a directory that waits?"""
+    """True if `path` is in a directory that waits."""
     ino = ROOT
     for name in path.strip("/").split("/"):
         node = device.tree.child(ino, name)

@@ -27,7 +27,7 @@ BODY = b"what was promised" * 1000
 def read_after(
     events: Sequence[Event], loss: Loss, seed: int, at: Path, server: Server, token: str
 ) -> bytes | None:
-    """What the file "a" holds after a power loss."""
+    """The content of the file "a" after a power loss."""
     write_tree(survivors(events, loss, Random(seed)), at)
     device = reboot(at, server, token)
     body: list[bytes] = []

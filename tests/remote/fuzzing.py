@@ -1,4 +1,4 @@
-"""How hard fuzz tests try: a little, or with as many examples as NEARLINE_FUZZ_EXAMPLES says."""
+"""The effort of fuzz tests: a little, or as many examples as NEARLINE_FUZZ_EXAMPLES says."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def chain_in(conn: Connection, drive: str, names: list[str], parent: str) -> lis
 
 
 def bounds(server: Running, file: str) -> Below:
-    """What is stored of how far the directories below `file` reach."""
+    """The stored reach of the directories below `file`."""
     with server.app.service.db.read() as conn:
         return Below.of(conn.execute(select(files).where(files.c.id == file)).one())
 

@@ -1,4 +1,4 @@
-"""What tests look up in a server's tables and stores."""
+"""Lookups of tests in a server's tables and stores."""
 
 from __future__ import annotations
 
@@ -77,8 +77,7 @@ def check_sums(server: Running, drive: str) -> None:
 
 
 def steps_of(conn: Connection, work: Callable[[], object]) -> int:
-    """How much the database does for `work`: statements, and hundreds of the steps of SQLite's
-    machine."""
+    """The database's work for `work`: statements, and hundreds of the steps of SQLite's machine."""
     counted = 0
 
     def count(*_: object) -> None:

@@ -336,7 +336,7 @@ def _several(scene: Scene, _by: Client) -> Ask:
 
 
 def _several_behind(scene: Scene, by: Client) -> Ask:
-    """What is not one's own is left out, silently: `test_listings` has what the answer holds."""
+    """Other people's items are left out, silently: `test_listings` has what the answer holds."""
     own = by.me.root if by.token else new_id()
     return Ask("/v1/listings", messages.ListRequest(directories=[own, scene.shared]))
 

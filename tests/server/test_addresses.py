@@ -1,4 +1,4 @@
-"""Who is at the other end, and whom proxies may speak for."""
+"""The client at the other end, and the clients for whom proxies may speak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose a data directory must be, what is shut to others, and what root does not follow."""
+"""The owner of a data directory, what is shut to others, and what root does not follow."""
 
 from __future__ import annotations
 

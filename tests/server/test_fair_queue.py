@@ -82,6 +82,7 @@ def test_what_takes_no_time_goes_round() -> None:
     assert [whose for whose, _ in serve(turns)] == list("ababab")
 
 
+@pytest.mark.slow
 def test_all_is_forgotten_when_nobody_waits() -> None:
     turns: FairQueue[float] = FairQueue()
     for number in range(1000):

@@ -14,7 +14,7 @@ _LOCAL = struct.Struct("<5H3L2H")
 
 
 def streamed(archive: bytes, limit: int = 0xFFFFFFFF) -> dict[str, bytes]:
-    """What is in it, by path. `limit`: the largest size that fits 4 bytes."""
+    """The contents of an archive, by path. `limit`: the largest size that fits 4 bytes."""
     found, at = dict[str, bytes](), 0
     while archive[at : at + 4] == b"PK\x03\x04":
         said = _LOCAL.unpack_from(archive, at + 4)

@@ -83,7 +83,7 @@ class Pair:
     b: Device
 
     def flush(self) -> None:
-        """What either wrote is on the server."""
+        """Return when the server has all that either wrote."""
         self.a.flush()
         self.b.flush()
 

@@ -1,4 +1,4 @@
-"""What happens to the frames of a WebSocket on their way from the server.
+"""Faults of the frames of a WebSocket on their way from the server.
 
 Knows: where a frame begins and ends (RFC 6455, 5.2). Must not know: sockets, what a frame says.
 Pure.
@@ -59,6 +59,6 @@ class Distorter:
         return []
 
     def late(self) -> list[bytes]:
-        """What was held back, now that the fault is over."""
+        """Frames that were held back, now that the fault is over."""
         held, self._held = self._held, []
         return held

@@ -35,7 +35,7 @@ REMEMBERED = 20  # answers, for `replay`
 
 @dataclass
 class Fault:
-    """What befalls the requests that `match` finds; at most `times` of them (None: all).
+    """A fault that befalls the requests that `match` finds; at most `times` of them (None: all).
 
     `latency`: seconds before the request is forwarded. `status`: answered at once with it, never
     forwarded, with `retry_after` in its head; `problem`: the same, as the server itself says it.

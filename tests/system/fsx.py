@@ -274,7 +274,7 @@ class Run:
         return self._wrong(offset + at, f"byte {offset + at} is wrong, {what}")
 
     def _wrong(self, at: int, what: str) -> Wrong:
-        """Who touched the place, and everything that touches all places."""
+        """A difference at `at`, with the operations that touched the place or touch every place."""
         op = self._done[-1]
         places = {"flush", "clear", "move", "remount", "reopen", "drop_pages", "fsync", "empty"}
         near = [

@@ -39,6 +39,7 @@ from msgspec import to_builtins
 from mount import credentials, mountinfo
 from mount.control import client, messages
 from mount.failures import Failure
+from mount.process import unmount as unmounting
 from remote.http.api import ApiClient
 from remote.protocol import backoff
 from remote.protocol.messages import LoginRequest
@@ -145,7 +146,7 @@ class Device:
 
     @property
     def log(self) -> str:
-        """What the daemon has logged so far."""
+        """The daemon's log so far."""
         file = self.state / "mount.log"
         return file.read_text() if file.exists() else ""
 
@@ -164,12 +165,27 @@ class Device:
 
     # Asked hundreds of times, so without starting a command for it; `test_commands` does.
 
+    def end(self) -> None:
+        """Unmount without flushing, as `nearline umount --now` does. Raises `Failure`."""
+
+        def tried() -> bool:
+            try:
+                unmounting.unmount(self.at, now=True)
+            except Failure as error:
+                if not is_copied(str(error)):
+                    raise
+                return False
+            return True
+
+        with mock.patch.dict(os.environ, self.site.env, clear=True):
+            wait_until(tried, f"only this mount namespace has {self.at}")
+
     def flush(self, seconds: float = COMMAND_SECONDS) -> None:
         """Returns when the server has everything that was written here."""
         self._ask(messages.FlushRequest(seconds), line_timeout=seconds)
 
     def status(self) -> dict[str, Any]:
-        """What `nearline status --json` prints while the mount answers."""
+        """The output of `nearline status --json` while the mount answers."""
         found: dict[str, Any] = to_builtins(self._ask(messages.StatusRequest(), COMMAND_SECONDS))
         return found
 
@@ -258,13 +274,18 @@ class Device:
         wait_until(lambda: not Path(f"/proc/{pid}/cwd").exists(), "the daemon is gone")
 
 
+def is_copied(said: str) -> bool:
+    """True if an unmount was refused because another mount namespace has a copy."""
+    return "in a namespace of its own" in said
+
+
 def unmount(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """`nearline WORDS`, which unmount something, once no process in a mount namespace of its own
     has a copy of that: another test's may, because such a namespace begins with all there is."""
 
     def tried() -> subprocess.CompletedProcess[str] | None:
         done = run(nearline(), *words, check=False, **options)
-        return None if "in a namespace of its own" in done.stderr else done
+        return None if is_copied(done.stderr) else done
 
     done = wait_until(tried, f"only this mount namespace has what {words} end")
     if done.returncode:
@@ -325,7 +346,7 @@ class Site:
 
     @property
     def plainly(self) -> list[str]:
-        """What commands are told where a proxy of ours looks into the traffic."""
+        """Options for commands where a proxy of ours looks into the traffic."""
         return ["--insecure"] if self.proxied else []
 
     def person(self, account: str) -> None:
@@ -394,8 +415,8 @@ class Site:
         for device in self.devices:
             if device.mounted:
                 try:
-                    device.umount("--now")
-                except Trouble as error:
+                    device.end()
+                except (Failure, Trouble) as error:
                     complaints.append(str(error))
         for path in self.mounts():
             complaints.append(f"{path} was left mounted")

@@ -1,4 +1,4 @@
-"""What a writer does next: the ways of applications with files, one as likely as another.
+"""The next step of a writer: the ways of applications with files, one as likely as another.
 
 Pure: everything random comes from the generator that is given. Knows: which operations make sense
 in a world. Must not know: how they are carried out (`kill_writer`), what they promise

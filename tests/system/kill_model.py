@@ -1,4 +1,4 @@
-"""What a writer was promised, as a model: operations, the tree they make, what may be seen of it.
+"""The promises to a writer, as a model: operations, the tree they make, what may be seen of it.
 
 Pure: no clock, no file system. Knows: docs/semantics.md, column "after process death". Must not
 know: how operations are carried out (`kill_writer`), who is killed when (`killing`).
@@ -78,7 +78,7 @@ class World(Struct):
 
 
 class Seen(NamedTuple):
-    """What the file system says of one name."""
+    """A name as the file system shows it."""
 
     kind: str
     ino: int
@@ -139,7 +139,7 @@ def apply(world: World, op: Op) -> None:
 
 
 def value_of(op: Op) -> str:
-    """What a `setxattr` sets."""
+    """The value that a `setxattr` sets."""
     return f"{op.number} " * (1 + op.number % 40)
 
 
@@ -186,7 +186,7 @@ def _forget_nameless(world: World) -> None:
 
 
 def cut(pieces: list[Piece], start: int, stop: int) -> list[Piece]:
-    """What of the pieces is in [start, stop)."""
+    """The parts of the pieces in [start, stop)."""
     parts = [(max(a, start), min(b, stop), number) for a, b, number in pieces]
     return [part for part in parts if part[0] < part[1]]
 
@@ -207,7 +207,7 @@ def _row(writer: int, number: int, row: int) -> bytes:
 
 
 def stamp(writer: int, number: int, start: int, stop: int) -> bytes:
-    """What operation `number` writes into [start, stop) of a file."""
+    """The bytes that operation `number` writes into [start, stop) of a file."""
     rows = [_row(writer, number, row) for row in range(start // ROW, -(-stop // ROW))]
     skip = start // ROW * ROW
     return b"".join(rows)[start - skip : stop - skip]
@@ -289,7 +289,7 @@ def _parts(node: Node, size: int) -> list[tuple[int, int]]:
 
 
 def whose(data: bytes, start: int) -> str:
-    """Who wrote the bytes at `start`, as they say themselves."""
+    """The writer of the bytes at `start`, as they say themselves."""
     cell = -(-start // CELL) * CELL
     label = data[cell : cell + 4]
     if not any(data[start : cell + CELL]):

@@ -1,4 +1,4 @@
-"""How much was sent, over all the lives of mounts and servers, and how much of it again.
+"""Bytes that were sent, over all the lives of mounts and servers, and those that were sent again.
 
 Knows: both sides' counters, the object store, the server's log. Must not know: who was killed, why.
 """
@@ -16,7 +16,7 @@ REQUEST_BYTES = 2048  # more than one operation takes up in requests, sent twice
 
 @dataclass
 class Sent:
-    """What is known to have been sent in lives that have ended. The counters are asked right before
+    """Bytes known to have been sent in lives that have ended. The counters are asked right before
     each kill, so what moved between the two is missing: `uploaded` (by the mounts) and `received`
     (by the servers) are lower bounds."""
 
@@ -46,8 +46,9 @@ class Sent:
 
 @dataclass
 class Store:
-    """What the server has. `again`: PUTs of objects that were there, which it answers with 412 and
-    logs: each is a finished chunk that was sent again. No object is ever deleted in these tests."""
+    """The objects that the server has. `again`: PUTs of objects that were there, which it answers
+    with 412 and logs: each is a finished chunk that was sent again. No object is ever deleted in
+    these tests."""
 
     stored: int
     largest: int

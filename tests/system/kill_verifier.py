@@ -1,4 +1,4 @@
-"""What a mount shows, held against what the writers' ledgers say was promised.
+"""Compares what a mount shows with what the writers' ledgers say was promised.
 
 Knows: how to read ledgers, trees and bytes. Must not know: who was killed when (`killing`), which
 operations there are (`kill_model`).
@@ -36,7 +36,8 @@ class Broken(AssertionError):
 
 @dataclass
 class Told:
-    """What one life of a writer came to. `failed` are (operation, errno, monotonic nanoseconds)."""
+    """The outcome of one life of a writer. `failed` are (operation, errno, monotonic
+    nanoseconds)."""
 
     world: World
     in_progress: Op | None = None
@@ -79,7 +80,7 @@ def unexpected(told: Told, killed_ns: int | None, was_offline: bool) -> list[str
 
 
 def look(at: Path, writers: int) -> list[dict[str, Seen]]:
-    """What the mount shows of the names of each writer. Raises `Broken` when there are others."""
+    """The names of each writer as the mount shows them. Raises `Broken` when there are others."""
     found: list[dict[str, Seen]] = [{} for _writer in range(writers)]
 
     def walk(directory: str) -> None:

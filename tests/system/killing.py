@@ -90,7 +90,7 @@ class Killer:
     # --- checks -----------------------------------------------------------------------------------
 
     def _check(self, killed_ns: int | None, was_offline: bool) -> None:
-        """What the mount shows is what was promised."""
+        """Check that the mount shows what was promised."""
         ledgers = [self.ledgers / f"{world.writer}.ledger" for world in self.worlds]
         told = list(map(read_ledger, self.worlds, ledgers))
         done = sum(one.done for one in told)

@@ -310,7 +310,7 @@ class Actor:
         self._process.communicate()
 
     def play(self, directory: Path, text: str) -> list[str]:
-        """What in the script did not go as it says, in the empty `directory`."""
+        """Lines of the script that did not go as it says, in the empty `directory`."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([str(directory), text]) + "\n")

@@ -1,4 +1,4 @@
-"""What POSIX, and Linux where POSIX leaves it open, asks of calls on names and attributes.
+"""The demands of POSIX, and of Linux where POSIX leaves it open, on calls on names and attributes.
 
 Scripts for `posix_actor`, by family and name. They hold on ext4: the tests prove that too. `KIND`
 in a script stands for each kind of file in turn.

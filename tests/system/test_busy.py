@@ -1,4 +1,4 @@
-"""Who keeps a mount from being unmounted is named, with what and what to do."""
+"""Programs that keep a mount from being unmounted are named, with what and what to do."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def python(code: str, path: Path) -> Iterator[int]:
 
 
 def refusal(device: Device) -> str:
-    """What `umount` says; the mount is as usable as before."""
+    """The words of `umount`; the mount is as usable as before."""
     done = device.umount("--now", check=False)
     assert done.returncode == 1, done.stderr
     assert (device.at / "file").exists()

@@ -1,4 +1,4 @@
-"""What moves over the network, and what does not."""
+"""Bytes that move over the network, and those that do not."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What people type about sharing, links, history, the trash and devices, with a real server and
-real mounts: each command has taken effect when it returns, in the mount it was typed at."""
+"""Commands about sharing, links, history, the trash and devices, with a real server and real
+mounts: each has taken effect when it returns, in the mount it was typed at."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def copies(at: Path) -> list[str]:
 
 
 def alike(*devices: Device) -> dict[str, bytes]:
-    """What all of them show, once they show the same."""
+    """The files that all of them show, once they show the same."""
 
     def tree(device: Device) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in device.at.iterdir() if path.is_file()}

@@ -24,7 +24,7 @@ def device(site: Site) -> Device:
 
 
 def another(site: Site) -> Device:
-    """What is on the server, as a device that knows nothing yet shows it."""
+    """Another device, which knows nothing yet and shows what is on the server."""
     device = site.device("another")
     device.mount()
     return device
@@ -63,7 +63,7 @@ def test_a_server_that_is_killed_comes_back_and_has_everything(site: Site, devic
 def test_a_killed_mount_is_cleaned_up_and_mounted_again_with_everything(
     site: Site, device: Device
 ) -> None:
-    """What the kernel acknowledged is there, sent or not: the server is away meanwhile."""
+    """All that the kernel acknowledged is there, sent or not: the server is away meanwhile."""
     (device.at / "sent").write_text("sent")
     device.flush()
     site.server.stop()

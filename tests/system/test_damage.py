@@ -63,7 +63,7 @@ def spool_file(state: Path, name: str) -> Path:
 
 
 def content(site: Site, name: str) -> dict[str, bytes]:
-    """What another device sees."""
+    """The files that another device sees."""
     other = site.device(name)
     other.mount()
     return {

@@ -95,7 +95,7 @@ def stable(pair: Pair) -> tuple[Path, set[str]]:
 
 
 def read_while(path: Path, change: Callable[[int], None]) -> Counter[str]:
-    """How often each name was read, with a change every few entries."""
+    """The number of times that each name was read, with a change every few entries."""
     seen: Counter[str] = Counter()
     for number, name in enumerate(in_small_pieces(path)):
         seen[name] += 1

@@ -23,7 +23,7 @@ BLOCK = 256 * KIB
 
 
 def arrives(pair: Pair, name: str, content: bytes | bytearray) -> Path:
-    """What `a` has written is on `b`."""
+    """Write on `a`, and return when `b` has it."""
     pair.a.flush()
     return pair.b.sees(name, bytes(content))
 

@@ -1,4 +1,4 @@
-"""What networks and edges do to traffic, and that nobody who reads or writes notices."""
+"""Faults of networks and edges, which nobody who reads or writes notices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person does with files on one device is what the other device shows."""
+"""A person's work on files on one device, as the other device shows it."""
 
 from __future__ import annotations
 
@@ -107,6 +107,13 @@ def test_changed_metadata_reaches_who_knows_the_file(pair: Pair) -> None:
     os.setxattr(a / "file", "user.a", b"1")
     wait_until(lambda: os.listxattr(b / "file") == ["user.a"], "the attribute on b")
     assert (b / "file").read_bytes() == b"x"
+
+
+def test_there_is_no_time_of_birth(pair: Pair) -> None:
+    a, b = tree_of(pair, "birth")
+    (a / "file").write_text("x")
+    pair.b.sees("birth/file", b"x")
+    assert [run("stat", "-c", "%w", at / "file").stdout.strip() for at in (a, b)] == ["-", "-"]
 
 
 def test_a_write_through_one_hard_link_is_seen_through_the_other(pair: Pair) -> None:

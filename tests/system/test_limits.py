@@ -232,7 +232,7 @@ def test_every_close_of_a_duplicate_tells(calm: Proxied) -> None:
 
 
 def test_the_writers_close_tells_whoever_has_read_meanwhile(calm: Proxied) -> None:
-    """Who has the file open for reading only may be told by the kernel, and it is no use."""
+    """A reader's handle may be told by the kernel, and it is no use."""
     offline_and_full(calm)
     path = calm.a.at / "read"
     path.touch()
@@ -264,7 +264,7 @@ def test_what_was_refused_is_told_to_those_who_were_writing_then(calm: Proxied) 
 
 
 def test_who_waits_goes_on_waiting_while_only_the_feed_is_down(calm: Proxied) -> None:
-    """What is sent arrives, so there will be room."""
+    """The bytes that are sent arrive, so there will be room."""
     feed = calm.proxy.add(Fault("^GET /v1/changes", status=503))
     calm.proxy.cut()
     calm.proxy.mend()

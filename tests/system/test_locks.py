@@ -66,7 +66,7 @@ class Process:
         return self.answer()
 
     def waits(self) -> bool:
-        """Is it asleep in a call for a lock?"""
+        """True if it is asleep in a call for a lock."""
         call = Path(f"/proc/{self.pid}/syscall").read_text().split()[0]
         return call in ("72", "73") or "lock" in Path(f"/proc/{self.pid}/wchan").read_text()
 

@@ -76,7 +76,7 @@ class Two:
     saved: set[bytes] = field(default_factory=set)
 
     def storage(self) -> Storage:
-        """What the server has kept; it is stopped."""
+        """All that the server has kept; it is stopped."""
         self.site.server.stop()
         data = self.site.server.data
         return Storage(Database(data / "nearline.sqlite"), LocalBlobStore(data / "blobs"))

@@ -182,7 +182,7 @@ def test_a_path_that_would_be_longer_than_64_kib_is_refused_at_the_call(pair: Pa
 
 
 def descend(top: Path, name: str, *, make: bool = False) -> int:
-    """How deep it goes; the deepest directory has a file."""
+    """Go down as deep as it goes, and return the depth; the deepest directory has a file."""
     depth, at = 0, os.open(top, os.O_RDONLY)
     try:
         while depth < DEPTH if make else name in os.listdir(at):

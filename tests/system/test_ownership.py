@@ -1,4 +1,4 @@
-"""Whose files they are, and what mount(8)'s options do, on real mounts of one drive."""
+"""Owners of files, and mount(8)'s options, on real mounts of one drive."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def shows(device: Device, name: str, uid: int, gid: int, mode: int) -> Path:
 
 
 def as_person(uid: int, *command: str | Path, env: dict[str, str] | None = None) -> str:
-    """What the command says, on either stream, run by `uid` without any other group."""
+    """The output of the command, on either stream, run by `uid` without any other group."""
     done = subprocess.run(
         [str(word) for word in command],
         user=uid,

@@ -85,7 +85,7 @@ def device(site: Site) -> Device:
 
 
 def _trash_and_head(site: Site) -> tuple[int, int]:
-    """How many files are in the trash; the drive's last sequence number."""
+    """The number of files in the trash; the drive's last sequence number."""
 
     async def asked(client: ApiClient) -> tuple[int, int]:
         page = await client.trash()

@@ -83,7 +83,7 @@ def people(everybody: People) -> Iterator[People]:
 
 
 def misbehave(proxy: FaultProxy) -> None:
-    """What a bad hour does to every kind of traffic."""
+    """Do to every kind of traffic what a bad hour does."""
     proxy.add(Fault("^GET /chunks/", times=1, reset_after=100_000))
     proxy.add(Fault("^GET /chunks/", times=1, corrupt=5))
     proxy.add(Fault("^GET /chunks/", times=1, status=403))

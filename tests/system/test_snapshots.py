@@ -66,7 +66,7 @@ def writer(site: Site) -> Iterator[Path]:
 
 
 def numbers(content: bytes) -> list[int]:
-    """What each page says; a page that is in itself torn says -1."""
+    """The number that each page says; -1 of a page that is in itself torn."""
     found = []
     for start in range(0, len(content), PAGE):
         words = {content[at : at + 8] for at in range(start, start + PAGE, 8)}

@@ -68,7 +68,7 @@ def test_a_storm_ends_and_leaves_both_devices_with_the_same(pair: Pair) -> None:
 
 
 def tree(at: Path) -> dict[str, object]:
-    """What everything is that is there; another device may still be at work on it."""
+    """Kind and content of everything that is there; another device may still be at work on it."""
     found: dict[str, object] = {}
     for directory, directories, files in os.walk(at):
         for name in directories + files:

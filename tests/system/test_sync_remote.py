@@ -143,7 +143,7 @@ def test_a_shell_never_shows_the_empty_file(calm: Proxied) -> None:
 
 
 def test_not_either_while_another_file_is_closed(calm: Proxied) -> None:
-    """Who waits for one file does not hurry another that has nothing in it yet."""
+    """A wait for one file does not hurry another that has nothing in it yet."""
     with (calm.a.at / "slow to come").open("wb") as file:
         (calm.a.at / "another").write_bytes(b"x")
         assert record(calm.site, "slow to come") is None
@@ -248,7 +248,7 @@ def test_what_the_server_refuses_is_an_io_error_and_kept(calm: Proxied) -> None:
 
 
 def test_after_a_crash_while_waiting_it_is_sent(site: Site) -> None:
-    """Who was waiting was told nothing; the next mount sends it, and goes on promising."""
+    """The one who was waiting was told nothing; the next mount sends it, and goes on promising."""
     device = site.device("a", "--sync", "remote")
     device.mount()
     (device.at / "before").write_bytes(b"before")

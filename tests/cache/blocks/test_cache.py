@@ -120,6 +120,7 @@ async def test_the_limit_holds_however_much_is_put(cache: BlockCache) -> None:
     assert (cache._path / "map" / "data.mdb").stat().st_size < LIMIT * 1.5
 
 
+@pytest.mark.slow
 async def test_a_view_left_open_keeps_no_pages_from_being_reused(cache: BlockCache) -> None:
     await fill(cache, range(1), BLOCK)
     assert cache.get(chunk(0), 0) is not None
@@ -300,6 +301,7 @@ def test_a_killed_process_leaves_a_cache_that_is_right(tmp_path: Path, batches: 
     cache.close()
 
 
+@pytest.mark.slow
 def test_after_a_reboot_that_came_without_closing_nothing_is_trusted(tmp_path: Path) -> None:
     kill_a_writer(tmp_path, "one", 3)
     cache = BlockCache.open(tmp_path, LIMIT, boot_id="two")

@@ -222,6 +222,7 @@ async def test_a_buffer_of_a_cancelled_read_is_not_written_to_any_more() -> None
         assert kept == want
 
 
+@pytest.mark.slow
 async def test_readers_that_wait_take_no_memory() -> None:
     async with reading(noise(MIB), [MIB]) as setup:
         await setup.read(0, 1)  # the manifest is here
@@ -281,6 +282,7 @@ async def test_blocks_that_arrived_are_read_while_they_are_being_stored(
 # --- read-ahead -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_sequential_read_asks_rarely_and_fetches_each_byte_once() -> None:
     content = noise(48 * MIB)
     async with reading(content, [MIB]) as setup:

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
+from cache.files import collector
 from cache.metadata.tree import ASKED_AT_ONCE, ROOT
 from tests.cache.state import State
 
@@ -110,7 +113,7 @@ def dead_directory(state: State) -> int:
 
 
 def forget_all(state: State) -> None:
-    """What was to be sent is not to be sent any more."""
+    """Send nothing that was to be sent."""
     for op in list(state.journal):
         assert state.tree.find(op.ino) is not None
         with state.db.transaction():
@@ -186,3 +189,64 @@ async def test_at_start_nothing_is_in_use(state: State) -> None:
     state.collector.sweep()
     assert state.tree.find(node.ino) is None
     assert state.listing(ROOT) == {}
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "AT_ONCE", 3)
+
+
+async def test_of_many_some_are_collected_at_once_and_the_rest_by_and_by(
+    state: State, few: None
+) -> None:
+    """Whoever calls waits for a few, and others are answered between the rest."""
+    records = [state.born(f"{number}", number + 1) for number in range(10)]
+    for number, record in enumerate(records, 11):
+        state.remote(number, [], [state.entry(f"{number - 11}", None, number)])
+        assert state.tree.live(record.id) is None
+    nodes = "SELECT ino FROM node WHERE NOT live"
+    assert len(state.db.all(nodes)) == 10
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(state.collector.run)
+        state.collector.collect()
+        assert len(state.db.all(nodes)) == 7
+        await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        assert state.db.all(nodes) == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_large_directory_that_is_gone_is_emptied_in_pieces(state: State, few: None) -> None:
+    record = state.born("d", 1, kind="directory")
+    node = state.tree.live(record.id)
+    assert node is not None
+    inside = [(f"{number}", state.record(rev=1)) for number in range(10)]
+    state.list_directory(node.ino, inside, 1)
+    gone = state.record(id=record.id, kind="directory", rev=2, links=0)
+    state.remote(2, [gone], [state.entry("d", None, 2)])
+    entries = "SELECT 1 FROM entry WHERE parent = ?"
+    left = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(state.collector.run)
+        state.collector.collect()
+        while state.db.all("SELECT 1 FROM node WHERE NOT live"):
+            left.append(len(state.db.all(entries, node.ino)))
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert any(0 < count < 10 for count in left)
+    assert state.tree.find(node.ino) is None
+    assert all(state.tree.live(file.id) is None for _, file in inside)
+
+
+def test_while_the_journal_is_read_nothing_is_tried_again_and_again(
+    state: State, few: None
+) -> None:
+    for number in range(10):
+        state.born(f"{number}", number + 1)
+        state.remote(number + 1, [], [state.entry(f"{number}", None, number + 2)])
+    state.journal.is_loading = True
+    state.collector.collect()
+    assert not state.collector._more.is_set()
+    state.journal.is_loading = False
+    state.collector.collect()
+    assert state.collector._more.is_set()

@@ -32,7 +32,7 @@ edits = st.lists(
 
 @dataclass
 class Stack:
-    """What `Contents` does with layers, without a database or files."""
+    """Layers as `Contents` handles them, without a database or files."""
 
     base: bytes
     now: bytearray = field(init=False)

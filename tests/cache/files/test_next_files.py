@@ -1,4 +1,4 @@
-"""What is fetched ahead of a sweep, out of the tree."""
+"""Files that are fetched ahead of a sweep, out of the tree."""
 
 from __future__ import annotations
 

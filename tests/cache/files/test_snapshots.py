@@ -42,9 +42,11 @@ def state(tmp_path: Path) -> Iterator[State]:
 class Frozen:
     """`Snapshots` of a state, and the inodes it froze."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, *, has_asker: bool = False) -> None:
         self.state, self.inodes = state, list[int]()
-        self.snapshots = Snapshots(state.tree, state.journal, state.contents, self._freeze)
+        self.snapshots = Snapshots(
+            state.tree, state.journal, state.contents, self._freeze, has_asker=has_asker
+        )
 
     def _freeze(self, op: Op) -> bool:
         self.inodes.append(op.ino)
@@ -58,12 +60,11 @@ class Frozen:
 async def test_a_file_is_frozen_at_rest_when_what_was_written_is_old(
     state: State, clock: Clock
 ) -> None:
-    frozen = Frozen(state)
+    frozen = Frozen(state, has_asker=True)
     snapshots = frozen.snapshots
     ino = (await state.save("a")).ino
     snapshots.opened(ino)
     snapshots.at_rest(ino)  # an early fsync of its writer
-    snapshots.has_asker = True
     snapshots.asked([ino], clock.now)
     assert snapshots.is_moving(state.journal.of_file(state.tree.node(ino).file)[0])
     assert (snapshots.to_ask(), frozen.inodes) == ([], [])
@@ -99,13 +100,13 @@ async def test_the_kernel_is_asked_for_what_nobody_knows_of(state: State, clock:
 
 
 async def test_without_help_of_the_kernel_any_moment_will_do(state: State, clock: Clock) -> None:
-    snapshots = Frozen(state).snapshots
+    alone, snapshots = (Frozen(state, has_asker=each).snapshots for each in (False, True))
     ino = (await state.save("a")).ino
     [op] = state.journal
+    alone.opened(ino)
     snapshots.opened(ino)
     clock.pass_(EVERY_NS)
-    assert snapshots.is_due(op)
-    snapshots.has_asker = True
+    assert alone.is_due(op)
     assert not snapshots.is_due(op)
     assert snapshots.is_moving(op)
     snapshots.asked([ino], clock.now)  # in vain

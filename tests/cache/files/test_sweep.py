@@ -1,9 +1,10 @@
-"""How far ahead of a program files are wanted: traces of programs, and of what is no sweep."""
+"""Files wanted ahead of a program: traces of programs, and of others that sweep nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,8 +28,8 @@ class Directory:
 
 
 class Program:
-    """What is asked for, told back to `Sweeps` as `next_files` does; in one directory, with those
-    that follow it."""
+    """Files that are asked for, told back to `Sweeps` as `next_files` does; in one directory, with
+    those that follow it."""
 
     def __init__(self, *directories: Directory) -> None:
         self.sweeps, self.directories = Sweeps(), list(directories)
@@ -80,6 +81,7 @@ def test_one_open_and_a_second_want_nothing() -> None:
     assert program.asked == []
 
 
+@pytest.mark.slow
 def test_a_copy_is_ahead_from_the_second_open_on_and_ever_more() -> None:
     one = Directory(2, names(1000))
     program = Program(one)
@@ -140,6 +142,7 @@ def test_after_a_while_a_directory_is_looked_at_for_itself() -> None:
     assert len(program.asked) == before
 
 
+@pytest.mark.slow
 @given(st.permutations(range(60)))
 def test_whoever_jumps_about_costs_little(order: list[int]) -> None:
     """Thumbnails as they scroll into view, a database of small files: three steps forward happen

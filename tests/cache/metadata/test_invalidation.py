@@ -1,4 +1,5 @@
-"""What the kernel is told is gone for good, so that programs which watch it hear of that."""
+"""The kernel is told of names that are gone for good, so that programs which watch them hear of
+it."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ text = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=
 names = text.map(lambda name: name.encode()[:255].decode(errors="ignore")).filter(bool)
 
 
-@settings(max_examples=amount(300, 60), deadline=None)
+@settings(max_examples=amount(300, 20), deadline=None)
 @given(names, st.text(max_size=120), st.integers(1, 9999))
 def test_a_conflicted_name_is_a_name(name: str, device: str, number: int) -> None:
     found = conflicted_name(name, device.encode(errors="ignore").decode(), "2026-01-02", number)
@@ -95,7 +95,7 @@ def test_a_conflicted_name_is_a_name(name: str, device: str, number: int) -> Non
     assert found not in (name, ".", "..")
 
 
-@settings(max_examples=amount(100, 20), deadline=None)
+@settings(max_examples=amount(100, 10), deadline=None)
 @given(names, st.integers(1, 50), st.integers(51, 9999))
 def test_numbers_make_names_differ(name: str, one: int, other: int) -> None:
     day = "2026-01-02"

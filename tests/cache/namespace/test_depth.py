@@ -1,4 +1,4 @@
-"""How deep a tree may be: said at the call, as far as this machine knows the tree."""
+"""The bound on depth: said at the call, as far as this machine knows the tree."""
 
 from __future__ import annotations
 

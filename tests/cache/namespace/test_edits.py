@@ -14,6 +14,7 @@ import pytest
 from cache.metadata.operations import Op
 from cache.metadata.tree import ROOT, Node
 from cache.namespace.vacancies import WINDOW
+from remote.protocol.messages import MAX_NAMES
 from tests.cache.state import ROOT_FILE, State
 
 
@@ -375,6 +376,35 @@ def test_a_file_has_at_least_as_many_links_as_names(state: State) -> None:
     assert state.tree.node(state.listing()["mine"]).live
 
 
+@pytest.mark.parametrize("way", ["new over old", "old over old", "old over new", "to a free name"])
+async def test_after_a_rename_the_name_has_the_inode_of_the_file_that_moved(
+    state: State, way: str
+) -> None:
+    """Whichever file's identity the name keeps."""
+    if way == "new over old":
+        moved = await state.save("tmp", b"new")
+    else:
+        moved = on_server(state, "tmp")
+    if way.endswith("over old"):
+        on_server(state, "a")
+    elif way == "old over new":
+        await state.save("a")
+    state.edits.rename(ROOT, "tmp", ROOT, "a")
+    assert state.listing() == {"a": moved.ino}
+
+
+def test_names_are_given_to_no_directory_and_ten_thousand_of_a_file(state: State) -> None:
+    directory, file = state.make("d", "directory"), state.make("f")
+    fails(errno.EPERM, lambda: state.edits.link(directory.ino, ROOT, "e"))
+    with state.db.transaction():
+        state.tree.update(file.ino, links=MAX_NAMES - 1)
+    state.edits.link(file.ino, ROOT, "last")
+    fails(errno.EMLINK, lambda: state.edits.link(file.ino, ROOT, "one more"))
+    gone = state.make("gone")
+    state.unlink("gone")
+    fails(errno.ENOENT, lambda: state.edits.link(gone.ino, ROOT, "again"))
+
+
 def test_exchange_swaps_and_counts_directories(state: State) -> None:
     directory, holder = state.make("d", "directory"), state.make("h", "directory")
     file = state.make("f", parent=holder.ino)
@@ -417,6 +447,14 @@ def test_a_directory_that_the_server_has_no_more_is_collected_when_it_is_removed
         state.journal.remove(*state.journal)
     state.collector.collect()
     assert state.tree.find(ino) is None
+
+
+def test_of_two_that_are_exchanged_and_kept_each_keeps_its_identity_and_moves(state: State) -> None:
+    one, other = on_server(state, "one"), on_server(state, "other")
+    state.edits.exchange(ROOT, "one", ROOT, "other")
+    assert state.ops() == ["exchange one other"]
+    assert state.listing() == {"one": other.ino, "other": one.ino}
+    assert [state.tree.node(node.ino).file for node in (one, other)] == [one.file, other.file]
 
 
 # --- one of two that were exchanged goes a moment later -------------------------------------------
@@ -531,6 +569,17 @@ async def test_a_name_that_was_left_is_filled_by_its_file(state: State, way: str
     assert write.body.base == old.version
     assert state.tree.node(old.ino).file == retake.body.other not in (old.file, new.file)
     assert [state.tree.node(ino).links for ino in (old.ino, new.ino)] == [1, 1]
+
+
+def test_a_hard_link_into_a_name_that_was_left_is_no_save(state: State) -> None:
+    """Also when its first name goes at once: it may be one that others know."""
+    document, other = on_server(state, "a"), on_server(state, "other")
+    state.edits.rename(ROOT, "a", ROOT, "a~")
+    state.edits.link(other.ino, ROOT, "a")
+    state.unlink("other")
+    assert state.ops() == ["rename a a~", "link a", "unlink other"]
+    assert state.listing() == {"a": other.ino, "a~": document.ino}
+    assert state.tree.node(other.ino).file == other.file
 
 
 @pytest.mark.parametrize(

@@ -95,3 +95,18 @@ def test_a_name_that_is_told_twice_is_no_fault_of_ours(state: State) -> None:
     node = state.tree.child(ROOT, "a")
     assert node is not None
     assert node.file == other.id
+
+
+def test_a_listing_that_is_given_up_brings_back_nothing_that_the_feed_took_away(
+    state: State,
+) -> None:
+    """The rest of the answer never comes, so what the feed told meanwhile is not applied over it:
+    nobody would ever say again that the name is gone."""
+    record, stays = state.record(rev=3), state.record(rev=3)
+    meanwhile = begin(state)
+    gone = msgspec.structs.replace(record, rev=9, links=0)
+    state.remote(9, [gone], [state.entry("gone", None, 9)])
+    told = [child(state, "gone", record), child(state, "stays", stays)]
+    state.listing_merge.list_some(ROOT, told, 5)
+    state.listing_merge.abandon_listing(ROOT, meanwhile)
+    assert set(state.listing()) == {"stays"}

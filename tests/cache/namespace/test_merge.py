@@ -4,15 +4,17 @@ kernel is told."""
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from cache.metadata.tree import ROOT
 from remote.protocol.errors import NotKept
-from remote.protocol.messages import Me
+from remote.protocol.messages import FileRecord, Me
 from tests.cache.state import ROOT_FILE, State, new_file
 
 
@@ -25,6 +27,31 @@ def state(tmp_path: Path) -> Iterator[State]:
 
 def later(record: object, **fields: object) -> object:
     return msgspec.structs.replace(record, **fields)  # type: ignore[type-var]  # a FileRecord
+
+
+async def steps_of(work: Callable[[], Awaitable[None]], limit: int | None = None) -> int:
+    """In how many steps of its task it is done; or cut short after `limit` of them."""
+    seen = 0
+    with trio.CancelScope() as life:
+
+        class Watch(trio.abc.Instrument):
+            def after_task_step(self, task: trio.lowlevel.Task) -> None:
+                nonlocal seen
+                seen += 1
+                if seen == limit:
+                    life.cancel()
+
+        watch = Watch()
+        trio.lowlevel.add_instrument(watch)
+        try:
+            await work()
+        finally:
+            trio.lowlevel.remove_instrument(watch)
+    return seen
+
+
+async def steps_of_reset(state: State, limit: int | None = None) -> int:
+    return await steps_of(lambda: state.merge.reset("r", 7, None), limit)
 
 
 # --- first contact --------------------------------------------------------------------------------
@@ -301,8 +328,8 @@ def test_ctime_moves_and_does_not_go_back_when_the_server_has_an_earlier_one(sta
 def test_the_mtime_of_a_directory_does_not_go_back_when_its_making_is_answered(
     state: State,
 ) -> None:
-    """What was made in it meanwhile has moved it; who remembers a listing by it must not be told
-    the old one."""
+    """Its mtime has moved with what was made in it meanwhile; who remembers a listing by it must
+    not be told the old one."""
     node = state.make("d", "directory")
     (making,) = state.journal
     state.tick()
@@ -382,6 +409,37 @@ def test_a_listing_is_believed_about_a_name_that_an_answer_has_left_as_it_was(
     assert set(state.listing()) == {"a"}
 
 
+async def test_a_page_is_taken_in_pieces_and_wherever_it_is_cut_short_it_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made, moved, written anew and deleted, by another device; others are answered in between."""
+    monkeypatch.setattr("cache.namespace.merge.CHANGES_AT_ONCE", 2)
+    limits = [None, 1, 2]
+    for limit in limits:
+        state = State(tmp_path / f"{limit}")
+        a, b = state.record(rev=1), state.record(rev=2)
+        page = [
+            state.change(1, [a], [state.entry("a", a.id, 1)]),
+            state.change(2, [b], [state.entry("b", b.id, 2)]),
+            state.change(3, [], [state.entry("a", None, 3), state.entry("c", a.id, 3)]),
+            state.change(4, [later(b, rev=4, version="9" * 32)], []),  # type: ignore[list-item]  # see `later`
+            state.change(5, [later(a, rev=5, links=0)], [state.entry("c", None, 5)]),  # type: ignore[list-item]  # see `later`
+            state.change(6, [], [state.entry("b", None, 6), state.entry("a", b.id, 6)]),
+            state.change(7, [], []),
+        ]
+        take = partial(state.merge.take, page, "7", 7, None)
+        steps = await steps_of(take, limit)
+        assert limit is not None or steps == 3
+        if limit is not None:
+            state.reopen()
+            assert state.merge.cursor() == "0"
+            await state.merge.take(page, "7", 7, None)
+        assert (state.merge.cursor(), state.merge.seq("e" * 32)) == ("7", 7)
+        assert set(state.listing()) == {"a"}
+        assert state.tree.node(state.listing()["a"]).version == "9" * 32
+        state.close()
+
+
 # --- reset ----------------------------------------------------------------------------------------
 
 
@@ -399,17 +457,136 @@ def test_a_directory_stays_where_another_device_moved_it_before_its_making_was_a
     assert state.listing() == {"b": node.ino}
 
 
-def test_after_a_reset_listings_are_believed_again_whatever_their_number(state: State) -> None:
+async def test_after_a_reset_listings_are_believed_again_whatever_their_number(
+    state: State,
+) -> None:
     record = state.born("a", 50)
     state.born("gone", 51)
     local = state.make("local")
-    state.merge.reset("r", 7, None)
+    await state.merge.reset("r", 7, None)
     assert state.tree.node(ROOT).listed is None
     assert (state.merge.seq("e" * 32), state.merge.cursor()) == (7, "r")
     state.list_directory(ROOT, [("a", later(record, mode=0o600, rev=3))], 7)
     assert set(state.listing()) == {"a", "local"}
     assert state.listing()["local"] == local.ino
     assert state.tree.node(state.listing()["a"]).mode == 0o600
+
+
+def three_directories(state: State) -> dict[int, list[tuple[str, FileRecord]]]:
+    """With two files in each; all from a later time than what the server knows after a reset."""
+    made = {}
+    for number in range(3):
+        record = state.born(f"d{number}", 50 + number, kind="directory")
+        node = state.tree.live(record.id)
+        assert node is not None
+        inside = [(f"{name}", state.record(rev=60, mode=0o644)) for name in "ab"]
+        state.list_directory(node.ino, inside, 60)
+        made[node.ino] = inside
+    return made
+
+
+async def test_after_a_reset_a_directory_that_was_made_here_is_asked_for_too(state: State) -> None:
+    """Others have made something in it since the server has it."""
+    sent, unsent = state.make("sent", "directory"), state.make("unsent", "directory")
+    (create, _) = state.journal
+    record = state.record(id=sent.file, kind="directory", rev=1)
+    state.acknowledge(create, 1, [record], [state.entry("sent", sent.file, 1)])
+    assert state.tree.is_listed(sent.ino)
+    await state.merge.reset("r", 7, None)
+    assert not state.tree.is_listed(sent.ino)
+    assert state.tree.is_listed(unsent.ino)  # nobody else knows of it
+
+
+async def test_others_are_answered_between_the_pieces_of_a_reset(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.namespace.merge.PIECE", 2)
+    three_directories(state)
+    assert await steps_of_reset(state) > 10
+    assert state.merge.cursor() == "r"
+    assert state.db.all("SELECT 1 FROM node WHERE listed > 0 OR rev > 0") == []
+    assert state.db.all("SELECT 1 FROM entry WHERE rev > 0") == []
+
+
+async def test_a_reset_that_was_cut_short_anywhere_is_done_when_it_is_told_again(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.namespace.merge.PIECE", 2)
+    before = three_directories(state)
+    for limit in range(1, 15):
+        for ino, inside in before.items():
+            told = [(name, later(record, rev=80, mode=0o600)) for name, record in inside]
+            state.list_directory(ino, told, 80)  # type: ignore[arg-type]  # see `later`
+        await steps_of_reset(state, limit)
+        state.reopen()
+        assert state.merge.cursor() != "r"
+        await steps_of_reset(state)
+        assert state.merge.cursor() == "r"
+        for ino, inside in before.items():
+            assert state.tree.node(ino).listed is None
+            state.list_directory(ino, [(name, later(item, rev=3)) for name, item in inside], 7)  # type: ignore[misc]  # see `later`
+            assert [state.tree.node(at).mode for at in state.listing(ino).values()] == [0o644] * 2
+        with state.db.transaction():
+            state.db.set_meta("cursor", "before")
+
+
+async def test_what_is_listed_while_a_reset_goes_on_ends_as_the_server_has_it(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared with what was not yet doubted it is older; so it is asked for once more."""
+    monkeypatch.setattr("cache.namespace.merge.PIECE", 2)
+    directories = three_directories(state)
+    told = {
+        ino: [(name, later(record, rev=3, mode=0o600)) for name, record in inside]
+        for ino, inside in directories.items()
+    }
+    with state.db.transaction():
+        for ino in told:
+            state.tree.update(ino, listed=None)
+
+    async def look(first: int) -> None:
+        """At a directory of which nothing was believed anyway, at one moment of the reset."""
+        for _ in range(first):
+            await trio.lowlevel.checkpoint()
+        for ino, children in told.items():
+            state.list_directory(ino, children, 7)  # type: ignore[arg-type]  # see `later`
+
+    for moment in range(15):
+        for ino, inside in directories.items():
+            state.list_directory(ino, inside, 60)
+            with state.db.transaction():
+                state.tree.update(ino, listed=None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look, moment)
+            await state.merge.reset("r", 7, None)
+        for ino, children in told.items():
+            if state.tree.node(ino).listed is None:
+                state.list_directory(ino, children, 7)  # type: ignore[arg-type]  # see `later`
+            modes = [state.tree.node(at).mode for at in state.listing(ino).values()]
+            assert modes == [0o600] * 2, moment
+        with state.db.transaction():
+            state.db.run("UPDATE node SET rev = 1, mode = 420 WHERE kind = 'file'")
+            state.db.run("UPDATE entry SET rev = 1")
+
+
+async def test_what_is_answered_while_a_reset_goes_on_is_ahead_of_its_cursor(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that was deleted here, which a listing from before that would bring back."""
+    monkeypatch.setattr("cache.namespace.merge.PIECE", 1)
+    record = state.born("a", 1)
+    state.unlink("a")
+    state.send()
+    (unlink,) = state.journal
+
+    async def answer() -> None:
+        state.acknowledge(unlink, 9, [later(record, rev=9, links=0)], [state.entry("a", None, 9)])  # type: ignore[list-item]  # see `later`
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        await state.merge.reset("r", 7, None)
+    state.list_directory(ROOT, [("a", later(record, rev=1))], 8)  # type: ignore[list-item]  # see `later`
+    assert state.listing() == {}
 
 
 def test_what_was_held_back_comes_when_the_operation_is_folded_away(state: State) -> None:

@@ -64,14 +64,14 @@ async def remove_project(device: Device) -> None:
 
 
 def in_trash(server: Server, name: str) -> int:
-    """How many files of that name are in the trash."""
+    """The number of files of that name in the trash."""
     with server.db.read() as conn:
         query = select(files_table.c.id).where(files_table.c.trashed_name == name)
         return len(conn.execute(query.where(files_table.c.links == 0)).all())
 
 
 async def agree(*devices: Device) -> dict[str, bytes | None]:
-    """What all of them show, when nothing waits any more."""
+    """The view that all of them show, when nothing waits any more."""
     seen = [await files(device) for device in devices]
     full = [await device.everything() for device in devices]
     assert all(item == full[0] for item in full)
@@ -80,6 +80,7 @@ async def agree(*devices: Device) -> dict[str, bytes | None]:
     return seen[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knows", ["before", "after", "never", "reset"])
 async def test_files_that_were_put_into_it_have_it_around_them(
     server: Server, one: Device, two: Device, knows: str
@@ -147,6 +148,7 @@ async def test_when_nothing_is_to_be_sent_from_it_any_more_it_goes(
     assert await agree(two, one) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knows", [True, False])
 async def test_one_of_that_name_that_was_made_meanwhile_takes_them(
     one: Device, two: Device, knows: bool
@@ -168,6 +170,7 @@ async def test_one_of_that_name_that_was_made_meanwhile_takes_them(
     }
 
 
+@pytest.mark.slow
 async def test_a_file_that_took_its_name_keeps_it(one: Device, two: Device) -> None:
     await project(one, two)
     await save(two, "project/new", NEW)
@@ -180,6 +183,7 @@ async def test_a_file_that_took_its_name_keeps_it(one: Device, two: Device) -> N
     }  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_two_devices_at_once_make_one(one: Device, two: Device, three: Device) -> None:
     await project(one, two, three)
     await save(two, "project/deep/two", b"2")
@@ -211,6 +215,7 @@ async def test_what_has_moved_out_of_it_is_where_it_moved(one: Device, two: Devi
     assert await agree(two, one) == {"/moved": b"changed", "/project": None, "/project/new": NEW}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knows", [True, False])
 async def test_what_was_moved_or_linked_into_it_has_it_around_it(
     one: Device, two: Device, knows: bool
@@ -269,6 +274,7 @@ async def test_its_name_is_that_which_it_has_here(one: Device, two: Device) -> N
     assert await agree(two, one) == {"/renamed": None, "/renamed/new": NEW}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1, 2, 3])
 async def test_a_process_that_dies_in_between_makes_it_once(
     server: Server, one: Device, two: Device, lost: int
@@ -288,6 +294,7 @@ async def test_a_process_that_dies_in_between_makes_it_once(
     assert in_trash(server, "deep") == 1
 
 
+@pytest.mark.slow
 async def test_a_long_journal_is_read_with_what_was_put_to_its_front(
     one: Device, two: Device
 ) -> None:

@@ -1,4 +1,4 @@
-"""What others share: where it appears, who may write where, and what is left when it ends."""
+"""Shares of others: where each appears, who may write where, and what is left when it ends."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def test_a_share_has_a_place_and_the_kernel_is_told(state: State) -> None:
     assert list(state.journal) == []
 
 
-def test_the_place_is_still_there_after_a_restart_and_a_listing_of_the_root(
+async def test_the_place_is_still_there_after_a_restart_and_a_listing_of_the_root(
     state: State, shared: FileRecord
 ) -> None:
     state.reopen()
     state.list_directory(ROOT, [], 9)
     assert at(state, "Shared/bob/proj/inside").size == 3
-    state.merge.reset("c", 9, None)
+    await state.merge.reset("c", 9, None)
     assert at(state, "Shared/bob/proj").listed is None
     state.list_directory(ROOT, [], 9)
     assert at(state, "Shared/bob/proj").file == shared.id
@@ -324,7 +324,7 @@ async def test_a_copy_that_waits_to_be_sent_outlives_the_file_it_was_made_from(
 async def test_a_file_written_through_an_older_handle_alone_is_not_kept(
     state: State, shared: FileRecord
 ) -> None:
-    """What is shown was not changed here; the bytes come back from the operation."""
+    """The file that shows was not changed here; the bytes come back from the operation."""
     inside = at(state, "Shared/bob/proj/inside")
     state.in_use.add(inside.ino)
     tell(state, 6, [state.record(id=inside.file, rev=6, size=4)], [])

@@ -82,7 +82,7 @@ async def two(tmp_path: Path) -> Iterator[Two]:
 
 
 def top(below: dict[str, object]) -> dict[str, object]:
-    """What is shown of these paths in anna's share."""
+    """The view of these paths in anna's share."""
     above: dict[str, object] = {"/Shared": None, "/Shared/anna": None}
     return above | {f"/Shared/anna/{path}": what for path, what in below.items()}
 
@@ -323,12 +323,13 @@ async def test_who_edits_in_a_share_saves_the_document_that_was_given_out(
     assert is_deleted or await two.file("d/a~") != document
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_told_between", [True, False])
 async def test_a_name_that_cannot_be_taken_back_leaves_the_file_that_is_given_by_itself(
     two: Two, is_told_between: bool
 ) -> None:
-    """What was written here goes on as a file of its own; what is shared by itself by now is the
-    file as it is on the server."""
+    """The content that was written here goes on as a file of its own; the one that is shared by
+    itself by now is the file as it is on the server."""
     await Person(two.ben).save_with_backup("Shared/anna/d/a", b"ben's", "create")
     await two.take()
     if is_told_between:
@@ -338,6 +339,7 @@ async def test_a_name_that_cannot_be_taken_back_leaves_the_file_that_is_given_by
     assert seen == top({"a": b"first"}) | {"/a (no longer shared)": b"ben's"}
 
 
+@pytest.mark.slow
 async def test_what_was_refused_beside_a_file_given_by_itself_is_apart_from_it(two: Two) -> None:
     """The same where the folder is still shared: the owner was first with that name."""
     await two.give("d/a")

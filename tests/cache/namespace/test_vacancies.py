@@ -49,8 +49,8 @@ def test_a_name_that_is_filled_is_not_vacant() -> None:
 
 
 def test_a_file_that_moves_on_has_left_the_first_name() -> None:
-    """What it was called in between was given to nobody. When that was stays too, or a chain of
-    renames would never end."""
+    """Its name in between was given to nobody. When it was left stays too, or a chain of renames
+    would never end."""
     known = Vacancies()
     known.left(left(A, DOC))
     known.left(left(A, BACKUP, NOW + 10, ino=8)._replace(gone_on=True))

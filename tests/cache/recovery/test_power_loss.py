@@ -43,7 +43,8 @@ def state(tmp_path: Path) -> Iterator[State]:
 
 
 def forget(state: State, dice: random.Random | None = None) -> int:
-    """What the disk does not have: unsynced parts become garbage; all of them, or by chance."""
+    """Take from the disk what it need not have: unsynced parts become garbage; all of them, or by
+    chance."""
     gone = 0
     for layer, start, stop, told in map(tuple, state.db.all("SELECT * FROM unsettled")):
         is_lost = dice is None or dice.random() < 0.5

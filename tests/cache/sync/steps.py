@@ -1,4 +1,4 @@
-"""What people do on a device of `tests.model`, by paths."""
+"""Steps of people on a device of `tests.model`, by paths."""
 
 from __future__ import annotations
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import trio.testing
+from structlog.testing import capture_logs
 
 from remote.protocol import messages
 from remote.protocol.errors import BadRequest, ChunksMissing, Refused, TooLarge, Unavailable
@@ -115,3 +119,37 @@ async def test_the_rest_of_a_batch_goes_on_at_once(
     assert len(seen) == 4
     assert max(seen) - min(seen) < 0.01  # of a clock that only waiting moves
     assert await files(two) == {f"/{name}": None for name in "abcdefg"}
+
+
+async def test_on_a_full_disk_answers_are_noted_as_the_journal_has_room(
+    one: Device, two: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch has more answers than the journal has room for until its log is moved."""
+    names = [f"d{number}" for number in range(40)]
+    for name in names:
+        await mkdir(one, name)
+    room = depth = 0
+
+    async def make_room() -> None:
+        nonlocal room
+        room = 3
+
+    @contextlib.contextmanager
+    def transaction() -> Iterator[None]:
+        nonlocal room, depth
+        if not depth and not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room, depth = room - (not depth), depth + 1
+        try:
+            with plain():
+                yield
+        finally:
+            depth -= 1
+
+    plain = one.db.transaction
+    monkeypatch.setattr(one.db, "make_room", make_room)
+    monkeypatch.setattr(one.db, "transaction", transaction)
+    with capture_logs() as logs:
+        await one.flush()
+    assert logs == []
+    assert await files(two) == {f"/{name}": None for name in names}

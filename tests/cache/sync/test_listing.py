@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cache.metadata.damage import DamagedState
 from cache.metadata.tree import ROOT
 from cache.namespace import underway
+from cache.sync.listing import _next_size
 from remote.protocol import messages
 from tests.cache.state import State
 from tests.model.device import Device
@@ -203,6 +204,104 @@ async def test_of_more_than_is_kept_meanwhile_it_is_asked_again(
     assert asked > 1
 
 
+async def test_a_directory_that_changes_its_drive_while_it_is_listed_is_listed_again(
+    writer: Device, reader: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of the answer is one of the drive that it was in."""
+    await make(writer, "a", "b", "c")
+    ask, asked = reader.port.children, 0
+
+    async def move(file: str, cursor: str | None = None) -> messages.ChildrenPage:
+        nonlocal asked
+        asked += 1
+        page = await ask(file, cursor)
+        if asked == 1:
+            with reader.db.transaction():
+                reader.tree.update(ROOT, drive="f" * 32)
+        return page
+
+    monkeypatch.setattr(reader.port, "children", move)
+    await reader.listing.list_directory(ROOT)
+    assert asked == 2
+    assert reader.tree.node(ROOT).listed is not None
+
+
+async def test_what_was_asked_before_a_reset_is_not_merged_after_it(
+    writer: Device, reader: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(writer, "a", "b", "c")
+    take, taken, resets = reader.listing_merge.list_some, 0, 0
+
+    def reset_first(ino: int, children: Sequence[messages.Child], as_of: int) -> None:
+        nonlocal taken, resets
+        taken += 1
+        take(ino, children, as_of)
+        if taken == 1:
+            resets = len(reader.merge.underway)
+            reader.merge.underway.forget()
+
+    monkeypatch.setattr(reader.listing_merge, "list_some", reset_first)
+    await reader.listing.list_directory(ROOT)
+    assert resets == 1
+    assert taken == 1 + 2  # the first piece once, all pieces after that
+    assert {entry.name for entry in reader.tree.entries(ROOT, 0, 100)} == set("abc")
+
+
+async def disbelieve(device: Device, ino: int) -> None:
+    with device.db.transaction():
+        device.tree.update(ino, listed=None)
+
+
+async def test_a_directory_in_doubt_is_listed_while_nobody_waits(
+    writer: Device, reader: Device
+) -> None:
+    await make(writer, "a", "a/b")
+    node = await reader.resolve("a/b")
+    parent = reader.tree.parent(node.ino)
+    writer.edits.unlink(writer.tree.live(reader.tree.node(parent).file).ino, "b", directory=True)  # type: ignore[union-attr]  # it is there
+    await writer.flush()
+    await disbelieve(reader, parent)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader.listing.run)
+        assert reader.tree.child(parent, "b") is not None
+        reader.listing.doubt(parent)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+    assert reader.tree.is_listed(parent)
+    assert reader.tree.child(parent, "b") is None
+
+
+async def test_what_is_in_doubt_and_cannot_be_asked_for_is_doubted_again(
+    writer: Device, reader: Device
+) -> None:
+    await make(writer, "a", "a/b")
+    parent = (await reader.resolve("a")).ino
+    await reader.ensure_listed(parent)
+    await disbelieve(reader, parent)
+    reader.network.up = False
+    reader.listing.doubt(parent)
+    await reader.listing.list_again()
+    assert not reader.tree.is_listed(parent)
+    reader.network.up = True
+    await reader.listing.list_again()  # nobody has looked since
+    assert not reader.tree.is_listed(parent)
+    reader.listing.doubt(parent)
+    await reader.listing.list_again()
+    assert reader.tree.is_listed(parent)
+
+
+@pytest.mark.parametrize(
+    ("size", "seconds", "next_size"),
+    [(500, 0.01, 500), (500, 0.1, 50), (50, 0.005, 100), (20, 1.0, 20), (100, 0.0, 500)],
+)
+def test_pieces_take_about_as_long_whatever_is_in_them(
+    size: int, seconds: float, next_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.sync.listing.PIECE", 500)  # the model's are short
+    assert _next_size(size, seconds) == next_size
+
+
+@pytest.mark.slow
 @given(st.data())
 def test_entries_put_in_at_once_are_as_those_merged_one_by_one(data: st.DataObject) -> None:
     """Whatever was known before: edits here that were not sent, files known by other names."""
@@ -236,7 +335,8 @@ def first(pair: tuple[str, str]) -> str:
 
 
 def seen(state: State) -> dict[str, object]:
-    """What is in the top. Of files made here the id differs, of all the inode and the cookie."""
+    """Nodes and names in the top. Of files made here the id differs, of all the inode and the
+    cookie."""
     found: dict[str, object] = {}
     for entry in state.tree.entries(ROOT, 0, 100):
         node = entry.node

@@ -98,7 +98,7 @@ def files(device: Device) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("is_told", [False, True], ids=["later", "at once"])
-@pytest.mark.parametrize("at", range(0, 6, amount(1, 3)))
+@pytest.mark.parametrize("at", range(0, 6, amount(1, 6)))
 @pytest.mark.parametrize("what", CHANGES)
 async def test_what_stays_is_listed_once_and_the_rest_is_told_by_the_feed(
     writer: Device, reader: Device, what: str, at: int, is_told: bool

@@ -1,4 +1,4 @@
-"""What the loop of the replayer decides when time passes between two of its looks."""
+"""Decisions of the replayer's loop when time passes between two of its looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fails waits by itself, says why, and is sent in the end; whatever else there is goes on.
+"""A failed operation waits by itself, says why, and is sent in the end; all others go on.
 
 As in `test_replayer`: two devices of one drive without HTTP, and time is trio's mock clock.
 """
@@ -116,6 +116,7 @@ def errors(device: Device) -> dict[str, str | None]:
 # --- one is not the others ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_uploads_that_fail_for_ever_take_nobodys_place(
     one: Device, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +136,7 @@ async def test_uploads_that_fail_for_ever_take_nobodys_place(
         assert len(one.uploads._running) <= UPLOADS
 
 
+@pytest.mark.slow
 async def test_it_is_sent_when_the_store_takes_it_and_then_no_reason_is_left(
     one: Device, clock: MockClock
 ) -> None:
@@ -153,6 +155,7 @@ async def test_it_is_sent_when_the_store_takes_it_and_then_no_reason_is_left(
         assert errors(one) == {}
 
 
+@pytest.mark.slow
 async def test_a_dead_line_is_not_tried_by_everybody(one: Device, clock: MockClock) -> None:
     """Hundreds of files wait: each has a short first wait, but one at a time is enough."""
     store = Store(one, lambda body: Unreachable("no route"))
@@ -166,6 +169,7 @@ async def test_a_dead_line_is_not_tried_by_everybody(one: Device, clock: MockClo
         await until(one, lambda: not len(one.journal))
 
 
+@pytest.mark.slow
 async def test_an_operation_that_must_wait_holds_up_no_other(one: Device, clock: MockClock) -> None:
     """The server answers "later" for one of a batch, again and again."""
     plain, one.port.apply = one.port.apply, one.port.apply  # type: ignore[method-assign]
@@ -201,6 +205,7 @@ async def test_an_operation_that_must_wait_holds_up_no_other(one: Device, clock:
         assert one.replayer.waiting_because is None
 
 
+@pytest.mark.slow
 async def test_bytes_go_on_while_no_batch_is_answered(one: Device, clock: MockClock) -> None:
     """The chunks are there already when the server answers again."""
     plain = one.port.apply
@@ -274,6 +279,7 @@ async def test_no_passing_refusal_of_an_announcement_is_for_good(
     assert (await one.everything())["/a"][4] == b"a"
 
 
+@pytest.mark.slow
 async def test_an_upload_that_gets_on_is_not_backed_off_from_more_and_more(
     one: Device, monkeypatch: pytest.MonkeyPatch, clock: MockClock
 ) -> None:

@@ -1,4 +1,4 @@
-"""Who waits for whom, against the definition."""
+"""The waiting order, against its definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept by operation key follows the key, and goes with it."""
+"""Things kept by operation key follow the key, and go with it."""
 
 from __future__ import annotations
 

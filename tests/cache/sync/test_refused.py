@@ -1,5 +1,5 @@
-"""What the server refused for good: what a person does to the file is done to the operation, and it
-is tried again. Otherwise nothing could ever be sent that stands behind it."""
+"""Operations refused for good: a change that a person makes to the file is made to the operation,
+and it is tried again. Otherwise nothing could ever be sent that stands behind it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_refused_rename_goes_to_another_name_or_back(state: State) -> None:
 
 
 def test_a_refused_rename_over_another_file_is_left_in_order(state: State) -> None:
-    """What it replaces goes with it: that cannot be said of another name."""
+    """The file that it replaces goes with it: that cannot be said of another name."""
     on_server(state, "a", links=2)
     on_server(state, "b")
     state.edits.rename(ROOT, "a", ROOT, "b")
@@ -321,6 +321,7 @@ async def test_tried_again_it_is_another_question_to_the_server(device: Device) 
     assert reply.file.size == len(b"bytes")
 
 
+@pytest.mark.slow
 async def test_a_fault_in_an_acknowledgement_is_no_reason_to_make_it_twice(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +343,7 @@ async def test_a_fault_in_an_acknowledgement_is_no_reason_to_make_it_twice(
     assert await device.read_all(device.tree.child(ROOT, "a").ino) == b"bytes"  # type: ignore[union-attr]  # it is there
 
 
+@pytest.mark.slow
 async def test_a_fault_in_an_upload_puts_aside_that_file_only(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +384,7 @@ async def test_renamed_after_the_refusal_everything_behind_it_goes_too(device: D
     assert (await device.port.file(inner.file)).file.size == len(b"bytes")
 
 
+@pytest.mark.slow
 async def test_what_another_attribute_makes_room_for_is_tried_after_that(device: Device) -> None:
     """The server takes 1 MiB of attributes of a file."""
     node = device.edits.create(ROOT, "dir", "directory", 0o755, 0, 0)

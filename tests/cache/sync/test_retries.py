@@ -1,4 +1,4 @@
-"""What waits waits by itself, longer and longer, never for ever; a bad line is tried by one."""
+"""Waits are by themselves, longer and longer, never for ever; a bad line is tried by one."""
 
 from __future__ import annotations
 

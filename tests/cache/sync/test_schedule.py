@@ -1,4 +1,4 @@
-"""What is chosen, against looking through the whole journal; and who is in a hurry."""
+"""The choice, against looking through the whole journal; and who is in a hurry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is told, and when."""
+"""Signals: those who are told, and when."""
 
 from __future__ import annotations
 

@@ -192,6 +192,7 @@ def test_an_account_is_locked_and_unlocked(data: Path, run: Run) -> None:
     assert "locked" not in run("account", "list", "--data", data)
 
 
+@pytest.mark.slow
 def test_an_account_is_given_another_password(data: Path, tmp_path: Path, run: Run) -> None:
     run("admin", "token", "add", "anna", "phone", "--data", data)
     file = tmp_path / "password"

@@ -78,6 +78,7 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "Usage: nearline" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     alone = ["up", "serve", "login", "mount", "umount", "flush", "status", "doctor"]
     alone += ["pin", "unpin", "warm", "share", "unshare", "shares", "shared", "leave", "link"]
@@ -104,7 +105,8 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_asking_is_light(words: list[str], home: Path) -> None:
-    """What a shell prompt or a script calls often must not load the HTTP client or FUSE."""
+    """A command that a shell prompt or a script calls often must not load the HTTP client or
+    FUSE."""
     code = (
         "import sys; from mount.cli import main\n"
         f"assert main({words!r}) == 0\n"

@@ -1,4 +1,4 @@
-"""What the daemon answers to commands about people, over a real tree and a made-up server."""
+"""The daemon's answers to commands about people, over a real tree and a made-up server."""
 
 from __future__ import annotations
 

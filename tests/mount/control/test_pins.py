@@ -1,4 +1,4 @@
-"""What is pinned is fetched and kept, also what comes later."""
+"""Pinned files are fetched and kept, also those that come later."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ async def test_a_socket_that_cannot_be_made_is_a_failure(tmp_path: Path) -> None
 
 
 def test_the_status_schema_only_grows() -> None:
-    """What scripts read from `nearline status --json`; remove nothing here."""
+    """Scripts read these fields of `nearline status --json`; remove nothing here."""
     plain = json.decode(
         json.encode(
             messages.Status(

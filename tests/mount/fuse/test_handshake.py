@@ -1,4 +1,4 @@
-"""What the kernel and libfuse agree on at FUSE_INIT, without either of them."""
+"""The agreement of kernel and libfuse at FUSE_INIT, without either of them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ async def test_libfuse_talks_to_us_for_one_message_and_then_to_the_kernel(
             os.write(device.fileno(), reply(OTHERS | ASYNC_DIO))
 
     monkeypatch.setattr(pyfuse3, "main", libfuse)
-    with kernel, device, mock.patch.object(handshake, "_device", device.fileno):
+    with kernel, device, mock.patch.object(handshake, "find_device", device.fileno):
         kernel.send(request(operation))
         with trio.fail_after(60):
             assert await handshake.agree() is done
@@ -93,7 +93,7 @@ async def test_libfuse_talks_to_us_for_one_message_and_then_to_the_kernel(
 
 
 async def test_without_the_device_nothing_is_done() -> None:
-    with mock.patch.object(handshake, "_device", return_value=None):
+    with mock.patch.object(handshake, "find_device", return_value=None):
         assert not await handshake.agree()
 
 

@@ -35,7 +35,7 @@ def test_an_inode_is_in_use_until_the_last_reference_is_gone() -> None:
 
 
 class Kernel:
-    """What pyfuse3's calls would do."""
+    """Stands for pyfuse3's calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[tuple[object, ...]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from mount.fuse import directory_requests, name_requests
 from mount.fuse.attributes import Ownership
 from mount.fuse.invalidator import LookupCounts
 from mount.fuse.operations import FileSystem
+from mount.fuse.turns import MOST, Turns, readable
 from tests.cache.state import State
 
 MANY = 25
@@ -99,3 +101,117 @@ async def test_a_large_directory_is_told_in_pieces_and_all_of_it(
         lengths.append(len(told) - before)
     assert told == [".", "..", *names]
     assert lengths == [-1, 12, 10, 5, 0]
+
+
+class Queue:
+    """The kernel's queue of requests: large ones that wait for their turn, and small ones."""
+
+    def __init__(self, *requests: str) -> None:
+        self.waiting, self.answered = list(requests), list[str]()
+        self.turns = Turns(lambda: bool(self.waiting))
+
+    async def take_all(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._work, nursery)
+
+    async def _work(self, nursery: trio.Nursery) -> None:
+        """As pyfuse3 does: whoever takes a request handles it, and the next task waits for more."""
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        if self.waiting:
+            request = self.waiting.pop(0)
+            nursery.start_soon(self._work, nursery)
+            await self._handle(request)
+
+    async def _handle(self, request: str) -> None:
+        if request.startswith("large"):
+            await self.turns.come()
+        self.answered.append(request)
+
+
+async def test_what_is_small_is_answered_before_what_is_large() -> None:
+    large = [f"large {number}" for number in range(5)]
+    queue = Queue(*large, "small 1", "small 2")
+    await queue.take_all()
+    assert queue.answered == ["small 1", "small 2", *large]
+
+
+async def test_what_is_small_and_comes_later_waits_for_one_large_answer_only() -> None:
+    queue = Queue("large 0", "large 1", "large 2")
+    answer = queue.answered.append
+
+    class Answered(list[str]):
+        def append(self, request: str) -> None:
+            answer(request)
+            if request == "large 0":  # it comes while that is copied to the kernel
+                queue.waiting.append("small")
+
+    answered, queue.answered = queue.answered, Answered()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.take_all)
+        await trio.testing.wait_all_tasks_blocked()
+    assert answered == ["large 0", "small", "large 1", "large 2"]
+
+
+async def test_who_is_alone_does_not_wait() -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()  # any checkpoint raises
+        await Turns(lambda: False).come()
+    assert not scope.cancelled_caught
+
+
+async def test_large_answers_go_on_however_much_is_asked() -> None:
+    asked = 0
+
+    def ask() -> bool:
+        nonlocal asked
+        asked += 1
+        return True
+
+    await Turns(ask).come()
+    assert asked == MOST + 1
+
+
+async def test_whoever_is_told_to_end_while_waiting_holds_nobody_up() -> None:
+    turns = Turns(lambda: True)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await turns.come()
+    assert scope.cancelled_caught
+    await turns.come()
+
+
+def test_a_descriptor_is_asked() -> None:
+    there, here = os.pipe()
+    try:
+        is_waiting = readable(there)
+        assert not is_waiting()
+        os.write(here, b"x")
+        assert is_waiting()
+    finally:
+        os.close(there)
+        os.close(here)
+
+
+async def test_reads_and_listings_wait_for_their_turn(
+    mounted: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Noted(Turns):
+        async def come(self) -> None:
+            asked.append("turn")
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", lambda *args: False)
+    mounted.system.turns = Noted()
+    node = mounted.state.make("a")
+    context: Any = SimpleNamespace(pid=1)
+    token: Any = None
+    directory = await mounted.system.opendir(ROOT, context)
+    await mounted.system.readdir(directory, 0, token)
+    assert asked == ["turn"]
+    with pytest.raises(pyfuse3.FUSEError):  # no such handle
+        await mounted.system.read(directory + 1, 0, 1)
+    assert asked == ["turn", "turn"]
+    await mounted.system.getattr(node.ino, context)
+    assert asked == ["turn", "turn"]

@@ -1,4 +1,4 @@
-"""What a transfer used is the system's again, though something small was allocated after it."""
+"""Memory of a transfer is the system's again, though something small was allocated after it."""
 
 from __future__ import annotations
 

@@ -198,8 +198,8 @@ def test_umount8_ends_it_too(place: Place, here: str) -> None:
 
 
 def unit_commands(name: str, key: str, place: Place) -> list[list[str]]:
-    """What the unit `name` runs for `key`, for this mount, without the mark of a failure that is
-    none; every program of it is ours."""
+    """The commands that the unit `name` runs for `key`, for this mount, without the mark of a
+    failure that is none; every program of them is ours."""
     command = f"{sys.executable} -P -m mount.cli"
     found = []
     for line in render(name, "/nearline").splitlines():

@@ -56,7 +56,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
 
 
 def directives(name: str) -> dict[str, set[str]]:
-    """What a unit sets: the values by name."""
+    """The settings of a unit: the values by name."""
     found: dict[str, set[str]] = {}
     for line in units.template(name).splitlines():
         if "=" in line and not line.startswith("#"):

@@ -165,7 +165,7 @@ class FakeTree:
     def cursor(self) -> str | None:
         return self.at
 
-    def apply(
+    async def take(
         self, changes: list[Change], cursor: str, seq: int, shared: list[SharedRoot] | None
     ) -> None:
         self.applied += [item.seq for item in changes]
@@ -173,7 +173,7 @@ class FakeTree:
         self.at = cursor
         self.tell()
 
-    def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
+    async def reset(self, cursor: str, seq: int, shared: list[SharedRoot] | None) -> None:
         self.resets.append((cursor, seq))
         self.at = cursor
         self.tell()
@@ -519,17 +519,18 @@ async def test_that_the_first_contact_failed_is_told(autojump_clock: MockClock) 
 async def test_who_catches_up_after_an_outage_is_not_offline(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the first page told is seen before the last one has come: it can be asked for, too."""
+    """The first page's changes are seen before the last one has come: they can be asked for,
+    too."""
     world = World()
     world.server.failure = Unreachable("no route")
-    told, plain = world.changed, world.tree.apply
+    told, plain = world.changed, world.tree.take
     offline: list[tuple[str, bool]] = []
 
-    def note(*args: Any) -> None:
-        plain(*args)
+    async def note(*args: Any) -> None:
+        await plain(*args)
         offline.append((world.subscriber.mode, world.subscriber.is_offline))
 
-    monkeypatch.setattr(world.tree, "apply", note)
+    monkeypatch.setattr(world.tree, "take", note)
     async with world.running():
         await told.wait()
         assert world.subscriber.is_offline

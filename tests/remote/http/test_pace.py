@@ -190,6 +190,7 @@ class LocatedEdge:
         return LocateReply(chunks=chunks, manifest=None)
 
 
+@pytest.mark.slow
 async def test_gets_together_keep_to_the_limit(edge: Edge, mock_clock: MockClock) -> None:
     contents = [noise(2 * BLOCK_SIZE + number, b"%d" % number) for number in range(4)]
     got: dict[bytes, bytes] = {}

@@ -226,6 +226,7 @@ def test_truncation_around_a_boundary(delta: int) -> None:
     assert Drive(NOISE[:size]).pieces(old) == Drive(NOISE[:size]).pieces()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [-2, -1, 0, 1, 2])
 def test_a_changed_byte_around_every_boundary(delta: int) -> None:
     """The first byte after a boundary helped to decide it: the chunk before must be looked at."""

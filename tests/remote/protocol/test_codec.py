@@ -1,4 +1,4 @@
-"""What is stored decodes to what was encoded, and nothing else is ever given out."""
+"""Stored bytes decode to those that were encoded, and nothing else is ever given out."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_a_url_with_two_spellings_is_not_signed(url: str) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=amount(300, 60))
+@settings(deadline=None, max_examples=amount(300, 20))
 def test_any_mutated_get_url_is_refused(data: st.DataObject) -> None:
     mutated = data.draw(mutations(SIGNED))
     if mutated == SIGNED:

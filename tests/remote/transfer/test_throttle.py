@@ -32,6 +32,7 @@ class Mover:
         )
 
 
+@pytest.mark.slow
 async def test_transfers_share_the_rate_to_the_byte(autojump_clock: MockClock) -> None:
     mover = Mover(Throttle(RATE))
     await mover.move("before", RATE // 2)  # what was saved up is whose who comes first

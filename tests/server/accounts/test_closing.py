@@ -162,7 +162,7 @@ def test_others_go_on_with_what_a_locked_account_shares(
 
 
 def counted(server: Running, client: Client) -> dict[str, int]:
-    """What is left of an account in the tables."""
+    """Rows that are left of an account, by table."""
     found = {}
     drive = client.me.drive
     where: dict[str, Any] = {
@@ -202,6 +202,7 @@ def furnish(server: Running, anna: Client, ben: Client) -> tuple[str, str]:
     return mine, bens
 
 
+@pytest.mark.slow
 def test_a_removed_account_leaves_nothing_but_its_name(
     server: Running, anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +260,7 @@ def test_the_name_of_a_removed_account_is_given_to_nobody(
     assert rows[-1]["detail"]["name"] == name
 
 
+@pytest.mark.slow
 def test_a_removal_that_was_interrupted_is_finished_by_the_next_collection(
     server: Running, anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +286,7 @@ def test_a_removal_that_was_interrupted_is_finished_by_the_next_collection(
     assert (again["files"], again["emptied"]) == (0, True)
 
 
+@pytest.mark.slow
 def test_no_transaction_of_a_removal_takes_much(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

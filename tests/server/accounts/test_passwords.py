@@ -234,6 +234,7 @@ def test_a_login_renews_a_hash_of_older_parameters(start: Start, tmp_path: Path)
     assert stored() == renewed
 
 
+@pytest.mark.slow
 def test_a_password_that_was_changed_meanwhile_is_not_renewed(start: Start, tmp_path: Path) -> None:
     add_account(tmp_path / "data", "anna", "right password")
     service = start().app.service

@@ -1,4 +1,4 @@
-"""What all endpoints share: two encodings, Problems, request ids, the schema, metrics."""
+"""Things that all endpoints share: two encodings, Problems, request ids, the schema, metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is answered where no endpoint is, and when one fails."""
+"""Answers where no endpoint is, and when one fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an endpoint is declared: what its signature says."""
+"""Declarations of endpoints: what a signature says."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Sink:
     def cursor(self) -> str | None:
         return self.at
 
-    def apply(
+    async def take(
         self,
         changes: list[messages.Change],
         cursor: str,
@@ -119,7 +119,7 @@ class Sink:
         if changes:
             self.heard.set()
 
-    def reset(self, cursor: str, seq: int, shared: list[messages.SharedRoot] | None) -> None:
+    async def reset(self, cursor: str, seq: int, shared: list[messages.SharedRoot] | None) -> None:
         self.at = cursor
 
 

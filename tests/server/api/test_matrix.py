@@ -1,4 +1,4 @@
-"""Who may do what: every endpoint, asked by everybody, and what the answer must be.
+"""Permissions: every endpoint, asked by everybody, and what the answer must be.
 
 The columns: the drive's *owner*; an *editor* and a *viewer* of one of its directories; a
 *stranger*; somebody whose grant was taken back (*revoked*); the owner's tokens that may only read
@@ -27,6 +27,7 @@ from remote.protocol import messages
 from remote.protocol.account_messages import EmptiedReply, EmptyTrash
 from remote.protocol.errors import RULES, AnyProblem
 from server.app import ENDPOINTS
+from tests.amounts import amount
 from tests.server.harness import MSGPACK, Client, Running
 from tests.server.matrix import ASKS, Ask, Scene
 
@@ -145,7 +146,7 @@ def scene(server: Running) -> Scene:
     return Scene(server)
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", list(LINES)[:: amount(1, 3)])
 def test_everybody_gets_the_answer_of_the_table(scene: Scene, line: str) -> None:
     got = {who: answer(scene, line, scene.who[who]) for who in LINES[line]}
     assert got == LINES[line]

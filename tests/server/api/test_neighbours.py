@@ -49,7 +49,7 @@ class Street(NamedTuple):
     length: int
 
     def names_in(self, body: bytes) -> set[str]:
-        """Whose bytes are in this."""
+        """The files of which there are bytes in `body`."""
         return {name for name, part in self.files.items() if is_any_of(part.chunk, body)}
 
 

@@ -26,6 +26,7 @@ from server.metadata.db import Database
 from server.permissions.caller import Caller
 from server.uploads import sessions
 from server.uploads.quota import Budget, Limits
+from tests.amounts import amount
 from tests.server.copies import FILE, copied, rows_of, statements
 from tests.server.harness import Chunk, make_chunk, noise
 from tests.server.lookups import steps_of
@@ -255,7 +256,7 @@ class Drawn:
 
 HOW = settings(
     deadline=None,
-    max_examples=40,
+    max_examples=amount(40, 5),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
@@ -333,6 +334,7 @@ def test_files_in_bulk_cost_few_statements(place: Place) -> None:
     assert asked[2] <= 2 * asked[0]
 
 
+@pytest.mark.slow
 def test_what_is_read_ahead_does_not_depend_on_how_much_there_is(place: Place) -> None:
     caller, taken = place.callers["anna"], []
     row = {"drive": caller.drive, "kind": "fifo", "mode": 0, "uid": 0, "gid": 0, "links": 1}

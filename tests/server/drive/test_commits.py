@@ -90,6 +90,7 @@ def test_keys_are_the_devices_own(server: Running, anna: Client) -> None:
     assert set(anna.children()) == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_a_crash_before_the_commit_leaves_nothing(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +157,7 @@ def test_missing_chunks_are_not_a_final_answer(anna: Client) -> None:
     assert anna.children()["a"].mode == 0o600
 
 
+@pytest.mark.slow
 def test_sequence_numbers_have_no_gaps_under_concurrency(server: Running, anna: Client) -> None:
     devices = [server.device(anna.me.account, f"d{n}") for n in range(4)]
 
@@ -202,6 +204,7 @@ def heavy(client: Client) -> str:
     return client.make("heavy", xattrs={f"user.{n}": bytes(65_000) for n in range(15)})
 
 
+@pytest.mark.slow
 def test_a_batch_that_makes_too_much_is_answered_in_part(anna: Client) -> None:
     file = heavy(anna)
     ops = [messages.SetAttr(file=file, mode=n) for n in range(40)]
@@ -221,6 +224,7 @@ def test_a_batch_that_makes_too_much_is_answered_in_part(anna: Client) -> None:
     assert anna.file(file).file.mode == 39
 
 
+@pytest.mark.slow
 def test_answers_that_are_too_much_are_given_in_part_too(anna: Client) -> None:
     file = heavy(anna)
     ops = [messages.SetAttr(file=file, mode=n) for n in range(20)]

@@ -1,7 +1,8 @@
-"""How deep a tree may be, and what depth costs."""
+"""The bound on depth, and what depth costs."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ from remote.protocol.messages import MAX_LEVELS, MAX_PATH_BYTES
 from server.drive import depth, trash
 from server.drive.depth import Below
 from server.metadata.schema import files
+from server.permissions.lineage import MANY_NAMES, Lineage
 from tests.server.deep import bounds, chain, counted
 from tests.server.drive.test_sharing import share
 from tests.server.drive.test_trash import remove
 from tests.server.drive.test_trash import trash as trash_of
 from tests.server.harness import Client, Running
+from tests.server.lookups import steps_of
 
 
 def rename(file: str, old: tuple[str, str], new: tuple[str, str]) -> messages.Rename:
@@ -107,6 +110,7 @@ def test_what_was_once_below_does_not_count(
     assert bounds(server, under[0]).levels == 999
 
 
+@pytest.mark.slow
 def test_a_tree_that_was_deeper_before_stays(server: Running, anna: Client) -> None:
     root, ids = anna.me.root, chain(server, anna, ["d"] * 1500)
     bottom, above = ids[-1], ids[-2]
@@ -145,6 +149,25 @@ def test_a_batch_climbs_once(server: Running, anna: Client, ben: Client) -> None
     assert len(asked) < 30 * len(ops)
 
 
+def test_what_has_very_many_names_is_not_climbed_ahead(server: Running, anna: Client) -> None:
+    """Ten thousand names of each of some hundred files would keep all others waiting at once."""
+    top = anna.mkdir("top")
+    few, many = anna.make("few", top), anna.make("many", top)
+    names = [(few, f"few {number}") for number in range(MANY_NAMES - 1)]
+    names += [(many, f"many {number}") for number in range(4 * MANY_NAMES)]
+    results = anna.batch(*(messages.Link(file=id, parent=top, name=name) for id, name in names))
+    assert all(isinstance(item, messages.Applied) for item in results)
+    with server.app.service.db.read() as conn:
+        lineages = {id: Lineage(conn) for id in (few, many)}
+        steps = {
+            id: steps_of(conn, partial(lineage.learn, [id])) for id, lineage in lineages.items()
+        }
+        assert steps[many] < steps[few]
+        for lineage in lineages.values():
+            assert lineage.above(many) >= {many, top, anna.me.root}
+            assert lineage.above(few) >= {few, top, anna.me.root}
+
+
 def test_a_deeper_tree_tells_the_directories_above_and_no_more(
     server: Running, anna: Client
 ) -> None:
@@ -156,6 +179,7 @@ def test_a_deeper_tree_tells_the_directories_above_and_no_more(
     assert {bounds(server, item).levels for item in ids[:3]} == {700, 699, 698}
 
 
+@pytest.mark.slow
 def test_the_trash_of_a_deep_tree_is_told_in_bounded_pages(server: Running, anna: Client) -> None:
     """One question for each item, paths that add up to a page, and no prefix kept."""
     ids = chain(server, anna, ["n" * 255] * 250)
@@ -173,6 +197,7 @@ def test_the_trash_of_a_deep_tree_is_told_in_bounded_pages(server: Running, anna
     assert deepest.path == "/".join(["n" * 255] * 250 + ["0"])
 
 
+@pytest.mark.slow
 def test_places_in_the_trash_may_be_deeper_than_any_tree(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def test_each_is_complete_and_as_children_tells_it(anna: Client) -> None:
         )
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_left_out_and_the_rest_is_whole(anna: Client) -> None:
     large, small, last = anna.mkdir("large"), anna.mkdir("small"), anna.mkdir("last")
     for first in range(0, listing.MAX_CHILDREN, 500):
@@ -60,6 +61,7 @@ def test_what_does_not_fit_is_left_out_and_the_rest_is_whole(anna: Client) -> No
     assert [names(item) for item in found] == [["0", "1", "2"], ["0", "1"]]
 
 
+@pytest.mark.slow
 def test_attributes_take_room_also_those_of_empty_directories(anna: Client) -> None:
     """Each may have a megabyte of them."""
     value = bytes(60_000)
@@ -70,6 +72,7 @@ def test_attributes_take_room_also_those_of_empty_directories(anna: Client) -> N
     assert [item.directory.id for item in ask(anna, *empty).listed] == empty[:4]
 
 
+@pytest.mark.slow
 def test_a_directory_that_does_not_fit_is_not_counted(server: Running, anna: Client) -> None:
     large, small = anna.mkdir("large"), anna.mkdir("small")
     caller, asked = caller_of(server, anna), []
@@ -101,6 +104,7 @@ def test_the_first_is_refused_as_alone(anna: Client, ben: Client) -> None:
         assert isinstance(refused.value.problem, problem)
 
 
+@pytest.mark.slow
 def test_what_is_above_many_directories_is_climbed_once(
     server: Running, anna: Client, ben: Client
 ) -> None:

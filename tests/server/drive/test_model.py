@@ -50,7 +50,7 @@ SEED = [
 
 @dataclass
 class Model:
-    """What the tree should be: `entries` (directory, name) -> file; kinds of every file there is;
+    """The tree as it should be: `entries` (directory, name) -> file; kinds of every file there is;
     `trash` file -> where it was, None: nowhere to go back to; the versions of each regular file,
     and the current one."""
 
@@ -75,7 +75,7 @@ class Model:
         self.current[file] = version
 
     def inside(self, directory: str) -> set[str]:
-        """What went with a directory in the trash: here everything happens at one time."""
+        """Files that went with a directory in the trash: here everything happens at one time."""
         found = {f for f, place in self.trash.items() if place and place[0] == directory}
         return found.union(*[self.inside(item) for item in found])
 

@@ -71,6 +71,7 @@ def reaches(client: Client, file: str) -> bool:
 # --- what others may not do ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_editor_gives_names_only_where_the_same_people_reach(place: Place) -> None:
     ben, anna = place.ben, place.anna
     inside, beside = anna.make("inside", place.other), anna.mkdir("beside", place.other)
@@ -96,6 +97,7 @@ def test_the_owner_gives_names_anywhere(place: Place) -> None:
     place.ben.do(link(place.plan, place.other, "one more"))  # where it has a name already
 
 
+@pytest.mark.slow
 def test_a_link_or_a_share_on_a_folder_inside_makes_it_another_place(
     server: Running, place: Place, cleo: Client
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_link_or_a_share_on_a_folder_inside_makes_it_another_place(
     place.ben.do(out)
 
 
+@pytest.mark.slow
 def test_a_folder_tokens_holder_does_not_own_the_drive_either(place: Place, cleo: Client) -> None:
     anna = place.anna
     wanted = MakeToken(name="weak", folder=place.team)
@@ -162,6 +165,7 @@ def test_others_make_no_further_names_while_the_drive_has_very_many(
 # --- what goes when the owner moves something out -----------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_hidden_name_goes_when_the_owner_moves_the_file_out(place: Place) -> None:
     anna, ben = place.anna, place.ben
     follower, mine = Follower(ben), Follower(anna)
@@ -180,6 +184,7 @@ def test_a_hidden_name_goes_when_the_owner_moves_the_file_out(place: Place) -> N
     assert [at for at, file in mine.names.items() if file == place.plan] == [(anna.me.root, "plan")]
 
 
+@pytest.mark.slow
 def test_a_hidden_name_goes_when_the_owner_moves_the_directory_out(
     server: Running, place: Place
 ) -> None:
@@ -228,6 +233,7 @@ def test_it_goes_too_when_the_owner_links_elsewhere_and_unlinks(place: Place) ->
     assert not reaches(ben, place.plan)
 
 
+@pytest.mark.slow
 def test_it_goes_when_the_owner_exchanges_or_replaces(place: Place) -> None:
     anna, ben = place.anna, place.ben
     ben.do(link(place.plan, place.deep, ".hidden"))
@@ -266,7 +272,7 @@ def test_an_editor_who_moves_a_directory_does_not_make_the_owners_links_go(place
 
 
 def test_a_name_from_before_counts_as_the_owners_and_is_told(server: Running, place: Place) -> None:
-    """Who made it nobody knows: nothing is taken away, and it is not kept quiet either."""
+    """Its maker is not known: nothing is taken away, and it is not kept quiet either."""
     anna, ben = place.anna, place.ben
     ben.do(link(place.plan, place.deep, "old"))
     with server.app.service.db.write() as conn:
@@ -303,6 +309,7 @@ def test_a_move_looks_into_a_directory_only_if_it_leaves_a_reach(
         event.remove(engine, "before_cursor_execute", note)
 
 
+@pytest.mark.slow
 def test_a_move_costs_no_more_for_links_that_are_all_the_owners(
     server: Running, place: Place
 ) -> None:

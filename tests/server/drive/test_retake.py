@@ -118,6 +118,7 @@ def test_links_and_shares_go_back_with_it(anna: Client, ben: Client) -> None:
     assert links_of(anna).links == [made]
 
 
+@pytest.mark.slow
 def test_refusals_change_nothing(anna: Client) -> None:
     root = anna.me.root
     file, _ = kept_aside(anna)
@@ -172,6 +173,7 @@ def test_a_file_of_another_drive_takes_no_name_here(anna: Client, ben: Client) -
     assert set(anna.children(folder)) == {"doc~"}
 
 
+@pytest.mark.slow
 def test_an_editor_of_the_folder_may_and_an_editor_of_the_file_may_not(
     anna: Client, ben: Client
 ) -> None:
@@ -189,6 +191,7 @@ def test_an_editor_of_the_folder_may_and_an_editor_of_the_file_may_not(
     assert (anna.refresh().used_bytes, ben.refresh().used_bytes) == (used, 0)
 
 
+@pytest.mark.slow
 def test_the_server_finds_nothing_wrong_and_bytes_count_once(start: Start) -> None:
     server = start()
     anna = server.account("anna")

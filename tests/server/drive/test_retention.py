@@ -135,7 +135,7 @@ def ben(db: Database) -> Drive:
 
 
 def expire(db: Database, now_ns: int = NOW, limit: int = 1000) -> Expired:
-    """What goes is what a dry run says beforehand, if there is no limit in the way."""
+    """Expire; as much goes as a dry run says beforehand, if there is no limit in the way."""
     with db.read() as conn:
         would = retention.would_expire(conn, now_ns, DAYS, VERSIONS)
     with db.write() as conn:
@@ -448,7 +448,7 @@ def test_pruning_parts_uses_their_index(db: Database) -> None:
 
 
 def test_a_change_missing_at_the_floor_stops_the_pruning(anna: Drive) -> None:
-    """What is wrong with the data is not made worse."""
+    """Faults of the data are not made worse."""
     for number in range(3):
         anna.make(f"{number}", at=days_ago(90))
     with anna.db.write() as conn:

@@ -202,6 +202,7 @@ def test_the_token_of_a_folder_ends_with_it_and_its_sockets_are_told(
     assert audited(server, "device_revoke", token.me.device_id) == 1
 
 
+@pytest.mark.slow
 def test_also_when_its_time_in_the_trash_has_come(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +242,8 @@ def test_links_and_grants_end_with_their_file(server: Running, anna: Client, ben
 
 
 def test_nothing_of_the_trash_or_of_tokens_is_scanned(server: Running, anna: Client) -> None:
-    """What binds a query to its drive makes none look at every file, device or change."""
+    """A condition that binds a query to its drive makes none look at every file, device or
+    change."""
     folder = anna.mkdir("folder")
     inner = anna.mkdir("inner", folder)
     token = folder_token(anna, folder)

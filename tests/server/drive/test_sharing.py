@@ -48,7 +48,7 @@ def refusal(work: Callable[..., Any], *args: Any) -> Any:
 
 
 class Follower:
-    """What a grantee's device knows from the feed alone."""
+    """A grantee's device, which knows what the feed tells and nothing else."""
 
     def __init__(self, client: Client) -> None:
         self.client, self.cursor = client, client.me.cursor
@@ -74,6 +74,7 @@ class Follower:
 # --- giving and taking --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_is_shared_listed_and_taken_back(anna: Client, ben: Client) -> None:
     folder = anna.mkdir("thesis")
     inside = anna.make("chapter", folder)
@@ -563,6 +564,7 @@ def test_two_long_names_are_told_apart_within_the_limit(
 # --- what others may cost one -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nesting_is_asked_once_for_all_and_then_remembered(
     server: Running, anna: Client, ben: Client
 ) -> None:
@@ -634,6 +636,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert nesting._roots == 9
 
 
+@pytest.mark.slow
 def test_strangers_fill_neither_the_view_nor_the_room_of_friends(
     anna: Client, ben: Client, cleo: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -701,6 +704,7 @@ def test_a_stranger_who_takes_back_and_gives_again_is_slowed_down(
     share(anna, folder, ben, "viewer")
 
 
+@pytest.mark.slow
 def test_names_that_are_no_accounts_cannot_be_tried_for_long(
     server: Running, anna: Client, ben: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -728,6 +732,7 @@ def test_names_that_are_no_accounts_cannot_be_tried_for_long(
     share(ben, other, anna)  # others are not held up
 
 
+@pytest.mark.slow
 def test_the_list_of_what_is_shared_is_bounded_by_what_its_files_carry(
     anna: Client, ben: Client
 ) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -123,7 +124,7 @@ class Model:
         return self.above(place) & ({file for file, _ in self.grants} | set(self.published))
 
     def changes_reach(self, who: str, place: str, known: set[str]) -> type[errors.Problem] | None:
-        """What is refused to `who`, for a name in `place` of what has names in `known`."""
+        """The refusal that `who` gets, for a name in `place` of what has names in `known`."""
         if who == "anna" or any(self.reach(item) == self.reach(place) for item in known):
             return None
         return errors.OtherReach
@@ -163,7 +164,8 @@ class Model:
         )
 
     def remaining(self, top: str) -> set[tuple[str, str, str]]:
-        """Who reaches something below `top`, under which name, not by a grant at or above it."""
+        """Accounts that reach something below `top`, and the names, not by a grant at or above
+        it."""
         found = set()
         for (place, name), file in self.entries.items():
             ways = {file} if top in self.above(place) else {file} | self.above(place)
@@ -233,7 +235,7 @@ class GrantsMachine(RuleBasedStateMachine):
             return commits.apply(conn, self.callers[who], [keyed], next(self.numbers))[0][0]
 
     def may(self, who: str, *files: str) -> type[errors.Problem] | None:
-        """What is refused for want of a role on one of these, in that order."""
+        """The refusal for want of a role on one of these, in that order."""
         for file in files:
             role = self.model.role(who, file)
             if RANK[role] < RANK["editor"]:
@@ -650,6 +652,7 @@ class Walk(GrantsMachine):
         self.feeds_tell_what_is_seen_and_nothing_else()
 
 
+@pytest.mark.slow
 def test_who_reaches_what_by_names_is_as_the_model_says() -> None:
     seen: set[str] = set()
     for seed in range(WALKS):

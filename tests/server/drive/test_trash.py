@@ -142,6 +142,7 @@ def test_of_a_directory_in_the_tree_everything_deleted_from_it_is_shown(
     assert [item.name for item in trash(anna)] == ["two", "one"]
 
 
+@pytest.mark.slow
 def test_the_count_of_what_is_inside_ends_somewhere(
     anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +234,7 @@ def test_a_token_for_less_has_no_trash(anna: Client, weak: dict[str, Any]) -> No
 # --- emptying -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_emptying_takes_a_file_and_all_that_is_its(server: Running, anna: Client) -> None:
     file, version = anna.store("a", make_chunk(b"one"))
     kept = anna.make("kept")
@@ -372,6 +374,7 @@ def test_the_id_of_a_file_deleted_for_good_is_never_free_again(anna: Client, ben
         assert "again" not in client.children()
 
 
+@pytest.mark.slow
 def test_pages_are_bounded_by_what_their_files_carry(anna: Client) -> None:
     carried = {f"user.{n}": bytes(65_000) for n in range(15)}
     names = [f"{n:02}" for n in range(9)]

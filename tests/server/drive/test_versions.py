@@ -174,6 +174,7 @@ def test_chunks_about_to_be_collected_are_kept_by_a_revert(server: Running, anna
     assert (row.state, row.doomed_ns) == ("uploaded", None)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reverted(anna: Client, ben: Client) -> None:
     file, first = anna.store("a", make_chunk(b"one"))
     second = write(anna, file, b"two")
@@ -339,6 +340,7 @@ def test_directories_come_back_from_the_top(anna: Client) -> None:
     assert anna.children(outer)["inner"].links == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_recovered(server: Running, anna: Client, ben: Client) -> None:
     folder, target = anna.mkdir("folder"), anna.make("target")
     file = anna.make("a", folder)

@@ -1,4 +1,4 @@
-"""What every request passes before it is routed, and what every answer carries."""
+"""Checks that every request passes before it is routed, and headers that every answer carries."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def bodies_of(server: Running) -> Bodies:
 
 
 def buffered(server: Running) -> int:
-    """What uvicorn holds of bodies, and nobody took."""
+    """Bytes of bodies that uvicorn holds, and nobody took."""
     open_ = list(server.app.connections._open)
     return sum(len(item.cycle.body) for item in open_ if getattr(item, "cycle", None))
 
@@ -303,7 +303,7 @@ def test_who_goes_away_while_sending_is_no_fault_of_the_server(small: Running, w
 
 
 def statuses(server: Running) -> Counter[str]:
-    """How many answers there were, by status."""
+    """The number of answers, by status."""
     counted: Counter[str] = Counter()
     for family in server.app.service.metrics.requests.collect():
         for sample in family.samples:

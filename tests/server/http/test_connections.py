@@ -50,7 +50,7 @@ def connected(server: Running, receive_buffer: int = 0) -> Iterator[socket.socke
 
 
 def everything(sock: socket.socket) -> bytes:
-    """What comes until the other side closes, in whatever way."""
+    """All that comes until the other side closes, in whatever way."""
     got = b""
     try:
         while more := sock.recv(65536):
@@ -170,6 +170,7 @@ def unsent(server: Running) -> int:
     return sum(item.transport.get_write_buffer_size() for item in there)
 
 
+@pytest.mark.slow
 def test_a_reader_that_takes_nothing_is_cut(own: Running) -> None:
     request = large_answer(own.account("anna"))
     before = cut(own, "slow_reader")
@@ -186,7 +187,7 @@ def test_a_reader_that_takes_nothing_is_cut(own: Running) -> None:
 
 
 def taken_in(sock: socket.socket) -> int:
-    """How many more bytes there are."""
+    """The number of bytes that are still there."""
     some = sock.recv(65536)
     assert some, "the connection was cut"
     return len(some)
@@ -386,6 +387,7 @@ def connections_of(server: Running) -> list[Http]:
     return [item for item in every if item._limits is server.app.connections]
 
 
+@pytest.mark.slow
 def test_an_ended_connection_is_freed_without_the_collector(own: Running) -> None:
     """Also one that was cut while requests waited in it: none refers to itself."""
     anybody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -23,7 +23,7 @@ def test_there_are_routes() -> None:
 
 @pytest.fixture
 def filled(anna: Client) -> dict[str, str]:
-    """What stands for each parameter of a path."""
+    """Values for each parameter of a path."""
     top = anna.mkdir("top")
     file, version = anna.store("a", make_chunk(b"hello"), parent=top)
     secret = make_link(anna, top).url.rpartition("/")[2]

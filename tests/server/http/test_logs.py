@@ -1,4 +1,4 @@
-"""What the server writes down, and what it never does."""
+"""Things that the server writes down, and things that it never does."""
 
 from __future__ import annotations
 
@@ -174,6 +174,7 @@ def test_no_value_is_long(log: io.StringIO) -> None:
     assert log.getvalue().count("[cut]") == 4
 
 
+@pytest.mark.slow
 def test_a_run_of_everything_leaves_no_secret_in_the_log(tmp_path: Path) -> None:
     data, log = tmp_path / "data", tmp_path / "server.log"
     add_account(data, "anna", PASSWORD)

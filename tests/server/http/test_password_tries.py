@@ -54,6 +54,7 @@ def address(n: int) -> str:
     return f"10.0.{n // 250}.{n % 250}"
 
 
+@pytest.mark.slow
 def test_many_addresses_together_have_one_try_in_some_seconds(moment: Moment) -> None:
     tries, machines, heard = moment.tries(), 30, 0
     while moment.now < HOUR:

@@ -93,6 +93,7 @@ def certificate_of(url: str, files: Files) -> bytes:
     return shown
 
 
+@pytest.mark.slow
 def test_a_client_logs_in_over_tls_and_a_new_certificate_is_taken(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

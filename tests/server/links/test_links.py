@@ -166,6 +166,7 @@ def test_links_of_a_drive_are_bounded(anna: Client, monkeypatch: pytest.MonkeyPa
 # --- when a link opens --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_does_not_open_looks_alike(server: Running, anna: Client, visit: Visit) -> None:
     names = ("revoked", "expired", "used up", "trashed", "never made")
     files = {name: anna.store(name, make_chunk(b"x"))[0] for name in names}
@@ -220,6 +221,7 @@ def test_a_link_expires(server: Running, anna: Client) -> None:
 # --- what a link reaches ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_only_what_is_below_its_directory(anna: Client, ben: Client, visit: Visit) -> None:
     outer = anna.mkdir("outer")
     shared = anna.mkdir("shared", outer)
@@ -352,6 +354,7 @@ def test_a_file_with_very_many_names_costs_no_more_to_visit(
     assert work[1] <= 2 * work[0] + 10
 
 
+@pytest.mark.slow
 def test_what_was_just_listed_is_not_looked_for(quiet: Database) -> None:
     with quiet.write() as conn:
         top, file, _ = in_many_places(conn, MANY, 1)
@@ -531,6 +534,7 @@ def test_the_count_itself_refuses_what_is_over(server: Running, anna: Client) ->
     assert begun == [True, False]
 
 
+@pytest.mark.slow
 def test_looking_does_not_count_and_going_on_does_not(anna: Client, visit: Visit) -> None:
     directory = anna.mkdir("dir")
     data = noise(1000, "going on")

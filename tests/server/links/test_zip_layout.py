@@ -60,6 +60,7 @@ def test_what_is_too_large_for_four_bytes_has_eight_and_nothing_else_has(
         assert {name: zipped.read(name) for name in contents} == contents
 
 
+@pytest.mark.slow
 def test_more_entries_than_two_bytes_count(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {f"{number}/": b"" for number in range(0x10000)}
     archive = packed(contents)

@@ -124,6 +124,7 @@ def epochs(data: Path) -> dict[str, str]:
 # --- again and again ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_backup_takes_what_is_new_and_drops_what_is_old(
     served: Running, dest: Path, tmp_path: Path
 ) -> None:

@@ -328,7 +328,7 @@ def test_what_is_in_the_trash_is_named_as_that(data: Data) -> None:
 
 
 def test_an_object_beside_a_server_may_come_and_go(data: Data) -> None:
-    """What is deleted between the snapshot and the look is not called missing."""
+    """An object that is deleted between the snapshot and the look is not called missing."""
     running = run(data.path)
     try:
         anna = running.device(data.account)

@@ -275,6 +275,7 @@ def test_objects_that_no_row_speaks_of_go_after_a_day(world: World) -> None:
     assert list(world.blobs.keys()) == [world.key(CHUNK)]
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_and_changes_nothing(world: World) -> None:
     anna = world.anna
     anna.store("a", CHUNK)
@@ -337,7 +338,7 @@ def test_accounts_have_their_own_limits(world: World) -> None:
 
 @pytest.mark.slow
 def test_a_collector_in_another_process_beside_uploads(world: World) -> None:
-    """What another process shares with the server is the database's lock and the files alone."""
+    """Another process shares nothing with the server but the database's lock and the files."""
     ended, deleted = threading.Event(), threading.Event()
     found = Collected()
 

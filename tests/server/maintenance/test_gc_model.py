@@ -186,7 +186,8 @@ class World:
             self.puts.append(url[:2])
 
     def end_put(self) -> None:
-        """Who is to show that they have the bytes has the whole of them looked at, there or not."""
+        """A caller that is to show possession has the whole of the bytes looked at, there or
+        not."""
         if (put := self.any(self.puts)) is None:
             return
         self.puts.remove(put)
@@ -398,6 +399,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(amount(4, 1, "NEARLINE_FUZZ_EXAMPLES")))
 def test_a_walk(seed: int, tmp_path: Path) -> None:
     random = Random(seed)

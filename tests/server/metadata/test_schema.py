@@ -37,6 +37,7 @@ def test_migrations_lead_to_the_schema(tmp_path: Path) -> None:
     db.close()
 
 
+@pytest.mark.slow
 def test_a_new_database_is_as_if_migrated(tmp_path: Path) -> None:
     stepwise, at_once = migrated(tmp_path / "a.sqlite"), Database(tmp_path / "b.sqlite")
     at_once.migrate()

@@ -78,6 +78,7 @@ def test_a_refused_operation_leaves_no_row(server: Running, anna: Client, ben: C
     assert actions(server, ben) == []
 
 
+@pytest.mark.slow
 def test_a_transaction_that_fails_leaves_no_row(
     server: Running, anna: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,7 @@ def fetched(anna: Client, file: str, version: str) -> str:
     return anna.locate(file=file, version=version, chunks=[CHUNK.id]).chunks[0].url
 
 
+@pytest.mark.slow
 def test_a_running_server_takes_up_new_keys_by_itself(start: Start) -> None:
     server = start()
     anna = server.account("anna")

@@ -24,6 +24,7 @@ from server.storage.blobs import BlobKey, Head, LocalBlobStore
 from server.uploads import arrivals, sessions
 from server.uploads.arrivals import Arrival
 from server.uploads.quota import Budget, Limits
+from tests.amounts import amount
 from tests.server.copies import FILE, copied, rows_of, statements
 from tests.server.harness import Chunk, make_chunk, noise
 
@@ -162,7 +163,7 @@ def announced(draw: st.DrawFn, place: Place) -> list[messages.StartUpload]:
 @given(data=st.data())
 @settings(
     deadline=None,
-    max_examples=60,
+    max_examples=amount(60, 8),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 def test_announced_together_or_one_by_one(place: Place, who: str, data: st.DataObject) -> None:

@@ -16,12 +16,13 @@ import zstandard
 from sqlalchemy import Row, select, update
 
 from remote.protocol import errors, messages
-from remote.protocol.bundle import Bundle
+from remote.protocol.bundle import MAX_PART, Bundle
 from server.accounts.accounts import add_account
 from server.accounts.devices import issue_token
 from server.metadata.schema import bundles
 from server.storage.blobs import BlobKey, Head
 from server.uploads import arrivals, copies, reception, verification
+from server.uploads.put import WHOLE
 from tests.server.drive.test_sharing import share
 from tests.server.harness import Chunk, Client, Failed, Running, make_chunk, new_id, noise
 from tests.server.lookups import change_row, check_sums, expire, row_of, until_verified
@@ -108,6 +109,17 @@ def test_chunks_sent_as_one_object_are_one_object(server: Running, anna: Client)
     assert row is not None
     assert (row.length, row.emptied_ns, row.deleting) == (bundle.length, None, 0)
     check_sums(server, anna.me.drive)
+
+
+def test_a_bundle_may_be_larger_than_what_is_taken_in_at_once(
+    server: Running, anna: Client
+) -> None:
+    chunks = [make_chunk(noise(MAX_PART, f"{anna.token} {number}")) for number in range(8)]
+    bundle, parts = store_together(anna, *chunks)
+    assert bundle.length > WHOLE
+    assert got(anna, located(anna, parts[7], bundles=True)) == chunks[7].data
+    rows = [row_of(server, anna.me.drive, chunk.id) for chunk in chunks]
+    assert [row and row.bundle for row in rows] == [bundle.id] * 8
 
 
 def test_several_are_located_at_once_with_their_offsets(server: Running, anna: Client) -> None:

@@ -1,4 +1,5 @@
-"""Who does not own a drive must have the bytes of what he names, and learns nothing by asking."""
+"""A caller who does not own the drive must have the bytes of what he names, and learns nothing by
+asking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused on its way into the store, and that it leaves nothing behind."""
+"""Bodies that are refused on their way into the store leave nothing behind."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def begun(server: Running, ticket: messages.ChunkTicket, first: bytes) -> Iterat
 
 
 def everything(raw: socket.socket) -> bytes:
-    """What the server sends until it closes the connection."""
+    """All that the server sends until it closes the connection."""
     parts = []
     with suppress(ConnectionResetError):  # it closed with bytes of ours unread
         while part := raw.recv(65536):

@@ -254,7 +254,7 @@ def test_what_an_editor_writes_counts_for_the_owner(
 
 
 def measured(asker: Client, folder: str, most: int) -> int:
-    """How much room an editor finds by trying: the largest made-up chunk that is let in."""
+    """Bytes of room that an editor finds by trying: the largest made-up chunk that is let in."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -268,6 +268,7 @@ def measured(asker: Client, folder: str, most: int) -> int:
     return low
 
 
+@pytest.mark.slow
 def test_an_editor_cannot_weigh_what_is_in_the_drive(
     server: Running, anna: Client, ben: Client
 ) -> None:
@@ -330,6 +331,7 @@ def test_an_uploader_may_have_so_many_sessions_and_promises(start: Start) -> Non
     check_sums(server, ben.me.drive)
 
 
+@pytest.mark.slow
 def test_what_others_asked_for_and_the_owner_wants_too(
     server: Running, anna: Client, ben: Client
 ) -> None:
@@ -383,6 +385,7 @@ def test_a_late_put_of_the_owners_may_be_what_others_asked_for(
 # --- what it costs ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_asking_costs_the_same_whatever_others_have_promised(tmp_path: Path) -> None:
     db = Database(tmp_path / "db.sqlite")
     db.migrate()

@@ -19,6 +19,8 @@ from server.drive import versions
 from server.metadata import schema
 from server.storage.blobs import BlobKey, Head
 from tests.server.conftest import Start
+from tests.server.deep import counted
+from tests.server.drive.test_sharing import share
 from tests.server.harness import (
     Chunk,
     Client,
@@ -145,6 +147,7 @@ def test_a_put_that_is_not_as_signed_leaves_nothing(server: Running, anna: Clien
     assert anna.put(ticket, chunk).status_code == 412
 
 
+@pytest.mark.slow
 def test_a_long_put_streams_and_a_wrong_one_leaves_nothing(server: Running, anna: Client) -> None:
     data = noise(9_000_000, "long")
     chunk = make_chunk(data)
@@ -475,6 +478,28 @@ def test_whole_versions_are_located_together_each_refused_by_itself(
         assert anna.http.get(one.chunks[0].url).content == chunk.data
     assert isinstance(found[4], messages.LocatedVersion)
     assert found[4].chunks == []
+
+
+def test_what_is_above_many_versions_is_climbed_once(
+    server: Running, anna: Client, ben: Client
+) -> None:
+    """A tree may be very deep, and who was given it comes to each of its files from the top."""
+    top = deep = anna.mkdir("top")
+    for number in range(40):
+        deep = anna.mkdir(f"{number}", deep)
+    share(anna, top, ben)
+    wanted = []
+    for number in range(30):
+        file = anna.make(f"{number}", deep)
+        version = anna.file(file).file.version
+        assert version is not None
+        wanted.append(messages.WholeVersion(file, version))
+    path = "/v1/chunks/locate-several"
+    request = messages.LocateSeveral(versions=wanted)
+    with counted(server.app.service.db) as asked:
+        found = ben.request("POST", path, messages.LocateSeveralReply, request).found
+    assert {type(one) for one in found} == {messages.LocatedVersion}
+    assert len([item for item in asked if "RECURSIVE" in item]) <= 2
 
 
 def test_a_version_of_very_many_pieces_is_not_located_with_others(anna: Client) -> None:

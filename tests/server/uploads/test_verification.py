@@ -1,4 +1,5 @@
-"""What is stored is read back, and is nobody else's before it is found to be what its id says."""
+"""Stored objects are read back, and are nobody else's before they are found to be what their ids
+say."""
 
 from __future__ import annotations
 

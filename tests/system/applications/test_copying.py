@@ -54,7 +54,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rsync(*words: str | Path) -> list[str]:
-    """What it changed, itemised."""
+    """The changes that it made, itemised."""
     done = run("rsync", "-aHAX", "--itemize-changes", *words)
     return done.stdout.splitlines()
 

@@ -59,7 +59,7 @@ def writer(path: Path, mode: str, who: str, transactions: int) -> subprocess.Pop
 
 
 def rows(path: Path) -> int:
-    """How many there are, in a database that is sound and whose every transaction is whole."""
+    """The number of rows, in a database that is sound and whose every transaction is whole."""
     with closing(sqlite3.connect(path, timeout=60)) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         (count,) = db.execute("SELECT count(*) FROM t").fetchone()

@@ -192,7 +192,7 @@ def test_an_editors_way_of_saving(
 
 
 def test_a_document_that_is_typeset_again_and_again(pair: Pair) -> None:
-    """What LaTeX does: many auxiliary files, each written anew in every run and read back in the
+    """The way of LaTeX: many auxiliary files, each written anew in every run and read back in the
     next, the output through a handle that seeks back to patch its beginning."""
     (pair.a.at / "latex").mkdir()
     place = pair.a.at / "latex"

@@ -68,7 +68,7 @@ def test_a_clone_lives_in_the_mount(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_worktrees_branches_and_packing(pair: Pair, tmp_path: Path) -> None:
-    """What git does with many files at once: a working tree beside, switching it, repacking,
+    """The work of git on many files at once: a working tree beside, switching it, repacking,
     pruning; and a bare repository in the mount that is pushed into and cloned from."""
     env = pair.site.env
     place = pair.a.at / "git"

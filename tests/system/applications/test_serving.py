@@ -37,7 +37,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(pair: Pair) -> Iterator[HTTPConnection]:
-    """What `b` has, by HTTP."""
+    """The files of `b`, by HTTP."""
 
     def handler(*words: Any) -> Handler:
         return Handler(*words, directory=str(pair.b.at))

@@ -1,4 +1,4 @@
-"""What programs hear that watch files and folders by inotify(7), as editors and builders do: of
+"""Events for programs that watch files and folders by inotify(7), as editors and builders do: of
 changes on their own device, and of those that come from another one.
 """
 

@@ -1,4 +1,4 @@
-"""What a directory tree is, as far as programs can tell, and that two trees are the same.
+"""Directory trees as far as programs can tell, and that two of them are the same.
 
 Knows: the file system's calls. Must not know: Nearline, but for the name of the attribute that it
 adds to every file, which is about the device and not about the file.
