@@ -148,3 +148,36 @@ async def test_an_unexpected_error_is_of_whose_task_it_is_and_the_others_go_on()
             nursery.start_soon(one, item)
     assert heard == ["unexpected"]
     assert len(done) == 2
+
+
+async def test_who_was_left_behind_goes_at_once_if_there_is_a_place() -> None:
+    work = Work(places=3, most=1)
+    async with trio.open_nursery() as nursery:
+        for item in range(3):
+            nursery.start_soon(work.together.do, item)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(work.batches) == [[0], [1], [2]]
+        work.go.set()
+
+
+async def test_nobody_waits_for_one_who_went_away_while_another_one_acted_for_him() -> None:
+    work, done = Work(), list[int]()
+    scopes = [trio.CancelScope() for _ in range(3)]
+
+    async def one(item: int) -> None:
+        with scopes[item]:
+            done.append(await work.together.do(item))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for item in range(3):
+                nursery.start_soon(one, item)
+            await trio.testing.wait_all_tasks_blocked()
+            assert [sorted(batch) for batch in work.batches] == [[0, 1, 2]]
+            for scope in scopes:  # the one that acts is among them
+                scope.cancel()
+                await trio.testing.wait_all_tasks_blocked()
+            work.go.set()
+            assert await work.together.do(7) == 14
+    assert work.batches[-1] == [7]
+    assert done == []
