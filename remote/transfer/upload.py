@@ -61,6 +61,12 @@ URL_ATTEMPTS = 3
 BUNDLES = 3
 MAX_SUSPECTS = 4096
 
+# Bytes of chunks to have under way, from being encoded to being sent: as many as are sent in
+# `AHEAD_SECONDS`. A chunk is announced, then sent, and some wait between the two for their turn.
+LEAST_WINDOW = 12 * 1024 * 1024
+MAX_WINDOW = 32 * 1024 * 1024
+AHEAD_SECONDS = 8
+
 log = structlog.get_logger(__name__)
 
 
@@ -126,6 +132,19 @@ class Sender:
         )
         self._suspects: set[bytes] = set()  # parts of bundles for which the store had no place
         self._may_bundle: bool | None = None  # whether the server lets this token, once it has said
+
+    @property
+    def window(self) -> int:
+        """Bytes of chunks that are best under way in `store`. It is the most until the line is
+        known: it must not run empty to find out how long it is."""
+        rate = self.uplink
+        wanted = MAX_WINDOW if rate is None else rate * AHEAD_SECONDS
+        return max(LEAST_WINDOW, min(wanted, MAX_WINDOW))
+
+    @property
+    def uplink(self) -> int | None:
+        """Bytes a second; None: not known."""
+        return self.places.link.rate
 
     async def store(self, upload: Upload, chunk: Encoded) -> int:
         """Return when the drive has the chunk: the bytes that had to be sent, 0 if it had it.
