@@ -16,6 +16,10 @@ MAX_GAP = 32 * 1024
 # Bytes fetched at once: whoever waits for the first of them waits for all.
 MAX_MERGED = 1024 * 1024
 
+# The time that a bundle may take, and what it may have however long that takes.
+AT_MOST_SECONDS = 4
+LEAST_LENGTH = 256 * 1024
+
 # The directory of a file, and its place there.
 Beside = tuple[int, int]
 
@@ -29,16 +33,23 @@ class Part(NamedTuple):
     beside: Beside
 
 
-def fill(waiting: Sequence[Part]) -> list[int]:
+def most_length(uplink: int | None) -> int:
+    """The bytes of one bundle on a line that carries `uplink` bytes a second (None: not known):
+    what breaks off is sent again as a whole, and is not to be the work of a minute."""
+    wanted = MAX_PARTS_LENGTH if uplink is None else uplink * AT_MOST_SECONDS
+    return max(LEAST_LENGTH, min(wanted, MAX_PARTS_LENGTH))
+
+
+def fill(waiting: Sequence[Part], most: int = MAX_PARTS_LENGTH) -> list[int]:
     """The numbers of those that go now, in the order in which they are to lie. The first one does,
-    and of the others, in turn, all that fit. One that waits several times goes as a whole, and
-    counts once."""
+    and of the others, in turn, all that fit into `most` bytes. One that waits several times goes as
+    a whole, and counts once."""
     taken: list[int] = []
     chunks: set[bytes] = set()
     length = 0
     for number, part in enumerate(waiting):
         if part.chunk not in chunks:
-            fits = len(chunks) < MAX_PARTS and length + part.length <= MAX_PARTS_LENGTH
+            fits = len(chunks) < MAX_PARTS and length + part.length <= most
             if chunks and not fits:
                 continue
             chunks.add(part.chunk)

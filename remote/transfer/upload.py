@@ -52,7 +52,7 @@ from remote.protocol.messages import (
     StartUploadsReply,
     UploadState,
 )
-from remote.transfer.bundling import Beside, Part, fill
+from remote.transfer.bundling import Beside, Part, fill, most_length
 from remote.transfer.limits import TRANSFERS, Claim, Places
 from remote.transfer.together import Answer, Together
 
@@ -127,9 +127,7 @@ class Sender:
         self._announcing = Together[_Announced, ChunkTicket](
             lambda: asking, lambda queue: range(min(len(queue), MAX_BATCH)), self._announce
         )
-        self._gathering = Together[_Small, bool](
-            self._turn, lambda queue: fill([small.part for small in queue]), self._send_together
-        )
+        self._gathering = Together[_Small, bool](self._turn, self._fitting, self._send_together)
         self._suspects: set[bytes] = set()  # parts of bundles for which the store had no place
         self._may_bundle: bool | None = None  # whether the server lets this token, once it has said
 
@@ -177,6 +175,9 @@ class Sender:
     async def _turn(self) -> AsyncIterator[None]:
         async with self._bundling, self.places.place(MAX_PARTS_LENGTH, Claim()):
             yield
+
+    def _fitting(self, queue: Sequence[_Small]) -> list[int]:
+        return fill([small.part for small in queue], most_length(self.uplink))
 
     async def _send_together(self, taken: list[_Small]) -> list[Answer[bool]]:
         """True for each that was sent. The others are announced again, because another one of the

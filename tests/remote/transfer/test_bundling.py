@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remote.protocol.bundle import MAX_PART, MAX_PARTS, MAX_PARTS_LENGTH
-from remote.transfer.bundling import MAX_GAP, MAX_MERGED, Extent, Part, fill, merge
+from remote.transfer.bundling import (
+    LEAST_LENGTH,
+    MAX_GAP,
+    MAX_MERGED,
+    Extent,
+    Part,
+    fill,
+    merge,
+    most_length,
+)
 
 places = st.tuples(st.integers(1, 3), st.integers(1, 50))
 parts = st.builds(Part, st.binary(min_size=1, max_size=1), st.integers(1, MAX_PART), places)
@@ -44,6 +53,19 @@ def test_a_bundle_has_no_more_parts_than_a_reader_takes() -> None:
     assert fill(waiting) == list(range(MAX_PARTS))
     again = [*waiting[:MAX_PARTS], *waiting[:MAX_PARTS]]
     assert len(fill(again)) == 2 * MAX_PARTS, "the same chunks are no further parts"
+
+
+@given(st.lists(parts, min_size=1, max_size=80).map(sized), st.integers(1, MAX_PARTS_LENGTH))
+def test_a_bundle_is_no_longer_than_it_may_be(waiting: list[Part], most: int) -> None:
+    length = {waiting[number].chunk: waiting[number].length for number in fill(waiting, most)}
+    assert len(length) == 1 or sum(length.values()) <= most
+
+
+def test_on_a_slow_line_bundles_are_small() -> None:
+    assert most_length(None) == MAX_PARTS_LENGTH
+    assert most_length(100_000_000) == MAX_PARTS_LENGTH
+    assert most_length(500_000) == 2_000_000
+    assert most_length(64_000) == LEAST_LENGTH
 
 
 @st.composite

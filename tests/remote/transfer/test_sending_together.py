@@ -22,6 +22,7 @@ from remote.protocol.errors import (
     UrlRefused,
 )
 from remote.protocol.messages import PresignedPut, StartBundle, StartBundleReply
+from remote.transfer import bundling
 from remote.transfer.upload import BUNDLES, URL_ATTEMPTS, Sender, Upload
 from tests.fake_edge import noise
 from tests.remote.transfer.test_upload import Drive, chunk
@@ -143,6 +144,15 @@ async def test_who_comes_while_bundles_are_under_way_leaves_in_one() -> None:
         assert drive.puts == BUNDLES
         drive.put_go.set()
     assert sorted(map(len, drive.came)) == [1] * BUNDLES + [len(CHUNKS) - BUNDLES]
+
+
+async def test_on_a_slow_line_what_waits_leaves_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sender, "uplink", property(lambda _: 1))
+    monkeypatch.setattr(bundling, "LEAST_LENGTH", 3 * len(CHUNKS[0].body))
+    drive = Bundling()
+    await send(drive, Sender(drive))
+    assert all(len(came) <= 3 for came in drive.came)
+    assert {id for came in drive.came for id in came} == {one.descriptor.id for one in CHUNKS}
 
 
 async def test_a_chunk_of_several_files_is_in_a_bundle_once() -> None:
