@@ -191,7 +191,6 @@ class Merge:
             self._kernel.tell()
             await trio.lowlevel.checkpoint()
         with _kept(), self._db.transaction():
-            self._tree.update(ROOT, listed=None)
             if shared is not None:
                 self._take_shares(shared)
             self._db.set_meta("cursor", cursor)
@@ -209,18 +208,24 @@ class Merge:
         """The feed cannot tell what happened in the drive (None: in any): believe no listing, let
         every record in. A piece for each step, inside a transaction; nothing, when all is done.
 
-        Listings come last. What is listed before it is their turn may have been compared with what
-        is not to be believed, so it is listed once more; what is listed after it was not."""
+        Listings come after all that they are compared with. What was listed before it is their
+        turn is listed once more, and so is what is still being listed when the first of them has
+        its turn: it may have been compared with what is not to be believed. The kernel comes last:
+        what it asks for before a listing's turn is answered as believed, and it would keep that."""
         self.underway.forget()
         for first, last in self._tree.ranges("entry", PIECE):
-            for parent, name in self._tree.doubt_entries(drive, first, last):
-                self._forget_entry(parent, name)
+            self._tree.doubt_entries(drive, first, last)
             yield "piece"
         for first, last in self._tree.ranges("node", PIECE):
             self._tree.doubt_nodes(drive, first, last)
             yield "piece"
+        self.underway.forget()
         for first, last in self._tree.ranges("node", PIECE):
             self._tree.doubt_listings(drive, first, last)
+            yield "piece"
+        for first, last in self._tree.ranges("entry", PIECE):
+            for parent, name in self._tree.names_between(drive, first, last):
+                self._forget_entry(parent, name)
             yield "piece"
 
     # --- what was asked for ----------------------------------------------------------------------
