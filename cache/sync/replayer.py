@@ -134,6 +134,7 @@ class Replayer:
                 busy = self._pace.is_busy(began)
                 for op, problem in self._uploads.refused_uploads():
                     await self._batches.resolve(op, problem)
+                await self._batches.make_room()
                 self._merge.release_free()
                 self._uploads.tidy()
                 self._batches.tidy()

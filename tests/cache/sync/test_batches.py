@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import trio
 import trio.testing
 from structlog.testing import capture_logs
 
 from remote.protocol import messages
 from remote.protocol.errors import BadRequest, ChunksMissing, Refused, TooLarge, Unavailable
-from tests.cache.sync.steps import files, mkdir, save
+from tests.cache.sync.steps import files, mkdir, remove, save
 from tests.model.device import Device
 
 
@@ -153,3 +154,25 @@ async def test_on_a_full_disk_answers_are_noted_as_the_journal_has_room(
         await one.flush()
     assert logs == []
     assert await files(two) == {f"/{name}": None for name in names}
+
+
+async def test_what_is_deleted_while_the_journal_waits_for_room_is_not_sent(
+    one: Device, two: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is folded away with its creation: nothing would delete it on the server."""
+    await mkdir(one, "d")
+    deleted = False
+
+    async def make_room() -> None:
+        nonlocal deleted
+        await trio.lowlevel.checkpoint()
+        if not deleted:
+            deleted = True
+            await remove(one, "d")
+
+    monkeypatch.setattr(one.db, "make_room", make_room)
+    await one.flush()
+    await mkdir(one, "e")
+    await one.flush()
+    assert deleted
+    assert await files(one) == await files(two) == {"/e": None}
