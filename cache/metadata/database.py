@@ -301,11 +301,21 @@ class Database:
         """The log starts over only when all of it has been moved, and under a steady stream of
         writes the thread never gets there: move the few frames that came meanwhile."""
         if os.fstat(self._wal).st_size > LONG_LOG:
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._held = 0
+            self._held = 0 if self._cut_log() else self._held
         elif self._is_short():  # it keeps its room: others would take what it gives back
             self._hold_growth(self._counts()[1])
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _cut_log(self) -> bool:
+        """False: a thread reads (`examine`), and a log that somebody reads cannot be cut. SQLite
+        would wait for it, and nothing would be answered meanwhile."""
+        (patience,) = self._db.execute("PRAGMA busy_timeout").fetchone()
+        self._db.execute("PRAGMA busy_timeout = 0")
+        try:
+            busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout = {patience}")
+        return not busy
 
     def close(self, *, clean: bool = False) -> None:
         """`clean`: whatever the rows refer to is on the disk, and after this they are, too."""

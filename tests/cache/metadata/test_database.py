@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,3 +152,29 @@ async def test_the_first_sync_covers_what_an_earlier_process_wrote(
 def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
     open_database(tmp_path / "tree.sqlite").close()
     assert os.stat(tmp_path / "tree.sqlite").st_mode & 0o077 == 0
+
+
+async def test_a_long_log_is_cut_without_waiting_for_who_reads_it(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread looks through the whole database, and nothing would be answered until it has."""
+    monkeypatch.setattr(database, "LONG_LOG", 0)
+    log = Path(f"{db.path}-wal")
+    with contextlib.closing(sqlite3.connect(db.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM meta").fetchall()
+        with db.transaction():
+            db.set_meta("a", "x" * 100_000)
+        said: list[str] = []
+        db._db.set_trace_callback(said.append)
+        db._log_is_long.set()
+        await db._move_log()
+        db._db.set_trace_callback(None)
+        assert log.stat().st_size > 100_000
+        cut = said.index("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert "PRAGMA busy_timeout = 0" in said[:cut]
+        assert db.run("PRAGMA busy_timeout").fetchone()[0] > 0
+    db._log_is_long.set()
+    await db._move_log()
+    assert log.stat().st_size == 0
+    assert db.meta("a") == "x" * 100_000
