@@ -176,3 +176,28 @@ async def test_what_is_deleted_while_the_journal_waits_for_room_is_not_sent(
     await one.flush()
     assert deleted
     assert await files(one) == await files(two) == {"/e": None}
+
+
+async def test_on_a_full_disk_what_nothing_holds_back_any_more_waits(
+    one: Device, two: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made here and there, and deleted here before it was sent: theirs appears."""
+    await mkdir(one, "d")
+    await mkdir(two, "d")
+    await two.flush()
+    await one.pull()
+    await remove(one, "d")
+    failed: list[str] = []
+
+    def full(key: str) -> None:
+        failed.append(key)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one.merge, "_release_key", full)
+        await mkdir(one, "e")
+        await one.flush()
+    assert failed
+    await mkdir(one, "f")
+    await one.flush()
+    assert await files(one) == await files(two) == {"/d": None, "/e": None, "/f": None}
