@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -77,6 +78,43 @@ def test_a_full_disk_is_enospc_and_the_database_goes_on(db: Database) -> None:
     with db.transaction():
         db.set_meta("b", 1)
     assert (db.meta("a"), db.meta("b")) == (None, 1)
+
+
+def test_a_disk_that_takes_no_more_is_an_error_of_a_system_call(db: Database) -> None:
+    """At a quota SQLite says what it says of a broken disk: either is waited out, and ends
+    nothing."""
+    with db.transaction():
+        db.set_meta("a", 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="error") as refused, db.transaction():
+            db.set_meta("a", "x" * 1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.errno == errno.EIO
+    assert db._log_is_long.is_set()
+    with db.transaction():
+        db.set_meta("b", 1)
+    assert (db.meta("a"), db.meta("b")) == (1, 1)
+
+
+def test_a_full_disk_does_not_keep_it_from_being_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not noted is looked for when it is opened after power loss."""
+    found = open_database(tmp_path / "tree.sqlite", boot="1")
+    before = len(os.listdir("/proc/self/fd"))
+
+    def full(key: str, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(found, "set_meta", full)
+    found.close(clean=True)
+    assert len(os.listdir("/proc/self/fd")) < before
+    again = open_database(tmp_path / "tree.sqlite", boot="2")
+    assert again.lost_power
+    again.close()
 
 
 def test_what_was_committed_is_there_after_the_process_dies(tmp_path: Path) -> None:
