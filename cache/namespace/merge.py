@@ -89,7 +89,8 @@ class Merge:
         # database too: after a restart a row tells of all others.
         self._ahead = self._recall_gone()
         self.underway = Underway()
-        self.changed = trio.Event()  # set, and replaced, after remote changes were applied
+        # Set, and replaced, after remote changes were applied, or nobody can tell what changed.
+        self.changed = trio.Event()
 
     # --- the first contact ------------------------------------------------------------------------
 
@@ -164,8 +165,11 @@ class Merge:
             del self._ahead[key]
         self._kernel.tell()
         if changes or shared is not None:
-            self.changed.set()
-            self.changed = trio.Event()
+            self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
 
     def _apply_some(self, changes: Sequence[Change], shared: list[SharedRoot] | None) -> None:
         if shared is not None:
@@ -195,6 +199,7 @@ class Merge:
                 self._take_shares(shared)
             self._db.set_meta("cursor", cursor)
         self._kernel.tell()
+        self._tell_changed()  # whatever is kept here (pinned) is asked for again
 
     def _take_shares(self, shared: list[SharedRoot]) -> None:
         """Take over the list of shares, with the records of those that have a place of their own: a

@@ -627,6 +627,14 @@ async def test_the_kernel_forgets_names_when_their_directory_is_not_believed_any
     assert told == dict.fromkeys(names, False)
 
 
+async def test_who_keeps_what_is_on_the_server_hears_of_a_reset(state: State) -> None:
+    """What is pinned is to be there offline: its directories have to be listed again before."""
+    changed = state.merge.changed
+    await state.merge.reset("r", 7, None)
+    assert changed.is_set()
+    assert not state.merge.changed.is_set()
+
+
 async def test_what_is_answered_while_a_reset_goes_on_is_ahead_of_its_cursor(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
