@@ -46,6 +46,7 @@ class FakeEdge:
     locates: list[LocateRequest] = field(default_factory=list)
     located_together: list[list[str]] = field(default_factory=list)
     gets: list[tuple[bytes, int, int]] = field(default_factory=list)
+    connected_ahead: list[int] = field(default_factory=list)
     served: int = 0
     serial: int = 0
     corrupt_for_ever: set[bytes] = field(default_factory=set)
@@ -109,6 +110,9 @@ class FakeEdge:
             url=f"http://edge.test/{chunk.hex()}?n={self.serial}",
             expires_ns=time.time_ns() + self.lifetime_ns,
         )
+
+    async def connect_ahead(self, connections: int) -> None:
+        self.connected_ahead.append(connections)
 
     async def get_range(self, url: str, start: int, end: int, into: bytearray | memoryview) -> int:
         chunk = bytes.fromhex(url.split("/")[-1].split("?")[0])

@@ -28,7 +28,7 @@ from cache.metadata.tree import Tree
 from cache.sync.full_drives import FullDrives
 from cache.sync.resolver import Resolver
 from cache.sync.retries import Line, Waits
-from cache.sync.schedule import BURST_NS, LINGER_NS, Pace, Schedule, is_younger
+from cache.sync.schedule import LINGER_NS, Pace, Schedule, is_younger
 from cache.sync.signals import Contact
 from cache.sync.uploader import Uploader
 from remote.protocol.errors import (
@@ -110,16 +110,17 @@ class Uploads:
         if len(self._running) >= most:
             return
         for op in self._in_turn(now):
-            if op.ino in self._running.values() or op.ino in self._early.values():
+            if op.ino in self._running.values():
                 continue  # one snapshot of an inode at a time, whichever operation it is for
             if op.version is None and self._contents.frozen(op.ino) is not None:
                 continue  # an earlier snapshot of the same inode goes first
             if self._is_due(op, now_ns):
                 self._running[op.key] = op.ino
+                self._pace.began(now)
                 nursery.start_soon(self._upload, op, op.key)
                 if len(self._running) >= most:
                     return
-            elif op.kind == "create" and self._is_early_due(op, now, now_ns):
+            elif op.kind == "create" and self._wants_early(op):
                 self._early[op.key] = op.ino
                 nursery.start_soon(self._upload_early, op, op.key)
 
@@ -167,10 +168,9 @@ class Uploads:
             return self._snapshots.is_due(op)
         return not is_younger(op, LINGER_NS, now_ns)
 
-    def _is_early_due(self, op: Op, now: float, now_ns: int) -> bool:
+    def _wants_early(self, op: Op) -> bool:
         """True if what is certain of a file that is still being written should be sent already."""
-        is_burst = self._pace.is_busy(now) and is_younger(op, BURST_NS, now_ns)
-        return not is_burst and self._uploader.wants_early(op.ino)
+        return op.ino not in self._early.values() and self._uploader.wants_early(op.ino)
 
     # --- the tasks --------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ from remote.protocol.errors import CorruptContent, ProtocolError, Unreachable, U
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Located, Span
 from remote.transfer.limits import TRANSFERS, BufferPool, Claim, Places, PrioritySemaphore
+from remote.transfer.link import Link
 from remote.transfer.locate import LocateApi, Locator
 from remote.transfer.read_retry import ReadRetries
 from remote.transfer.throttle import Throttle
@@ -65,6 +66,10 @@ class EdgeApi(LocateApi, Protocol):
     ) -> int:
         """Read bytes [start, end) of the object into `into`; how many came. Raises `UrlRefused`,
         and `Unreachable` also when fewer came than asked."""
+        ...
+
+    async def connect_ahead(self, connections: int, /) -> None:
+        """Have so many connections to the edge that are not in use, if it can be reached."""
         ...
 
 
@@ -135,6 +140,25 @@ class Downloader:
     ) -> dict[VersionId, Manifest]:
         """The same for whole small versions, by one request: see `Locator.look_at_several`."""
         return await self._locator.look_at_several(wanted)
+
+    @property
+    def link(self) -> Link:
+        """The line down, as it was seen."""
+        return self.connections.link
+
+    async def connect_ahead(self, connections: int) -> None:
+        """Somebody is about to read: connect while it is asked where what he reads is."""
+        await self._api.connect_ahead(connections)
+
+    def locate_ahead(
+        self,
+        spawn: Callable[..., object],
+        file: FileId,
+        version: VersionId,
+        chunks: Sequence[bytes],
+    ) -> None:
+        """See `Locator.look_ahead`."""
+        self._locator.look_ahead(spawn, file, version, chunks)
 
     @asynccontextmanager
     async def fetch(

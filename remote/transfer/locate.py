@@ -116,6 +116,26 @@ class Locator:
                 manifests[version] = found.manifest
         return manifests
 
+    def look_ahead(
+        self,
+        spawn: Callable[..., object],
+        file: FileId,
+        version: VersionId,
+        chunks: Sequence[bytes],
+    ) -> None:
+        """Have these `chunks` known before a reader of `version`, who will want them next and in
+        this order, comes to them. When one of the first half is unknown all that are get asked for,
+        in a task of `spawn` (`start_soon` of a nursery)."""
+        if any(self._is_unknown(version, chunk) for chunk in chunks[: (len(chunks) + 1) // 2]):
+            spawn(self._ask_ahead, file, version, chunks)
+
+    async def _ask_ahead(self, file: FileId, version: VersionId, chunks: Sequence[bytes]) -> None:
+        if any(self._is_unknown(version, chunk) for chunk in chunks):  # nobody asked meanwhile
+            await self._ask(file, version, chunks)
+
+    def _is_unknown(self, version: VersionId, chunk: bytes) -> bool:
+        return (version, chunk) not in self._asking and self.located(chunk) is None
+
     def located(self, chunk: bytes) -> Located | None:
         """The location of `chunk`, if it is known and not about to expire."""
         entry = self._located.get(chunk)
@@ -143,8 +163,7 @@ class Locator:
     async def _ask(self, file: FileId, version: VersionId, chunks: Sequence[bytes]) -> _Question:
         question = self._open[(file, version)] = _Question()
         for chunk in dict.fromkeys(chunks):
-            unknown = (version, chunk) not in self._asking and self.located(chunk) is None
-            if unknown and len(question.chunks) < MAX_QUESTION:
+            if self._is_unknown(version, chunk) and len(question.chunks) < MAX_QUESTION:
                 self._add(question, version, chunk)
         try:
             try:

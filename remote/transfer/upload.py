@@ -41,6 +41,11 @@ from remote.protocol.messages import (
 from remote.transfer.limits import TRANSFERS, Claim, Places
 
 URL_ATTEMPTS = 3
+# Bytes of chunks to have under way, from being encoded to being sent: as many as are sent in
+# `AHEAD_SECONDS`. A chunk is announced, then sent, and some wait between the two for their turn.
+LEAST_WINDOW = 12 * 1024 * 1024
+MAX_WINDOW = 32 * 1024 * 1024
+AHEAD_SECONDS = 8
 
 
 class UploadPort(Protocol):
@@ -81,6 +86,19 @@ class Sender:
         self.places = Places(parallel)
         self._asking = trio.Lock()
         self._queue: list[_Waiting] = []
+
+    @property
+    def window(self) -> int:
+        """Bytes of chunks that are best under way in `store`. It is the most until the line is
+        known: it must not run empty to find out how long it is."""
+        rate = self.uplink
+        wanted = MAX_WINDOW if rate is None else rate * AHEAD_SECONDS
+        return max(LEAST_WINDOW, min(wanted, MAX_WINDOW))
+
+    @property
+    def uplink(self) -> int | None:
+        """Bytes a second; None: not known."""
+        return self.places.link.rate
 
     async def store(self, upload: Upload, chunk: Encoded) -> int:
         """Return when the drive has the chunk: the bytes that had to be sent, 0 if it had it.

@@ -97,6 +97,19 @@ async def test_a_cold_small_read_moves_one_block_in_two_requests() -> None:
         assert setup.edge.served == BLOCK_SIZE
 
 
+async def test_connections_are_made_while_it_is_asked_where_a_file_is() -> None:
+    """As many as the first reads will use: one for a random read, several for a whole file."""
+    content = noise(32 * MIB)
+    async with reading(content, [MIB]) as setup:
+        await setup.read(17 * MIB, 4096)
+        assert setup.edge.connected_ahead == [1]
+    async with reading(content, [MIB]) as setup:
+        await setup.read(0, MIB, window=setup.reader.prefetch())
+        assert setup.edge.connected_ahead == [8]
+        await setup.read(MIB, MIB)
+        assert len(setup.edge.connected_ahead) == 1, "only when it is asked"
+
+
 async def test_random_reads_through_a_handle_fetch_only_what_they_read() -> None:
     async with reading(noise(32 * MIB), [MIB]) as setup:
         window = setup.reader.prefetch()

@@ -209,6 +209,33 @@ async def test_chunks_wanted_soon_are_located_along() -> None:
     assert [len(request.chunks) for request in edge.locates] == [11, 9]
 
 
+async def test_who_reads_on_never_waits_for_where_the_next_chunks_are() -> None:
+    """They are asked for when half of what was asked for before is left, and once."""
+    edge, chunks = edge_with(noise(20 * BLOCK_SIZE), cut=BLOCK_SIZE)
+    downloader = Downloader(edge)
+    async with trio.open_nursery() as nursery:
+        for number, chunk in enumerate(chunks):
+            for _ in range(2):
+                downloader.locate_ahead(
+                    nursery.start_soon, FILE, VERSION, chunks[number : number + 8]
+                )
+            await trio.testing.wait_all_tasks_blocked()
+            asked = len(edge.locates)
+            await fetched(downloader, chunk, 0, 0)
+            assert len(edge.locates) == asked, "it was known"
+    assert [len(request.chunks) for request in edge.locates] == [8, 5, 5, 2]
+
+
+async def test_what_cannot_be_located_ahead_is_asked_for_by_who_reads() -> None:
+    edge, chunks = edge_with(noise(4 * BLOCK_SIZE), cut=BLOCK_SIZE)
+    downloader = Downloader(edge)
+    edge.is_down = True
+    async with trio.open_nursery() as nursery:
+        downloader.locate_ahead(nursery.start_soon, FILE, VERSION, chunks)
+    edge.is_down = False
+    assert await fetched(downloader, chunks[0], 0, 0)
+
+
 async def test_a_url_is_signed_anew_before_it_expires(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
