@@ -256,7 +256,7 @@ def test_while_the_journal_is_read_nothing_is_tried_again_and_again(
 async def test_a_full_disk_does_not_end_the_collector(
     state: State, few: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is left is collected with what comes next; nothing is tried again and again."""
+    """The rest is collected with what comes next; nothing is tried again and again."""
     for number in range(10):
         state.born(f"{number}", number + 1)
         state.remote(number + 1, [], [state.entry(f"{number}", None, number + 2)])

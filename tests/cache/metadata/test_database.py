@@ -125,7 +125,7 @@ def test_a_disk_that_takes_no_more_is_an_error_of_a_system_call(db: Database) ->
 def test_a_full_disk_does_not_keep_it_from_being_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is not noted is looked for when it is opened after power loss."""
+    """It is not noted as clean, so it is looked at when it is opened after power loss."""
     found = open_database(tmp_path / "tree.sqlite", boot="1")
     before = len(os.listdir("/proc/self/fd"))
 

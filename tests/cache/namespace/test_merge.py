@@ -612,7 +612,7 @@ async def test_a_listing_that_takes_as_long_as_a_reset_ends_as_the_server_has_it
 async def test_the_kernel_forgets_names_when_their_directory_is_not_believed_any_more(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it asks for before that is answered as believed, and it keeps it for an hour."""
+    """An answer before that is one that is believed, and the kernel keeps it for an hour."""
     monkeypatch.setattr("cache.namespace.merge.PIECE", 2)
     directories = three_directories(state)
     told: dict[tuple[int, str], bool] = {}
@@ -628,7 +628,7 @@ async def test_the_kernel_forgets_names_when_their_directory_is_not_believed_any
 
 
 async def test_who_keeps_what_is_on_the_server_hears_of_a_reset(state: State) -> None:
-    """What is pinned is to be there offline: its directories have to be listed again before."""
+    """Pinned files are to be there offline: their directories have to be listed again before."""
     changed = state.merge.changed
     await state.merge.reset("r", 7, None)
     assert changed.is_set()
