@@ -225,7 +225,7 @@ class Downloader:
         """True when all of `blocks` came; False when it was cut off, because a limit was set."""
         start, end = fetch.span(blocks)
         while start < end:
-            async with self.connections.place(end - start, claim):
+            async with self.connections.place(end - start, claim) as transfer:
                 while start < end:
                     with self.throttle.cuttable() as scope:
                         stop = start + await self.throttle.take(end - start, claim)
@@ -234,8 +234,10 @@ class Downloader:
                         await self._get(located, start, stop, fetch.buffer_for(start, stop))
                         start = stop
                     if scope.cancelled_caught:
+                        transfer.was_cut = True
                         return False
                     if self.connections.is_urgent and not claim.urgent:
+                        transfer.was_cut = start < end
                         break
         return True
 
