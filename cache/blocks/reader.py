@@ -377,8 +377,9 @@ class Reader:
 
     async def fetch_whole(self, wanted: Sequence[tuple[FileId, VersionId]]) -> None:
         """Start to fetch all of some small versions (at most `MAX_WHOLE`) that nobody waits for:
-        where they are is asked in one request. Returns when that is known; the blocks come by
-        themselves. Raises what `LocateApi` does; then each is asked for by who reads it."""
+        where they are is asked in one request, and what lies together comes together. Returns when
+        that is known; the blocks come by themselves. Raises what `LocateApi` does; then each is
+        asked for by who reads it."""
         unknown = [
             (file, version)
             for file, version in wanted
@@ -396,11 +397,31 @@ class Reader:
             for version, look in looks.items():
                 del self._looks[version]
                 look.done.set()
+        if not self._runs.is_storing:
+            return
+        layouts = {version: self._layout(version) for _, version in wanted}
+        self._start_together(wanted, layouts)
         for file, version in wanted:
-            layout = self._layout(version)
-            if layout is not None and self._runs.is_storing:
+            if (layout := layouts[version]) is not None:
                 blocks = self._missing_blocks(layout)
                 self._start(file, version, blocks, most=MAX_RUN_BLOCKS, ahead=(), urgent=False)
+
+    def _start_together(
+        self, wanted: Sequence[tuple[FileId, VersionId]], layouts: Mapping[VersionId, Layout | None]
+    ) -> None:
+        """Chunks of which nothing is here or on its way, and which lie next to each other."""
+        if self._nursery is None:
+            raise RuntimeError("Reader.run has not been started")
+        of: dict[bytes, tuple[FileId, VersionId]] = {}
+        for file, version in wanted:
+            layout = layouts[version]
+            for chunk, length in ({} if layout is None else layout.chunks()).items():
+                blocks = [(chunk, block) for block in all_blocks(length)]
+                if len(list(self._not_here(blocks, urgent=False))) == len(blocks):
+                    of[chunk] = file, version
+        for group in self._downloader.neighbours(list(of)):
+            members = [(*of[located.descriptor.id], located) for located in group]
+            self._runs.start_together(self._nursery.start_soon, members)
 
     def _missing_blocks(self, layout: Layout) -> Iterator[tuple[bytes, int]]:
         for part in layout.parts(0, layout.size):

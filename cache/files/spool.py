@@ -70,12 +70,13 @@ class Spool:
             fd = os.open(self._path(layer), flags, 0o600)
         except FileNotFoundError as error:
             raise DamagedSpool(f"{self._path(layer)} is gone") from error
+        self._close_excess()  # before: it must not be the one that goes if all others are leased
         self._open[layer] = fd
-        self._close_excess()
         return fd
 
     def _close_excess(self) -> None:
-        while len(self._open) > OPEN_FILES:
+        """Make room for one more."""
+        while len(self._open) >= OPEN_FILES:
             oldest = next((layer for layer in self._open if layer not in self._leases), None)
             if oldest is None:
                 return

@@ -34,7 +34,7 @@ WINDOW = 4096
 
 # While applications use the mount they come first. A burst (unpacking an archive, copying a tree)
 # has it for itself; one that goes on is uploaded beside them; a few files never wait for it.
-UPLOADS = 64
+UPLOADS = 64  # large ones; `share` says what a small one takes of such a place
 UPLOADS_WHEN_BUSY = 8
 BUSY_SECONDS = 0.05
 BURST_NS = 10_000_000_000
@@ -43,6 +43,10 @@ FEW = 16
 STREAM_SECONDS = 1.0
 # An operation this young may still be folded away.
 LINGER_NS = 30_000_000
+# Small files that are uploaded in the place of a large one: they wait for each other, mostly, and
+# travel together. What counts is the memory that they are read into.
+SHARES = 8
+SHARE_BYTES = 128 * 1024
 
 
 @dataclass(slots=True)
@@ -273,6 +277,11 @@ class Pace:
         oldest = next((op for op in ops if not op.refused), None)
         is_burst = oldest is not None and is_younger(oldest, BURST_NS, now_ns)
         return 0 if is_burst else UPLOADS_WHEN_BUSY
+
+
+def share(size: int) -> int:
+    """The number of the `SHARES` of one place that uploading a file of `size` bytes takes."""
+    return max(1, min(SHARES, -(-size // SHARE_BYTES)))
 
 
 def is_younger(op: Op, age_ns: int, now_ns: int) -> bool:

@@ -10,8 +10,9 @@ version whose later overwrites are dirty, so one algorithm, `chunking.Cutter`, d
 
 Concurrency: one task per operation; what is `prepared` and `_early` are changed on the
 trio thread without an await between reading and writing an entry. Encoding runs in worker threads
-on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_flight` bounds those.
-The memory is used again (`windows`) when the last chunk in it was sent.
+on buffers nobody else holds, small chunks together. A chunk is in memory from reading to sent;
+`_in_flight` bounds the bytes of all. The memory is used again (`windows`) when the last chunk in it
+was sent.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 import msgspec
+import outcome
 import trio
 
 from cache.files.contents import Contents
@@ -48,16 +50,20 @@ from remote.protocol.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
 from remote.protocol.errors import NearlineError, Refused, Retry, Unreachable
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Content
-from remote.transfer.limits import Claim, PrioritySemaphore
+from remote.transfer.bundling import Beside
+from remote.transfer.limits import SMALL, Claim, PrioritySemaphore
+from remote.transfer.together import Answer, Together
 from remote.transfer.upload import Sender, Upload
 
 # How much a growing file must have gained before more of it is sent.
 EARLY_STEP = 16 << 20
-# As much memory as this is taken by the smallest chunk that is under way: of small ones that wait,
-# mostly, there may be so many more than of large ones.
-LEAST_SHARE = 192 << 10
+# A chunk counts at least as so many bytes under way: what it costs beside them.
+LEAST_SHARE = 4 << 10
 # Bytes under way of files that are still being written: the processor is for who writes.
 EARLY_WINDOW = 4 << 20
+# Threads that encode small chunks, so many at a time: a hop to a thread costs more than one does.
+ENCODERS = 2
+ENCODED_TOGETHER = 32
 
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
 KeepManifest = Callable[[VersionId, Manifest], None]
@@ -122,6 +128,10 @@ class Uploader:
         self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
         self._in_flight = PrioritySemaphore(sender.window)  # bytes
         self._early_in_flight = PrioritySemaphore(EARLY_WINDOW)
+        encoders = trio.Semaphore(ENCODERS)
+        self._encoding = Together[memoryview, Encoded](
+            lambda: encoders, lambda queue: range(min(len(queue), ENCODED_TOGETHER)), _encode
+        )
         self.windows = Windows()
         self._early: dict[int, Early] = {}
         self._prepared, self._on_ready, self._on_arrival = prepared, on_ready, on_arrival
@@ -229,9 +239,8 @@ class Uploader:
         again = ranges_of(old, unwanted, layer.size)
         dirty = list(IntervalSet([*dirty, *again])) if again else dirty
         assert op.version is not None
-        upload = Upload(
-            op.version, op.file, self.parent_on_server(op), op.body.base or node.version
-        )
+        parent, since = self.parent_on_server(op), op.body.base or node.version
+        upload = Upload(op.version, op.file, parent, since, self._beside(node))
         before = self.progress.get(op.key)  # why it failed is shown until it moves again
         error = before.error if before is not None else None
         progress = Progress(self._tree.path(op.ino), 0, layer.size, error)
@@ -245,6 +254,14 @@ class Uploader:
                 raise Unreachable("what was sent while the file grew has not arrived")
         return Manifest(size=layer.size, average=average, pieces=pieces)
 
+    def _beside(self, node: Node) -> Beside | None:
+        """The place of a file, if its small chunks may be stored together with those of others:
+        that is for the owner of the drive."""
+        if node.drive != self._tree.own_drive:
+            return None
+        place = self._tree.place(node.ino)
+        return (0, 0) if place is None else place[:2]
+
     def parent_on_server(self, op: Op) -> FileId | None:
         """The nearest directory above that the server knows: it authorises the upload of a file
         whose own creation is still in the journal. (Where the operation makes it, which is not
@@ -255,6 +272,11 @@ class Uploader:
             parent, ops = made.body.parent, self._journal.of_file(made.body.parent)
             made = next((item for item in ops if item.kind == "create"), None)
         return parent
+
+    async def encode(self, chunk: memoryview) -> Encoded:
+        if len(chunk) < SMALL:
+            return await self._encoding.do(chunk)
+        return await trio.to_thread.run_sync(encode_chunk, chunk)
 
     async def enter(self, chunk: memoryview) -> None:
         """Wait until `chunk` may be under way; `leave` ends it."""
@@ -325,7 +347,8 @@ class Uploader:
             return
         early = self._early.get(op.ino)
         if early is None:
-            upload = Upload(new_id(), op.file, self.parent_on_server(op), None)
+            beside = self._beside(self._tree.node(op.ino))
+            upload = Upload(new_id(), op.file, self.parent_on_server(op), None, beside)
             layer = self._contents.stack(op.ino)[0]
             average = self._contents.average(layer, average_for(EARLY_STEP, None))
             early = self._early[op.ino] = Early(upload, average)
@@ -379,7 +402,7 @@ class Uploader:
         self, op: Op, early: Early, index: int, view: memoryview, window: Window
     ) -> None:
         try:
-            encoded = await _encode(view)
+            encoded = await self.encode(view)
             early.pieces[index] = Piece(encoded.descriptor.id, len(view))
             await self.store(early.upload, encoded, view, op)
             early.unsent.discard(index)
@@ -395,8 +418,11 @@ class Uploader:
         self._on_ready(op)
 
 
-async def _encode(plain: memoryview) -> Encoded:
-    return await trio.to_thread.run_sync(encode_chunk, plain)
+async def _encode(chunks: list[memoryview]) -> list[Answer[Encoded]]:
+    def encode() -> list[Answer[Encoded]]:
+        return [outcome.capture(encode_chunk, chunk) for chunk in chunks]
+
+    return await trio.to_thread.run_sync(encode)
 
 
 def ranges_of(pieces: Sequence[Piece], ids: set[bytes], size: int) -> list[Range]:
@@ -452,7 +478,7 @@ class _Run:
 
     async def _store(self, index: int, data: memoryview, window: Window) -> None:
         try:
-            encoded = await _encode(data)
+            encoded = await self._uploader.encode(data)
             await self._uploader.store(self._upload, encoded, data, self._op)
         finally:
             self._uploader.leave(data)

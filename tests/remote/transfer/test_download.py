@@ -469,3 +469,43 @@ def test_buffers_are_used_again_and_idle_ones_are_bounded() -> None:
         pool.give(buffer)
     kept = pool.take(1 << 20)
     assert pool.take(1 << 20) is not kept
+
+
+# --- bundles --------------------------------------------------------------------------------------
+
+
+async def test_a_chunk_is_found_where_it_lies_in_a_bundle() -> None:
+    content = noise(3 * CHUNK)
+    edge, chunks = edge_with(content)
+    name = edge.bundle(VERSION)
+    downloader = Downloader(edge)
+    assert (
+        await fetched(downloader, chunks[1], 1, 2) == content[CHUNK:][BLOCK_SIZE : 3 * BLOCK_SIZE]
+    )
+    assert edge.gets == [(name, CHUNK + BLOCK_SIZE, CHUNK + 3 * BLOCK_SIZE)]
+
+
+async def test_a_refused_url_is_asked_anew_for_all_that_are_in_the_object() -> None:
+    content = noise(3 * CHUNK)
+    edge, chunks = edge_with(content)
+    edge.bundle(VERSION)
+    downloader = Downloader(edge)
+    assert await fetched(downloader, chunks[0], 0, 0, tuple(chunks)) == content[:BLOCK_SIZE]
+    edge.faults = ["refuse"]
+    assert await fetched(downloader, chunks[1], 0, 0, tuple(chunks)) == content[CHUNK:][:BLOCK_SIZE]
+    assert downloader._locator.located(chunks[2]) is None
+    assert len(edge.locates) == 2
+    assert len(edge.gets) == 3
+
+
+async def test_what_moved_to_another_object_is_found_there() -> None:
+    """It was remembered where it is not any more: its object was written anew."""
+    content = noise(3 * CHUNK)
+    edge, chunks = edge_with(content)
+    edge.bundle(VERSION)
+    downloader = Downloader(edge)
+    assert await fetched(downloader, chunks[0], 0, 0, tuple(chunks)) == content[:BLOCK_SIZE]
+    edge.bundled.clear()
+    edge.faults = ["refuse"]
+    assert await fetched(downloader, chunks[2], 0, 0) == content[2 * CHUNK :][:BLOCK_SIZE]
+    assert edge.gets[-1] == (chunks[2], 0, BLOCK_SIZE)
