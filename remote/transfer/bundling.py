@@ -42,19 +42,13 @@ def most_length(uplink: int | None) -> int:
 
 def fill(waiting: Sequence[Part], most: int = MAX_PARTS_LENGTH) -> list[int]:
     """The numbers of those that go now, in the order in which they are to lie. The first one does,
-    and of the others, in turn, all that fit into `most` bytes. One that waits several times goes as
-    a whole, and counts once."""
+    and of the others, in turn, all that fit into `most` bytes. No chunk may wait twice."""
     taken: list[int] = []
-    chunks: set[bytes] = set()
     length = 0
     for number, part in enumerate(waiting):
-        if part.chunk not in chunks:
-            fits = len(chunks) < MAX_PARTS and length + part.length <= most
-            if chunks and not fits:
-                continue
-            chunks.add(part.chunk)
+        if not taken or (len(taken) < MAX_PARTS and length + part.length <= most):
+            taken.append(number)
             length += part.length
-        taken.append(number)
     return sorted(taken, key=lambda number: waiting[number].beside)
 
 

@@ -8,6 +8,9 @@ Announcements wait for the one under way and then leave in one request for all. 
 own drive waits until fewer than `BUNDLES` are under way; then everything small that waits leaves as
 one. What the server does not take as a bundle is announced again and stands alone.
 
+A chunk is sent once at a time, however many files have it: whoever comes meanwhile announces it
+again when it was sent.
+
 Concurrency: any number of tasks may call `store`. Whoever comes first acts for everybody
 (`together`). PUTs under way are bounded by `places`. How fast they are is up to who sends the bytes
 (`port`). A bundle is a copy of its parts, made while all who wait for them lend their memory.
@@ -59,7 +62,7 @@ from remote.transfer.together import Answer, Together
 URL_ATTEMPTS = 3
 # On their way at once; whoever comes meanwhile waits, and leaves in a larger one.
 BUNDLES = 3
-MAX_SUSPECTS = 4096
+MAX_ALONE = 4096
 
 # Bytes of chunks to have under way, from being encoded to being sent: as many as are sent in
 # `AHEAD_SECONDS`. A chunk is announced, then sent, and some wait between the two for their turn.
@@ -128,7 +131,8 @@ class Sender:
             lambda: asking, lambda queue: range(min(len(queue), MAX_BATCH)), self._announce
         )
         self._gathering = Together[_Small, bool](self._turn, self._fitting, self._send_together)
-        self._suspects: set[bytes] = set()  # parts of bundles for which the store had no place
+        self._alone: set[bytes] = set()  # parts of bundles that were not taken
+        self._under_way: dict[bytes, trio.Event] = {}  # chunks, until their PUT has ended
         self._may_bundle: bool | None = None  # whether the server lets this token, once it has said
 
     @property
@@ -148,26 +152,37 @@ class Sender:
         """Return when the drive has the chunk: the bytes that had to be sent, 0 if it had it.
 
         Raises Refused (quota, no access, bad upload) and Unreachable."""
-        descriptor, size = chunk.descriptor, len(chunk.body)
-        is_suspect = descriptor.id in self._suspects
-        beside = upload.beside if size <= MAX_PART and not is_suspect else None
-        for _attempt in range(URL_ATTEMPTS):
-            ticket = await self._announcing.do(_Announced(upload, descriptor))
+        refused = 0
+        while refused < URL_ATTEMPTS:
+            ticket = await self._announcing.do(_Announced(upload, chunk.descriptor))
             if ticket.state == "uploaded" or ticket.put is None:
                 return 0
+            before = self._under_way.get(ticket.id)
+            if before is not None:
+                await before.wait()
+                continue
+            ended = self._under_way[ticket.id] = trio.Event()
             try:
-                if beside is None or self._may_bundle is False:
-                    async with self.places.place(size, Claim()):
-                        await self._port.put_chunk(ticket.put, chunk.body)
-                    self._suspects.discard(descriptor.id)
-                    return size
-                part = Part(descriptor.id, size, beside)
-                if await self._gathering.do(_Small(part, upload.version, chunk, ticket.put)):
-                    return size
-                beside = None
+                if await self._send(upload, chunk, ticket.put):
+                    return len(chunk.body)
             except UrlRefused:
-                continue  # it expired while we waited for our turn: sign again
+                refused += 1  # it expired while we waited for our turn: sign again
+            finally:
+                del self._under_way[ticket.id]
+                ended.set()
         raise Unreachable(f"the blob store refused {URL_ATTEMPTS} fresh URLs for one chunk")
+
+    async def _send(self, upload: Upload, chunk: Encoded, put: PresignedPut) -> bool:
+        """False: it is to be announced again, and then stands alone."""
+        id, size = chunk.descriptor.id, len(chunk.body)
+        is_small = size <= MAX_PART and id not in self._alone
+        if upload.beside is not None and is_small and self._may_bundle is not False:
+            part = Part(id, size, upload.beside)
+            return await self._gathering.do(_Small(part, upload.version, chunk, put))
+        async with self.places.place(size, Claim()):
+            await self._port.put_chunk(put, chunk.body)
+        self._alone.discard(id)
+        return True
 
     # --- bundles ----------------------------------------------------------------------------------
 
@@ -180,24 +195,25 @@ class Sender:
         return fill([small.part for small in queue], most_length(self.uplink))
 
     async def _send_together(self, taken: list[_Small]) -> list[Answer[bool]]:
-        """True for each that was sent. The others are announced again, because another one of the
-        same chunk was sent for them, or because they are to stand alone."""
-        chunks = {small.part.chunk: small for small in reversed(taken)}
-        smalls = [small for small in taken if chunks[small.part.chunk] is small]
+        """True for each if they were sent. Else they are announced again, and stand alone."""
         try:
-            is_sent = await (self._put_bundle(smalls) if smalls[1:] else self._put_alone(smalls[0]))
+            if len(taken) == 1:
+                is_sent = await self._put_alone(taken[0])
+            else:
+                is_sent = await self._put_bundle(taken)
+                self._leave_alone([] if is_sent else taken)
         except NearlineError as error:
-            if isinstance(error, Busy) and len(smalls) > 1:
-                self._suspect(chunks)
+            if isinstance(error, Busy):
+                # It may be because of one of them, and is to be nobody else's fault for ever.
+                self._leave_alone(taken[1:] and taken)
             return [outcome.Error(error) for _ in taken]
-        return [outcome.Value(is_sent and chunks[small.part.chunk] is small) for small in taken]
+        return [outcome.Value(is_sent) for _ in taken]
 
-    def _suspect(self, chunks: Iterable[bytes]) -> None:
-        """It may be because of one of them: each stands alone when it comes again, so that it is
-        nobody else's fault for ever."""
-        self._suspects.update(chunks)
-        if len(self._suspects) > MAX_SUSPECTS:
-            self._suspects.clear()
+    def _leave_alone(self, smalls: Iterable[_Small]) -> None:
+        """Each of these stands alone when it comes again."""
+        self._alone.update(small.part.chunk for small in smalls)
+        if len(self._alone) > MAX_ALONE:
+            self._alone.clear()
 
     async def _put_alone(self, small: _Small) -> bool:
         await self._port.put_chunk(small.put, bytes(small.chunk.body))

@@ -3,6 +3,8 @@ that the drive has."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import trio
 import trio.testing
@@ -113,9 +115,46 @@ async def test_announcements_gather_while_one_is_under_way() -> None:
             nursery.start_soon(sender.store, upload(version), chunk(f"{number // 4}"))
         await trio.testing.wait_all_tasks_blocked()
         drive.go.set()
-    assert len(drive.asked) == 2
+    assert len(drive.asked) == 3, "who waited for another's bytes asks once more"
     assert sorted(len(item.descriptors) for item in drive.asked[1]) == [5, 5]  # each chunk once
     assert len(drive.has) == 6
+
+
+@pytest.mark.parametrize("make", [chunk, large])
+async def test_a_chunk_is_sent_once_at_a_time(make: Callable[[str], Encoded]) -> None:
+    drive = Drive()
+    sender, told = Sender(drive), list[int]()
+    drive.put_go = trio.Event()
+
+    async def store(version: str) -> None:
+        told.append(await sender.store(upload(version), make("the same")))
+
+    async with trio.open_nursery() as nursery:
+        for version in "123":
+            nursery.start_soon(store, version)
+        await trio.testing.wait_all_tasks_blocked()
+        drive.put_go.set()
+    assert sorted(told) == [0, 0, len(make("the same").body)]
+    assert drive.most_puts == 1
+
+
+async def test_who_waits_for_anothers_bytes_sends_them_when_that_one_gives_up() -> None:
+    drive = Drive()
+    sender, first = Sender(drive), trio.CancelScope()
+    drive.put_go = trio.Event()
+
+    async def give_up() -> None:
+        with first:
+            await sender.store(upload("1"), large("the same"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(give_up)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(sender.store, upload("2"), large("the same"))
+        await trio.testing.wait_all_tasks_blocked()
+        first.cancel()
+        drive.put_go.set()
+    assert len(drive.has) == 1
 
 
 async def test_a_part_that_was_put_off_is_asked_again_at_once() -> None:
