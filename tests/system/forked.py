@@ -20,12 +20,11 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Variables that are read when they are needed. Any other may have been read when the parent started.
+# Variables that are read when they are needed. Any other may have been read at the parent's start.
 READ_LATE = re.compile("HOME|XDG_RUNTIME_DIR|TMPDIR|NEARLINE_TOKEN|PYTEST_CURRENT_TEST")
 ROOM = "NEARLINE_ROOM"
 
@@ -95,8 +94,13 @@ def become(message: bytes, descriptors: Sequence[int]) -> list[str]:
     os.umask(asked["umask"])
     os.chdir(asked["cwd"])
     _rename(words, asked["environment"])
-    sys.argv = words[:]
+    be_called(Path(words[0]).name)
     return words
+
+
+def be_called(name: str) -> None:
+    """To the kernel (proc_pid_comm(5)), which calls a script by its own name."""
+    Path("/proc/self/comm").write_text(name)
 
 
 def _rename(words: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -115,7 +119,6 @@ def _rename(words: Sequence[str], environment: Mapping[str, str]) -> None:
             )
         ctypes.memmove(place, written.ljust(size, b"\0"), size)
     os.environ.update(environment)
-    Path("/proc/self/comm").write_text(Path(words[0]).name)
 
 
 def _umask() -> int:

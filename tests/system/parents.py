@@ -11,50 +11,55 @@ this process.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import socket
 import subprocess
-import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.system import forked
 
-_PACKAGES = {False: "mount,cache,remote", True: "mount,cache,remote,server"}
+DEVICE, SERVER = "mount,cache,remote", "mount,cache,remote,server"
 _OF_THE_SERVER = {"serve", "account", "admin"}
-# What `up` starts are new programs by its own doing.
-_NEW = {"up"}
-
 # `NEARLINE_NEW_PROGRAMS` has every command be a new program; a test can too (`conftest.py`).
 is_off = "NEARLINE_NEW_PROGRAMS" in os.environ
 
 
 class Ended(AssertionError):
-    """A preloaded process that should be there has ended."""
+    """A preloaded process that should be there has ended. What it said is on standard error."""
 
 
 class Parent:
-    """A process that has loaded `packages`, as if it had been started in `environment`."""
+    """A process that has loaded `packages` in `environment`, with the interpreter of `script`."""
 
-    def __init__(self, packages: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, packages: str, script: str, environment: Mapping[str, str]) -> None:
         self.environment = dict(environment)
+        with open(script) as first:
+            self._interpreter = first.readline().removeprefix("#!").strip()
         word, more = forked.room()
         self._channel, theirs = forked.channel()
+        words = (str(theirs.fileno()), packages, word)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tests.system.preloaded", str(theirs.fileno()), packages, word],
+            [self._interpreter, "-P", "-m", "tests.system.preloaded", *words],
             env=self.environment | more,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-        )  # fmt: skip
+        )
         theirs.close()
         atexit.register(self.end)
         if not forked.receive(self._channel)[0]:
-            raise Ended("the modules could not be loaded; see above")
+            raise Ended(f"{packages} could not be loaded; NEARLINE_NEW_PROGRAMS=1 does without")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def fork(self, words: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
-        return Child(self._channel, words, **options)
+        return Child(self._channel, [self._interpreter, *words], **options)
 
     def end(self) -> None:
         self._channel.close()
@@ -66,7 +71,7 @@ class Child(forked.Forked):
 
     def _ask(self, message: bytes, descriptors: Sequence[int]) -> int:
         self._answers, theirs = forked.channel()
-        with theirs:
+        with theirs, contextlib.suppress(BrokenPipeError):  # then there is no answer
             socket.send_fds(self._channel, [message], [*descriptors, theirs.fileno()])
         return self._answer()
 
@@ -95,18 +100,18 @@ class Child(forked.Forked):
         return pid, status
 
 
-def may_fork(command: str) -> bool:
-    """False where there are none, as on macOS, or none are wanted."""
-    is_linux = hasattr(os, "pidfd_open") and Path("/proc/self/environ").exists()
-    return is_linux and not is_off and command not in _NEW
+def are_usable() -> bool:
+    """False where there can be none, as on macOS, or none are wanted."""
+    return not is_off and hasattr(os, "pidfd_open")
 
 
-def of(command: str, environment: Mapping[str, str]) -> Parent:
-    """Whom to have it forked from; the first time, that is started in `environment`."""
-    packages = _PACKAGES[command in _OF_THE_SERVER]
-    if packages not in _started:
-        _started[packages] = Parent(packages, environment)
-    return _started[packages]
+def of(words: Sequence[str | Path], environment: Mapping[str, str]) -> Parent:
+    """Whom to have this forked from; the first time, that is started in `environment`."""
+    packages = SERVER if _OF_THE_SERVER & {str(word) for word in words[1:2]} else DEVICE
+    with _starting:
+        if packages not in _started:
+            _started[packages] = Parent(packages, str(words[0]), environment)
+        return _started[packages]
 
 
-_started: dict[str, Parent] = {}
+_starting, _started = threading.Lock(), dict[str, Parent]()

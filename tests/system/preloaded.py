@@ -1,7 +1,7 @@
 """`nearline` as a process that has imported everything, and is forked for each command.
 
-`python -P -m tests.system.preloaded DESCRIPTOR PACKAGES`: the channel on which it is asked
-(`forked`), and the packages whose modules it loads. To be started with `forked.room`.
+`python -P -m tests.system.preloaded DESCRIPTOR PACKAGES ROOM`: the channel on which it is asked
+(`forked`), the packages whose modules it loads, and `forked.room`.
 
 Knows: what the console script does, and that a mount starts a daemon. Must not know: who asks.
 
@@ -26,6 +26,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mount import cli
@@ -73,6 +74,8 @@ def children(channel: socket.socket) -> list[str] | None:
                 return None
             pid = os.fork()
             if pid == 0:
+                for one in (channel, *answers.values()):
+                    one.detach()  # it is closed there, and its number is soon another's
                 return forked.become(message, descriptors[:-1])
             for one in descriptors[:-1]:
                 os.close(one)
@@ -117,6 +120,7 @@ def stand_by() -> list[str] | None:
     message, descriptors = forked.receive(theirs)
     if not message:
         os._exit(0)  # it did nothing
+    theirs.detach()
     return forked.become(message, descriptors)
 
 
@@ -128,7 +132,7 @@ class _Subprocess:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
 
-    def Popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:  # noqa: N802  # its name there
+    def Popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         assert list(command[:-1]) == launch.COMMAND
         return _Standing(self._channel, command, **options)
 
@@ -142,10 +146,14 @@ def main(words: Sequence[str]) -> int:
     command = children(channel)
     if command is None:
         return 0
-    if command[1:2] == ["mount"] and "--foreground" not in command:
+    _, script, *rest = command  # as the kernel starts a script: its interpreter comes first
+    if rest[:1] == ["mount"] and "--foreground" not in rest:
         daemon = stand_by()
         if daemon is not None:
-            return daemon_main.main(daemon[daemon.index(launch.COMMAND[-1]) :])
+            sys.argv = [str(daemon_main.__file__), daemon[-1]]
+            return daemon_main.main(sys.argv)
+    forked.be_called(Path(script).name)
+    sys.argv = [script, *rest]
     return cli.main()
 
 

@@ -77,8 +77,8 @@ def run(
 def start(words: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
     """A `Popen`. Of our command it is forked from a process that has loaded its modules already,
     where that makes no difference; `options` are those of `forked.Forked`."""
-    if words[0] == nearline() and parents.may_fork(str(words[1])):
-        parent = parents.of(str(words[1]), environment(NOWHERE, NOWHERE))
+    if words[0] == nearline() and parents.are_usable():
+        parent = parents.of(words, environment(NOWHERE, NOWHERE))
         if forked.could_be(options.get("env") or os.environ, parent.environment):
             return parent.fork(words, **options)
     return subprocess.Popen(words, **options)
