@@ -59,6 +59,7 @@ class Parent:
         return self._process.pid
 
     def fork(self, words: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
+        """A child of this parent that runs `words`, of which the first is `script`."""
         return Child(self._channel, [self._interpreter, *words], **options)
 
     def end(self) -> None:

@@ -62,38 +62,35 @@ def children(channel: socket.socket) -> list[str] | None:
     nobody can ask any more."""
     waiting = select.poll()
     waiting.register(channel, select.POLLIN)
-    answers: dict[int, socket.socket] = {}  # by the descriptor of the process
+    running: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor of the process
     while True:
         for descriptor, _ in waiting.poll():
-            if descriptor in answers:
+            if descriptor in running:
                 waiting.unregister(descriptor)
-                _tell_end(descriptor, answers.pop(descriptor))
+                os.close(descriptor)
+                _tell_end(*running.pop(descriptor))
                 continue
             message, descriptors = forked.receive(channel)
             if not message:
                 return None
             pid = os.fork()
             if pid == 0:
-                for one in (channel, *answers.values()):
+                for one in (channel, *(answer for _, answer in running.values())):
                     one.detach()  # it is closed there, and its number is soon another's
                 return forked.become(message, descriptors[:-1])
             for one in descriptors[:-1]:
                 os.close(one)
-            process = os.pidfd_open(pid)
+            process, answer = os.pidfd_open(pid), socket.socket(fileno=descriptors[-1])
             waiting.register(process, select.POLLIN)
-            answers[process] = socket.socket(fileno=descriptors[-1])
-            answers[process].send(b"%d" % pid)
+            running[process] = pid, answer
+            answer.send(b"%d" % pid)
 
 
-def _tell_end(process: int, answer: socket.socket) -> None:
-    """Its status, as waitpid(2) has it, before anybody else can have its id."""
-    ended = os.waitid(os.P_PIDFD, process, os.WEXITED | os.WNOWAIT)
-    assert ended is not None
-    status = ended.si_status << 8 if ended.si_code == os.CLD_EXITED else ended.si_status
+def _tell_end(pid: int, answer: socket.socket) -> None:
+    """Its status, as waitpid(2) has it. Who has been told finds nothing of it in /proc."""
+    _, status = os.waitpid(pid, 0)
     with answer, contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
         answer.send(b"%d" % status)
-    os.waitpid(ended.si_pid, 0)
-    os.close(process)
 
 
 class _Standing(forked.Forked):
@@ -143,15 +140,18 @@ def main(words: Sequence[str]) -> int:
     load(words[2].split(","))
     assert len(os.listdir("/proc/self/task")) == 1, "a thread was started by an import"
     channel.send(b"ready")
-    command = children(channel)
-    if command is None:
-        return 0
-    _, script, *rest = command  # as the kernel starts a script: its interpreter comes first
-    if rest[:1] == ["mount"] and "--foreground" not in rest:
-        daemon = stand_by()
-        if daemon is not None:
-            sys.argv = [str(daemon_main.__file__), daemon[-1]]
-            return daemon_main.main(sys.argv)
+    try:
+        command = children(channel)
+        if command is None:
+            return 0
+        _, script, *rest = command  # as the kernel starts a script: its interpreter comes first
+        mounts = rest[:1] == ["mount"] and "--foreground" not in rest
+        daemon = stand_by() if mounts else None
+    except KeyboardInterrupt:  # of whoever runs the tests
+        return cli.INTERRUPTED
+    if daemon is not None:
+        sys.argv = [str(daemon_main.__file__), daemon[-1]]
+        return daemon_main.main(sys.argv)
     forked.be_called(Path(script).name)
     sys.argv = [script, *rest]
     return cli.main()
