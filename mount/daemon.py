@@ -48,7 +48,7 @@ from mount.control.context import CommandContext
 from mount.control.pins import Pins
 from mount.control.server import Report, listening, serve_control
 from mount.failures import Failure
-from mount.fuse import fusectl, handshake
+from mount.fuse import fusectl, handshake, next_request
 from mount.fuse.attributes import Ownership
 from mount.fuse.invalidator import KernelInvalidator, LookupCounts
 from mount.fuse.operations import FileSystem
@@ -87,11 +87,14 @@ async def run(
                 stays = True
 
             try:
-                filesystem.direct_writes = await handshake.agree()
-                if (device := handshake.find_device()) is not None:
-                    filesystem.turns = Turns(readable(device))
-                with _tended(at):
-                    await _serve(config, session, invalidator, filesystem, doors, answering, usable)
+                with next_request.read_at_once():
+                    filesystem.direct_writes = await handshake.agree()
+                    if (device := handshake.find_device()) is not None:
+                        filesystem.turns = Turns(readable(device))
+                    with _tended(at):
+                        await _serve(
+                            config, session, invalidator, filesystem, doors, answering, usable
+                        )
                 stays = False
             finally:
                 pyfuse3.close(unmount=not stays and mountinfo.mounted_at(at) is not None)

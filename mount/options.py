@@ -27,7 +27,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 GIB = 1 << 30
 # The largest user or group; the number above means "nobody in particular" to chown(2).
 MAX_ID = (1 << 32) - 2
-MAX_TRANSFERS = 8
+MAX_TRANSFERS = 16
 
 # --- how values are read ------------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ class Options:
         Option(
             "transfers",
             _number(MAX_TRANSFERS, least=1),
-            "How many large transfers at once, each way.",
+            "How many large transfers at once at most, each way.",
         ),
     ] = MAX_TRANSFERS
     sync: Annotated[

@@ -49,9 +49,10 @@ from server.metrics import Metrics
 from server.permissions.caller import Caller
 from server.pools import STRANGERS, FairPool, Pool
 from server.settings import Settings
-from server.storage.blobs import BlobKey, LocalBlobStore
+from server.storage.blobs import BlobKey, Head, LocalBlobStore
 from server.storage.keys import load_keys
 from server.storage.signer import UrlSigner
+from server.uploads.copies import Copies
 from server.uploads.quota import Budget, Limits
 from server.uploads.reception import Reception
 from server.uploads.sessions import Terms
@@ -141,6 +142,7 @@ class Service:
         self.reception = Reception(
             self.db, self.blobs, self.reads, self.writes, self.files, self.metrics
         )
+        self.copies = Copies(self.db, self.blobs, self.reads, self.writes, self.files)
         self.metrics.registry.register(Gauges(self.db, queues, self.reception))
         self.janitor = Janitor(settings, self.db, self.blobs, self.metrics, self.fanout.publish)
         self.beside = Beside(self.db, self.reads, self._account_touched, self._read_keys)
@@ -342,7 +344,12 @@ class Service:
         return Terms(self.upload_ns, Budget(conn, caller, limits), self._put_url)
 
     def _put_url(self, drive: str, descriptor: Descriptor, proof: str | None) -> PresignedPut:
-        return self.signer.put(drive, descriptor, time.time_ns(), proof)
+        head = Head(descriptor.stored_length, descriptor.sha256)
+        return self.sign_put(BlobKey(drive, descriptor.id), head, proof)
+
+    def sign_put(self, key: BlobKey, head: Head, proof: str | None = None) -> PresignedPut:
+        """Permission to PUT an object, from now on: see `UrlSigner.put`."""
+        return self.signer.put(key, head, time.time_ns(), proof)
 
 
 def _report(done: Future[None]) -> None:

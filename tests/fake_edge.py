@@ -43,9 +43,12 @@ class FakeEdge:
     faults: list[Fault] = field(default_factory=list)
     manifests: dict[str, Manifest] = field(default_factory=dict)
     stored: dict[bytes, tuple[Descriptor, bytes]] = field(default_factory=dict)
+    bundled: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
+    objects: dict[bytes, bytes] = field(default_factory=dict)
     locates: list[LocateRequest] = field(default_factory=list)
     located_together: list[list[str]] = field(default_factory=list)
     gets: list[tuple[bytes, int, int]] = field(default_factory=list)
+    connected_ahead: list[int] = field(default_factory=list)
     served: int = 0
     serial: int = 0
     corrupt_for_ever: set[bytes] = field(default_factory=set)
@@ -70,6 +73,16 @@ class FakeEdge:
             pieces.append(Piece(encoded.descriptor.id, len(plain)))
         self.manifests[version] = Manifest(len(content), average, pieces)
 
+    def bundle(self, *versions: str, gap: int = 0) -> bytes:
+        """Put the chunks of these versions into one object, `gap` bytes between them; its name."""
+        chunks = [piece.id for version in versions for piece in self.manifests[version].pieces]
+        name, content = blake3(b"".join(chunks)).digest(), b""
+        for chunk in dict.fromkeys(chunk for chunk in chunks if chunk != HOLE):
+            self.bundled[chunk] = name, len(content)
+            content += self.stored[chunk][1] + bytes(gap)
+        self.objects[name] = content
+        return name
+
     async def locate(self, request: LocateRequest) -> LocateReply:
         await trio.lowlevel.checkpoint()
         self.locates.append(request)
@@ -81,8 +94,9 @@ class FakeEdge:
         if manifest is None:
             raise Refused(NotFound(message="no such version"))
         ids = list(request.chunks) + (_under(manifest, request) if request.span else [])
+        self.serial += 1
         return LocateReply(
-            chunks=[self._located(chunk) for chunk in dict.fromkeys(ids)],
+            chunks=[self._located(chunk, request.bundles) for chunk in dict.fromkeys(ids)],
             manifest=manifest if request.manifest else None,
         )
 
@@ -93,22 +107,28 @@ class FakeEdge:
             await self.hold.wait()
         if self.is_down:
             raise Unreachable("cannot connect to fake: connection refused")
-        return LocateSeveralReply(found=[self._whole(item.version) for item in request.versions])
+        self.serial += 1
+        found = [self._whole(item.version, request.bundles) for item in request.versions]
+        return LocateSeveralReply(found=found)
 
-    def _whole(self, version: str) -> LocatedVersion | NotFound:
+    def _whole(self, version: str, bundles: bool) -> LocatedVersion | NotFound:
         manifest = self.manifests.get(version)
         if manifest is None:
             return NotFound(message="no such version")
         ids = dict.fromkeys(piece.id for piece in manifest.pieces if piece.id != HOLE)
-        return LocatedVersion(manifest=manifest, chunks=[self._located(id) for id in ids])
+        return LocatedVersion(manifest=manifest, chunks=[self._located(id, bundles) for id in ids])
 
-    def _located(self, chunk: bytes) -> Located:
-        self.serial += 1
+    def _located(self, chunk: bytes, bundles: bool) -> Located:
+        name, offset = self.bundled.get(chunk, (chunk, 0)) if bundles else (chunk, 0)
         return Located(
             descriptor=self.stored[chunk][0],
-            url=f"http://edge.test/{chunk.hex()}?n={self.serial}",
+            url=f"http://edge.test/{name.hex()}?n={self.serial}",
+            offset=offset,
             expires_ns=time.time_ns() + self.lifetime_ns,
         )
+
+    async def connect_ahead(self, connections: int) -> None:
+        self.connected_ahead.append(connections)
 
     async def get_range(self, url: str, start: int, end: int, into: bytearray | memoryview) -> int:
         chunk = bytes.fromhex(url.split("/")[-1].split("?")[0])
@@ -130,7 +150,8 @@ class FakeEdge:
         if fault == "truncate":
             came = came // 2 if self.cut_short is None else self.cut_short
         self.served += came
-        memoryview(into)[:came] = memoryview(self.stored[chunk][1])[start : start + came]
+        content = self.objects[chunk] if chunk in self.objects else self.stored[chunk][1]
+        memoryview(into)[:came] = memoryview(content)[start : start + came]
         if fault == "corrupt" or chunk in self.corrupt_for_ever:
             into[came // 2] ^= 0xFF
         if came < end - start:

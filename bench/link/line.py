@@ -20,12 +20,14 @@ _SHORT = Shape()
 
 
 class Line:
-    """A line of `shape` in `network`, with a port of its own before each of `routes`."""
+    """A line of `shape` in `network` (None: this process's own), with a port of its own before each
+    of `routes`."""
 
-    def __init__(self, network: Network, shape: Shape, routes: Sequence[Route]) -> None:
+    def __init__(self, network: Network | None, shape: Shape, routes: Sequence[Route]) -> None:
         self.shape = shape
+        command = [sys.executable, "-P", "-m", "bench.link.proxy"]
         self._process = subprocess.Popen(
-            network.inside([sys.executable, "-P", "-m", "bench.link.proxy"]),
+            command if network is None else network.inside(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is for us; it ends with its standard input

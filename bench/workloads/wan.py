@@ -274,6 +274,6 @@ def program(*command: str, env: dict[str, str] | None = None) -> str:
         command, env=env, capture_output=True, timeout=PROGRAM_SECONDS, check=False
     )
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()[-300:]
+        said = (done.stderr or done.stdout).decode(errors="replace").strip()[-300:]
         raise BenchFailure(f"{' '.join(command[:3])}: exit {done.returncode}: {said}")
     return done.stdout.decode(errors="replace")

@@ -6,7 +6,8 @@ offsets and manifests (`block_map`), what to prefetch (`readahead`), LMDB.
 A run is a fetch of neighbouring blocks of one chunk. Its life: started (in the table, readers may
 join), landed (its bytes are in memory, handed to everybody who waited, being written to the cache;
 late readers copy from memory), gone (in the cache, or dropped if the cache is full). A run that
-nobody needs any more can be cancelled until it lands.
+nobody needs any more can be cancelled until it lands. Small chunks that lie next to each other in
+one object are runs that are carried together; one that this does not bring is carried by itself.
 
 Concurrency: trio thread only.
 - `Runs._table` maps each block on its way to its run; entries appear in `start` and disappear in
@@ -20,16 +21,21 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import structlog
 import trio
 
 from cache.blocks.block_map import Part
 from cache.blocks.cache import Block, BlockCache, Buffer
+from remote.protocol.content import block_count
 from remote.protocol.errors import NearlineError, Unreachable
 from remote.protocol.ids import FileId, VersionId
+from remote.protocol.messages import Located
 from remote.transfer.download import Downloader
 from remote.transfer.limits import Claim
+
+log = structlog.get_logger(__name__)
 
 
 class Reply:
@@ -83,10 +89,10 @@ class Reply:
 class Run:
     """Blocks `first` to `last` of `chunk` on their way."""
 
-    def __init__(self, chunk: bytes, blocks: range, *, urgent: bool) -> None:
+    def __init__(self, chunk: bytes, blocks: range, claim: Claim) -> None:
         self.chunk = chunk
         self.blocks = blocks
-        self.claim = Claim(urgent=urgent)
+        self.claim = claim
         self.done = trio.Event()
         self.error: NearlineError | None = None
         self.scope = trio.CancelScope()
@@ -160,10 +166,24 @@ class Runs:
     ) -> Run:
         """Begin to fetch blocks that are neither cached nor on their way. `spawn` is
         `nursery.start_soon` of the nursery that outlives every reader."""
-        run = Run(chunk, blocks, urgent=urgent)
-        for block in blocks:
-            self._table[(chunk, block)] = run
+        run = self._enter(Run(chunk, blocks, Claim(urgent=urgent)))
         spawn(self._carry, run, file, version, ahead)
+        return run
+
+    def start_together(
+        self, spawn: Callable[..., object], group: Sequence[tuple[FileId, VersionId, Located]]
+    ) -> None:
+        """The same for whole chunks that `Downloader.neighbours` found, and nobody waits for."""
+        claim, runs = Claim(urgent=False), []
+        for file, version, located in group:
+            chunk = located.descriptor
+            run = self._enter(Run(chunk.id, range(block_count(chunk.length)), claim))
+            runs.append((run, file, version))
+        spawn(self._carry_together, runs, [located for _, _, located in group], claim)
+
+    def _enter(self, run: Run) -> Run:
+        for block in run.blocks:
+            self._table[(run.chunk, block)] = run
         return run
 
     def cancel(self, run: Run) -> None:
@@ -188,7 +208,7 @@ class Runs:
             with run.scope:
                 async with fetch as blocks:
                     run.land(blocks)
-                    await self._keep(run, blocks)
+                    await self._keep({run.chunk: blocks})
                     self._forget(run)  # before its memory goes, with no checkpoint between
         except NearlineError as error:
             run.fail(error)
@@ -196,9 +216,43 @@ class Runs:
             self._forget(run)
             run.finish()
 
-    async def _keep(self, run: Run, blocks: Iterable[tuple[int, Buffer]]) -> None:
-        items: list[Block] = [(run.chunk, block, plain) for block, plain in blocks]
-        self.is_storing = await self._blocks.put_many(items)
+    async def _carry_together(
+        self,
+        runs: Sequence[tuple[Run, FileId, VersionId]],
+        group: Sequence[Located],
+        claim: Claim,
+    ) -> None:
+        _, file, version = runs[0]
+        fetch = self._downloader.fetch_together(file, version, group, claim)
+        landed: list[Run] = []
+        try:
+            async with fetch as found:
+                landed = [run for run, _, _ in runs if run.chunk in found]
+                for run in landed:
+                    run.land(found[run.chunk])
+                await self._keep(found)
+                for run in landed:
+                    self._forget(run)
+        except NearlineError as error:  # whoever waits hears of it if it does not come by itself
+            log.debug("not_fetched_together", chunks=len(group), why=str(error))
+        except BaseException:
+            landed = [run for run, _, _ in runs]
+            raise
+        finally:
+            for run in landed:
+                self._forget(run)
+                run.finish()
+        async with trio.open_nursery() as nursery:
+            for run, file, version in runs:
+                if run not in landed:
+                    nursery.start_soon(self._carry, run, file, version, ())
+
+    async def _keep(self, found: Mapping[bytes, Iterable[tuple[int, Buffer]]]) -> None:
+        items: list[Block] = [
+            (chunk, block, plain) for chunk, blocks in found.items() for block, plain in blocks
+        ]
+        if items:
+            self.is_storing = await self._blocks.put_many(items)
 
     def _forget(self, run: Run) -> None:
         for block in run.blocks:

@@ -9,6 +9,9 @@ order, so a read is in sequence when it lies near the furthest byte read so far,
 there. To start a sequence it must lie very near (`START_SLACK`); once one is running, anything
 within `RUN_SLACK` belongs to it. Any other read is random access and closes the window at once.
 
+The window is `TRUST` times what the sequence has read so far, up to the limit: a line is full after
+a few reads, and who stops early has had little fetched for nothing.
+
 Invariants: bytes already asked for are never asked for twice in one sequence; the window never
 passes the limit given with the read; a handle that never reads in sequence prefetches nothing,
 except after a first read at offset 0, which is how most sequential readers begin.
@@ -19,7 +22,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 INITIAL_WINDOW = 512 * 1024
-MAX_WINDOW = 16 * 1024 * 1024
+MAX_WINDOW = 32 * 1024 * 1024
+TRUST = 4
+PART = 4 * 1024 * 1024
 START_SLACK = 128 * 1024
 RUN_SLACK = 1024 * 1024
 
@@ -42,7 +47,7 @@ class ReadAhead:
         self._size = 0  # bytes to keep ahead; 0: no sequence is running
         self._furthest: int | None = None  # end of the furthest read of this sequence
         self._asked = 0  # prefetch was asked for up to here
-        self._grown_at = 0  # `_furthest` when the window last grew
+        self._read = 0  # bytes that this sequence has read on
 
     @property
     def size(self) -> int:
@@ -56,37 +61,32 @@ class ReadAhead:
         past the end of the file: the caller clips it.
         """
         end = offset + length
-        if not self._in_sequence(offset, end):
-            self._collapse(end)
+        wanted = self._initial
+        if self._furthest is not None and self._in_sequence(offset, end):
+            self._read += max(0, end - self._furthest)
+            self._furthest = max(end, self._furthest)
+            wanted = max(wanted, TRUST * self._read)
+        else:
+            self._collapse(end, length)
             if offset != 0:
                 return None
-        self._furthest = max(end, self._furthest or 0)
-        self._grow(limit)
+        self._size = min(wanted, self._maximum, max(limit, self._initial))
         return self._ask(limit)
 
     def _in_sequence(self, offset: int, end: int) -> bool:
-        if self._furthest is None:
-            return False
+        assert self._furthest is not None
         slack = RUN_SLACK if self._size else START_SLACK
         return end >= self._furthest - slack and offset <= self._furthest + slack
 
-    def _collapse(self, end: int) -> None:
-        self._size, self._furthest, self._asked, self._grown_at = 0, end, end, end
-
-    def _grow(self, limit: int) -> None:
-        """Double once as much as the window holds was consumed since it last grew."""
-        assert self._furthest is not None
-        if self._size == 0:
-            self._size, self._grown_at = self._initial, self._furthest
-        elif self._furthest - self._grown_at >= self._size:
-            self._size, self._grown_at = self._size * 2, self._furthest
-        self._size = min(self._size, self._maximum, max(limit, self._initial))
+    def _collapse(self, end: int, read: int) -> None:
+        self._size, self._furthest, self._asked, self._read = 0, end, end, read
 
     def _ask(self, limit: int) -> Window | None:
-        """Ask only when less than half the window is left ahead, so that fetches stay large."""
+        """Ask only when `PART` of the window is free, so that fetches stay large; of a large one a
+        smaller part, so that most of it is under way all the time."""
         assert self._furthest is not None
         start = max(self._asked, self._furthest)
-        if start - self._furthest > self._size // 2:
+        if self._size - (start - self._furthest) < min(self._size // 2, PART):
             return None
         self._asked = self._furthest + self._size
         return Window(start, self._asked) if start < self._asked else None

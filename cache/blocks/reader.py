@@ -32,7 +32,7 @@ import trio
 from cache.blocks.block_map import Layout, Part, all_blocks
 from cache.blocks.cache import Block, BlockCache, Buffer
 from cache.blocks.fetches import Reply, Run, Runs
-from cache.blocks.readahead import MAX_WINDOW, ReadAhead, Window
+from cache.blocks.readahead import INITIAL_WINDOW, MAX_WINDOW, ReadAhead, Window
 from remote.protocol.content import BLOCK_SIZE, HOLE, Manifest
 from remote.protocol.errors import NearlineError
 from remote.protocol.ids import FileId, VersionId
@@ -43,10 +43,16 @@ from remote.transfer.limits import BufferPool
 # 4 MiB: what a reader that catches up waits for at most.
 MAX_RUN_BLOCKS = 16
 MIN_RUN_BLOCKS = 2
-# Chunks located in one request when a file is read in sequence.
+# Chunks located in one request when a file is read in sequence: again when fewer than half of them
+# are left, so that nobody ever waits for it.
 LOCATE_AHEAD = 64
-# Located with the manifest when a file is read from its start.
-FIRST_SPAN = 4 * 1024 * 1024
+# Located with the manifest when a file is read from its start: what is wanted in the round trip
+# that locating more takes.
+FIRST_SPAN = 16 * 1024 * 1024
+# Bytes to read ahead on a line of which nothing is known.
+USUAL_WINDOW = 16 * 1024 * 1024
+# For each so many bytes that will be wanted a connection is made while it is asked where they are.
+BYTES_A_CONNECTION = 2 * 1024 * 1024
 # From this window on, chunks are prefetched whole.
 WHOLE_CHUNKS_FROM = 1024 * 1024
 # Pieces of all parsed manifests kept in memory.
@@ -157,6 +163,8 @@ class Reader:
             ahead = layout.chunks_after(offset, LOCATE_AHEAD) if is_sequence and missing else ()
             self._fetch(reply, file, version, missing, ahead)
             if window is not None:
+                if missing:  # what is waited for sets out first
+                    await trio.lowlevel.checkpoint()
                 self._prefetch(window, layout, file, version, wanted)
             await reply.wait()
         finally:
@@ -258,10 +266,11 @@ class Reader:
         window.runs.clear()
 
     def _ask(self, window: Prefetch, offset: int, length: int) -> Window | None:
-        """Tell the window of a read; what to prefetch. Half of the memory budget is for read-ahead,
-        in equal shares for all handles that are read in sequence."""
+        """Tell the window of a read; what to prefetch: as much as the line carries, and half of the
+        memory budget at most, in equal shares for all handles that are read in sequence."""
         sharers = len(self._prefetching | {window})
-        limit = min(MAX_WINDOW, self._downloader.memory.limit // 2 // sharers)
+        most = min(MAX_WINDOW, self._downloader.memory.limit // 2)
+        limit = self._downloader.link.window(INITIAL_WINDOW, USUAL_WINDOW, most, trips=2) // sharers
         wanted = window.ahead.on_read(offset, length, limit)
         if window.ahead.size:
             self._prefetching.add(window)
@@ -290,6 +299,7 @@ class Reader:
             for part in layout.parts(wanted.start, end - wanted.start)
             if part.chunk != HOLE
         ]
+        ahead = layout.chunks_after(wanted.start, LOCATE_AHEAD)
         window.runs = {run for run in window.runs if not run.done.is_set()}
         window.runs.update(
             self._start(
@@ -297,10 +307,12 @@ class Reader:
                 version,
                 blocks,
                 most=max(MIN_RUN_BLOCKS, min(MAX_RUN_BLOCKS, most)),
-                ahead=layout.chunks_after(wanted.start, LOCATE_AHEAD),
+                ahead=ahead,
                 urgent=False,
             )
         )
+        if window.ahead.size >= WHOLE_CHUNKS_FROM and self._nursery is not None:
+            self._downloader.locate_ahead(self._nursery.start_soon, file, version, ahead)
 
     # --- whole versions and chunks ---------------------------------------------------------------
 
@@ -365,8 +377,9 @@ class Reader:
 
     async def fetch_whole(self, wanted: Sequence[tuple[FileId, VersionId]]) -> None:
         """Start to fetch all of some small versions (at most `MAX_WHOLE`) that nobody waits for:
-        where they are is asked in one request. Returns when that is known; the blocks come by
-        themselves. Raises what `LocateApi` does; then each is asked for by who reads it."""
+        where they are is asked in one request, and what lies together comes together. Returns when
+        that is known; the blocks come by themselves. Raises what `LocateApi` does; then each is
+        asked for by who reads it."""
         unknown = [
             (file, version)
             for file, version in wanted
@@ -384,11 +397,31 @@ class Reader:
             for version, look in looks.items():
                 del self._looks[version]
                 look.done.set()
+        if not self._runs.is_storing:
+            return
+        layouts = {version: self._layout(version) for _, version in wanted}
+        self._start_together(wanted, layouts)
         for file, version in wanted:
-            layout = self._layout(version)
-            if layout is not None and self._runs.is_storing:
+            if (layout := layouts[version]) is not None:
                 blocks = self._missing_blocks(layout)
                 self._start(file, version, blocks, most=MAX_RUN_BLOCKS, ahead=(), urgent=False)
+
+    def _start_together(
+        self, wanted: Sequence[tuple[FileId, VersionId]], layouts: Mapping[VersionId, Layout | None]
+    ) -> None:
+        """Chunks of which nothing is here or on its way, and which lie next to each other."""
+        if self._nursery is None:
+            raise RuntimeError("Reader.run has not been started")
+        of: dict[bytes, tuple[FileId, VersionId]] = {}
+        for file, version in wanted:
+            layout = layouts[version]
+            for chunk, length in ({} if layout is None else layout.chunks()).items():
+                blocks = [(chunk, block) for block in all_blocks(length)]
+                if len(list(self._not_here(blocks, urgent=False))) == len(blocks):
+                    of[chunk] = file, version
+        for group in self._downloader.neighbours(list(of)):
+            members = [(*of[located.descriptor.id], located) for located in group]
+            self._runs.start_together(self._nursery.start_soon, members)
 
     def _missing_blocks(self, layout: Layout) -> Iterator[tuple[bytes, int]]:
         for part in layout.parts(0, layout.size):
@@ -427,6 +460,9 @@ class Reader:
     async def _look_first(self, file: FileId, version: VersionId, span: Span | None) -> Layout:
         look = self._looks[version] = _Look()
         try:
+            if span is not None and self._nursery is not None:
+                connections = max(1, span.length // BYTES_A_CONNECTION)
+                self._nursery.start_soon(self._downloader.connect_ahead, connections)
             manifest = await self._downloader.first_look(file, version, span)
             self._manifests.keep_manifest(version, manifest)
             return self._remember(version, manifest)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -33,7 +33,7 @@ import trio
 
 from cache.blocks.reader import Prefetch
 from cache.files.layers import BASE, ZERO, Layer, Segment, plan_read
-from cache.files.spool import Spool, pread_all
+from cache.files.spool import THREADED_WRITE, Spool, pread_all
 from cache.files.unsynced import Change, UnsyncedRanges
 from cache.metadata import clock
 from cache.metadata.damage import DamagedState
@@ -68,6 +68,7 @@ class VersionReader(Protocol):
 Stack = list[Layer]  # from top to bottom
 # How long a change that nobody fsyncs may be lost to power loss: ext4's commit interval.
 SYNC_SECONDS = 5.0
+SYNC_AT_ONCE = 64  # inodes: half of the descriptors that the spool keeps
 TIDY_AT_ONCE = 500
 # Inodes of which it is remembered that they have no layer.
 MAX_BARE = 4096
@@ -113,6 +114,10 @@ class Contents:
         else:
             self._note_bare(ino)
         return stack
+
+    def made(self, ino: int) -> None:
+        """A fresh inode: it has none yet."""
+        self._note_bare(ino)
 
     def _note_bare(self, ino: int) -> None:
         """Whoever asks of an inode may do so after it has gone (what was to be synced, uploads),
@@ -232,6 +237,9 @@ class Contents:
         """Write all of `data`; the journal knows of it when this returns. Raises OSError."""
         if offset + len(data) > MAX_FILE_SIZE:
             raise fail(errno.EFBIG)
+        if len(data) < THREADED_WRITE:
+            await self._write_little(ino, offset, data)
+            return len(data)
         layer = self._open_layer(ino)
         self._writing[layer.id] += 1
         try:
@@ -254,6 +262,34 @@ class Contents:
                 raise
         await self.sync_all()
         return await self._spool.write(layer, offset, data)
+
+    async def _write_little(self, ino: int, offset: int, data: bytes | memoryview) -> None:
+        """`write` without an await before it is noted."""
+        try:
+            self._write_now(ino, offset, data)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._removable:
+                raise
+        else:
+            return
+        await self.sync_all()
+        self._write_now(ino, offset, data)
+
+    def _write_now(self, ino: int, offset: int, data: bytes | memoryview) -> None:
+        """In one transaction, with the layer if it must be made. A layer whose bytes were refused
+        stays, empty: what others keep of the inode's layers stays right."""
+        refused: OSError | None = None
+        with self._db.transaction():
+            layer = self._open_layer(ino)
+            try:
+                whole = self._spool.write_now(layer.id, offset, data)
+            except OSError as error:
+                refused = error
+            else:
+                self._note_write(ino, layer, offset, data, whole)
+        if refused is not None:
+            raise refused
+        self._on_change(ino, offset, offset + len(data))
 
     def _open_layer(self, ino: int) -> Layer:
         """The node's open layer; a new one over what is there if it has none."""
@@ -283,31 +319,38 @@ class Contents:
     def _record_write(
         self, ino: int, layer: Layer, start: int, data: bytes | memoryview, whole: bytes
     ) -> None:
-        stop = start + len(data)
         with self._db.transaction():
-            self._note_unsynced(layer, start, data, whole)
-            gone, added = layer.extents.add(start, stop)
-            if added is not None:
-                if gone[1:] or (gone and gone[0][0] != added[0]):
-                    self._db.run(
-                        "DELETE FROM extent WHERE layer = ? AND start BETWEEN ? AND ?",
-                        layer.id,
-                        gone[0][0],
-                        gone[-1][0],
-                    )
-                self._db.run("INSERT OR REPLACE INTO extent VALUES (?, ?, ?)", layer.id, *added)
-                self.dirty_bytes += (added[1] - added[0]) - sum(b - a for a, b in gone)
-            node = self._tree.node(ino)
-            size = max(node.size, stop)
-            if size != layer.size:
-                layer.size = size
-                self._db.run("UPDATE layer SET size = ? WHERE id = ?", size, layer.id)
+            self._note_write(ino, layer, start, data, whole)
+        self._on_change(ino, start, start + len(data))
+
+    def _note_write(
+        self, ino: int, layer: Layer, start: int, data: bytes | memoryview, whole: bytes
+    ) -> None:
+        """In a transaction."""
+        stop = start + len(data)
+        self._note_unsynced(layer, start, data, whole)
+        gone, added = layer.extents.add(start, stop)
+        if added is not None:
+            if gone[1:] or (gone and gone[0][0] != added[0]):
+                self._db.run(
+                    "DELETE FROM extent WHERE layer = ? AND start BETWEEN ? AND ?",
+                    layer.id,
+                    gone[0][0],
+                    gone[-1][0],
+                )
+            self._db.run("INSERT OR REPLACE INTO extent VALUES (?, ?, ?)", layer.id, *added)
+            self.dirty_bytes += (added[1] - added[0]) - sum(b - a for a, b in gone)
+        node = self._tree.node(ino)
+        size = max(node.size, stop)
+        if size != layer.size:
+            layer.size = size
+            self._db.run("UPDATE layer SET size = ? WHERE id = ?", size, layer.id)
+        if size != node.size:
             self._tree.update(ino, size=size)
-            if self._edits.content_changed(node):
-                # Until the kernel says when. It does at the end, unless what was written last was
-                # written in the tick of a time that it has said: ours would stay, and differ.
-                self._tree.touch(ino, clock.moment())
-        self._on_change(ino, start, stop)
+        if self._edits.content_changed(node):
+            # Until the kernel says when. It does at the end, unless what was written last was
+            # written in the tick of a time that it has said: ours would stay, and differ.
+            self._tree.touch(ino, clock.moment())
 
     def _note_unsynced(
         self, layer: Layer, start: int, data: bytes | memoryview, whole: bytes
@@ -385,19 +428,27 @@ class Contents:
 
     async def sync(self, ino: int) -> None:
         """Return when the bytes written so far, and the journal that refers to them, survive power
-        loss: bytes first, so that no extent ever promises bytes that are not there."""
+        loss: bytes first, so that no extent ever promises bytes that are not there. That they are
+        there is noted in between: who writes over them before that is on the disk would leave
+        bytes that no digest proves."""
         await self.sync_bytes(ino)
         await self._db.sync()
 
     async def sync_bytes(self, ino: int) -> None:
         """Return when the bytes written so far survive power loss, if the journal does."""
-        stack = list(self.stack(ino))
-        for layer in stack:
-            begun = layer.unsynced.writes, layer.cuts, layer.size
-            await self._spool.sync(layer.id)
-            self._note_synced(layer, *begun)
-        if not stack:
-            self._unsynced.discard(ino)
+        await self._sync_bytes([ino])
+
+    async def _sync_bytes(self, inodes: Sequence[int]) -> None:
+        """With one wait for the disk, and one transaction that notes it."""
+        layers = [layer for ino in inodes for layer in self.stack(ino)]
+        begun = [(layer, layer.unsynced.writes, layer.cuts, layer.size) for layer in layers]
+        await self._spool.sync(*(layer.id for layer in layers))
+        with self._db.transaction():
+            for item in begun:
+                self._note_synced(*item)
+        for ino in inodes:
+            if not self.stack(ino):
+                self._unsynced.discard(ino)
 
     async def sync_in_background(self) -> None:
         """Make every change safe from power loss within seconds, until cancelled; and delete the
@@ -418,18 +469,27 @@ class Contents:
             await self._sync_all()
 
     async def _sync_all(self) -> None:
-        for ino in list(self._unsynced):
-            try:
-                await self.sync_bytes(ino)
-            except DamagedState:
-                raise
-            except OSError as error:
-                log.error("cannot_make_dirty_bytes_safe_yet", inode=ino, why=str(error))
+        unsynced = list(self._unsynced)
+        for first in range(0, len(unsynced), SYNC_AT_ONCE):
+            await self._sync_some(unsynced[first : first + SYNC_AT_ONCE])
         self.sweep()
         removable = list(self._removable)
         await self._db.sync()
         del self._removable[: len(removable)]
         await self._spool.remove_all(removable)
+
+    async def _sync_some(self, inodes: list[int]) -> None:
+        """All at once; one by one when there is one that cannot be."""
+        try:
+            await self._sync_bytes(inodes)
+        except DamagedState:
+            raise
+        except OSError as error:
+            if len(inodes) > 1:
+                for ino in inodes:
+                    await self._sync_some([ino])
+            else:
+                log.error("cannot_make_dirty_bytes_safe_yet", inode=inodes[0], why=str(error))
 
     async def tidy(self) -> None:
         """Delete the spool files that no layer names: a crash left them. Beside everything else, a

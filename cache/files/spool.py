@@ -50,15 +50,15 @@ class Spool:
         make_private(directory)
         self._spare = spare_bytes
         sync_directory(directory.parent)  # its name, without which none of its files is there
-        self._directory = directory
+        self._directory, self._prefix = directory, f"{directory}{os.sep}"
         self._open: OrderedDict[int, int] = OrderedDict()
         self._leases: Counter[int] = Counter()
         self._written: Counter[int] = Counter()  # by layer: writes done, and how many of them
         self._synced: Counter[int] = Counter()  # survive power loss
         self._named: set[int] = set()  # files whose names do
 
-    def _path(self, layer: int) -> Path:
-        return self._directory / f"{layer}.layer"
+    def _path(self, layer: int) -> str:
+        return f"{self._prefix}{layer}.layer"
 
     def _fd(self, layer: int, *, make: bool = False) -> int:
         fd = self._open.get(layer)
@@ -70,14 +70,17 @@ class Spool:
             fd = os.open(self._path(layer), flags, 0o600)
         except FileNotFoundError as error:
             raise DamagedSpool(f"{self._path(layer)} is gone") from error
+        self._close_excess()  # before: it must not be the one that goes if all others are leased
         self._open[layer] = fd
-        self._close_excess()
         return fd
 
     def _close_excess(self) -> None:
-        excess = len(self._open) - OPEN_FILES
-        for layer in [item for item in self._open if not self._leases[item]][: max(0, excess)]:
-            os.close(self._open.pop(layer))
+        """Make room for one more."""
+        while len(self._open) >= OPEN_FILES:
+            oldest = next((layer for layer in self._open if layer not in self._leases), None)
+            if oldest is None:
+                return
+            os.close(self._open.pop(oldest))
 
     @contextlib.contextmanager
     def lease(self, layer: int) -> Iterator[int]:
@@ -96,36 +99,47 @@ class Spool:
     async def write(self, layer: int, offset: int, data: bytes | memoryview) -> bytes:
         """Write all of `data`; its digest. Raises OSError (ENOSPC, EDQUOT) with nothing believed
         written."""
-        _check_room(self._fd(layer, make=True), len(data) + self._spare)
         if len(data) < THREADED_WRITE:
-            told = _pwrite_all(self._fd(layer), data, offset)
-        else:
-            with self.lease(layer) as fd:
-                told = await trio.to_thread.run_sync(_pwrite_all, fd, data, offset)
+            return self.write_now(layer, offset, data)
+        _check_room(self._fd(layer, make=True), len(data) + self._spare)
+        with self.lease(layer) as fd:
+            told = await trio.to_thread.run_sync(_pwrite_all, fd, data, offset)
         self._written[layer] += 1  # only now: a sync that began before it may have missed it
+        return told
+
+    def write_now(self, layer: int, offset: int, data: bytes | memoryview) -> bytes:
+        """`write` for little."""
+        fd = self._fd(layer, make=True)
+        _check_room(fd, len(data) + self._spare)
+        told = _pwrite_all(fd, data, offset)
+        self._written[layer] += 1
         return told
 
     def read_into(self, layer: int, offset: int, into: memoryview) -> None:
         """Fill `into` with bytes that were written. Raises `DamagedSpool`."""
         pread_all(self._fd(layer), offset, into)
 
-    async def sync(self, layer: int) -> None:
-        """Return when the layer's bytes survive power loss."""
-        upto = self._count_written(layer)
-        if self._synced[layer] < upto:
-            with self.lease(layer) as fd:
-                await trio.to_thread.run_sync(self._sync_file, layer, fd)
+    async def sync(self, *layers: int) -> None:
+        """Return when the layers' bytes survive power loss."""
+        written = {layer: self._count_written(layer) for layer in layers}
+        written = {layer: upto for layer, upto in written.items() if self._synced[layer] < upto}
+        if not written:
+            return
+        with contextlib.ExitStack() as leases:
+            files = [(layer, leases.enter_context(self.lease(layer))) for layer in written]
+            await trio.to_thread.run_sync(self._sync_files, files)
+        for layer, upto in written.items():
             self._note_synced(layer, upto)
 
     def sync_now(self, layer: int) -> None:
         """`sync` for the end of the process, when nobody waits for the trio thread."""
         if self._synced[layer] < self._count_written(layer):
-            self._sync_file(layer, self._fd(layer))
+            self._sync_files([(layer, self._fd(layer))])
             self._note_synced(layer, self._written[layer])
 
     def _count_written(self, layer: int) -> int:
         """Take no bytes of an earlier process for synced."""
-        if layer not in self._written and self._path(layer).exists():
+        if layer not in self._written and os.path.exists(self._path(layer)):
             self._written[layer] = 1
         return self._written[layer]
 
@@ -134,9 +148,11 @@ class Spool:
             self._synced[layer] = max(self._synced[layer], upto)
             self._named.add(layer)
 
-    def _sync_file(self, layer: int, fd: int) -> None:
-        os.fdatasync(fd)
-        if layer not in self._named:
+    def _sync_files(self, files: list[tuple[int, int]]) -> None:
+        """Layers and their descriptors. The directory has the names of all of them."""
+        for _, fd in files:
+            os.fdatasync(fd)
+        if not self._named.issuperset(layer for layer, _ in files):
             sync_directory(self._directory)
 
     async def remove_all(self, layers: Iterable[int]) -> None:
@@ -145,9 +161,9 @@ class Spool:
         if paths:
             await trio.to_thread.run_sync(_unlink_all, paths)
 
-    def _forget(self, layer: int) -> Path:
+    def _forget(self, layer: int) -> str:
         fd = self._open.pop(layer, None)
-        if fd is not None and not self._leases[layer]:
+        if fd is not None and layer not in self._leases:
             os.close(fd)
         del self._written[layer], self._synced[layer]
         self._named.discard(layer)
@@ -188,6 +204,7 @@ def _pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> bytes:
     return digest(data)
 
 
-def _unlink_all(paths: Iterable[Path]) -> None:
+def _unlink_all(paths: Iterable[str]) -> None:
     for path in paths:
-        path.unlink(missing_ok=True)  # a layer that was never written has none
+        with contextlib.suppress(FileNotFoundError):  # a layer that was never written has none
+            os.unlink(path)

@@ -75,6 +75,7 @@ class Database:
         what a process survives and a machine that loses power does not."""
         self.path, self._db, self._boot = path, connection, boot
         self._depth = 0
+        self._begun = False  # has SQLite been told of the transaction?
         self.damage: str | None = None  # what is wrong with it, as far as that is known
         self.on_rollback: list[Callable[[], None]] = []
         self._wal = os.open(f"{path}-wal", os.O_RDWR)
@@ -111,16 +112,18 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing. Nested uses join the outermost one. Never await inside. A disk that is
-        full raises OSError (ENOSPC)."""
+        full raises OSError (ENOSPC). SQLite begins it with the first statement that writes: one
+        that finds nothing to do costs nothing. (What was read before that still holds: nobody else
+        writes.)"""
         if self._depth:
             yield
             return
-        self._db.execute("BEGIN IMMEDIATE")
         self._depth += 1
         before = self._db.total_changes
         try:
             yield
-            self._db.execute("COMMIT")
+            if self._begun:
+                self._db.execute("COMMIT")
         except BaseException as error:
             self._roll_back(before, error)
             if isinstance(error, sqlite3.Error) and _is_full(error):
@@ -130,6 +133,9 @@ class Database:
             raise
         finally:
             self._depth -= 1
+            begun, self._begun = self._begun, False
+        if not begun:
+            return
         self._writes += 1
         self._hold_reserve()
         self.changed.set()
@@ -187,8 +193,15 @@ class Database:
             note_damage(self.path, str(problem))
             raise DamagedState(str(problem)) from problem
 
+    def _begin(self) -> None:
+        if self._depth and not self._begun:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._begun = True
+
     def run(self, sql: str, *values: object) -> sqlite3.Cursor:
+        """A statement that writes."""
         try:
+            self._begin()
             return self._db.execute(sql, values)
         except sqlite3.DatabaseError as error:
             self._check(error)
@@ -197,6 +210,7 @@ class Database:
     def many(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
         """The statement once for each row of values."""
         try:
+            self._begin()
             self._db.executemany(sql, rows)
         except sqlite3.DatabaseError as error:
             self._check(error)
@@ -257,7 +271,8 @@ class Database:
             upto = self._writes
             self.changed = trio.Event()
             try:
-                await trio.to_thread.run_sync(os.fsync, self._wal)
+                # The log is written over again and again: then nothing but its bytes is new.
+                await trio.to_thread.run_sync(os.fdatasync, self._wal)
             except BaseException:
                 self.changed.set()
                 raise

@@ -4,7 +4,8 @@ Knows: how nodes and entries are stored and found, and the counts that follow fr
 know: what a system call means (`edits`), what the server says (`merge`), bytes (`contents`).
 
 Concurrency: see `database`; every method is synchronous, and the ones that write must be
-called inside a transaction.
+called inside a transaction. Nobody else writes rows of `node` while there is a tree, because nodes
+are kept in memory (`hot_nodes`), and none makes two trees over one database.
 
 Invariants:
 - A directory is either listed (every entry the server has is here) or not. In one that is not,
@@ -31,6 +32,7 @@ from msgspec.structs import astuple
 
 from cache.metadata.clock import Moment
 from cache.metadata.database import Database
+from cache.metadata.hot_nodes import HotNodes
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Child, FileRecord, Kind
 
@@ -115,6 +117,8 @@ class Tree:
     def __init__(self, db: Database, on_left: Callable[[int], None] = _nothing) -> None:
         self.db, self._on_left = db, on_left
         self._own_drive = ""
+        self._hot = HotNodes[Node]()
+        db.on_rollback.append(self._hot.clear)
 
     @property
     def own_drive(self) -> str:
@@ -126,8 +130,13 @@ class Tree:
     # --- finding ----------------------------------------------------------------------------------
 
     def find(self, ino: int) -> Node | None:
-        row = self.db.one(f"SELECT {_SELECT} FROM node WHERE ino = ?", ino)
-        return None if row is None else _node(row)
+        node = self._hot.get(ino)
+        if node is not None:
+            return node
+        return self._read(self.db.one(f"SELECT {_SELECT} FROM node WHERE ino = ?", ino))
+
+    def _read(self, row: sqlite3.Row | None) -> Node | None:
+        return None if row is None else self._hot.put(_node(row))
 
     def node(self, ino: int) -> Node:
         """Raises OSError (ESTALE) when there is no such inode."""
@@ -138,13 +147,12 @@ class Tree:
 
     def live(self, file: FileId) -> Node | None:
         """The node that `file` is now."""
-        row = self.db.one(f"SELECT {_SELECT} FROM node WHERE file = ? AND live", file)
-        return None if row is None else _node(row)
+        return self._read(self.db.one(f"SELECT {_SELECT} FROM node WHERE file = ? AND live", file))
 
     def is_gone(self, ino: int) -> bool:
         """No name will mean the inode any more, here or elsewhere."""
-        row = self.db.one("SELECT live FROM node WHERE ino = ?", ino)
-        return row is None or not row[0]
+        node = self.find(ino)
+        return node is None or not node.live
 
     def is_listed(self, ino: int) -> bool:
         """True when every name that the directory has is known here. What is gone has none."""
@@ -153,9 +161,11 @@ class Tree:
 
     def dead(self, inodes: Sequence[int]) -> list[int]:
         """Those of the inodes that are not live any more, and are still here."""
-        found = []
-        for first in range(0, len(inodes), ASKED_AT_ONCE):
-            some = inodes[first : first + ASKED_AT_ONCE]
+        hot = {ino: node for ino in inodes if (node := self._hot.get(ino)) is not None}
+        found = [ino for ino, node in hot.items() if not node.live]
+        others = [ino for ino in inodes if ino not in hot]
+        for first in range(0, len(others), ASKED_AT_ONCE):
+            some = others[first : first + ASKED_AT_ONCE]
             marks = ",".join("?" * len(some))
             rows = self.db.all(f"SELECT ino FROM node WHERE NOT live AND ino IN ({marks})", *some)
             found += [row[0] for row in rows]
@@ -167,7 +177,7 @@ class Tree:
             parent,
             name,
         )
-        return None if row is None else _node(row)
+        return self._read(row)
 
     def entries(self, parent: int, after: int, limit: int) -> list[Entry]:
         """Up to `limit` entries in readdir order, beginning behind cookie `after`."""
@@ -315,7 +325,7 @@ class Tree:
         cursor = self.db.run(_INSERT, *values)
         assert cursor.lastrowid is not None
         node.ino = cursor.lastrowid
-        return node
+        return self._hot.put(node)
 
     def add_fresh(self, parent: Node, children: Sequence[Child]) -> None:
         """Entries of a directory with a new node each: neither name nor file may be known here."""
@@ -343,16 +353,28 @@ class Tree:
             self.db.many("INSERT INTO xattr VALUES (?, ?, ?)", xattrs)
         directories = sum(node.is_directory for node in nodes)
         if directories:
-            more = "UPDATE node SET subdirs = subdirs + ? WHERE ino = ?"
-            self.db.run(more, directories, parent.ino)
+            self._more_subdirs(parent.ino, directories)
 
     def update(self, ino: int, **fields: object) -> None:
         names = ", ".join(f"{name} = ?" for name in fields)
         self.db.run(f"UPDATE node SET {names} WHERE ino = ?", *fields.values(), ino)
+        self._hot.changed(ino, fields)
+
+    def _more_subdirs(self, ino: int, more: int) -> None:
+        self.db.run("UPDATE node SET subdirs = subdirs + ? WHERE ino = ?", more, ino)
+        self._hot.drop(ino)
+
+    def delete_drive(self, drive: str) -> None:
+        """Nodes and names, at once: nobody knows them."""
+        held = "SELECT ino FROM node WHERE drive = ?"
+        self.db.run(f"DELETE FROM entry WHERE parent IN ({held})", drive)
+        self.db.run("DELETE FROM node WHERE drive = ?", drive)
+        self._hot.clear()
 
     def reidentify(self, old: FileId, new: FileId) -> None:
         """A file of which the server has not heard has another id from now on."""
         self.db.run("UPDATE node SET file = ?, rev = 0 WHERE file = ?", new, old)
+        self._hot.clear()
 
     def touch(self, ino: int, now: Moment) -> None:
         """A directory's entries, or a file's bytes, changed."""
@@ -369,12 +391,12 @@ class Tree:
             rev,
         )
         if node.is_directory:
-            self.db.run("UPDATE node SET subdirs = subdirs + 1 WHERE ino = ?", parent)
+            self._more_subdirs(parent, 1)
 
     def drop_entry(self, parent: int, name: str, node: Node) -> None:
         self.db.run("DELETE FROM entry WHERE parent = ? AND name = ?", parent, name)
         if node.is_directory:
-            self.db.run("UPDATE node SET subdirs = subdirs - 1 WHERE ino = ?", parent)
+            self._more_subdirs(parent, -1)
         self._on_left(parent)
 
     def point_entry(self, parent: int, name: str, old: Node, new: Node, rev: int = 0) -> None:
@@ -388,7 +410,7 @@ class Tree:
         )
         more = new.is_directory - old.is_directory
         if more:
-            self.db.run("UPDATE node SET subdirs = subdirs + ? WHERE ino = ?", more, parent)
+            self._more_subdirs(parent, more)
 
     def rename_entry(self, parent: int, name: str, new_name: str) -> None:
         """Within its directory, to a name that means nothing."""
@@ -445,6 +467,7 @@ class Tree:
             last,
             drive,
         )
+        self._hot.clear()
 
     def doubt_listings(self, drive: str | None, first: int, last: int) -> None:
         """Directories with those inodes in the drive (None: in any) are not listed, but for those
@@ -456,6 +479,7 @@ class Tree:
             last,
             drive,
         )
+        self._hot.clear()
 
     def repoint(self, old: int, new: int) -> None:
         """Every name of inode `old` means `new` from now on (both the same kind)."""
@@ -464,6 +488,7 @@ class Tree:
     def delete(self, ino: int) -> None:
         self.db.run("DELETE FROM xattr WHERE ino = ?", ino)
         self.db.run("DELETE FROM node WHERE ino = ?", ino)
+        self._hot.drop(ino)
 
     # --- extended attributes ----------------------------------------------------------------------
 

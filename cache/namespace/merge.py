@@ -88,6 +88,9 @@ class Merge:
         # no row could tell: (drive, sequence number) by entry key. Names that are gone are in the
         # database too: after a restart a row tells of all others.
         self._ahead = self._recall_gone()
+        self._shadows = set[str]()  # keys of the table, which is asked at each answer
+        self._load_shadows()
+        db.on_rollback.append(self._load_shadows)
         self.underway = Underway()
         self.changed = trio.Event()  # set, and replaced, after remote changes were applied
 
@@ -281,6 +284,8 @@ class Merge:
 
     def release_free(self) -> None:
         """Apply what nothing holds back any more: local edits fold operations away, too."""
+        if not self._shadows:
+            return
         held = self._db.all("SELECT key, record FROM shadow")
         free = [key for key, packed in held if not self._holds(key, _unpack(key, packed))]
         if free:
@@ -290,11 +295,10 @@ class Merge:
             self._kernel.tell()
 
     def _release_key(self, key: str) -> None:
-        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
-        if row is None:
+        record = self._shadow(key)
+        if record is None:
             return
-        self._db.run("DELETE FROM shadow WHERE key = ?", key)
-        record = _unpack(key, row["record"])
+        self._drop_shadow(key)
         if isinstance(record, FileRecord):
             self._merge_file(self._not_earlier(record))
         else:
@@ -389,16 +393,32 @@ class Merge:
     def _held(self, key: str, record: FileRecord | EntryRecord) -> bool:
         """Is it held back, or older than what was? An answer can come when the feed has told of
         later changes already; what is free and not released yet must not undo what is newer."""
-        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
-        known = None if row is None else _unpack(key, row["record"]).rev
+        shadow = self._shadow(key)
+        known = None if shadow is None else shadow.rev
         if not self._holds(key, record):
             if known is not None and known < record.rev:
-                self._db.run("DELETE FROM shadow WHERE key = ?", key)
+                self._drop_shadow(key)
             return known is not None and known > record.rev
         if known is None or known < record.rev:
             packed = msgspec.msgpack.encode(record)
             self._db.run("INSERT OR REPLACE INTO shadow VALUES (?, ?)", key, packed)
+            self._shadows.add(key)
         return True
+
+    # The `shadow` table: nearly always empty, and asked for every record.
+
+    def _load_shadows(self) -> None:
+        self._shadows = {row["key"] for row in self._db.all("SELECT key FROM shadow")}
+
+    def _shadow(self, key: str) -> FileRecord | EntryRecord | None:
+        if key not in self._shadows:
+            return None
+        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
+        return None if row is None else _unpack(key, row["record"])
+
+    def _drop_shadow(self, key: str) -> None:
+        self._db.run("DELETE FROM shadow WHERE key = ?", key)
+        self._shadows.discard(key)
 
     def _merge_file(self, record: FileRecord) -> None:
         if self._held(file_key(record.id), record):
@@ -561,9 +581,8 @@ class Merge:
 
     def shadow_of_entry(self, parent: FileId, name: str) -> FileId | None:
         """The file that the server says a name means, which a local operation holds back here."""
-        key = entry_key(parent, name)
-        row = self._db.one("SELECT record FROM shadow WHERE key = ?", key)
-        return None if row is None else msgspec.msgpack.decode(row["record"], type=EntryRecord).file
+        shadow = self._shadow(entry_key(parent, name))
+        return shadow.file if isinstance(shadow, EntryRecord) else None
 
     def after_commit(self) -> None:
         """Tell the kernel what `acknowledge` and `release` changed, after their transaction."""

@@ -4,13 +4,16 @@ Knows: how large a batch may be, what each answer means for the journal. Must no
 operations may be sent (`schedule`), what one says (`encode`), how bytes travel (`uploader`), what
 conflicts mean (`resolver`), the kernel.
 
-Concurrency: called by the replayer's one task, one batch under way at a time. Each
-acknowledgement is one transaction: journal, tree and layers change together. Whatever the server
-took while our own disk failed keeps its key, and is answered the same when it is sent again.
+Concurrency: called by the replayer's one task, one batch under way at a time. An acknowledgement is
+in one transaction: journal, tree and layers change together. Those that follow each other share
+one, a few at a time, because others have their turn between; should one of these fail, each gets
+its own. Whatever the server took while our own disk failed keeps its key, and is answered the same
+when it is sent again.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -47,6 +50,8 @@ from remote.protocol.ids import VersionId
 log = structlog.get_logger(__name__)
 
 BATCH = 200
+# Acknowledgements in one transaction: some milliseconds.
+TAKEN_AT_ONCE = 20
 # What waits when a batch had no answer at all.
 BATCHES = "batches"
 
@@ -176,7 +181,9 @@ class Batches:
         some = any(isinstance(answer, messages.Applied) for answer in reply.results)
         # As they were sent: resolving one may rewrite those behind it.
         sent = [(op.key, writes(op), reads(op) | writes(op)) for op in batch]
-        for op, answer, (key, wrote, used) in zip(batch, reply.results, sent, strict=True):
+        taken = await self._take_together(batch, reply)
+        answers = zip(batch, reply.results, sent, strict=True)
+        for op, answer, (key, wrote, used) in itertools.islice(answers, taken, None):
             await self._db.make_room()
             if self._journal.get(key) is not op:  # an earlier one took it along, or made it anew
                 tainted |= set() if isinstance(answer, messages.Applied) else wrote
@@ -202,6 +209,57 @@ class Batches:
             else:
                 moved = some and isinstance(problem, Unavailable)
                 self._try_later(op.key, Refused(problem), jitter, moved=moved)
+
+    async def _take_together(self, batch: list[Op], reply: messages.ApplyReply) -> int:
+        """Take the first answers, as far as they are acknowledgements that need nothing else; how
+        many were taken."""
+        plain = itertools.takewhile(
+            lambda pair: self._is_plain(*pair), zip(batch, reply.results, strict=True)
+        )
+        first = [
+            (op, op.key, answer) for op, answer in plain if isinstance(answer, messages.Applied)
+        ]
+        for at in range(0, len(first), TAKEN_AT_ONCE):
+            await self._db.make_room()
+            try:
+                self._acknowledge_all(first[at : at + TAKEN_AT_ONCE])
+            except Exception:  # taken one by one it meets what is there for that
+                log.exception("answers_are_taken_one_by_one")
+                return at
+            await trio.lowlevel.checkpoint()
+        return len(first)
+
+    def _is_plain(self, op: Op, answer: messages.Applied | Problem) -> bool:
+        if not isinstance(answer, messages.Applied) or answer.overtaken or op.body.anew:
+            return False
+        return self._earlier_version(op, answer) is None
+
+    def _acknowledge_all(self, answers: list[tuple[Op, str, messages.Applied]]) -> None:
+        done = []
+        with self._db.transaction():
+            for op, key, answer in answers:
+                if self._journal.get(key) is op:  # no earlier one took it along, or made it anew
+                    self._acknowledge(op, answer)
+                    done.append(op)
+        self._merge.after_commit()
+        for op in done:
+            self._uploader.forget(op)
+        self._collect()
+
+    def _acknowledge(self, op: Op, answer: messages.Applied) -> None:
+        """In a transaction."""
+        content = self._uploader.ready.get(op.key)
+        if content is not None:
+            self._contents.commit(op.ino, op.file, content.version, content.manifest.size)
+        self._succession.acknowledged(op, content, answer.change)
+        self._merge.acknowledge(op, answer.change)
+
+    def _earlier_version(self, op: Op, answer: messages.Applied) -> VersionId | None:
+        """The version that the server has of what was sent, if that is not the one it was sent
+        as."""
+        content = self._uploader.ready.get(op.key)
+        told = next((item.version for item in answer.change.files if item.id == op.file), None)
+        return told if content is not None and told != content.version else None
 
     def _again(self, op: Op, retry: Retry = Retry.LATER, missing: Sequence[bytes] = ()) -> None:
         """Not applied, and it may be changed again: make it anew and send it later. A refusal that
@@ -230,20 +288,15 @@ class Batches:
             self._try_later(op.key, error)
 
     async def _applied(self, op: Op, answer: messages.Applied) -> None:
-        content = self._uploader.ready.get(op.key)
-        told = next((item.version for item in answer.change.files if item.id == op.file), None)
-        if content is not None and told is not None and told != content.version:
+        told = self._earlier_version(op, answer)
+        if told is not None:
             self._take_earlier_answer(op, told, answer.change)
             return
         copy = await self._resolver.overtaken(op, answer)
         with self._db.transaction():
             if copy is not None and answer.overtaken is not None:
                 self._resolver.keep_copy(op, answer.overtaken, copy)
-            if content is not None:
-                size = content.manifest.size
-                self._contents.commit(op.ino, op.file, content.version, size)
-            self._succession.acknowledged(op, content, answer.change)
-            self._merge.acknowledge(op, answer.change)
+            self._acknowledge(op, answer)
             if op.body.anew:
                 self._tree.update(op.ino, listed=None)
         self._merge.after_commit()

@@ -24,7 +24,7 @@ from cache.namespace.merge import Merge
 from cache.sync.batches import Batches
 from cache.sync.full_drives import FullDrives
 from cache.sync.retries import Waits
-from cache.sync.schedule import BUSY_SECONDS, Pace, Schedule, next_of_age
+from cache.sync.schedule import BUSY_SECONDS, FEW, Pace, Schedule, next_of_age
 from cache.sync.signals import Contact, Wake
 from cache.sync.uploads import Uploads
 
@@ -142,6 +142,7 @@ class Replayer:
                 self._uploads.start(nursery)
                 if batch and self._batches.may_try(began):
                     await self._batches.send(batch)
+                    await self._gather(len(batch), trio.current_time() - began)
                 else:
                     if not batch:
                         self._batches.nothing_to_send()
@@ -153,10 +154,22 @@ class Replayer:
         can = self._sends.may_try(op.key, trio.current_time())
         return can and not self._pace.lingers(op, time.time_ns())
 
+    async def _gather(self, sent: int, took: float) -> None:
+        """While applications are at work (deleting a tree), what they do one by one becomes due one
+        by one. A batch costs both sides more than what is in a small one: send at most a sixth of
+        the time, unless somebody comes to wait for it."""
+        if sent < FEW and self._pace.is_busy(trio.current_time()):
+            with trio.move_on_after(min(5 * took, LONGEST_REST)):
+                while not self._pace.hurries:
+                    await self._wake.sleep().wait()
+
     async def _rest(self, looking: float) -> None:
-        """Every edit is a reason to look: look at most a sixth of the time."""
+        """Every edit is a reason to look: look at most a sixth of the time; and not before the end
+        of a burst could be known, because until then nothing of it is sent."""
         if not self._pace.hurries:
-            await trio.sleep(max(SHORTEST_REST, min(5 * looking, LONGEST_REST)))
+            burst = self._pace.is_busy(trio.current_time()) and len(self._journal) > FEW
+            least = BUSY_SECONDS if burst else SHORTEST_REST
+            await trio.sleep(max(least, min(5 * looking, LONGEST_REST)))
 
     async def _wait(
         self, events: tuple[trio.Event, ...], looked: float, at_ns: int, busy: bool

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
@@ -33,13 +34,19 @@ WINDOW = 4096
 
 # While applications use the mount they come first. A burst (unpacking an archive, copying a tree)
 # has it for itself; one that goes on is uploaded beside them; a few files never wait for it.
-UPLOADS = 64
+UPLOADS = 64  # large ones; `share` says what a small one takes of such a place
 UPLOADS_WHEN_BUSY = 8
 BUSY_SECONDS = 0.05
 BURST_NS = 10_000_000_000
 FEW = 16
+# So many in so short a time are not few either.
+STREAM_SECONDS = 1.0
 # An operation this young may still be folded away.
 LINGER_NS = 30_000_000
+# Small files that are uploaded in the place of a large one: they wait for each other, mostly, and
+# travel together. What counts is the memory that they are read into.
+SHARES = 8
+SHARE_BYTES = 128 * 1024
 
 
 @dataclass(slots=True)
@@ -221,6 +228,7 @@ class Pace:
         # Origins of what somebody waits for: it does not linger, and is snapshotted though open.
         # None: everything.
         self._hurries: list[set[str] | None] = []
+        self._begun: deque[float] = deque(maxlen=FEW)  # when the last uploads began
 
     @contextlib.contextmanager
     def expedited(self, origins: set[str] | None) -> Iterator[None]:
@@ -249,16 +257,31 @@ class Pace:
         """True if it may still be folded away."""
         return not op.sent and not self.is_hurried(op) and is_younger(op, LINGER_NS, now_ns)
 
+    def began(self, now: float) -> None:
+        """An upload did."""
+        self._begun.append(now)
+
+    def _are_few(self, count: int, now: float) -> bool:
+        """True if those that wait, and those that went a moment ago, are so few that they need not.
+        A program that waits for the disk at each file lets each go before it makes the next."""
+        is_stream = len(self._begun) == FEW and now - self._begun[0] < STREAM_SECONDS
+        return count <= FEW and not is_stream
+
     def most_uploads(self, ops: Iterable[Op], count: int, now: float, now_ns: int) -> int:
         """The number of uploads that may be under way now; `ops` are the `count` that wait, in
         order."""
         if not self.is_busy(now):
             return UPLOADS
-        if count <= FEW:
+        if self._are_few(count, now):
             return UPLOADS_WHEN_BUSY
         oldest = next((op for op in ops if not op.refused), None)
         is_burst = oldest is not None and is_younger(oldest, BURST_NS, now_ns)
         return 0 if is_burst else UPLOADS_WHEN_BUSY
+
+
+def share(size: int) -> int:
+    """The number of the `SHARES` of one place that uploading a file of `size` bytes takes."""
+    return max(1, min(SHARES, -(-size // SHARE_BYTES)))
 
 
 def is_younger(op: Op, age_ns: int, now_ns: int) -> bool:

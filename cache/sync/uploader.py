@@ -10,16 +10,20 @@ version whose later overwrites are dirty, so one algorithm, `chunking.Cutter`, d
 
 Concurrency: one task per operation; what is `prepared` and `_early` are changed on the
 trio thread without an await between reading and writing an entry. Encoding runs in worker threads
-on buffers nobody else holds. A chunk is in memory from reading to sent; `_in_flight` bounds those.
-The memory is used again (`windows`) when the last chunk in it was sent.
+on buffers nobody else holds, small chunks together. A chunk is in memory from reading to sent;
+`_in_flight` bounds the bytes of all. The memory is used again (`windows`) when the last chunk in it
+was sent.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import msgspec
+import outcome
 import trio
 
 from cache.files.contents import Contents
@@ -43,16 +47,23 @@ from remote.protocol.chunking import (
 )
 from remote.protocol.codec import Encoded, encode_chunk
 from remote.protocol.content import EMPTY, HOLE, MAX_FILE_SIZE, Manifest, Piece
-from remote.protocol.errors import NearlineError, Refused, Retry
+from remote.protocol.errors import NearlineError, Refused, Retry, Unreachable
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Content
-from remote.transfer.limits import SMALL_ONES_HELD, Claim, PrioritySemaphore, weight
+from remote.transfer.bundling import Beside
+from remote.transfer.limits import SMALL, Claim, PrioritySemaphore
+from remote.transfer.together import Answer, Together
 from remote.transfer.upload import Sender, Upload
 
 # How much a growing file must have gained before more of it is sent.
 EARLY_STEP = 16 << 20
-# Large ones; see `SMALL_ONES_HELD`.
-CHUNKS_IN_FLIGHT = 8
+# A chunk counts at least as so many bytes under way: what it costs beside them.
+LEAST_SHARE = 4 << 10
+# Bytes under way of files that are still being written: the processor is for who writes.
+EARLY_WINDOW = 4 << 20
+# Threads that encode small chunks, so many at a time: a hop to a thread costs more than one does.
+ENCODERS = 2
+ENCODED_TOGETHER = 32
 
 ManifestOf = Callable[[FileId, VersionId], Awaitable[Manifest]]
 KeepManifest = Callable[[VersionId, Manifest], None]
@@ -68,15 +79,28 @@ class BaseGone(NearlineError):
 
 @dataclass
 class Early:
-    """The part [0, upto) of a growing file that was cut and sent already; `dirty` are the ranges
-    written again since."""
+    """The part [0, upto) of a growing file that was cut already; `dirty` are the ranges written
+    again since. A piece is a hole until its chunk is known, and in `unsent` until the drive has it;
+    all are sent when no task of it is `running`."""
 
     upload: Upload
     average: int
     upto: int = 0
     pieces: list[Piece] = field(default_factory=list)
+    unsent: set[int] = field(default_factory=set)
     dirty: IntervalSet = field(default_factory=IntervalSet)
     running: bool = False
+    ended: trio.Event = field(default_factory=trio.Event)  # its last task
+
+    def known(self) -> list[Piece]:
+        """The pieces from the start whose chunks are known."""
+        return list(takewhile(lambda piece: piece.id != HOLE, self.pieces))
+
+    def cut_back(self) -> None:
+        """To what was sent: no more of it is under way."""
+        del self.pieces[min(self.unsent, default=len(self.pieces)) :]
+        self.unsent.clear()
+        self.upto = sum(piece.length for piece in self.pieces)
 
 
 class Uploader:
@@ -102,7 +126,12 @@ class Uploader:
         self._db, self._tree, self._journal, self._contents = db, tree, journal, contents
         self._sender, self._manifest_of = sender, manifest_of
         self._keep_manifest, self._keep_blocks = keep_manifest, keep_blocks
-        self._in_flight = PrioritySemaphore(CHUNKS_IN_FLIGHT * SMALL_ONES_HELD)
+        self._in_flight = PrioritySemaphore(sender.window)  # bytes
+        self._early_in_flight = PrioritySemaphore(EARLY_WINDOW)
+        encoders = trio.Semaphore(ENCODERS)
+        self._encoding = Together[memoryview, Encoded](
+            lambda: encoders, lambda queue: range(min(len(queue), ENCODED_TOGETHER)), _encode
+        )
         self.windows = Windows()
         self._early: dict[int, Early] = {}
         self._prepared, self._on_ready, self._on_arrival = prepared, on_ready, on_arrival
@@ -193,14 +222,14 @@ class Uploader:
 
     async def _send(self, op: Op, node: Node, layer: Layer) -> Manifest:
         """Cut the snapshot, sending each chunk that is new; the manifest of all of it."""
-        early = self._early.get(op.ino)
+        early, known = self._early.get(op.ino), 0
         base = await self._base_of(node, layer)
         if base is not None:
             average, old, dirty = base.average, base.pieces, changed_ranges(layer)
         elif early is not None and node.version is None:
-            average, old = early.average, list(early.pieces)
-            sent = sum(piece.length for piece in old)  # a step under way has no pieces yet
-            dirty = [*early.dirty, (sent, layer.size)]
+            average, old = early.average, early.known()
+            known = len(old)
+            dirty = [*early.dirty, (sum(piece.length for piece in old), layer.size)]
         else:
             average = self._contents.average(layer, average_for(layer.size, None))
             old, dirty = [], [(0, layer.size)]
@@ -210,16 +239,28 @@ class Uploader:
         again = ranges_of(old, unwanted, layer.size)
         dirty = list(IntervalSet([*dirty, *again])) if again else dirty
         assert op.version is not None
-        upload = Upload(
-            op.version, op.file, self.parent_on_server(op), op.body.base or node.version
-        )
+        parent, since = self.parent_on_server(op), op.body.base or node.version
+        upload = Upload(op.version, op.file, parent, since, self._beside(node))
         before = self.progress.get(op.key)  # why it failed is shown until it moves again
         error = before.error if before is not None else None
         progress = Progress(self._tree.path(op.ino), 0, layer.size, error)
         self.progress[op.key] = progress
         cutter = Cutter(average, layer.size, old, dirty, hole_ranges(layer))
         pieces = await _Run(self, op, upload, layer, progress).drive(cutter)
+        if known and early is not None:  # what was under way when this began
+            if early.running:
+                await early.ended.wait()
+            if len(early.pieces) < known:
+                raise Unreachable("what was sent while the file grew has not arrived")
         return Manifest(size=layer.size, average=average, pieces=pieces)
+
+    def _beside(self, node: Node) -> Beside | None:
+        """The place of a file, if its small chunks may be stored together with those of others:
+        that is for the owner of the drive."""
+        if node.drive != self._tree.own_drive:
+            return None
+        place = self._tree.place(node.ino)
+        return (0, 0) if place is None else place[:2]
 
     def parent_on_server(self, op: Op) -> FileId | None:
         """The nearest directory above that the server knows: it authorises the upload of a file
@@ -232,9 +273,21 @@ class Uploader:
             made = next((item for item in ops if item.kind == "create"), None)
         return parent
 
-    async def store(self, upload: Upload, plain: memoryview, op: Op) -> Encoded:
-        """Encode and send one chunk; what was sent is kept in the block cache."""
-        encoded = await trio.to_thread.run_sync(encode_chunk, plain)
+    async def encode(self, chunk: memoryview) -> Encoded:
+        if len(chunk) < SMALL:
+            return await self._encoding.do(chunk)
+        return await trio.to_thread.run_sync(encode_chunk, chunk)
+
+    async def enter(self, chunk: memoryview) -> None:
+        """Wait until `chunk` may be under way; `leave` ends it."""
+        self._in_flight.change(self._sender.window)
+        await self._in_flight.acquire(max(len(chunk), LEAST_SHARE), Claim())
+
+    def leave(self, chunk: memoryview) -> None:
+        self._in_flight.release(max(len(chunk), LEAST_SHARE))
+
+    async def store(self, upload: Upload, encoded: Encoded, plain: memoryview, op: Op) -> None:
+        """Send one chunk; what was sent is kept in the block cache."""
         sent = await self._sender.store(upload, encoded)
         if sent:
             self._on_arrival()
@@ -242,7 +295,6 @@ class Uploader:
         if sent and progress is not None:
             progress.moved, progress.error = True, None
         await self._keep_blocks(encoded.descriptor.id, plain)
-        return encoded
 
     def fail(self, op: Op, why: str) -> bool:
         """Show why the operation waits; whether bytes of it were sent before it failed."""
@@ -295,16 +347,20 @@ class Uploader:
             return
         early = self._early.get(op.ino)
         if early is None:
-            upload = Upload(new_id(), op.file, self.parent_on_server(op), None)
+            beside = self._beside(self._tree.node(op.ino))
+            upload = Upload(new_id(), op.file, self.parent_on_server(op), None, beside)
             layer = self._contents.stack(op.ino)[0]
             average = self._contents.average(layer, average_for(EARLY_STEP, None))
             early = self._early[op.ino] = Early(upload, average)
-        early.running = True
+        early.running, early.ended = True, trio.Event()
         try:
-            while self._still_growing(op, early):
-                await self._early_step(op, early)
+            async with trio.open_nursery() as nursery:
+                while self._still_growing(op, early):
+                    await self._early_step(op, early, nursery)
         finally:
             early.running = False
+            early.cut_back()
+            early.ended.set()
             if self._is_gone(op):
                 self._early.pop(op.ino, None)
 
@@ -318,39 +374,41 @@ class Uploader:
             and stack[0].extents.covers(early.upto, early.upto + EARLY_STEP)
         )
 
-    async def _early_step(self, op: Op, early: Early) -> None:
+    async def _early_step(self, op: Op, early: Early, nursery: trio.Nursery) -> None:
+        """Cut the next bytes; what is sent of them goes on beside the steps that follow."""
         start, window = early.upto, self.windows.take(EARLY_STEP)
         layer = self._contents.stack(op.ino)[0]
         early.upto = start + EARLY_STEP  # writes from here on into this range are noticed
-        done = start
         try:
             await self._contents.read_snapshot(op.ino, layer, start, window.view)
-            pieces = await self._send_pieces(op, early, window.view)
-            done += sum(piece.length for piece in pieces)
-            early.pieces += pieces
+            cuts = functools.partial(cut, window.view, early.average, final=False)
+            at = 0
+            for length in await trio.to_thread.run_sync(cuts):
+                await self._early_in_flight.acquire(length, Claim())
+                if op.version is not None:  # the rest is for the snapshot
+                    self._early_in_flight.release(length)
+                    break
+                window.hold()
+                view, index = window.view[at : at + length], len(early.pieces)
+                early.pieces.append(Piece(HOLE, length))
+                early.unsent.add(index)
+                nursery.start_soon(self._store_early, op, early, index, view, window)
+                at += length
+            early.upto = start + at
         finally:
-            early.upto = done
             window.release()
 
-    async def _send_pieces(self, op: Op, early: Early, buffer: memoryview) -> list[Piece]:
-        lengths = await trio.to_thread.run_sync(lambda: cut(buffer, early.average, final=False))
-        pieces: list[Piece] = [Piece(HOLE, length) for length in lengths]
-
-        async def send(index: int, view: memoryview) -> None:
-            units = weight(len(view), SMALL_ONES_HELD)
-            await self._in_flight.acquire(units, Claim())
-            try:
-                encoded = await self.store(early.upload, view, op)
-            finally:
-                self._in_flight.release(units)
-            pieces[index] = Piece(encoded.descriptor.id, len(view))
-
-        async with trio.open_nursery() as nursery:
-            at = 0
-            for index, length in enumerate(lengths):
-                nursery.start_soon(send, index, buffer[at : at + length])
-                at += length
-        return pieces
+    async def _store_early(
+        self, op: Op, early: Early, index: int, view: memoryview, window: Window
+    ) -> None:
+        try:
+            encoded = await self.encode(view)
+            early.pieces[index] = Piece(encoded.descriptor.id, len(view))
+            await self.store(early.upload, encoded, view, op)
+            early.unsent.discard(index)
+        finally:
+            self._early_in_flight.release(len(view))
+            window.release()
 
     def forget(self, op: Op) -> None:
         """The operation is done or gone."""
@@ -358,6 +416,13 @@ class Uploader:
             self._early.pop(op.ino, None)
         self._prepared.forget(op.key)
         self._on_ready(op)
+
+
+async def _encode(chunks: list[memoryview]) -> list[Answer[Encoded]]:
+    def encode() -> list[Answer[Encoded]]:
+        return [outcome.capture(encode_chunk, chunk) for chunk in chunks]
+
+    return await trio.to_thread.run_sync(encode)
 
 
 def ranges_of(pieces: Sequence[Piece], ids: set[bytes], size: int) -> list[Range]:
@@ -400,8 +465,7 @@ class _Run:
                     case Hole(_, length):
                         self._add(Piece(HOLE, length), length)
                     case Fresh(_, length, data):
-                        units = weight(length, SMALL_ONES_HELD)
-                        await self._uploader._in_flight.acquire(units, Claim())
+                        await self._uploader.enter(data)
                         self._pieces.append(Piece(HOLE, length))
                         window.hold()
                         nursery.start_soon(self._store, len(self._pieces) - 1, data, window)
@@ -414,9 +478,10 @@ class _Run:
 
     async def _store(self, index: int, data: memoryview, window: Window) -> None:
         try:
-            encoded = await self._uploader.store(self._upload, data, self._op)
+            encoded = await self._uploader.encode(data)
+            await self._uploader.store(self._upload, encoded, data, self._op)
         finally:
-            self._uploader._in_flight.release(weight(len(data), SMALL_ONES_HELD))
+            self._uploader.leave(data)
             window.release()
         self._pieces[index] = Piece(encoded.descriptor.id, len(data))
         self._progress.bytes_done += len(data)

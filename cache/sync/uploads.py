@@ -4,9 +4,9 @@ Knows: how many may run, whose turn it is, what a failure of one means for the o
 know: the order of operations (`schedule`), how bytes travel (`uploader`), what is sent when they
 are there (`batches`), the kernel.
 
-Concurrency: one task an operation, at most `schedule.UPLOADS`; one snapshot of an inode at
-a time. What failed waits in `waits`, not in a task: it takes nobody's place. A task ends by waking
-the loop.
+Concurrency: one task an operation, as many as fit into `schedule.UPLOADS` places; one snapshot of
+an inode at a time. What failed waits in `waits`, not in a task: it takes nobody's place. A task
+ends by waking the loop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cache.metadata.tree import Tree
 from cache.sync.full_drives import FullDrives
 from cache.sync.resolver import Resolver
 from cache.sync.retries import Line, Waits
-from cache.sync.schedule import BURST_NS, LINGER_NS, Pace, Schedule, is_younger
+from cache.sync.schedule import LINGER_NS, SHARES, Pace, Schedule, is_younger, share
 from cache.sync.signals import Contact
 from cache.sync.uploader import Uploader
 from remote.protocol.errors import (
@@ -68,6 +68,7 @@ class Uploads:
         self._contact, self._wake = contact, wake
         self.full_drives, self.waits, self._line = FullDrives(), Waits(), Line()
         self._running: dict[str, int] = {}  # operation key: its inode
+        self._shares: dict[int, int] = {}  # of these inodes: what each takes of the places
         self._early: dict[str, int] = {}
         self._refused: list[tuple[Op, Problem]] = []  # to be resolved between batches
 
@@ -107,19 +108,25 @@ class Uploads:
         now, now_ns = trio.current_time(), time.time_ns()
         usual = self._pace.most_uploads(self._journal, len(self._journal), now, now_ns)
         most = self._line.most(now, usual)
-        if len(self._running) >= most:
+        is_bad = self._line.is_bad  # then it is one at a time, whatever its size
+        left = most * SHARES - sum(self._shares.values())
+        if left <= 0 or (is_bad and self._running):
             return
         for op in self._in_turn(now):
-            if op.ino in self._running.values() or op.ino in self._early.values():
+            if op.ino in self._shares:
                 continue  # one snapshot of an inode at a time, whichever operation it is for
             if op.version is None and self._contents.frozen(op.ino) is not None:
                 continue  # an earlier snapshot of the same inode goes first
             if self._is_due(op, now_ns):
                 self._running[op.key] = op.ino
+                shares = SHARES if is_bad else share(self._place(op.ino)[1])
+                self._shares[op.ino] = shares
+                left -= shares
+                self._pace.began(now)
                 nursery.start_soon(self._upload, op, op.key)
-                if len(self._running) >= most:
+                if left <= 0:
                     return
-            elif op.kind == "create" and self._is_early_due(op, now, now_ns):
+            elif op.kind == "create" and self._wants_early(op):
                 self._early[op.key] = op.ino
                 nursery.start_soon(self._upload_early, op, op.key)
 
@@ -167,10 +174,9 @@ class Uploads:
             return self._snapshots.is_due(op)
         return not is_younger(op, LINGER_NS, now_ns)
 
-    def _is_early_due(self, op: Op, now: float, now_ns: int) -> bool:
+    def _wants_early(self, op: Op) -> bool:
         """True if what is certain of a file that is still being written should be sent already."""
-        is_burst = self._pace.is_busy(now) and is_younger(op, BURST_NS, now_ns)
-        return not is_burst and self._uploader.wants_early(op.ino)
+        return op.ino not in self._early.values() and self._uploader.wants_early(op.ino)
 
     # --- the tasks --------------------------------------------------------------------------------
 
@@ -191,7 +197,7 @@ class Uploads:
         finally:
             if self._journal.get(op.key) is not op:
                 self._uploader.forget(op)
-            del self._running[key]
+            del self._shares[self._running.pop(key)]
             self._wake()
 
     async def _upload_early(self, op: Op, key: str) -> None:

@@ -9,6 +9,7 @@ import errno
 
 import pyfuse3
 
+from cache.metadata.tree import Node
 from mount.fuse import xattrs
 from mount.fuse.attributes import (
     Ownership,
@@ -52,8 +53,15 @@ class AttributeRequests(Requests):
             self._session.contents.truncate(inode, attr.st_size)
         if changes or is_bare(fields):
             moment = kept_time(attr.st_ctime_ns) if fields.update_ctime else None
+            if self._is_past(node) and changes.keys() <= {"mtime_ns", "atime_ns"}:
+                return self._attributes(node)
             self._session.edits.set_attributes(inode, changes, moment)
         return self._attributes(self._session.tree.node(inode))
+
+    def _is_past(self, node: Node) -> bool:
+        """True if nobody can see the node any more. Linux hands over the times of a deleted file
+        all the same, when it lets go of it."""
+        return not node.live and node.links == 0 and not self._lookups.is_open(node.ino)
 
     @request
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

@@ -43,6 +43,7 @@ class FileRequests(NameRequests):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         self._check_direct(flags)
         node = await self._create(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
+        self._session.contents.made(node.ino)
         return self._open(node, flags | os.O_TRUNC, ctx), self._answer(node)
 
     @request

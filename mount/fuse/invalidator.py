@@ -63,6 +63,10 @@ class LookupCounts:
         """True if somebody has opened it for writing."""
         return ino in self._writers  # never holds a zero
 
+    def is_open(self, ino: int) -> bool:
+        """True if somebody has a handle of it."""
+        return ino in self._handles
+
     def in_use(self, ino: int) -> bool:
         return ino in self._counts or ino in self._handles
 

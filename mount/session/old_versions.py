@@ -41,9 +41,7 @@ class Versions:
     def sweep(self) -> None:
         """At start no kernel knows of them."""
         with self._db.transaction():
-            shown = "SELECT ino FROM node WHERE drive = ?"
-            self._db.run(f"DELETE FROM entry WHERE parent IN ({shown})", HISTORY)
-            self._db.run("DELETE FROM node WHERE drive = ?", HISTORY)
+            self._tree.delete_drive(HISTORY)
 
     async def find(self, parent: int, name: str) -> Node | None:
         """The directory that `name` in `parent` means, if it means the versions of a file. Raises

@@ -44,6 +44,8 @@ from remote.protocol.messages import (
     LoginReply,
     LoginRequest,
     Me,
+    StartBundle,
+    StartBundleReply,
     StartUploads,
     StartUploadsReply,
     VersionsPage,
@@ -106,6 +108,9 @@ class ApiClient(Live, DataPath, AccountEndpoints):
 
     async def start_uploads(self, request: StartUploads) -> StartUploadsReply:
         return await self._call("POST", "/v1/files", StartUploadsReply, request)
+
+    async def start_bundle(self, request: StartBundle) -> StartBundleReply:
+        return await self._call("POST", "/v1/bundles", StartBundleReply, request)
 
     async def complete(self, version: VersionId, request: CompleteUpload) -> Applied:
         return await self._call("POST", f"/v1/uploads/{version}/complete", Applied, request)

@@ -27,8 +27,14 @@ Concurrency: trio thread only, any number of tasks. At most `connections` exchan
 from __future__ import annotations
 
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from typing import NamedTuple, Protocol, TypeAlias, cast
 
 import h11
@@ -93,6 +99,10 @@ class Carrier(Protocol):
         """Send a request, with all of `body`, as fast as `pace` has it; `moved` is told of each
         piece of it. Raises httpx.TransportError for want of an answer."""
 
+    async def connect_ahead(self, url: httpx.URL, connections: int) -> None:
+        """Where it can be done: have so many connections to where `url` is that wait to be used.
+        What fails is left to be found by who asks."""
+
 
 def _nobody(_size: int) -> None:
     """Takes sizes for who wants to be told of none."""
@@ -120,6 +130,9 @@ class ByHttpx:
             answer = _HttpxAnswer(response)
             yield answer
             await answer.ignore()
+
+    async def connect_ahead(self, url: httpx.URL, connections: int) -> None:
+        """httpx makes connections only to use them."""
 
 
 async def _slices(view: memoryview, moved: Moved, pace: Pace) -> AsyncIterator[bytes]:
@@ -176,6 +189,7 @@ class Direct:
         self._turns = trio.Semaphore(connections)
         self._connections, self._keepalive = connections, keepalive
         self._idle: list[_Connection] = []  # the one used last at the end
+        self._connecting = Counter[Origin]()  # ahead, and not idle yet
 
     @asynccontextmanager
     async def exchange(
@@ -198,6 +212,22 @@ class Direct:
                 raise
             self._keep(connection)
 
+    async def connect_ahead(self, url: httpx.URL, connections: int) -> None:
+        origin = _origin(url)
+        idle = sum(connection.origin == origin for connection in self._idle)
+        missing = min(connections, self._connections) - idle - self._connecting[origin]
+        async with trio.open_nursery() as nursery:
+            for _ in range(missing):
+                nursery.start_soon(self._connect_one, origin)
+
+    async def _connect_one(self, origin: Origin) -> None:
+        self._connecting[origin] += 1
+        try:
+            with suppress(httpx.TransportError):
+                self._add(await self._connect(origin))
+        finally:
+            self._connecting[origin] -= 1
+
     async def _ask(
         self,
         origin: Origin,
@@ -209,13 +239,13 @@ class Direct:
         """A connection that has answered."""
         while True:
             connection = self._reusable(origin) or await self._connect(origin)
-            was_used = connection.was_used
+            may_be_dead = connection.may_be_dead
             try:
                 await connection.ask(request, body, moved, pace)
                 return connection
             except (httpx.NetworkError, httpx.RemoteProtocolError):
                 connection.close()
-                if not was_used or connection.was_heard or connection.taken > MAX_REPEATED:
+                if not may_be_dead or connection.was_heard or connection.taken > MAX_REPEATED:
                     raise
             except BaseException:
                 connection.close()
@@ -237,8 +267,11 @@ class Direct:
     def _keep(self, connection: _Connection) -> None:
         if not connection.is_reusable:
             connection.close()
-            return
-        connection.was_used = True
+        else:
+            self._add(connection)
+
+    def _add(self, connection: _Connection) -> None:
+        connection.may_be_dead = True
         connection.expires = trio.current_time() + self._keepalive
         self._idle.append(connection)
         while len(self._idle) > self._connections:
@@ -281,7 +314,7 @@ class _Connection:
 
     def __init__(self, origin: Origin, stream: Stream, timeouts: StallTimeouts) -> None:
         self.origin, self._stream, self._timeouts = origin, stream, timeouts
-        self.was_used = self.was_heard = False
+        self.may_be_dead = self.was_heard = False
         self.taken = 0  # bytes of the request that is under way
         self.expires = 0.0
         self._piece = memoryview(bytearray(_PIECE))

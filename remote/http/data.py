@@ -51,6 +51,15 @@ class DataPath(Transport):
     """The part of `api.ApiClient` that moves bytes."""
 
     upload_pace: Pace = AT_ONCE
+    _edge: str | None = None  # whence content was last read
+
+    async def connect_ahead(self, connections: int) -> None:
+        """Have so many connections to the edge that are not in use, if it can be reached: what is
+        read next then waits for none. As long as nothing was read the edge is taken to be where the
+        API is."""
+        url = httpx.URL(self._edge or self.base_url)
+        carrier = await self._pools.carrier(url)
+        await carrier.connect_ahead(url, connections)
 
     async def put_chunk(self, put: PresignedPut, body: Buffer) -> None:
         """Store `body` where `put` says. That it is there already is success."""
@@ -93,7 +102,7 @@ class DataPath(Transport):
             "Accept-Encoding": "identity",
             REQUEST_ID: new_request_id(),
         }
-        origin = origin_of(url)
+        origin = self._edge = origin_of(url)
         noted = self._noted("GET", signed.path, headers[REQUEST_ID], SLOW_TRANSFER_SECONDS)
         with self.connectivity.asking(origin), noted, transport_errors(where):
             carrier = await self._pools.carrier(signed)

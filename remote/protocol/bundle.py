@@ -76,7 +76,7 @@ def parse(tail: bytes, length: int) -> Bundle:
     index = tail[:-TRAILER]
     try:
         parts = _decode(index)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadContent(f"the bundle's index cannot be read: {error}") from error
     bundle = _laid_out(tuple(parts), index)
     if bundle.length != length:

@@ -4,8 +4,10 @@ Knows: signed URLs, descriptors, verification, what to do when bytes are late, s
 not know: files' contents beyond one chunk, the cache, who waits for a block.
 
 A fetch is one run of neighbouring blocks of one chunk, wanted as one range of the stored object.
-What has arrived is judged by its hash alone: after a transfer that broke off, every block that
-verifies counts as received and the rest is asked for again, from there. So:
+Whole small chunks that lie next to each other in an object are fetched together (`fetch_together`),
+by one request that is not repeated: what it does not bring is fetched by itself. What has arrived
+is judged by its hash alone: after a transfer that broke off, every block that verifies counts as
+received and the rest is asked for again, from there. So:
 
 - refused URL (403, expired): sign again, go on. Persistent refusal ends as `Unreachable`.
 - broken transfer: go on while each attempt brings at least one block; `Unreachable` otherwise.
@@ -37,11 +39,13 @@ import structlog
 import trio
 
 from remote.protocol.codec import Buffer, decode_block
-from remote.protocol.content import BLOCK_SIZE, BadContent, Descriptor, Manifest
+from remote.protocol.content import BLOCK_SIZE, BadContent, Descriptor, Manifest, block_count
 from remote.protocol.errors import CorruptContent, ProtocolError, Unreachable, UrlRefused
 from remote.protocol.ids import FileId, VersionId
 from remote.protocol.messages import Located, Span
+from remote.transfer.bundling import Extent, merge
 from remote.transfer.limits import TRANSFERS, BufferPool, Claim, Places, PrioritySemaphore
+from remote.transfer.link import Link
 from remote.transfer.locate import LocateApi, Locator
 from remote.transfer.read_retry import ReadRetries
 from remote.transfer.throttle import Throttle
@@ -65,6 +69,10 @@ class EdgeApi(LocateApi, Protocol):
     ) -> int:
         """Read bytes [start, end) of the object into `into`; how many came. Raises `UrlRefused`,
         and `Unreachable` also when fewer came than asked."""
+        ...
+
+    async def connect_ahead(self, connections: int, /) -> None:
+        """Have so many connections to the edge that are not in use, if it can be reached."""
         ...
 
 
@@ -136,6 +144,60 @@ class Downloader:
         """The same for whole small versions, by one request: see `Locator.look_at_several`."""
         return await self._locator.look_at_several(wanted)
 
+    def neighbours(self, chunks: Sequence[bytes]) -> list[list[Located]]:
+        """Those of the chunks (each once) that are known to lie next to others of them in one
+        object, in groups for `fetch_together`."""
+        known = [located for chunk in chunks if (located := self._locator.located(chunk))]
+        groups = merge([_extent(located) for located in known])
+        return [[known[number] for number in group] for group in groups if len(group) > 1]
+
+    @asynccontextmanager
+    async def fetch_together(
+        self, file: FileId, version: VersionId, group: Sequence[Located], claim: Claim
+    ) -> AsyncIterator[dict[bytes, list[tuple[int, Buffer]]]]:
+        """Whole chunks, by one request: of each that came and is right, by its id, the blocks as
+        `fetch` gives them. What is left out has to be fetched by itself. `file` and `version` are
+        of the first one. Raises `Refused`, `ProtocolError`."""
+        start, end = group[0].offset, _extent(group[-1]).end
+        amount = end - start + sum(_inflated(located.descriptor) for located in group)
+        await self.memory.acquire(amount, claim)
+        buffer = self._pool.take(end - start)
+        stored = memoryview(buffer)[: end - start]
+        fetches = [
+            _whole(located.descriptor, stored[located.offset - start :]) for located in group
+        ]
+        try:
+            try:
+                first = group[0].descriptor.id
+                await self._transfer(file, version, first, (0, end - start), stored, claim)
+            except (UrlRefused, Unreachable) as error:  # each is more patient by itself
+                log.debug("not_fetched_together", chunks=len(group), why=str(error))
+            await self._verify_all([(fetch, range(fetch.last + 1)) for fetch in fetches])
+            right = [fetch for fetch in fetches if fetch.missing() is None]
+            yield {fetch.descriptor.id: sorted(fetch.plain.items()) for fetch in right}
+        finally:
+            self._pool.give(buffer)
+            self.memory.release(amount)
+
+    @property
+    def link(self) -> Link:
+        """The line down, as it was seen."""
+        return self.connections.link
+
+    async def connect_ahead(self, connections: int) -> None:
+        """Somebody is about to read: connect while it is asked where what he reads is."""
+        await self._api.connect_ahead(connections)
+
+    def locate_ahead(
+        self,
+        spawn: Callable[..., object],
+        file: FileId,
+        version: VersionId,
+        chunks: Sequence[bytes],
+    ) -> None:
+        """See `Locator.look_ahead`."""
+        self._locator.look_ahead(spawn, file, version, chunks)
+
     @asynccontextmanager
     async def fetch(
         self,
@@ -175,7 +237,9 @@ class Downloader:
         while (blocks := fetch.missing()) is not None:
             located = await self._locator.find(file, version, chunk)
             try:
-                is_whole = await self._transfer(fetch, file, version, blocks, claim)
+                span = fetch.span(blocks)
+                into = fetch.buffer_for(*span)
+                is_whole = await self._transfer(file, version, chunk, span, into, claim)
             except UrlRefused as error:
                 self._locator.forget(chunk)
                 refusals = 1 if await self._verify(fetch, blocks) else refusals + 1
@@ -196,18 +260,26 @@ class Downloader:
                 self._judge(fetch, blocks, located)
 
     async def _transfer(
-        self, fetch: _Fetch, file: FileId, version: VersionId, blocks: range, claim: Claim
+        self,
+        file: FileId,
+        version: VersionId,
+        chunk: bytes,
+        span: tuple[int, int],
+        into: memoryview,
+        claim: Claim,
     ) -> bool:
-        """True when all of `blocks` came; False when it was cut off, because a limit was set."""
-        start, end = fetch.span(blocks)
+        """Bytes `span`, counted from the beginning of `chunk` in its object. True when all came;
+        False when it was cut off, because a limit was set."""
+        base = start = span[0]
+        end = span[1]
         while start < end:
             async with self.connections.place(end - start, claim):
                 while start < end:
                     with self.throttle.cuttable() as scope:
                         stop = start + await self.throttle.take(end - start, claim)
                         # Now, because it may have been waited for longer than a URL lives.
-                        located = await self._locator.find(file, version, fetch.descriptor.id)
-                        await self._get(located, start, stop, fetch.buffer_for(start, stop))
+                        located = await self._locator.find(file, version, chunk)
+                        await self._get(located, start, stop, into[start - base : stop - base])
                         start = stop
                     if scope.cancelled_caught:
                         return False
@@ -217,7 +289,8 @@ class Downloader:
 
     async def _get(self, located: Located, start: int, end: int, into: memoryview) -> None:
         try:
-            came = await self._api.get_range(located.url, start, end, into)
+            began = located.offset
+            came = await self._api.get_range(located.url, began + start, began + end, into)
         except ValueError as error:  # what a client raises for a URL it will not use
             raise ProtocolError(f"the server gave a bad URL: {error}") from error
         if came != end - start:
@@ -230,13 +303,17 @@ class Downloader:
         0.05 ms, a compressed one 0.25 ms. A thread is worth it from about 0.8 ms on.
         """
         before = len(fetch.plain)
-        weight = COMPRESSED_WEIGHT if fetch.descriptor.codec == "zstd" else 1
-        if len(blocks) * weight >= THREAD_WEIGHT:
-            decoded = await trio.to_thread.run_sync(_decode, fetch, blocks)
-        else:
-            decoded = _decode(fetch, blocks)
-        fetch.plain.update(decoded)
+        await self._verify_all([(fetch, blocks)])
         return len(fetch.plain) > before
+
+    async def _verify_all(self, wanted: Sequence[tuple[_Fetch, range]]) -> None:
+        weights = [len(blocks) * _weight(fetch.descriptor) for fetch, blocks in wanted]
+        if sum(weights) >= THREAD_WEIGHT:
+            decoded = await trio.to_thread.run_sync(_decode_all, wanted)
+        else:
+            decoded = _decode_all(wanted)
+        for (fetch, _), plain in zip(wanted, decoded, strict=True):
+            fetch.plain.update(plain)
 
     def _judge(self, fetch: _Fetch, blocks: range, located: Located) -> None:
         """A complete answer came: what is still missing was wrong."""
@@ -267,11 +344,31 @@ def _decode(fetch: _Fetch, blocks: range) -> dict[int, Buffer]:
     return decoded
 
 
+def _whole(descriptor: Descriptor, stored: memoryview) -> _Fetch:
+    return _Fetch(descriptor, 0, block_count(descriptor.length) - 1, stored)
+
+
+def _decode_all(wanted: Sequence[tuple[_Fetch, range]]) -> list[dict[int, Buffer]]:
+    return [_decode(fetch, blocks) for fetch, blocks in wanted]
+
+
+def _weight(descriptor: Descriptor) -> int:
+    """The cost of verifying one of its blocks, in raw ones."""
+    return COMPRESSED_WEIGHT if descriptor.codec == "zstd" else 1
+
+
+def _extent(located: Located) -> Extent:
+    return Extent(located.url, located.offset, located.offset + located.descriptor.stored_length)
+
+
 def _sizes(descriptor: Descriptor, first: int, last: int) -> tuple[int, int]:
     """(memory to claim, bytes of the stored range): inflated blocks need memory of their own."""
     stored = sum(descriptor.stored_lengths[first : last + 1])
-    inflated = (last + 1 - first) * BLOCK_SIZE if descriptor.codec == "zstd" else 0
-    return stored + inflated, stored
+    return stored + min(_inflated(descriptor), (last + 1 - first) * BLOCK_SIZE), stored
+
+
+def _inflated(descriptor: Descriptor) -> int:
+    return descriptor.length if descriptor.codec == "zstd" else 0
 
 
 def _host(located: Located) -> str:

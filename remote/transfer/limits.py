@@ -18,18 +18,19 @@ from mmap import mmap
 
 import trio
 
+from remote.transfer.link import Link
+
 GRAIN = 256 * 1024
 
-# Large transfers at once, and the most that can be asked for: what a chunk costs in memory, and
-# what is sent twice after a crash, is reckoned with so many.
-TRANSFERS = 8
+# Large transfers at once, at most: on a long line, where they are all waiting. What is sent twice
+# after a crash is reckoned with so many.
+TRANSFERS = 16
+# And on a line that is not known to be long: more would only take from each other.
+USUAL_TRANSFERS = 8
 # Bytes; what is shorter is a small transfer.
 SMALL = 256 * 1024
 # Small ones that go at once in the place of a large one: they wait, mostly.
 SMALL_ONES = 4
-# Small ones that may be in memory in the place of a large one: more, so that some are read and
-# encoded while others are on their way.
-SMALL_ONES_HELD = 2 * SMALL_ONES
 # Bytes a second. A server gives up a body that comes slower than 1 KiB/s, or for an hour
 # (`body_floor` and `body_total_seconds` in its settings).
 SLOWEST_PUT = 16 * 1024
@@ -106,15 +107,22 @@ class PrioritySemaphore:
 
 class Places:
     """For at most `transfers` large transfers at once, or `SMALL_ONES` times as many small ones.
-    `used` and `peak` count transfers."""
+    How many there really are is for `link` to say, which learns from them. `used` and `peak` count
+    transfers."""
 
     def __init__(self, transfers: int = TRANSFERS) -> None:
         self.used = self.peak = 0
-        self._weights = PrioritySemaphore(transfers * SMALL_ONES)
+        self.link = Link()
+        self._most = transfers
+        self._weights = PrioritySemaphore(self._now() * SMALL_ONES)
 
     def change(self, transfers: int) -> None:
-        """So many from now on. What is under way goes on."""
-        self._weights.change(transfers * SMALL_ONES)
+        """At most so many from now on. What is under way goes on."""
+        self._most = transfers
+        self._weights.change(self._now() * SMALL_ONES)
+
+    def _now(self) -> int:
+        return self.link.transfers(USUAL_TRANSFERS, self._most, slowest=SLOWEST_PUT)
 
     @property
     def is_urgent(self) -> bool:
@@ -128,11 +136,17 @@ class Places:
         await self._weights.acquire(units, claim)
         self.used += 1
         self.peak = max(self.peak, self.used)
+        began, came = trio.current_time(), False
+        self.link.began(began, size)
         try:
             yield
+            came = True
         finally:
+            now = trio.current_time()
+            self.link.ended(now, size, now - began, came=came)
             self.used -= 1
             self._weights.release(units)
+            self._weights.change(self._now() * SMALL_ONES)
 
 
 def at_once(transfers: int, rate: int | None) -> int:

@@ -4,7 +4,8 @@ Knows: the locate request, expiry, who else is asking. Must not know: blocks, ra
 fetched, what the cache holds.
 
 A located chunk is believed after its descriptor hashed to its id. It is remembered by chunk id
-alone: a URL authorised through one version serves the same bytes for every version.
+alone: a URL authorised through one version serves the same bytes for every version. Several chunks
+may be in one object (`Located.offset`): a URL that is refused is refused for all of them.
 
 Concurrency: trio thread only. `_located` is changed without checkpoints. A question in
 flight is in `_asking` under each chunk it asks for, so a chunk is asked for once however many
@@ -93,7 +94,7 @@ class Locator:
     async def first_look(self, file: FileId, version: VersionId, span: Span | None) -> Manifest:
         """The manifest of `version`; the chunks under `span` become known in the same round trip.
         Raises what `LocateApi.locate` does."""
-        request = LocateRequest(file=file, version=version, span=span, manifest=True)
+        request = LocateRequest(file=file, version=version, span=span, manifest=True, bundles=True)
         reply = await self._api.locate(request)
         if reply.manifest is None:
             raise ProtocolError(f"the server sent no manifest for version {version}")
@@ -106,7 +107,8 @@ class Locator:
     ) -> dict[VersionId, Manifest]:
         """The manifests of small versions, `MAX_WHOLE` at most, whose chunks become known in the
         same round trip. What is refused is left out. Raises what `LocateApi` does."""
-        request = LocateSeveral(versions=[WholeVersion(*one) for one in wanted])
+        versions = [WholeVersion(*one) for one in wanted]
+        request = LocateSeveral(versions=versions, bundles=True)
         reply = await self._api.locate_several(request)
         manifests: dict[VersionId, Manifest] = {}
         for (_, version), found in zip(wanted, reply.found, strict=False):
@@ -115,6 +117,26 @@ class Locator:
                 self._remember(found.chunks)
                 manifests[version] = found.manifest
         return manifests
+
+    def look_ahead(
+        self,
+        spawn: Callable[..., object],
+        file: FileId,
+        version: VersionId,
+        chunks: Sequence[bytes],
+    ) -> None:
+        """Have these `chunks` known before a reader of `version`, who will want them next and in
+        this order, comes to them. When one of the first half is unknown all that are get asked for,
+        in a task of `spawn` (`start_soon` of a nursery)."""
+        if any(self._is_unknown(version, chunk) for chunk in chunks[: (len(chunks) + 1) // 2]):
+            spawn(self._ask_ahead, file, version, chunks)
+
+    async def _ask_ahead(self, file: FileId, version: VersionId, chunks: Sequence[bytes]) -> None:
+        if any(self._is_unknown(version, chunk) for chunk in chunks):  # nobody asked meanwhile
+            await self._ask(file, version, chunks)
+
+    def _is_unknown(self, version: VersionId, chunk: bytes) -> bool:
+        return (version, chunk) not in self._asking and self.located(chunk) is None
 
     def located(self, chunk: bytes) -> Located | None:
         """The location of `chunk`, if it is known and not about to expire."""
@@ -125,8 +147,13 @@ class Locator:
         return entry[0]
 
     def forget(self, chunk: bytes) -> None:
-        """Its URL was refused, or serves wrong bytes: sign anew next time."""
-        self._located.pop(chunk, None)
+        """Its URL was refused, or serves wrong bytes: sign anew next time, also for what else is in
+        the same object."""
+        entry = self._located.get(chunk)
+        if entry is not None:
+            url = entry[0].url
+            for item in [item for item, (other, _) in self._located.items() if other.url == url]:
+                del self._located[item]
 
     def _join(self, file: FileId, version: VersionId, chunk: bytes) -> _Question | None:
         """The question about `version` that has not been sent yet, now about `chunk` too."""
@@ -143,8 +170,7 @@ class Locator:
     async def _ask(self, file: FileId, version: VersionId, chunks: Sequence[bytes]) -> _Question:
         question = self._open[(file, version)] = _Question()
         for chunk in dict.fromkeys(chunks):
-            unknown = (version, chunk) not in self._asking and self.located(chunk) is None
-            if unknown and len(question.chunks) < MAX_QUESTION:
+            if self._is_unknown(version, chunk) and len(question.chunks) < MAX_QUESTION:
                 self._add(question, version, chunk)
         try:
             try:
@@ -152,7 +178,9 @@ class Locator:
             finally:
                 if self._open.get((file, version)) is question:
                     del self._open[(file, version)]
-            request = LocateRequest(file=file, version=version, chunks=question.chunks)
+            request = LocateRequest(
+                file=file, version=version, chunks=question.chunks, bundles=True
+            )
             reply = await self._api.locate(request)
             question.found = self._remember(reply.chunks)
             question.is_answered = True

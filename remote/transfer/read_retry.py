@@ -118,6 +118,8 @@ class ReadApi(Protocol):
         self, url: str, start: int, end_exclusive: int, into: bytearray | memoryview
     ) -> int: ...
 
+    async def connect_ahead(self, connections: int) -> None: ...
+
 
 class RetriedReads:
     """The same questions, asked with patience. It raises what `api` does."""
@@ -160,3 +162,7 @@ class RetriedReads:
         """Asked once: who fetches knows what has come already, and must not hold a connection
         while it waits (`download`)."""
         return await self._api.get_range(url, start, end_exclusive, into)
+
+    async def connect_ahead(self, connections: int) -> None:
+        """Tried once: it is no question."""
+        await self._api.connect_ahead(connections)

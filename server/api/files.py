@@ -114,21 +114,21 @@ async def by_fingerprint(request: Request, fingerprint: str) -> FingerprintReply
 async def locate(request: Request, wanted: LocateRequest) -> LocateReply:
     service = request.service
 
-    def work(conn: Connection, caller: Caller) -> LocateReply | list[BlobKey]:
+    def work(conn: Connection, caller: Caller) -> LocateReply | Unready:
         return _locate(service, conn, caller, wanted)
 
-    return await _vouched_for(request, work)
+    return await _made_ready(request, work)
 
 
 @post("/v1/chunks/locate-several", "Signed GETs of whole versions")
 async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSeveralReply:
     service = request.service
 
-    def work(conn: Connection, caller: Caller) -> LocateSeveralReply | list[BlobKey]:
-        return _locate_several(service, conn, caller, wanted.versions)
+    def work(conn: Connection, caller: Caller) -> LocateSeveralReply | Unready:
+        return _locate_several(service, conn, caller, wanted)
 
     try:
-        return await _vouched_for(request, work)
+        return await _made_ready(request, work)
     except Refused as error:
         problem = error.problem
         if not isinstance(problem, Unavailable):
@@ -137,28 +137,39 @@ async def locate_several(request: Request, wanted: LocateSeveral) -> LocateSever
     def without(conn: Connection, caller: Caller) -> LocateSeveralReply:
         """Locate again: what is damaged, or not there, is refused, and nothing else for its
         sake."""
-        found = _locate_several(service, conn, caller, wanted.versions, problem)
+        found = _locate_several(service, conn, caller, wanted, problem)
         assert isinstance(found, LocateSeveralReply)
         return found
 
     return await request.read(without)
 
 
-async def _vouched_for(request: Request, work: Work[T | list[BlobKey]]) -> T:
-    """The result of `work`, once everything that it names instead has been vouched for."""
-    service = request.service
+class Unready(NamedTuple):
+    """The things to be done before somebody may have chunks that they may read: `doubtful` ones are
+    to be vouched for, and `bundled` ones to be copied out for who may not read their neighbours."""
+
+    doubtful: Sequence[BlobKey] = ()
+    bundled: Sequence[BlobKey] = ()
+
+
+async def _made_ready(request: Request, work: Work[T | Unready]) -> T:
+    """The result of `work`, once everything that it names instead is ready."""
+    service, whose = request.service, request.service.whose(request.token)
     found = await request.read(work)
-    while isinstance(found, list):
-        await service.reception.vouch(found, service.whose(request.token))
+    while isinstance(found, Unready):
+        if found.doubtful:
+            await service.reception.vouch(found.doubtful, whose)
+        if found.bundled:
+            await service.copies.make(found.bundled, whose)
         found = await request.read(work)
     return found
 
 
 def _locate(
     service: Service, conn: Connection, caller: Caller, wanted: LocateRequest
-) -> LocateReply | list[BlobKey]:
+) -> LocateReply | Unready:
     """Authorised by the role on the file and by the version that refers to the chunk; knowing a
-    chunk's id is worth nothing. Or what has to be vouched for before the caller may have it."""
+    chunk's id is worth nothing. Or what has to be done before the caller may have it."""
     row = access.require(conn, caller, wanted.file, "viewer")
     version = versions.read(conn, wanted.file, wanted.version)
     manifest = None
@@ -167,7 +178,8 @@ def _locate(
     ids = dict.fromkeys(wanted.chunks)
     if manifest is not None and wanted.span is not None:
         ids |= dict.fromkeys(versions.under(manifest, wanted.span)[: listing.MAX_CHILDREN])
-    found = _signed(service, conn, caller, row.drive, wanted.version, list(ids))
+    may_see_all = wanted.bundles and access.owns_drive(caller, row.drive)
+    found = _signed(service, conn, caller, row.drive, wanted.version, list(ids), may_see_all)
     if not isinstance(found, Signed):
         return found
     return LocateReply(chunks=found.chunks, manifest=manifest if wanted.manifest else None)
@@ -177,16 +189,17 @@ def _locate_several(
     service: Service,
     conn: Connection,
     caller: Caller,
-    wanted: Sequence[WholeVersion],
+    wanted: LocateSeveral,
     doubt: Unavailable | None = None,
-) -> LocateSeveralReply | list[BlobKey]:
+) -> LocateSeveralReply | Unready:
     """Each is authorised, and refused, by itself: see `_locate`. `doubt`: what to answer of those
-    that would have to be vouched for."""
-    rows, lineage = access.find_all(conn, [item.file for item in wanted]), Lineage(conn)
+    that are not ready."""
+    files = [item.file for item in wanted.versions]
+    rows, lineage = access.find_all(conn, files), Lineage(conn)
     lineage.learn([row.id for row in rows.values() if not access.owns_drive(caller, row.drive)])
     answers: list[LocatedVersion | AnyProblem] = []
-    doubtful: list[BlobKey] = []
-    for item in wanted:
+    unready = Unready()
+    for item in wanted.versions:
         try:
             row = rows.get(item.file)
             access.check(conn, caller, item.file, row, "viewer", lineage)
@@ -194,7 +207,8 @@ def _locate_several(
             _check_small(conn, item)
             manifest = versions.manifest_of(versions.read(conn, item.file, item.version))
             ids = versions.under(manifest, Span(0, max(1, manifest.size)))[:MAX_WHOLE_CHUNKS]
-            found = _signed(service, conn, caller, row.drive, item.version, ids)
+            may_see_all = wanted.bundles and access.owns_drive(caller, row.drive)
+            found = _signed(service, conn, caller, row.drive, item.version, ids, may_see_all)
         except Refused as error:
             answers.append(cast(AnyProblem, error.problem))
             continue
@@ -203,8 +217,10 @@ def _locate_several(
         elif doubt is not None:
             answers.append(doubt)
         else:
-            doubtful += found
-    return doubtful or LocateSeveralReply(found=answers)
+            unready = Unready(
+                [*unready.doubtful, *found.doubtful], [*unready.bundled, *found.bundled]
+            )
+    return unready if any(unready) else LocateSeveralReply(found=answers)
 
 
 def _check_small(conn: Connection, one: WholeVersion) -> None:
@@ -225,18 +241,28 @@ def _signed(
     drive: str,
     version: str,
     ids: Sequence[bytes],
-) -> Signed | list[BlobKey]:
-    """Where chunks of a version are, for somebody who may read it; or what of them has to be
-    vouched for before. Raises `Refused(NotFound)`."""
+    may_see_all: bool,
+) -> Signed | Unready:
+    """Where chunks of a version are, for somebody who may read it; or what has to be done before.
+    A URL opens a whole object: only who `may_see_all` that is in the drive is given that of a
+    bundle. Raises `Refused(NotFound)`."""
     if not ids:
         return Signed([])
     now_ns = time.time_ns()
-    descriptors = versions.descriptors(conn, version, ids)
+    stored = versions.stored(conn, version, ids)
     doubtful = verification.doubtful(conn, drive, ids, caller.device)
     if doubtful:
-        return doubtful
-    found = []
-    for descriptor in descriptors:
-        url, expires_ns = service.signer.get(BlobKey(drive, descriptor.id), now_ns)
-        found.append(Located(descriptor=descriptor, url=url, expires_ns=expires_ns))
-    return Signed(found)
+        return Unready(doubtful=doubtful)
+    found, bundled = [], []
+    for descriptor, place, is_copied in stored:
+        own = BlobKey(drive, descriptor.id)
+        if place.key == own or may_see_all:
+            key, offset = place.key, place.offset
+        elif is_copied:
+            key, offset = own, 0
+        else:
+            bundled.append(own)
+            continue
+        url, expires_ns = service.signer.get(key, now_ns)
+        found.append(Located(descriptor=descriptor, url=url, expires_ns=expires_ns, offset=offset))
+    return Unready(bundled=bundled) if bundled else Signed(found)

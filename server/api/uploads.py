@@ -11,6 +11,8 @@ from remote.protocol.messages import (
     Applied,
     CompleteUpload,
     Keyed,
+    StartBundle,
+    StartBundleReply,
     StartUploads,
     StartUploadsReply,
     UploadState,
@@ -19,7 +21,7 @@ from remote.protocol.messages import (
 from server.api.endpoint import Id, delete, get, post
 from server.api.exchange import Request
 from server.permissions.caller import Caller
-from server.uploads import sessions
+from server.uploads import bundles, sessions
 
 
 @post("/v1/files", "Start uploads")
@@ -33,6 +35,16 @@ async def start(request: Request, wanted: StartUploads) -> StartUploadsReply:
 
     chunks = {item.id for upload in wanted.uploads for item in upload.descriptors}
     return await request.write(work, chunks)
+
+
+@post("/v1/bundles", "A presigned PUT of several chunks")
+async def bundle(request: Request, wanted: StartBundle) -> StartBundleReply:
+    service = request.service
+
+    def work(conn: Connection, caller: Caller) -> StartBundleReply:
+        return bundles.start(conn, caller, wanted, service.sign_put, time.time_ns())
+
+    return await request.read(work)
 
 
 @get("/v1/uploads/{version}", "What is there")

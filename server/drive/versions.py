@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, exists, func, insert, select, update
@@ -33,6 +33,7 @@ from server.drive.working_set import FileRow
 from server.metadata.records import slices
 from server.metadata.schema import chunks, version_chunks, versions
 from server.permissions import access
+from server.storage.places import COLUMNS, Place, place_of
 from server.uploads import leases
 from server.uploads.leases import THERE, Upload
 
@@ -50,7 +51,7 @@ _REVIVE = (
     .values(state="uploaded", doomed_ns=None)
 )
 _OF_VERSION = (
-    select(chunks.c.id, chunks.c.descriptor)
+    select(*COLUMNS, chunks.c.descriptor, chunks.c.copied)
     .join_from(
         version_chunks,
         chunks,
@@ -76,6 +77,15 @@ _SIZE = select(versions.c.size).where(
     versions.c.id == bindparam("id"),
     versions.c.status == "uploaded",
 )
+
+
+class StoredChunk(NamedTuple):
+    """A chunk that a version refers to, and where it is stored. `copied`: it is an object of its
+    own too."""
+
+    descriptor: Descriptor
+    place: Place
+    copied: bool
 
 
 def commit(tx: Mutation, file: str, content: Content, mtime_ns: int) -> None:
@@ -202,15 +212,16 @@ def manifest_of(row: Row[Any]) -> Manifest:
     return _decode_manifest(row.manifest)
 
 
-def descriptors(conn: Connection, version: str, ids: Sequence[bytes]) -> list[Descriptor]:
-    """The descriptors of chunks `ids` of `version`, in that order.
+def stored(conn: Connection, version: str, ids: Sequence[bytes]) -> list[StoredChunk]:
+    """Chunks `ids` of `version`, in that order.
 
     Raises `Refused(NotFound)` if the version does not refer to one of them.
     """
-    found: dict[bytes, Descriptor] = {}
+    found: dict[bytes, StoredChunk] = {}
     for some in slices(ids):
         for row in conn.execute(_OF_VERSION, {"version": version, "ids": some}):
-            found[row.id] = _decode_descriptor(row.descriptor)
+            descriptor = _decode_descriptor(row.descriptor)
+            found[row.id] = StoredChunk(descriptor, place_of(row), bool(row.copied))
     for id in ids:
         if id not in found:
             raise Refused(NotFound(message=f"version {version} has no chunk {id.hex()}"))

@@ -31,10 +31,12 @@ from remote.protocol.content import (
     check_descriptor,
 )
 from server.drive import versions
+from server.drive.versions import StoredChunk
 from server.links.outlines import Outline, Outlines, Part
 from server.links.way import Places
 from server.metadata.records import slices
-from server.storage.blobs import BlobKey, BlobMissing, BlobStore
+from server.storage.blobs import BlobMissing, BlobStore
+from server.storage.places import Place
 
 AHEAD = 16
 _BLOCKS = 4
@@ -86,40 +88,47 @@ class Document:
         Raises `DamagedContent` before the first byte that cannot be vouched for.
         """
         for batch in slices(self.outline.under(start, end), AHEAD):
-            known = self._descriptors([part.piece.id for part in batch])
+            known = self._stored([part.piece.id for part in batch])
             for part in batch:
                 if part.piece.id == HOLE:
                     yield from _zeros(part.end - part.start)
                 else:
                     yield from self._chunk(known[part.piece.id], part)
 
-    def _descriptors(self, ids: Sequence[bytes]) -> dict[bytes, Descriptor]:
+    def _stored(self, ids: Sequence[bytes]) -> dict[bytes, StoredChunk]:
         wanted = list(dict.fromkeys(id for id in ids if id != HOLE))
         with self.library.read() as conn:
-            found = versions.descriptors(conn, self.version, wanted)
-        return {descriptor.id: descriptor for descriptor in found}
+            found = versions.stored(conn, self.version, wanted)
+        return {chunk.descriptor.id: chunk for chunk in found}
 
-    def _chunk(self, descriptor: Descriptor, part: Part) -> Iterator[Buffer]:
+    def _chunk(self, chunk: StoredChunk, part: Part) -> Iterator[Buffer]:
         """Bytes [start, end) of a chunk, some blocks with one read."""
+        descriptor, place = chunk.descriptor, chunk.place
         try:
             check_descriptor(descriptor)
             if descriptor.length != part.piece.length:
                 raise BadContent("the manifest gives it another length")
             last = min((part.end - 1) // BLOCK_SIZE, block_count(descriptor.length) - 1)
             for first in range(part.start // BLOCK_SIZE, last + 1, _BLOCKS):
-                blocks = self._blocks(descriptor, first, min(first + _BLOCKS - 1, last))
+                until = min(first + _BLOCKS - 1, last)
+                try:
+                    blocks = self._blocks(descriptor, place, first, until)
+                except BlobMissing:
+                    # A slow visitor: collection has written the chunk elsewhere since.
+                    place = self._stored([descriptor.id])[descriptor.id].place
+                    blocks = self._blocks(descriptor, place, first, until)
                 yield from _cut(blocks, part, first)
         except (BadContent, BlobMissing) as error:
             raise DamagedContent(f"chunk {descriptor.id.hex()}: {error}") from error
 
-    def _blocks(self, descriptor: Descriptor, first: int, last: int) -> list[Buffer]:
-        places = list(iter_stored(descriptor, first, last))
-        start, end = places[0].start, places[-1].end
-        key = BlobKey(self.drive, descriptor.id)
-        stored = memoryview(self.library.blobs.read(key, start, end - start))
+    def _blocks(self, descriptor: Descriptor, place: Place, first: int, last: int) -> list[Buffer]:
+        blocks = list(iter_stored(descriptor, first, last))
+        start, end = blocks[0].start, blocks[-1].end
+        read = self.library.blobs.read(place.key, place.offset + start, end - start)
+        stored = memoryview(read)
         return [
-            decode_block(descriptor, place.block, stored[place.start - start : place.end - start])
-            for place in places
+            decode_block(descriptor, block.block, stored[block.start - start : block.end - start])
+            for block in blocks
         ]
 
 

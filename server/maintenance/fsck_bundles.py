@@ -26,26 +26,13 @@ from server.metadata.schema import bundles, chunks
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore
 from server.storage.bundles import read_bundle
 from server.storage.places import Place
-from server.uploads.verification import Checker
 
-PIECE = 1024 * 1024
 # Indexes kept: neighbours in the table of chunks are of any bundle.
 REMEMBERED = 256
 
 _CHUNKS = select(chunks.c.id).where(
     chunks.c.drive == bindparam("d"), chunks.c.id.in_(bindparam("ids", expanding=True))
 )
-
-
-def check_place(blobs: BlobStore, place: Place, descriptor: Descriptor) -> None:
-    """Read a chunk's stored bytes back, a piece at a time. Raises `BadContent`, `BlobMissing` or
-    OSError."""
-    checker, at = Checker(descriptor), place.offset
-    end = place.offset + place.length
-    while at < end and (piece := blobs.read(place.key, at, min(PIECE, end - at))):
-        checker.feed(piece)
-        at += len(piece)
-    checker.finish()
 
 
 class Shelf:

@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, bindparam, select, tuple_, update
 
 from remote.protocol.content import BadContent, Descriptor
-from server.maintenance.fsck_bundles import Shelf, check_place
+from server.maintenance.fsck_bundles import Shelf
 from server.maintenance.fsck_content import GO_BACK, descriptor_of
 from server.maintenance.fsck_findings import Finding, Found, Names
 from server.maintenance.fsck_tree import REPAIR, RESTORE
@@ -32,6 +32,7 @@ from server.storage.places import Place, place_of
 from server.uploads import quota
 from server.uploads.arrivals import Arrival, arrived
 from server.uploads.quota import Sums
+from server.uploads.verification import check_place
 
 PAGE = 500
 _THREADS = os.cpu_count() or 1

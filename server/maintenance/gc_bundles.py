@@ -36,7 +36,6 @@ from sqlalchemy import (
     Row,
     bindparam,
     delete,
-    exists,
     func,
     insert,
     select,
@@ -51,6 +50,7 @@ from server.metadata.db import Database
 from server.metadata.schema import bundles, chunks
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore, Head
 from server.storage.bundles import read_bundle
+from server.uploads.bundles import IS_USED
 from server.uploads.leases import THERE
 from server.uploads.verification import Checker
 
@@ -102,19 +102,18 @@ _PAGE = (
     .limit(PAGE)
 )
 _this = (bundles.c.drive == bindparam("d")) & (bundles.c.id == bindparam("i"))
-_is_empty = ~exists().where(_in_bundle)
 _FILL = update(bundles).where(_this, bundles.c.deleting == 0).values(emptied_ns=None)
 _EMPTY = (
     update(bundles)
-    .where(_this, bundles.c.emptied_ns.is_(None), _is_empty)
+    .where(_this, bundles.c.emptied_ns.is_(None), ~IS_USED)
     .values(emptied_ns=bindparam("now"))
 )
 _DELETE = (
     update(bundles)
-    .where(_this, bundles.c.emptied_ns <= bindparam("before"), _is_empty)
+    .where(_this, bundles.c.emptied_ns <= bindparam("before"), ~IS_USED)
     .values(deleting=1)
 )
-_FINISH = delete(bundles).where(_this, bundles.c.deleting != 0, _is_empty)
+_FINISH = delete(bundles).where(_this, bundles.c.deleting != 0, ~IS_USED)
 _PARTS = (
     select(
         chunks.c.id,

@@ -14,7 +14,8 @@ Invariants:
 - A directory's `below_levels` is at least one more than that of each directory in it; its
   `below_bytes` likewise with the name there and a slash.
 - No id is in `files` and in `retired`.
-- A chunk with a `bundle` is `uploaded`, `doomed` or `deleting`, and the bundle has a row.
+- A chunk with a `bundle` is `uploaded`, `doomed` or `deleting`, or `pending` because the object was
+  not there when it was looked at; and the bundle has a row.
 - A `versions` row with status `uploaded` has all its chunks in `version_chunks`, and each of those
   in `chunks` with state `uploaded`.
 """
@@ -280,7 +281,7 @@ chunks = Table(
     # what they asked for (`uploaders`), which must not depend on what the drive has.
     Column("unshown", Integer, nullable=False, server_default=text("0")),
     # bundles.id of the object that it is part of, and where its stored bytes begin there; null: it
-    # is an object of its own, or is not stored.
+    # is an object of its own, or is not stored. Of a pending chunk: where it was, to be looked for.
     Column("bundle", LargeBinary(32)),
     Column("bundle_offset", BigInteger),
     # 1: beside its place in a bundle it stands alone too, as a copy for those who may not read its

@@ -148,10 +148,13 @@ class LocalBlobStore:
 
     def read(self, key: BlobKey, offset: int, length: int) -> bytes:
         try:
-            with self.path(key).open("rb", buffering=0) as file:
-                return os.pread(file.fileno(), length, offset)
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise BlobMissing(key.chunk.hex()) from None
+        try:
+            return os.pread(fd, length, offset)
+        finally:
+            os.close(fd)
 
     def open(self, key: BlobKey) -> BlobReader:
         try:

@@ -15,10 +15,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from remote.protocol import signing
-from remote.protocol.content import Descriptor
 from remote.protocol.messages import PresignedPut
 from server.settings import Settings
-from server.storage.blobs import BlobKey
+from server.storage.blobs import BlobKey, Head
 from server.storage.keys import Keys
 
 _PATH = re.compile(r"/(?:blobs|chunks)/([0-9a-f]{32})/([0-9a-f]{64})", re.ASCII)
@@ -67,13 +66,11 @@ class UrlSigner:
         """Sign and verify with these from the next request on."""
         self._made = _Made(keys, self._origin)
 
-    def put(
-        self, drive: str, descriptor: Descriptor, now_ns: int, proof: str | None = None
-    ) -> PresignedPut:
-        """Permission to PUT the stored object of one chunk; `proof`: the version for whose upload
-        that shows possession."""
-        path = f"/blobs/{drive}/{descriptor.id.hex()}"
-        length, sha256 = descriptor.stored_length, descriptor.sha256
+    def put(self, key: BlobKey, head: Head, now_ns: int, proof: str | None = None) -> PresignedPut:
+        """Permission to PUT the object `key`, which will be as `head` says; `proof`: the version
+        for whose upload that shows possession."""
+        path = f"/blobs/{key.drive}/{key.chunk.hex()}"
+        length, sha256 = head.length, head.sha256
         expires = now_ns // 10**9 + self._put_seconds
         query = signing.sign_put(
             self._made.keys.put,

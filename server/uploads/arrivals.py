@@ -7,10 +7,14 @@ A chunk may be promised in several ways (see `leases`). What arrives decides: th
 SHA-256 and length the stored object has becomes the chunk's. An object that fulfils no promise, or
 whose chunk nobody promises any more, leaves nothing behind.
 
+A bundle is as many arrivals as it has parts, each of which is promised, or not, by itself; parts
+that nobody awaits are ignored. The first parts that are adopted make its row. While it is being
+deleted nothing is adopted from it.
+
 Events may be late, repeated and out of order, so none is believed by itself: a chunk is marked only
 while it is `pending` and, in that very transaction, its object is there; an object is removed only
-in a transaction that sees no row, or a `pending` one that it does not fulfil. What is `deleting` is
-neither: see `gc`.
+in a transaction that sees no row, or a `pending` one that it does not fulfil, or one that says that
+the chunk is in a bundle and nowhere else. What is `deleting` is none of these: see `gc`.
 """
 
 from __future__ import annotations
@@ -20,17 +24,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, Select, bindparam, select, update
 
+from remote.protocol.bundle import Bundle
 from remote.protocol.content import Descriptor
 from remote.protocol.messages import Create, Keyed, Write
 from server.metadata import operations
 from server.metadata.records import slices
-from server.metadata.schema import chunks, drives, files, upload_chunks, uploads
+from server.metadata.schema import bundles, chunks, drives, files, upload_chunks, uploads
 from server.permissions import access
 from server.permissions.caller import Caller
 from server.storage.blobs import BlobKey, BlobStore, Head
 from server.uploads import leases, quota
+from server.uploads.bundles import insert_row, note_filled
 from server.uploads.leases import THERE, Upload, known_chunks, possessed
 from server.uploads.quota import Sums
 
@@ -44,11 +50,37 @@ _ARRIVED = (
         chunks.c.id == bindparam("i"),
         chunks.c.state == "pending",
     )
-    .values(state="uploaded", uploaded_ns=bindparam("now"), verified_ns=None, unshown=0)
+    .values(
+        state="uploaded",
+        uploaded_ns=bindparam("now"),
+        verified_ns=None,
+        unshown=0,
+        bundle=bindparam("b"),
+        bundle_offset=bindparam("at"),
+        copied=0,
+    )
 )
 _ROWS = select(
-    chunks.c.id, chunks.c.state, chunks.c.stored_length, chunks.c.unshown, chunks.c.sha256
+    chunks.c.id,
+    chunks.c.state,
+    chunks.c.stored_length,
+    chunks.c.unshown,
+    chunks.c.sha256,
+    chunks.c.bundle,
+    chunks.c.copied,
 ).where(chunks.c.drive == bindparam("drive"), chunks.c.id.in_(bindparam("ids", expanding=True)))
+_BUNDLES = select(bundles.c.id, bundles.c.emptied_ns, bundles.c.deleting).where(
+    bundles.c.drive == bindparam("drive"), bundles.c.id.in_(bindparam("ids", expanding=True))
+)
+_COPIED = (
+    update(chunks)
+    .where(
+        chunks.c.drive == bindparam("d"),
+        chunks.c.id == bindparam("i"),
+        chunks.c.bundle.is_not(None),
+    )
+    .values(copied=1)
+)
 _PENDING = select(chunks.c.drive, chunks.c.id).where(
     chunks.c.drive.in_(select(drives.c.id).where(drives.c.owner == bindparam("account"))),
     chunks.c.id.in_(bindparam("ids", expanding=True)),
@@ -79,6 +111,9 @@ _ADOPT = (
         device=bindparam("by"),
         verified_ns=bindparam("verified"),
         unshown=0,
+        bundle=bindparam("b"),
+        bundle_offset=bindparam("at"),
+        copied=0,
     )
 )
 _DEVICE = select(uploads.c.device).where(uploads.c.version == bindparam("version"))
@@ -93,12 +128,30 @@ class Proof(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A stored object is in the blob store, durably. `made`: it was not there before."""
+    """A stored object is in the blob store, durably. `made`: it was not there before, and nobody
+    else tells of it. `bundle` is what it says that it is, if it has `key`'s id."""
 
     key: BlobKey
     head: Head
     made: bool = True
     proof: Proof | None = None
+    bundle: Bundle | None = None
+
+    def chunks(self) -> list[BlobKey]:
+        """Those whose stored bytes may be in it."""
+        if self.bundle is None:
+            return [self.key]
+        return [BlobKey(self.key.drive, part.id) for part in self.bundle.parts]
+
+
+class _Where(NamedTuple):
+    """Where the stored bytes of a chunk are: from byte `offset` of a bundle."""
+
+    bundle: bytes | None
+    offset: int | None
+
+
+_ALONE = _Where(None, None)
 
 
 def arrived(
@@ -106,11 +159,16 @@ def arrived(
 ) -> list[BlobKey]:
     """Mark chunks uploaded whose objects are stored. Returns those that are to be verified."""
     arriving = _Arriving(conn, blobs, now_ns)
-    arriving.read(item.key for item in arrivals if item.made)
+    # Bundles come last: of a chunk that has come by itself too, that object is known then.
+    new = [item for item in arrivals if item.made and item.bundle is None]
+    new += [item for item in arrivals if item.bundle is not None]
+    arriving.read(new)
     unverified: list[BlobKey] = []
+    for arrival in new:
+        uploaded = arriving.accept(arrival)
+        if arrival.proof is None:
+            unverified += uploaded
     for arrival in arrivals:
-        if arrival.made and arriving.accept(arrival) and arrival.proof is None:
-            unverified.append(arrival.key)
         if arrival.proof is not None:
             version, descriptor = arrival.proof
             leases.prove(conn, version, arrival.key.chunk, descriptor.length)
@@ -124,29 +182,44 @@ class _Arriving:
     def __init__(self, conn: Connection, blobs: BlobStore, now_ns: int) -> None:
         self._conn, self._blobs, self._now_ns = conn, blobs, now_ns
         self._rows: dict[BlobKey, Any] = {}
+        self._bundles: dict[BlobKey, Any] = {}
         self._marked: list[dict[str, object]] = []
         self._sums: defaultdict[str, Sums] = defaultdict(Sums)
         self._done: set[BlobKey] = set()
 
-    def read(self, keys: Iterable[BlobKey]) -> None:
+    def read(self, arrivals: Iterable[Arrival]) -> None:
+        known = list(arrivals)
+        self._rows = self._found(_ROWS, (key for item in known for key in item.chunks()))
+        self._bundles = self._found(_BUNDLES, (item.key for item in known if item.bundle))
+
+    def _found(self, query: Select[Any], keys: Iterable[BlobKey]) -> dict[BlobKey, Any]:
         by_drive: defaultdict[str, dict[bytes, None]] = defaultdict(dict)
         for key in keys:
             by_drive[key.drive][key.chunk] = None
-        for drive, ids in by_drive.items():
-            for some in slices(ids):
-                for row in self._conn.execute(_ROWS, {"drive": drive, "ids": some}):
-                    self._rows[BlobKey(drive, row.id)] = row
+        return {
+            BlobKey(drive, row.id): row
+            for drive, ids in by_drive.items()
+            for some in slices(ids)
+            for row in self._conn.execute(query, {"drive": drive, "ids": some})
+        }
 
-    def accept(self, arrival: Arrival) -> bool:
-        """True if the chunk is uploaded by this."""
-        key, head, _, proof = arrival
-        found = self._blobs.stat(key)
-        if found is None or found.length != head.length:
-            return False  # taken away since; what is there now has an event of its own
+    def accept(self, arrival: Arrival) -> list[BlobKey]:
+        """The chunks that are uploaded by this."""
+        found = self._blobs.stat(arrival.key)
+        if found is None or found.length != arrival.head.length:
+            return []  # taken away since; what is there now has an event of its own
+        if arrival.bundle is not None:
+            return self._accept_bundle(arrival.key, arrival.head, arrival.bundle)
+        return [arrival.key] if self._accept_alone(arrival) else []
+
+    def _accept_alone(self, arrival: Arrival) -> bool:
+        key, head, proof = arrival.key, arrival.head, arrival.proof
         row = self._rows.get(key)
         if row is None:
             self._blobs.delete(key)
             return False
+        if row.state in THERE and row.bundle is not None and not row.copied:
+            self._accept_copy(key, row)
         if row.state != "pending" or key in self._done:
             return False
         done: Sums | None
@@ -156,6 +229,45 @@ class _Arriving:
             done = self._mark(key, row)  # as it was promised, almost always by the drive's owner
         else:
             done = self._adopt_other(key, row)
+        return self._note(key, done)
+
+    def _accept_copy(self, key: BlobKey, row: Any) -> None:
+        """A chunk that is in a bundle has come by itself too: as such it serves those who may not
+        read the bundle, if it is stored alike."""
+        if self._blobs.head(key) == Head(row.stored_length, row.sha256):
+            self._conn.execute(_COPIED, {"d": key.drive, "i": key.chunk})
+        else:
+            self._blobs.delete(key)
+
+    def _accept_bundle(self, key: BlobKey, head: Head, bundle: Bundle) -> list[BlobKey]:
+        known = self._bundles.get(key)
+        if known is not None and known.deleting:
+            return []
+        adopted = [
+            BlobKey(key.drive, part.id)
+            for part, offset in zip(bundle.parts, bundle.offsets, strict=True)
+            if self._accept_part(BlobKey(key.drive, part.id), part, _Where(key.chunk, offset))
+        ]
+        if adopted and known is None:
+            insert_row(self._conn, key, head, self._now_ns)
+            self._bundles |= self._found(_BUNDLES, [key])
+        elif adopted:
+            note_filled(self._conn, key)
+        elif known is None:
+            self._blobs.delete(key)
+        return adopted
+
+    def _accept_part(self, key: BlobKey, part: Descriptor, where: _Where) -> bool:
+        row = self._rows.get(key)
+        if row is None or row.state != "pending" or row.unshown or key in self._done:
+            return False
+        head = Head(part.stored_length, part.sha256)
+        if head == Head(row.stored_length, row.sha256):
+            return self._note(key, self._mark(key, row, where))
+        return self._note(key, self._adopt_promised(key, row, head, where))
+
+    def _note(self, key: BlobKey, done: Sums | None) -> bool:
+        """False: the chunk was not uploaded by this after all."""
         if done is None:
             return False
         self._done.add(key)
@@ -168,8 +280,9 @@ class _Arriving:
         for drive, change in self._sums.items():
             quota.change(self._conn, drive, change)
 
-    def _mark(self, key: BlobKey, row: Any) -> Sums:
-        self._marked.append({"d": key.drive, "i": key.chunk, "now": self._now_ns})
+    def _mark(self, key: BlobKey, row: Any, where: _Where = _ALONE) -> Sums:
+        here: dict[str, object] = {"d": key.drive, "i": key.chunk, "now": self._now_ns}
+        self._marked.append(here | {"b": where.bundle, "at": where.offset})
         return Sums(used=row.stored_length) - Sums.of_pending([row])
 
     def _adopt_other(self, key: BlobKey, row: Any) -> Sums | None:
@@ -181,12 +294,20 @@ class _Arriving:
         head = self._blobs.head(key)
         if head == Head(row.stored_length, row.sha256):
             return self._mark(key, row)
+        done = self._adopt_promised(key, row, head)
+        if done is None:
+            self._blobs.delete(key)
+        return done
+
+    def _adopt_promised(
+        self, key: BlobKey, row: Any, head: Head | None, where: _Where = _ALONE
+    ) -> Sums | None:
+        """Adopt the lease that bytes with this `head` fulfil; None: there is none."""
         promises = self._conn.execute(_PROMISES, {"drive": key.drive, "chunk": key.chunk}).all()
         for how, device in promises:
             descriptor = _decode(how)
             if head == Head(descriptor.stored_length, descriptor.sha256):
-                return _adopt(self._conn, key, row, how, device, self._now_ns, verified_ns=None)
-        self._blobs.delete(key)
+                return _adopt(self._conn, key, row, how, device, self._now_ns, where)
         return None
 
 
@@ -205,12 +326,13 @@ def _adopt(
     how: bytes,
     device: str | None,
     now_ns: int,
-    *,
-    verified_ns: int | None,
+    where: _Where = _ALONE,
+    verified_ns: int | None = None,
 ) -> Sums:
     descriptor = _decode(how)
     stored = {"s": descriptor.sha256, "l": descriptor.stored_length, "how": how, "by": device}
     here = {"d": key.drive, "i": key.chunk, "now": now_ns, "verified": verified_ns}
+    here |= {"b": where.bundle, "at": where.offset}
     conn.execute(_ADOPT, here | stored)
     return Sums(used=descriptor.stored_length) - Sums.of_pending([row])
 

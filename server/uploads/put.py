@@ -10,6 +10,10 @@ be in the drive already. Nothing may tell them which: the whole body is taken in
 block by block to be what the chunk's id says, and made durable, and then the answer is the same.
 Every other PUT of an object that is there is answered 412, as early as possible.
 
+An object that says that it is a bundle, under its own id, is reported as one; also when it was
+there already: nobody else knows which chunks are in it, and a process that ended may have been told
+in vain.
+
 Whatever ends a PUT before its object is there leaves nothing behind. Bodies of at most `WHOLE`
 bytes, the usual chunk, cost one hop to a thread; while there is little room for bodies, they go to
 the disk in smaller pieces.
@@ -35,6 +39,7 @@ from server.metrics import Metrics
 from server.storage.blobs import BlobKey, BlobStore, BlobWriter, Head
 from server.storage.edge import PIECE, Answer, Send, header_of, send_answer, target_of
 from server.storage.signer import UrlSigner
+from server.uploads import bundles
 from server.uploads.arrivals import Arrival, Proof
 from server.uploads.verification import Checker
 
@@ -69,8 +74,10 @@ class Intake:
             raise Answer(400, "If-None-Match: * is required")
         body = _trusted(body_of(scope), permit.key.drive)
         if permit.proof is None:
-            arrival = Arrival(permit.key, head)
-            if not await self._take(body, arrival, _Taken()):
+            arrival = await self._take(body, Arrival(permit.key, head), _Taken())
+            if not arrival.made:
+                if arrival.bundle is not None:
+                    self.reception.arrived(arrival)
                 raise Answer(412, "the object is there already")
         else:
             arrival = await self._prove(body, permit.key, head, permit.proof)
@@ -84,33 +91,48 @@ class Intake:
         if descriptor is None or descriptor.sha256 != head.sha256:
             raise Answer(403, "the upload is over, or promised other bytes; ask for another URL")
         arrival = Arrival(key, head, proof=Proof(version, descriptor))
-        made = await self._take(body, arrival, Checker(descriptor))
-        return arrival._replace(made=made)
+        return await self._take(body, arrival, Checker(descriptor))
 
-    async def _take(self, body: _Pieces, arrival: Arrival, inspector: _Inspector) -> bool:
-        """Take the body in as the object it should be; False if the object was there already."""
+    async def _take(self, body: _Pieces, arrival: Arrival, inspector: _Inspector) -> Arrival:
+        """Take the body in as the object it should be: the arrival, with all that is known of
+        it."""
         loop, threads, expected = asyncio.get_running_loop(), self.threads, arrival.head.length
         await body.gather(min(expected + 1, WHOLE))
         if not body.more:
             return await loop.run_in_executor(threads, self._take_whole, body, arrival, inspector)
-        if await loop.run_in_executor(threads, self._is_needless, arrival):
-            return False
+        known = await loop.run_in_executor(threads, self._known, arrival)
+        if known is not None:
+            return known
         with await loop.run_in_executor(threads, self.blobs.create, arrival.key) as writer:
             await loop.run_in_executor(threads, _absorb, body.pieces, writer, inspector)
             while body.more and inspector.head().length <= expected:
                 await body.gather(PIECE)
                 await loop.run_in_executor(threads, _absorb, body.pieces, writer, inspector)
-            return await loop.run_in_executor(threads, _finish, writer, inspector, arrival.head)
+            return await loop.run_in_executor(threads, self._finish, writer, inspector, arrival)
 
-    def _take_whole(self, body: _Pieces, arrival: Arrival, inspector: _Inspector) -> bool:
-        if self._is_needless(arrival):
-            return False
+    def _take_whole(self, body: _Pieces, arrival: Arrival, inspector: _Inspector) -> Arrival:
+        known = self._known(arrival)
+        if known is not None:
+            return known
         with self.blobs.create(arrival.key) as writer:
             _absorb(body.pieces, writer, inspector)
-            return _finish(writer, inspector, arrival.head)
+            return self._finish(writer, inspector, arrival)
 
-    def _is_needless(self, arrival: Arrival) -> bool:
-        return arrival.proof is None and self.blobs.has(arrival.key)
+    def _known(self, arrival: Arrival) -> Arrival | None:
+        """That of an object whose body need not be taken in, because it is there."""
+        if arrival.proof is not None or not self.blobs.has(arrival.key):
+            return None
+        return self._looked_at(arrival, made=False)
+
+    def _finish(self, writer: BlobWriter, inspector: _Inspector, arrival: Arrival) -> Arrival:
+        _check_whole(inspector, arrival.head)
+        return self._looked_at(arrival, made=writer.commit())
+
+    def _looked_at(self, arrival: Arrival, *, made: bool) -> Arrival:
+        if arrival.proof is not None:
+            return arrival._replace(made=made)
+        found = bundles.index_of(self.blobs, arrival.key)
+        return arrival._replace(made=made, bundle=found)
 
 
 class _Inspector(Protocol):
@@ -203,7 +225,7 @@ def _absorb(pieces: list[bytes], writer: BlobWriter, inspector: _Inspector) -> N
         writer.write(piece)
 
 
-def _finish(writer: BlobWriter, inspector: _Inspector, promised: Head) -> bool:
+def _check_whole(inspector: _Inspector, promised: Head) -> None:
     got = inspector.head()
     if got.length != promised.length:
         raise Answer(400, f"the body has {got.length} bytes, not {promised.length}")
@@ -213,7 +235,6 @@ def _finish(writer: BlobWriter, inspector: _Inspector, promised: Head) -> bool:
         inspector.finish()
     except BadContent as error:
         raise Answer(400, f"the body is not the chunk: {error}") from error
-    return writer.commit()
 
 
 def _promised(scope: MutableMapping[str, Any]) -> Head:

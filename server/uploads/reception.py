@@ -5,9 +5,10 @@ Knows: which thread notes arrivals and verdicts, and when. Must not know: what t
 
 Arrivals: a stored object is announced to `arrived`, which queues it and makes sure that one `flush`
 is on its way to the write thread, after a pause in which many gather: all of them share one commit,
-at most `NOTED`. Who needs to know of a chunk sooner notes its arrival, and no others, which are not
-theirs to wait for: a batch in its own transaction (`Noting`), an announcement before its own
-(`note`). What a crash forgot in between, a batch and an announcement ask the blob store for.
+of about `NOTED` chunks. Who needs to know of a chunk sooner notes its arrival, and no others, which
+are not theirs to wait for: a batch in its own transaction (`Noting`), an announcement before its
+own (`note`). What a crash forgot in between, a batch and an announcement ask the blob store for;
+of a bundle the sender is told that it is there, and reports it again so (`put`).
 
 Verification: what a flush marked is read back by one thread of its own, which nobody waits for,
 from a bounded queue, after a pause in which many gather: that is cheaper, and a reader who is
@@ -46,8 +47,9 @@ from server.metrics import Metrics
 from server.permissions.caller import Caller
 from server.pools import OWN, FairPool
 from server.storage.blobs import BlobKey, BlobStore
-from server.uploads import arrivals, leases, verification
+from server.uploads import arrivals, bundles, leases, verification
 from server.uploads.arrivals import Arrival
+from server.uploads.bundles import index_of
 from server.uploads.verification import Suspect, Verdict
 
 log = structlog.get_logger("nearline.server")
@@ -62,9 +64,9 @@ PAUSE_SECONDS = 0.25
 # Objects whose rows are read at once.
 STEP = 256
 AT_ONCE = 2
-# Arrivals and verdicts of one transaction of the server's own: others wait meanwhile. And so many
-# more than it names chunks one on behalf of somebody may note: a chunk arrives once for each upload
-# that shows possession of it, and in several drives.
+# Chunks that arrive and verdicts of one transaction of the server's own: others wait meanwhile. And
+# so many more than it names chunks one on behalf of somebody may note: a chunk arrives once for
+# each upload that shows possession of it, and in several drives.
 NOTED = 500
 
 
@@ -93,7 +95,7 @@ class Noting:
         self.bad: list[Verdict] = []
 
     def note(self, which: Callable[[BlobKey], bool], most: int) -> None:
-        """Note up to `most` of those whose key is one of `which`."""
+        """Note about `most` of the chunks that are one of `which`."""
         reception, now_ns = self._reception, time.time_ns()
         waiting, verdicts = reception._take(which, most)
         try:
@@ -225,15 +227,28 @@ class Reception:
         self.find_and_note(promised)
 
     def find_and_note(self, keys: Iterable[BlobKey]) -> None:
-        """Note those of these objects that are there. In the write thread."""
-        found = [Arrival(key, head) for key in keys if (head := self._blobs.head(key)) is not None]
+        """Note those of these pending chunks that are there after all. In the write thread."""
+        wanted = list(keys)
+        if not wanted:
+            return
+        found = [
+            Arrival(key, head) for key in wanted if (head := self._blobs.head(key)) is not None
+        ]
+        found += self._lost_bundles(wanted)
         for arrival in found:
-            log.info("chunk_found_without_event", chunk=arrival.key.chunk.hex())
+            log.info("object_found_without_event", object=arrival.key.chunk.hex())
         with self._lock:
             self._arrivals += found
         if found:
-            there = {arrival.key for arrival in found}
+            there = {key for arrival in found for key in arrival.chunks()}
             self._flush(there.__contains__, len(there) + NOTED)
+
+    def _lost_bundles(self, keys: Sequence[BlobKey]) -> list[Arrival]:
+        """Those in which these chunks were, and that were out of reach for a while."""
+        with self._db.read() as conn:
+            lost = bundles.places_of_lost(conn, keys)
+        read = [(key, head, index_of(self._blobs, key)) for key, head in lost]
+        return [Arrival(key, head, bundle=found) for key, head, found in read if found is not None]
 
     def _see_to_flush(self) -> None:
         with self._lock:
@@ -259,25 +274,28 @@ class Reception:
             self._see_to_flush()
 
     def _flush(self, which: Callable[[BlobKey], bool], most: int) -> None:
-        """Note up to `most` of those whose key is one of `which`."""
+        """Note about `most` of the chunks that are one of `which`."""
         if self._is_any(which):
             with self.noting() as noting:
                 noting.note(which, most)
 
     def _is_any(self, which: Callable[[BlobKey], bool]) -> bool:
         with self._lock:
-            keys = [item.key for item in self._arrivals]
+            keys = [key for item in self._arrivals for key in item.chunks()]
             keys += [item.suspect.key for item in self._verdicts]
         return any(map(which, keys))
 
     def _take(
         self, which: Callable[[BlobKey], bool], most: int
     ) -> tuple[list[Arrival], list[Verdict]]:
-        """Up to `most` of each that wait, whose key is one of `which`."""
+        """Of arrivals and of verdicts that wait the first with `most` chunks that are one of
+        `which`. A bundle comes whole, whatever else is in it."""
         with self._lock:
-            waiting, self._arrivals = _parted(self._arrivals, lambda each: which(each.key), most)
+            waiting, self._arrivals = _parted(
+                self._arrivals, lambda each: sum(map(which, each.chunks())), most
+            )
             verdicts, self._verdicts = _parted(
-                self._verdicts, lambda each: which(each.suspect.key), most
+                self._verdicts, lambda each: int(which(each.suspect.key)), most
             )
         return waiting, verdicts
 
@@ -332,7 +350,7 @@ class Reception:
 
     def _judge(self, suspect: Suspect) -> None:
         verdict = verification.judge(self._blobs, suspect)
-        self._metrics.verified_bytes.inc(suspect.length)
+        self._metrics.verified_bytes.inc(suspect.place.length)
         with self._lock:
             self._verdicts.append(verdict)
 
@@ -397,12 +415,15 @@ class Reception:
             return verification.any_doubtful(conn, keys)
 
 
-def _parted(items: list[T], is_wanted: Callable[[T], bool], most: int) -> tuple[list[T], list[T]]:
-    """The first `most` that are wanted, and the others."""
+def _parted(items: list[T], weigh: Callable[[T], int], most: int) -> tuple[list[T], list[T]]:
+    """The first that weigh something, until they weigh `most`, and the others."""
     taken: list[T] = []
     left: list[T] = []
+    weight = 0
     for item in items:
-        (taken if len(taken) < most and is_wanted(item) else left).append(item)
+        more = weigh(item) if weight < most else 0
+        weight += more
+        (taken if more else left).append(item)
     return taken, left
 
 

@@ -3,15 +3,19 @@
 Knows: how an object is taken apart and checked, and what a verdict means for the chunk. Must not
 know: when and in which thread this happens (`reception`), who may have the chunk (`access`).
 
-The edge checks the SHA-256 and length that an uploader announced; that the bytes are the chunk only
-reading them tells: each block is decoded within its declared bound and hashed, and the hashes give
-the id. Until then the chunk is for the device that uploaded it: nobody else is given it, and nobody
-else's version may refer to it (`doubtful`, and `arrivals.unready` for commits).
+The edge checks the SHA-256 and length that an uploader announced, of a bundle as a whole; that the
+bytes are the chunk only reading them tells: each block is decoded within its declared bound and
+hashed, and the hashes give the id. Until then the chunk is for the device that uploaded it: nobody
+else is given it, and nobody else's version may refer to it (`doubtful`, and `arrivals.unready` for
+commits).
 
 A verdict is about one stay of one object: it counts only while the row still has the `uploaded_ns`
-that was read before the object was. A bad object is taken away and its chunk is `pending` again, to
-be uploaded anew, also under the versions that refer to it. So it is with one that is missing;
-should it come back (its disk was not mounted), `reception` finds it when it is asked for.
+that was read before the object was; a bad one also only while the chunk is still in the bundle that
+was read, or in none. A bad object is taken away and its chunk is `pending` again, to be uploaded
+anew, also under the versions that refer to it. So it is with one that is missing; should it come
+back (its disk was not mounted), `reception` finds it when it is asked for, a bundle too: its chunks
+keep their places. The parts of a bundle are judged one by one; the object stays for those that are
+good.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ from server.metadata.records import slices
 from server.metadata.schema import chunks, upload_chunks
 from server.permissions import audit
 from server.storage.blobs import BlobKey, BlobMissing, BlobStore, Head
-from server.uploads import quota
+from server.storage.places import COLUMNS, Place, place_of
+from server.uploads import bundles, quota
 from server.uploads.leases import THERE, known_chunks
 from server.uploads.quota import Sums
 
@@ -97,33 +102,49 @@ def check_object(blobs: BlobStore, key: BlobKey, descriptor: Descriptor) -> None
     checker.finish()
 
 
+def check_place(blobs: BlobStore, place: Place, descriptor: Descriptor) -> None:
+    """Read a chunk back where it is stored. Raises `BadContent`, `BlobMissing` or OSError."""
+    if place.key.chunk == descriptor.id:
+        check_object(blobs, place.key, descriptor)
+        return
+    checker = Checker(descriptor)
+    checker.feed(blobs.read(*place))
+    checker.finish()
+
+
 # --- verdicts -----------------------------------------------------------------------------------
 
 
 class Suspect(NamedTuple):
-    """An object to look at, and how it may be stored: as its row says, or as a lease with the same
-    SHA-256 says (whoever promised it first may have lied about how the bytes divide)."""
+    """A chunk to look at where it is, and how it may be stored: as its row says, or as a lease with
+    the same SHA-256 says (whoever promised it first may have lied about how the bytes divide)."""
 
     key: BlobKey
+    place: Place
     uploaded_ns: int
-    length: int
     descriptors: tuple[bytes, ...]
+
+    @property
+    def is_alone(self) -> bool:
+        """True if the chunk is an object of its own."""
+        return self.place.key == self.key
 
 
 class Verdict(NamedTuple):
-    """`found` is the descriptor that is true; None: the object is bad, and `why`."""
+    """`found` is the descriptor that is true; None: the object is bad, and `why`. `rotten`: the
+    disk has spoiled what was good when it came, as far as an object of the chunk's own tells.
+    `is_gone`: there is no object."""
 
     suspect: Suspect
     found: bytes | None
     why: str = ""
     rotten: bool = False
+    is_gone: bool = False
 
 
 _ROW = select(
-    chunks.c.drive,
-    chunks.c.id,
+    *COLUMNS,
     chunks.c.sha256,
-    chunks.c.stored_length,
     chunks.c.descriptor,
     chunks.c.uploaded_ns,
 ).where(
@@ -148,11 +169,12 @@ _this_stay = (
 )
 _GOOD = update(chunks).where(_this_stay).values(verified_ns=bindparam("now"))
 _FOUND = update(chunks).where(_this_stay).values(descriptor=bindparam("found"))
-_BAD = (
+_GONE = (
     update(chunks)
-    .where(_this_stay)
-    .values(state="pending", uploaded_ns=None, doomed_ns=None, verified_ns=None)
+    .where(_this_stay, chunks.c.bundle.is_not_distinct_from(bindparam("b")))
+    .values(state="pending", uploaded_ns=None, doomed_ns=None, verified_ns=None, copied=0)
 )
+_BAD = _GONE.values(bundle=None, bundle_offset=None)
 
 
 def doubtful(
@@ -216,7 +238,7 @@ def _suspects(conn: Connection, where: dict[str, object]) -> Iterator[Suspect]:
     for row in conn.execute(_ROW, where):
         others = [item for item in promised.get(row.id, ()) if _decode(item).sha256 == row.sha256]
         descriptors = tuple(dict.fromkeys([row.descriptor, *others]))
-        yield Suspect(BlobKey(row.drive, row.id), row.uploaded_ns, row.stored_length, descriptors)
+        yield Suspect(BlobKey(row.drive, row.id), place_of(row), row.uploaded_ns, descriptors)
 
 
 def judge(blobs: BlobStore, suspect: Suspect) -> Verdict:
@@ -225,14 +247,14 @@ def judge(blobs: BlobStore, suspect: Suspect) -> Verdict:
     try:
         for encoded in suspect.descriptors:
             try:
-                check_object(blobs, suspect.key, _decode(encoded))
+                check_place(blobs, suspect.place, _decode(encoded))
             except BadContent as error:
                 why = why or str(error)
             else:
                 return Verdict(suspect, encoded)
-        head = blobs.head(suspect.key)
+        head = blobs.head(suspect.key) if suspect.is_alone else None
     except BlobMissing:
-        return Verdict(suspect, None, "the object is missing")
+        return Verdict(suspect, None, "the object is missing", is_gone=True)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
@@ -253,9 +275,13 @@ def record(conn: Connection, verdicts: Sequence[Verdict], now_ns: int) -> list[V
 
 
 def _condemn(conn: Connection, verdict: Verdict, now_ns: int) -> bool:
-    key, length = verdict.suspect.key, verdict.suspect.length
-    if conn.execute(_BAD, _stay(verdict.suspect)).rowcount != 1:
+    key, place = verdict.suspect.key, verdict.suspect.place
+    bundle, length = None if verdict.suspect.is_alone else place.key.chunk, place.length
+    condemn = _GONE if verdict.is_gone else _BAD
+    if conn.execute(condemn, _stay(verdict.suspect) | {"b": bundle}).rowcount != 1:
         return False
+    if bundle is not None:
+        bundles.note_emptied(conn, key.drive, [bundle], now_ns)
     quota.change(conn, key.drive, Sums(used=-length, reserved=length, promised=1))
     chunk = key.chunk.hex()
     audit.note(conn, None, "chunk_bad", chunk, now_ns, drive=key.drive, why=verdict.why)
@@ -266,13 +292,23 @@ def remove(conn: Connection, blobs: BlobStore, verdict: Verdict) -> None:
     """Take a bad object away, in a write transaction after that of its verdict: then a crash in
     between leaves an object that nobody believes, and never a version without its object.
 
-    What the disk has spoiled is set aside for people to look at; what came bad is deleted.
+    What the disk has spoiled is set aside for people to look at; what came bad is deleted. A bundle
+    goes when no chunk is in it any more.
     """
-    key = verdict.suspect.key
+    key, place = verdict.suspect.key, verdict.suspect.place
+    if not verdict.suspect.is_alone:
+        stored = bundles.delete_unused(conn, place.key)
+        if stored is not None:
+            _take_away(blobs, place.key, rotten=blobs.head(place.key) != stored)
+        return
     state = select(chunks.c.state).where(chunks.c.drive == key.drive, chunks.c.id == key.chunk)
     if conn.execute(state).scalar() not in (None, "pending"):
         return
-    if verdict.rotten:
+    _take_away(blobs, key, rotten=verdict.rotten)
+
+
+def _take_away(blobs: BlobStore, key: BlobKey, *, rotten: bool) -> None:
+    if rotten:
         blobs.set_aside(key)
     else:
         blobs.delete(key)

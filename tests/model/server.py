@@ -21,7 +21,7 @@ from sqlalchemy import Connection, event, select
 from remote.protocol import messages
 from remote.protocol.account_messages import Invite
 from remote.protocol.codec import decode_block
-from remote.protocol.content import HOLE, MAX_CHUNK_SIZE, Descriptor, Manifest, block_count
+from remote.protocol.content import HOLE, Descriptor, Manifest, block_count
 from remote.protocol.errors import Problem, Refused, Unreachable, UrlRefused
 from server.accounts import accounts, tokens
 from server.changes import feed
@@ -31,8 +31,9 @@ from server.maintenance import fsck
 from server.metadata.db import Database
 from server.metadata.schema import chunks, files, grants, versions
 from server.permissions.caller import Caller
+from server.storage import places
 from server.storage.blobs import BlobKey, BlobStore, Head
-from server.uploads import arrivals, leases, sessions
+from server.uploads import arrivals, bundles, leases, sessions
 from server.uploads.quota import Budget, Limits
 from tests import remembered
 from tests.contract.memory import MemoryBlobStore
@@ -54,6 +55,7 @@ class Storage:
 
     def __init__(self, db: Database, blobs: BlobStore) -> None:
         self.db, self.blobs = db, blobs
+        self.bundled = 0  # chunks that came in bundles
 
     def content(self, manifest: Manifest, drive: str) -> bytes:
         with self.db.read() as conn:
@@ -63,9 +65,13 @@ class Storage:
             )
 
     def _plain(self, conn: Connection, drive: str, chunk: bytes) -> bytes:
-        query = select(chunks.c.descriptor).where(chunks.c.drive == drive, chunks.c.id == chunk)
-        descriptor = msgspec.msgpack.decode(conn.execute(query).scalar_one(), type=Descriptor)
-        stored = memoryview(self.blobs.read(BlobKey(drive, chunk), 0, MAX_CHUNK_SIZE))
+        query = select(*places.COLUMNS, chunks.c.descriptor)
+        row = conn.execute(query.where(chunks.c.drive == drive, chunks.c.id == chunk)).one()
+        descriptor, place = (
+            msgspec.msgpack.decode(row.descriptor, type=Descriptor),
+            places.place_of(row),
+        )
+        stored = memoryview(self.blobs.read(place.key, place.offset, place.length))
         blocks = []
         for block in range(block_count(descriptor.length)):
             offset = descriptor.stored_offset(block)
@@ -302,12 +308,23 @@ class Port:
         finally:
             conn.exec_driver_sql("RELEASE SAVEPOINT upload")
 
+    async def start_bundle(self, request: messages.StartBundle) -> messages.StartBundleReply:
+        await self._network.cross()
+        request = through_wire(request, messages.StartBundle)
+        with self._server.db.read() as conn:
+            caller = self._server.caller(conn, self._token)
+            reply = bundles.start(conn, caller, request, _sign_object, time.time_ns())
+        await self._network.answer()
+        return through_wire(reply, messages.StartBundleReply)
+
     async def put_chunk(self, put: messages.PresignedPut, body: bytes | memoryview) -> None:
         await self._network.cross()
         drive, chunk, version = put.url.split("/")
         key, now = BlobKey(drive, bytes.fromhex(chunk)), time.time_ns()
         self._server.blobs.add(key, bytes(body))
         head = Head(len(body), bytes.fromhex(put.headers["sha256"]))
+        bundle = bundles.index_of(self._server.blobs, key)
+        self._server.bundled += 0 if bundle is None else len(bundle.parts)
         with self._server.db.write() as conn:
             proof = None
             if version:
@@ -315,7 +332,7 @@ class Port:
                 if promised is None or promised.sha256 != head.sha256:
                     raise UrlRefused("the upload is over")
                 proof = arrivals.Proof(version, promised)
-            arrival = arrivals.Arrival(key, head, proof=proof)
+            arrival = arrivals.Arrival(key, head, proof=proof, bundle=bundle)
             arrivals.arrived(conn, self._server.blobs, [arrival], now)
         await self._network.answer()
 
@@ -325,8 +342,13 @@ def _do_not_sync(connection: Any, _record: object) -> None:
 
 
 def _sign(drive: str, descriptor: Descriptor, proof: str | None) -> messages.PresignedPut:
+    head = Head(descriptor.stored_length, descriptor.sha256)
+    return _sign_object(BlobKey(drive, descriptor.id), head, proof)
+
+
+def _sign_object(key: BlobKey, head: Head, proof: str | None = None) -> messages.PresignedPut:
     return messages.PresignedPut(
-        url=f"{drive}/{descriptor.id.hex()}/{proof or ''}",
-        headers={"sha256": descriptor.sha256.hex()},
+        url=f"{key.drive}/{key.chunk.hex()}/{proof or ''}",
+        headers={"sha256": head.sha256.hex()},
         expires_ns=time.time_ns() + LEASE_NS,
     )

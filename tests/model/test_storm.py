@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -56,14 +57,14 @@ def plan_of(seed: int) -> Plan:
 class Storm:
     def __init__(self, plan: Plan, directory: Path) -> None:
         self._plan, self._directory = plan, directory
-        self._server = Server(directory)
+        self.server = Server(directory)
         self._copies = plan.dice("copies").random() < 0.3
         self.devices: list[Device] = []
 
     def close(self) -> None:
         for device in self.devices:
             device.close()
-        self._server.close()
+        self.server.close()
 
     async def run(self) -> None:
         with trio.fail_after(LONGEST):
@@ -72,9 +73,9 @@ class Storm:
             await self._check()
 
     async def _open(self, name: str) -> Device:
-        token, directory = self._server.token(name), self._directory / name
+        token, directory = self.server.token(name), self._directory / name
         device = Device(
-            self._server, directory, NAME, token, keep_copies=self._copies, has_asker=True
+            self.server, directory, NAME, token, keep_copies=self._copies, has_asker=True
         )
         self.devices.append(device)
         await device.start()
@@ -103,7 +104,7 @@ class Storm:
         dice = self._plan.dice("server")
         while True:
             await trio.sleep(dice.choice((0.5, 2, 10)))
-            self._server.forget_feed()
+            self.server.forget_feed()
 
     async def _come_to_rest(self, sites: list[Site]) -> None:
         for device in self.devices:
@@ -128,7 +129,7 @@ class Storm:
             views.append(await device.everything())
         for number, view in enumerate(views[1:], 1):
             assert not (apart := differences(views[0], view)), (number, apart)
-        complaints = self._server.complaints()
+        complaints = self.server.complaints()
         assert not complaints, complaints
 
 
@@ -150,7 +151,8 @@ def passed_on(_: Resolver, op: Op, what: str) -> contextlib.AbstractContextManag
     return contextlib.nullcontext()
 
 
-def one_storm(seed: int, directory: Path) -> None:
+def one_storm(seed: int, directory: Path) -> int:
+    """The number of chunks that came in bundles."""
     storm = Storm(plan_of(seed), directory)
     clock = trio.testing.MockClock(autojump_threshold=0)
     try:
@@ -160,6 +162,7 @@ def one_storm(seed: int, directory: Path) -> None:
         storm.close()
     errors = [item for item in said if item["log_level"] == "error"]
     assert not errors, errors
+    return storm.server.bundled
 
 
 def main(first: int, storms: int) -> None:
@@ -169,8 +172,8 @@ def main(first: int, storms: int) -> None:
         for seed in range(first, first + storms):
             print(f"storm {seed}", flush=True)
             with tempfile.TemporaryDirectory(prefix="nearline-storm-") as directory:
-                one_storm(seed, Path(directory))
-            print("calm", flush=True)
+                bundled = one_storm(seed, Path(directory))
+            print(f"calm: {bundled}", flush=True)
 
 
 def test_storms_end_and_leave_nothing_behind() -> None:
@@ -182,7 +185,9 @@ def test_storms_end_and_leave_nothing_behind() -> None:
         text=True,
         check=False,
     )
-    assert done.stdout.count("calm") == STORMS, f"{done.stdout[-30:]}\n{done.stderr}"
+    bundled = [int(count) for count in re.findall(r"calm: (\d+)", done.stdout)]
+    assert len(bundled) == STORMS, f"{done.stdout[-30:]}\n{done.stderr}"
+    assert sum(bundled) > STORMS, "chunks that came in bundles"
 
 
 if __name__ == "__main__":

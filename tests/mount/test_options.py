@@ -123,9 +123,9 @@ def test_what_is_not_said_is_the_default() -> None:
 
 def test_limits_of_transfers() -> None:
     fstab = parse_options(["upload-limit=2M,download-limit=off"])
-    assert (fstab.upload_limit, fstab.download_limit, fstab.transfers) == (2 << 20, None, 8)
+    assert (fstab.upload_limit, fstab.download_limit, fstab.transfers) == (2 << 20, None, 16)
     assert with_flags(fstab, {"upload_limit": "off"}).upload_limit is None
     assert MAX_TRANSFERS == TRANSFERS
-    for wrong in ("upload-limit=fast", "download-limit=1K", "transfers=0", "transfers=9"):
+    for wrong in ("upload-limit=fast", "download-limit=1K", "transfers=0", "transfers=17"):
         with pytest.raises(UsageFailure, match=wrong.partition("=")[0]):
             parse_options([wrong])

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from remote.protocol.bundle import MAGIC, TRAILER, bundle_of, parse, tail_length
 from remote.protocol.codec import decode_block, encode_chunk
 from remote.protocol.content import (
     BLOCK_SIZE,
@@ -83,6 +84,46 @@ def test_a_damaged_descriptor_is_refused_or_true(
     raw = ENCODERS[form](sample.descriptor)
     take_descriptor(data.draw(mutated(raw)), DECODERS[form])
 
+
+# --- bundles ------------------------------------------------------------------------------------
+
+BUNDLE = bundle_of([sample.descriptor for sample in SAMPLES[3:]])
+
+
+def take_tail(tail: bytes, length: int) -> None:
+    """As a server takes the end of an object: first the trailer, then all that it speaks of."""
+    try:
+        size = tail_length(tail[-TRAILER:])
+        bundle = parse(tail[-size:], length)
+    except BadContent:
+        return
+    assert bundle_of(bundle.parts) == bundle or bundle.tail == tail[-size:]
+    ends = [at + part.stored_length for at, part in zip(bundle.offsets, bundle.parts, strict=True)]
+    assert [*bundle.offsets, length - len(bundle.tail)] == [0, *ends]
+
+
+@given(st.data(), st.integers(-3, 3))
+@fuzz
+def test_a_damaged_tail_is_refused_or_true(data: st.DataObject, longer: int) -> None:
+    take_tail(data.draw(mutated(BUNDLE.tail)), BUNDLE.length + longer)
+
+
+@given(st.data())
+@fuzz
+def test_a_damaged_index_with_a_good_trailer_is_refused_or_true(data: st.DataObject) -> None:
+    index = data.draw(mutated(BUNDLE.tail[:-TRAILER]))
+    tail = index + len(index).to_bytes(4, "big") + MAGIC
+    take_tail(tail, sum(part.stored_length for part in BUNDLE.parts) + len(tail))
+
+
+@given(st.binary(max_size=200))
+@fuzz
+def test_arbitrary_bytes_are_no_bundle(raw: bytes) -> None:
+    take_tail(raw, len(raw))
+    take_tail(raw + len(raw).to_bytes(4, "big") + MAGIC, len(raw) + TRAILER)
+
+
+# --- descriptors and manifests that are nearly right --------------------------------------------
 
 integers = st.integers(-(1 << 70), 1 << 70) | st.sampled_from([0, 1, BLOCK_SIZE, MAX_CHUNK_SIZE])
 nearly_descriptors = st.fixed_dictionaries(

@@ -23,6 +23,7 @@ from blake3 import blake3
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from remote.protocol.bundle import bundle_of
 from remote.protocol.chunking import cut
 from remote.protocol.codec import encode_chunk
 from remote.protocol.content import HOLE, Manifest, Piece, fingerprint
@@ -82,6 +83,27 @@ def chunk_vector(data: bytes) -> dict[str, Any]:
     }
 
 
+def bundle_vectors() -> dict[str, Any]:
+    """Bundles of small chunks, with the whole of their tails."""
+    small = {"one byte": b"x", "noise": noise("part", 3000), "text": text("part", 5000)}
+    named = {name: [data] for name, data in small.items()}
+    named |= {"three": list(small.values()), "turned round": list(reversed(small.values()))}
+    return {name: bundle_vector(parts) for name, parts in named.items()}
+
+
+def bundle_vector(parts: list[bytes]) -> dict[str, Any]:
+    encoded = [encode_chunk(data) for data in parts]
+    bundle = bundle_of([item.descriptor for item in encoded])
+    body = b"".join(bytes(item.body) for item in encoded) + bundle.tail
+    return {
+        "id": bundle.id.hex(),
+        "offsets": list(bundle.offsets),
+        "length": bundle.length,
+        "tail": bundle.tail.hex(),
+        "sha256": hashlib.sha256(body).hexdigest(),
+    }
+
+
 def boundary_vectors() -> dict[str, list[int]]:
     data = noise("boundaries", 4 * MIB)
     return {str(average): cut(data, average, final=True) for average in (65536, 262144, MIB)}
@@ -116,6 +138,7 @@ def message_vectors() -> dict[str, str]:
 
 VECTORS = {
     "content": content_vectors,
+    "bundles": bundle_vectors,
     "boundaries": boundary_vectors,
     "signatures": signature_vectors,
     "messages": message_vectors,
@@ -136,6 +159,16 @@ def test_a_chunk_id_by_the_book() -> None:
     named.update((256 * 1024).to_bytes(4, "big") + length.to_bytes(8, "big"))
     named.update(blake3(data[:-1]).digest() + blake3(data[-1:]).digest())
     assert encode_chunk(data).descriptor.id == named.digest()
+
+
+def test_a_bundle_id_by_the_book() -> None:
+    """docs/on-disk-formats.md, without `bundle`: the tag and the index, which is before the trailer
+    of twelve bytes."""
+    golden = json.loads((GOLDEN / "bundles.json").read_text())["three"]
+    tail = bytes.fromhex(golden["tail"])
+    index, size, magic = tail[:-12], tail[-12:-8], tail[-8:]
+    assert (int.from_bytes(size, "big"), magic) == (len(index), b"NLBUNDL1")
+    assert blake3(b"nearline bundle v1\x00" + index).hexdigest() == golden["id"]
 
 
 def test_a_signed_url_of_the_past_still_verifies() -> None:

@@ -46,15 +46,16 @@ def until_verified(server: Running) -> None:
     """Wait until everything that arrived is noted and verified."""
     reception = server.app.service.reception
     reception._hurry.set()
-    until(
-        lambda: (
-            reception.waiting_arrivals == 0
-            and not reception._looking
-            and not reception._flush_queued
+    for _ in range(2):  # what is noted is queued to be looked at only then
+        until(
+            lambda: (
+                reception.waiting_arrivals == 0
+                and not reception._looking
+                and not reception._flush_queued
+            )
         )
-    )
+        server.app.service.writes.submit(reception.flush).result(10)
     reception._hurry.clear()
-    server.app.service.writes.submit(reception.flush).result(10)
 
 
 def check_sums(server: Running, drive: str) -> None:

@@ -346,6 +346,23 @@ def _urls(scene: Scene, _by: Client) -> Ask:
     return Ask(f"/v1/uploads/{scene.session()}/urls", wanted)
 
 
+def _bundle(scene: Scene, _by: Client) -> Ask:
+    """Of a chunk that Anna has announced."""
+    return _bundled(scene.owner)
+
+
+def _bundle_at_home(scene: Scene, by: Client) -> Ask:
+    """Of a chunk that the sender has announced, if they may."""
+    return _bundled(by if by.token and by.me.drive != scene.owner.me.drive else scene.owner)
+
+
+def _bundled(by: Client) -> Ask:
+    version, chunk = new_id(), make_chunk(noise(50, new_id()))
+    by.start(version, new_id(), chunk)
+    part = messages.BundlePart(version, chunk.id)
+    return Ask("/v1/bundles", messages.StartBundle(parts=[part], sha256=bytes(32)))
+
+
 def _fingerprint(scene: Scene, _by: Client) -> Ask:
     hexed = fingerprint(manifest_of(scene.chunk)).hex()
     return Ask(f"/v1/files/by-fingerprint/{hexed}")
@@ -403,6 +420,8 @@ ASKS: dict[str, Make] = {
     "POST /v1/trash/empty": lambda scene, _: Ask(
         "/v1/trash/empty", account_messages.EmptyTrash(files=[scene.trashed()])
     ),
+    "POST /v1/bundles": _bundle,
+    "POST /v1/bundles (own drive)": _bundle_at_home,
     "GET /v1/uploads/{version}": lambda scene, _: Ask(f"/v1/uploads/{scene.session()}"),
     "POST /v1/uploads/{version}/urls": _urls,
     "POST /v1/uploads/{version}/complete": _complete,

@@ -32,8 +32,10 @@ print("ended", flush=True)
 
 
 @contextmanager
-def process(data: Path, listen: str = "127.0.0.1:0") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-c", PROGRAM, str(data), listen]
+def process(
+    data: Path, listen: str = "127.0.0.1:0", program: str = PROGRAM
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-c", program, str(data), listen]
     root = str(Path(__file__).parents[2])
     running = subprocess.Popen(
         command,

@@ -33,14 +33,16 @@ def test_limits_of_a_running_mount(site: Site) -> None:
     b = site.device("b", "-o", "download-limit=8K,transfers=2")
     a.mount()
     b.mount()
-    assert limits(a) == (8192, None, 8)
+    assert limits(a) == (8192, None, 16)
     assert limits(b) == (None, 8192, 2)
 
     (a.at / "large").write_bytes(CONTENT)
     wait_until(lambda: a.uploaded > 20_000, "some of it is sent")
     [upload] = a.status()["uploads"]
     assert upload["bytes_done"] < upload["bytes_total"] == len(CONTENT)
-    assert site.cli("limit", a.at).stdout == ("up         8.2 kB/s\ndown       off\ntransfers  8\n")
+    assert site.cli("limit", a.at).stdout == (
+        "up         8.2 kB/s\ndown       off\ntransfers  16\n"
+    )
     assert "up at most 8.2 kB/s" in site.cli("status", a.at).stdout
     shown = site.cli("limit", a.at, "--up", "off", "--transfers", "4").stdout
     assert shown == "up         off\ndown       off\ntransfers  4\n"
@@ -72,5 +74,5 @@ def test_limits_that_cannot_be(site: Site) -> None:
         done = site.cli("limit", c.at, *words, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("nearline: ")
-    assert limits(c) == (None, None, 8)
+    assert limits(c) == (None, None, 16)
     assert site.cli("limit", site.home, check=False).returncode == 1

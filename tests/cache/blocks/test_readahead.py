@@ -6,7 +6,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.blocks.readahead import INITIAL_WINDOW, MAX_WINDOW, ReadAhead, Window
+from cache.blocks.readahead import INITIAL_WINDOW, MAX_WINDOW, TRUST, ReadAhead, Window
 from tests.amounts import amount
 
 KIB = 1024
@@ -30,16 +30,28 @@ def test_the_second_read_in_a_row_opens_the_window() -> None:
     ahead = ReadAhead()
     assert ahead.on_read(MIB, 128 * KIB) is None
     window = ahead.on_read(MIB + 128 * KIB, 128 * KIB)
-    assert window == Window(MIB + 256 * KIB, MIB + 256 * KIB + INITIAL_WINDOW)
+    assert window == Window(MIB + 256 * KIB, MIB + 256 * KIB + TRUST * 256 * KIB)
 
 
-def test_the_window_doubles_up_to_its_maximum_and_asks_for_each_byte_once() -> None:
+def test_what_is_fetched_for_nothing_is_little_of_what_was_read() -> None:
+    """Whenever somebody stops; and after a few reads the window is large."""
+    for step in (4 * KIB, 128 * KIB, MIB):
+        ahead, asked = ReadAhead(), 0
+        for offset in range(0, 8 * MIB, step):
+            window = ahead.on_read(offset, step)
+            asked = asked if window is None else window.end
+            read = offset + step
+            assert asked - read <= max(INITIAL_WINDOW, TRUST * read)
+        assert ahead.size == MAX_WINDOW
+
+
+def test_the_window_grows_up_to_its_maximum_and_asks_for_each_byte_once() -> None:
     ahead = ReadAhead()
     windows = sequential(ahead, 0, 128 * MIB)
     assert ahead.size == MAX_WINDOW
     assert [w.start for w in windows[1:]] == [w.end for w in windows[:-1]]
     assert max(w.end - w.start for w in windows) <= MAX_WINDOW
-    assert len(windows) < 40  # large requests, not one for each read
+    assert len(windows) < 50  # large requests, not one for each read
 
 
 def test_the_limit_caps_the_window() -> None:

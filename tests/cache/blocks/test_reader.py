@@ -97,6 +97,19 @@ async def test_a_cold_small_read_moves_one_block_in_two_requests() -> None:
         assert setup.edge.served == BLOCK_SIZE
 
 
+async def test_connections_are_made_while_it_is_asked_where_a_file_is() -> None:
+    """As many as the first reads will use: one for a random read, several for a whole file."""
+    content = noise(32 * MIB)
+    async with reading(content, [MIB]) as setup:
+        await setup.read(17 * MIB, 4096)
+        assert setup.edge.connected_ahead == [1]
+    async with reading(content, [MIB]) as setup:
+        await setup.read(0, MIB, window=setup.reader.prefetch())
+        assert setup.edge.connected_ahead == [8]
+        await setup.read(MIB, MIB)
+        assert len(setup.edge.connected_ahead) == 1, "only when it is asked"
+
+
 async def test_random_reads_through_a_handle_fetch_only_what_they_read() -> None:
     async with reading(noise(32 * MIB), [MIB]) as setup:
         window = setup.reader.prefetch()
@@ -563,6 +576,107 @@ async def test_small_versions_are_located_together_and_are_here_then() -> None:
         await setup.reader.fetch_whole([(FILE, name) for name in names])
         assert len(setup.edge.located_together) == 1
         assert len(setup.edge.gets) == 4
+
+
+def bundled(setup: Setup, count: int = 6, gap: int = 0) -> list[str]:
+    """Small versions whose chunks lie in one object."""
+    names = [version_name(200 + number) for number in range(count)]
+    for name in names:
+        setup.edge.add(name, small(name), [5000])
+    setup.edge.bundle(*names, gap=gap)
+    return names
+
+
+def small(name: str) -> bytes:
+    return noise(3000, name.encode())
+
+
+def are_here(setup: Setup, names: list[str]) -> bool:
+    return all(setup.reader.try_read(FILE, name, 0, 3000) == small(name) for name in names)
+
+
+async def test_neighbours_in_a_bundle_come_by_one_request() -> None:
+    async with reading(b"") as setup:
+        names = bundled(setup)
+        await setup.reader.fetch_whole([(FILE, name) for name in names])
+        await trio.testing.wait_all_tasks_blocked()
+        await idle(setup)
+        assert len(setup.edge.gets) == 1
+        assert setup.edge.served == len(names) * 3000
+        assert are_here(setup, names)
+
+
+async def test_what_is_here_and_lies_between_is_not_asked_for_if_it_is_large() -> None:
+    async with reading(b"") as setup:
+        names = bundled(setup, gap=40_000)
+        await setup.reader.fetch_whole([(FILE, name) for name in names])
+        await trio.testing.wait_all_tasks_blocked()
+        await idle(setup)
+        assert len(setup.edge.gets) == len(names)
+        assert are_here(setup, names)
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "refuse", "truncate", "down", "late"])
+async def test_what_did_not_come_together_comes_by_itself(fault: str) -> None:
+    async with reading(b"") as setup:
+        names = bundled(setup)
+        setup.edge.faults = [fault]
+        await setup.reader.fetch_whole([(FILE, name) for name in names])
+        await trio.testing.wait_all_tasks_blocked()
+        await idle(setup)
+        alone = {"corrupt": 1, "refuse": 6, "truncate": 3, "down": 6, "late": 0}[fault]
+        assert len(setup.edge.gets) == 1 + alone
+        assert are_here(setup, names)
+
+
+@pytest.mark.parametrize("fault", ["", "corrupt", "down"])
+async def test_who_reads_one_of_several_that_come_together_waits_for_that(fault: str) -> None:
+    async with reading(b"") as setup:
+        names = bundled(setup)
+        await setup.reader.fetch_whole([(FILE, name) for name in names[:1]])
+        await idle(setup)
+        setup.edge.hold = trio.Event()
+        found: list[bytes] = []
+
+        async def read(name: str) -> None:
+            found.append(bytes(await setup.reader.read(FILE, name, 3000, 100, 200)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(setup.reader.fetch_whole, [(FILE, name) for name in names])
+            await trio.testing.wait_all_tasks_blocked()
+            setup.edge.hold.set()
+            setup.edge.hold, setup.edge.faults = trio.Event(), [fault]
+            await trio.testing.wait_all_tasks_blocked()
+            gets = len(setup.edge.gets)
+            for name in names[1:]:
+                nursery.start_soon(read, name)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(setup.edge.gets) == gets
+            setup.edge.hold.set()
+        assert sorted(found) == sorted(small(name)[100:300] for name in names[1:])
+
+
+async def test_who_waits_for_what_comes_together_when_the_mount_goes_down_hears_of_it() -> None:
+    async with reading(b"") as setup:
+        names = bundled(setup)
+        await setup.reader.fetch_whole([(FILE, name) for name in names[:1]])
+        await idle(setup)
+        async with trio.open_nursery() as nursery:
+            setup.edge.hold = trio.Event()
+            nursery.start_soon(setup.reader.fetch_whole, [(FILE, name) for name in names])
+            await trio.testing.wait_all_tasks_blocked()
+            setup.edge.hold.set()
+            setup.edge.hold = trio.Event()
+            await trio.testing.wait_all_tasks_blocked()
+
+            async def read() -> None:
+                with pytest.raises(Unreachable, match="stopped"):
+                    await setup.reader.read(FILE, names[2], 3000, 0, 3000)
+
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            assert setup.reader._nursery is not None
+            setup.reader._nursery.cancel_scope.cancel()
 
 
 async def test_who_reads_what_is_being_located_waits_for_that() -> None:

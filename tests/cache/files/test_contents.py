@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,10 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache.files import spool
 from cache.files.contents import Contents
 from cache.files.layers import changed_ranges
+from cache.files.spool import THREADED_WRITE
 from cache.metadata.tree import ROOT
 from remote.protocol.content import MAX_FILE_SIZE
 from tests.amounts import amount
@@ -146,7 +148,7 @@ async def test_a_write_under_way_puts_the_snapshot_off(
 
     monkeypatch.setattr(state.spool, "write", slow)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(state.contents.write, node.ino, 0, b"bytes")
+        nursery.start_soon(state.contents.write, node.ino, 0, bytes(THREADED_WRITE))
         await started.wait()
         assert state.contents.freeze(node.ino, "9" * 32) is None
         nursery.start_soon(state.contents.wait_idle)
@@ -154,42 +156,87 @@ async def test_a_write_under_way_puts_the_snapshot_off(
         go.set()
     layer = state.contents.freeze(node.ino, "9" * 32)
     assert layer is not None
-    assert list(layer.extents) == [(0, 5)]
+    assert list(layer.extents) == [(0, THREADED_WRITE)]
 
 
+def fill(state: State, monkeypatch: pytest.MonkeyPatch, is_full: Callable[[], bool]) -> None:
+    """Have the disk refuse bytes, whether they are written by this thread or another one."""
+    later, now = state.spool.write, state.spool.write_now
+
+    async def write(layer: int, offset: int, data: bytes | memoryview) -> bytes:
+        if is_full():
+            raise OSError(errno.ENOSPC, "full")
+        return await later(layer, offset, data)
+
+    def write_now(layer: int, offset: int, data: bytes | memoryview) -> bytes:
+        if is_full():
+            raise OSError(errno.ENOSPC, "full")
+        return now(layer, offset, data)
+
+    monkeypatch.setattr(state.spool, "write", write)
+    monkeypatch.setattr(state.spool, "write_now", write_now)
+
+
+@pytest.mark.parametrize("data", [b"small", bytes(THREADED_WRITE)], ids=["little", "much"])
 async def test_a_full_disk_gets_back_what_only_waits_to_be_deleted(
-    state: State, monkeypatch: pytest.MonkeyPatch
+    state: State, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     """Bytes that are dropped stay on the disk for some seconds, in case of a power loss."""
     await state.save("large", b"large")
     state.unlink("large")
     state.collector.collect()
     [large] = state.spool_files()
-    plain = state.spool.write
-
-    async def full(layer: int, offset: int, data: bytes | memoryview) -> bytes:
-        if large in state.spool_files():
-            raise OSError(errno.ENOSPC, "full")
-        return await plain(layer, offset, data)
-
-    monkeypatch.setattr(state.spool, "write", full)
-    node = await state.save("small", b"small")
-    assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"small"
+    fill(state, monkeypatch, lambda: large in state.spool_files())
+    node = await state.save("fresh", data)
+    assert bytes(await state.contents.read(node.ino, 0, len(data), None)) == data
 
 
+@pytest.mark.parametrize("data", [b"bytes", bytes(THREADED_WRITE)], ids=["little", "much"])
 async def test_a_failed_write_is_not_believed(
-    state: State, monkeypatch: pytest.MonkeyPatch
+    state: State, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     node = state.make("a")
-
-    async def full(layer: int, offset: int, data: bytes | memoryview) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(state.spool, "write", full)
+    other = await state.save("other", b"12345")
+    kept = state.contents.stack(other.ino)[0]
+    fill(state, monkeypatch, lambda: True)
     with pytest.raises(OSError, match="full"):
-        await state.contents.write(node.ino, 0, b"bytes")
-    assert (state.tree.node(node.ino).size, state.contents.dirty_bytes) == (0, 0)
+        await state.contents.write(node.ino, 0, data)
+    assert (state.tree.node(node.ino).size, state.contents.dirty_bytes) == (0, 5)
     assert state.contents.freeze(node.ino, "9" * 32) is not None
+    assert state.contents.stack(other.ino)[0] is kept  # an upload of it may have it in hand
+
+
+async def test_a_small_write_is_one_transaction(state: State) -> None:
+    node = state.make("a")
+    state.contents.made(node.ino)
+    before = state.db.commits
+    await state.contents.write(node.ino, 0, b"bytes")
+    assert state.db.commits == before + 1
+    await state.contents.write(node.ino, 5, b"more")
+    assert state.db.commits == before + 2
+
+
+async def test_many_are_made_safe_with_one_note_and_one_sync_of_their_names(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [await state.save(f"f{number}", b"bytes") for number in range(9)]
+    names = list[Path]()
+    monkeypatch.setattr(spool, "sync_directory", names.append)
+    before = state.db.commits
+    await state.contents.sync_all()
+    assert len(names) == 1
+    assert state.db.commits == before + 1
+    assert not any(layer.unsynced for node in nodes for layer in state.contents.stack(node.ino))
+
+
+async def test_one_that_cannot_be_made_safe_keeps_no_other_from_it(state: State) -> None:
+    lost, kept = await state.save("lost", b"bytes"), await state.save("kept", b"bytes")
+    state.spool.close()  # it opens again what it needs
+    [layer] = state.contents.stack(lost.ino)
+    (state.directory / "spool" / f"{layer.id}.layer").unlink()
+    await state.contents.sync_all()
+    assert state.contents.stack(lost.ino)[0].unsynced
+    assert not state.contents.stack(kept.ino)[0].unsynced
 
 
 async def test_limits(state: State) -> None:

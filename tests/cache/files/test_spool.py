@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -54,6 +55,21 @@ async def test_descriptors_are_bounded(tmp_path: Path, monkeypatch: pytest.Monke
         await spool.write(layer, 0, b"%d" % layer)
     assert len(list(Path("/proc/self/fd").iterdir())) <= open_here
     assert await read(spool, 7, 1) == b"7"
+    spool.close()
+
+
+async def test_a_descriptor_just_opened_stays_while_all_others_are_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its number would soon be another file's, whose bytes were then uploaded instead."""
+    monkeypatch.setattr(spool_module, "OPEN_FILES", 4)
+    spool = Spool(tmp_path / "spool")
+    for layer in range(1, 20):
+        await spool.write(layer, 0, b"%02d" % layer)
+    with contextlib.ExitStack() as leases:
+        for layer in range(1, 20):
+            descriptor = leases.enter_context(spool.lease(layer))
+            assert os.pread(descriptor, 2, 0) == b"%02d" % layer
     spool.close()
 
 

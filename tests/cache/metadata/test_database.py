@@ -66,6 +66,29 @@ def test_a_refused_call_that_wrote_nothing_costs_no_copy(db: Database) -> None:
     assert forgotten == ["a copy"]
 
 
+def test_a_transaction_that_writes_nothing_is_none(db: Database) -> None:
+    before = db.commits
+    with db.transaction():
+        db.meta("a")
+    with db.transaction(), db.transaction():
+        pass
+    assert db.commits == before
+    with db.transaction():
+        db.set_meta("a", 1)
+    assert db.commits == before + 1
+
+
+def test_many_rows_are_rolled_back_with_what_follows_them(db: Database) -> None:
+    def write() -> None:
+        with db.transaction():
+            db.many("INSERT INTO meta VALUES (?, ?)", [("a", 1), ("b", 2)])
+            write_and_fail(db, KeyError)
+
+    with pytest.raises(KeyError):
+        write()
+    assert (db.meta("a"), db.meta("b")) == (None, None)
+
+
 def test_a_full_disk_is_enospc_and_the_database_goes_on(db: Database) -> None:
     (pages,) = db.run("PRAGMA page_count").fetchone()
     db.run(f"PRAGMA max_page_count = {pages + 2}")
@@ -112,7 +135,7 @@ async def test_sync_waits_for_the_disk_and_is_shared(
         trio.from_thread.run_sync(started.set, trio_token=token)
         go.wait()
 
-    monkeypatch.setattr(database.os, "fsync", fsync)
+    monkeypatch.setattr(database.os, "fdatasync", fsync)
     with db.transaction():
         db.set_meta("a", 1)
     done: list[int] = []
@@ -140,7 +163,7 @@ async def test_the_first_sync_covers_what_an_earlier_process_wrote(
 ) -> None:
     calls: list[int] = []
     found = open_database(tmp_path / "tree.sqlite")
-    monkeypatch.setattr(database.os, "fsync", calls.append)
+    monkeypatch.setattr(database.os, "fdatasync", calls.append)
     await found.sync()
     await found.sync()
     assert len(calls) == 1

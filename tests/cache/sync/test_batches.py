@@ -11,6 +11,8 @@ import pytest
 import trio.testing
 from structlog.testing import capture_logs
 
+from cache.metadata.operations import Op
+from cache.sync.batches import TAKEN_AT_ONCE
 from remote.protocol import messages
 from remote.protocol.errors import BadRequest, ChunksMissing, Refused, TooLarge, Unavailable
 from tests.cache.sync.steps import files, mkdir, save
@@ -153,3 +155,37 @@ async def test_on_a_full_disk_answers_are_noted_as_the_journal_has_room(
         await one.flush()
     assert logs == []
     assert await files(two) == {f"/{name}": None for name in names}
+
+
+async def test_answers_that_need_nothing_else_are_taken_together(one: Device, two: Device) -> None:
+    names = [f"d{number:02}" for number in range(2 * TAKEN_AT_ONCE + 1)]
+    for name in names:
+        await mkdir(one, name)
+    commits = list[int]()
+    plain = one.merge.acknowledge
+
+    def acknowledge(op: Op, change: messages.Change) -> None:
+        commits.append(one.db.commits)
+        plain(op, change)
+
+    one.merge.acknowledge = acknowledge  # type: ignore[method-assign]
+    await one.flush()
+    assert len(commits) == len(names)
+    assert len({*commits}) == 3
+    assert await files(two) == {f"/{name}": None for name in names}
+
+
+async def test_one_that_cannot_be_taken_takes_no_other_along(one: Device, two: Device) -> None:
+    for name in ("a", "b", "c"):
+        await mkdir(one, name)
+    plain = one.merge.acknowledge
+
+    def acknowledge(op: Op, change: messages.Change) -> None:
+        plain(op, change)
+        if op.body.name == "b":
+            raise RuntimeError("a fault of ours")
+
+    one.merge.acknowledge = acknowledge  # type: ignore[method-assign]
+    await one.flush()
+    assert [(op.body.name, bool(op.refused)) for op in one.journal] == [("b", True)]
+    assert await files(two) == {"/a": None, "/b": None, "/c": None}

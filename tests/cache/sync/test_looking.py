@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from cache.metadata.tree import ROOT
 from cache.sync.schedule import BUSY_SECONDS, FEW, LINGER_NS
+from remote.protocol import messages
 from tests.clocks import patient_clock
 from tests.model.device import Device
 from tests.model.server import Server
@@ -79,3 +80,62 @@ async def test_uploads_that_waited_for_a_pause_begin_though_it_came_while_they_w
     monkeypatch.setattr(one.uploads, "start", late)
     one.replayer.asked()
     await all_is_sent(one)
+
+
+@pytest.fixture
+def slow_server(
+    one: Device, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[float], list[int]]:
+    """Every batch takes so long; how many operations each of them had. The time of day goes as the
+    clock of the test does."""
+    began, plain = time.time_ns(), one.port.apply
+    monkeypatch.setattr(time, "time_ns", lambda: began + int(clock.current_time() * 1e9))
+
+    def slow(seconds: float) -> list[int]:
+        batches = list[int]()
+
+        async def apply(request: messages.ApplyRequest) -> messages.ApplyReply:
+            batches.append(len(request.ops))
+            await trio.sleep(seconds)
+            return await plain(request)
+
+        one.port.apply = apply  # type: ignore[method-assign]
+        return batches
+
+    return slow
+
+
+async def make_one_by_one(device: Device, count: int) -> None:
+    for number in range(count):
+        device.edits.create(ROOT, f"d{number}", "directory", 0o755, 0, 0)
+        device.replayer.asked()
+        await trio.sleep(0.02)
+
+
+async def test_what_applications_do_one_by_one_goes_together(
+    one: Device, clock: MockClock, slow_server: Callable[[float], list[int]]
+) -> None:
+    batches = slow_server(0.02)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.replayer.run)
+        await make_one_by_one(one, 48)
+        while len(one.journal):
+            await one.journal.changed.wait()
+        nursery.cancel_scope.cancel()
+    assert sum(batches) == 48
+    assert len(batches) <= 12
+
+
+async def test_who_waits_for_the_server_is_not_kept_waiting_for_more(
+    one: Device, clock: MockClock, slow_server: Callable[[float], list[int]]
+) -> None:
+    batches = slow_server(0.09)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.replayer.run)
+        nursery.start_soon(make_one_by_one, one, 12)
+        await trio.sleep(0.16)
+        assert len(batches) == 1, "it has its answer, and more is gathered"
+        began = trio.current_time()
+        await one.replayer.flush()
+        assert trio.current_time() - began < 0.2
+        nursery.cancel_scope.cancel()

@@ -354,10 +354,10 @@ async def test_a_fault_in_an_upload_puts_aside_that_file_only(
     await device.contents.write(good.ino, 0, b"bytes")
     store = device.uploader.store
 
-    async def stumble(upload: Upload, plain: memoryview, op: Op) -> Encoded:
+    async def stumble(upload: Upload, encoded: Encoded, plain: memoryview, op: Op) -> None:
         if op.ino == bad.ino:
             raise KeyError("a fault of ours")
-        return await store(upload, plain, op)
+        await store(upload, encoded, plain, op)
 
     monkeypatch.setattr(device.uploader, "store", stumble)
     await device.flush()

@@ -15,6 +15,7 @@ from cache.sync.schedule import (
     BUSY_SECONDS,
     FEW,
     LINGER_NS,
+    STREAM_SECONDS,
     UPLOADS,
     UPLOADS_WHEN_BUSY,
     Pace,
@@ -287,6 +288,20 @@ def test_a_burst_has_the_mount_for_itself_and_a_few_files_never_wait() -> None:
     many[0].refused = "quota"
     many[1].made_ns -= BURST_NS
     assert pace.most_uploads(many, FEW + 1, 7.0, HOUR_NS) == UPLOADS_WHEN_BUSY, "the oldest to go"
+
+
+def test_files_that_go_one_by_one_without_end_are_a_burst_too() -> None:
+    """A program that waits for the disk at each file never has many waiting."""
+    pace, few = Pace(), made(HOUR_NS, count=2)
+    pace.last_request = 7.0
+    for number in range(FEW):
+        assert pace.most_uploads(few, 2, 7.0, HOUR_NS) == UPLOADS_WHEN_BUSY, number
+        pace.began(6.5)
+    assert pace.most_uploads(few, 2, 7.0, HOUR_NS) == 0
+    assert pace.most_uploads(few, 2, 7.0, HOUR_NS + BURST_NS) == UPLOADS_WHEN_BUSY, "old enough"
+    later = 6.5 + STREAM_SECONDS
+    pace.last_request = later
+    assert pace.most_uploads(few, 2, later, HOUR_NS) == UPLOADS_WHEN_BUSY, "that was a while ago"
 
 
 def test_a_burst_from_the_future_is_no_burst() -> None:

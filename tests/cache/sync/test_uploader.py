@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from cache.metadata.manifests import Manifests
 from cache.metadata.operations import Op
@@ -30,15 +31,25 @@ class Drive:
     """A `Sender` that keeps plain bytes by chunk id."""
 
     def __init__(self) -> None:
+        self.window = 12 * MIB
         self.plain: dict[bytes, bytes] = {}
         self.sent: list[bytes] = []
         self.uploads: set[str] = set()
         self.fail_after: int | None = None
         self.on_store: Callable[[], None] = lambda: None
+        self.held: trio.Event | None = None
+        self.waiting = 0
+        self.fail_early = False  # what was waiting first
 
     async def store(self, upload: Upload, chunk: Encoded) -> int:
         await trio.lowlevel.checkpoint()
         self.on_store()
+        self.waiting += 1
+        is_first = self.waiting == 1
+        if self.held is not None:
+            await self.held.wait()
+        if self.fail_early and is_first:
+            raise Unreachable("down")
         self.uploads.add(upload.version)
         if self.fail_after is not None:
             self.fail_after -= 1
@@ -237,6 +248,57 @@ async def test_a_growing_file_is_sent_while_it_grows(
     kept = early & {piece.id for piece in manifest.pieces}
     assert kept  # what was sent early was of use
     assert len(bench.drive.uploads) == 1
+
+
+async def test_a_snapshot_does_not_wait_for_what_is_under_way_early(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own chunks are sent meanwhile, and what was under way is in it once."""
+    monkeypatch.setattr(uploader, "EARLY_STEP", 4 * MIB)
+    data = noise(14 * MIB)
+    await bench.state.save("a", data)
+    (op,) = bench.state.journal
+    bench.drive.held = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.uploader.send_early, op)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        early = bench.drive.waiting
+        assert early
+        nursery.start_soon(bench.uploader.prepare, op)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert bench.drive.waiting > early, "it goes on"
+        assert not bench.uploader.ready, "but is not done"
+        bench.drive.held.set()
+    assert bench.drive.content(await bench.finish(op)) == data
+    assert len(bench.drive.sent) == len(set(bench.drive.sent))
+
+
+async def test_a_snapshot_that_relied_on_what_did_not_arrive_is_made_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploader, "EARLY_STEP", 4 * MIB)
+    data = noise(14 * MIB)
+    await bench.state.save("a", data)
+    (op,) = bench.state.journal
+    bench.drive.held = trio.Event()
+    failed: list[bool] = []
+
+    async def expect_failure(work: Callable[[Op], Awaitable[None]]) -> None:
+        with pytest.raises((Unreachable, BaseExceptionGroup)):
+            await work(op)
+        failed.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_failure, bench.uploader.send_early)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        nursery.start_soon(expect_failure, bench.uploader.prepare)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        bench.drive.fail_early = True
+        bench.drive.held.set()
+    assert failed == [True, True]
+    assert not bench.uploader.ready
+    bench.drive.fail_early = False
+    assert bench.drive.content(await bench.finish(op)) == data
 
 
 async def test_an_early_file_that_shrank_below_what_was_sent(

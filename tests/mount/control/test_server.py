@@ -118,7 +118,7 @@ async def test_limits_are_asked_for_by_what_is_said(mount: tuple[FakeMount, Path
     assert fake.asked == requests
 
 
-@pytest.mark.parametrize("said", [{"up": 8191}, {"down": 0}, {"transfers": 0}, {"transfers": 9}])
+@pytest.mark.parametrize("said", [{"up": 8191}, {"down": 0}, {"transfers": 0}, {"transfers": 17}])
 async def test_limits_that_cannot_be(mount: tuple[FakeMount, Path], said: dict[str, int]) -> None:
     fake, path = mount
     with pytest.raises(client.MountRefused, match="not a request"):

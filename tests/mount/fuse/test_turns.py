@@ -42,6 +42,7 @@ class Mounted:
                 asked=lambda: None, snapshots=SimpleNamespace(is_open=lambda ino: False)
             ),
             visit_directory=self._ensure_listed,
+            journal=self.state.journal,
         )
         self.system = FileSystem(session, self.lookups, Ownership(None, None, 0))
 
@@ -101,6 +102,33 @@ async def test_a_large_directory_is_told_in_pieces_and_all_of_it(
         lengths.append(len(told) - before)
     assert told == [".", "..", *names]
     assert lengths == [-1, 12, 10, 5, 0]
+
+
+async def test_times_of_what_nobody_can_see_any_more_are_not_kept(mounted: Mounted) -> None:
+    """Linux hands them over for each file that is deleted."""
+    state, lookups = mounted.state, mounted.lookups
+    state.in_use.add(ino := state.make("a").ino)
+    fields: Any = SimpleNamespace(
+        update_mode=False, update_uid=False, update_gid=False, update_size=False,
+        update_atime=False, update_mtime=True, update_ctime=True,
+    )  # fmt: skip
+    context: Any = SimpleNamespace(uid=0)
+
+    async def touch(moment: int) -> int:
+        attr = pyfuse3.EntryAttributes()
+        attr.st_mtime_ns = attr.st_ctime_ns = moment
+        before = state.db.commits
+        await mounted.system.setattr(ino, attr, fields, None, context)
+        assert state.tree.node(ino).mtime_ns == moment or state.db.commits == before
+        return state.db.commits - before
+
+    assert await touch(1_000) == 1
+    lookups.opened(ino)
+    state.unlink("a")
+    assert await touch(2_000) == 1, "somebody has it open"
+    lookups.closed(ino)
+    assert await touch(3_000) == 0
+    assert state.tree.node(ino).mtime_ns == 2_000
 
 
 class Queue:

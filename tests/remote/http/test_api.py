@@ -168,6 +168,8 @@ COMPLETE = messages.CompleteUpload(
 )  # fmt: skip
 APPLY = messages.ApplyReply([messages.Applied(change=CHANGE), errors.Stale(message="moved on")])
 LOCATE = messages.LocateRequest(file=FILE, version=VERSION, chunks=[b"c" * 32])
+BUNDLE = messages.StartBundle(parts=[messages.BundlePart(VERSION, b"c" * 32)], sha256=bytes(32))
+PUT = messages.PresignedPut(url="https://s/blobs/1", headers={}, expires_ns=1)
 SESSION = messages.LoginReply("t", "ada", "f" * 32)
 LOGIN = messages.LoginRequest("ada", "correct horse", "laptop")
 START = messages.StartUploads(uploads=[messages.StartUpload(version=VERSION, file=FILE)])
@@ -210,6 +212,8 @@ CALLS: list[tuple[str, str, str, Any, Any, Call]] = [
      lambda c: c.children(FILE, "a+b", 10)),
     ("GET", f"/v1/files/{FILE}/versions", "", None, messages.VersionsPage(versions=[]),
      lambda c: c.versions(FILE)),
+    ("POST", "/v1/bundles", "", BUNDLE, messages.StartBundleReply(id=bytes(32), put=PUT),
+     lambda c: c.start_bundle(BUNDLE)),
     ("POST", "/v1/chunks/locate", "", LOCATE, messages.LocateReply(chunks=[]),
      lambda c: c.locate(LOCATE)),
     ("POST", "/v1/changes/apply", "", messages.ApplyRequest([KEYED]), APPLY,

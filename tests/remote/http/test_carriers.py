@@ -478,6 +478,43 @@ async def test_what_follows_a_body_is_no_answer_to_the_next(kind: str) -> None:
 
 
 @own
+async def test_connections_made_ahead_are_used(kind: str) -> None:
+    """By who asks next, as many as were wanted, and not once more while some are idle."""
+
+    async def talk(peer: Peer) -> None:
+        while await peer.request():
+            await peer.say(ok(b"ab"))
+
+    async with site(kind, talk) as made:
+        await made.carrier.connect_ahead(made.url, 2)
+        await made.carrier.connect_ahead(made.url, 2)
+        assert await made.get(bytearray(2)) == (200, 2)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(made.came) == 2
+
+
+@own
+async def test_a_connection_made_ahead_that_died_costs_no_failure(kind: str) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        if peer.number:
+            await peer.say(ok(b"ab"))
+
+    async with site(kind, talk) as made:
+        await made.carrier.connect_ahead(made.url, 1)
+        assert await made.get(bytearray(2)) == (200, 2)
+        assert len(made.came) == 2
+
+
+@pytest.mark.parametrize("kind", ["direct", "httpx"])
+async def test_who_cannot_be_connected_to_ahead_is_left_to_who_asks(kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    async with site(kind, always(b"")) as made:
+        await made.carrier.connect_ahead(made.url.copy_with(port=port), 2)
+
+
+@own
 @pytest.mark.parametrize("method", ["get", "put"])
 async def test_a_connection_that_died_meanwhile_costs_no_failure(kind: str, method: str) -> None:
     """It looks alive when the request is sent, and ends without a word."""

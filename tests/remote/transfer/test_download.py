@@ -209,6 +209,33 @@ async def test_chunks_wanted_soon_are_located_along() -> None:
     assert [len(request.chunks) for request in edge.locates] == [11, 9]
 
 
+async def test_who_reads_on_never_waits_for_where_the_next_chunks_are() -> None:
+    """They are asked for when half of what was asked for before is left, and once."""
+    edge, chunks = edge_with(noise(20 * BLOCK_SIZE), cut=BLOCK_SIZE)
+    downloader = Downloader(edge)
+    async with trio.open_nursery() as nursery:
+        for number, chunk in enumerate(chunks):
+            for _ in range(2):
+                downloader.locate_ahead(
+                    nursery.start_soon, FILE, VERSION, chunks[number : number + 8]
+                )
+            await trio.testing.wait_all_tasks_blocked()
+            asked = len(edge.locates)
+            await fetched(downloader, chunk, 0, 0)
+            assert len(edge.locates) == asked, "it was known"
+    assert [len(request.chunks) for request in edge.locates] == [8, 5, 5, 2]
+
+
+async def test_what_cannot_be_located_ahead_is_asked_for_by_who_reads() -> None:
+    edge, chunks = edge_with(noise(4 * BLOCK_SIZE), cut=BLOCK_SIZE)
+    downloader = Downloader(edge)
+    edge.is_down = True
+    async with trio.open_nursery() as nursery:
+        downloader.locate_ahead(nursery.start_soon, FILE, VERSION, chunks)
+    edge.is_down = False
+    assert await fetched(downloader, chunks[0], 0, 0)
+
+
 async def test_a_url_is_signed_anew_before_it_expires(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -439,3 +466,43 @@ def test_buffers_are_used_again_and_idle_ones_are_bounded() -> None:
         pool.give(buffer)
     kept = pool.take(1 << 20)
     assert pool.take(1 << 20) is not kept
+
+
+# --- bundles --------------------------------------------------------------------------------------
+
+
+async def test_a_chunk_is_found_where_it_lies_in_a_bundle() -> None:
+    content = noise(3 * CHUNK)
+    edge, chunks = edge_with(content)
+    name = edge.bundle(VERSION)
+    downloader = Downloader(edge)
+    assert (
+        await fetched(downloader, chunks[1], 1, 2) == content[CHUNK:][BLOCK_SIZE : 3 * BLOCK_SIZE]
+    )
+    assert edge.gets == [(name, CHUNK + BLOCK_SIZE, CHUNK + 3 * BLOCK_SIZE)]
+
+
+async def test_a_refused_url_is_asked_anew_for_all_that_are_in_the_object() -> None:
+    content = noise(3 * CHUNK)
+    edge, chunks = edge_with(content)
+    edge.bundle(VERSION)
+    downloader = Downloader(edge)
+    assert await fetched(downloader, chunks[0], 0, 0, tuple(chunks)) == content[:BLOCK_SIZE]
+    edge.faults = ["refuse"]
+    assert await fetched(downloader, chunks[1], 0, 0, tuple(chunks)) == content[CHUNK:][:BLOCK_SIZE]
+    assert downloader._locator.located(chunks[2]) is None
+    assert len(edge.locates) == 2
+    assert len(edge.gets) == 3
+
+
+async def test_what_moved_to_another_object_is_found_there() -> None:
+    """It was remembered where it is not any more: its object was written anew."""
+    content = noise(3 * CHUNK)
+    edge, chunks = edge_with(content)
+    edge.bundle(VERSION)
+    downloader = Downloader(edge)
+    assert await fetched(downloader, chunks[0], 0, 0, tuple(chunks)) == content[:BLOCK_SIZE]
+    edge.bundled.clear()
+    edge.faults = ["refuse"]
+    assert await fetched(downloader, chunks[2], 0, 0) == content[2 * CHUNK :][:BLOCK_SIZE]
+    assert edge.gets[-1] == (chunks[2], 0, BLOCK_SIZE)

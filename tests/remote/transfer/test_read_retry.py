@@ -79,6 +79,9 @@ class Api:
         await self._answer()
         return end_exclusive - start
 
+    async def connect_ahead(self, connections: int) -> None:
+        await self._answer()
+
 
 # --- the rule ---------------------------------------------------------------------------------
 

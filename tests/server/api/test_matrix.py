@@ -72,6 +72,8 @@ GET /v1/trash                         | ok    ok     ok     ok       ok      403
   (inside a deleted directory)        | ok    404    404    404      404     403    403    403       401     401   401
   (by id)                             | ok    ok     ok     ok       ok      403    403    403       401     401   401
 POST /v1/trash/empty                  | ok    none   none   none     none    403    403    403       401     401   401
+POST /v1/bundles                      | ok    422    422    422      422     403    403    403       401     401   401
+  (own drive)                         | ok    ok     ok     ok       ok      403    403    403       401     401   401
 GET /v1/uploads/{version}             | ok    404    404    404      404     ok     404    404       401     401   401
 POST /v1/uploads/{version}/urls       | ok    404    404    404      404     403    404    404       401     401   401
 POST /v1/uploads/{version}/complete   | ok    ok     403    404      404     403    ok     404       401     401   401

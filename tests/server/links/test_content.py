@@ -10,7 +10,7 @@ import threading
 import time
 import tracemalloc
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ from tests.server.harness import (
     until,
 )
 from tests.server.linking import Visitor, make_link, revoke, sparse
-from tests.server.lookups import until_verified
+from tests.server.lookups import change_row, until_verified
+from tests.server.sending import store_together
 from tests.server.zip_stream import streamed
 
 CHUNKS = [make_chunk(noise(700_000, "one")), make_chunk(noise(1_400_000, "two"))]
@@ -232,6 +233,42 @@ def test_what_is_gone_stops_the_stream_too(server: Running, anna: Client, visito
     server.app.service.blobs.delete(BlobKey(anna.me.drive, chunk.id))
     with pytest.raises(httpx.RemoteProtocolError):
         visitor.http.get(url)
+
+
+# --- bundles ------------------------------------------------------------------------------------
+
+
+def test_a_chunk_that_collection_moves_meanwhile_is_read_where_it_is(
+    server: Running, anna: Client
+) -> None:
+    """Whoever reads slowly has looked up the place long ago."""
+    service, drive = server.app.service, anna.me.drive
+    bundle, (part, *_) = store_together(
+        anna, *(make_chunk(noise(900, f"{anna.token} {number}")) for number in range(2))
+    )
+    until_verified(server)
+    with service.db.read() as conn:
+        document = service.library.open(conn, part.file, part.version, drive)
+    looked_up = document._stored([part.chunk.id])
+
+    class Late(type(document)):  # type: ignore[misc]
+        def _stored(self, ids: Sequence[bytes]) -> Any:
+            """The first answer is old by the time that it is used."""
+            if looked_up:
+                return {id: looked_up.pop(id) for id in ids}
+            return super()._stored(ids)
+
+    late = Late(document.library, document.drive, document.version, document.outline)
+    with service.blobs.create(BlobKey(drive, part.chunk.id)) as writer:
+        writer.write(part.chunk.data)
+        assert writer.commit()
+    change_row(server, drive, part.chunk.id, bundle=None, bundle_offset=None)
+    service.blobs.delete(BlobKey(drive, bundle.id))
+    assert b"".join(late.read(0, 900)) == part.chunk.data
+    assert looked_up == {}
+    service.blobs.delete(BlobKey(drive, part.chunk.id))
+    with pytest.raises(DamagedContent):
+        list(document.read(0, 900))
 
 
 # --- who is served ------------------------------------------------------------------------------

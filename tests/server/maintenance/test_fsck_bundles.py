@@ -99,13 +99,29 @@ def test_a_chunk_that_counts_as_missing_is_found_in_a_bundle(world: World) -> No
     world.check(*PARTS)
 
 
-def test_what_counts_as_missing_is_in_no_bundle(world: World) -> None:
+def test_what_counts_as_missing_is_in_no_bundle_that_nobody_knows(world: World) -> None:
     world.bundle(*PARTS)
     with world.db.write() as conn:
-        conn.execute(update(chunks).where(FIRST).values(state="pending"))
+        conn.execute(update(chunks).where(FIRST).values(state="pending", bundle=bytes(32)))
     assert "state" in {item.kind for item in fsck.run(world.db, world.blobs).findings}
     for _ in range(2):
         fsck.run(world.db, world.blobs, repair=True)
+    world.check(*PARTS)
+
+
+def test_a_bundle_that_came_back_has_its_chunks_again(world: World) -> None:
+    """As `verification` leaves them when its disk is not mounted."""
+    bundle = world.bundle(*PARTS)
+    path = world.blobs.path(world.key(bundle.id))
+    body = path.read_bytes()
+    path.unlink()
+    with world.db.write() as conn:
+        conn.execute(update(chunks).values(state="pending"))
+    kinds = {item.kind for item in fsck.run(world.db, world.blobs, repair=True).findings}
+    assert kinds == {"missing", "sums"}
+    path.write_bytes(body)
+    fsck.run(world.db, world.blobs, repair=True)
+    assert [world.place(part)[0] for part in PARTS] == [bundle.id] * len(PARTS)
     world.check(*PARTS)
 
 

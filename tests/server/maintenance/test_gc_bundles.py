@@ -75,6 +75,7 @@ def test_what_lives_in_a_mostly_dead_bundle_moves(world: World) -> None:
         file=world.anna.children()[name(PARTS[4])].id,
         version=world.anna.children()[name(PARTS[4])].version,
         chunks=[PARTS[4].id],
+        bundles=True,
     )
     assert url.chunks
     world.kill(*PARTS[:3])

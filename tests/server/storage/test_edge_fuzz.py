@@ -26,7 +26,7 @@ from remote.protocol.content import Descriptor
 from server.http.bodies import Bodies, begin, give_back
 from server.metrics import Metrics
 from server.settings import Settings
-from server.storage.blobs import BlobKey, LocalBlobStore
+from server.storage.blobs import BlobKey, Head, LocalBlobStore
 from server.storage.edge import Edge
 from server.storage.keys import load_keys
 from server.storage.signer import UrlSigner
@@ -121,7 +121,8 @@ def place() -> Iterator[Place]:
 
 
 def signed_put(place: Place, proof: str | None) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    put = place.signer.put(DRIVE, DESCRIPTOR, time.time_ns(), proof)
+    head = Head(DESCRIPTOR.stored_length, DESCRIPTOR.sha256)
+    put = place.signer.put(KEY, head, time.time_ns(), proof)
     headers = [(name.lower().encode(), value.encode()) for name, value in put.headers.items()]
     return put.url.removeprefix(ORIGIN).encode(), headers
 

@@ -19,7 +19,7 @@ from server.maintenance import admin
 from server.permissions import audit
 from server.settings import BadSettings, Settings, read_config
 from server.storage import keys
-from server.storage.blobs import BlobKey
+from server.storage.blobs import BlobKey, Head
 from server.storage.keys import CURSOR_SECONDS, URL_SECONDS, BadKey, load_keys, rotate_keys
 from server.storage.signer import UrlSigner
 from tests.server.conftest import Start
@@ -32,6 +32,7 @@ KEY = BlobKey("d" * 32, b"k" * 32)
 CHUNK = make_chunk(noise(100, "keys"))
 WANTED = Wanted("1" * 32, "2" * 32, "3" * 32)
 YEARS = 3 * 365 * 86_400
+HEAD = Head(CHUNK.descriptor.stored_length, CHUNK.descriptor.sha256)
 SOMEBODY = 65534
 
 
@@ -47,7 +48,7 @@ class Signers:
         """One of each kind, as it is made at `now`."""
         return {
             "get": self.urls.get(KEY, now * NS)[0].removeprefix(ORIGIN),
-            "put": self.urls.put("d" * 32, CHUNK.descriptor, now * NS).url.removeprefix(ORIGIN),
+            "put": self.urls.put(KEY, HEAD, now * NS).url.removeprefix(ORIGIN),
             "content": self.links.content_url(WANTED, now * NS).removeprefix(ORIGIN),
             "cookie": self.links.cookie("link", "hash", now * NS),
         }

@@ -17,7 +17,7 @@ from remote.protocol.codec import encode_chunk
 from remote.protocol.content import Manifest, Piece
 from server.drive import versions
 from server.metadata import schema
-from server.storage.blobs import BlobKey
+from server.storage.blobs import BlobKey, Head
 from tests.server.conftest import Start
 from tests.server.deep import counted
 from tests.server.drive.test_sharing import share
@@ -194,7 +194,8 @@ def test_an_expired_put_url_is_refused(start: Start) -> None:
     anna = server.account("anna")
     chunk = make_chunk(b"late")
     past = time.time_ns() - 31 * 10**9
-    put = server.app.service.signer.put(anna.me.drive, chunk.descriptor, past)
+    head = Head(chunk.descriptor.stored_length, chunk.descriptor.sha256)
+    put = server.app.service.signer.put(BlobKey(anna.me.drive, chunk.id), head, past)
     ticket = messages.ChunkTicket(id=chunk.id, state="needed", put=put)
     assert anna.put(ticket, chunk).status_code == 403
 

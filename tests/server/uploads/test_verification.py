@@ -20,6 +20,7 @@ from remote.protocol.codec import Encoded, encode_chunk
 from remote.protocol.content import BLOCK_SIZE, BadContent, Descriptor
 from server.metadata.schema import audit
 from server.storage.blobs import BlobKey, BlobReader, LocalBlobStore
+from server.storage.places import Place
 from server.uploads import verification
 from server.uploads.verification import Checker, check_object
 from tests.amounts import amount
@@ -370,7 +371,9 @@ def test_a_bad_object_that_cannot_be_removed_fails_no_batch(
     until_verified(server)
     change_row(server, anna.me.drive, chunk.id, state="pending", verified_ns=None)
     reception, key = server.app.service.reception, BlobKey(anna.me.drive, chunk.id)
-    verdict = verification.Verdict(verification.Suspect(key, 1, 90, ()), None, "it is bad")
+    verdict = verification.Verdict(
+        verification.Suspect(key, Place(key, 0, 90), 1, ()), None, "it is bad"
+    )
 
     def delete(_key: BlobKey) -> None:
         raise OSError(errno.EROFS, "read-only")
