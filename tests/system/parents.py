@@ -107,7 +107,7 @@ def are_usable() -> bool:
 
 
 def of(words: Sequence[str | Path], environment: Mapping[str, str]) -> Parent:
-    """Whom to have this forked from; the first time, that is started in `environment`."""
+    """The one to have this forked from; the first time, that is started in `environment`."""
     packages = SERVER if _OF_THE_SERVER & {str(word) for word in words[1:2]} else DEVICE
     with _starting:
         if packages not in _started:

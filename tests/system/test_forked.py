@@ -26,7 +26,7 @@ def site() -> Iterator[Site]:
 
 
 def seen(pid: int, site: Site) -> dict[str, Any]:
-    """What /proc tells of a process, with the names of its site left out."""
+    """All that /proc tells of a process, with the names of its site left out."""
     process = Path(f"/proc/{pid}")
 
     def text(name: str) -> str:
