@@ -30,8 +30,6 @@ from tests.system.kill_sent import IN_FLIGHT, Store
 from tests.system.kill_verifier import Broken, Told, resolve
 from tests.system.killing import ROOT, Killer
 
-pytestmark = pytest.mark.new_programs("kills fall into whole starts, modules loading included")
-
 ROUNDS = int(os.environ.get("NEARLINE_KILL_ROUNDS", "4"))
 SEED = int(os.environ.get("NEARLINE_KILL_SEED", "1"))
 AUDIT_EVERY = 10
