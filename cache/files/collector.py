@@ -18,12 +18,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 
+import structlog
 import trio
 
 from cache.files.contents import Contents
+from cache.metadata.damage import DamagedState
 from cache.metadata.database import Database
 from cache.metadata.journal import Journal
 from cache.metadata.tree import Node, Tree
+
+log = structlog.get_logger(__name__)
 
 # Nodes decided of in one transaction: some 10 ms.
 AT_ONCE = 200
@@ -81,12 +85,18 @@ class Collector:
         self._more = trio.Event()  # set when `collect` has left something
 
     async def run(self) -> None:
-        """Go on with what `collect` leaves, until cancelled."""
+        """Go on with what `collect` leaves, until cancelled. What finds no room on a full disk
+        waits until somebody calls that again."""
         while True:
             await self._more.wait()
             self._more = trio.Event()
             await trio.lowlevel.checkpoint()
-            self.collect()
+            try:
+                self.collect()
+            except DamagedState:
+                raise
+            except OSError as error:
+                log.warning("not_collected_yet", why=str(error))
 
     def unused(self, *inodes: int) -> None:
         """The kernel and every handle have let go of the inodes. The kernel lets go of thousands at

@@ -244,6 +244,8 @@ class Contents:
         self._writing[layer.id] += 1
         try:
             whole = await self._write_spool(layer.id, offset, data)
+            # It was read anew if a transaction of somebody else was rolled back meanwhile.
+            layer = next((item for item in self.stack(ino) if item.id == layer.id), layer)
             self._record_write(ino, layer, offset, data, whole)
         finally:
             self._writing[layer.id] -= 1

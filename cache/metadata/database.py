@@ -60,8 +60,13 @@ _LOG_HEADER, _FRAME_HEADER = 32, 24
 # In the header of the log's index: pages in the log, and pages of the database with these.
 _COUNTS, _COUNTS_AT = struct.Struct("=II"), 16
 
-# The second is told when the log's index cannot grow.
-_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
+# What SQLite says when bytes could not be written, and what that is called here. The second is told
+# when the log's index cannot grow, the third of everything but ENOSPC: at a quota, too.
+_UNWRITTEN = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR_SHMSIZE: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR_WRITE: errno.EIO,
+}
 
 log = structlog.get_logger(__name__)
 
@@ -112,9 +117,9 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing. Nested uses join the outermost one. Never await inside. A disk that is
-        full raises OSError (ENOSPC). SQLite begins it with the first statement that writes: one
-        that finds nothing to do costs nothing. (What was read before that still holds: nobody else
-        writes.)"""
+        full, or takes no more for another reason, raises OSError (ENOSPC, EIO). SQLite begins it
+        with the first statement that writes: one that finds nothing to do costs nothing. (What was
+        read before that still holds: nobody else writes.)"""
         if self._depth:
             yield
             return
@@ -126,9 +131,9 @@ class Database:
                 self._db.execute("COMMIT")
         except BaseException as error:
             self._roll_back(before, error)
-            if isinstance(error, sqlite3.Error) and _is_full(error):
+            if (code := _unwritten(error)) is not None:
                 self._log_is_long.set()
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                raise OSError(code, os.strerror(code)) from error
             self._check(error)
             raise
         finally:
@@ -305,7 +310,7 @@ class Database:
                 self._move_rest()
             except sqlite3.DatabaseError as error:
                 self._check(error)
-                if not _is_full(error):
+                if _unwritten(error) is None:
                     raise
                 log.warning("no_room_to_shorten_the_journals_log_it_is_tried_again_later")
             self._hold_growth(self._counts()[1])
@@ -316,26 +321,41 @@ class Database:
         """The log starts over only when all of it has been moved, and under a steady stream of
         writes the thread never gets there: move the few frames that came meanwhile."""
         if os.fstat(self._wal).st_size > LONG_LOG:
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._held = 0
+            self._held = 0 if self._cut_log() else self._held
         elif self._is_short():  # it keeps its room: others would take what it gives back
             self._hold_growth(self._counts()[1])
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
+    def _cut_log(self) -> bool:
+        """False: a thread reads (`examine`), and a log that somebody reads cannot be cut. SQLite
+        would wait for it, and nothing would be answered meanwhile."""
+        (patience,) = self._db.execute("PRAGMA busy_timeout").fetchone()
+        self._db.execute("PRAGMA busy_timeout = 0")
+        try:
+            busy, _, _ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout = {patience}")
+        return not busy
+
     def close(self, *, clean: bool = False) -> None:
-        """`clean`: whatever the rows refer to is on the disk, and after this they are, too."""
+        """`clean`: whatever the rows refer to is on the disk, and after this they are, too. Where
+        that cannot be noted, the next one looks whether power was lost."""
         if clean and not self.lost_power:
-            with self.transaction():
-                self.set_meta("clean", 1)
-            os.fsync(self._wal)
+            try:
+                with self.transaction():
+                    self.set_meta("clean", 1)
+                os.fsync(self._wal)
+            except OSError as error:
+                log.warning("not_noted_that_all_is_safe", why=str(error))
         os.close(self._wal)
         self._db.close()
         os.close(self._file)
         os.close(self._index)
 
 
-def _is_full(problem: sqlite3.Error) -> bool:
-    return getattr(problem, "sqlite_errorcode", None) in _FULL
+def _unwritten(problem: BaseException) -> int | None:
+    """The errno, if this says that bytes could not be written."""
+    return _UNWRITTEN.get(getattr(problem, "sqlite_errorcode", 0))
 
 
 def _checkpoint(path: Path) -> None:

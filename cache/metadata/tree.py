@@ -444,17 +444,16 @@ class Tree:
             yield at + 1, row[0]
             at = row[0]
 
-    def doubt_entries(self, drive: str | None, first: int, last: int) -> list[tuple[int, str]]:
-        """Any record is newer than entries with those cookies in the drive (None: in any). Returns
-        (parent, name) of each."""
-        where = "cookie BETWEEN ? AND ?"
-        here: list[object] = [first, last]
-        if drive is not None:
-            where += " AND EXISTS (SELECT 1 FROM node WHERE node.ino = parent AND drive = ?)"
-            here.append(drive)
+    def names_between(self, drive: str | None, first: int, last: int) -> list[tuple[int, str]]:
+        """(parent, name) of each entry with those cookies in the drive (None: in any)."""
+        where, here = _entries_between(drive, first, last)
         rows = self.db.all(f"SELECT parent, name FROM entry WHERE {where}", *here)
-        self.db.run(f"UPDATE entry SET rev = 0 WHERE rev > 0 AND {where}", *here)
         return [(row[0], row[1]) for row in rows]
+
+    def doubt_entries(self, drive: str | None, first: int, last: int) -> None:
+        """Any record is newer than entries with those cookies in the drive (None: in any)."""
+        where, here = _entries_between(drive, first, last)
+        self.db.run(f"UPDATE entry SET rev = 0 WHERE rev > 0 AND {where}", *here)
 
     def doubt_nodes(self, drive: str | None, first: int, last: int) -> None:
         """Any record is newer than nodes with those inodes in the drive (None: in any). A directory
@@ -471,10 +470,12 @@ class Tree:
 
     def doubt_listings(self, drive: str | None, first: int, last: int) -> None:
         """Directories with those inodes in the drive (None: in any) are not listed, but for those
-        of which the server has told nothing."""
+        of which the server has told nothing. It has told of the root, also when nothing was ever
+        in that."""
         self.db.run(
-            "UPDATE node SET listed = NULL"
-            " WHERE listed > 0 AND ino BETWEEN ? AND ? AND drive = IFNULL(?, drive)",
+            "UPDATE node SET listed = NULL WHERE (listed > 0 OR ino = ?)"
+            " AND ino BETWEEN ? AND ? AND drive = IFNULL(?, drive)",
+            ROOT,
             first,
             last,
             drive,
@@ -516,6 +517,14 @@ class Tree:
             self.db.run("DELETE FROM xattr WHERE ino = ?", ino)
             for name, value in xattrs.items():
                 self.set_xattr(ino, name, value)
+
+
+def _entries_between(drive: str | None, first: int, last: int) -> tuple[str, list[object]]:
+    """A condition on rows of `entry`, with its values: by cookie, and in the drive (None: any)."""
+    if drive is None:
+        return "cookie BETWEEN ? AND ?", [first, last]
+    of_drive = " AND EXISTS (SELECT 1 FROM node WHERE node.ino = parent AND drive = ?)"
+    return f"cookie BETWEEN ? AND ?{of_drive}", [first, last, drive]
 
 
 def node_from(record: FileRecord, drive: str) -> Node:

@@ -92,7 +92,8 @@ class Merge:
         self._load_shadows()
         db.on_rollback.append(self._load_shadows)
         self.underway = Underway()
-        self.changed = trio.Event()  # set, and replaced, after remote changes were applied
+        # Set, and replaced, after remote changes were applied, or nobody can tell what changed.
+        self.changed = trio.Event()
 
     # --- the first contact ------------------------------------------------------------------------
 
@@ -167,8 +168,11 @@ class Merge:
             del self._ahead[key]
         self._kernel.tell()
         if changes or shared is not None:
-            self.changed.set()
-            self.changed = trio.Event()
+            self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
 
     def _apply_some(self, changes: Sequence[Change], shared: list[SharedRoot] | None) -> None:
         if shared is not None:
@@ -194,11 +198,11 @@ class Merge:
             self._kernel.tell()
             await trio.lowlevel.checkpoint()
         with _kept(), self._db.transaction():
-            self._tree.update(ROOT, listed=None)
             if shared is not None:
                 self._take_shares(shared)
             self._db.set_meta("cursor", cursor)
         self._kernel.tell()
+        self._tell_changed()  # whatever is kept here (pinned) is asked for again
 
     def _take_shares(self, shared: list[SharedRoot]) -> None:
         """Take over the list of shares, with the records of those that have a place of their own: a
@@ -212,18 +216,24 @@ class Merge:
         """The feed cannot tell what happened in the drive (None: in any): believe no listing, let
         every record in. A piece for each step, inside a transaction; nothing, when all is done.
 
-        Listings come last. What is listed before it is their turn may have been compared with what
-        is not to be believed, so it is listed once more; what is listed after it was not."""
+        Listings come after all that they are compared with. What was listed before it is their
+        turn is listed once more, and so is what is still being listed when the first of them has
+        its turn: it may have been compared with what is not to be believed. The kernel comes last:
+        what it asks for before a listing's turn is answered as believed, and it would keep that."""
         self.underway.forget()
         for first, last in self._tree.ranges("entry", PIECE):
-            for parent, name in self._tree.doubt_entries(drive, first, last):
-                self._forget_entry(parent, name)
+            self._tree.doubt_entries(drive, first, last)
             yield "piece"
         for first, last in self._tree.ranges("node", PIECE):
             self._tree.doubt_nodes(drive, first, last)
             yield "piece"
+        self.underway.forget()
         for first, last in self._tree.ranges("node", PIECE):
             self._tree.doubt_listings(drive, first, last)
+            yield "piece"
+        for first, last in self._tree.ranges("entry", PIECE):
+            for parent, name in self._tree.names_between(drive, first, last):
+                self._forget_entry(parent, name)
             yield "piece"
 
     # --- what was asked for ----------------------------------------------------------------------

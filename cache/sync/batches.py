@@ -97,6 +97,11 @@ class Batches:
     def may_try(self, now: float) -> bool:
         return self._waits.may_try(BATCHES, now)
 
+    async def make_room(self) -> None:
+        """Return when the journal has what room there is to note what is sent. A batch is chosen
+        after that: what is chosen before may be folded away meanwhile."""
+        await self._db.make_room()
+
     def nothing_to_send(self) -> None:
         """So there is nothing that could wait."""
         self._waits.done(BATCHES)
@@ -128,7 +133,6 @@ class Batches:
         self._try_later(BATCHES, problem)
 
     async def _send(self, batch: list[Op]) -> None:
-        await self._db.make_room()
         with self._db.transaction():
             for op in batch:
                 if not op.sent:

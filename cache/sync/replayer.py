@@ -15,9 +15,11 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 
+import structlog
 import trio
 
 from cache.files.snapshots import Snapshots
+from cache.metadata.damage import DamagedState
 from cache.metadata.journal import Journal
 from cache.metadata.operations import Op, needed, stuck
 from cache.namespace.merge import Merge
@@ -27,6 +29,8 @@ from cache.sync.retries import Waits
 from cache.sync.schedule import BUSY_SECONDS, FEW, Pace, Schedule, next_of_age
 from cache.sync.signals import Contact, Wake
 from cache.sync.uploads import Uploads
+
+log = structlog.get_logger(__name__)
 
 # Seconds between two looks while nobody waits: what becomes due meanwhile goes in one batch.
 SHORTEST_REST = 0.01
@@ -134,7 +138,8 @@ class Replayer:
                 busy = self._pace.is_busy(began)
                 for op, problem in self._uploads.refused_uploads():
                     await self._batches.resolve(op, problem)
-                self._merge.release_free()
+                await self._batches.make_room()
+                self._release_free()
                 self._uploads.tidy()
                 self._batches.tidy()
                 self._schedule.admit(self._journal.after)
@@ -149,6 +154,15 @@ class Replayer:
                     looking = trio.current_time() - began
                     await self._wait((changed, woken), began, began_ns, busy)
                     await self._rest(looking)
+
+    def _release_free(self) -> None:
+        """Apply what nothing holds back any more; on a full disk, at the next look."""
+        try:
+            self._merge.release_free()
+        except DamagedState:
+            raise
+        except OSError as error:
+            log.warning("cannot_apply_what_was_held_back", why=str(error))
 
     def _may_be_sent(self, op: Op) -> bool:
         can = self._sends.may_try(op.key, trio.current_time())

@@ -5,8 +5,8 @@ know: the order of operations (`schedule`), how bytes travel (`uploader`), what 
 are there (`batches`), the kernel.
 
 Concurrency: one task an operation, as many as fit into `schedule.UPLOADS` places; one snapshot of
-an inode at a time. What failed waits in `waits`, not in a task: it takes nobody's place. A task
-ends by waking the loop.
+an inode at a time; beside them at most `EARLY_UPLOADS` of files that are still being written. What
+failed waits in `waits`, not in a task: it takes nobody's place. A task ends by waking the loop.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ from remote.protocol.errors import (
     Retry,
 )
 from remote.protocol.ids import FileId
+
+# Growing files that are sent at a time: each takes the memory of two steps, and more of them would
+# be no faster, because what they have under way together is bounded.
+EARLY_UPLOADS = 3
 
 log = structlog.get_logger(__name__)
 
@@ -176,7 +180,9 @@ class Uploads:
 
     def _wants_early(self, op: Op) -> bool:
         """True if what is certain of a file that is still being written should be sent already."""
-        return op.ino not in self._early.values() and self._uploader.wants_early(op.ino)
+        if len(self._early) >= EARLY_UPLOADS or op.ino in self._early.values():
+            return False
+        return self._uploader.wants_early(op.ino)
 
     # --- the tasks --------------------------------------------------------------------------------
 

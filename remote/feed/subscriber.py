@@ -308,12 +308,15 @@ class Subscriber:
             cursor = self._sink.cursor()
             if self._poked or cursor is None:
                 return
+            page: ChangesPage | None = None
             with trio.CancelScope() as self._interruptible:
                 page = await self._api.wait(cursor, LONG_POLL_SECONDS)
-                await self._take_page(cursor, page)
-                if page.more:
-                    return
-                self._in_step()
+            if page is None:  # poked
+                return
+            await self._take_page(cursor, page)
+            if page.more:
+                return
+            self._in_step()
 
     # --- push -----------------------------------------------------------------------------------
 

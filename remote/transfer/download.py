@@ -273,7 +273,7 @@ class Downloader:
         base = start = span[0]
         end = span[1]
         while start < end:
-            async with self.connections.place(end - start, claim):
+            async with self.connections.place(end - start, claim) as transfer:
                 while start < end:
                     with self.throttle.cuttable() as scope:
                         stop = start + await self.throttle.take(end - start, claim)
@@ -282,8 +282,10 @@ class Downloader:
                         await self._get(located, start, stop, into[start - base : stop - base])
                         start = stop
                     if scope.cancelled_caught:
+                        transfer.was_cut = True
                         return False
                     if self.connections.is_urgent and not claim.urgent:
+                        transfer.was_cut = start < end
                         break
         return True
 

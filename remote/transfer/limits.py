@@ -105,6 +105,14 @@ class PrioritySemaphore:
             ticket.granted.set()
 
 
+class Transfer:
+    """One that has a place. Who ends it before all of it has come, without an error, says so: it is
+    no evidence of what the line carries."""
+
+    def __init__(self) -> None:
+        self.was_cut = False
+
+
 class Places:
     """For at most `transfers` large transfers at once, or `SMALL_ONES` times as many small ones.
     How many there really are is for `link` to say, which learns from them. `used` and `peak` count
@@ -130,7 +138,7 @@ class Places:
         return self._weights.is_urgent
 
     @asynccontextmanager
-    async def place(self, size: int, claim: Claim) -> AsyncIterator[None]:
+    async def place(self, size: int, claim: Claim) -> AsyncIterator[Transfer]:
         """Around a transfer of `size` bytes; it waits before until there is a place."""
         units = weight(size, SMALL_ONES)
         await self._weights.acquire(units, claim)
@@ -138,9 +146,10 @@ class Places:
         self.peak = max(self.peak, self.used)
         began, came = trio.current_time(), False
         self.link.began(began, size)
+        transfer = Transfer()
         try:
-            yield
-            came = True
+            yield transfer
+            came = not transfer.was_cut
         finally:
             now = trio.current_time()
             self.link.ended(now, size, now - began, came=came)

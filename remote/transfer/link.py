@@ -13,7 +13,8 @@ Only large transfers are evidence. Small ones wait, mostly: that little of them 
 the line, and must not make it look slow. And what is told changes only when it has moved by a
 `STEP`: who cuts files or deals out places by it is not to change his mind at each transfer.
 
-Invariant: without evidence nothing is claimed (`rate` is None), and the usual holds.
+Invariant: without evidence nothing is claimed (`rate` is None), and the usual holds. It is known
+how long a large transfer takes before a rate is told.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Link:
         if came:
             _note(self._times, now, -took)
             self._size += (size - self._size) / (LASTING if self._size else 1)
-        if now - self._since >= SAMPLE_SECONDS and self._bytes:
+        if now - self._since >= SAMPLE_SECONDS and self._bytes and self._times:
             self._tell(now, self._bytes / (now - self._since))
             self._since, self._bytes = now, 0
         self._large -= 1

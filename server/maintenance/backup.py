@@ -153,17 +153,18 @@ def _take_objects(data_dir: Path, dest: Path, state: Path, progress: Progress) -
     source, target = LocalBlobStore(data_dir / "blobs"), LocalBlobStore(dest / "blobs")
     target.sweep()
     made, copier = Made(), Copier(source, target)
-    for wanted in objects_of(state / DATABASE):
-        if not wanted.needed:
-            continue
-        stored = target.stat(wanted.key)
-        if stored is None or stored.length != wanted.length:
-            if not copier.copy(wanted):
-                made.lost.append(f"{wanted.key.drive}/{wanted.key.chunk.hex()}")
+    with contextlib.closing(Database(state / DATABASE, frozen=True)) as db:
+        for wanted in objects_of(db):
+            if not wanted.needed:
                 continue
-            made.copied += 1
-        made.objects, made.bytes = made.objects + 1, made.bytes + wanted.length
-        progress(made.objects, made.bytes)
+            stored = target.stat(wanted.key)
+            if stored is None or stored.length != wanted.length:
+                if not copier.copy(wanted):
+                    made.lost.append(f"{wanted.key.drive}/{wanted.key.chunk.hex()}")
+                    continue
+                made.copied += 1
+            made.objects, made.bytes = made.objects + 1, made.bytes + wanted.length
+            progress(made.objects, made.bytes)
     copier.finish()
     return made
 

@@ -64,14 +64,11 @@ class Object(NamedTuple):
     needed: bool
 
 
-def objects_of(database: Path) -> Iterator[Object]:
-    """The objects of which the database of a backup speaks."""
-    db = Database(database, frozen=True)
-    try:
-        for query in _PAGES:
-            yield from _told(db, query)
-    finally:
-        db.close()
+def objects_of(db: Database) -> Iterator[Object]:
+    """The objects of which the database of a backup speaks, whose schema is that of this
+    Nearline."""
+    for query in _PAGES:
+        yield from _told(db, query)
 
 
 def _told(db: Database, query: Select[Any]) -> Iterator[Object]:

@@ -12,6 +12,7 @@ empty one. What was interrupted is begun again in another directory.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import time
@@ -71,11 +72,13 @@ def _bring_back(
     for name in manifest.files:
         if name != DATABASE:
             write_private(data_dir / name, (state / name).read_bytes())
-    blobs = _bring_objects(source, data_dir, state / DATABASE)
     copy = data_dir / f"{DATABASE}.restoring"
     datadir.make_file(copy)
     shutil.copyfile(state / DATABASE, copy)
-    report = _renew(copy, blobs, manifest, progress)
+    with contextlib.closing(Database(copy)) as db:
+        db.migrate()  # the backup may be of an older Nearline
+        blobs = _bring_objects(source, data_dir, db)
+        report = _renew(db, blobs, manifest, progress)
     copy.rename(data_dir / DATABASE)
     sync_directory(data_dir)
     return report
@@ -105,31 +108,26 @@ def _check_state(state: Path, manifest: Manifest) -> None:
             raise BadBackup(f"{path} is missing or damaged; use another backup")
 
 
-def _bring_objects(source: Path, data_dir: Path, database: Path) -> LocalBlobStore:
+def _bring_objects(source: Path, data_dir: Path, db: Database) -> LocalBlobStore:
     """Everything that the backup has of what its database speaks of; fsck says what it has not."""
     blobs = LocalBlobStore(data_dir / "blobs")
     copier = Copier(LocalBlobStore(source / "blobs"), blobs)
-    for item in objects_of(database):
+    for item in objects_of(db):
         copier.copy(item)
     copier.finish()
     return blobs
 
 
 def _renew(
-    database: Path, blobs: LocalBlobStore, manifest: Manifest, progress: Progress
+    db: Database, blobs: LocalBlobStore, manifest: Manifest, progress: Progress
 ) -> fsck.Report:
     """Give every drive a new epoch, and look at everything. Copies out of bundles are in no backup:
     they are made again."""
-    db = Database(database)
-    try:
-        db.migrate()
-        with db.write() as conn:
-            for drive in conn.execute(select(drives.c.id)).scalars().all():
-                fresh = {"epoch": secrets.token_hex(8)}
-                conn.execute(update(drives).where(drives.c.id == drive).values(**fresh))
-            conn.execute(update(chunks).where(chunks.c.copied != 0).values(copied=0))
-            detail = {"backup_at_ns": manifest.at_ns, "lost": len(manifest.lost)}
-            audit.note(conn, None, "restore", None, time.time_ns(), **detail)
-        return fsck.run(db, blobs, read_data=True, progress=progress)
-    finally:
-        db.close()
+    with db.write() as conn:
+        for drive in conn.execute(select(drives.c.id)).scalars().all():
+            fresh = {"epoch": secrets.token_hex(8)}
+            conn.execute(update(drives).where(drives.c.id == drive).values(**fresh))
+        conn.execute(update(chunks).where(chunks.c.copied != 0).values(copied=0))
+        detail = {"backup_at_ns": manifest.at_ns, "lost": len(manifest.lost)}
+        audit.note(conn, None, "restore", None, time.time_ns(), **detail)
+    return fsck.run(db, blobs, read_data=True, progress=progress)

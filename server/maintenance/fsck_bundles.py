@@ -27,8 +27,8 @@ from server.storage.blobs import BlobKey, BlobMissing, BlobStore
 from server.storage.bundles import read_bundle
 from server.storage.places import Place
 
-# Indexes kept: neighbours in the table of chunks are of any bundle.
-REMEMBERED = 256
+# Indexes kept: chunks are looked at bundle by bundle, by several threads.
+REMEMBERED = 64
 
 _CHUNKS = select(chunks.c.id).where(
     chunks.c.drive == bindparam("d"), chunks.c.id.in_(bindparam("ids", expanding=True))
@@ -40,7 +40,7 @@ class Shelf:
 
     def __init__(self, db: Database, blobs: BlobStore) -> None:
         self._db, self._blobs = db, blobs
-        self.index = lru_cache(REMEMBERED)(self._index)
+        self._parts = lru_cache(REMEMBERED)(self._parts_of)
         self._holding = cache(self._read_all)
 
     def _index(self, key: BlobKey) -> Bundle | None:
@@ -50,9 +50,19 @@ class Shelf:
         except (BadContent, BlobMissing, OSError):
             return None
 
+    def _parts_of(self, key: BlobKey) -> dict[bytes, tuple[Place, bytes]]:
+        """By their ids the chunks that the bundle says it holds: where, and their SHA-256."""
+        bundle = self._index(key)
+        if bundle is None:
+            return {}
+        return {
+            part.id: (Place(key, offset, part.stored_length), part.sha256)
+            for part, offset in zip(bundle.parts, bundle.offsets, strict=True)
+        }
+
     def is_at(self, place: Place, descriptor: Descriptor) -> bool:
         """True if the bundle says that it holds the chunk there, stored so."""
-        return place in _places(self.index(place.key), place.key, descriptor)
+        return self._parts(place.key).get(descriptor.id) == (place, descriptor.sha256)
 
     def looked_for(self, drive: str, own: BlobKey | None, chunk: Descriptor) -> Iterator[Place]:
         """The places where the chunk may be, stored so: an object of its own, bundle `own`, and
@@ -61,10 +71,15 @@ class Shelf:
         if self._blobs.has(alone):
             yield Place(alone, 0, chunk.stored_length)
         if own is not None:
-            yield from _places(self.index(own), own, chunk)
+            yield from self._places(own, chunk)
         for key in self._holding(drive).get(chunk.id, ()):
             if key != own:
-                yield from _places(self.index(key), key, chunk)
+                yield from self._places(key, chunk)
+
+    def _places(self, key: BlobKey, chunk: Descriptor) -> Iterator[Place]:
+        found = self._parts(key).get(chunk.id)
+        if found is not None and found[1] == chunk.sha256:
+            yield found[0]
 
     def _read_all(self, drive: str) -> dict[bytes, list[BlobKey]]:
         """For each chunk in bundles of the drive, those that hold it."""
@@ -75,9 +90,8 @@ class Shelf:
                 ids = [key.chunk for key in some]
                 alone = set(conn.execute(_CHUNKS, {"d": drive, "ids": ids}).scalars())
             for key in some:
-                bundle = None if key.chunk in alone else self.index(key)
-                for part in () if bundle is None else bundle.parts:
-                    found[part.id].append(key)
+                for id in () if key.chunk in alone else self._parts_of(key):
+                    found[id].append(key)
         return found
 
     def describe(self, conn: Connection, key: BlobKey) -> bool:
@@ -94,10 +108,3 @@ class Shelf:
         row: dict[str, Any] = {"drive": key.drive, "id": key.chunk, "created_ns": made}
         conn.execute(insert(bundles), row | {"length": head.length, "sha256": head.sha256})
         return True
-
-
-def _places(bundle: Bundle | None, key: BlobKey, chunk: Descriptor) -> Iterator[Place]:
-    if bundle is not None:
-        for part, offset in zip(bundle.parts, bundle.offsets, strict=True):
-            if part.id == chunk.id and part.sha256 == chunk.sha256:
-                yield Place(key, offset, part.stored_length)

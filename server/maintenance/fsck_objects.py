@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -41,9 +41,24 @@ _CHUNKS = select(
 ).outerjoin_from(
     chunks, bundles, (bundles.c.drive == chunks.c.drive) & (bundles.c.id == chunks.c.bundle)
 )
-_PAGE = (
-    _CHUNKS.where(tuple_(chunks.c.drive, chunks.c.id) > tuple_(bindparam("drive"), bindparam("id")))
+_ALONE = (
+    _CHUNKS.where(
+        chunks.c.bundle.is_(None),
+        tuple_(chunks.c.drive, chunks.c.id) > tuple_(bindparam("drive"), bindparam("id")),
+    )
     .order_by(chunks.c.drive, chunks.c.id)
+    .limit(PAGE)
+)
+# By the index of bundles, so that each is opened once.
+_inside = chunks.alias("inside")
+_BUNDLED = (
+    _CHUNKS.join(_inside, (_inside.c.drive == chunks.c.drive) & (_inside.c.id == chunks.c.id))
+    .where(
+        _inside.c.bundle.is_not(None),
+        tuple_(_inside.c.drive, _inside.c.bundle, _inside.c.id)
+        > tuple_(bindparam("drive"), bindparam("bundle"), bindparam("id")),
+    )
+    .order_by(_inside.c.drive, _inside.c.bundle, _inside.c.id)
     .limit(PAGE)
 )
 _CHUNK = _CHUNKS.where(chunks.c.drive == bindparam("d"), chunks.c.id == bindparam("i"))
@@ -86,10 +101,8 @@ class Objects:
         self, conn: Connection, names: Names, progress: Callable[[int, int], None]
     ) -> Iterator[Found]:
         """Every chunk of the snapshot `conn`; `progress` gets objects and bytes so far."""
-        drive, id = "", b""
         with ThreadPoolExecutor(_THREADS, "fsck") as pool:
-            while page := conn.execute(_PAGE, {"drive": drive, "id": id}).all():
-                drive, id = page[-1].drive, page[-1].id
+            for page in _pages(conn):
                 for chunk, fault in zip(page, pool.map(self._fault, page), strict=True):
                     if fault is None:
                         fault = self._is_bundled(conn, chunk)
@@ -118,7 +131,20 @@ class Objects:
         if fault is None and self.read_data:
             wrong = _read_back(self.blobs, place, descriptor)
             fault = None if wrong is None else ("object", f"its object {wrong}")
+        if fault is None and chunk.copied:
+            fault = self._fault_of_copy(chunk, Place(key, 0, chunk.stored_length), descriptor)
         return fault
+
+    def _fault_of_copy(self, chunk: Row[Any], place: Place, descriptor: Descriptor) -> Fault | None:
+        """The copy is for those who may not read the bundle, and nobody else reads it."""
+        stored = self.blobs.stat(place.key)
+        if stored is None:
+            return "copy", "its copy outside its bundle is missing"
+        if stored.length != chunk.stored_length:
+            what = f"its copy outside its bundle has {stored.length} bytes"
+            return "copy", f"{what} instead of {chunk.stored_length}"
+        wrong = _read_back(self.blobs, place, descriptor) if self.read_data else None
+        return None if wrong is None else ("copy", f"its copy outside its bundle {wrong}")
 
     def _fault_in_bundle(
         self, chunk: Row[Any], place: Place, stored: Stored, descriptor: Descriptor
@@ -183,7 +209,12 @@ class Objects:
         finding.todo = REPAIR
         if kind == "object":
             finding.todo += f"; {GO_BACK}" if holders else ", so that it can be uploaded again"
-        fixes = {"arrived": self._adopt, "bundle": self._describe, "object": self._replace}
+        fixes = {
+            "arrived": self._adopt,
+            "bundle": self._describe,
+            "copy": self._forget_copy,
+            "object": self._replace,
+        }
         yield Found(finding, partial(fixes[kind], key=BlobKey(chunk.drive, chunk.id)))
 
     def _replace(self, conn: Connection, key: BlobKey) -> bool:
@@ -211,6 +242,15 @@ class Objects:
         conn.execute(update(chunks).where(_this(key)).values(**where))
         return True
 
+    def _forget_copy(self, conn: Connection, key: BlobKey) -> bool:
+        """It is made again when somebody asks for it."""
+        chunk = conn.execute(_CHUNK, {"d": key.drive, "i": key.chunk}).first()
+        fault = None if chunk is None else self._fault(chunk)
+        if fault is not None and fault[0] == "copy":
+            self.blobs.set_aside(key)
+            conn.execute(update(chunks).where(_this(key)).values(copied=0))
+        return True
+
     def _describe(self, conn: Connection, key: BlobKey) -> bool:
         chunk = conn.execute(_CHUNK, {"d": key.drive, "i": key.chunk}).first()
         if chunk is None or chunk.bundle is None:
@@ -233,6 +273,15 @@ class Objects:
         conn.execute(update(chunks).where(_this(key)).values(**there))
         quota.change(conn, key.drive, Sums(used=chunk.stored_length) - Sums.of_pending([chunk]))
         return True
+
+
+def _pages(conn: Connection) -> Iterator[Sequence[Row[Any]]]:
+    """All chunks, those in bundles bundle by bundle."""
+    for query in (_ALONE, _BUNDLED):
+        last: dict[str, object] = {"drive": "", "bundle": b"", "id": b""}
+        while page := conn.execute(query, last).all():
+            yield page
+            last = {name: getattr(page[-1], name) for name in last}
 
 
 def _this(key: BlobKey) -> ColumnElement[bool]:

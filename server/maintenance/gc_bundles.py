@@ -62,7 +62,11 @@ ALIVE = 0.5
 log = structlog.get_logger("nearline.server")
 
 _decode = msgspec.msgpack.Decoder(Descriptor).decode
-_in_bundle = (chunks.c.drive == bundles.c.drive) & (chunks.c.bundle == bundles.c.id)
+# The chunks in a bundle, as an index alone tells them: asked for other columns of many chunks at
+# once, SQLite walks the drive.
+_inside = chunks.alias("inside")
+_in_bundle = (_inside.c.drive == bundles.c.drive) & (_inside.c.bundle == bundles.c.id)
+_that_chunk = (chunks.c.drive == _inside.c.drive) & (chunks.c.id == _inside.c.id)
 
 
 class Verdict(enum.Enum):
@@ -95,7 +99,8 @@ _PAGE = (
         func.count(chunks.c.id).label("parts"),
         func.coalesce(func.sum(chunks.c.stored_length), 0).label("alive"),
     )
-    .outerjoin_from(bundles, chunks, _in_bundle)
+    .outerjoin_from(bundles, _inside, _in_bundle)
+    .outerjoin(chunks, _that_chunk)
     .where(tuple_(bundles.c.drive, bundles.c.id) > tuple_(bindparam("drive"), bindparam("id")))
     .group_by(bundles.c.drive, bundles.c.id)
     .order_by(bundles.c.drive, bundles.c.id)
@@ -120,10 +125,12 @@ _PARTS = (
         chunks.c.state,
         chunks.c.bundle_offset,
         chunks.c.stored_length,
+        chunks.c.sha256,
         chunks.c.descriptor,
         chunks.c.copied,
     )
-    .where(chunks.c.drive == bindparam("d"), chunks.c.bundle == bindparam("i"))
+    .join_from(_inside, chunks, _that_chunk)
+    .where(_inside.c.drive == bindparam("d"), _inside.c.bundle == bindparam("i"))
     .order_by(chunks.c.bundle_offset)
 )
 _old_place = (
@@ -250,10 +257,11 @@ class Walk:
 
     def _alive(self, bundle: Row[Any]) -> list[Part]:
         """The chunks that are to leave the bundle, read and checked. One that is damaged stays
-        where it is: `verification` and fsck tell of it. Who stands alone already just goes."""
+        where it is: `verification` and fsck tell of it. Who stands alone already, whole, just
+        goes."""
         with self.db.read() as conn:
             rows = conn.execute(_PARTS, {"d": bundle.drive, "i": bundle.id}).all()
-        alone = [row for row in rows if row.copied and self._has(bundle.drive, row)]
+        alone = [row for row in rows if row.copied and self._is_copy(bundle.drive, row)]
         if alone:
             with self.db.write() as conn:
                 for row in alone:
@@ -262,6 +270,15 @@ class Walk:
                         conn.execute(_STAND_ALONE, old)
         left = [row for row in rows if row.state in THERE and row not in alone]
         return list(self._checked(bundle, left))
+
+    def _is_copy(self, drive: str, row: Any) -> bool:
+        """True if the object of the chunk's own, read back, is as it should be."""
+        try:
+            found = self.blobs.head(BlobKey(drive, row.id))
+        except OSError as error:
+            log.error("copy_not_read", chunk=row.id.hex(), error=str(error))
+            return False
+        return found == Head(row.stored_length, row.sha256)
 
     def _has(self, drive: str, row: Any) -> bool:
         """True if there is an object of the chunk's own."""
@@ -290,7 +307,8 @@ class Walk:
         bundle = bundle_of([part.descriptor for part in parts])
         body = b"".join(part.stored for part in parts) + bundle.tail
         key = BlobKey(drive, bundle.id)
-        self._store(key, body)
+        if not self._store(key, body):
+            return
         yield
         moves = [
             _old(drive, part.bundle, part.id, part.offset)
@@ -314,17 +332,24 @@ class Walk:
 
     def _write_alone(self, drive: str, part: Part) -> Iterator[None]:
         key = BlobKey(drive, part.id)
-        self._store(key, part.stored)
+        if not self._store(key, part.stored):
+            return
         yield
         with self.db.write() as conn:
             if self._is_there(key, part.stored):
                 conn.execute(_STAND_ALONE, _old(drive, part.bundle, part.id, part.offset))
         yield
 
-    def _store(self, key: BlobKey, body: bytes) -> None:
-        with self.blobs.create(key) as writer:
-            writer.write(body)
-            writer.commit()  # or it is there already: looked at again where it counts
+    def _store(self, key: BlobKey, body: bytes) -> bool:
+        """False: the disk does not take it. On a full one what can be deleted still is to be."""
+        try:
+            with self.blobs.create(key) as writer:
+                writer.write(body)
+                writer.commit()  # or it is there already: looked at again where it counts
+        except OSError as error:
+            log.error("rewritten_not_stored", object=key.chunk.hex(), error=str(error))
+            return False
+        return True
 
     def _is_there(self, key: BlobKey, body: bytes) -> bool:
         """True if the object is there, whole. Asked in the write transaction that will say so."""

@@ -8,8 +8,8 @@ SHA-256 and length the stored object has becomes the chunk's. An object that ful
 whose chunk nobody promises any more, leaves nothing behind.
 
 A bundle is as many arrivals as it has parts, each of which is promised, or not, by itself; parts
-that nobody awaits are ignored. The first parts that are adopted make its row. While it is being
-deleted nothing is adopted from it.
+that nobody awaits are ignored. The first parts that are adopted make its row, if they are half of
+it: else it leaves nothing behind. While it is being deleted nothing is adopted from it.
 
 Events may be late, repeated and out of order, so none is believed by itself: a chunk is marked only
 while it is `pending` and, in that very transaction, its object is there; an object is removed only
@@ -20,7 +20,7 @@ the chunk is in a bundle and nowhere else. What is `deleting` is none of these: 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -154,6 +154,24 @@ class _Where(NamedTuple):
 _ALONE = _Where(None, None)
 
 
+class _Promise(NamedTuple):
+    """A lease: how its chunk would be stored, and by whom."""
+
+    how: bytes
+    device: str | None
+
+
+class _Awaited(NamedTuple):
+    """A part of a bundle, `length` bytes of it, that fulfils a `promise` (None: that of the chunk's
+    `row`)."""
+
+    key: BlobKey
+    row: Any
+    length: int
+    where: _Where
+    promise: _Promise | None
+
+
 def arrived(
     conn: Connection, blobs: BlobStore, arrivals: Sequence[Arrival], now_ns: int
 ) -> list[BlobKey]:
@@ -243,28 +261,38 @@ class _Arriving:
         known = self._bundles.get(key)
         if known is not None and known.deleting:
             return []
-        adopted = [
-            BlobKey(key.drive, part.id)
-            for part, offset in zip(bundle.parts, bundle.offsets, strict=True)
-            if self._accept_part(BlobKey(key.drive, part.id), part, _Where(key.chunk, offset))
-        ]
+        awaited = list(self._awaited(key, bundle))
+        if known is None and not _is_worth_its_room(bundle, awaited):
+            self._blobs.delete(key)
+            return []
+        adopted = [part.key for part in awaited if self._note(part.key, self._adopt_part(part))]
         if adopted and known is None:
             insert_row(self._conn, key, head, self._now_ns)
             self._bundles |= self._found(_BUNDLES, [key])
         elif adopted:
             note_filled(self._conn, key)
-        elif known is None:
-            self._blobs.delete(key)
         return adopted
 
-    def _accept_part(self, key: BlobKey, part: Descriptor, where: _Where) -> bool:
-        row = self._rows.get(key)
-        if row is None or row.state != "pending" or row.unshown or key in self._done:
-            return False
-        head = Head(part.stored_length, part.sha256)
-        if head == Head(row.stored_length, row.sha256):
-            return self._note(key, self._mark(key, row, where))
-        return self._note(key, self._adopt_promised(key, row, head, where))
+    def _awaited(self, key: BlobKey, bundle: Bundle) -> Iterator[_Awaited]:
+        """The parts that fulfil a promise."""
+        for part, offset in zip(bundle.parts, bundle.offsets, strict=True):
+            own = BlobKey(key.drive, part.id)
+            row = self._rows.get(own)
+            if row is None or row.state != "pending" or row.unshown or own in self._done:
+                continue
+            head = Head(part.stored_length, part.sha256)
+            promise = None
+            if head != Head(row.stored_length, row.sha256):
+                promise = self._promise(own, head)
+                if promise is None:
+                    continue
+            yield _Awaited(own, row, head.length, _Where(key.chunk, offset), promise)
+
+    def _adopt_part(self, part: _Awaited) -> Sums:
+        if part.promise is None:
+            return self._mark(part.key, part.row, part.where)
+        how, device = part.promise
+        return _adopt(self._conn, part.key, part.row, how, device, self._now_ns, part.where)
 
     def _note(self, key: BlobKey, done: Sums | None) -> bool:
         """False: the chunk was not uploaded by this after all."""
@@ -294,21 +322,26 @@ class _Arriving:
         head = self._blobs.head(key)
         if head == Head(row.stored_length, row.sha256):
             return self._mark(key, row)
-        done = self._adopt_promised(key, row, head)
-        if done is None:
+        promise = self._promise(key, head)
+        if promise is None:
             self._blobs.delete(key)
-        return done
+            return None
+        return _adopt(self._conn, key, row, promise.how, promise.device, self._now_ns)
 
-    def _adopt_promised(
-        self, key: BlobKey, row: Any, head: Head | None, where: _Where = _ALONE
-    ) -> Sums | None:
-        """Adopt the lease that bytes with this `head` fulfil; None: there is none."""
+    def _promise(self, key: BlobKey, head: Head | None) -> _Promise | None:
+        """The lease that bytes with this `head` fulfil; None: there is none."""
         promises = self._conn.execute(_PROMISES, {"drive": key.drive, "chunk": key.chunk}).all()
         for how, device in promises:
             descriptor = _decode(how)
             if head == Head(descriptor.stored_length, descriptor.sha256):
-                return _adopt(self._conn, key, row, how, device, self._now_ns, where)
+                return _Promise(how, device)
         return None
+
+
+def _is_worth_its_room(bundle: Bundle, awaited: Sequence[_Awaited]) -> bool:
+    """True if at least half of a bundle is awaited. Only what is awaited counts as used: of many
+    bundles that differ in a few bytes each would be kept for those."""
+    return 0 < bundle.length - len(bundle.tail) <= 2 * sum(part.length for part in awaited)
 
 
 def _adopt_proof(conn: Connection, key: BlobKey, row: Any, proof: Proof, now_ns: int) -> Sums:

@@ -11,6 +11,7 @@ request for one writes nothing: all that is known of a bundle is in the object.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 
 import msgspec
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
@@ -126,12 +127,23 @@ def _announced(
 
 
 def index_of(blobs: BlobStore, key: BlobKey) -> Bundle | None:
-    """The bundle that a stored object is, by what it says itself; None: it is none, or there is no
-    such object. Reads a few bytes of what is no bundle. Blocking."""
+    """The bundle that a stored object is, by what it says itself, without those parts whose bytes
+    have another SHA-256 than it says: of a bundle the edge has checked only that of the whole.
+    None: it is none, or there is no such object. Reads a few bytes of what is no bundle.
+    Blocking."""
     try:
-        return read_bundle(blobs, key)
+        found = read_bundle(blobs, key)
+        good = [
+            (part, offset)
+            for part, offset in zip(found.parts, found.offsets, strict=True)
+            if sha256(blobs.read(key, offset, part.stored_length)).digest() == part.sha256
+        ]
     except (BadContent, BlobMissing):
         return None
+    if not good:
+        return None
+    parts, offsets = zip(*good, strict=True)
+    return found._replace(parts=parts, offsets=offsets)
 
 
 def places_of_lost(conn: Connection, keys: Iterable[BlobKey]) -> list[tuple[BlobKey, Head]]:

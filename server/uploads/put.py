@@ -10,9 +10,9 @@ be in the drive already. Nothing may tell them which: the whole body is taken in
 block by block to be what the chunk's id says, and made durable, and then the answer is the same.
 Every other PUT of an object that is there is answered 412, as early as possible.
 
-An object that says that it is a bundle, under its own id, is reported as one; also when it was
-there already: nobody else knows which chunks are in it, and a process that ended may have been told
-in vain.
+An object that says that it is a bundle, under its own id, is reported as one, with those parts that
+are as it says; also when it was there already: nobody else knows which chunks are in it, and a
+process that ended may have been told in vain.
 
 Whatever ends a PUT before its object is there leaves nothing behind. Bodies of at most `WHOLE`
 bytes, the usual chunk, cost one hop to a thread; while there is little room for bodies, they go to

@@ -3,11 +3,11 @@
 Knows: how an object is taken apart and checked, and what a verdict means for the chunk. Must not
 know: when and in which thread this happens (`reception`), who may have the chunk (`access`).
 
-The edge checks the SHA-256 and length that an uploader announced, of a bundle as a whole; that the
-bytes are the chunk only reading them tells: each block is decoded within its declared bound and
-hashed, and the hashes give the id. Until then the chunk is for the device that uploaded it: nobody
-else is given it, and nobody else's version may refer to it (`doubtful`, and `arrivals.unready` for
-commits).
+The edge checks the SHA-256 and length that an uploader announced, in a bundle those of each part;
+that the bytes are the chunk only reading them tells: each block is decoded within its declared
+bound and hashed, and the hashes give the id. Until then the chunk is for the device that uploaded
+it: nobody else is given it, and nobody else's version may refer to it (`doubtful`, and
+`arrivals.unready` for commits).
 
 A verdict is about one stay of one object: it counts only while the row still has the `uploaded_ns`
 that was read before the object was; a bad one also only while the chunk is still in the bundle that

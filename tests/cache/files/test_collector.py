@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -250,3 +251,32 @@ def test_while_the_journal_is_read_nothing_is_tried_again_and_again(
     state.journal.is_loading = False
     state.collector.collect()
     assert state.collector._more.is_set()
+
+
+async def test_a_full_disk_does_not_end_the_collector(
+    state: State, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is collected with what comes next; nothing is tried again and again."""
+    for number in range(10):
+        state.born(f"{number}", number + 1)
+        state.remote(number + 1, [], [state.entry(f"{number}", None, number + 2)])
+    tries = 0
+
+    def full(ino: int) -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    dead = "SELECT 1 FROM node WHERE NOT live"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(state.collector.run)
+        state.collector.collect()
+        left = len(state.db.all(dead))
+        with monkeypatch.context() as patched:
+            patched.setattr(state.tree, "delete", full)
+            await trio.testing.wait_all_tasks_blocked()
+        assert (tries, len(state.db.all(dead))) == (1, left)
+        state.collector.collect()
+        await trio.testing.wait_all_tasks_blocked()
+        assert state.db.all(dead) == []
+        nursery.cancel_scope.cancel()

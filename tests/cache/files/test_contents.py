@@ -159,6 +159,39 @@ async def test_a_write_under_way_puts_the_snapshot_off(
     assert list(layer.extents) == [(0, THREADED_WRITE)]
 
 
+async def test_a_write_under_way_outlives_what_somebody_else_takes_back(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that fails meanwhile (a full disk) makes that the layers are read anew."""
+    node = await state.save("a", b"short")
+    started, go = trio.Event(), trio.Event()
+    plain = state.spool.write
+
+    async def slow(layer: int, offset: int, data: bytes | memoryview) -> bytes:
+        started.set()
+        await go.wait()
+        return await plain(layer, offset, data)
+
+    def fail() -> None:
+        with state.db.transaction():
+            state.tree.update(node.ino, mode=0o600)
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(state.spool, "write", slow)
+    data = b"x" * THREADED_WRITE
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(state.contents.write, node.ino, 0, data)
+        await started.wait()
+        with pytest.raises(OSError, match="full"):
+            fail()
+        assert bytes(await state.contents.read(node.ino, 0, 9, None)) == b"short"
+        go.set()
+    assert bytes(await state.contents.read(node.ino, 0, len(data), None)) == data
+    layer = state.contents.freeze(node.ino, "9" * 32)
+    assert layer is not None
+    assert list(layer.extents) == [(0, len(data))]
+
+
 def fill(state: State, monkeypatch: pytest.MonkeyPatch, is_full: Callable[[], bool]) -> None:
     """Have the disk refuse bytes, whether they are written by this thread or another one."""
     later, now = state.spool.write, state.spool.write_now

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +103,43 @@ def test_a_full_disk_is_enospc_and_the_database_goes_on(db: Database) -> None:
     assert (db.meta("a"), db.meta("b")) == (None, 1)
 
 
+def test_a_disk_that_takes_no_more_is_an_error_of_a_system_call(db: Database) -> None:
+    """At a quota SQLite says what it says of a broken disk: either is waited out, and ends
+    nothing."""
+    with db.transaction():
+        db.set_meta("a", 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="error") as refused, db.transaction():
+            db.set_meta("a", "x" * 1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.errno == errno.EIO
+    assert db._log_is_long.is_set()
+    with db.transaction():
+        db.set_meta("b", 1)
+    assert (db.meta("a"), db.meta("b")) == (1, 1)
+
+
+def test_a_full_disk_does_not_keep_it_from_being_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not noted as clean, so it is looked at when it is opened after power loss."""
+    found = open_database(tmp_path / "tree.sqlite", boot="1")
+    before = len(os.listdir("/proc/self/fd"))
+
+    def full(key: str, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(found, "set_meta", full)
+    found.close(clean=True)
+    assert len(os.listdir("/proc/self/fd")) < before
+    again = open_database(tmp_path / "tree.sqlite", boot="2")
+    assert again.lost_power
+    again.close()
+
+
 def test_what_was_committed_is_there_after_the_process_dies(tmp_path: Path) -> None:
     """A copy of the files at that moment is what the next process finds."""
     first = open_database(tmp_path / "tree.sqlite")
@@ -173,3 +213,29 @@ async def test_the_first_sync_covers_what_an_earlier_process_wrote(
 def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
     open_database(tmp_path / "tree.sqlite").close()
     assert os.stat(tmp_path / "tree.sqlite").st_mode & 0o077 == 0
+
+
+async def test_a_long_log_is_cut_without_waiting_for_who_reads_it(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread looks through the whole database, and nothing would be answered until it has."""
+    monkeypatch.setattr(database, "LONG_LOG", 0)
+    log = Path(f"{db.path}-wal")
+    with contextlib.closing(sqlite3.connect(db.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM meta").fetchall()
+        with db.transaction():
+            db.set_meta("a", "x" * 100_000)
+        said: list[str] = []
+        db._db.set_trace_callback(said.append)
+        db._log_is_long.set()
+        await db._move_log()
+        db._db.set_trace_callback(None)
+        assert log.stat().st_size > 100_000
+        cut = said.index("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert "PRAGMA busy_timeout = 0" in said[:cut]
+        assert db.run("PRAGMA busy_timeout").fetchone()[0] > 0
+    db._log_is_long.set()
+    await db._move_log()
+    assert log.stat().st_size == 0
+    assert db.meta("a") == "x" * 100_000

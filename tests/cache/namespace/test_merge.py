@@ -14,7 +14,7 @@ import trio
 
 from cache.metadata.tree import ROOT
 from remote.protocol.errors import NotKept
-from remote.protocol.messages import FileRecord, Me
+from remote.protocol.messages import Child, FileRecord, Me
 from tests.cache.state import ROOT_FILE, State, new_file
 
 
@@ -567,6 +567,72 @@ async def test_what_is_listed_while_a_reset_goes_on_ends_as_the_server_has_it(
         with state.db.transaction():
             state.db.run("UPDATE node SET rev = 1, mode = 420 WHERE kind = 'file'")
             state.db.run("UPDATE entry SET rev = 1")
+
+
+@pytest.mark.parametrize("first", range(12))
+async def test_a_listing_that_takes_as_long_as_a_reset_ends_as_the_server_has_it(
+    state: State, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """It is merged in pieces, too: some before it is the turn of what they are compared with."""
+    monkeypatch.setattr("cache.namespace.merge.PIECE", 2)
+    (ino, inside), *_ = three_directories(state).items()
+    with state.db.transaction():
+        state.tree.update(ino, listed=None)
+    file = state.tree.node(ino).file
+    directory = state.record(id=file, kind="directory", rev=7)
+    records: list[FileRecord] = [later(one, rev=3, mode=0o600) for _, one in inside]  # type: ignore[misc]  # see `later`
+    names = [name for name, _ in inside]
+    told = [
+        Child(state.entry(name, one.id, 3, file), one)
+        for name, one in zip(names, records, strict=True)
+    ]
+
+    async def listing() -> None:
+        for _ in range(first):
+            await trio.lowlevel.checkpoint()
+        meanwhile = state.listing_merge.begin_listing(ino)
+        await trio.lowlevel.checkpoint()
+        for child in told:
+            if not meanwhile.is_incomplete:
+                state.listing_merge.list_some(ino, [child], 7)
+            await trio.lowlevel.checkpoint()
+        await finished.wait()
+        if not state.listing_merge.end_listing(ino, directory, told, 7, meanwhile):
+            state.list_directory(ino, list(zip(names, records, strict=True)), 7)
+
+    finished = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listing)
+        await state.merge.reset("r", 7, None)
+        finished.set()
+    assert state.tree.is_listed(ino)
+    assert [state.tree.node(at).mode for at in state.listing(ino).values()] == [0o600] * 2
+
+
+async def test_the_kernel_forgets_names_when_their_directory_is_not_believed_any_more(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer before that is one that is believed, and the kernel keeps it for an hour."""
+    monkeypatch.setattr("cache.namespace.merge.PIECE", 2)
+    directories = three_directories(state)
+    told: dict[tuple[int, str], bool] = {}
+
+    def forget(parent: int, name: str, gone: int = 0) -> None:
+        told[parent, name] = state.tree.is_listed(parent)
+
+    monkeypatch.setattr(state.kernel, "forget_entry", forget)
+    await state.merge.reset("r", 7, None)
+    names = {(ROOT, f"d{number}") for number in range(3)}
+    names |= {(ino, name) for ino, inside in directories.items() for name, _ in inside}
+    assert told == dict.fromkeys(names, False)
+
+
+async def test_who_keeps_what_is_on_the_server_hears_of_a_reset(state: State) -> None:
+    """Pinned files are to be there offline: their directories have to be listed again before."""
+    changed = state.merge.changed
+    await state.merge.reset("r", 7, None)
+    assert changed.is_set()
+    assert not state.merge.changed.is_set()
 
 
 async def test_what_is_answered_while_a_reset_goes_on_is_ahead_of_its_cursor(

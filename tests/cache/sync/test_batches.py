@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import trio
 import trio.testing
 from structlog.testing import capture_logs
 
@@ -15,7 +16,7 @@ from cache.metadata.operations import Op
 from cache.sync.batches import TAKEN_AT_ONCE
 from remote.protocol import messages
 from remote.protocol.errors import BadRequest, ChunksMissing, Refused, TooLarge, Unavailable
-from tests.cache.sync.steps import files, mkdir, save
+from tests.cache.sync.steps import files, mkdir, remove, save
 from tests.model.device import Device
 
 
@@ -155,6 +156,53 @@ async def test_on_a_full_disk_answers_are_noted_as_the_journal_has_room(
         await one.flush()
     assert logs == []
     assert await files(two) == {f"/{name}": None for name in names}
+
+
+async def test_what_is_deleted_while_the_journal_waits_for_room_is_not_sent(
+    one: Device, two: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is folded away with its creation: nothing would delete it on the server."""
+    await mkdir(one, "d")
+    deleted = False
+
+    async def make_room() -> None:
+        nonlocal deleted
+        await trio.lowlevel.checkpoint()
+        if not deleted:
+            deleted = True
+            await remove(one, "d")
+
+    monkeypatch.setattr(one.db, "make_room", make_room)
+    await one.flush()
+    await mkdir(one, "e")
+    await one.flush()
+    assert deleted
+    assert await files(one) == await files(two) == {"/e": None}
+
+
+async def test_on_a_full_disk_what_nothing_holds_back_any_more_waits(
+    one: Device, two: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made here and there, and deleted here before it was sent: theirs appears."""
+    await mkdir(one, "d")
+    await mkdir(two, "d")
+    await two.flush()
+    await one.pull()
+    await remove(one, "d")
+    failed: list[str] = []
+
+    def full(key: str) -> None:
+        failed.append(key)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one.merge, "_release_key", full)
+        await mkdir(one, "e")
+        await one.flush()
+    assert failed
+    await mkdir(one, "f")
+    await one.flush()
+    assert await files(one) == await files(two) == {"/d": None, "/e": None, "/f": None}
 
 
 async def test_answers_that_need_nothing_else_are_taken_together(one: Device, two: Device) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
+import trio.testing
 from sqlalchemy import update
 
+from cache.metadata.operations import Op
 from cache.metadata.tree import ROOT
+from cache.sync import uploader
+from cache.sync.uploads import EARLY_UPLOADS
 from server.metadata.schema import accounts
 from tests.cache.sync.steps import files, mkdir, noise, remove, rename, save, until
 from tests.model.device import Device
@@ -84,3 +89,35 @@ async def test_a_snapshot_on_its_way_survives_a_rename_over(one: Device, two: De
     await one.flush()
     assert await files(two) == {"/a": b"new"}
     assert (await two.resolve("a")).file == before
+
+
+async def test_of_many_files_that_grow_few_are_sent_at_a_time(
+    one: Device, two: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes memory; the others have their turn when one has caught up."""
+    monkeypatch.setattr(uploader, "EARLY_STEP", 4 << 20)
+    going_on, begun = trio.Event(), list[str]()
+    plain = one.uploader.send_early
+
+    async def send_early(op: Op) -> None:
+        begun.append(op.key)
+        await going_on.wait()
+        await plain(op)
+
+    monkeypatch.setattr(one.uploader, "send_early", send_early)
+    data = {f"/{number}": noise(5 << 20, number) for number in range(EARLY_UPLOADS + 2)}
+    for path, content in data.items():
+        await save(one, path[1:], content)
+        one.snapshots.opened(one.tree.child(ROOT, path[1:]).ino)  # type: ignore[union-attr]
+    one._schedule.admit(one.journal.after)
+    async with trio.open_nursery() as nursery:
+        one.uploads.start(nursery)
+        await trio.testing.wait_all_tasks_blocked()
+        one.uploads.start(nursery)
+        assert len(begun) == EARLY_UPLOADS
+        going_on.set()
+    async with trio.open_nursery() as nursery:
+        one.uploads.start(nursery)
+    assert len({*begun}) == len(data)
+    await one.flush()
+    assert await files(two) == data

@@ -418,6 +418,31 @@ async def test_a_poke_interrupts_a_long_poll(autojump_clock: MockClock) -> None:
         assert trio.current_time() == 10
 
 
+async def test_a_poke_interrupts_the_asking_and_not_the_applying(
+    autojump_clock: MockClock,
+) -> None:
+    """A page is applied in pieces: half of it would have to be told again."""
+    world = World()
+    world.server.has_websocket = False
+    plain, in_hand, begun = world.tree.take, trio.Event(), list[str]()
+
+    async def slow(*page: Any) -> None:
+        begun.append(page[1])
+        in_hand.set()
+        await trio.sleep(1)
+        await plain(*page)
+
+    world.tree.take = slow  # type: ignore[method-assign]
+    async with world.running():
+        await trio.sleep(10)
+        world.server.commit()
+        await in_hand.wait()
+        world.subscriber.poke()
+        await world.tree.reaches("1:1")
+        await trio.testing.wait_all_tasks_blocked()
+        assert begun == ["1:1"]
+
+
 # --- sync ---------------------------------------------------------------------------------------
 
 

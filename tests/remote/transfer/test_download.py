@@ -354,12 +354,15 @@ async def test_a_limit_cuts_what_is_under_way(autojump_clock: MockClock) -> None
         nursery.start_soon(fetch)
         await trio.testing.wait_all_tasks_blocked()
         assert edge.gets == [(chunk, 0, CHUNK)]
+        await trio.sleep(1)
         downloader.throttle.change(RATE)
         edge.hold.set()
     assert got == [content]
+    assert downloader.link.rate is not None
+    assert downloader.link.rate <= 2 * RATE  # what was cut off brought nothing
     assert edge.served == CHUNK  # nothing of the first request was answered
     assert max(end - start for _, start, end in edge.gets[1:]) == PORTION
-    assert trio.current_time() >= CHUNK / RATE
+    assert trio.current_time() >= 1 + CHUNK / RATE
 
 
 async def test_no_limit_any_more_ends_the_waiting(autojump_clock: MockClock) -> None:

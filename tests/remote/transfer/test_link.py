@@ -152,3 +152,15 @@ def test_it_recovers_from_having_taken_a_line_for_slow() -> None:
     assert transfers(link) == 1
     play(link, line(10e6, 0.05, 1, 4), now)
     assert transfers(link) == USUAL_TRANSFERS
+
+
+def test_small_ones_that_came_beside_large_ones_that_failed_tell_nothing() -> None:
+    """As when a server ends: what was large breaks off, what was small has come before."""
+    link = Link()
+    link.began(0.0, MIB)
+    link.began(0.1, 4096)
+    link.ended(0.2, 4096, 0.1, came=True)
+    link.ended(1.0, MIB, 1.0, came=False)
+    assert link.rate is None
+    assert transfers(link) == USUAL_TRANSFERS
+    assert link.window(1, 2, 3, trips=2) == 2

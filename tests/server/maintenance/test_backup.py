@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from sqlalchemy import select
 
 from server.datadir import NotPrivate
 from server.maintenance import admin, backup, gc, lock
-from server.maintenance.backup import BadBackup
+from server.maintenance.backup import DATABASE, MANIFEST, BadBackup, Manifest
+from server.maintenance.backup_objects import sha256_of
 from server.maintenance.backup_restore import NotEmpty, restore
 from server.maintenance.gc_chunks import Options
 from server.maintenance.janitor import remembered
@@ -69,6 +72,45 @@ def test_everything_comes_back(served: Running, dest: Path, tmp_path: Path) -> N
         assert remembered(running.data).keep_days == 77
     finally:
         running.stop()
+
+
+def age(backup_of: Path) -> None:
+    """Make a backup what a Nearline before bundles would have made it."""
+    path = backup_of / MANIFEST
+    manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    database = backup_of / manifest.state / DATABASE
+    with contextlib.closing(sqlite3.connect(database)) as conn, conn:
+        conn.execute("DROP INDEX ix_chunks_bundle")
+        for column in ("bundle", "bundle_offset", "copied"):
+            conn.execute(f"ALTER TABLE chunks DROP COLUMN {column}")
+        conn.execute("DROP TABLE bundles")
+        conn.execute("UPDATE alembic_version SET version_num = '0009'")
+    files = manifest.files | {DATABASE: sha256_of(database)}
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)))
+
+
+def test_a_backup_of_an_older_nearline_comes_back(
+    served: Running, dest: Path, tmp_path: Path
+) -> None:
+    served.account("anna").store("text", TEXT)
+    backup.make(served.data, dest)
+    age(dest)
+    restored = restore(dest, tmp_path / "new")
+    assert restored.checked.ok, restored.checked.findings
+    assert objects(tmp_path / "new") == objects(dest)
+
+
+def test_a_backup_goes_where_an_older_nearline_made_one(
+    served: Running, dest: Path, tmp_path: Path
+) -> None:
+    anna = served.account("anna")
+    anna.store("text", TEXT)
+    backup.make(served.data, dest)
+    age(dest)
+    anna.store("later", LATER)
+    made = backup.make(served.data, dest)
+    assert (made.objects, made.copied) == (2, 1)
+    assert restore(dest, tmp_path / "new").checked.ok
 
 
 def test_clients_from_after_the_backup_are_told_to_begin_anew(

@@ -170,3 +170,24 @@ def test_healthy_bundles_have_nothing_to_say(world: World) -> None:
     world.bundle(*PARTS)
     assert set(world.anna.children()) == {name(part) for part in PARTS}
     world.check(*PARTS)
+
+
+@pytest.mark.parametrize("how", ["bytes", "cut", "missing"])
+def test_a_damaged_copy_of_a_part_is_made_again(world: World, how: str) -> None:
+    world.bundle(*PARTS)
+    file = world.anna.children()[name(PARTS[0])]
+    wanted = {"file": file.id, "version": file.version, "chunks": [PARTS[0].id]}
+    assert world.anna.locate(**wanted).chunks[0].offset == 0
+    path = world.blobs.path(world.key(PARTS[0].id))
+    good = path.read_bytes()
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(good[:-1] if how == "cut" else bytes(len(good)))
+    assert repaired(world) == ["copy"]
+    assert world.place(PARTS[0])[0] is not None
+    kept = world.running.data / "blobs" / "quarantine"
+    assert len(list(kept.glob("*"))) == (how != "missing")
+    world.check(*PARTS)
+    url = world.anna.locate(**wanted).chunks[0].url
+    assert world.anna.http.get(url).content == PARTS[0].data
+    world.check(*PARTS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import Select, insert, update
 
 from remote.protocol.bundle import bundle_of
 from server.maintenance import fsck, gc_bundles
@@ -15,6 +17,7 @@ from server.maintenance.gc_bundles import Verdict, verdict
 from server.maintenance.gc_chunks import DAY, GRACE_NS
 from server.metadata import schema
 from server.metadata.schema import chunks
+from server.storage.blobs import BlobKey, BlobWriter
 from tests.server.bundling import World, name
 from tests.server.conftest import Start
 from tests.server.deleting import forget
@@ -49,6 +52,21 @@ def test_the_verdict(
 @pytest.fixture
 def world(start: Start) -> World:
     return World(start(collect_seconds=0))
+
+
+@pytest.mark.parametrize("query", [gc_bundles._PAGE, gc_bundles._PARTS], ids=["page", "parts"])
+def test_what_is_in_a_bundle_is_found_without_walking_the_drive(
+    world: World, query: Select[Any]
+) -> None:
+    """Else a walk takes bundles times chunks."""
+    with world.db.read() as conn:
+        asked = str(query.compile(conn))
+        values = (b"",) * asked.count("?")
+        plan = conn.exec_driver_sql("EXPLAIN QUERY PLAN " + asked, values).all()
+    steps = [row.detail for row in plan if "inside" in row.detail or "chunks" in row.detail]
+    assert steps
+    for step in steps:
+        assert "ix_chunks_bundle (drive=? AND bundle=?)" in step or "(drive=? AND id=?)" in step
 
 
 def test_a_bundle_that_lives_stays(world: World) -> None:
@@ -256,3 +274,49 @@ def test_a_dry_run_counts_and_changes_nothing(world: World) -> None:
     found = world.collect(dry_run=True)
     assert (found.rewritten, found.rewritten_bytes) == (1, 1003 + 1004)
     assert world.place(PARTS[4]) == (bundle.id, bundle.offsets[4])
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_keeps_nothing_from_being_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Or it stayed full."""
+    more = [make_chunk(noise(2000 + number, f"more {number}")) for number in range(3)]
+    bundle, other = world.bundle(*PARTS), world.bundle(*more)
+    for part in (*PARTS[:3], *more):
+        forget(world.anna, name(part))
+
+    def full(_key: BlobKey) -> BlobWriter:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(world.blobs, "create", full)
+    for _ in range(4):
+        world.collect()
+        world.later_ns += GRACE_NS
+    assert not world.has(other.id)
+    world.check(*PARTS[3:])
+    assert [world.place(part)[0] for part in PARTS[3:]] == [bundle.id] * 2
+    monkeypatch.undo()
+    world.collect()
+    assert world.place(PARTS[3])[0] != bundle.id
+    world.check(*PARTS[3:])
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "missing"])
+def test_a_copy_that_is_damaged_takes_no_place(world: World, damage: str) -> None:
+    """The part in the bundle is what is good; fsck tells of the copy."""
+    world.bundle(*PARTS)
+    path = world.blobs.path(world.key(PARTS[4].id))
+    world.anna.locate(
+        file=world.anna.children()[name(PARTS[4])].id,
+        version=world.anna.children()[name(PARTS[4])].version,
+        chunks=[PARTS[4].id],
+    )
+    path.unlink()
+    if damage == "other bytes":
+        path.write_bytes(bytes(len(PARTS[4].data)))
+    world.kill(*PARTS[:3])
+    new = bundle_of([part.descriptor for part in PARTS[3:]])
+    assert [world.place(part)[0] for part in PARTS[3:]] == [new.id] * 2
+    assert fsck.run(world.db, world.blobs, read_data=True, repair=True).ok
+    world.check(*PARTS[3:])

@@ -24,7 +24,16 @@ from server.storage.blobs import BlobKey, Head
 from server.uploads import arrivals, copies, reception, verification
 from server.uploads.put import WHOLE
 from tests.server.drive.test_sharing import share
-from tests.server.harness import Chunk, Client, Failed, Running, make_chunk, new_id, noise
+from tests.server.harness import (
+    Chunk,
+    Client,
+    Failed,
+    Running,
+    make_chunk,
+    manifest_of,
+    new_id,
+    noise,
+)
 from tests.server.lookups import change_row, check_sums, expire, row_of, until_verified
 from tests.server.sending import (
     Announced,
@@ -202,7 +211,8 @@ def test_a_part_is_stored_as_the_upload_that_is_named_has_announced_it(
 
 def test_parts_that_nobody_awaits_are_ignored(server: Running, anna: Client) -> None:
     """One has come by itself meanwhile, one is promised no more, and one only by somebody else."""
-    alone, gone, hidden, awaited = some(anna, 4)
+    alone, gone, hidden = some(anna)
+    awaited = make_chunk(noise(5000, f"{anna.token} awaited"))
     parts = announce(anna, alone, gone, hidden, awaited)
     bundle, body = made_of([part.chunk for part in parts])
     reply = ask(anna, parts, body)
@@ -222,6 +232,26 @@ def test_parts_that_nobody_awaits_are_ignored(server: Running, anna: Client) -> 
         ("pending", None),
         ("uploaded", bundle.id),
     ]
+    check_sums(server, anna.me.drive)
+
+
+def test_no_bundle_is_kept_for_a_small_part_of_it(server: Running, anna: Client) -> None:
+    """Only what is awaited counts as used; so many would be kept of the same large chunks."""
+    large = announce(anna, make_chunk(noise(5000, f"{anna.token} large")))
+    small = announce(anna, *some(anna, 4))
+    bodies = [made_of([part.chunk, large[0].chunk]) for part in small]
+    asked = [ask(anna, [part, *large], body) for part, (_, body) in zip(small, bodies, strict=True)]
+    for reply, (_, body) in zip(asked, bodies, strict=True):
+        assert put(anna, reply, body).status_code == 200
+    until_verified(server)
+    kept = [has(server, anna, bundle.id) for bundle, _ in bodies]
+    assert kept == [True, False, False, False]
+    rows = [row_of(server, anna.me.drive, part.chunk.id) for part in small]
+    assert [row and row.state for row in rows] == ["uploaded"] + ["pending"] * 3
+    check_sums(server, anna.me.drive)
+    send(anna, *small[1:])
+    for number, part in enumerate([*large, *small]):
+        make(anna, f"f {number}", part)
     check_sums(server, anna.me.drive)
 
 
@@ -404,6 +434,24 @@ def test_a_bad_part_is_needed_again_and_the_others_stay(server: Running, anna: C
     send(anna, *again)
     make(anna, "again", again[0])
     assert got(anna, located(anna, again[0], bundles=True)) == parts[1].chunk.data
+    check_sums(server, anna.me.drive)
+
+
+def test_no_device_is_believed_what_another_one_has_sent(server: Running, anna: Client) -> None:
+    """Until it is verified. Who promised a chunk first did not vouch for another one's bundle."""
+    phone = server.device(anna.me.account, "phone")
+    chunks = some(anna)
+    first = announce(phone, *chunks)
+    parts = announce(anna, *chunks)
+    body = spoiled(parts, 1)
+    assert put(anna, ask(anna, parts, body), body).status_code == 200
+    made = messages.Content(version=first[1].version, manifest=manifest_of(chunks[1]))
+    op = phone.create("f", file=first[1].file, content=made)
+    assert isinstance(phone.refused(op), errors.ChunksMissing)
+    assert phone.upload(new_id(), new_id(), chunks[1]) == 1
+    phone.do(op)
+    until_verified(server)
+    assert got(phone, located(phone, first[1], bundles=True)) == chunks[1].data
     check_sums(server, anna.me.drive)
 
 
