@@ -9,10 +9,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from tests.system import harness
+from tests.system import harness, parents
 from tests.system.faultproxy import FaultProxy
 from tests.system.harness import Device, Site
 
@@ -24,6 +25,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.system)
             if not Path("/dev/fuse").exists():
                 item.add_marker(pytest.mark.skip(reason="there is no /dev/fuse"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "new_programs(why): its commands are new programs, and none is forked (parents.py)",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Around fixtures, too; so a module with fixtures of its own is marked as a whole."""
+    if item.get_closest_marker("new_programs") is None:
+        return (yield)
+    with mock.patch.object(parents, "is_off", True):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -51,6 +51,7 @@ from tests.system.processes import (
     environment,
     nearline,
     run,
+    start,
     tail,
     wait_until,
 )
@@ -89,7 +90,7 @@ class Server:
         """Start, and return when it says that it serves."""
         public = [] if self._public_url is None else ["--public-url", self._public_url]
         with self.log.open("a") as log:
-            self._process = subprocess.Popen(
+            self._process = start(
                 [nearline(), "serve", "--data", self.data, "--listen", self.address, *public],
                 env=self._site.env,
                 stdin=subprocess.DEVNULL,
@@ -471,7 +472,7 @@ class _Beginning:
 
 def _command_line(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").replace("\0", " ")
     except OSError:
         return "gone meanwhile"
 

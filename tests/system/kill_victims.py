@@ -22,6 +22,7 @@ from mount.failures import Failure
 from tests.system.harness import Device, Site, Trouble, nearline, run, wait_until
 from tests.system.kill_plan import Plan
 from tests.system.kill_sent import Sent
+from tests.system.processes import start
 
 ENDING_SECONDS = 60.0
 RECEIVED = "nearline_blob_received_bytes_total "
@@ -119,9 +120,7 @@ class Victims:
     def _start_andkill_mount(self, moment: float) -> None:
         words = ["mount", self.site.server.url, str(self.device.at)]
         where = ["--state", str(self.device.state), "--cache", str(self.device.cache)]
-        command = subprocess.Popen(
-            [nearline(), *words, *where], env=self.site.env, stderr=subprocess.DEVNULL
-        )
+        command = start([nearline(), *words, *where], env=self.site.env, stderr=subprocess.DEVNULL)
         pause(moment * self.start_seconds)
         with contextlib.suppress(Failure):  # not there yet: it has sent nothing
             self.sent.uploaded += self.status().transferred.uploaded_bytes

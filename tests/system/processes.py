@@ -10,14 +10,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from tests.system import forked, parents
 
 COMMAND_SECONDS = 120.0
 # For what takes a moment: other processes may have the machine. Who gives up early tells nothing.
 PATIENCE_SECONDS = 60.0
 LOG_TAIL_BYTES = 6000
+NOWHERE = Path("/nonexistent")
 
 T = TypeVar("T")
 
@@ -49,26 +52,36 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end; `Trouble` with all it said if it fails (`check`) or takes long."""
     words = [str(word) for word in command]
-    try:
-        done = subprocess.run(
-            words,
-            env=env,
-            cwd=cwd,
-            input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Trouble(
-            f"{words} took over {seconds:g} s: {error.stdout!r} {error.stderr!r}"
-        ) from error
+    with start(
+        words,
+        env=env,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        try:
+            out, err = process.communicate(input, timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            said = f"{error.stdout!r} {error.stderr!r}"
+            raise Trouble(f"{words} took over {seconds:g} s: {said}") from error
+    done = subprocess.CompletedProcess(words, process.returncode, out, err)
     if check and done.returncode:
         raise Trouble(f"{words} gave {done.returncode}: {done.stdout} {done.stderr}")
     return done
+
+
+def start(words: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
+    """A `Popen`. Of our command it is forked from a process that has loaded its modules already,
+    where that makes no difference; `options` are those of `forked.Forked`."""
+    if words[0] == nearline() and parents.are_usable():
+        parent = parents.of(words, environment(NOWHERE, NOWHERE))
+        if forked.could_be(options.get("env") or os.environ, parent.environment):
+            return parent.fork(words, **options)
+    return subprocess.Popen(words, **options)
 
 
 def nearline() -> str:

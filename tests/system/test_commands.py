@@ -17,6 +17,8 @@ import pytest
 from tests.system import harness
 from tests.system.harness import ACCOUNT, Device, Site
 
+pytestmark = pytest.mark.new_programs("what a person types, as it is installed")
+
 
 @dataclass
 class People:

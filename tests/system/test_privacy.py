@@ -20,6 +20,8 @@ from mount.process import launch
 from tests.system import harness
 from tests.system.harness import Device, Site, nearline, noise, run
 
+pytestmark = pytest.mark.new_programs("what another person could see of a program")
+
 
 @contextlib.contextmanager
 def umask(mask: int) -> Iterator[None]:
