@@ -10,7 +10,8 @@ there. To start a sequence it must lie very near (`START_SLACK`); once one is ru
 within `RUN_SLACK` belongs to it. Any other read is random access and closes the window at once.
 
 The window is `TRUST` times what the sequence has read so far, up to the limit: a line is full after
-a few reads, and who stops early has had little fetched for nothing.
+a few reads, and who stops early has had little fetched for nothing. It is a half of it as long as
+it may be the kernel alone that reads on: who looks here and there is to fetch little.
 
 Invariants: bytes already asked for are never asked for twice in one sequence; the window never
 passes the limit given with the read; a handle that never reads in sequence prefetches nothing,
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 INITIAL_WINDOW = 512 * 1024
 MAX_WINDOW = 32 * 1024 * 1024
 TRUST = 4
+# What the kernel alone may read on when somebody looks at a few bytes: three requests of 1 MiB.
+KERNEL_READS = 3 * 1024 * 1024
 PART = 4 * 1024 * 1024
 START_SLACK = 128 * 1024
 RUN_SLACK = 1024 * 1024
@@ -65,7 +68,8 @@ class ReadAhead:
         if self._furthest is not None and self._in_sequence(offset, end):
             self._read += max(0, end - self._furthest)
             self._furthest = max(end, self._furthest)
-            wanted = max(wanted, TRUST * self._read)
+            trust = TRUST if self._read > KERNEL_READS else 0.5
+            wanted = max(wanted, int(trust * self._read))
         else:
             self._collapse(end, length)
             if offset != 0:

@@ -6,7 +6,14 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.blocks.readahead import INITIAL_WINDOW, MAX_WINDOW, TRUST, ReadAhead, Window
+from cache.blocks.readahead import (
+    INITIAL_WINDOW,
+    KERNEL_READS,
+    MAX_WINDOW,
+    TRUST,
+    ReadAhead,
+    Window,
+)
 from tests.amounts import amount
 
 KIB = 1024
@@ -30,7 +37,17 @@ def test_the_second_read_in_a_row_opens_the_window() -> None:
     ahead = ReadAhead()
     assert ahead.on_read(MIB, 128 * KIB) is None
     window = ahead.on_read(MIB + 128 * KIB, 128 * KIB)
-    assert window == Window(MIB + 256 * KIB, MIB + 256 * KIB + TRUST * 256 * KIB)
+    assert window == Window(MIB + 256 * KIB, MIB + 256 * KIB + INITIAL_WINDOW)
+
+
+def test_who_looks_at_a_few_bytes_here_and_there_has_little_read_ahead() -> None:
+    """The kernel alone reads on by some MiB for that."""
+    for start in (0, 64 * MIB):
+        ahead = ReadAhead()
+        windows = sequential(ahead, start, start + KERNEL_READS, MIB)
+        assert max(window.end for window in windows) <= start + KERNEL_READS * 3 // 2
+        assert ahead.on_read(start + KERNEL_READS, MIB) is not None
+        assert ahead.size >= TRUST * KERNEL_READS, "who reads on is believed"
 
 
 def test_what_is_fetched_for_nothing_is_little_of_what_was_read() -> None:
