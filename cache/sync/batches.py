@@ -230,7 +230,10 @@ class Batches:
             except Exception:  # taken one by one it meets what is there for that
                 log.exception("answers_are_taken_one_by_one")
                 return at
-            await trio.lowlevel.checkpoint()
+            if at + TAKEN_AT_ONCE < len(first) == len(batch):
+                # Others have a turn, unless a refusal follows: it is resolved before the feed tells
+                # what came of it.
+                await trio.lowlevel.checkpoint()
         return len(first)
 
     def _is_plain(self, op: Op, answer: messages.Applied | Problem) -> bool:
