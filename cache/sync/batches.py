@@ -6,9 +6,9 @@ conflicts mean (`resolver`), the kernel.
 
 Concurrency: called by the replayer's one task, one batch under way at a time. An acknowledgement is
 in one transaction: journal, tree and layers change together. Those that follow each other share
-one, a few at a time, because others have their turn between; should one of these fail, each gets
-its own. Whatever the server took while our own disk failed keeps its key, and is answered the same
-when it is sent again.
+one, a few at a time; others have their turn between, unless a refusal follows. Should one of these
+fail, each gets its own. Whatever the server took while our own disk failed keeps its key, and is
+answered the same when it is sent again.
 """
 
 from __future__ import annotations
